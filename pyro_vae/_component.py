@@ -1,0 +1,43 @@
+"""The base of every exchangeable part."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, ABCMeta
+from collections.abc import Callable
+
+from pyro.nn import PyroModule
+from torch import nn
+
+#: The shape of one datum or of one network output, without batch dimensions.
+Shape = tuple[int, ...]
+
+#: ``factory(in_shape, out_shape)`` makes a module that maps ``(*batch, *in_shape)`` to
+#: ``(*batch, *out_shape)`` for any leading batch dimensions.
+NetworkFactory = Callable[[Shape, Shape], nn.Module]
+
+
+class _AbstractModule(ABCMeta, type(PyroModule)):
+    """Joins the metaclasses of ``ABC`` and ``PyroModule``, which Python refuses to guess."""
+
+
+class Component(PyroModule, ABC, metaclass=_AbstractModule):
+    """A module whose ``forward`` returns a distribution: a prior, a likelihood or a posterior."""
+
+    def __repr__(self) -> str:
+        # PyroModule renames the class; the user knows it under the name that was written
+        return nn.Module.__repr__(self)
+
+
+def positive(name: str, value: int) -> int:
+    """``value`` if it is a positive integer, else a ``ValueError`` that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
+    return value
+
+
+def class_name(factory: object) -> str:
+    """The name a reader knows a component factory by, also through ``functools.partial``."""
+    while hasattr(factory, "func"):
+        factory = factory.func  # type: ignore[attr-defined]
+    return factory.__name__ if inspect.isclass(factory) else repr(factory)

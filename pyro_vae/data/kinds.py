@@ -1,0 +1,64 @@
+"""Which numbers a data set is made of, told from the numbers themselves."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+
+__all__ = ["Kind", "kind_of"]
+
+
+class Kind(Enum):
+    """The kind of values in a data set, from the narrowest to the widest.
+
+    Every kind but ``UNIT`` contains those before it; ``UNIT`` contains only ``BINARY``, and
+    only ``REAL`` contains ``UNIT``.
+    """
+
+    BINARY = "0/1"
+    UNIT = "values in [0, 1]"
+    LEVELS = "integers 0…255"
+    COUNTS = "counts 0, 1, 2, …"
+    REAL = "finite real numbers"
+
+    def __str__(self) -> str:
+        return self.value
+
+    def includes(self, other: Kind) -> bool:
+        """Whether every value of kind ``other`` is also of this kind."""
+        if Kind.UNIT in (self, other):
+            return self is other or self is Kind.REAL or other is Kind.BINARY
+        order = list(Kind)
+        return order.index(other) <= order.index(self)
+
+    def describe(self, x: torch.Tensor) -> str:
+        """What ``x``, of this kind, holds: for messages."""
+        if self is Kind.REAL:
+            negative = int((x < 0).sum())
+            return f"real numbers from {x.min():.4g} to {x.max():.4g}, {negative} of them negative"
+        return f"{len(x.unique())} levels ({self})"
+
+
+def kind_of(x: torch.Tensor) -> Kind:
+    """The narrowest kind that holds every value of ``x``.
+
+    Raises:
+        ValueError: if ``x`` is empty or holds NaN or infinite values.
+    """
+    if not x.numel():
+        raise ValueError(f"expected at least one value; got an empty tensor of {tuple(x.shape)}")
+    if x.is_floating_point():
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(f"expected finite values; got {bad} NaN or infinite of {x.numel()}")
+    elif x.dtype == torch.bool:
+        return Kind.BINARY
+    low, high = float(x.min()), float(x.max())
+    if x.is_floating_point() and not bool((x == x.round()).all()):
+        return Kind.UNIT if low >= 0 and high <= 1 else Kind.REAL
+    if low < 0:
+        return Kind.REAL
+    if high <= 1:
+        return Kind.BINARY
+    return Kind.LEVELS if high <= 255 else Kind.COUNTS

@@ -1,0 +1,5 @@
+"""Pyro programs: each has a ``model`` and a ``guide``, every per-datum site in plate "data"."""
+
+from .vae import VAE
+
+__all__ = ["VAE"]

@@ -1,0 +1,96 @@
+"""The variational autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import torch
+from pyro.nn import PyroModule, pyro_method
+from torch import nn
+
+from .._component import NetworkFactory, Shape, positive
+from ..likelihoods import Bernoulli, Likelihood
+from ..networks import MLP
+from ..posteriors import DiagonalNormal, Posterior
+from ..priors import Prior, StandardNormal
+
+__all__ = ["VAE"]
+
+
+class VAE(PyroModule):
+    """z ~ p(z), x ~ p(x|z) as a Pyro model, with the encoder q(z|x) as its guide.
+
+    Every part is given by a factory: a class, a ``functools.partial`` of one, or any
+    callable with the same arguments.
+
+    Arguments:
+        event_shape: the shape of one datum.
+        latent_dim: the number of latent variables D.
+        prior: ``prior(latent_dim)``, p(z).
+        likelihood: ``likelihood(latent_dim, event_shape, decoder)``, p(x|z).
+        posterior: ``posterior(event_shape, latent_dim, encoder)``, q(z|x).
+        encoder: ``encoder(in_shape, out_shape)``, the network of q.
+        decoder: ``decoder(in_shape, out_shape)``, the network of p(x|z).
+
+    Raises:
+        ValueError: if ``latent_dim`` or an entry of ``event_shape`` is not a positive integer.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013).
+        https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        latent_dim: int,
+        prior: Callable[[int], Prior] = StandardNormal,
+        likelihood: Callable[[int, Shape, NetworkFactory], Likelihood] = Bernoulli,
+        posterior: Callable[[Shape, int, NetworkFactory], Posterior] = DiagonalNormal,
+        encoder: Callable[[Shape, Shape], nn.Module] = MLP,
+        decoder: Callable[[Shape, Shape], nn.Module] = MLP,
+    ) -> None:
+        super().__init__()
+        self.event_shape = tuple(positive("every size in event_shape", n) for n in event_shape)
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.posterior = posterior(self.event_shape, latent_dim, encoder)
+        self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
+        self.prior = prior(latent_dim)
+        self.prior.bind(self.posterior)
+
+    @pyro_method
+    def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:
+        """p(z) p(x|z) for data ``x`` of shape ``(N, *event_shape)``, or for ``size`` new data.
+
+        Returns:
+            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+        """
+        with pyro.plate("data", size if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    @pyro_method
+    def guide(self, x: torch.Tensor, size: int = 1) -> torch.Tensor:
+        """q(z|x) for data ``x`` of shape ``(N, *event_shape)``.
+
+        Returns:
+            z, of shape ``(*particles, N, latent_dim)``.
+        """
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x))
+
+    def check(self, x: torch.Tensor) -> None:
+        """Refuses data that this program cannot score.
+
+        Raises:
+            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, or if the
+                likelihood has no density at a value of ``x``.
+        """
+        if x.shape[1:] != self.event_shape or not len(x):
+            expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
+            raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}")
+        self.likelihood.check(x)
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)

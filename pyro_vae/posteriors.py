@@ -1,0 +1,60 @@
+"""Posteriors q(z|x): families of approximate posteriors, amortised by an encoder network."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+
+from ._component import Component, NetworkFactory, Shape, positive
+
+__all__ = ["DiagonalNormal", "Posterior"]
+
+
+class Posterior(Component):
+    """The base of all posteriors.
+
+    A new family defines ``forward(x) -> Distribution``, reparameterised (``has_rsample``):
+    ``x`` has shape ``(*batch, *event_shape)``, the distribution batch shape ``batch`` and
+    event shape ``(latent_dim,)``. In ``__init__`` it asks ``network(in_shape, out_shape)``
+    for the outputs it needs.
+
+    Arguments:
+        event_shape: the shape of one datum.
+        latent_dim: the number of latent variables D.
+        network: the factory of the encoder.
+
+    Raises:
+        ValueError: if ``latent_dim`` is not a positive integer.
+    """
+
+    def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.latent_dim = positive("latent_dim", latent_dim)
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor) -> Distribution:
+        """q(z|x): batch shape ``batch``, event shape ``(latent_dim,)``."""
+
+
+class DiagonalNormal(Posterior):
+    """q(z|x) = N(μ(x), diag σ(x)²), the network giving μ and log σ.
+
+    AEVB's encoder gives log σ²; half of it is log σ, which changes only the scale of the
+    last layer's weights.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equation 9.
+        https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
+        super().__init__(event_shape, latent_dim, network)
+        self.network = network(self.event_shape, (2, latent_dim))
+
+    def forward(self, x: torch.Tensor) -> Distribution:
+        loc, log_scale = self.network(x).unbind(-2)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
