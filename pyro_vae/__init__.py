@@ -1,0 +1,25 @@
+"""Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
+
+from . import data, likelihoods, models, networks, posteriors, priors
+from .evaluation import Bounds, evaluate
+from .learning import History, fit, objectives
+from .models import VAE
+from .particles import log_weights
+
+__all__ = [
+    "VAE",
+    "Bounds",
+    "History",
+    "data",
+    "evaluate",
+    "fit",
+    "likelihoods",
+    "log_weights",
+    "models",
+    "networks",
+    "objectives",
+    "posteriors",
+    "priors",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,31 @@
+"""Randomness that is repeatable and leaves the caller's generators as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyro
+import torch
+
+__all__ = ["seeded"]
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Seeds torch (every device), NumPy and ``random`` from the numbers given.
+
+    The numbers are hashed together, so that ``seeded(seed, epoch)`` gives every epoch its
+    own stream: a resumed run needs to know only which epoch it is in. On leaving, all
+    generators are as they were before.
+    """
+    # pyro.set_rng_seed hands the seed to NumPy, which takes 32 bits
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    state = pyro.util.get_rng_state()
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            yield
+        finally:
+            pyro.util.set_rng_state(state)

@@ -1,0 +1,367 @@
+"""``evaluate``: the ELBO beside every L_k and log p̂, with errors and diagnostics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import _files
+from .._random import seeded
+from ..data.datasets import Split
+from ..particles import Program, stream
+from .importance import GroupedBound, MeanWeight, ParetoTail, khat_threshold
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Bounds", "Estimate", "evaluate"]
+
+#: The L_k that papers print.
+PRINTED = (5, 50, 500, 5000)
+
+
+
+class Estimate(NamedTuple):
+    """A mean over data, in nats, with its two standard errors.
+
+    Attributes:
+        value: the mean over data.
+        se_data: the spread of the data: how far the mean over *other* data of the same kind
+            would be. Includes the Monte Carlo noise. NaN for a single datum.
+        se_monte_carlo: the noise of the draws alone: how far a repetition on the *same* data
+            would be. NaN where a single draw cannot tell.
+    """
+
+    value: float
+    se_data: float
+    se_monte_carlo: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What importance sampling says of log p(x), datum by datum.
+
+    All values are in nats per datum; higher is better. The ELBO and every L_k are lower
+    bounds of log p(x) in expectation; log p̂ is L_K, the tightest of them, read as an estimate
+    whose bias is downwards.
+
+    Attributes:
+        num_samples: the number K of draws for each datum.
+        per_datum: arrays of length N: ``elbo``, ``log_evidence``, ``khat``, ``ess``, and the
+            Monte Carlo variances ``elbo_variance`` and ``log_evidence_variance``.
+        iwae_per_datum: L_k of each datum, ``(N,)``, by k.
+        iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
+        log_weights: the raw log weights ``(K, N)``, if they were kept.
+        seed: the seed of the draws.
+    """
+
+    num_samples: int
+    per_datum: dict[str, np.ndarray]
+    iwae_per_datum: dict[int, np.ndarray]
+    iwae_variance: dict[int, np.ndarray]
+    log_weights: np.ndarray | None = None
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.per_datum["elbo"])
+
+    @property
+    def elbo(self) -> float:
+        """The evidence lower bound, nats per datum."""
+        return self.estimates["elbo"].value
+
+    @property
+    def iwae(self) -> dict[int, float]:
+        """L_k by k, nats per datum."""
+        return {k: float(values.mean()) for k, values in self.iwae_per_datum.items()}
+
+    @property
+    def log_evidence(self) -> float:
+        """log p̂(x), nats per datum: an estimate whose bias, of order 1/K, is downwards."""
+        return self.estimates["log_evidence"].value
+
+    @property
+    def gap(self) -> float:
+        """log p̂ − ELBO, nats per datum: about E_x KL(q(z|x) ‖ p(z|x))."""
+        return self.estimates["gap"].value
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """``elbo``, ``iwae_5`` …, ``log_evidence`` and ``gap`` with their standard errors.
+
+        The gap's Monte Carlo error leaves out the covariance of its two terms, which share
+        their draws, and so errs on the large side where they rise and fall together.
+        """
+        data, k_data, k_variance = self.per_datum, self.iwae_per_datum, self.iwae_variance
+        rows = {"elbo": _estimate(data["elbo"], data["elbo_variance"])}
+        rows |= {f"iwae_{k}": _estimate(k_data[k], k_variance[k]) for k in k_data}
+        rows["log_evidence"] = _estimate(data["log_evidence"], data["log_evidence_variance"])
+        rows["gap"] = _estimate(
+            data["log_evidence"] - data["elbo"],
+            data["log_evidence_variance"] + data["elbo_variance"],
+        )
+        return rows
+
+    @property
+    def unreliable(self) -> np.ndarray:
+        """The indices of the data whose k̂ says that log p̂ is not to be trusted."""
+        return np.flatnonzero(~(self.per_datum["khat"] < khat_threshold(self.num_samples)))
+
+    @property
+    def warning(self) -> str | None:
+        """One plain sentence if some estimates cannot be trusted, else ``None``."""
+        count = len(self.unreliable)
+        if not count:
+            return None
+        threshold = khat_threshold(self.num_samples)
+        return (
+            f"For {count} of {len(self)} data k̂ is above {threshold:.2f}: there the weights' tail "
+            f"is so heavy that log p̂ from {self.num_samples} draws cannot be trusted; ELBO and "
+            f"L_k remain lower bounds in expectation, and more draws or a better guide would help."
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the table as plain numbers, for JSON. Non-finite ones become null."""
+        khat, ess = self.per_datum["khat"], self.per_datum["ess"]
+        return {
+            "num_data": len(self),
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "units": "nats per datum",
+            "estimates": {
+                name: {key: _json(value) for key, value in row._asdict().items()}
+                for name, row in self.estimates.items()
+            },
+            "khat": {"median": _json(np.median(khat)), "worst": _json(khat.max())},
+            "khat_threshold": _json(khat_threshold(self.num_samples)),
+            "unreliable": len(self.unreliable),
+            "ess": {"median": _json(np.median(ess)), "worst": _json(ess.min())},
+        }
+
+    def __str__(self) -> str:
+        names = {"elbo": ("ELBO", "lower bound"), "log_evidence": ("log p̂", "estimate")}
+        names |= {f"iwae_{k}": (f"L_{k}", "lower bound") for k in self.iwae_per_datum}
+        names["gap"] = ("log p̂ − ELBO", "gap")
+        lines = [
+            f"{len(self)} data × {self.num_samples} draws; nats per datum, higher is better",
+            f"{'':14}{'mean':>11}{'± data':>10}{'± MC':>10}",
+        ]
+        for key, row in self.estimates.items():
+            label, role = names[key]
+            numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
+            lines.append(f"{label:14}{numbers}  {role}")
+        khat, ess = self.per_datum["khat"], self.per_datum["ess"]
+        lines.append(
+            f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
+            f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
+        )
+        if self.warning:
+            lines.append(self.warning)
+        return "\n".join(lines)
+
+    def to_datatree(self) -> xarray.DataTree:
+        """The results per datum as an ``xarray.DataTree``.
+
+        Group ``bounds`` holds ``elbo``, ``iwae`` (k, datum), ``log_evidence``, ``khat``, ``ess``
+        and variances; group ``sample_stats`` the raw ``log_weight`` (chain, draw, datum), if
+        they were kept.
+        """
+        import xarray
+
+        columns = {name: ("datum", values) for name, values in self.per_datum.items()}
+        ks = list(self.iwae_per_datum)
+        columns["iwae"] = (("k", "datum"), np.stack(list(self.iwae_per_datum.values())))
+        columns["iwae_variance"] = (("k", "datum"), np.stack(list(self.iwae_variance.values())))
+        attributes = {"num_samples": self.num_samples, "units": "nats"}
+        if self.seed is not None:
+            attributes["seed"] = self.seed
+        coords = {"k": ks, "datum": np.arange(len(self))}
+        groups = {"bounds": xarray.Dataset(columns, coords=coords, attrs=attributes)}
+        if self.log_weights is not None:
+            raw = {"log_weight": (("chain", "draw", "datum"), self.log_weights[None])}
+            groups["sample_stats"] = xarray.Dataset(raw)
+        return xarray.DataTree.from_dict(groups)
+
+    def to_netcdf(self, path: str | Path) -> None:
+        """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all; ArviZ reads it."""
+        tree = self.to_datatree()
+        _files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+
+    @classmethod
+    def from_netcdf(cls, path: str | Path) -> Bounds:
+        """Reads what :meth:`to_netcdf` wrote.
+
+        Raises:
+            ValueError: if the file is not one of these.
+        """
+        import xarray
+
+        try:
+            with xarray.open_datatree(path, engine="h5netcdf") as tree:
+                tree.load()
+            bounds = tree["bounds"].to_dataset()
+            ks = [int(k) for k in bounds["k"]]
+            raw = tree["sample_stats"]["log_weight"][0].to_numpy() if "sample_stats" in tree else None
+            return cls(
+                num_samples=int(bounds.attrs["num_samples"]),
+                per_datum={n: v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
+                iwae_per_datum={k: bounds["iwae"].sel(k=k).to_numpy() for k in ks},
+                iwae_variance={k: bounds["iwae_variance"].sel(k=k).to_numpy() for k in ks},
+                log_weights=raw,
+                seed=int(bounds.attrs["seed"]) if "seed" in bounds.attrs else None,
+            )
+        except FileNotFoundError:
+            raise
+        except (OSError, KeyError, IndexError) as error:
+            raise ValueError(f"expected {path} to hold bounds from pyro_vae; {error}") from error
+
+
+def evaluate(
+    program: Program | tuple[Any, Any],
+    data: Split | Tensor,
+    *args: Any,
+    num_samples: int = 5000,
+    ks: Sequence[int] = PRINTED,
+    seed: int = 0,
+    keep_log_weights: bool = False,
+    chunk_size: int | None = None,
+    progress: bool = False,
+    **kwargs: Any,
+) -> Bounds:
+    """Bounds of log p(x) and an estimate of it for every datum, from one set of weights.
+
+    Streamed: the log weights are reduced as they are drawn, so that memory depends on the
+    chunk and not on N × K (unless the raw weights are asked for).
+
+    Arguments:
+        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
+            pixels are binarised dynamically is binarised once, with ``seed``.
+        *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
+            size N are per datum (see :func:`~pyro_vae.log_weights`).
+        num_samples: the number K of draws for each datum.
+        ks: the L_k to report; those above K are left out, and L_K is always among them.
+        seed: of the draws and of the binarisation; global generators are left as they were.
+        keep_log_weights: keep the raw weights, float32 ``(K, N)``, in the result.
+        chunk_size: how many (draw, datum) pairs to hold at once; chosen if not given.
+        progress: show a progress bar on the standard error.
+
+    Returns:
+        The :class:`Bounds`.
+
+    Raises:
+        ValueError: if the data are empty or cannot be scored, if ``num_samples`` or a k is not
+            a positive integer, if the program's weights do not exist per datum, or if a
+            weight is NaN.
+
+    References:
+        Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
+    """
+    model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
+    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
+    x = data.fixed(seed) if isinstance(data, Split) else data
+    if isinstance(program, torch.nn.Module):
+        x = x.to(next((p.device for p in program.parameters()), x.device))
+    if hasattr(program, "check"):
+        program.check(x)  # type: ignore[union-attr]
+    with seeded(seed, 1), _bar(progress, len(x), num_samples) as bar:
+        weights = stream(
+            model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
+        )
+        blocks, raw = [], []
+        block: _Block | None = None
+        for datums, draws, log_w in weights:
+            log_w = log_w.cpu()
+            if block is None or draws.start == 0:
+                block = _Block(log_w.shape[1], num_samples, ks)
+                blocks.append(block)
+                raw.append([])
+            block.update(log_w.double(), datums.start)
+            if keep_log_weights:
+                raw[-1].append(log_w.float())
+            if draws.stop == num_samples:
+                blocks[-1] = block.result()
+            bar.update(log_w.numel())
+    columns = {name: torch.cat([b[name] for b in blocks]).numpy() for name in blocks[0]}
+    sizes = sorted({k for k in ks if k <= num_samples} | {num_samples})
+    return Bounds(
+        num_samples=num_samples,
+        per_datum={n: v for n, v in columns.items() if not n.startswith("iwae_")},
+        iwae_per_datum={k: columns[f"iwae_{k}"] for k in sizes},
+        iwae_variance={k: columns[f"iwae_{k}_variance"] for k in sizes},
+        log_weights=torch.cat([torch.cat(r) for r in raw], 1).numpy() if keep_log_weights else None,
+        seed=seed,
+    )
+
+
+class _Block:
+    """The running estimates of one block of data."""
+
+    def __init__(self, size: int, num_samples: int, ks: Sequence[int]) -> None:
+        self.mean = MeanWeight(size)
+        self.tail = ParetoTail(num_samples, size)
+        self.bounds = [GroupedBound(k, size) for k in sorted(set(ks)) if k < num_samples]
+
+    def update(self, log_w: Tensor, start: int) -> None:
+        wrong = log_w.isnan().any(0)
+        if wrong.any():
+            datum = start + int(wrong.nonzero()[0])
+            raise ValueError(
+                f"the log weights of datum {datum} are NaN: the program's weights or its data "
+                f"hold NaN, or a distribution left its range; look at its sites with poutine.trace"
+            )
+        for estimate in (self.mean, self.tail, *self.bounds):
+            estimate.update(log_w)
+
+    def result(self) -> dict[str, Tensor]:
+        mean = self.mean
+        columns = {
+            "elbo": mean.elbo,
+            "elbo_variance": mean.elbo_variance,
+            "log_evidence": mean.log_evidence,
+            "log_evidence_variance": mean.log_evidence_variance,
+            "khat": self.tail.khat,
+            "ess": mean.effective_sample_size,
+            f"iwae_{mean.draws}": mean.log_evidence,
+            f"iwae_{mean.draws}_variance": mean.log_evidence_variance,
+        }
+        for bound in self.bounds:
+            columns[f"iwae_{bound.k}"] = bound.value
+            # a single group has no spread of its own; the delta method's, of all draws, has
+            alone = mean.log_evidence_variance * mean.draws / bound.k
+            columns[f"iwae_{bound.k}_variance"] = bound.variance if bound.groups > 1 else alone
+        return columns
+
+
+def _estimate(values: np.ndarray, variances: np.ndarray) -> Estimate:
+    size = len(values)
+    spread = float(values.std(ddof=1)) if size > 1 else math.nan
+    return Estimate(
+        value=float(values.mean()),
+        se_data=spread / math.sqrt(size),
+        se_monte_carlo=float(np.sqrt(variances.sum()) / size),
+    )
+
+
+def _json(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _bar(progress: bool, size: int, num_samples: int) -> tqdm:
+    return tqdm(
+        total=size * num_samples,
+        desc="evaluate",
+        unit=" draws",
+        unit_scale=True,
+        disable=not progress,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,320 @@
+"""``fit``: Pyro's SVI over minibatches, repeatable and resumable."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
+
+from .._component import positive
+from .._random import seeded
+from ..data.datasets import Split
+from ..particles import log_weights, own_parameters
+from . import checkpoint as checkpoints
+from .diagnosis import NonFiniteLossError, guarded
+from .objectives import ELBO
+from .optim import Joint
+
+__all__ = ["History", "fit"]
+
+
+#: The streams of random numbers that one seed feeds.
+_TRAINING, _VALIDATION = 0, 1
+
+
+@dataclass
+class History:
+    """What happened in each epoch.
+
+    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (updates so
+    far), ``elbo`` (the objective, averaged over the epoch's minibatches), ``valid_elbo`` (the
+    ELBO of the validation data after the epoch, if there are any), both in nats per datum,
+    ``lr`` and ``seconds``.
+
+    Attributes:
+        epochs: one mapping for each epoch.
+        best_epoch: the epoch whose weights were kept, if training could stop early.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        return [epoch[column] for epoch in self.epochs]
+
+
+def fit(
+    program: nn.Module,
+    train: Split | Tensor,
+    *,
+    valid: Split | Tensor | None = None,
+    objective: pyro.infer.ELBO | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3),
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    epochs: int = 50,
+    batch_size: int = 100,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    checkpoint: Path | str | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[History], None] | None = None,
+    progress: bool = False,
+) -> History:
+    """Learns a Pyro program by stochastic variational inference.
+
+    The data stay on the device; minibatches are gathered there by index and, if asked for,
+    binarised there. On one machine, one seed gives the same weights bit for bit, whether the
+    run was interrupted and resumed or not.
+
+    Arguments:
+        program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)``, whose
+            parameters are its own; it is trained in place and left on the device.
+        train: the training data.
+        valid: validation data, whose ELBO is computed after every epoch with fixed noise.
+        objective: a Pyro ``ELBO``; the package's :class:`~pyro_vae.objectives.ELBO` if not given.
+        optimizer: ``optimizer(params)`` makes the torch optimiser of all parameters.
+        schedule: ``schedule(optimizer)`` makes a torch learning-rate schedule, stepped after
+            every epoch (``ReduceLROnPlateau`` watches the validation ELBO).
+        epochs: passes over the training data.
+        batch_size: data in a minibatch; the last of an epoch may be smaller.
+        clip_norm: the largest norm of the gradient, which is that of the minibatch's sum.
+        patience: stop when the validation ELBO has not risen for so many epochs, and go back
+            to the weights of the best epoch.
+        seed: of the order of the data, the binarisation and the draws. Initial weights are
+            made earlier, with the program: seed that with ``pyro.set_rng_seed``.
+        device: ``cuda``, ``cpu``, or ``auto`` for the first that is there.
+        checkpoint: a file to write the state to after every epoch.
+        resume: go on from that file, if it exists.
+        on_epoch: called after every epoch.
+        progress: show a progress bar on the standard error.
+
+    Returns:
+        The :class:`History`.
+
+    Raises:
+        ValueError: for data that the program cannot score, numbers out of range, a missing
+            CUDA device, or a program whose parameters are not its own.
+        CheckpointError: if the checkpoint is damaged, foreign, or of other settings.
+        NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
+    """
+    positive("epochs", epochs)
+    positive("batch_size", batch_size)
+    if patience is not None:
+        positive("patience", patience)
+        if valid is None:
+            raise ValueError("patience watches the validation ELBO: expected valid data; got none")
+    place = _device(device)
+    train, valid = (_checked(program, data, seed) for data in (train, valid))
+    program.to(place)
+    train, valid = train.to(place), None if valid is None else valid.to(place)  # type: ignore[union-attr]
+    x_valid = None if valid is None else _fixed(valid, seed)
+
+    optim = Joint(optimizer, clip_norm)
+    optim.add(dict(program.named_parameters()))
+    assert optim.optimizer is not None
+    scheduler = schedule(optim.optimizer) if schedule else None
+    loss = objective if objective is not None else ELBO()
+    settings = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "clip_norm": clip_norm,
+        "patience": patience,
+        "data": [len(train), 0 if x_valid is None else len(x_valid)],
+        "parameters": {name: list(p.shape) for name, p in program.named_parameters()},
+    }
+    state = _State(program, optim, scheduler, settings)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if resume and path is not None and path.exists():
+        state.load(path)
+
+    history = state.history
+    with own_parameters(program.model, program.guide), _training(program):
+        svi = SVI(
+            program.model, program.guide, optim, loss=loss.loss, loss_and_grads=guarded(loss)
+        )
+        with _bar(progress, epochs, len(train), batch_size, len(history)) as bar:
+            for epoch in range(len(history) + 1, epochs + 1):
+                if state.stale(patience):
+                    break
+                start = time.perf_counter()
+                lr = optim.optimizer.param_groups[0]["lr"]
+                elbo = _epoch(svi, train, epoch, batch_size, seed, bar)
+                _check_parameters(program, optim)
+                record = {
+                    "epoch": epoch,
+                    "step": epoch * -(-len(train) // batch_size),
+                    "elbo": elbo,
+                    "lr": lr,
+                }
+                if x_valid is not None:
+                    record["valid_elbo"] = _validate(program, x_valid, seed)
+                _advance(scheduler, record)
+                record["seconds"] = time.perf_counter() - start
+                state.record(record)
+                if path is not None:
+                    checkpoints.save(path, state.as_dict())
+                if on_epoch is not None:
+                    on_epoch(history)
+    if patience is not None:
+        state.restore_best()
+    return history
+
+
+class _State:
+    """Everything that an interrupted fit needs to go on."""
+
+    def __init__(
+        self, program: nn.Module, optim: Joint, scheduler: LRScheduler | None, settings: dict
+    ) -> None:
+        self.program, self.optim, self.scheduler = program, optim, scheduler
+        self.settings = settings
+        self.history = History()
+        self.best: dict[str, Any] | None = None
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.history.epochs.append(record)
+        if self.settings["patience"] is None:
+            return
+        if self.best is None or record["valid_elbo"] > self.best["valid_elbo"]:
+            weights = copy.deepcopy(self.program.state_dict())
+            self.best = {**record, "weights": weights}
+            self.history.best_epoch = record["epoch"]
+
+    def stale(self, patience: int | None) -> bool:
+        if patience is None or self.best is None:
+            return False
+        return len(self.history) - self.best["epoch"] >= patience
+
+    def restore_best(self) -> None:
+        if self.best is not None:
+            self.program.load_state_dict(self.best["weights"])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "history": self.history.epochs,
+            "weights": self.program.state_dict(),
+            "optimizer": self.optim.get_state(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "best": self.best,
+        }
+
+    def load(self, path: Path) -> None:
+        state = checkpoints.load(path)
+        wrong = [k for k, v in self.settings.items() if state["settings"].get(k) != v]
+        if wrong or (state["scheduler"] is None) != (self.scheduler is None):
+            what = ", ".join(wrong) or "schedule"
+            raise checkpoints.CheckpointError(
+                f"{path} belongs to a fit with another {what}: resume with the settings it was "
+                f"started with, or fit anew elsewhere"
+            )
+        self.program.load_state_dict(state["weights"])
+        self.optim.set_state(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history.epochs = state["history"]
+        self.best = state["best"]
+        self.history.best_epoch = self.best["epoch"] if self.best else None
+
+
+def _epoch(
+    svi: SVI, train: Split | Tensor, epoch: int, batch_size: int, seed: int, bar: tqdm
+) -> float:
+    """One pass over the data; the mean objective in nats per datum."""
+    total, seen = 0.0, 0
+    device = train.values.device if isinstance(train, Split) else train.device
+    bar.set_description(f"epoch {epoch}")
+    # the epoch's own stream: to resume, nothing of the generators needs to be stored
+    with seeded(seed, _TRAINING, epoch), pyro.validation_enabled(False):
+        order = torch.randperm(len(train)).to(device)
+        for step, index in enumerate(order.split(batch_size), 1):
+            x = train.draw(index) if isinstance(train, Split) else train[index]
+            try:
+                total -= float(svi.step(x))
+            except NonFiniteLossError as error:
+                error.where = f" in epoch {epoch}, step {step}"
+                raise
+            seen += len(index)
+            bar.set_postfix_str(f"ELBO {total / seen:.2f} nats/datum", refresh=False)
+            bar.update()
+    return total / seen
+
+
+def _validate(program: nn.Module, x: Tensor, seed: int) -> float:
+    # the same noise after every epoch, so that epochs differ by their weights alone
+    with seeded(seed, _VALIDATION), pyro.validation_enabled(False):
+        return float(log_weights(program.model, program.guide, x, num_samples=1).double().mean())
+
+
+def _advance(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(-record.get("valid_elbo", record["elbo"]))
+    elif scheduler is not None:
+        scheduler.step()
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"expected device to be auto, cpu or cuda; got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a CUDA device; torch finds none here: use device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _checked(program: nn.Module, data: Split | Tensor | None, seed: int) -> Split | Tensor | None:
+    if data is not None and hasattr(program, "check"):
+        program.check(_fixed(data, seed))  # type: ignore[operator]
+    return data
+
+
+def _fixed(data: Split | Tensor, seed: int) -> Tensor:
+    return data.fixed(seed) if isinstance(data, Split) else data
+
+
+def _check_parameters(program: nn.Module, optim: Joint) -> None:
+    own = set(program.parameters())
+    foreign = [name for name, p in optim.parameters.items() if p not in own]
+    if foreign:
+        raise ValueError(
+            f"parameter {foreign[0]!r} is made by pyro.param inside the program and would not be "
+            f"saved with it: make it an nn.Parameter or a PyroParam of the program"
+        )
+
+
+@contextmanager
+def _training(program: nn.Module) -> Iterator[None]:
+    before = program.training
+    program.train()
+    try:
+        yield
+    finally:
+        program.train(before)
+
+
+def _bar(progress: bool, epochs: int, size: int, batch_size: int, done: int) -> tqdm:
+    steps = -(-size // batch_size)
+    return tqdm(
+        total=epochs * steps,
+        initial=done * steps,
+        unit=" steps",
+        disable=not progress,
+        dynamic_ncols=True,
+        bar_format="{desc}/" + str(epochs) + " |{bar}| {postfix}, {remaining} left",
+    )
