@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +63,7 @@ def fit(
     *,
     valid: Split | Tensor | None = None,
     objective: pyro.infer.ELBO | None = None,
-    optimizer: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
     batch_size: int = 100,
@@ -89,7 +88,8 @@ def fit(
         train: the training data.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
         objective: a Pyro ``ELBO``; the package's :class:`~pyro_vae.objectives.ELBO` if not given.
-        optimizer: ``optimizer(params)`` makes the torch optimiser of all parameters.
+        optimizer: ``optimizer(params)`` makes the torch optimiser of all parameters, for
+            example ``partial(torch.optim.Adam, lr=1e-3)``.
         schedule: ``schedule(optimizer)`` makes a torch learning-rate schedule, stepped after
             every epoch (``ReduceLROnPlateau`` watches the validation ELBO).
         epochs: passes over the training data.

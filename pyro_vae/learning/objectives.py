@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro.infer
 from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -107,7 +108,7 @@ def _closed_forms(
     closed: set[str] = set()
     sampled: dict[str, str] = {}
     for name in model_trace.stochastic_nodes:
-        if name not in guide_trace.nodes:
+        if name not in guide_trace.nodes or type(guide_trace.nodes[name]["fn"]) is _Subsample:
             continue
         q, p = guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"]
         try:

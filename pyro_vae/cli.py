@@ -1,0 +1,133 @@
+"""The command line: ``pyro-vae fit | evaluate | compare | report``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser
+
+from . import config
+from .learning.diagnosis import NonFiniteLossError
+from .runs import Run
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Arguments:
+        argv: the words after the program's name; those it was started with if not given.
+
+    Returns:
+        0, or 1 after printing one sentence that says what went wrong and what to do.
+    """
+    logging.basicConfig(format="%(message)s")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] not in _COMMANDS:
+        print(f"pyro-vae: expected a command; got {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 1
+    try:
+        _COMMANDS[words[0]](words[1:])
+    except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
+        print(f"pyro-vae: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pyro-vae: interrupted; `pyro-vae fit --run … --resume` goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fit(words: list[str]) -> None:
+    """learn a model from data into a run folder"""
+    if "--resume" in words and not any(w.startswith("--config") for w in words):
+        stored = Run(_option(words, "--run") or "").config
+        words = [*(["--config", str(stored)] if stored.is_file() else []), *words]
+    made = config.parser(
+        config.load_plugins(words), prog="pyro-vae fit", description=_sentence(fit)
+    )
+    made.add_argument("--run", type=str, required=True, help="the folder of the run")
+    made.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    settings = config.explained(made, words)
+    run = Run(settings.run)
+    experiment = config.Experiment(made, settings)
+    history = run.fit(experiment, settings.resume, settings.overwrite, progress=True)
+    last = history.epochs[(history.best_epoch or len(history)) - 1]
+    valid = f", validation {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
+    print(f"ELBO after epoch {last['epoch']}: {last['elbo']:.3f} nats per datum{valid}")
+    print(f"run: {run.folder}   next: pyro-vae evaluate {run.folder}")
+
+
+def evaluate(words: list[str]) -> None:
+    """bound and estimate log p(x) of held-out data by importance sampling"""
+    made = _parser(evaluate)
+    made.add_argument("run", type=str, help="the folder of a finished run")
+    made.add_argument("--num-samples", type=int, default=5000, help="draws for each datum, K")
+    made.add_argument("--ks", type=list[int], default=[5, 50, 500, 5000], help="the L_k to print")
+    made.add_argument("--split", choices=("test", "valid", "train"), default="test")
+    made.add_argument("--num-data", type=int | None, default=None, help="only the first so many")
+    made.add_argument("--seed", type=int, default=0, help="of the draws and the binarisation")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    made.add_argument(
+        "--keep-log-weights", action="store_true", help="store the raw log weights in bounds.nc"
+    )
+    options = config.explained(made, words).as_dict()
+    run = Run(options.pop("run"))
+    print(run.evaluate(progress=True, **options))
+    print(f"per datum: {run.bounds}   next: pyro-vae report {run.folder}")
+
+
+def compare(words: list[str]) -> None:
+    """set evaluated runs side by side, with paired differences"""
+    from .report.tables import comparison
+
+    made = _parser(compare)
+    made.add_argument("runs", nargs="+", type=str, help="the folders of evaluated runs")
+    print(comparison([Run(folder) for folder in config.explained(made, words).runs]))
+
+
+def report(words: list[str]) -> None:
+    """draw everything about a run into one HTML file"""
+    from .report import write_report
+
+    made = _parser(report)
+    made.add_argument("run", type=str, help="the folder of an evaluated run")
+    run = Run(config.explained(made, words).run)
+    write_report(run)
+    print(f"report: {run.report.resolve()}")
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    command.__name__: command for command in (fit, evaluate, compare, report)
+}
+
+
+def _parser(command: Callable[[list[str]], None]) -> ArgumentParser:
+    return ArgumentParser(
+        exit_on_error=False, prog=f"pyro-vae {command.__name__}", description=_sentence(command)
+    )
+
+
+def _usage() -> str:
+    lines = [f"  {name:10} {_sentence(command)}" for name, command in _COMMANDS.items()]
+    title = "usage: pyro-vae COMMAND …   (pyro-vae COMMAND --help shows its options)"
+    return "\n".join([title, "", *lines])
+
+
+def _sentence(command: Callable[[list[str]], None]) -> str:
+    return (command.__doc__ or "").strip()
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,250 @@
+"""A run is a folder: its configuration, weights, metrics, bounds and report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from . import _files
+from .config import Experiment, parse
+from .data import Dataset
+from .evaluation import Bounds, evaluate
+from .learning import History, fit
+from .models import VAE
+
+__all__ = ["Run", "RunError"]
+
+#: What may change when a run goes on: neither alters the steps already made.
+_MAY_CHANGE = {"fit.epochs", "fit.device"}
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+class Run:
+    """The folder of one run, every file of it written whole or not at all.
+
+    ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (to resume from),
+    ``weights.safetensors`` (when training has ended), ``bounds.nc``, ``result.json``,
+    ``report.html`` and ``figures/``.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.state = self.folder / "state.pt"
+        self.weights = self.folder / "weights.safetensors"
+        self.bounds = self.folder / "bounds.nc"
+        self.result = self.folder / "result.json"
+        self.report = self.folder / "report.html"
+        self.figures = self.folder / "figures"
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def fit(
+        self,
+        experiment: Experiment,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> History:
+        """Trains the experiment in this folder.
+
+        Raises:
+            RunError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is
+                given, or if it belongs to another configuration.
+        """
+        self._claim(experiment, resume, overwrite)
+        data = experiment.load_data()
+        self._check_data(data, resume)
+        model = experiment.build_model(data.event_shape)
+        model.check(data.train.fixed(experiment.seed))
+        _files.write_text(self.config, experiment.to_yaml())
+        self.weights.unlink(missing_ok=True)
+        self._update({"config": experiment.settings_dict(), **_provenance(experiment, data)})
+        history = fit(
+            model,
+            data.train,
+            valid=data.valid if len(data.valid) else None,
+            checkpoint=self.state,
+            resume=resume,
+            on_epoch=self._write_metrics,
+            progress=progress,
+            **experiment.fit_arguments,
+        )
+        tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
+        _files.write(self.weights, lambda file: safetensors.torch.save_file(tensors, file))
+        self._update(
+            {
+                "fit": {
+                    "epochs": len(history),
+                    "steps": history["step"][-1],
+                    "best_epoch": history.best_epoch,
+                    "seconds": sum(history["seconds"]),
+                    "device": _device(model),
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                    "last": history.epochs[-1],
+                }
+            }
+        )
+        return history
+
+    def open(self) -> tuple[Experiment, Dataset, VAE]:
+        """The experiment, its data and the trained model.
+
+        Raises:
+            RunError: if this is not the folder of a finished run, or its files do not fit.
+        """
+        if not self.config.is_file():
+            raise RunError(f"expected {self.folder} to be the folder of a run; it has no config.yaml")
+        if not self.weights.is_file():
+            raise RunError(
+                f"the run in {self.folder} is incomplete, its training has not ended: go on with "
+                f"`pyro-vae fit --run {self.folder} --resume`"
+            )
+        experiment = parse(self.config)
+        data = experiment.load_data()
+        self._check_data(data, resume=True)
+        model = experiment.build_model(data.event_shape)
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.weights))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{self.weights} is damaged or belongs to another model than {self.config}: {reason}"
+            ) from error
+        return experiment, data, model
+
+    def evaluate(
+        self,
+        split: str = "test",
+        num_data: int | None = None,
+        device: str = "auto",
+        progress: bool = False,
+        **options: Any,
+    ) -> Bounds:
+        """Evaluates the trained model on a split of its data; writes bounds and result."""
+        _, data, model = self.open()
+        part = getattr(data, split)
+        if num_data is not None:
+            part = part.head(num_data)
+        if device != "cpu" and torch.cuda.is_available():
+            model.cuda()
+        start = datetime.now(UTC)
+        bounds = evaluate(model, part, progress=progress, **options)
+        seconds = (datetime.now(UTC) - start).total_seconds()
+        bounds.to_netcdf(self.bounds)
+        summary = {"split": split, **bounds.summary(), "seconds": seconds, "device": _device(model)}
+        self._update({"bounds": summary})
+        return bounds
+
+    def read_result(self) -> dict[str, Any]:
+        """``result.json``, or nothing yet.
+
+        Raises:
+            RunError: if the file is damaged.
+        """
+        if not self.result.is_file():
+            return {}
+        try:
+            return json.loads(self.result.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.result} is damaged ({error}): remove it and run again") from None
+
+    def read_bounds(self) -> Bounds:
+        """``bounds.nc``.
+
+        Raises:
+            RunError: if the run has not been evaluated.
+        """
+        if not self.bounds.is_file():
+            raise RunError(
+                f"the run in {self.folder} has no bounds yet: `pyro-vae evaluate {self.folder}`"
+            )
+        return Bounds.from_netcdf(self.bounds)
+
+    def read_metrics(self) -> History:
+        """``metrics.jsonl`` as a :class:`~pyro_vae.History`."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return History([json.loads(line) for line in lines])
+
+    def _claim(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
+        occupied = self.folder.exists() and (
+            not self.folder.is_dir() or any(self.folder.iterdir())
+        )
+        if not occupied:
+            return
+        if not self.config.is_file():
+            raise RunError(
+                f"expected {self.folder} to be a new folder or that of a run; it holds other files "
+                f"and is left alone: choose another --run"
+            )
+        if overwrite:
+            shutil.rmtree(self.folder)
+            return
+        if not resume:
+            raise RunError(
+                f"{self.folder} already holds a run: go on with --resume, replace it with "
+                f"--overwrite, or choose another --run"
+            )
+        changed = [k for k in experiment.differences(parse(self.config)) if k not in _MAY_CHANGE]
+        if changed:
+            raise RunError(
+                f"{self.folder} belongs to another configuration ({', '.join(changed)} differ): "
+                f"resume with its own config.yaml, or choose another --run"
+            )
+
+    def _check_data(self, data: Dataset, resume: bool) -> None:
+        before = self.read_result().get("data", {}).get("checksum") if resume else None
+        if before not in (None, data.checksum):
+            raise RunError(
+                f"the data set {data.name!r} is no longer the one that {self.folder} was trained on "
+                f"(checksum {data.checksum[:12]}…, then {before[:12]}…): restore it or fit anew"
+            )
+
+    def _write_metrics(self, history: History) -> None:
+        lines = (json.dumps(record) for record in history.epochs)
+        _files.write_text(self.metrics, "\n".join(lines) + "\n")
+
+    def _update(self, entries: dict[str, Any]) -> None:
+        content = {**self.read_result(), **entries}
+        _files.write_text(self.result, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
+    packages = ("pyro-vae", "torch", "pyro-ppl", "numpy", "arviz-stats")
+    return {
+        "seed": experiment.seed,
+        "data": {
+            "name": data.name,
+            "binarize": data.binarize,
+            "kind": str(data.kind),
+            "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
+            "checksum": data.checksum,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _device(model: torch.nn.Module) -> str:
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
