@@ -79,7 +79,7 @@ def evaluate(words: list[str]) -> None:
     )
     options = config.explained(made, words).as_dict()
     run = Run(options.pop("run"))
-    print(run.evaluate(progress=True, **options))
+    print(run.evaluate(progress=True, **options).table(options["ks"]))
     print(f"per datum: {run.bounds}   next: pyro-vae report {run.folder}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from . import _files
 from .config import Experiment, parse
 from .data import Dataset
 from .evaluation import Bounds, evaluate
+from .evaluation.bounds import PRINTED
 from .learning import History, fit
 from .models import VAE
 
@@ -131,12 +133,28 @@ class Run:
     def evaluate(
         self,
         split: str = "test",
+        num_samples: int = 5000,
+        ks: Sequence[int] = PRINTED,
         num_data: int | None = None,
         device: str = "auto",
         progress: bool = False,
         **options: Any,
     ) -> Bounds:
-        """Evaluates the trained model on a split of its data; writes bounds and result."""
+        """Evaluates the trained model on a split of its data; writes bounds and result.
+
+        Arguments:
+            split: ``test``, ``valid`` or ``train``.
+            num_samples: the number K of draws for each datum.
+            ks: L_k that the bounds must hold; 1, 2, 5, 10, … are always among them.
+            num_data: only the first so many data.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            progress: show a progress bar on the standard error.
+            **options: for :func:`~pyro_vae.evaluate`.
+
+        Raises:
+            RunError: if the run is not finished.
+            ValueError: if the split is empty, or for numbers out of range.
+        """
         _, data, model = self.open()
         part = getattr(data, split)
         if num_data is not None:
@@ -144,7 +162,16 @@ class Run:
         if device != "cpu" and torch.cuda.is_available():
             model.cuda()
         start = datetime.now(UTC)
-        bounds = evaluate(model, part, progress=progress, **options)
+        # the report draws L_k against k: a few more of them cost next to nothing
+        curve = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
+        bounds = evaluate(
+            model,
+            part,
+            num_samples=num_samples,
+            ks=sorted({*ks, *curve}),
+            progress=progress,
+            **options,
+        )
         seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
         summary = {"split": split, **bounds.summary(), "seconds": seconds, "device": _device(model)}

@@ -27,6 +27,8 @@ __all__ = ["Bounds", "Estimate", "evaluate"]
 #: The L_k that papers print.
 PRINTED = (5, 50, 500, 5000)
 
+_HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
+
 
 
 class Estimate(NamedTuple):
@@ -128,6 +130,29 @@ class Bounds:
             f"L_k remain lower bounds in expectation, and more draws or a better guide would help."
         )
 
+    @property
+    def plateau(self) -> int | None:
+        """The smallest k from which L_k rises no more: no later L_k is above it by more than
+        twice the Monte Carlo standard error of their difference. ``None`` if L_K still rises.
+        """
+        ks = list(self.iwae_per_datum)
+        rows = [self.estimates[f"iwae_{k}"] for k in ks]
+        for i, (k, row) in enumerate(zip(ks[:-1], rows[:-1], strict=True)):
+            rises = (
+                later.value - row.value > 2 * math.hypot(later.se_monte_carlo, row.se_monte_carlo)
+                for later in rows[i + 1 :]
+            )
+            if not any(rises):
+                return k
+        return None
+
+    @property
+    def labels(self) -> dict[str, tuple[str, str]]:
+        """What a table calls each of :attr:`estimates`, and what it is to log p(x)."""
+        names = {"elbo": ("ELBO", "lower bound")}
+        names |= {f"iwae_{k}": (f"L_{k}", "lower bound") for k in self.iwae_per_datum}
+        return names | {"log_evidence": ("log p̂", "estimate"), "gap": ("log p̂ − ELBO", "gap")}
+
     def summary(self) -> dict[str, Any]:
         """The figures of the table as plain numbers, for JSON. Non-finite ones become null."""
         khat, ess = self.per_datum["khat"], self.per_datum["ess"]
@@ -146,18 +171,24 @@ class Bounds:
             "ess": {"median": _json(np.median(ess)), "worst": _json(ess.min())},
         }
 
-    def __str__(self) -> str:
-        names = {"elbo": ("ELBO", "lower bound"), "log_evidence": ("log p̂", "estimate")}
-        names |= {f"iwae_{k}": (f"L_{k}", "lower bound") for k in self.iwae_per_datum}
-        names["gap"] = ("log p̂ − ELBO", "gap")
+    def table(self, ks: Sequence[int] | None = None) -> str:
+        """The estimates as text.
+
+        Arguments:
+            ks: the L_k to show; all that there are if not given.
+        """
+        shown = [k for k in self.iwae_per_datum if ks is None or k in ks or k == self.num_samples]
         lines = [
             f"{len(self)} data × {self.num_samples} draws; nats per datum, higher is better",
             f"{'':14}{'mean':>11}{'± data':>10}{'± MC':>10}",
         ]
         for key, row in self.estimates.items():
-            label, role = names[key]
+            if key.startswith("iwae_") and int(key.removeprefix("iwae_")) not in shown:
+                continue
+            label, role = self.labels[key]
             numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-            lines.append(f"{label:14}{numbers}  {role}")
+            # the circumflex of p̂ takes no room of its own
+            lines.append(f"{label:{14 + label.count(_HAT)}}{numbers}  {role}")
         khat, ess = self.per_datum["khat"], self.per_datum["ess"]
         lines.append(
             f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
@@ -166,6 +197,9 @@ class Bounds:
         if self.warning:
             lines.append(self.warning)
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
 
     def to_datatree(self) -> xarray.DataTree:
         """The results per datum as an ``xarray.DataTree``.
