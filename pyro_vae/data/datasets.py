@@ -187,7 +187,6 @@ def _hold_out(raw: Raw, amount: int | float, name: str, seed: int) -> tuple[Raw,
 
 
 def _take(raw: Raw, rows: Tensor) -> Raw:
-    rows = rows.sort().values
     labels = None if raw.labels is None else raw.labels[rows]
     return replace(raw, values=raw.values[rows], labels=labels)
 
