@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from . import config
+from . import _parsing, config
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
 
@@ -30,33 +31,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if words[0] not in _COMMANDS:
-        print(f"pyro-vae: expected a command; got {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        expected = f"expected a command, {', '.join(_COMMANDS)}"
+        hint = _parsing.nearest(words[0], _COMMANDS)
+        print(f"pyro-vae: {expected}; got {words[0]!r}{hint}", file=sys.stderr)
         return 1
     try:
         _COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
-        print(f"pyro-vae: {error}", file=sys.stderr)
+        print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("pyro-vae: interrupted; `pyro-vae fit --run … --resume` goes on", file=sys.stderr)
+        goes_on = "; `pyro-vae fit --run … --resume` goes on" if words[0] == "fit" else ""
+        print(f"pyro-vae: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
 
 
 def fit(words: list[str]) -> None:
     """learn a model from data into a run folder"""
-    if "--resume" in words and not any(w.startswith("--config") for w in words):
-        stored = Run(_option(words, "--run") or "").config
-        words = [*(["--config", str(stored)] if stored.is_file() else []), *words]
+    folder = _option(words, "--run")
+    if "--resume" in words and folder and not any(w.startswith("--config") for w in words):
+        words = ["--config", str(Run(folder).stored_config()), *words]
     made = config.parser(
-        config.load_plugins(words), prog="pyro-vae fit", description=_sentence(fit)
+        config.load_plugins(words),
+        prog="pyro-vae fit",
+        usage="pyro-vae fit --config FILE --run FOLDER [--OPTION VALUE ...]",
+        description=_sentence(fit),
+        epilog="the options of a class: pyro-vae fit --model.prior.help VampPrior",
     )
-    made.add_argument("--run", type=str, required=True, help="the folder of the run")
+    made.add_argument(
+        "--run", type=str, required=True, metavar="FOLDER", help="the folder of the run"
+    )
     made.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     made.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     settings = config.explained(made, words)
     run = Run(settings.run)
     experiment = config.Experiment(made, settings)
+    if settings.resume and run.finished(experiment):
+        print(f"{run.folder} is finished and left as it is: --fit.epochs with more epochs goes on")
+        return
     history = run.fit(experiment, settings.resume, settings.overwrite, progress=True)
     last = history.epochs[(history.best_epoch or len(history)) - 1]
     valid = f", validation {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
@@ -70,10 +83,14 @@ def evaluate(words: list[str]) -> None:
     made.add_argument("run", type=str, help="the folder of a finished run")
     made.add_argument("--num-samples", type=int, default=5000, help="draws for each datum, K")
     made.add_argument("--ks", type=list[int], default=[5, 50, 500, 5000], help="the L_k to print")
-    made.add_argument("--split", choices=("test", "valid", "train"), default="test")
+    made.add_argument(
+        "--split", type=Literal["test", "valid", "train"], default="test", help="which data"
+    )
     made.add_argument("--num-data", type=int | None, default=None, help="only the first so many")
     made.add_argument("--seed", type=int, default=0, help="of the draws and the binarisation")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    made.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
+    )
     made.add_argument(
         "--keep-log-weights", action="store_true", help="store the raw log weights in bounds.nc"
     )
@@ -109,9 +126,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _parser(command: Callable[[list[str]], None]) -> ArgumentParser:
-    return ArgumentParser(
-        exit_on_error=False, prog=f"pyro-vae {command.__name__}", description=_sentence(command)
-    )
+    return _parsing.make(prog=f"pyro-vae {command.__name__}", description=_sentence(command))
 
 
 def _usage() -> str:
@@ -125,7 +140,7 @@ def _sentence(command: Callable[[list[str]], None]) -> str:
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         if word == name:
             return following
         if word.startswith(f"{name}="):

@@ -6,18 +6,17 @@ There are no configuration classes: the parser is read off the signatures of ``d
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import re
+import importlib.util
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 
-from . import data, likelihoods, networks, posteriors, priors
+from . import _parsing, data, likelihoods, networks, posteriors, priors
 from ._component import Shape
 from ._random import seeded
 from .learning import fit, objectives
@@ -34,6 +33,8 @@ _SLOTS = {
     "model.decoder": networks,
     "objective": objectives,
 }
+#: The groups of options and what they describe.
+_TITLES = {"data": "the data", "model": "the model and its guide", "fit": "learning"}
 #: Keys of the configuration that say how to run it and are not part of the experiment.
 RUN_KEYS = ("config", "run", "resume", "overwrite")
 
@@ -42,12 +43,17 @@ class Experiment:
     """A resolved configuration and what it describes.
 
     Attributes:
-        settings: the configuration, every default filled in.
+        settings: the configuration, every default filled in, every file by its full path.
     """
 
     def __init__(self, parser: ArgumentParser, settings: Namespace) -> None:
         self._parser = parser
-        self.settings = settings
+        self.settings = settings.clone()
+        # a run is opened again from anywhere, so nothing may depend on the current folder
+        self.settings.plugin = [_located(name) for name in _listed(settings.plugin)]
+        for key in ("path", "root"):
+            if settings.data[key] is not None:
+                self.settings.data[key] = str(Path(settings.data[key]).expanduser().absolute())
         self._made: Namespace | None = None
 
     @property
@@ -83,7 +89,8 @@ class Experiment:
         kept = self.settings.clone()
         for key in RUN_KEYS:
             kept.pop(key, None)
-        return self._parser.dump(kept, skip_validation=True)
+        # a null that replaces another default must be written, or it would be lost
+        return self._parser.dump(kept, skip_validation=True, skip_unset=False)
 
     def settings_dict(self) -> dict[str, Any]:
         """:meth:`to_yaml` as plain containers."""
@@ -102,13 +109,17 @@ def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
         plugins: modules of the user that classes may be named from.
         **kwargs: for ``ArgumentParser``.
     """
-    allowed = ["pyro_vae", "torch.nn", "torch.optim", *plugins]
-    # a class path imports its module: only ours and those the user vouched for by --plugin
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
-    made = ArgumentParser(exit_on_error=False, **kwargs)
-    made.add_argument("--config", action="config", help="a YAML file with any of these options")
+    _parsing.allow(plugins)
+    made = _parsing.make(**kwargs)
     made.add_argument(
-        "--plugin", type=list[str], default=[], help="your own modules, whose classes may be named"
+        "--config", action="config", metavar="FILE", help="a YAML file with any of these options"
+    )
+    made.add_argument(
+        "--plugin",
+        type=list[str] | str,
+        default=[],
+        metavar="MODULE",
+        help="your own module, or [several], whose classes may be named as module.Class",
     )
     made.add_function_arguments(data.load, "data", sub_configs=False)
     made.add_class_arguments(VAE, "model", skip={"event_shape"}, instantiate=False)
@@ -126,6 +137,13 @@ def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
             *("checkpoint", "resume", "on_epoch", "progress"),
         },
     )
+    for name, title in _TITLES.items():
+        made.groups[name].title = title
+    for action in made._actions:
+        if action.dest in _SLOTS:
+            action.names = _parsing.names(_SLOTS[action.dest])
+        elif action.dest in _TITLES or action.dest.endswith(".help"):
+            action.help = SUPPRESS  # a file for each group, a help for each class
     return made
 
 
@@ -147,38 +165,70 @@ def explained(made: ArgumentParser, argv: Sequence[str]) -> Namespace:
     Raises:
         ValueError: if the arguments do not parse.
     """
-    given = _given(argv)
-    _check_names(given)
-    try:
-        return made.parse_args(list(argv))
-    except ArgumentError as error:
-        raise ValueError(_sentence(str(error), made)) from None
+    _check_names(_given(argv))
+    return _parsing.parse(made, argv)
 
 
 def load_plugins(argv: Sequence[str]) -> list[str]:
     """Imports the modules that ``--plugin`` or the YAML file's ``plugin`` names.
 
-    They are looked for beside the YAML file and in the current folder.
+    They are looked for beside the YAML file, in the current folder and among the installed
+    ones. A run records the file it found, so that it is found again from another folder.
+
+    Returns:
+        The names of the modules.
 
     Raises:
         ValueError: if one cannot be imported.
     """
-    given = _given(argv)
-    named = given.get("plugin", [])
-    names = [named] if isinstance(named, str) else list(named)
-    folders = [Path.cwd(), *(Path(f).resolve().parent for f in _configs(argv))]
-    for folder in map(str, folders):
-        if names and folder not in sys.path:
-            sys.path.insert(0, folder)
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"expected plugin {name!r} to be a Python module beside the YAML file or in the "
-                f"current folder; {error}"
-            ) from error
-    return names
+    folders = [*(Path(f).resolve().parent for f in _configs(argv)), Path.cwd()]
+    return [_import_plugin(name, folders) for name in _listed(_given(argv).get("plugin", []))]
+
+
+def _import_plugin(name: str, folders: list[Path]) -> str:
+    """Imports a plugin given by its module's name or file, and returns the module's name."""
+    module = Path(name).stem if name.endswith(".py") else Path(name).name
+    places = [Path(name), *(f / file for f in folders for file in (f"{module}.py", module))]
+    found = next((p.resolve() for p in places if _is_module(p)), None)
+    file = found / "__init__.py" if found and found.is_dir() else found
+    try:
+        if file is None:
+            importlib.import_module(module)
+        elif getattr(sys.modules.get(module), "__file__", None) != str(file):
+            # what the plugin itself imports may lie beside it
+            sys.path.append(str(file.parent if file is found else file.parent.parent))
+            spec = importlib.util.spec_from_file_location(module, file)
+            assert spec is not None and spec.loader is not None
+            sys.modules[module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[module])
+    except Exception as error:
+        if file is not None:
+            sys.modules.pop(module, None)
+            raise ValueError(f"could not import plugin {file}: {error}") from error
+        raise ValueError(
+            f"expected plugin {name!r} to be a Python module beside the YAML file, in the current "
+            f"folder or installed; got none: {error}"
+        ) from error
+    return module
+
+
+def _is_module(path: Path) -> bool:
+    return (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
+
+
+def _located(plugin: str) -> str:
+    """The file of a plugin that lies beside somebody's YAML; the name of an installed one."""
+    module = Path(plugin).stem if plugin.endswith(".py") else Path(plugin).name
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or module)
+    if not file.is_absolute() or "site-packages" in file.parts:
+        return module
+    return str(file.parent if file.name == "__init__.py" else file)
+
+
+def _listed(value: object) -> list[str]:
+    """One name, a list of names, or a list as the command line writes it, as a list."""
+    content = yaml.safe_load(value) if isinstance(value, str) else value
+    return [content] if isinstance(content, str) else list(content or [])  # type: ignore[call-overload]
 
 
 def _check_names(given: dict[str, Any]) -> None:
@@ -186,36 +236,12 @@ def _check_names(given: dict[str, Any]) -> None:
     for slot, module in _SLOTS.items():
         value = given.get(slot)
         name = value.get("class_path") if isinstance(value, dict) else value
-        if not isinstance(name, str) or "." in name or name in module.__all__:
-            continue
-        concrete = [n for n in module.__all__ if not getattr(module, n).__dict__.get("_abstract")]
-        near = difflib.get_close_matches(name, concrete, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"expected {slot} to be one of {', '.join(concrete)}, or a class of a --plugin as "
-            f"module.Class; got {name!r}{hint}"
-        )
-
-
-def _sentence(message: str, made: ArgumentParser) -> str:
-    """jsonargparse's message, shortened, with the nearest option where one was unknown."""
-    denied = re.search(r"[Ii]mport path '?([\w.]+)'?", message) if "allowlist" in message else None
-    if denied:
-        return (
-            f"expected a class of pyro_vae, torch.nn or torch.optim; got {denied[1]!r}: name your "
-            f"own module with --plugin {denied[1].split('.')[0]}"
-        )
-    unknown = re.search(
-        r"(?:Unrecognized arguments: --|unrecognized arguments: --|[Oo]ption '|[Kk]ey '|[Kk]ey \")"
-        r"([\w.\-]+)",
-        message,
-    )
-    if unknown and "required" not in message:
-        options = [o[2:] for a in made._actions for o in a.option_strings if o.startswith("--")]
-        near = difflib.get_close_matches(unknown[1], options, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"there is no option {unknown[1]!r}{hint}"
-    return " ".join(message.split())
+        known = _parsing.names(module)
+        if isinstance(name, str) and "." not in name and name not in known:
+            raise ValueError(
+                f"expected {slot} to be one of {', '.join(known)}, or a class of a --plugin as "
+                f"module.Class; got {name!r}{_parsing.nearest(name, known)}"
+            )
 
 
 def _configs(argv: Sequence[str]) -> list[str]:
@@ -239,9 +265,13 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"expected {file} to hold keys such as data and model; got {content!r}")
         for key, value in content.items():
             given[key] = value
+            if key in _TITLES and not isinstance(value, dict):
+                raise ValueError(
+                    f"expected {key} in {file} to hold options and their values; got {value!r}"
+                )
             if isinstance(value, dict):
                 given |= {f"{key}.{inner}": v for inner, v in value.items()}
-    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+    for option, value in zip(argv, [*argv[1:], ""], strict=False):
         key, equals, inline = option.partition("=")
         if key.startswith("--"):
             given[key[2:]] = inline if equals else value

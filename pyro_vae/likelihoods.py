@@ -117,21 +117,23 @@ class Gaussian(Likelihood):
         super().__init__(latent_dim, event_shape, network)
         if not min_scale > 0:
             raise ValueError(f"expected min_scale > 0; got {min_scale}")
-        outputs = 2 if scale == "decoded" else 1
-        self.network = network((latent_dim,), (outputs, *self.event_shape))
+        self.network = network((latent_dim,), (2 if scale == "decoded" else 1, *self.event_shape))
         self.squash = _MEANS[mean]()
         self.min_scale = min_scale
-        self.log_scale: torch.Tensor | None = None
-        if scale in _SCALE_SHAPES:
-            self.log_scale = nn.Parameter(torch.zeros(_SCALE_SHAPES[scale](self.event_shape)))
-        elif scale != "decoded":
-            if isinstance(scale, str) or not scale > 0:
-                raise ValueError(
-                    "expected scale to be a positive number, 'learned', 'per_pixel' or "
-                    f"'decoded'; got {scale!r}"
-                )
+        self.log_scale: torch.Tensor | None
+        if scale == "decoded":
+            self.log_scale = None
+        elif scale in ("learned", "per_pixel"):
+            shape = self.event_shape if scale == "per_pixel" else ()
+            self.log_scale = nn.Parameter(torch.zeros(shape))
+        elif isinstance(scale, str) or not scale > 0:
+            raise ValueError(
+                "expected scale to be a positive number, 'learned', 'per_pixel' or 'decoded'; "
+                f"got {scale!r}"
+            )
+        else:
             self.min_scale = 0.0
-            self.log_scale = _buffer(self, "log_scale", torch.tensor(float(scale)).log())
+            self.register_buffer("log_scale", torch.tensor(float(scale)).log(), persistent=False)
 
     def forward(self, z: torch.Tensor) -> Distribution:
         loc, *decoded = self.network(z).unbind(-1 - len(self.event_shape))
@@ -141,9 +143,3 @@ class Gaussian(Likelihood):
 
 
 _MEANS = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
-_SCALE_SHAPES = {"learned": lambda event_shape: (), "per_pixel": tuple}
-
-
-def _buffer(module: nn.Module, name: str, value: torch.Tensor) -> torch.Tensor:
-    module.register_buffer(name, value, persistent=False)
-    return value

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,17 +19,20 @@ import safetensors.torch
 import torch
 
 from . import _files
+from ._component import positive
 from .config import Experiment, parse
 from .data import Dataset
 from .evaluation import Bounds, evaluate
 from .evaluation.bounds import PRINTED
-from .learning import History, fit
+from .learning import History, checkpoint, fit
+from .learning.fit import _device
 from .models import VAE
 
 __all__ = ["Run", "RunError"]
 
-#: What may change when a run goes on: neither alters the steps already made.
-_MAY_CHANGE = {"fit.epochs", "fit.device"}
+#: What may change when a run goes on: none alters the steps already made, and data that have
+#: moved are known by their checksum.
+_MAY_CHANGE = {"fit.epochs", "fit.device", "data.path", "data.root", "plugin"}
 
 
 class RunError(ValueError):
@@ -70,23 +76,30 @@ class Run:
                 given, or if it belongs to another configuration.
         """
         self._claim(experiment, resume, overwrite)
+        # whatever can be refused is refused before a file is touched
+        _device(experiment.settings.fit.device)
         data = experiment.load_data()
         self._check_data(data, resume)
         model = experiment.build_model(data.event_shape)
         model.check(data.train.fixed(experiment.seed))
-        _files.write_text(self.config, experiment.to_yaml())
-        self.weights.unlink(missing_ok=True)
-        self._update({"config": experiment.settings_dict(), **_provenance(experiment, data)})
-        history = fit(
-            model,
-            data.train,
-            valid=data.valid if len(data.valid) else None,
-            checkpoint=self.state,
-            resume=resume,
-            on_epoch=self._write_metrics,
-            progress=progress,
-            **experiment.fit_arguments,
-        )
+        going_on = resume and self.state.is_file()
+        if going_on:
+            checkpoint.load(self.state)
+        with self._replacing(going_on):
+            _files.write_text(self.config, experiment.to_yaml())
+            self._update({"config": experiment.settings_dict(), **_provenance(experiment, data)})
+            history = fit(
+                model,
+                data.train,
+                valid=data.valid if len(data.valid) else None,
+                checkpoint=self.state,
+                resume=going_on,
+                on_epoch=self._write_metrics,
+                progress=progress,
+                **experiment.fit_arguments,
+            )
+        # a run killed between its last checkpoint and metrics comes here without an epoch
+        self._write_metrics(history)
         tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
         _files.write(self.weights, lambda file: safetensors.torch.save_file(tensors, file))
         self._update(
@@ -96,7 +109,7 @@ class Run:
                     "steps": history["step"][-1],
                     "best_epoch": history.best_epoch,
                     "seconds": sum(history["seconds"]),
-                    "device": _device(model),
+                    "device": _device_name(model),
                     "parameters": sum(p.numel() for p in model.parameters()),
                     "last": history.epochs[-1],
                 }
@@ -110,14 +123,8 @@ class Run:
         Raises:
             RunError: if this is not the folder of a finished run, or its files do not fit.
         """
-        if not self.config.is_file():
-            raise RunError(f"expected {self.folder} to be the folder of a run; it has no config.yaml")
-        if not self.weights.is_file():
-            raise RunError(
-                f"the run in {self.folder} is incomplete, its training has not ended: go on with "
-                f"`pyro-vae fit --run {self.folder} --resume`"
-            )
-        experiment = parse(self.config)
+        self._check_complete()
+        experiment = self._experiment()
         data = experiment.load_data()
         self._check_data(data, resume=True)
         model = experiment.build_model(data.event_shape)
@@ -155,12 +162,13 @@ class Run:
             RunError: if the run is not finished.
             ValueError: if the split is empty, or for numbers out of range.
         """
+        positive("num_samples", num_samples)
+        place = _device(device)
         _, data, model = self.open()
+        model.to(place)
         part = getattr(data, split)
         if num_data is not None:
             part = part.head(num_data)
-        if device != "cpu" and torch.cuda.is_available():
-            model.cuda()
         start = datetime.now(UTC)
         # the report draws L_k against k: a few more of them cost next to nothing
         curve = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
@@ -174,7 +182,7 @@ class Run:
         )
         seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
-        summary = {"split": split, **bounds.summary(), "seconds": seconds, "device": _device(model)}
+        summary = {"split": split, **bounds.summary(), "seconds": seconds, "device": _device_name(model)}
         self._update({"bounds": summary})
         return bounds
 
@@ -187,9 +195,15 @@ class Run:
         if not self.result.is_file():
             return {}
         try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{self.result} is damaged ({error}): remove it and run again") from None
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            content = None
+        if not isinstance(content, dict):
+            raise RunError(
+                f"expected {self.result} to be a JSON object; it is damaged: remove it and "
+                f"evaluate again"
+            )
+        return content
 
     def read_bounds(self) -> Bounds:
         """``bounds.nc``.
@@ -197,42 +211,127 @@ class Run:
         Raises:
             RunError: if the run has not been evaluated.
         """
+        self._check_complete()
         if not self.bounds.is_file():
             raise RunError(
                 f"the run in {self.folder} has no bounds yet: `pyro-vae evaluate {self.folder}`"
             )
-        return Bounds.from_netcdf(self.bounds)
+        try:
+            return Bounds.from_netcdf(self.bounds)
+        except ValueError as error:
+            raise RunError(
+                f"{self.bounds} is damaged or foreign: `pyro-vae evaluate {self.folder}` writes it "
+                f"anew"
+            ) from error
 
     def read_metrics(self) -> History:
         """``metrics.jsonl`` as a :class:`~pyro_vae.History`."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return History([json.loads(line) for line in lines])
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return History([json.loads(line) for line in lines])
+        except ValueError as error:
+            raise RunError(
+                f"expected a JSON object on every line of {self.metrics}; it is damaged: remove it "
+                f"and its metrics are written anew by `pyro-vae fit --run {self.folder} --resume`"
+            ) from error
+
+    def finished(self, experiment: Experiment) -> bool:
+        """Whether all epochs of ``experiment`` are done here, so that resuming adds nothing.
+
+        Raises:
+            RunError: if the folder belongs to another configuration, or is damaged.
+        """
+        if not (self.config.is_file() and self.weights.is_file()):
+            return False
+        self._claim(experiment, resume=True, overwrite=False)
+        result = self.read_result()
+        if "fit" not in result or not self.metrics.is_file():
+            return False
+        # one that stopped early has fewer epochs than it was given
+        stopped = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
+        return stopped or experiment.settings.fit.epochs <= result["fit"]["epochs"]
+
+    def stored_config(self) -> Path:
+        """``config.yaml``.
+
+        Raises:
+            RunError: if there is none.
+        """
+        if not self.config.is_file():
+            raise RunError(f"expected {self.folder} to be the folder of a run; it has no config.yaml")
+        return self.config
 
     def _claim(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
-        occupied = self.folder.exists() and (
-            not self.folder.is_dir() or any(self.folder.iterdir())
-        )
-        if not occupied:
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return
         if not self.config.is_file():
             raise RunError(
                 f"expected {self.folder} to be a new folder or that of a run; it holds other files "
                 f"and is left alone: choose another --run"
             )
-        if overwrite:
-            shutil.rmtree(self.folder)
+        if overwrite and not resume:
             return
+        if overwrite:
+            raise RunError("expected --resume or --overwrite; got both")
         if not resume:
             raise RunError(
                 f"{self.folder} already holds a run: go on with --resume, replace it with "
                 f"--overwrite, or choose another --run"
             )
-        changed = [k for k in experiment.differences(parse(self.config)) if k not in _MAY_CHANGE]
+        changed = [k for k in experiment.differences(self._experiment()) if k not in _MAY_CHANGE]
         if changed:
             raise RunError(
                 f"{self.folder} belongs to another configuration ({', '.join(changed)} differ): "
                 f"resume with its own config.yaml, or choose another --run"
             )
+
+    def _check_complete(self) -> None:
+        self.stored_config()
+        if not self.weights.is_file():
+            raise RunError(
+                f"the run in {self.folder} is incomplete, its training has not ended: go on with "
+                f"`pyro-vae fit --run {self.folder} --resume`"
+            )
+
+    def _experiment(self) -> Experiment:
+        try:
+            return parse(self.config)
+        except ValueError as error:
+            raise RunError(
+                f"{self.config} is damaged or of another program ({error}): mend it, or replace "
+                f"the run with --overwrite"
+            ) from error
+
+    @contextmanager
+    def _replacing(self, going_on: bool) -> Iterator[None]:
+        """Sets aside what training makes out of date, and brings it back if none takes place.
+
+        Other files in the folder are nobody's business here.
+        """
+        new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stale = [self.weights, self.bounds, self.report, self.figures, self.config, self.result]
+        if not going_on:
+            stale += [self.state, self.metrics]
+        before = self.state.stat().st_mtime_ns if going_on else None
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".replaced-") as aside:
+            moved = [(path, Path(aside) / path.name) for path in stale if path.exists()]
+            for path, kept in moved:
+                path.rename(kept)
+            try:
+                yield
+            except Exception:
+                trained = self.state.exists() and self.state.stat().st_mtime_ns != before
+                if not trained:
+                    for path in (self.config, self.result):
+                        path.unlink(missing_ok=True)
+                    for path, kept in moved:
+                        kept.rename(path)
+                raise
+            finally:
+                # a new folder in which nothing was learned is not left behind
+                if new and os.listdir(self.folder) == [Path(aside).name]:
+                    shutil.rmtree(self.folder)
 
     def _check_data(self, data: Dataset, resume: bool) -> None:
         before = self.read_result().get("data", {}).get("checksum") if resume else None
@@ -270,7 +369,7 @@ def _provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _device(model: torch.nn.Module) -> str:
+def _device_name(model: torch.nn.Module) -> str:
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -145,7 +145,10 @@ def load(
         raise ModuleNotFoundError(
             f"data set {name!r} needs the package {error.name}: pip install 'pyro-vae[data]'"
         ) from error
-    kind_of(raw.values)  # refuses NaN
+    try:
+        kind_of(raw.values)
+    except ValueError as error:
+        raise ValueError(f"data set {name!r}: {error}") from None
     if binarize != "none" and raw.peak is None:
         raise ValueError(
             f"expected values in [0, 1] or image levels to binarise; got "

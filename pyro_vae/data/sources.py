@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["SOURCES", "Raw", "root_folder"]
+
+_FREY = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,17 @@ def frey(root: Path, path: str | None, key: str | None) -> Raw:
     file = next((p for p in places if p.is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"expected the Frey Face file at {' or '.join(map(str, places))}; get {name} from "
-            f"https://cs.nyu.edu/~roweis/data/frey_rawface.mat and name it with data.path, or "
-            f"put it into a folder and name that with data.root or PYRO_VAE_DATA"
+            f"expected the Frey Face file at {' or '.join(map(str, places))}; found none: get it "
+            f"from {_FREY} and name it with data.path, or put it into a folder and name that with "
+            f"data.root or PYRO_VAE_DATA"
         )
-    frames = loadmat(file)["ff"].T.reshape(-1, 1, 28, 20)
+    try:
+        frames = loadmat(file)["ff"].T.reshape(-1, 1, 28, 20)
+    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"expected {file} to hold 28 × 20 faces named ff; it is damaged or another file: get "
+            f"it anew from {_FREY}"
+        ) from error
     # neighbouring frames of the film are near copies
     return Raw(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
 
@@ -100,21 +109,13 @@ def array(root: Path, path: str | None, key: str | None) -> Raw:
     if not file.is_file():
         raise FileNotFoundError(f"expected a .npy or .npz file at data.path; found none at {file}")
     try:
-        stored = np.load(file, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"expected {file} to be a .npy or .npz file of numbers: {error}") from None
-    if isinstance(stored, np.lib.npyio.NpzFile):
-        with stored:
-            if key is None and len(stored.files) == 1:
-                key = stored.files[0]
-            if key not in stored.files:
-                raise ValueError(
-                    f"expected data.key to name an array of {file}; got {key!r}, the file has "
-                    f"{', '.join(stored.files)}"
-                )
-            values = stored[key]
-    else:
-        values = stored
+        values = _stored(file, key)
+    except LookupError as error:
+        raise ValueError(*error.args) from None
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"expected {file} to be a .npy or .npz file of numbers; it is another file or damaged"
+        ) from error
     if values.dtype.kind not in "biuf" or values.ndim < 1 or not values.size:
         raise ValueError(
             f"expected numbers of shape (N ≥ 1, …) in {file}; got {values.dtype} of shape "
@@ -126,6 +127,21 @@ def array(root: Path, path: str | None, key: str | None) -> Raw:
     # what lies in [0, 1] can be binarised: it is its own grey value
     unit = bool((tensor >= 0).all() and (tensor <= 1).all())
     return Raw(tensor, None, peak=1 if unit else None)
+
+
+def _stored(file: Path, key: str | None) -> np.ndarray:
+    stored = np.load(file, allow_pickle=False)
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        return stored
+    with stored:
+        if key is None and len(stored.files) == 1:
+            key = stored.files[0]
+        if key not in stored.files:
+            raise LookupError(
+                f"expected data.key to name an array of {file}; got {key!r}, the file has "
+                f"{', '.join(stored.files)}"
+            )
+        return stored[key]
 
 
 SOURCES: dict[str, Callable[[Path, str | None, str | None], Raw]] = {
@@ -141,8 +157,8 @@ def _torchvision(name: str, root: Path) -> Raw:
         train, test = (make(root=root, train=flag, download=True) for flag in (True, False))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"could not find {name} under {root} nor download it ({error}); connect to the "
-            f"internet once, or name a folder that holds {name}/raw with data.root or PYRO_VAE_DATA"
+            f"expected {name}/raw under {root}; found none and could not download it: connect to "
+            f"the internet once, or name its folder with data.root or PYRO_VAE_DATA"
         ) from error
     held_out = Raw(test.data[:, None], test.targets, peak=255)
     return Raw(train.data[:, None], train.targets, peak=255, test=held_out)

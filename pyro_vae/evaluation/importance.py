@@ -180,15 +180,20 @@ class ParetoTail:
         """
         from arviz_stats.base import array_stats
 
+        # a weight of zero has no logarithm to fit; among the M largest, it leaves no tail
+        largest = self._largest.T.numpy()
+        nonzero = np.isfinite(largest)
+        khat = np.full(len(largest), math.inf)
         if self.tail < 5:
-            return torch.full((self._largest.shape[1],), math.inf, dtype=torch.float64)
-        # arviz expects log-likelihoods, whose negatives are the log weights
-        negated = -self._largest.T.numpy()
-        flat = np.ptp(negated, axis=1) < 1e-10
-        khat = np.full(len(negated), -math.inf)
-        if not flat.all():
-            efficiency = 45 / self.tail
-            _, khat[~flat] = array_stats.psislw(negated[~flat], r_eff=efficiency, axis=-1)
+            return torch.from_numpy(khat)
+        for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
+            weights = largest[datum]
+            weights = np.where(nonzero[datum], weights, weights[nonzero[datum]].min())
+            if np.ptp(weights) < 1e-10:
+                khat[datum] = -math.inf
+            else:
+                # ArviZ expects log-likelihoods, whose negatives are the log weights
+                _, khat[datum] = array_stats.psislw(-weights, r_eff=45 / self.tail)
         return torch.from_numpy(khat)
 
 

@@ -39,11 +39,15 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no checkpoint at {path} to resume from") from None
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"expected {path} to be a checkpoint of pyro_vae; it is damaged or foreign "
-            f"({reason}): remove it and fit again"
+            f"expected {path} to be a checkpoint of pyro_vae; it holds other things than tensors "
+            f"and numbers, and nothing of it was executed: remove it and fit again"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"expected {path} to be a checkpoint of pyro_vae; it is truncated or damaged: "
+            f"remove it and fit again"
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(

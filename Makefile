@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python ≥ 3.11, make and git, and nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint install bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("expected Python 3.11 or newer; got " + sys.version.split()[0] + ": name another with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# A VAE on 5000 real digits: learned, judged and drawn. The demo's run folder is its own to replace.
+demo: $(STAMP)
+	$(BIN)/pyro-vae fit --config experiments/demo.yaml --run runs/demo --overwrite
+	$(BIN)/pyro-vae evaluate runs/demo --num-samples 5000
+	$(BIN)/pyro-vae report runs/demo
+
+# One thread: on shared machines two threads wait for each other longer than they work.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python experiments/benchmarks/fused_optimiser.py
+	$(BIN)/python experiments/benchmarks/evaluation_memory.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,215 @@
+"""``evaluate`` against the truth of linear-Gaussian models."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from scipy import stats
+
+import pyro_vae as pv
+
+
+@pytest.mark.parametrize("latent_dim", range(1, 11))
+def test_exact_guide_gives_log_p_with_every_draw(latent_dim):
+    program = LinearGaussian(latent_dim, data_dim=12, seed=latent_dim)
+    x = program.sample(7)
+    bounds = pv.evaluate(program, x, num_samples=500, ks=(5, 50))
+    truth = program.log_evidence(x).numpy()
+    for values in (bounds.per_datum["elbo"], *bounds.iwae_per_datum.values()):
+        np.testing.assert_allclose(values, truth, atol=1e-9)
+    for row in bounds.estimates.values():
+        assert row.se_monte_carlo < 1e-9
+    np.testing.assert_allclose(bounds.per_datum["ess"], 500, rtol=1e-9)
+    assert bounds.warning is None
+
+
+@pytest.mark.parametrize("latent_dim", range(1, 11))
+def test_bounds_rise_with_k_to_the_truth(latent_dim):
+    # an inflated guide has bounded weights, so that L_k converges fast enough to be tested
+    program = LinearGaussian(latent_dim, data_dim=12, shift=0.2, inflate=1.15, seed=latent_dim)
+    x = program.sample(50)
+    truth = float(program.log_evidence(x).mean())
+    bounds = pv.evaluate(program, x, num_samples=4000, ks=(5, 50, 500))
+    rows = bounds.estimates
+    # each of the 60 comparisons below fails by chance with probability < 1e-5
+    sigma = 4.4
+    elbo = rows["elbo"]
+    assert abs(elbo.value - (truth - program.divergence)) < sigma * elbo.se_monte_carlo
+    ladder = [rows[k] for k in ("elbo", "iwae_5", "iwae_50", "iwae_500", "log_evidence")]
+    for lower, upper in zip(ladder, ladder[1:], strict=False):
+        error = math.hypot(lower.se_monte_carlo, upper.se_monte_carlo)
+        assert lower.value < upper.value + sigma * error
+        assert lower.value < truth + sigma * lower.se_monte_carlo
+    assert abs(ladder[-1].value - truth) < sigma * ladder[-1].se_monte_carlo
+    assert rows["iwae_5"].value - elbo.value > 5 * elbo.se_monte_carlo
+
+
+def _coverage_bounds(trials: int, level: float = 0.95, alarm: float = 1e-4) -> tuple[float, float]:
+    """Coverages outside these are false alarms with probability ``alarm``."""
+    return tuple(stats.binom.ppf([alarm / 2, 1 - alarm / 2], trials, level) / trials)
+
+
+def test_monte_carlo_errors_cover_the_truth_over_200_seeds():
+    program = LinearGaussian(3, shift=0.3, inflate=1.1)
+    x = program.sample(10)
+    truth = float(program.log_evidence(x).mean())
+    reference = pv.evaluate(program, x, num_samples=200_000, ks=(5,), seed=10**6)
+    known = {
+        "elbo": truth - program.divergence,
+        "iwae_5": reference.iwae[5],  # its own error is 1/14 of those tested
+        "log_evidence": truth,
+        "gap": program.divergence,
+    }
+    low, high = _coverage_bounds(200)
+    hits = dict.fromkeys(known, 0)
+    for seed in range(200):
+        rows = pv.evaluate(program, x, num_samples=1000, ks=(5,), seed=seed).estimates
+        for name, value in known.items():
+            hits[name] += abs(rows[name].value - value) < 1.96 * rows[name].se_monte_carlo
+    for name in ("elbo", "iwae_5", "log_evidence"):
+        assert low <= hits[name] / 200 <= high, (name, hits[name])
+    # stated to be on the large side
+    assert hits["gap"] / 200 >= low
+
+
+def test_data_errors_cover_the_population_over_200_seeds():
+    program = LinearGaussian(2, inflate=1.1)
+    population = -float(program.marginal.entropy())
+    low, high = _coverage_bounds(200)
+    hits = {"elbo": 0, "log_evidence": 0}
+    for seed in range(200):
+        pyro.set_rng_seed(seed)
+        rows = pv.evaluate(program, program.sample(100), num_samples=100, seed=seed).estimates
+        hits["log_evidence"] += (
+            abs(rows["log_evidence"].value - population) < 1.96 * rows["log_evidence"].se_data
+        )
+        expected = population - program.divergence
+        hits["elbo"] += abs(rows["elbo"].value - expected) < 1.96 * rows["elbo"].se_data
+    for name, count in hits.items():
+        assert low <= count / 200 <= high, (name, count)
+
+
+def test_a_bad_guide_is_noticed():
+    good = LinearGaussian(4, inflate=1.1)
+    bad = LinearGaussian(4, shift=2.0, inflate=0.5)
+    x = good.sample(20)
+    trusted = pv.evaluate(good, x, num_samples=2000)
+    suspect = pv.evaluate(bad, x, num_samples=2000)
+    assert trusted.warning is None
+    assert len(suspect.unreliable) == 20
+    assert suspect.warning.startswith("For 20 of 20 data k̂ is above 0.70")
+    assert "cannot be trusted" in str(suspect)
+    assert suspect.log_evidence < trusted.log_evidence
+
+
+def test_plateau_is_where_the_bound_stops_rising():
+    program = LinearGaussian(2, shift=0.3, inflate=1.1)
+    curve = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    bounds = pv.evaluate(program, program.sample(20), num_samples=10_000, ks=curve)
+    plateau = bounds.plateau
+    assert plateau is not None and 5 <= plateau < 10_000
+    errors = {k: bounds.estimates[f"iwae_{k}"].se_monte_carlo for k in bounds.iwae}
+    for k, value in bounds.iwae.items():
+        if k > plateau:
+            assert value - bounds.iwae[plateau] <= 2 * math.hypot(errors[k], errors[plateau])
+    # a guide that is far off never gets there
+    hopeless = LinearGaussian(6, shift=3.0)
+    assert pv.evaluate(hopeless, program.sample(20), num_samples=100, ks=curve).plateau is None
+
+
+def test_result_is_the_same_for_a_seed_and_leaves_the_generators_alone():
+    program = LinearGaussian(2, shift=0.5)
+    x = program.sample(5)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = pv.evaluate(program, x, num_samples=100, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    again = pv.evaluate(program, x, num_samples=100, seed=3)
+    other = pv.evaluate(program, x, num_samples=100, seed=4)
+    assert first.elbo == again.elbo != other.elbo
+
+
+def test_netcdf_round_trip(tmp_path):
+    program = LinearGaussian(2, shift=0.5)
+    x = program.sample(5)
+    bounds = pv.evaluate(program, x, num_samples=300, ks=(5, 50), keep_log_weights=True)
+    path = tmp_path / "bounds.nc"
+    bounds.to_netcdf(path)
+    again = pv.Bounds.from_netcdf(path)
+    assert str(again) == str(bounds)
+    assert again.seed == 0
+    for k in (5, 50, 300):
+        np.testing.assert_array_equal(again.iwae_per_datum[k], bounds.iwae_per_datum[k])
+    np.testing.assert_array_equal(again.log_weights, bounds.log_weights)
+    raw = torch.from_numpy(bounds.log_weights).double()
+    assert raw.shape == (300, 5)
+    np.testing.assert_allclose(raw.mean(0), bounds.per_datum["elbo"], atol=1e-5)
+    evidence = raw.logsumexp(0) - math.log(300)
+    np.testing.assert_allclose(evidence, bounds.per_datum["log_evidence"], atol=1e-5)
+
+
+def test_arviz_opens_the_file(tmp_path):
+    import arviz
+
+    program = LinearGaussian(2)
+    bounds = pv.evaluate(program, program.sample(5), num_samples=300)
+    bounds.to_netcdf(tmp_path / "bounds.nc")
+    opened = arviz.from_netcdf(tmp_path / "bounds.nc")
+    np.testing.assert_array_equal(opened["bounds"]["elbo"], bounds.per_datum["elbo"])
+
+
+def test_foreign_netcdf_is_refused(tmp_path):
+    path = tmp_path / "bounds.nc"
+    path.write_bytes(b"not a NetCDF file")
+    with pytest.raises(ValueError, match=r"expected .*bounds.nc to hold bounds from pyro_vae"):
+        pv.Bounds.from_netcdf(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, r"expected num_samples to be an integer ≥ 1; got 0"),
+        ({"num_samples": 2.5}, r"expected num_samples to be an integer ≥ 1; got 2.5"),
+        ({"ks": (5, 0)}, r"expected every k in ks to be an integer ≥ 1; got \(5, 0\)"),
+        ({"chunk_size": 0}, r"expected chunk_size ≥ 1; got 0"),
+    ],
+)
+def test_bad_numbers(arguments, message):
+    program = LinearGaussian(1)
+    with pytest.raises(ValueError, match=message):
+        pv.evaluate(program, program.sample(3), **{"num_samples": 10, **arguments})
+
+
+def test_bad_data():
+    program = LinearGaussian(1)
+    with pytest.raises(ValueError, match=r"shape \(N ≥ 1, …\); got shape \(0, 6\)"):
+        pv.evaluate(program, torch.empty(0, 6), num_samples=10)
+    x = program.sample(5)
+    x[3, 2] = math.nan
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match="log weights of datum 3 are NaN"),
+    ):
+        pv.evaluate(program, x, num_samples=10, chunk_size=4)
+
+
+def test_data_without_density_have_no_evidence():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(0.0, 1.0, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    bounds = pv.evaluate((model, guide), torch.tensor([0.5, 2.0]), num_samples=100)
+    np.testing.assert_allclose(bounds.per_datum["log_evidence"], [0, -math.inf], atol=1e-6)
+    np.testing.assert_allclose(bounds.per_datum["elbo"], [0, -math.inf], atol=1e-6)

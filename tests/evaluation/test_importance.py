@@ -1,0 +1,77 @@
+"""The running estimates, against plain formulas on the whole matrix of log weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from arviz_stats.base import array_stats
+
+from pyro_vae.evaluation.importance import GroupedBound, MeanWeight, ParetoTail, khat_threshold
+
+K, N = 997, 5  # a prime: no chunk and no k divides it
+
+
+@pytest.fixture
+def log_w():
+    return 3 * torch.randn(K, N, dtype=torch.float64) - 1000
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, K])
+def test_chunks_do_not_matter(log_w, chunk):
+    mean, bound, tail = MeanWeight(N), GroupedBound(10, N), ParetoTail(K, N)
+    for part in log_w.split(chunk):
+        for estimate in (mean, bound, tail):
+            estimate.update(part)
+    torch.testing.assert_close(mean.elbo, log_w.mean(0))
+    torch.testing.assert_close(mean.elbo_variance, log_w.var(0) / K)
+    torch.testing.assert_close(mean.log_evidence, log_w.logsumexp(0) - math.log(K))
+    w = (log_w - log_w.amax(0)).exp()
+    torch.testing.assert_close(mean.effective_sample_size, w.sum(0) ** 2 / (w**2).sum(0))
+    torch.testing.assert_close(mean.log_evidence_variance, w.var(0) / w.mean(0) ** 2 / K)
+    groups = log_w[: K // 10 * 10].unflatten(0, (-1, 10)).logsumexp(1) - math.log(10)
+    torch.testing.assert_close(bound.value, groups.mean(0))
+    torch.testing.assert_close(bound.variance, groups.var(0) / len(groups))
+    _, khat = array_stats.psislw(-log_w.T.numpy(), axis=-1)
+    np.testing.assert_allclose(tail.khat, khat, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [25, 100, 225, 226, 1000, 5000, 20_000])
+def test_khat_from_the_tail_alone_is_arviz_s(num_samples):
+    log_w = torch.randn(num_samples, 3, dtype=torch.float64) * torch.tensor([0.3, 1.0, 4.0])
+    tail = ParetoTail(num_samples, 3)
+    tail.update(log_w)
+    _, khat = array_stats.psislw(-log_w.T.numpy(), axis=-1)
+    np.testing.assert_allclose(tail.khat, khat, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_khat_is_the_shape_of_a_pareto_tail(shape):
+    # weights u^(−k) have exactly that shape; the estimate's spread is about 0.06 for this K
+    log_w = -shape * torch.rand(50_000, 4, dtype=torch.float64).log()
+    tail = ParetoTail(50_000, 4)
+    tail.update(log_w)
+    assert float(tail.khat.mean()) == pytest.approx(shape, abs=0.12)
+
+
+def test_khat_without_a_tail():
+    few = ParetoTail(20, 2)
+    few.update(torch.randn(20, 2, dtype=torch.float64))
+    assert (few.khat == math.inf).all()
+    equal = ParetoTail(100, 2)
+    equal.update(torch.full((100, 2), -3.0, dtype=torch.float64))
+    assert (equal.khat == -math.inf).all()
+
+
+def test_a_single_draw_knows_no_error():
+    mean = MeanWeight(2)
+    mean.update(torch.tensor([[-1.0, -2.0]], dtype=torch.float64))
+    assert mean.elbo.tolist() == mean.log_evidence.tolist() == [-1, -2]
+    assert mean.elbo_variance.isnan().all() and mean.log_evidence_variance.isnan().all()
+
+
+@pytest.mark.parametrize(("draws", "limit"), [(10, 0.0), (100, 0.5), (5000, 0.7), (10**6, 0.7)])
+def test_khat_threshold(draws, limit):
+    assert khat_threshold(draws) == pytest.approx(limit)

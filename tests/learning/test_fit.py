@@ -1,0 +1,320 @@
+"""``fit``: learns, repeats itself bit for bit, resumes, stops early, and says why it stopped."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from components import SMALL
+from linear_gaussian import LinearGaussian
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.learning.checkpoint import CheckpointError
+from pyro_vae.learning.diagnosis import NonFiniteLossError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return pv.data.load("digits", binarize="dynamic", valid=0.2)
+
+
+def _vae(seed=0):
+    pyro.set_rng_seed(seed)
+    return pv.VAE((1, 8, 8), 3, encoder=SMALL, decoder=SMALL)
+
+
+def _weights(program):
+    return {name: tensor.clone() for name, tensor in program.state_dict().items()}
+
+
+def _same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_learns_the_exact_posterior_of_a_linear_gaussian_model():
+    truth = LinearGaussian(2, data_dim=3, seed=1)
+
+    class Learner(PyroModule):
+        """The true model, with a linear encoder that has to find its posterior."""
+
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Linear(3, 2)
+            self.tril = PyroParam(torch.eye(2), constraint=dist.constraints.lower_cholesky)
+
+        @pyro_method
+        def model(self, x):
+            return truth.model(x)
+
+        @pyro_method
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                fn = dist.MultivariateNormal(self.mean(x), scale_tril=self.tril)
+                pyro.sample("z", fn)
+
+    x = truth.sample(500)
+    program = Learner().double()
+    pv.fit(
+        program,
+        x,
+        optimizer=partial(torch.optim.Adam, lr=0.02),
+        schedule=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
+        epochs=60,
+    )
+    torch.testing.assert_close(program.tril.detach(), truth.factor, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        program.mean.weight.detach(), truth.covariance @ truth.W.T / truth.s**2, atol=0.02, rtol=0
+    )
+    bounds = pv.evaluate(program, x, num_samples=100)
+    assert bounds.elbo == pytest.approx(float(truth.log_evidence(x).mean()), abs=2e-3)
+
+
+def test_metrics_are_the_bound_per_datum(digits):
+    # a learning rate of 0 leaves the weights: every epoch estimates the same ELBO. 1150 is not
+    # a multiple of 100, so averaging minibatches as if they were all full would show
+    vae = _vae()
+    optimizer = partial(torch.optim.SGD, lr=0.0)
+    history = pv.fit(vae, digits.train, valid=digits.valid, optimizer=optimizer, epochs=3)
+    assert len(digits.train) % 100
+    exact = pv.evaluate(vae, digits.train, num_samples=50).estimates["elbo"]
+    for value in history["elbo"]:
+        assert value == pytest.approx(exact.value, abs=0.5)
+    # validation uses the same noise after every epoch
+    assert len(set(history["valid_elbo"])) == 1
+    expected = pv.evaluate(vae, digits.valid, num_samples=50).elbo
+    assert history["valid_elbo"][0] == pytest.approx(expected, abs=1.0)
+    assert history["epoch"] == [1, 2, 3]
+    assert history["step"] == [12, 24, 36]
+
+
+def test_one_seed_one_result(digits):
+    results = []
+    for seed in (0, 0, 1):
+        vae = _vae()
+        before = torch.get_rng_state()
+        history = pv.fit(vae, digits.train, epochs=2, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append((history["elbo"], _weights(vae)))
+    assert results[0][0] == results[1][0] != results[2][0]
+    assert _same(results[0][1], results[1][1])
+    assert not _same(results[0][1], results[2][1])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_resumed_is_never_interrupted(digits, tmp_path, after):
+    arguments = {
+        "valid": digits.valid,
+        "epochs": 4,
+        "optimizer": partial(torch.optim.Adam, lr=0.01),
+        "schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+        "clip_norm": 50.0,
+    }
+    whole = _vae()
+    expected = pv.fit(whole, digits.train, **arguments)
+
+    def die(history):
+        if len(history) == after:
+            raise Killed
+
+    path = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        pv.fit(_vae(), digits.train, checkpoint=path, on_epoch=die, **arguments)
+    other = _vae(seed=9)  # whatever the weights are before resuming
+    history = pv.fit(other, digits.train, checkpoint=path, resume=True, **arguments)
+    assert _same(_weights(other), _weights(whole))
+    for column in ("epoch", "step", "elbo", "valid_elbo", "lr"):
+        assert history[column] == expected[column]
+
+
+def test_early_stopping_keeps_the_best_epoch(digits, tmp_path):
+    # a step so long that validation gets worse soon
+    arguments = {
+        "valid": digits.valid,
+        "epochs": 60,
+        "patience": 3,
+        "optimizer": partial(torch.optim.Adam, lr=0.3),
+    }
+    vae = _vae()
+    history = pv.fit(vae, digits.train, checkpoint=tmp_path / "state.pt", **arguments)
+    best = max(range(len(history)), key=history["valid_elbo"].__getitem__) + 1
+    assert history.best_epoch == best == len(history) - 3 < 57
+    until = _vae()
+    pv.fit(until, digits.train, **{**arguments, "epochs": best, "patience": None})
+    assert _same(_weights(vae), _weights(until))
+    # resuming a fit that stopped early adds nothing
+    again = pv.fit(vae, digits.train, checkpoint=tmp_path / "state.pt", resume=True, **arguments)
+    assert again["elbo"] == history["elbo"] and again.best_epoch == best
+    assert _same(_weights(vae), _weights(until))
+
+
+def test_plateau_schedule_watches_validation(digits):
+    schedule = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5)
+    history = pv.fit(
+        _vae(),
+        digits.train,
+        valid=digits.valid,
+        schedule=schedule,
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+        epochs=4,
+    )
+    # validation never improves: the rate of 0 is halved, a positive one would be too
+    assert history["lr"] == [0.0] * 4
+    history = pv.fit(
+        _vae(),
+        digits.train,
+        valid=digits.valid,
+        schedule=schedule,
+        optimizer=partial(torch.optim.Adam, lr=0.5),
+        epochs=8,
+    )
+    best, rate = -math.inf, 0.5
+    for record in history.epochs:
+        assert record["lr"] == rate
+        improved = record["valid_elbo"] > best + 1e-4 * abs(best) if best > -math.inf else True
+        best, rate = (record["valid_elbo"], rate) if improved else (best, rate / 2)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(digits, tmp_path):
+    path = tmp_path / "state.pt"
+    pv.fit(_vae(), digits.train, epochs=1, checkpoint=path)
+    for change, name in (
+        ({"batch_size": 50}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=1)}, "schedule"),
+    ):
+        with pytest.raises(CheckpointError, match=f"belongs to a fit with another {name}"):
+            pv.fit(_vae(), digits.train, epochs=2, checkpoint=path, resume=True, **change)
+    other = pv.VAE((1, 8, 8), 4, encoder=SMALL, decoder=SMALL)
+    with pytest.raises(CheckpointError, match="another parameters"):
+        pv.fit(other, digits.train, epochs=2, checkpoint=path, resume=True)
+
+
+class Fragile(PyroModule):
+    """Breaks where it is told to."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.loc, self.steps = where, nn.Parameter(torch.zeros(())), 0
+
+    @pyro_method
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            scale = torch.where(x > 2, 0.0, 1.0) if self.where == "x" else 1.0
+            pyro.sample("x", dist.Normal(z + self.loc, scale), obs=x)
+
+    @pyro_method
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc = self.loc.log() if self.where == "z" else self.loc
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("where", "site", "cause"),
+    [
+        ("x", "x", r"site 'x' \(Normal\) of the model is not finite for 1 of 3 data"),
+        ("z", "z", r"site 'z' \(Normal\) of the guide is not finite for \d of \d data"),
+    ],
+)
+def test_a_loss_that_is_not_finite_names_epoch_step_and_site(where, site, cause, tmp_path):
+    x = torch.zeros(6)
+    x[4] = 3.0
+    program = Fragile(where)
+    path = tmp_path / "state.pt"
+    message = rf"the loss became \S+ in epoch 1, step \d: the log-probability of {cause}; try"
+    with pytest.raises(NonFiniteLossError, match=message) as caught:
+        pv.fit(program, x, epochs=2, batch_size=3, checkpoint=path)
+    assert caught.value.site == site
+    assert all(p.isfinite().all() for p in program.parameters())
+    assert not path.exists()
+
+
+def test_the_last_good_checkpoint_survives(tmp_path):
+    path = tmp_path / "state.pt"
+    program = Fragile("nowhere")
+    kept = []
+
+    def then_break(history):
+        kept.append(path.read_bytes())
+        program.where = "z"
+
+    with pytest.raises(NonFiniteLossError, match="in epoch 2, step 1"):
+        pv.fit(program, torch.zeros(6), epochs=3, checkpoint=path, on_epoch=then_break)
+    assert path.read_bytes() == kept[0]
+
+
+def test_a_parameter_that_overflowed_is_named():
+    program = Fragile("nowhere")
+    with pytest.raises(NonFiniteLossError, match="parameter 'loc' is not finite"):
+        pv.fit(
+            program, torch.ones(6), epochs=5, optimizer=partial(torch.optim.SGD, lr=1e38)
+        )
+
+
+class Global(PyroModule):
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("theta", torch.tensor(0.0)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "expected epochs to be a positive integer; got 0"),
+        ({"batch_size": -1}, "expected batch_size to be a positive integer; got -1"),
+        ({"patience": 2}, "patience watches the validation ELBO: expected valid data; got none"),
+        ({"device": "tpu"}, "expected device to be auto, cpu or cuda; got 'tpu'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pv.fit(Fragile("nowhere"), torch.zeros(6), **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_no_cuda():
+    with pytest.raises(ValueError, match="expected a CUDA device; torch finds none here"):
+        pv.fit(Fragile("nowhere"), torch.zeros(6), device="cuda")
+
+
+def test_parameters_outside_the_program_are_refused():
+    program = Global()
+    program.unused = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="parameter 'theta' is made by pyro.param inside"):
+        pv.fit(program, torch.zeros(6), epochs=1)
+
+
+def test_dynamic_pixels_are_drawn_anew_at_every_step(digits):
+    seen = []
+
+    class Watching(pv.VAE):
+        def guide(self, x):
+            seen.append(x)
+            return super().guide(x)
+
+    pyro.set_rng_seed(0)
+    vae = Watching((1, 8, 8), 2, encoder=SMALL, decoder=SMALL)
+    one = pv.data.Split(digits.train.values[:1], peak=16.0, dynamic=True)
+    pv.fit(vae, one, epochs=200, optimizer=partial(torch.optim.SGD, lr=0.0))
+    drawn = torch.cat(seen)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    grey = digits.train.values[0].double() / 16
+    # the mean of 200 draws, at 5 standard errors of 64 pixels: false alarm < 1e-4
+    error = (grey * (1 - grey) / len(drawn)).sqrt()
+    assert ((drawn.double().mean(0) - grey).abs() <= 5 * error + 1e-12).all()

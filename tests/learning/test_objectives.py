@@ -1,0 +1,105 @@
+"""The ELBO objective is Pyro's, whichever of the two estimators is chosen."""
+
+from __future__ import annotations
+
+import logging
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from components import PRIORS, SMALL
+from linear_gaussian import LinearGaussian
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+import pyro_vae as pv
+
+
+def _vae(prior=pv.priors.StandardNormal):
+    pyro.set_rng_seed(3)
+    return pv.VAE((3,), 2, prior, encoder=SMALL, decoder=SMALL).double()
+
+
+X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+def _loss_and_gradient(objective, vae):
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(5)
+        vae.zero_grad()
+        loss = objective.loss_and_grads(vae.model, vae.guide, X)
+        return loss, [p.grad.clone() for p in vae.parameters()]
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+@pytest.mark.parametrize(
+    ("analytic_kl", "pyro_s"),
+    [(False, Trace_ELBO), (True, TraceMeanField_ELBO), (None, TraceMeanField_ELBO)],
+)
+def test_value_and_gradient_are_pyro_s(particles, analytic_kl, pyro_s):
+    vae = _vae()
+    ours = pv.objectives.ELBO(particles, analytic_kl)
+    ours.loss(vae.model, vae.guide, X)  # the choice itself looks at one more run
+    theirs = pyro_s(num_particles=particles, vectorize_particles=particles > 1)
+    theirs.loss(vae.model, vae.guide, X)
+    (loss, grads), (expected, expected_grads) = (_loss_and_gradient(o, vae) for o in (ours, theirs))
+    assert loss == expected
+    for ours_, theirs_ in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=0, atol=0)
+
+
+def test_analytic_kl_is_chosen_where_it_exists_and_said_where_not(caplog):
+    with caplog.at_level(logging.WARNING, logger="pyro_vae"):
+        vae, objective = _vae(), pv.objectives.ELBO()
+        assert isinstance(objective.estimator(vae.model, vae.guide, (X,), {}), TraceMeanField_ELBO)
+        assert not caplog.records
+        mixture = _vae(PRIORS["MixtureOfNormals"])
+        chosen = objective.estimator(mixture.model, mixture.guide, (X,), {})
+    assert type(chosen) is Trace_ELBO
+    assert caplog.messages == [
+        "site 'z' has no analytic KL (Normal to MixtureSameFamily): it is estimated by sampling"
+    ]
+
+
+def test_analytic_kl_with_two_sites_of_which_one_has_it(caplog):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.StudentT(3.0, 0.0, 1.0))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(x, 1.0))
+            pyro.sample("b", dist.Normal(x, 1.0))
+
+    with caplog.at_level(logging.WARNING, logger="pyro_vae"):
+        chosen = pv.objectives.ELBO().estimator(model, guide, (torch.zeros(2),), {})
+    assert isinstance(chosen, TraceMeanField_ELBO)
+    assert caplog.messages == [
+        "site 'b' has no analytic KL (Normal to StudentT): it is estimated by sampling"
+    ]
+
+
+@pytest.mark.parametrize("analytic_kl", [False, True])
+def test_both_estimators_have_the_closed_form_mean(analytic_kl):
+    program = LinearGaussian(2, shift=0.5, inflate=1.3)
+    x = program.sample(3)
+    elbo = float(program.log_evidence(x).sum()) - 3 * program.divergence
+    objective = pv.objectives.ELBO(num_particles=1000, analytic_kl=analytic_kl)
+    values = torch.tensor([-objective.loss(program.model, program.guide, x) for _ in range(20)])
+    # false alarm at 5 standard errors of 20 values < 1e-4
+    assert abs(values.mean() - elbo) < 5 * values.std() / 20**0.5
+
+
+def test_svi_takes_it():
+    vae = _vae()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), pv.objectives.ELBO())
+    losses = [svi.step(X) for _ in range(300)]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("particles", [0, 1.5, True])
+def test_bad_number_of_particles(particles):
+    with pytest.raises(ValueError, match="expected num_particles to be a positive integer; got"):
+        pv.objectives.ELBO(particles)

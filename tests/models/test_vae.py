@@ -1,0 +1,100 @@
+"""The VAE as a Pyro program."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from components import LIKELIHOODS, POSTERIORS, PRIORS, SMALL
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+
+import pyro_vae as pv
+
+
+@pytest.fixture
+def vae():
+    return pv.VAE((2, 3), 4, encoder=SMALL, decoder=SMALL)
+
+
+def test_model_and_guide_are_what_they_say(vae):
+    x = torch.bernoulli(torch.full((5, 2, 3), 0.5))
+    guide = poutine.trace(vae.guide).get_trace(x)
+    model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
+    z = guide.nodes["z"]["value"]
+    assert z.shape == (5, 4)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    logits = vae.likelihood.network(z)
+    score = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    expected = prior.sum() + score.sum()
+    torch.testing.assert_close(model.log_prob_sum(), expected)
+
+
+def test_generates_without_data(vae):
+    assert vae.model(size=6).shape == (6, 2, 3)
+    samples = Predictive(vae.model, num_samples=7)(size=6)
+    assert samples["x"].shape == (7, 6, 2, 3) and samples["z"].shape == (7, 6, 4)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("posterior", POSTERIORS.values(), ids=POSTERIORS)
+def test_any_leading_particle_dimensions(prior, likelihood, posterior):
+    vae = pv.VAE((3,), 2, prior, likelihood, posterior, SMALL, SMALL)
+    x = torch.bernoulli(torch.full((5, 3), 0.5))
+    with pyro.plate("outer", 3, dim=-3), pyro.plate("particles", 4, dim=-2):
+        guide = poutine.trace(vae.guide).get_trace(x)
+        model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
+    for trace in (guide, model):
+        trace.compute_log_prob()
+    z = guide.nodes["z"]["value"]
+    assert z.shape == (3, 4, 5, 2)
+    log_prob = model.nodes["x"]["log_prob"]
+    assert log_prob.shape == (3, 4, 5)
+    torch.testing.assert_close(log_prob[2, 1], vae.likelihood(z[2, 1]).log_prob(x))
+    torch.testing.assert_close(
+        model.nodes["z"]["log_prob"][2, 1], vae.prior().log_prob(z[2, 1]).expand(5)
+    )
+
+
+def test_render_model_draws_the_graphical_model(vae):
+    source = pyro.render_model(vae.model, model_args=(torch.zeros(5, 2, 3),)).source
+    assert "z -> x" in source
+    assert "cluster_data" in source and "label=data" in source
+    # x is shaded, being observed; z is not
+    shaded = [line for line in source.splitlines() if "gray" in line or "grey" in line]
+    assert len(shaded) == 1 and shaded[0].strip().startswith("x ")
+
+
+def test_plain_pyro_svi_learns_it(vae):
+    x = torch.bernoulli(torch.rand(1, 2, 3)).expand(50, 2, 3)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    losses = [svi.step(x) / 50 for _ in range(300)]
+    # 50 copies of one datum have log p(x) → 0
+    assert losses[-1] < 0.5 < 3 < losses[0]
+
+
+def test_deep_copy_keeps_a_vamp_prior_with_its_own_posterior():
+    vae = pv.VAE((3,), 2, prior=PRIORS["VampPrior"], encoder=SMALL, decoder=SMALL)
+    twin = copy.deepcopy(vae)
+    assert twin.prior._posterior[0] is twin.posterior is not vae.posterior
+
+
+def test_a_user_s_own_network_fits_through_a_lambda():
+    vae = pv.VAE(
+        (4,),
+        2,
+        encoder=lambda i, o: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Unflatten(-1, o)),
+        decoder=lambda i, o: torch.nn.Linear(2, 4),
+    )
+    x = torch.bernoulli(torch.full((5, 4), 0.5))
+    assert pv.log_weights(vae.model, vae.guide, x, num_samples=3).shape == (3, 5)
+
+
+def test_class_name_of_a_partial_is_the_class():
+    vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.Gaussian, scale=0.1))
+    assert repr(vae).startswith("VAE(")
+    assert "Gaussian(" in repr(vae) and "StandardNormal(" in repr(vae)
