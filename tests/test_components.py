@@ -169,10 +169,10 @@ def test_both_kl_estimators_agree(prior, posterior):
 class TestReferences:
     """Against slow, obvious formulas."""
 
+    @torch.no_grad()
     def test_mixture_of_normals(self):
         prior = priors.MixtureOfNormals(2, components=3).double()
-        with torch.no_grad():
-            prior.logits.copy_(torch.randn(3)), prior.log_scale.copy_(torch.randn(3, 2))
+        prior.logits.copy_(torch.randn(3)), prior.log_scale.copy_(torch.randn(3, 2))
         z = torch.randn(6, 2, dtype=torch.float64)
         weights = prior.logits.detach().softmax(0).numpy()
         loc, scale = prior.loc.detach().numpy(), prior.log_scale.detach().exp().numpy()
@@ -183,6 +183,7 @@ class TestReferences:
             )
             assert float(prior().log_prob(torch.tensor(point))) == pytest.approx(math.log(density))
 
+    @torch.no_grad()
     def test_vamp_prior(self):
         prior, posterior = bound_prior(PRIORS["VampPrior"], 2)
         z = torch.randn(2)
@@ -192,6 +193,7 @@ class TestReferences:
         assert float(prior().log_prob(z)) == pytest.approx(math.log(np.mean(densities)), rel=1e-5)
 
     @pytest.mark.parametrize("scale", [0.3, "learned", "per_pixel", "decoded"])
+    @torch.no_grad()
     def test_gaussian(self, scale):
         p = likelihoods.Gaussian(2, (3,), SMALL, scale=scale, min_scale=0.05).double()
         if isinstance(p.log_scale, torch.nn.Parameter):
@@ -207,6 +209,7 @@ class TestReferences:
         expected = stats.norm.logpdf(x.numpy(), outputs[0].numpy(), sigma).sum()
         assert float(p(z).log_prob(x)) == pytest.approx(expected)
 
+    @torch.no_grad()
     def test_bernoulli(self):
         p = likelihoods.Bernoulli(2, (3,), SMALL).double()
         z, x = torch.randn(2, dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0]).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ __all__ = ["History", "fit"]
 
 
 #: The streams of random numbers that one seed feeds.
-_TRAINING, _VALIDATION = 0, 1
+_TRAINING, _VALIDATION, _WARM_UP = 0, 1, 2
 
 
 @dataclass
@@ -146,6 +147,7 @@ def fit(
 
     history = state.history
     with own_parameters(program.model, program.guide), _training(program):
+        _warm_up(program, loss, _first(train, batch_size), seed)
         svi = SVI(
             program.model, program.guide, optim, loss=loss.loss, loss_and_grads=guarded(loss)
         )
@@ -257,6 +259,21 @@ def _epoch(
     return total / seen
 
 
+def _warm_up(program: nn.Module, objective: pyro.infer.ELBO, x: Tensor, seed: int) -> None:
+    """Lets the objective look at the program: it may choose an estimator, or count plates.
+
+    That takes draws. Taken in the first step, a resumed run would take them in a later one.
+    """
+    program.eval()
+    with seeded(seed, _WARM_UP), torch.no_grad(), pyro.validation_enabled(False):
+        objective.loss(program.model, program.guide, x)
+    program.train()
+
+
+def _first(data: Split | Tensor, size: int) -> Tensor:
+    return _fixed(data.head(size) if isinstance(data, Split) else data[:size], 0)
+
+
 def _validate(program: nn.Module, x: Tensor, seed: int) -> float:
     # the same noise after every epoch, so that epochs differ by their weights alone
     with seeded(seed, _VALIDATION), pyro.validation_enabled(False):
@@ -300,12 +317,15 @@ def _check_parameters(program: nn.Module, optim: Joint) -> None:
 
 @contextmanager
 def _training(program: nn.Module) -> Iterator[None]:
+    """Training mode, without Pyro's warnings of a loss that is NaN: that is an error here."""
     before = program.training
     program.train()
-    try:
-        yield
-    finally:
-        program.train(before)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        try:
+            yield
+        finally:
+            program.train(before)
 
 
 def _bar(progress: bool, epochs: int, size: int, batch_size: int, done: int) -> tqdm:

@@ -115,8 +115,7 @@ def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
 @torch.no_grad()
 def _images(model: VAE, data: Dataset, split: Split, seed: int) -> Iterator[Picture]:
     """Samples, reconstructions and the latent plane, where a datum is an image."""
-    *channels, _, _ = (1, *data.event_shape) if len(data.event_shape) == 2 else data.event_shape
-    if len(data.event_shape) not in (2, 3) or channels != [1]:
+    if len(data.event_shape) not in (2, 3) or data.event_shape[:-2] not in ((), (1,)):
         return
     model.eval()
     with seeded(seed, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pyro
@@ -75,17 +76,18 @@ def test_state_goes_on_where_it_stopped():
     optim = Joint(partial(torch.optim.Adam, lr=0.1))
     optim.add({"p": whole})
     steps(optim, whole, 3)
-    state, half = optim.get_state(), torch.nn.Parameter(whole.detach().clone())
+    # copies, as a file would give: the state is the optimiser's own tensors
+    state, half = copy.deepcopy(optim.get_state()), torch.nn.Parameter(whole.detach().clone())
     assert state["names"] == ["p"]
     steps(optim, whole, 3)
     for early in (True, False):
         part = torch.nn.Parameter(half.detach().clone())
         again = Joint(partial(torch.optim.Adam, lr=0.1))
         if early:  # before the parameter is known
-            again.set_state(state)
+            again.set_state(copy.deepcopy(state))
             again.add({"p": part})
         else:
             again.add({"p": part})
-            again.set_state(state)
+            again.set_state(copy.deepcopy(state))
         steps(again, part, 3)
         assert torch.equal(part, whole)

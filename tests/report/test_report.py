@@ -1,0 +1,120 @@
+"""The report of a real run, and the functions that draw it."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import numpy as np
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.report import plots
+from pyro_vae.report.tables import comparison
+from pyro_vae.runs import Run, RunError
+
+SMALL = [
+    *("--data.name", "digits", "--data.binarize", "dynamic", "--fit.epochs", "2"),
+    *("--model.encoder.hidden", "[8]", "--model.decoder.hidden", "[8]"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, dim in (("flat", "2"), ("deep", "5")):
+        assert main(["fit", *SMALL, "--model.latent_dim", dim, "--run", str(folder / name)]) == 0
+        assert main(["evaluate", str(folder / name), "--num-samples", "200"]) == 0
+        assert main(["report", str(folder / name)]) == 0
+    return folder
+
+
+def test_the_page_is_self_contained_and_complete(runs):
+    run = Run(runs / "flat")
+    page = run.report.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "://" not in page
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles[1:-1] == [
+        *("Learning curves", "L_k against k", "k̂ per datum"),
+        *("Log weights of the best and the worst datum", "Samples", "Reconstructions"),
+        *("The latent plane, decoded", "The latent plane, encoded"),
+    ]
+    bounds = run.read_bounds()
+    for row in bounds.estimates.values():
+        assert f"<td>{row.value:.3f}</td><td>{row.se_data:.3f}</td>" in page
+    assert "model.latent_dim" in page and run.read_result()["data"]["checksum"] in page
+    inline = [base64.b64decode(b) for b in re.findall(r"base64,([^\"]+)", page)]
+    assert sorted(inline) == sorted(f.read_bytes() for f in run.figures.iterdir())
+    assert all(png.startswith(b"\x89PNG") for png in inline)
+
+
+def test_the_plane_is_drawn_only_for_two_latents(runs):
+    page = (runs / "deep" / "report.html").read_text(encoding="utf-8")
+    assert "Samples" in page and "The latent plane" not in page
+
+
+def test_warning_is_on_the_page(runs):
+    run = Run(runs / "deep")
+    bounds = run.read_bounds()
+    page = run.report.read_text(encoding="utf-8")
+    assert ("cannot be trusted" in page) == (bounds.warning is not None)
+
+
+def test_comparison_is_paired(runs):
+    first, second = Run(runs / "flat"), Run(runs / "deep")
+    table = comparison([first, second])
+    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (second, first))
+    difference = ours - theirs
+    error = difference.std(ddof=1) / len(difference) ** 0.5
+    row = table.splitlines()[2].split()
+    assert row[0] == "deep" and row[1:3] == ["200", "180"]
+    assert float(row[-2]) == pytest.approx(difference.mean(), abs=6e-4)
+    assert float(row[-1]) == pytest.approx(error, abs=6e-4)
+
+
+def test_runs_on_other_data_are_not_subtracted(runs, tmp_path):
+    other = tmp_path / "other"
+    main(["fit", *SMALL, "--model.latent_dim", "2", "--data.seed", "1", "--run", str(other)])
+    main(["evaluate", str(other), "--num-samples", "50"])
+    assert "other data" in comparison([Run(runs / "flat"), Run(other)])
+
+
+def test_a_run_without_bounds_cannot_be_reported(tmp_path):
+    main(["fit", *SMALL, "--model.latent_dim", "2", "--run", str(tmp_path / "new")])
+    with pytest.raises(RunError, match="has no bounds yet: `pyro-vae evaluate"):
+        comparison([Run(tmp_path / "new")])
+    assert main(["report", str(tmp_path / "new")]) == 1
+
+
+def test_data_that_are_not_images_have_no_pictures(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    run = tmp_path / "run"
+    words = ["--data.name", "array", "--data.path", str(tmp_path / "x.npy")]
+    words += ["--data.binarize", "none", "--model.likelihood", "Gaussian", "--fit.epochs", "1"]
+    assert main(["fit", *words, "--model.latent_dim", "2", "--run", str(run)]) == 0
+    assert main(["evaluate", str(run), "--num-samples", "100"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert {f.stem for f in (run / "figures").iterdir()} == {"learning", "bounds", "khat", "weights"}
+
+
+def test_bound_against_k_marks_the_plateau():
+    program = LinearGaussian(2, shift=0.3, inflate=1.1)
+    bounds = pv.evaluate(program, program.sample(20), num_samples=5000, ks=(1, 5, 50, 500))
+    axes = plots.bound_against_k(bounds).axes[0]
+    (curve,) = (line for line in axes.lines if len(line.get_xdata()) == 5)
+    np.testing.assert_allclose(curve.get_ydata(), list(bounds.iwae.values()))
+    marked = [line for line in axes.lines if "stops rising" in str(line.get_label())]
+    assert marked[0].get_xdata()[0] == bounds.plateau
+
+
+def test_image_grid_puts_images_where_they_belong():
+    images = torch.arange(6).reshape(6, 1, 1).expand(6, 4, 3).double().numpy() / 5
+    canvas = plots.image_grid(images, columns=3).axes[0].images[0].get_array()
+    # rows of 4 pixels and one of white; columns of 3 and one of white
+    assert canvas.shape == (10, 11)
+    for i in range(6):
+        top, left = 5 * (i // 3), 4 * (i % 3)
+        assert (canvas[top : top + 4, left : left + 3] == i / 5).all()
