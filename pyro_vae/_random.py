@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pyro
 import torch
+from pyro.util import get_rng_state, set_rng_state
 
 __all__ = ["seeded"]
 
@@ -22,10 +23,10 @@ def seeded(*entropy: int) -> Iterator[None]:
     """
     # pyro.set_rng_seed hands the seed to NumPy, which takes 32 bits
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    state = pyro.util.get_rng_state()
+    state = get_rng_state()
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)
         try:
             yield
         finally:
-            pyro.util.set_rng_state(state)
+            set_rng_state(state)

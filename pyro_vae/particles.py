@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
 import torch
@@ -21,7 +21,21 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-__all__ = ["Particles", "Program", "log_weights", "own_parameters", "run", "stream"]
+__all__ = [
+    "Particles",
+    "Program",
+    "Site",
+    "log_weights",
+    "own_parameters",
+    "plate_nesting",
+    "run",
+    "samples",
+    "stream",
+    "traces",
+]
+
+#: What Pyro records of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
+Site = Mapping[str, Any]
 
 #: The name of the plate that holds every per-datum site.
 PLATE = "data"
@@ -91,12 +105,12 @@ def run(
     """
     dim = -1 - plate_nesting
     with pyro.plate(_PARTICLES, num_samples, dim=dim):
-        guide_trace, model_trace = _traces(model, guide, args, kwargs)
+        guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
     shape = (num_samples, len(args[0]))
     return Particles(
-        log_p={name: _log_prob(site, dim, shape) for name, site in _samples(model_trace)},
-        log_q={name: _log_prob(site, dim, shape) for name, site in _samples(guide_trace)},
-        latents={n: s["value"] for n, s in _samples(guide_trace) if not s["is_observed"]},
+        log_p={name: _log_prob(site, dim, shape) for name, site in model_sites.items()},
+        log_q={name: _log_prob(site, dim, shape) for name, site in guide_sites.items()},
+        latents={n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]},
     )
 
 
@@ -109,15 +123,12 @@ def plate_nesting(
         ValueError: if a sample site is outside the plate ``"data"``, if the plate does not
             hold exactly the data given, or if model and guide do not sample the same sites.
     """
-    guide_trace, model_trace = _traces(model, guide, args, kwargs)
-    sites = {
-        "guide": dict(_samples(guide_trace)),
-        "model": dict(_samples(model_trace)),
-    }
+    guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
+    sites = {"guide": guide_sites, "model": model_sites}
     for program, members in sites.items():
         for name, site in members.items():
             _check_plate(program, name, site, len(args[0]))
-    _check_match(sites["model"], sites["guide"])
+    _check_match(model_sites, guide_sites)
     frames = [f for m in sites.values() for s in m.values() for f in s["cond_indep_stack"]]
     return max(-frame.dim for frame in frames if frame.vectorized)
 
@@ -160,17 +171,15 @@ def log_weights(
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
         https://arxiv.org/abs/1509.00519
     """
-    columns: list[Tensor] = []
-    rows: list[Tensor] = []
-    for data, _, chunk in stream(
+    result: Tensor | None = None
+    for data, draws, chunk in stream(
         model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
     ):
-        rows.append(chunk)
-        if sum(map(len, rows)) == num_samples:
-            columns.append(torch.cat(rows))
-            rows = []
-        del data
-    return torch.cat(columns, dim=1)
+        if result is None:
+            result = chunk.new_empty(num_samples, len(x))
+        result[draws, data] = chunk
+    assert result is not None  # there is at least one datum and one draw
+    return result
 
 
 @torch.no_grad()
@@ -216,6 +225,27 @@ def stream(
                 yield data, draws, particles.log_weights
 
 
+def traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """All sites of the guide, and of the model run on the guide's draws, by name."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    pruned = (prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+    guide_sites, model_sites = (cast("dict[str, Site]", trace.nodes) for trace in pruned)
+    return guide_sites, model_sites
+
+
+def samples(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites that have a density; ``pyro.deterministic`` is a sample site in form only."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+    }
+
+
 @contextmanager
 def own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
     """Makes modules use the parameters they hold, whatever Pyro's parameter store remembers.
@@ -239,23 +269,7 @@ def own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-def _traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[poutine.Trace, poutine.Trace]:
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-
-
-def _samples(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, site in trace.nodes.items():
-        # pyro.deterministic is a sample site in form only: its density is masked out
-        if site["type"] == "sample" and not site["infer"].get("_deterministic"):
-            yield name, site
-
-
-def _log_prob(site: Mapping[str, Any], particle_dim: int, shape: tuple[int, int]) -> Tensor:
+def _log_prob(site: Site, particle_dim: int, shape: tuple[int, int]) -> Tensor:
     """log p of one site, ``(K, N)``: summed over every plate but the particles' and the data's."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, mask=site["mask"])
@@ -266,7 +280,7 @@ def _log_prob(site: Mapping[str, Any], particle_dim: int, shape: tuple[int, int]
     return log_prob.expand(shape)
 
 
-def _check_plate(program: str, name: str, site: Mapping[str, Any], size: int) -> None:
+def _check_plate(program: str, name: str, site: Site, size: int) -> None:
     frames = [f for f in site["cond_indep_stack"] if f.name == PLATE]
     if not frames:
         raise ValueError(
@@ -278,12 +292,12 @@ def _check_plate(program: str, name: str, site: Mapping[str, Any], size: int) ->
     if not frames[0].vectorized or frames[0].size != size:
         got = f"holds {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
         raise ValueError(
-            f'expected the plate "{PLATE}" to hold the {size} data given; at site \'{name}\' of '
-            f"the {program} it {got}: write `pyro.plate(\"{PLATE}\", len(x))` without subsampling"
+            f"expected the plate \"{PLATE}\" to hold the {size} data given; at site '{name}' of "
+            f'the {program} it {got}: write `pyro.plate("{PLATE}", len(x))` without subsampling'
         )
 
 
-def _check_match(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
+def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
     latent = {n for n, s in model.items() if not s["is_observed"]}
     proposed = {
         n for n, s in guide.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))
@@ -299,8 +313,7 @@ def _check_match(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
             )
     if latent == set(model):
         raise ValueError(
-            "the model observes nothing: give the data to one of its sites, "
-            "`pyro.sample(…, obs=x)`"
+            "the model observes nothing: give the data to one of its sites, `pyro.sample(…, obs=x)`"
         )
 
 

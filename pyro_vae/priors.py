@@ -38,7 +38,7 @@ class Prior(Component):
     def forward(self) -> Distribution:
         """p(z): batch shape ``()``, event shape ``(latent_dim,)``."""
 
-    def bind(self, posterior: Posterior) -> None:  # noqa: B027 (optional by design)
+    def bind(self, posterior: Posterior) -> None:
         """Called once, by the program that owns both, when it is built. Does nothing here."""
 
 

@@ -187,9 +187,7 @@ class TestReferences:
     def test_vamp_prior(self):
         prior, posterior = bound_prior(PRIORS["VampPrior"], 2)
         z = torch.randn(2)
-        densities = [
-            float(posterior(u.clamp(0, 1)).log_prob(z).exp()) for u in prior.pseudo_inputs
-        ]
+        densities = [float(posterior(u.clamp(0, 1)).log_prob(z).exp()) for u in prior.pseudo_inputs]
         assert float(prior().log_prob(z)) == pytest.approx(math.log(np.mean(densities)), rel=1e-5)
 
     @pytest.mark.parametrize("scale", [0.3, "learned", "per_pixel", "decoded"])

@@ -30,7 +30,6 @@ PRINTED = (5, 50, 500, 5000)
 _HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
 
 
-
 class Estimate(NamedTuple):
     """A mean over data, in nats, with its two standard errors.
 
@@ -210,7 +209,7 @@ class Bounds:
         """
         import xarray
 
-        columns = {name: ("datum", values) for name, values in self.per_datum.items()}
+        columns: dict[str, Any] = {n: ("datum", v) for n, v in self.per_datum.items()}
         ks = list(self.iwae_per_datum)
         columns["iwae"] = (("k", "datum"), np.stack(list(self.iwae_per_datum.values())))
         columns["iwae_variance"] = (("k", "datum"), np.stack(list(self.iwae_variance.values())))
@@ -243,10 +242,10 @@ class Bounds:
                 tree.load()
             bounds = tree["bounds"].to_dataset()
             ks = [int(k) for k in bounds["k"]]
-            raw = tree["sample_stats"]["log_weight"][0].to_numpy() if "sample_stats" in tree else None
+            raw = tree["sample_stats/log_weight"].to_numpy()[0] if "sample_stats" in tree else None
             return cls(
                 num_samples=int(bounds.attrs["num_samples"]),
-                per_datum={n: v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
+                per_datum={str(n): v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
                 iwae_per_datum={k: bounds["iwae"].sel(k=k).to_numpy() for k in ks},
                 iwae_variance={k: bounds["iwae_variance"].sel(k=k).to_numpy() for k in ks},
                 log_weights=raw,

@@ -178,7 +178,7 @@ class ParetoTail:
 
         Equal weights (q is the posterior) have no tail at all and give −inf.
         """
-        from arviz_stats.base import array_stats
+        from arviz_stats.base.array import array_stats
 
         # a weight of zero has no logarithm to fit; among the M largest, it leaves no tail
         largest = self._largest.T.numpy()
@@ -193,7 +193,7 @@ class ParetoTail:
                 khat[datum] = -math.inf
             else:
                 # ArviZ expects log-likelihoods, whose negatives are the log weights
-                _, khat[datum] = array_stats.psislw(-weights, r_eff=45 / self.tail)
+                _, khat[datum] = array_stats.psislw(-weights, r_eff=45 / self.tail)  # type: ignore[arg-type]
         return torch.from_numpy(khat)
 
 

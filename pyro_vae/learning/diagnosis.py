@@ -10,6 +10,8 @@ import pyro
 import torch
 from pyro import poutine
 
+from ..particles import samples, traces
+
 __all__ = ["NonFiniteLossError", "guarded"]
 
 
@@ -33,7 +35,7 @@ class NonFiniteLossError(RuntimeError):
         )
 
 
-def guarded(objective: pyro.infer.ELBO) -> Callable[..., float]:
+def guarded(objective: Any) -> Callable[..., float]:
     """``objective.loss_and_grads`` that raises, before any weight is updated, if not finite."""
 
     def loss_and_grads(model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -50,17 +52,12 @@ def guarded(objective: pyro.infer.ELBO) -> Callable[..., float]:
 @torch.no_grad()
 def _diagnose(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[str, str]:
     with poutine.block(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    for trace in (guide_trace, model_trace):
-        for name, site in trace.nodes.items():
-            if site["type"] == "param" and not site["value"].isfinite().all():
-                return name, f"parameter '{name}' is not finite since the update before"
-    for program, trace in (("guide", guide_trace), ("model", model_trace)):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-                continue
+        guide_sites, model_sites = traces(model, guide, args, kwargs)
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        if site["type"] == "param" and not site["value"].isfinite().all():
+            return name, f"parameter '{name}' is not finite since the update before"
+    for program, sites in (("guide", guide_sites), ("model", model_sites)):
+        for name, site in samples(sites).items():
             log_prob = site["fn"].log_prob(site["value"])
             bad = int((~log_prob.isfinite()).sum())
             if bad:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import torch
+from pyro.infer import ELBO as PyroELBO
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from .._component import positive
 from .._random import seeded
 from ..data.datasets import Split
-from ..particles import log_weights, own_parameters
+from ..particles import Program, log_weights, own_parameters
 from . import checkpoint as checkpoints
 from .diagnosis import NonFiniteLossError, guarded
 from .objectives import ELBO
@@ -63,7 +64,7 @@ def fit(
     train: Split | Tensor,
     *,
     valid: Split | Tensor | None = None,
-    objective: pyro.infer.ELBO | None = None,
+    objective: PyroELBO | None = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
@@ -122,16 +123,19 @@ def fit(
         if valid is None:
             raise ValueError("patience watches the validation ELBO: expected valid data; got none")
     place = _device(device)
-    train, valid = (_checked(program, data, seed) for data in (train, valid))
+    for data in (train, valid):
+        if data is not None and hasattr(program, "check"):
+            program.check(_fixed(data, seed))  # type: ignore[operator]
     program.to(place)
-    train, valid = train.to(place), None if valid is None else valid.to(place)  # type: ignore[union-attr]
-    x_valid = None if valid is None else _fixed(valid, seed)
+    train = train.to(place)
+    x_valid = None if valid is None else _fixed(valid, seed).to(place)
+    pair = cast(Program, program)
 
     optim = Joint(optimizer, clip_norm)
     optim.add(dict(program.named_parameters()))
     assert optim.optimizer is not None
     scheduler = schedule(optim.optimizer) if schedule else None
-    loss = objective if objective is not None else ELBO()
+    loss: Any = objective if objective is not None else ELBO()
     settings = {
         "seed": seed,
         "batch_size": batch_size,
@@ -146,11 +150,9 @@ def fit(
         state.load(path)
 
     history = state.history
-    with own_parameters(program.model, program.guide), _training(program):
+    with own_parameters(pair.model, pair.guide), _training(program):
         _warm_up(program, loss, _first(train, batch_size), seed)
-        svi = SVI(
-            program.model, program.guide, optim, loss=loss.loss, loss_and_grads=guarded(loss)
-        )
+        svi = SVI(pair.model, pair.guide, optim, loss=loss.loss, loss_and_grads=guarded(loss))
         with _bar(progress, epochs, len(train), batch_size, len(history)) as bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 if state.stale(patience):
@@ -166,7 +168,7 @@ def fit(
                     "lr": lr,
                 }
                 if x_valid is not None:
-                    record["valid_elbo"] = _validate(program, x_valid, seed)
+                    record["valid_elbo"] = _validate(pair, x_valid, seed)
                 _advance(scheduler, record)
                 record["seconds"] = time.perf_counter() - start
                 state.record(record)
@@ -249,7 +251,7 @@ def _epoch(
         for step, index in enumerate(order.split(batch_size), 1):
             x = train.draw(index) if isinstance(train, Split) else train[index]
             try:
-                total -= float(svi.step(x))
+                total -= cast(float, svi.step(x))
             except NonFiniteLossError as error:
                 error.where = f" in epoch {epoch}, step {step}"
                 raise
@@ -259,14 +261,15 @@ def _epoch(
     return total / seen
 
 
-def _warm_up(program: nn.Module, objective: pyro.infer.ELBO, x: Tensor, seed: int) -> None:
+def _warm_up(program: nn.Module, objective: Any, x: Tensor, seed: int) -> None:
     """Lets the objective look at the program: it may choose an estimator, or count plates.
 
     That takes draws. Taken in the first step, a resumed run would take them in a later one.
     """
     program.eval()
+    pair = cast(Program, program)
     with seeded(seed, _WARM_UP), torch.no_grad(), pyro.validation_enabled(False):
-        objective.loss(program.model, program.guide, x)
+        objective.loss(pair.model, pair.guide, x)
     program.train()
 
 
@@ -274,7 +277,7 @@ def _first(data: Split | Tensor, size: int) -> Tensor:
     return _fixed(data.head(size) if isinstance(data, Split) else data[:size], 0)
 
 
-def _validate(program: nn.Module, x: Tensor, seed: int) -> float:
+def _validate(program: Program, x: Tensor, seed: int) -> float:
     # the same noise after every epoch, so that epochs differ by their weights alone
     with seeded(seed, _VALIDATION), pyro.validation_enabled(False):
         return float(log_weights(program.model, program.guide, x, num_samples=1).double().mean())
@@ -293,12 +296,6 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("expected a CUDA device; torch finds none here: use device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _checked(program: nn.Module, data: Split | Tensor | None, seed: int) -> Split | Tensor | None:
-    if data is not None and hasattr(program, "check"):
-        program.check(_fixed(data, seed))  # type: ignore[operator]
-    return data
 
 
 def _fixed(data: Split | Tensor, seed: int) -> Tensor:

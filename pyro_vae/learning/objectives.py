@@ -7,20 +7,21 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import pyro.infer
 from pyro import poutine
-from pyro.poutine.subsample_messenger import _Subsample
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .._component import positive
+from ..particles import samples, traces
 
 __all__ = ["ELBO", "Objective"]
 
 _log = logging.getLogger("pyro_vae")
 
 
-class Objective(pyro.infer.ELBO):
+class Objective(PyroELBO):
     """The base of all objectives: a Pyro ``ELBO``, so ``SVI(…, loss=objective)`` takes it.
 
     A new objective defines :meth:`estimator`, the Pyro ``ELBO`` that does the work for one
@@ -30,7 +31,7 @@ class Objective(pyro.infer.ELBO):
     @abstractmethod
     def estimator(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> pyro.infer.ELBO:
+    ) -> Trace_ELBO:
         """The estimator for this program, called with these arguments."""
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -73,18 +74,18 @@ class ELBO(Objective):
     def __init__(self, num_particles: int = 1, analytic_kl: bool | None = None) -> None:
         super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
         self.analytic_kl = analytic_kl
-        self._chosen: tuple[Any, Any, pyro.infer.ELBO] | None = None
+        self._chosen: tuple[Any, Any, Trace_ELBO] | None = None
 
     def estimator(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> pyro.infer.ELBO:
+    ) -> Trace_ELBO:
         # compared by ==, because vae.model is a new bound method at every access
         if self._chosen is None or self._chosen[:2] != (model, guide):
             self._chosen = (model, guide, self._choose(model, guide, args, kwargs))
         return self._chosen[2]
 
-    def _choose(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> pyro.infer.ELBO:
-        kind = pyro.infer.Trace_ELBO
+    def _choose(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Trace_ELBO:
+        kind: type[Trace_ELBO] = Trace_ELBO
         if self.analytic_kl is not False:
             closed, sampled = _closed_forms(model, guide, args, kwargs)
             for name, pair in sampled.items():
@@ -92,7 +93,7 @@ class ELBO(Objective):
                     "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
                 )
             if closed or self.analytic_kl:
-                kind = pyro.infer.TraceMeanField_ELBO
+                kind = TraceMeanField_ELBO
         # Pyro's vectorised particles guess the plates' depth by themselves at the first call
         return kind(num_particles=self.num_particles, vectorize_particles=self.num_particles > 1)
 
@@ -102,15 +103,13 @@ def _closed_forms(
 ) -> tuple[set[str], dict[str, str]]:
     """The latent sites with an analytic KL, and those without, with their distributions."""
     with poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
     closed: set[str] = set()
     sampled: dict[str, str] = {}
-    for name in model_trace.stochastic_nodes:
-        if name not in guide_trace.nodes or type(guide_trace.nodes[name]["fn"]) is _Subsample:
+    for name, site in model_sites.items():
+        if site["is_observed"] or name not in guide_sites:
             continue
-        q, p = guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"]
+        q, p = guide_sites[name]["fn"], site["fn"]
         try:
             if not q.has_rsample:
                 raise NotImplementedError

@@ -53,7 +53,7 @@ class Joint(PyroOptim):
         if new:
             store = pyro.get_param_store()
             # SVI hands over a set: sorted, or sums over parameters would vary with its order
-            self.add({store.param_name(p): p for p in sorted(new, key=store.param_name)})
+            self.add(dict(sorted((str(store.param_name(p)), p) for p in new)))
         if self.clip_norm is not None:
             clip_grad_norm_(list(self._names), self.clip_norm)
         assert self.optimizer is not None

@@ -65,7 +65,9 @@ def write_report(run: Run) -> None:
     shown = []
     for picture in pictures:
         png = picture.png()
-        _files.write(run.figures / f"{picture.name}.png", lambda file, png=png: file.write_bytes(png))
+        _files.write(
+            run.figures / f"{picture.name}.png", lambda file, png=png: file.write_bytes(png)
+        )
         shown.append((picture, base64.b64encode(png).decode()))
     page = _template().render(
         name=run.name,

@@ -32,7 +32,9 @@ def learning_curves(history: History) -> Figure:
     # the first epochs fall far below the rest and would flatten it
     settled = np.sort(history["elbo"])[len(history) // 10 :]
     top = max(max(history["elbo"]), max(history.epochs[-1].get("valid_elbo", -np.inf), settled[-1]))
-    axes.set_ylim(settled[0] - 0.1 * (top - settled[0]) - 1e-3, top + 0.1 * (top - settled[0]) + 1e-3)
+    axes.set_ylim(
+        settled[0] - 0.1 * (top - settled[0]) - 1e-3, top + 0.1 * (top - settled[0]) + 1e-3
+    )
     axes.set_xlabel("epoch")
     axes.set_ylabel("ELBO (nats per datum)")
     axes.legend(frameon=False)
@@ -122,7 +124,9 @@ def latent_scatter(means: np.ndarray, labels: np.ndarray | None) -> Figure:
         axes.scatter(*means.T, s=5, alpha=0.6)
     else:
         points = axes.scatter(*means.T, s=5, c=labels, cmap="tab10", alpha=0.8)
-        axes.legend(*points.legend_elements(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(
+            *points.legend_elements(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
+        )
     axes.set_aspect("equal", "datalim")
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")

@@ -258,9 +258,7 @@ def test_the_last_good_checkpoint_survives(tmp_path):
 def test_a_parameter_that_overflowed_is_named():
     program = Fragile("nowhere")
     with pytest.raises(NonFiniteLossError, match="parameter 'loc' is not finite"):
-        pv.fit(
-            program, torch.ones(6), epochs=5, optimizer=partial(torch.optim.SGD, lr=1e38)
-        )
+        pv.fit(program, torch.ones(6), epochs=5, optimizer=partial(torch.optim.SGD, lr=1e38))
 
 
 class Global(PyroModule):

@@ -97,7 +97,12 @@ def test_data_that_are_not_images_have_no_pictures(tmp_path):
     assert main(["fit", *words, "--model.latent_dim", "2", "--run", str(run)]) == 0
     assert main(["evaluate", str(run), "--num-samples", "100"]) == 0
     assert main(["report", str(run)]) == 0
-    assert {f.stem for f in (run / "figures").iterdir()} == {"learning", "bounds", "khat", "weights"}
+    assert {f.stem for f in (run / "figures").iterdir()} == {
+        "learning",
+        "bounds",
+        "khat",
+        "weights",
+    }
 
 
 def test_bound_against_k_marks_the_plateau():
