@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, ABCMeta
 from collections.abc import Callable
 
@@ -34,10 +33,3 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
     return value
-
-
-def class_name(factory: object) -> str:
-    """The name a reader knows a component factory by, also through ``functools.partial``."""
-    while hasattr(factory, "func"):
-        factory = factory.func  # type: ignore[attr-defined]
-    return factory.__name__ if inspect.isclass(factory) else repr(factory)

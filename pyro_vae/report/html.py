@@ -56,11 +56,12 @@ def write_report(run: Run) -> None:
     experiment, data, model = run.open()
     bounds = run.read_bounds()
     result = run.read_result()
-    split: Split = getattr(data, result["bounds"]["split"])
+    # the very data that were judged, with the same dynamic pixels
+    split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
     pictures = [
         Picture("learning", "Learning curves", "", plots.learning_curves(run.read_metrics())),
         *_judgement(model, split, bounds),
-        *_images(model, data, split, experiment.seed),
+        *_images(model, data, split, bounds.seed or 0),
     ]
     shown = []
     for picture in pictures:

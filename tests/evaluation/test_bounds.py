@@ -104,7 +104,7 @@ def test_a_bad_guide_is_noticed():
     assert trusted.warning is None
     assert len(suspect.unreliable) == 20
     assert suspect.warning.startswith("For 20 of 20 data k̂ is above 0.70")
-    assert "cannot be trusted" in str(suspect)
+    assert "cannot be trusted" in str(suspect).replace("\n", " ")
     assert suspect.log_evidence < trusted.log_evidence
 
 

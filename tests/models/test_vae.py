@@ -94,7 +94,7 @@ def test_a_user_s_own_network_fits_through_a_lambda():
     assert pv.log_weights(vae.model, vae.guide, x, num_samples=3).shape == (3, 5)
 
 
-def test_class_name_of_a_partial_is_the_class():
+def test_repr_shows_the_names_that_were_written():
     vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.Gaussian, scale=0.1))
     assert repr(vae).startswith("VAE(")
     assert "Gaussian(" in repr(vae) and "StandardNormal(" in repr(vae)
