@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 
 from ._component import Component, NetworkFactory, Shape, positive
 
-__all__ = ["DiagonalNormal", "Posterior"]
+__all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal", "Posterior"]
 
 
 class Posterior(Component):
@@ -58,3 +58,54 @@ class DiagonalNormal(Posterior):
     def forward(self, x: torch.Tensor) -> Distribution:
         loc, log_scale = self.network(x).unbind(-2)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class FullCovarianceNormal(Posterior):
+    """q(z|x) = N(μ(x), L(x) L(x)ᵀ), the network giving μ and the lower triangle of L.
+
+    The diagonal of L is the exponential of what the network says, the rest as it is.
+
+    References:
+        An Introduction to Variational Autoencoders (Kingma & Welling, 2019), section 2.5.1.
+        https://arxiv.org/abs/1906.02691
+    """
+
+    def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
+        super().__init__(event_shape, latent_dim, network)
+        # a row for μ, one for log diag L, and L below its diagonal
+        self.network = network(self.event_shape, (2 + latent_dim, latent_dim))
+
+    def forward(self, x: torch.Tensor) -> Distribution:
+        out = self.network(x)
+        loc, log_diagonal, lower = out[..., 0, :], out[..., 1, :], out[..., 2:, :]
+        scale_tril = lower.tril(-1) + log_diagonal.exp().diag_embed()
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class LowRankNormal(Posterior):
+    """q(z|x) = N(μ(x), W(x) W(x)ᵀ + diag σ(x)²), with W of few columns.
+
+    Arguments:
+        event_shape: the shape of one datum.
+        latent_dim: the number of latent variables D.
+        network: the factory of the encoder.
+        rank: the number of columns of W.
+
+    Raises:
+        ValueError: if ``rank`` is not a positive integer.
+
+    References:
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models
+        (Rezende et al., 2014), section 4.3. https://arxiv.org/abs/1401.4082
+    """
+
+    def __init__(
+        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, rank: int = 2
+    ) -> None:
+        super().__init__(event_shape, latent_dim, network)
+        self.network = network(self.event_shape, (2 + positive("rank", rank), latent_dim))
+
+    def forward(self, x: torch.Tensor) -> Distribution:
+        out = self.network(x)
+        loc, log_scale, factor = out[..., 0, :], out[..., 1, :], out[..., 2:, :]
+        return dist.LowRankMultivariateNormal(loc, factor.mT, (2 * log_scale).exp())

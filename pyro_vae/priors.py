@@ -13,7 +13,15 @@ from torch import nn
 from ._component import Component, positive
 from .posteriors import Posterior
 
-__all__ = ["MixtureOfNormals", "Prior", "StandardNormal", "VampPrior"]
+__all__ = [
+    "DiagonalNormal",
+    "Laplace",
+    "MixtureOfNormals",
+    "Prior",
+    "StandardNormal",
+    "StudentT",
+    "VampPrior",
+]
 
 
 class Prior(Component):
@@ -61,6 +69,59 @@ class StandardNormal(Prior):
 
     def forward(self) -> Distribution:
         return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class DiagonalNormal(Prior):
+    """p(z) = N(μ, diag σ²), learned.
+
+    A VAE with a learned affine layer at the decoder's entrance could say the same; it is the
+    simplest prior with parameters, to compare richer ones with.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> Distribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class Laplace(Prior):
+    """p(z) = Π_d Laplace(z_d; 0, 1/√2), of unit variance: sparser than the normal."""
+
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("scale", torch.full((latent_dim,), 0.5**0.5), persistent=False)
+
+    def forward(self) -> Distribution:
+        return dist.Laplace(torch.zeros_like(self.scale), self.scale).to_event(1)
+
+
+class StudentT(Prior):
+    """p(z) = Π_d t_ν(z_d), with heavier tails than the normal.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        df: ν, the degrees of freedom.
+
+    Raises:
+        ValueError: if ``df`` is not positive.
+    """
+
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int, df: float = 5.0) -> None:
+        super().__init__(latent_dim)
+        if not df > 0:
+            raise ValueError(f"expected df > 0; got {df}")
+        self.df = df
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        return dist.StudentT(self.df, torch.zeros_like(self.scale), self.scale).to_event(1)
 
 
 class MixtureOfNormals(Prior):

@@ -16,21 +16,37 @@ from pyro_vae import likelihoods, networks, posteriors, priors
 SMALL = partial(networks.MLP, hidden=(5,))
 
 PRIORS = {
+    "DiagonalNormal": priors.DiagonalNormal,
+    "Laplace": priors.Laplace,
+    "StudentT": priors.StudentT,
     "StandardNormal": priors.StandardNormal,
     "MixtureOfNormals": partial(priors.MixtureOfNormals, components=3),
     "MixtureOfNormals of one": partial(priors.MixtureOfNormals, components=1),
     "VampPrior": partial(priors.VampPrior, components=3),
     "VampPrior, free": partial(priors.VampPrior, components=2, interval=None),
 }
-POSTERIORS = {"DiagonalNormal": posteriors.DiagonalNormal}
+POSTERIORS = {
+    "DiagonalNormal": posteriors.DiagonalNormal,
+    "FullCovarianceNormal": posteriors.FullCovarianceNormal,
+    "LowRankNormal": partial(posteriors.LowRankNormal, rank=1),
+}
 LIKELIHOODS = {
     "Bernoulli": likelihoods.Bernoulli,
+    "Binomial": partial(likelihoods.Binomial, levels=16),
+    "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
     "Gaussian": likelihoods.Gaussian,
     "Gaussian, fixed": partial(likelihoods.Gaussian, scale=0.3),
     "Gaussian, per pixel": partial(likelihoods.Gaussian, scale="per_pixel"),
     "Gaussian, decoded": partial(likelihoods.Gaussian, scale="decoded", mean="sigmoid"),
+    "Laplace": likelihoods.Laplace,
+    "NegativeBinomial": likelihoods.NegativeBinomial,
+    "Poisson": likelihoods.Poisson,
+    "StudentT": likelihoods.StudentT,
+    "StudentT, fixed": partial(likelihoods.StudentT, df=3.0, scale=0.5),
+    "ZeroInflatedNegativeBinomial": likelihoods.ZeroInflatedNegativeBinomial,
 }
 NETWORKS = {
+    "GatedMLP": partial(networks.GatedMLP, hidden=(5,)),
     "MLP": SMALL,
     "MLP, linear": partial(networks.MLP, hidden=()),
     "MLP, deep": partial(networks.MLP, hidden=(4, 3), activation=torch.nn.ReLU),

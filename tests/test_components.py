@@ -15,6 +15,7 @@ from scipy import stats
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, posteriors, priors
+from pyro_vae.data import Kind
 
 FAMILIES = {priors: PRIORS, likelihoods: LIKELIHOODS, posteriors: POSTERIORS, networks: NETWORKS}
 
@@ -31,7 +32,10 @@ def _integral(fn, low=-12.0, high=12.0, points=1201, dims=1):
     """∫ exp(log p) over a grid, by the trapezoid rule."""
     axis = torch.linspace(low, high, points, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims)
-    return float(fn.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** dims)
+    weights = torch.full((points,), float(axis[1] - axis[0]), dtype=torch.float64)
+    weights[[0, -1]] /= 2
+    weights = torch.cartesian_prod(*[weights] * dims).reshape(-1, dims).prod(-1)
+    return float((fn.log_prob(grid).exp() * weights).sum())
 
 
 @torch.no_grad()
@@ -44,6 +48,19 @@ def _agrees(fn, draws, low=-12.0, high=12.0, points=4801):
     density = fn.log_prob(axis[:, None]).exp()
     cdf = torch.cumsum(density, 0).numpy() * float(axis[1] - axis[0])
     return stats.kstest(draws, lambda v: np.interp(v, axis.numpy(), cdf)).pvalue > 1e-4
+
+
+def _counts_agree(draws, probabilities):
+    """χ² of discrete samples, rare values pooled. False alarm 1e-4 for each call."""
+    order = probabilities.argsort(descending=True)
+    common = order[probabilities[order] * len(draws) >= 5]
+    seen = torch.stack([(draws == value).sum() for value in common]).double()
+    expected = probabilities[common] * len(draws)
+    rest = len(draws) - torch.stack([seen.sum(), expected.sum()])
+    if rest[1] > 1:
+        seen, expected = torch.cat([seen, rest[:1]]), torch.cat([expected, rest[1:]])
+    statistic = float(((seen - expected) ** 2 / expected).sum())
+    return stats.chi2.sf(statistic, len(seen) - 1) > 1e-4
 
 
 @pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
@@ -119,16 +136,18 @@ class TestLikelihoods:
     def test_density_and_samples(self, make):
         p = make(2, (1,), SMALL).double()
         fn = p(torch.randn(2, dtype=torch.float64))
-        draws = fn.sample((2000,))[:, 0].detach().numpy()
-        if p.support is pv.data.Kind.BINARY:
-            total = sum(float(fn.log_prob(torch.tensor([float(v)])).exp()) for v in (0, 1))
-            assert total == pytest.approx(1, abs=1e-6)
-            one = float(fn.log_prob(torch.ones(1)).exp())
-            # false alarm 1e-4
-            assert stats.binomtest(int(draws.sum()), 2000, one).pvalue > 1e-4
+        draws = fn.sample((2000,))[:, 0]
+        if p.support in (Kind.BINARY, Kind.COUNTS):
+            top = getattr(p, "levels", 1 if p.support is Kind.BINARY else 400)
+            values = torch.arange(top + 1, dtype=torch.float64)[:, None]
+            probabilities = fn.log_prob(values).exp()
+            assert float(probabilities.sum()) == pytest.approx(1, abs=1e-6)
+            assert _counts_agree(draws.long(), probabilities)
         else:
-            assert _integral(fn, points=4801) == pytest.approx(1, abs=1e-3)
-            assert _agrees(fn, draws)
+            low, high = (0.0, 1.0) if p.support is Kind.UNIT else (-40.0, 40.0)
+            # a Student t with few degrees of freedom has 1e-4 beyond ±40
+            assert _integral(fn, low, high, 16_001) == pytest.approx(1, abs=1e-3)
+            assert _agrees(fn, draws.numpy(), low, high, 16_001)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_dtypes(self, make, dtype):
@@ -208,6 +227,40 @@ class TestReferences:
         assert float(p(z).log_prob(x)) == pytest.approx(expected)
 
     @torch.no_grad()
+    def test_counts(self):
+        z, x = torch.randn(2, dtype=torch.float64), torch.tensor([0.0, 3.0, 7.0]).double()
+        counts = x.numpy().astype(int)
+        binomial = likelihoods.Binomial(2, (3,), SMALL, levels=16).double()
+        expected = stats.binom.logpmf(counts, 16, binomial.network(z).sigmoid().numpy()).sum()
+        assert float(binomial(z).log_prob(x)) == pytest.approx(expected)
+        poisson = likelihoods.Poisson(2, (3,), SMALL).double()
+        expected = stats.poisson.logpmf(counts, poisson.network(z).exp().numpy()).sum()
+        assert float(poisson(z).log_prob(x)) == pytest.approx(expected)
+        inflated = likelihoods.ZeroInflatedNegativeBinomial(2, (3,), SMALL).double()
+        torch.nn.init.normal_(inflated.log_total_count)
+        logits, gates = inflated.network(z)
+        r, gate = inflated.log_total_count.exp().numpy(), gates.sigmoid().numpy()
+        # scipy's p is the probability of stopping, ours of going on
+        pmf = stats.nbinom.pmf(counts, r, 1 - logits.sigmoid().numpy())
+        expected = np.log(gate * (counts == 0) + (1 - gate) * pmf).sum()
+        assert float(inflated(z).log_prob(x)) == pytest.approx(expected)
+
+    @torch.no_grad()
+    def test_normals_with_correlations(self):
+        x = torch.randn(3, dtype=torch.float64)
+        z = torch.randn(4, dtype=torch.float64)
+        full = posteriors.FullCovarianceNormal((3,), 4, SMALL).double()
+        out = full.network(x).numpy()
+        lower = np.tril(out[2:], -1) + np.diag(np.exp(out[1]))
+        expected = stats.multivariate_normal.logpdf(z.numpy(), out[0], lower @ lower.T)
+        assert float(full(x).log_prob(z)) == pytest.approx(expected)
+        low = posteriors.LowRankNormal((3,), 4, SMALL, rank=2).double()
+        out = low.network(x).numpy()
+        covariance = out[2:].T @ out[2:] + np.diag(np.exp(2 * out[1]))
+        expected = stats.multivariate_normal.logpdf(z.numpy(), out[0], covariance)
+        assert float(low(x).log_prob(z)) == pytest.approx(expected)
+
+    @torch.no_grad()
     def test_bernoulli(self):
         p = likelihoods.Bernoulli(2, (3,), SMALL).double()
         z, x = torch.randn(2, dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0]).double()
@@ -231,6 +284,10 @@ class TestReferences:
         ),
         (lambda: likelihoods.Gaussian(2, (3,), SMALL, scale="free"), "got 'free'"),
         (lambda: likelihoods.Gaussian(2, (3,), SMALL, min_scale=0.0), "expected min_scale > 0"),
+        (lambda: priors.StudentT(2, df=0.0), "expected df > 0; got 0"),
+        (lambda: likelihoods.StudentT(2, (3,), SMALL, df=1.0), "expected df > 1; got 1"),
+        (lambda: likelihoods.Binomial(2, (3,), SMALL, levels=0), "expected levels to be a"),
+        (lambda: posteriors.LowRankNormal((3,), 2, SMALL, rank=0), "expected rank to be a"),
         (lambda: networks.MLP((3,), (2,), hidden=(0,)), "expected every width in hidden"),
         (lambda: pv.VAE((3, 0), 2), "expected every size in event_shape"),
     ],
@@ -255,6 +312,9 @@ def test_vamp_prior_must_be_bound():
         ),
         ("Bernoulli", torch.tensor([[0.0, 7.0, 255.0]]), r"got 3 levels \(integers 0…255\)"),
         ("Bernoulli", torch.tensor([[-1.0, 0.0, 1.0]]), r"real numbers from -1 to 1, 1 of them"),
+        ("Poisson", torch.tensor([[0.0, -1.0, 1.0]]), r"Poisson scores only counts .*1 of them"),
+        ("Binomial", torch.tensor([[0.0, 17.0, 1.0]]), r"levels=16 scores 0 … 16; got .* 17"),
+        ("ContinuousBernoulli", torch.tensor([[0.0, 1.5, 1.0]]), r"only values in \[0, 1\]; got"),
         ("Gaussian", torch.tensor([[0.0, math.nan, 1.0]]), r"got 1 NaN or infinite of 3"),
     ],
 )

@@ -1,0 +1,60 @@
+"""What every likelihood is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+
+from .._component import Component, NetworkFactory, Shape, positive
+from ..data.kinds import Kind, kind_of
+
+__all__ = ["Likelihood"]
+
+
+class Likelihood(Component):
+    """The base of all likelihoods.
+
+    A new likelihood defines ``forward(z) -> Distribution``: ``z`` has shape
+    ``(*batch, latent_dim)``, the distribution batch shape ``batch`` and event shape
+    ``event_shape``. In ``__init__`` it asks ``network(in_shape, out_shape)`` for the
+    outputs it needs. Two class attributes say which data it can score:
+
+    * ``support``: the widest :class:`~pyro_vae.data.Kind` of values with a density;
+    * ``remedy``: what a user should do who has other values.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder.
+
+    Raises:
+        ValueError: if ``latent_dim`` is not a positive integer.
+    """
+
+    support: ClassVar[Kind] = Kind.REAL
+    remedy: ClassVar[str] = "choose a likelihood for such values"
+
+    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
+        super().__init__()
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.event_shape = tuple(event_shape)
+
+    @abstractmethod
+    def forward(self, z: torch.Tensor) -> Distribution:
+        """p(x|z): batch shape ``batch``, event shape ``event_shape``."""
+
+    def check(self, x: torch.Tensor) -> None:
+        """Refuses data ``x`` of shape ``(N, *event_shape)`` that has no density under p(x|z).
+
+        Raises:
+            ValueError: in one sentence, with what was expected, what came and the remedy.
+        """
+        got = kind_of(x)
+        if not self.support.includes(got):
+            raise ValueError(
+                f"{type(self).__name__} scores only {self.support}; got {got.describe(x)}: "
+                f"{self.remedy}"
+            )
