@@ -208,5 +208,3 @@ def _checksum(splits: list[Split]) -> str:
     for split in splits:
         digest.update(split.values.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -53,9 +54,9 @@ def digits(root: Path, path: str | None, key: str | None) -> Raw:
     """1797 digits of 8 × 8 pixels, levels 0…16, inside scikit-learn."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.uint8))
-    return Raw(images[:, None], torch.from_numpy(bunch.target).long(), peak=16)
+    bunch: Any = load_digits()
+    images = torch.from_numpy(bunch["images"].astype(np.uint8))
+    return Raw(images[:, None], torch.from_numpy(bunch["target"]).long(), peak=16)
 
 
 def mnist5k(root: Path, path: str | None, key: str | None) -> Raw:
@@ -130,10 +131,11 @@ def array(root: Path, path: str | None, key: str | None) -> Raw:
 
 
 def _stored(file: Path, key: str | None) -> np.ndarray:
-    stored = np.load(file, allow_pickle=False)
-    if not isinstance(stored, np.lib.npyio.NpzFile):
-        return stored
-    with stored:
+    # opened here, because NumPy leaves a damaged file open
+    with file.open("rb") as opened:
+        stored = np.load(opened, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            return stored
         if key is None and len(stored.files) == 1:
             key = stored.files[0]
         if key not in stored.files:

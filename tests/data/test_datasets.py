@@ -1,0 +1,154 @@
+"""Data sets: sizes, kinds, splits, and where the numbers come from."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import Kind
+
+#: name: (train, valid, test sizes, event shape, highest level, labels, folder of real data?)
+NAMED = {
+    "digits": ((1455, 162, 180), (1, 8, 8), 16, True),
+    "mnist5k": ((4050, 450, 500), (1, 28, 28), 255, True),
+    "mnist": ((54000, 6000, 10000), (1, 28, 28), 255, True),
+    "frey": ((1592, 177, 196), (1, 28, 20), 255, False),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named(name, real_data):
+    sizes, shape, highest, labelled = NAMED[name]
+    data = pv.data.load(name, binarize="none", root=str(real_data))
+    splits = (data.train, data.valid, data.test)
+    assert tuple(map(len, splits)) == sizes
+    assert data.event_shape == shape
+    assert data.kind is Kind.UNIT
+    assert all(s.values.dtype == torch.uint8 for s in splits)
+    assert max(int(s.values.max()) for s in splits) <= highest
+    assert data.train.draw().min() == 0 or name == "frey"  # no face is quite black
+    assert data.train.draw().max() <= 1
+    if labelled:
+        assert set(data.train.labels.tolist()) == set(range(10))
+        assert len(data.test.labels) == sizes[2]
+    else:
+        assert data.train.labels is None
+
+
+def test_fashion_mnist_is_known_but_not_in_the_folder(real_data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected FashionMNIST/raw under .*data\.root"):
+        # a file where the folder should be: found out without the network
+        (tmp_path / "FashionMNIST").write_text("")
+        pv.data.load("fashion_mnist", binarize="dynamic", root=str(tmp_path))
+
+
+def test_splits_are_disjoint_and_cover_everything(tmp_path):
+    np.save(tmp_path / "rows.npy", np.arange(1000, 1103))
+    data = pv.data.load(
+        "array", binarize="none", path=str(tmp_path / "rows.npy"), valid=0.2, test=13
+    )
+    parts = [s.values.tolist() for s in (data.train, data.valid, data.test)]
+    assert [len(p) for p in parts] == [72, 18, 13]
+    assert sorted(itertools.chain(*parts)) == list(range(1000, 1103))
+    assert parts[0] != sorted(parts[0])  # the order is random, so that a head is fair
+
+
+def test_the_seed_decides_split_and_checksum():
+    one, same, other = (pv.data.load("digits", binarize="dynamic", seed=s) for s in (3, 3, 4))
+    assert one.checksum == same.checksum != other.checksum
+    assert torch.equal(one.train.values, same.train.values)
+    assert torch.equal(one.test.labels, same.test.labels)
+    assert not torch.equal(one.test.values, other.test.values)
+
+
+def test_labels_stay_with_their_images():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = (image.astype(np.uint8).tobytes() for image in bunch.images)
+    known = dict(zip(images, bunch.target.tolist(), strict=True))
+    test = pv.data.load("digits", binarize="none").test
+    assert all(
+        known[v.numpy().tobytes()] == y for v, y in zip(test.values, test.labels, strict=True)
+    )
+
+
+def test_mnist_keeps_its_own_test_data(real_data):
+    a, b = (pv.data.load("mnist", binarize="threshold", seed=s, valid=0) for s in (0, 1))
+    assert torch.equal(a.test.values, b.test.values)
+    assert (len(a.train), len(a.valid)) == (60000, 0)
+    # the first test digit of MNIST is a 7
+    assert a.test.labels[0] == 7
+
+
+def test_frey_is_split_by_blocks_of_fifty_frames(real_data):
+    from scipy.io import loadmat
+
+    frames = loadmat(real_data / "frey" / "frey_rawface.mat")["ff"].T
+    where = {frame.tobytes(): i for i, frame in enumerate(frames)}
+    test = pv.data.load("frey", binarize="none", root=str(real_data)).test
+    rows = np.array([where[v.numpy().tobytes()] for v in test.values])
+    assert len(where) > 1900  # nearly all frames differ, so the lookup is sound
+    # neighbours stay together: one run of rows for each block, the last of them cut short
+    runs = 1 + int((np.diff(rows) != 1).sum())
+    assert runs <= -(-len(rows) // 50) + 2
+
+
+ARRAYS = {
+    "bool": (np.eye(40, dtype=bool), "none", Kind.BINARY, 1.0),
+    "binary uint8": (np.eye(40, dtype=np.uint8), "none", Kind.BINARY, 1.0),
+    "grey uint8": (np.arange(400, dtype=np.uint16).reshape(40, 10).clip(0, 255).astype(np.uint8),
+                   "none", Kind.UNIT, 1.0),
+    "unit floats": (np.linspace(0, 1, 400).reshape(40, 10), "none", Kind.UNIT, 1.0),
+    "unit floats drawn": (np.linspace(0, 1, 400).reshape(40, 10), "dynamic", Kind.BINARY, 1.0),
+    "counts": (np.arange(400).reshape(40, 10), "none", Kind.COUNTS, 399.0),
+    "reals": (np.linspace(-2, 3, 400).reshape(40, 10), "none", Kind.REAL, 3.0),
+    "scalars": (np.linspace(-2, 3, 40), "none", Kind.REAL, 3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_array(case, tmp_path):
+    values, how, kind, highest = ARRAYS[case]
+    np.save(tmp_path / "x.npy", values)
+    data = pv.data.load("array", binarize=how, path=str(tmp_path / "x.npy"), test=0, valid=0)
+    assert (len(data.train), len(data.valid), len(data.test)) == (40, 0, 0)
+    assert data.event_shape == values.shape[1:]
+    assert data.kind is kind
+    x = data.train.draw()
+    assert x.dtype == torch.float32
+    assert x.max() == pytest.approx(highest)
+    if how == "none":
+        scale = 255 if case == "grey uint8" else 1
+        np.testing.assert_allclose(
+            np.sort(x.numpy().ravel()), np.sort(values.ravel() / scale), rtol=1e-6
+        )
+
+
+def test_npz_by_key(tmp_path):
+    file = str(tmp_path / "x.npz")
+    np.savez(file, left=np.zeros((10, 2)), right=np.ones((12, 3)))
+    data = pv.data.load("array", binarize="none", path=file, key="right", valid=0, test=0)
+    assert data.train.values.shape == (12, 3)
+    with pytest.raises(ValueError, match=r"data\.key .* got None, the file has left, right"):
+        pv.data.load("array", binarize="none", path=file)
+
+
+def test_mnist_loads_offline_beside_a_cpu_build_of_torch(real_data):
+    """In a fresh interpreter, because an import that once failed leaves traces."""
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import socket\n"
+        "def refuse(*a, **k): raise OSError('no network here')\n"
+        "socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import pyro_vae as pv\n"
+        "print(len(pv.data.load('mnist', binarize='dynamic').test))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "10000", "")
