@@ -44,9 +44,7 @@ def allow(plugins: Iterable[str]) -> None:
 
 def make(**kwargs: Any) -> ArgumentParser:
     """A parser without abbreviations, which would turn a typing error into another option."""
-    return ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **kwargs
-    )
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **kwargs)
 
 
 def names(module: Any) -> list[str]:
@@ -181,9 +179,11 @@ class _Explainer:
             action = next((a for a in self.made._actions if a.dest == prefix + name), None)
             choices = _choices(getattr(action, "_typehint", None))
             told.append(f"{prefix}{name}" + (f" to be {_either(choices)}" if choices else ""))
-        return f"expected {', '.join(told)}; got nothing: see `{self.made.prog} --help`"
+        # one that is explained comes last, so that the sentence reads on
+        told.sort(key=lambda words: " " in words)
+        return f"expected {' and '.join(told)}; got nothing: see `{self.made.prog} --help`"
 
-    def _value(self, rest: str, value: str) -> str:
+    def _value(self, value: str) -> str:
         kinds: list[str] = []
         for cls, literal in re.findall(
             r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", self.message
@@ -199,8 +199,8 @@ class _Explainer:
         r"Group '([\w.]+)' does not accept option '([\w.]+)'": lambda self, group, name: (
             self._unknown(f"{group}.{name}")
         ),
-        r"Option '([\w.]+)' is not accepted": lambda self, name: (
-            self._unknown(f"{self.key}.{name}" if self.key else name)
+        r"Option '([\w.]+)' is not accepted": lambda self, name: self._unknown(
+            f"{self.key}.{name}" if self.key else name
         ),
         r"Importing '([\w.]+)' is not allowed": _denied,
         r"Expected a dot import path string: (.+?)\.? (?:Got|-|Given|$)": _no_class,
@@ -213,7 +213,7 @@ class _Explainer:
         r"Dict must include a class_path.*? but got (\{.*\})": lambda self, got: (
             f"expected {self.key} to be a class name, or class_path and init_args; got {got}"
         ),
-        r"(Expected an? (?:<class|typing\.Literal).*?)(?:Got|Given) value: (.*?)(?:\. Got|$)": _value,
+        r"Expected an? (?:<class|typing\.L).*?(?:Got|Given) value: (.*?)(?:\. Got|$)": _value,
     }
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,10 @@ def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
         },
     )
     for name, title in _TITLES.items():
-        made.groups[name].title = title
+        made.groups[name].title = title  # type: ignore[index]
     for action in made._actions:
         if action.dest in _SLOTS:
-            action.names = _parsing.names(_SLOTS[action.dest])
+            vars(action)["names"] = _parsing.names(_SLOTS[action.dest])
         elif action.dest in _TITLES or action.dest.endswith(".help"):
             action.help = SUPPRESS  # a file for each group, a help for each class
     return made
@@ -247,7 +248,7 @@ def _check_names(given: dict[str, Any]) -> None:
 def _configs(argv: Sequence[str]) -> list[str]:
     """The files that ``--config`` names."""
     files = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
-    return files + [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+    return files + [b for a, b in pairwise(argv) if a == "--config"]
 
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:
@@ -260,9 +261,13 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"expected {file} to be YAML; {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"expected {file} to be YAML; {' '.join(str(error).split())}"
+            ) from None
         if not isinstance(content, dict):
-            raise ValueError(f"expected {file} to hold keys such as data and model; got {content!r}")
+            raise ValueError(
+                f"expected {file} to hold keys such as data and model; got {content!r}"
+            )
         for key, value in content.items():
             given[key] = value
             if key in _TITLES and not isinstance(value, dict):
