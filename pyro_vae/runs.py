@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -33,6 +32,10 @@ __all__ = ["Run", "RunError"]
 #: What may change when a run goes on: none alters the steps already made, and data that have
 #: moved are known by their checksum.
 _MAY_CHANGE = {"fit.epochs", "fit.device", "data.path", "data.root", "plugin"}
+
+
+#: The prefix of the folder that holds replaced files until there are new ones.
+_ASIDE = ".replaced-"
 
 
 class RunError(ValueError):
@@ -85,9 +88,12 @@ class Run:
         going_on = resume and self.state.is_file()
         if going_on:
             checkpoint.load(self.state)
+        provenance = _provenance(experiment, data)
+        if going_on:
+            provenance["started"] = self.read_result().get("started", provenance["started"])
         with self._replacing(going_on):
             _files.write_text(self.config, experiment.to_yaml())
-            self._update({"config": experiment.settings_dict(), **_provenance(experiment, data)})
+            self._write_result({"config": experiment.settings_dict(), **provenance})
             history = fit(
                 model,
                 data.train,
@@ -133,7 +139,8 @@ class Run:
         except (safetensors.SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
-                f"{self.weights} is damaged or belongs to another model than {self.config}: {reason}"
+                f"{self.weights} is damaged or belongs to another model than "
+                f"{self.config}: {reason}"
             ) from error
         return experiment, data, model
 
@@ -182,7 +189,12 @@ class Run:
         )
         seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
-        summary = {"split": split, **bounds.summary(), "seconds": seconds, "device": _device_name(model)}
+        summary = {
+            "split": split,
+            **bounds.summary(),
+            "seconds": seconds,
+            "device": _device_name(model),
+        }
         self._update({"bounds": summary})
         return bounds
 
@@ -258,7 +270,9 @@ class Run:
             RunError: if there is none.
         """
         if not self.config.is_file():
-            raise RunError(f"expected {self.folder} to be the folder of a run; it has no config.yaml")
+            raise RunError(
+                f"expected {self.folder} to be the folder of a run; it has no config.yaml"
+            )
         return self.config
 
     def _claim(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
@@ -310,34 +324,50 @@ class Run:
         """
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        stale = [self.weights, self.bounds, self.report, self.figures, self.config, self.result]
-        if not going_on:
-            stale += [self.state, self.metrics]
+        self._remove_leftovers()
+        stale = [self.weights, self.bounds, self.report, self.figures]
+        stale += [] if going_on else [self.state, self.metrics]
+        written = [path for path in (self.config, self.result) if path.exists()]
         before = self.state.stat().st_mtime_ns if going_on else None
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".replaced-") as aside:
-            moved = [(path, Path(aside) / path.name) for path in stale if path.exists()]
-            for path, kept in moved:
-                path.rename(kept)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_ASIDE) as name:
+            aside = Path(name)
+            for path in written:  # copied: a run killed here must still find its configuration
+                shutil.copy2(path, aside)
+            for path in (path for path in stale if path.exists()):
+                path.rename(aside / path.name)
             try:
                 yield
             except Exception:
-                trained = self.state.exists() and self.state.stat().st_mtime_ns != before
-                if not trained:
-                    for path in (self.config, self.result):
-                        path.unlink(missing_ok=True)
-                    for path, kept in moved:
-                        kept.rename(path)
-                raise
-            finally:
-                # a new folder in which nothing was learned is not left behind
-                if new and os.listdir(self.folder) == [Path(aside).name]:
+                if self.state.exists() and self.state.stat().st_mtime_ns != before:
+                    raise
+                for path in (self.config, self.result):
+                    path.unlink(missing_ok=True)
+                for kept in list(aside.iterdir()):
+                    kept.rename(self.folder / kept.name)
+                if new:
                     shutil.rmtree(self.folder)
+                raise
+
+    def _remove_leftovers(self) -> None:
+        """Removes the temporary files of a run that was killed while it wrote."""
+        for path in self.folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path)
+        for whole in (
+            self.config,
+            self.metrics,
+            self.state,
+            self.weights,
+            self.bounds,
+            self.result,
+        ):
+            for path in self.folder.glob(f".{whole.stem}-*{whole.suffix}"):
+                path.unlink()
 
     def _check_data(self, data: Dataset, resume: bool) -> None:
         before = self.read_result().get("data", {}).get("checksum") if resume else None
         if before not in (None, data.checksum):
             raise RunError(
-                f"the data set {data.name!r} is no longer the one that {self.folder} was trained on "
+                f"the data set {data.name!r} is no longer what {self.folder} was trained on "
                 f"(checksum {data.checksum[:12]}…, then {before[:12]}…): restore it or fit anew"
             )
 
@@ -346,7 +376,9 @@ class Run:
         _files.write_text(self.metrics, "\n".join(lines) + "\n")
 
     def _update(self, entries: dict[str, Any]) -> None:
-        content = {**self.read_result(), **entries}
+        self._write_result({**self.read_result(), **entries})
+
+    def _write_result(self, content: dict[str, Any]) -> None:
         _files.write_text(self.result, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
