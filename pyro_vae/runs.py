@@ -24,7 +24,7 @@ from .data import Dataset
 from .evaluation import Bounds, evaluate
 from .evaluation.bounds import PRINTED
 from .learning import History, checkpoint, fit
-from .learning.fit import _device
+from .learning.fit import find_device
 from .models import VAE
 
 __all__ = ["Run", "RunError"]
@@ -80,7 +80,7 @@ class Run:
         """
         self._claim(experiment, resume, overwrite)
         # whatever can be refused is refused before a file is touched
-        _device(experiment.settings.fit.device)
+        find_device(experiment.settings.fit.device)
         data = experiment.load_data()
         self._check_data(data, resume)
         model = experiment.build_model(data.event_shape)
@@ -170,7 +170,7 @@ class Run:
             ValueError: if the split is empty, or for numbers out of range.
         """
         positive("num_samples", num_samples)
-        place = _device(device)
+        place = find_device(device)
         _, data, model = self.open()
         model.to(place)
         part = getattr(data, split)

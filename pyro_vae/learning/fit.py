@@ -28,7 +28,7 @@ from .diagnosis import NonFiniteLossError, guarded
 from .objectives import ELBO
 from .optim import Joint
 
-__all__ = ["History", "fit"]
+__all__ = ["History", "find_device", "fit"]
 
 
 #: The streams of random numbers that one seed feeds.
@@ -90,8 +90,8 @@ def fit(
         train: the training data.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
         objective: a Pyro ``ELBO``; the package's :class:`~pyro_vae.objectives.ELBO` if not given.
-        optimizer: ``optimizer(params)`` makes the torch optimiser of all parameters, for
-            example ``partial(torch.optim.Adam, lr=1e-3)``.
+        optimizer: makes the torch optimiser of all parameters: a class of ``torch.optim``,
+            or a ``partial`` of one.
         schedule: ``schedule(optimizer)`` makes a torch learning-rate schedule, stepped after
             every epoch (``ReduceLROnPlateau`` watches the validation ELBO).
         epochs: passes over the training data.
@@ -99,8 +99,8 @@ def fit(
         clip_norm: the largest norm of the gradient, which is that of the minibatch's sum.
         patience: stop when the validation ELBO has not risen for so many epochs, and go back
             to the weights of the best epoch.
-        seed: of the order of the data, the binarisation and the draws. Initial weights are
-            made earlier, with the program: seed that with ``pyro.set_rng_seed``.
+        seed: of the order of the data, the binarisation and the draws; on the command line
+            also of the initial weights, which in Python are made earlier, with the program.
         device: ``cuda``, ``cpu``, or ``auto`` for the first that is there.
         checkpoint: a file to write the state to after every epoch.
         resume: go on from that file, if it exists.
@@ -118,11 +118,13 @@ def fit(
     """
     positive("epochs", epochs)
     positive("batch_size", batch_size)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"expected seed to be an integer ≥ 0; got {seed!r}")
     if patience is not None:
         positive("patience", patience)
         if valid is None:
             raise ValueError("patience watches the validation ELBO: expected valid data; got none")
-    place = _device(device)
+    place = find_device(device)
     for data in (train, valid):
         if data is not None and hasattr(program, "check"):
             program.check(_fixed(data, seed))  # type: ignore[operator]
@@ -148,6 +150,11 @@ def fit(
     path = Path(checkpoint) if checkpoint is not None else None
     if resume and path is not None and path.exists():
         state.load(path)
+        if len(state.history) > epochs:
+            raise checkpoints.CheckpointError(
+                f"{path} is already at epoch {len(state.history)}: expected epochs to be at least "
+                f"that; got {epochs}"
+            )
 
     history = state.history
     with own_parameters(pair.model, pair.guide), _training(program):
@@ -290,7 +297,12 @@ def _advance(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
         scheduler.step()
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name: ``cuda``, ``cpu``, or ``auto`` for the first that is there.
+
+    Raises:
+        ValueError: if the name is another, or if CUDA is asked for where there is none.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"expected device to be auto, cpu or cuda; got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():

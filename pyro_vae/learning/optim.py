@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,9 +86,23 @@ class Joint(PyroOptim):
 
 def _construct(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer:
     """The torch optimiser, fused unless the user chose or torch has no fused form of it."""
-    if getattr(factory, "keywords", {}).get("fused") is None:
-        try:
-            return factory(params, fused=True)
-        except (TypeError, RuntimeError):
-            pass
-    return factory(params)
+    try:
+        optimizer = _fused(factory, params) or factory(params)
+    except ValueError as error:
+        raise ValueError(f"the optimizer refuses its arguments: {error}") from error
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"expected an optimizer that steps once for each gradient; {type(optimizer).__name__} "
+            f"evaluates the loss many times, which draws anew each time: use Adam, say"
+        )
+    return optimizer
+
+
+def _fused(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer | None:
+    if getattr(factory, "keywords", {}).get("fused") is not None:
+        return None
+    try:
+        return factory(params, fused=True)
+    except (TypeError, RuntimeError):
+        return None

@@ -195,6 +195,9 @@ def test_a_checkpoint_of_other_settings_is_refused(digits, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=f"belongs to a fit with another {name}"):
             pv.fit(_vae(), digits.train, epochs=2, checkpoint=path, resume=True, **change)
+    pv.fit(_vae(), digits.train, epochs=2, checkpoint=path, resume=True)
+    with pytest.raises(CheckpointError, match="is already at epoch 2: expected epochs to be at le"):
+        pv.fit(_vae(), digits.train, epochs=1, checkpoint=path, resume=True)
     other = pv.VAE((1, 8, 8), 4, encoder=SMALL, decoder=SMALL)
     with pytest.raises(CheckpointError, match="another parameters"):
         pv.fit(other, digits.train, epochs=2, checkpoint=path, resume=True)
@@ -278,6 +281,9 @@ class Global(PyroModule):
         ({"epochs": 0}, "expected epochs to be a positive integer; got 0"),
         ({"batch_size": -1}, "expected batch_size to be a positive integer; got -1"),
         ({"patience": 2}, "patience watches the validation ELBO: expected valid data; got none"),
+        ({"seed": -1}, "expected seed to be an integer ≥ 0; got -1"),
+        ({"optimizer": partial(torch.optim.Adam, lr=-1.0)}, "refuses its arguments: Invalid lear"),
+        ({"optimizer": torch.optim.LBFGS}, "steps once for each gradient; LBFGS evaluates the"),
         ({"device": "tpu"}, "expected device to be auto, cpu or cuda; got 'tpu'"),
     ],
 )
