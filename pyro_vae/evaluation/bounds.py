@@ -125,9 +125,9 @@ class Bounds:
         threshold = khat_threshold(self.num_samples)
         return (
             f"For {count} of {len(self)} data k̂ is above {threshold:.2f}: there the weights' tail "
-            f"is so heavy that log p̂ from {self.num_samples} draws, and its Monte Carlo error, cannot be "
-            f"trusted; ELBO and L_k remain lower bounds in expectation. More draws or a better "
-            f"guide would help."
+            f"is so heavy that log p̂ from {self.num_samples} draws, and its Monte Carlo error, "
+            f"cannot be trusted; ELBO and L_k remain lower bounds in expectation. More draws or a "
+            f"better guide would help."
         )
 
     @property

@@ -53,7 +53,7 @@ def write_report(run: Run) -> None:
     Raises:
         RunError: if the run is incomplete or has no bounds yet.
     """
-    experiment, data, model = run.open()
+    _, data, model = run.open()
     bounds = run.read_bounds()
     result = run.read_result()
     # the very data that were judged, with the same dynamic pixels
@@ -110,7 +110,7 @@ def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
     yield Picture(
         "weights",
         "Log weights of the best and the worst datum",
-        "Drawn anew. Where log p̂ hangs on the last few draws on the right, it is not to be trusted.",
+        "Drawn anew. Where log p̂ hangs on a few draws on the right, it is not to be trusted.",
         plots.log_weight_histograms(log_w.double().numpy(), titles),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pyro
@@ -42,7 +43,7 @@ def test_bounds_rise_with_k_to_the_truth(latent_dim):
     elbo = rows["elbo"]
     assert abs(elbo.value - (truth - program.divergence)) < sigma * elbo.se_monte_carlo
     ladder = [rows[k] for k in ("elbo", "iwae_5", "iwae_50", "iwae_500", "log_evidence")]
-    for lower, upper in zip(ladder, ladder[1:], strict=False):
+    for lower, upper in pairwise(ladder):
         error = math.hypot(lower.se_monte_carlo, upper.se_monte_carlo)
         assert lower.value < upper.value + sigma * error
         assert lower.value < truth + sigma * lower.se_monte_carlo

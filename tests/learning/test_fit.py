@@ -301,7 +301,7 @@ def test_no_cuda():
 def test_parameters_outside_the_program_are_refused():
     program = Global()
     program.unused = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match="parameter 'theta' is made by pyro.param inside"):
+    with pytest.raises(ValueError, match=r"parameter 'theta' is made by pyro\.param inside"):
         pv.fit(program, torch.zeros(6), epochs=1)
 
 
