@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae fit | evaluate | compare | report``."""
+"""The command line: ``pyro-vae fit | evaluate | compare | report | list``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from . import _parsing, config
+from . import _parsing, catalogue, config
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
 
@@ -120,13 +120,27 @@ def report(words: list[str]) -> None:
     print(f"report: {run.report.resolve()}")
 
 
+def list_(words: list[str]) -> None:
+    """show the components there are: `list`, `list priors`, `list priors VampPrior`"""
+    made = _parser(list_)
+    made.add_argument(
+        "names", nargs="*", type=str, help="a kind of component, and one of that kind"
+    )
+    chosen = config.explained(made, words).names
+    if len(chosen) > 2:
+        raise ValueError(f"expected a kind and a name; got {' '.join(chosen)}")
+    print(catalogue.describe(*chosen) if len(chosen) == 2 else catalogue.overview(*chosen))
+
+
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    command.__name__: command for command in (fit, evaluate, compare, report)
+    command.__name__.rstrip("_"): command for command in (fit, evaluate, compare, report, list_)
 }
 
 
 def _parser(command: Callable[[list[str]], None]) -> ArgumentParser:
-    return _parsing.make(prog=f"pyro-vae {command.__name__}", description=_sentence(command))
+    return _parsing.make(
+        prog=f"pyro-vae {command.__name__.rstrip('_')}", description=_sentence(command)
+    )
 
 
 def _usage() -> str:

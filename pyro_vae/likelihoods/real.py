@@ -81,7 +81,7 @@ class LocationScale(Likelihood):
 
 
 class Gaussian(LocationScale):
-    """p(x|z) = Π_i N(x_i; μ_i(z), σ_i²), for real data; σ as :class:`LocationScale` says.
+    """p(x|z) = Π_i N(x_i; μ_i(z), σ_i²), for real data; σ fixed, learned or decoded.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C.2.

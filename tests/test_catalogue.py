@@ -1,0 +1,58 @@
+"""``pyro-vae list`` tells of every component."""
+
+from __future__ import annotations
+
+import pytest
+from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
+
+from pyro_vae import catalogue
+from pyro_vae.cli import main
+
+
+def test_every_component_has_a_line(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    blocks = dict(block.split(":\n", 1) for block in printed.strip().split("\n\n"))
+    families = {
+        "priors": PRIORS,
+        "likelihoods": LIKELIHOODS,
+        "posteriors": POSTERIORS,
+        "networks": NETWORKS,
+        "objectives": {"ELBO": None},
+    }
+    assert blocks.keys() == families.keys()
+    for family, components in families.items():
+        lines = [n for n in blocks[family].splitlines() if n[2] != " "]
+        listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+        assert listed.keys() == {name.split(",")[0].split(" ")[0] for name in components}
+        # a sentence, not a signature or nothing
+        assert all(text.endswith((".", ")", ":", "`")) or " " in text for text in listed.values())
+    assert "VAE with a VampPrior (Tomczak & Welling, 2018), equation 9." in blocks["priors"]
+
+
+def test_one_family_and_one_component(capsys):
+    assert main(["list", "posteriors"]) == 0
+    assert capsys.readouterr().out.startswith("posteriors:\n  DiagonalNormal ")
+    assert main(["list", "priors", "VampPrior"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("VampPrior(components=500, interval=(0.0, 1.0))\n")
+    assert "pseudo-inputs are clamped to it" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prior"], "got 'prior'; did you mean priors?"),
+        (["priors", "Vamp"], "got 'Vamp'; did you mean VampPrior?"),
+        (["priors", "VampPrior", "more"], "expected a kind and a name; got priors VampPrior more"),
+    ],
+)
+def test_unknown_names(words, message, capsys):
+    assert main(["list", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_families_are_those_of_the_configuration():
+    assert set(catalogue.FAMILIES) == {
+        *("priors", "likelihoods", "posteriors", "networks", "objectives")
+    }
