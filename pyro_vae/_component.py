@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, ABCMeta
 from collections.abc import Callable
+from numbers import Integral
 
 from pyro.nn import PyroModule
 from torch import nn
@@ -30,6 +31,6 @@ class Component(PyroModule, ABC, metaclass=_AbstractModule):
 
 def positive(name: str, value: int) -> int:
     """``value`` if it is a positive integer, else a ``ValueError`` that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
-    return value
+    return int(value)

@@ -7,56 +7,33 @@ mask or a flow's log|det J| can be right or wrong.
 
 from __future__ import annotations
 
-import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from numbers import Integral
+from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = [
-    "Particles",
-    "Program",
-    "Site",
-    "log_weights",
-    "own_parameters",
-    "plate_nesting",
-    "run",
-    "samples",
-    "stream",
-    "traces",
-]
+from ._programs import PLATE, Site, check, evaluating, own_parameters, samples, traces
 
-#: What Pyro records of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
-Site = Mapping[str, Any]
+__all__ = ["Layout", "Particles", "inspect", "log_weights", "run", "stream"]
 
-#: The name of the plate that holds every per-datum site.
-PLATE = "data"
+_log = logging.getLogger("pyro_vae")
+
 _PARTICLES = "_particles"
 
 #: Bytes that one (particles × data) tensor of observations should take: larger tensors leave
 #: the processor's caches, smaller ones pay Python's overhead more often.
 _CHUNK_BYTES = 1 << 24
+#: (particle, datum) pairs in a chunk, however small a datum is: networks between have width.
+_MOST_PAIRS = 1 << 15
 #: Fewer particles than this in a chunk would repeat the encoder's work too often.
 _MIN_PARTICLES = 64
-
-
-@runtime_checkable
-class Program(Protocol):
-    """A Pyro model and its guide, called with the same arguments."""
-
-    @property
-    def model(self) -> Callable[..., Any]: ...
-
-    @property
-    def guide(self) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True)
@@ -83,12 +60,29 @@ class Particles:
         return total
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a program's particles are laid out.
+
+    Attributes:
+        nesting: the depth of the program's own plates.
+        tiled: ``False`` for a particle dimension on the left of the plates, which costs
+            nothing where nothing depends on it (an encoder runs once for all particles);
+            ``True`` to run each datum K times as if it were K data, for programs that do not
+            allow another dimension (a ``Conv2d``, a ``softmax(dim=1)``).
+    """
+
+    nesting: int = 1
+    tiled: bool = False
+
+
 def run(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
     num_samples: int,
-    plate_nesting: int = 1,
+    layout: Layout = Layout(),
+    draws: Mapping[str, Site] | None = None,
     **kwargs: Any,
 ) -> Particles:
     """Runs guide and model once, ``num_samples`` particles wide; differentiable.
@@ -101,36 +95,79 @@ def run(
         guide: its guide.
         *args: handed to both, as are ``**kwargs``; the first is the data, ``(N, …)``.
         num_samples: the number K of particles.
-        plate_nesting: the depth of the program's own plates, from :func:`plate_nesting`.
+        layout: how to lay them out, from :func:`inspect`.
+        draws: sites of one earlier run without particles: every particle repeats its draws.
     """
-    dim = -1 - plate_nesting
-    with pyro.plate(_PARTICLES, num_samples, dim=dim):
-        guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
-    shape = (num_samples, len(args[0]))
+    size = len(args[0])
+    shape = (num_samples, size)
+    if layout.tiled:
+        args, kwargs = _map(lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs)
+        if draws is not None:
+            draws = {n: _repeated(s, num_samples, layout) for n, s in draws.items()}
+        both = traces(model, guide, args, kwargs, draws)
+        dim = None
+    else:
+        dim = -1 - layout.nesting
+        if draws is not None:
+            draws = {n: _repeated(s, num_samples, layout) for n, s in draws.items()}
+        with pyro.plate(_PARTICLES, num_samples, dim=dim):
+            both = traces(model, guide, args, kwargs, draws)
+    guide_sites, model_sites = map(samples, both)
+    latents = {n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]}
+    if layout.tiled:
+        latents = {
+            n: v.unflatten(0, shape) for n, v in latents.items() if len(v) == math.prod(shape)
+        }
     return Particles(
         log_p={name: _log_prob(site, dim, shape) for name, site in model_sites.items()},
         log_q={name: _log_prob(site, dim, shape) for name, site in guide_sites.items()},
-        latents={n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]},
+        latents=latents,
     )
 
 
-def plate_nesting(
+@torch.no_grad()
+def inspect(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> int:
-    """The depth of the program's plates, after checking that its weights exist per datum.
+) -> Layout:
+    """Checks that the program's weights exist per datum, and finds a layout that gives them.
+
+    One run without particles is repeated, on the same draws, with two particles. Where the
+    repetition has other weights or fails, the program reads a batch dimension by position,
+    and its particles are tiled.
 
     Raises:
-        ValueError: if a sample site is outside the plate ``"data"``, if the plate does not
-            hold exactly the data given, or if model and guide do not sample the same sites.
+        ValueError: if there are no weights per datum, saying why.
     """
-    guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
-    sites = {"guide": guide_sites, "model": model_sites}
-    for program, members in sites.items():
-        for name, site in members.items():
-            _check_plate(program, name, site, len(args[0]))
-    _check_match(model_sites, guide_sites)
-    frames = [f for m in sites.values() for s in m.values() for f in s["cond_indep_stack"]]
-    return max(-frame.dim for frame in frames if frame.vectorized)
+    both = traces(model, guide, args, kwargs)
+    draws = both[0]
+    guide_sites, model_sites = map(samples, both)
+    size = len(args[0])
+    nesting = check(guide_sites, model_sites, size)
+    once = Particles(
+        log_p={n: _log_prob(s, None, (1, size)) for n, s in model_sites.items()},
+        log_q={n: _log_prob(s, None, (1, size)) for n, s in guide_sites.items()},
+    ).log_weights
+    failure: Exception | None = None
+    for layout in (Layout(nesting), Layout(nesting, tiled=True)):
+        try:
+            twice = run(
+                model, guide, *args, num_samples=2, layout=layout, draws=draws, **kwargs
+            ).log_weights
+        except (RuntimeError, ValueError, IndexError) as error:
+            failure = error
+            continue
+        if torch.allclose(twice, once.expand(2, size), rtol=1e-4, atol=1e-3, equal_nan=True):
+            if layout.tiled:
+                _log.warning(
+                    "the program does not allow a particle dimension on the left of its plates: "
+                    "each draw runs as one more datum, the encoder included"
+                )
+            return layout
+    raise ValueError(
+        "expected weights that do not depend on which other data and draws are run beside; this "
+        "program's do: it mixes data (a statistic over the batch?), or reads a tensor of leading "
+        "size N that is not per datum (bind that one with functools.partial)"
+    ) from failure
 
 
 @torch.no_grad()
@@ -150,8 +187,7 @@ def log_weights(
     ``vectorized_importance_weights`` gives one weight for the whole minibatch instead.
 
     Arguments:
-        model: the Pyro model, called as ``model(x, *args, **kwargs)``; it must allow one more
-            batch dimension on the left of its plates, as Pyro's vectorised particles do.
+        model: the Pyro model, called as ``model(x, *args, **kwargs)``.
         guide: its guide, called likewise.
         x: the data, ``(N, …)``.
         *args: further arguments of both. A tensor of leading size N, here or in ``**kwargs``,
@@ -165,7 +201,8 @@ def log_weights(
 
     Raises:
         ValueError: if ``x`` is empty, ``num_samples`` < 1, or the program's weights do not
-            exist per datum (a site outside the plate, sites that only one of the two samples).
+            exist per datum (a site outside the plate, sites that only one of the two samples,
+            data that depend on each other).
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
@@ -200,155 +237,95 @@ def stream(
     if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"expected num_samples to be an integer ≥ 1; got {num_samples!r}")
-    draws_at_once, data_at_once = _chunk(x, num_samples, chunk_size)
-    with own_parameters(model, guide), _evaluating(model, guide):
-        nesting: int | None = None
-        for start in range(0, len(x), data_at_once):
-            data = slice(start, min(start + data_at_once, len(x)))
-            x_n, *args_n = (_take(a, data, len(x)) for a in (x, *args))
-            kwargs_n = {key: _take(value, data, len(x)) for key, value in kwargs.items()}
-            if nesting is None:
-                nesting = plate_nesting(model, guide, x_n, *args_n, **kwargs_n)
+    num_samples = int(num_samples)
+    pairs = _pairs(x, chunk_size)
+    size = len(x)
+
+    def block(data: slice) -> tuple[tuple, dict[str, Any]]:
+        return _map(lambda tensor: tensor[data], size, (x, *args), kwargs)
+
+    with own_parameters(model, guide), evaluating(model, guide):
+        draws_at_once, data_at_once = _chunk(size, num_samples, pairs)
+        if data_at_once < size <= pairs and _batched(size, (*args, *kwargs.values())):
+            # there is room for all data at once, so nothing needs to be taken for per datum
+            draws_at_once, data_at_once = max(1, pairs // size), size
+        try:
+            inputs, named = block(slice(0, data_at_once))
+            layout = inspect(model, guide, *inputs, **named)
+        except ValueError:
+            if data_at_once >= size:
+                raise
+            # a guide with parameters for each datum wants to see all of them
+            layout = inspect(model, guide, x, *args, **kwargs)
+            draws_at_once, data_at_once = max(1, pairs // size), size
+        for start in range(0, size, data_at_once):
+            data = slice(start, min(start + data_at_once, size))
+            inputs, named = block(data)
             for first in range(0, num_samples, draws_at_once):
                 draws = slice(first, min(first + draws_at_once, num_samples))
-                particles = run(
-                    model,
-                    guide,
-                    x_n,
-                    *args_n,
-                    num_samples=draws.stop - draws.start,
-                    plate_nesting=nesting,
-                    **kwargs_n,
-                )
+                count = draws.stop - draws.start
+                particles = run(model, guide, *inputs, num_samples=count, layout=layout, **named)
                 yield data, draws, particles.log_weights
 
 
-def traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Site], dict[str, Site]]:
-    """All sites of the guide, and of the model run on the guide's draws, by name."""
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    pruned = (prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
-    guide_sites, model_sites = (cast("dict[str, Site]", trace.nodes) for trace in pruned)
-    return guide_sites, model_sites
+def _log_prob(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> Tensor:
+    """log p of one site, ``(K, N)``: summed over every plate but the particles' and the data's.
 
-
-def samples(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites that have a density; ``pyro.deterministic`` is a sample site in form only."""
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
-    }
-
-
-@contextmanager
-def own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
-    """Makes modules use the parameters they hold, whatever Pyro's parameter store remembers.
-
-    Pyro's store is global: a second ``PyroModule`` with the same parameter names would
-    silently be given the first one's values. Parameters that a program makes with plain
-    ``pyro.param`` are read from the store as always; the store itself is left unchanged.
+    Without a particle dimension, the data's holds K × N entries, particle by particle.
     """
-    held = {
-        name.removesuffix("_unconstrained")
-        for module in _modules(programs)
-        for name, _ in module.named_parameters()
-    }
-    store = pyro.get_param_store()
-    state = store.get_state()
-    # "$$$" separates a plain nn.Module's name from its parameter's in the store
-    names = [n for n in state["params"] if n.replace("$$$", ".") in held]
-    for name in names:
-        del state["params"][name], state["constraints"][name]
-    with store.scope(state):
-        yield
-
-
-def _log_prob(site: Site, particle_dim: int, shape: tuple[int, int]) -> Tensor:
-    """log p of one site, ``(K, N)``: summed over every plate but the particles' and the data's."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, mask=site["mask"])
     (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
     others = [d for d in range(-log_prob.ndim, 0) if d not in (particle_dim, data_dim)]
     if others:
         log_prob = log_prob.sum(others)
+    if particle_dim is None:
+        return log_prob.expand(math.prod(shape)).reshape(shape)
     return log_prob.expand(shape)
 
 
-def _check_plate(program: str, name: str, site: Site, size: int) -> None:
-    frames = [f for f in site["cond_indep_stack"] if f.name == PLATE]
-    if not frames:
-        raise ValueError(
-            f"site '{name}' of the {program} is outside the plate \"{PLATE}\", so its draw would "
-            f"be shared by all data and no weight per datum exists: sample it inside "
-            f'`with pyro.plate("{PLATE}", len(x)):` (for a bound on the joint minibatch there is '
-            f"pyro.infer.RenyiELBO)"
-        )
-    if not frames[0].vectorized or frames[0].size != size:
-        got = f"holds {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
-        raise ValueError(
-            f"expected the plate \"{PLATE}\" to hold the {size} data given; at site '{name}' of "
-            f'the {program} it {got}: write `pyro.plate("{PLATE}", len(x))` without subsampling'
-        )
+def _repeated(site: Site, num_samples: int, layout: Layout) -> Site:
+    """A site of a run without particles, its value repeated for each of them."""
+    if site["type"] != "sample":
+        return site
+    value, batch = site["value"], len(site["fn"].batch_shape)
+    if layout.tiled:
+        (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
+        dim = data_dim - (value.ndim - batch)
+        return {**site, "value": torch.cat([value] * num_samples, dim)}
+    missing = (1,) * (layout.nesting - batch)
+    value = value.reshape(1, *missing, *value.shape).expand(num_samples, *missing, *value.shape)
+    return {**site, "value": value}
 
 
-def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
-    latent = {n for n, s in model.items() if not s["is_observed"]}
-    proposed = {
-        n for n, s in guide.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))
-    }
-    for names, has, lacks in (
-        (latent - proposed, "model", "guide"),
-        (proposed - latent, "guide", "model"),
-    ):
-        if names:
-            raise ValueError(
-                f"the {has} samples {', '.join(map(repr, sorted(names)))} and the {lacks} does "
-                f"not: importance weights need the same latent sites in both"
-            )
-    if latent == set(model):
-        raise ValueError(
-            "the model observes nothing: give the data to one of its sites, `pyro.sample(…, obs=x)`"
-        )
-
-
-def _chunk(x: Tensor, num_samples: int, chunk_size: int | None) -> tuple[int, int]:
-    """How many draws and how many data to hold at once."""
+def _pairs(x: Tensor, chunk_size: int | None) -> int:
+    """How many (particle, datum) pairs to hold at once."""
     if chunk_size is None:
-        chunk_size = _CHUNK_BYTES // (4 * max(1, math.prod(x.shape[1:])))
-    elif chunk_size < 1:
+        return max(1, min(_CHUNK_BYTES // (4 * max(1, math.prod(x.shape[1:]))), _MOST_PAIRS))
+    if chunk_size < 1:
         raise ValueError(f"expected chunk_size ≥ 1; got {chunk_size}")
-    fewest = min(num_samples, _MIN_PARTICLES, chunk_size)
-    draws = min(num_samples, max(chunk_size // len(x), fewest, 1))
-    return draws, max(1, chunk_size // draws)
+    return chunk_size
 
 
-def _take(value: Any, data: slice, size: int) -> Any:
-    per_datum = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
-    return value[data] if per_datum else value
+def _chunk(size: int, num_samples: int, pairs: int) -> tuple[int, int]:
+    """How many draws and how many data make up so many pairs."""
+    fewest = min(num_samples, _MIN_PARTICLES, pairs)
+    draws = min(num_samples, max(pairs // size, fewest, 1))
+    return draws, min(size, max(1, pairs // draws))
 
 
-def _modules(programs: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
-    for program in programs:
-        while isinstance(program, functools.partial):
-            program = program.func
-        owner = getattr(program, "__self__", program)
-        if isinstance(owner, nn.Module):
-            yield owner
+def _batched(size: int, values: tuple[Any, ...]) -> bool:
+    return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
 
 
-@contextmanager
-def _evaluating(*programs: Callable[..., Any]) -> Iterator[None]:
-    training = [m for owner in _modules(programs) for m in owner.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _map(
+    change: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Arguments with every per-datum tensor changed."""
+
+    def changed(value: Any) -> Any:
+        return change(value) if _batched(size, (value,)) else value
+
+    return tuple(map(changed, args)), {key: changed(value) for key, value in kwargs.items()}

@@ -110,7 +110,7 @@ def test_a_plate_inside_the_data_plate_is_summed():
 
     x = torch.randn(3, 4)
     pyro.set_rng_seed(5)
-    run = particles.run(model, guide, x, num_samples=6, plate_nesting=2)
+    run = particles.run(model, guide, x, num_samples=6, layout=particles.Layout(2))
     z = run.latents["z"]
     assert z.shape == (6, 3, 1)
     expected = (

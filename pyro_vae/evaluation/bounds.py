@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import _files
+from .._programs import Program
 from .._random import seeded
 from ..data.datasets import Split
-from ..particles import Program, stream
+from ..particles import stream
 from .importance import GroupedBound, MeanWeight, ParetoTail, khat_threshold
 
 if TYPE_CHECKING:

@@ -9,44 +9,75 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from torch import nn
+from torch.nn.utils import get_total_norm
 
-from ..particles import samples, traces
+from .._programs import samples, traces
 
-__all__ = ["NonFiniteLossError", "guarded"]
+__all__ = ["NonFiniteLossError", "check_weights", "guarded"]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the weights are those before the failing update.
+    """The loss, its gradient or a weight became NaN or infinite.
+
+    A loss or gradient is noticed before the weights are updated with it.
 
     Attributes:
-        site: the first sample site whose value or log-probability is not finite, or the
-            parameter that is not.
+        what: what is not finite.
+        site: the first sample site whose log-probability is not finite, or the parameter
+            that itself, or whose gradient, is not.
     """
 
-    def __init__(self, loss: float, site: str, cause: str) -> None:
-        super().__init__(loss, site, cause)
-        self.loss, self.site, self.cause = loss, site, cause
+    def __init__(self, what: str, site: str, cause: str) -> None:
+        super().__init__(what, site, cause)
+        self.what, self.site, self.cause = what, site, cause
         self.where = ""
 
     def __str__(self) -> str:
         return (
-            f"the loss became {self.loss}{self.where}: {self.cause}; try a lower learning rate, "
+            f"{self.what}{self.where}: {self.cause}; try a lower learning rate, "
             f"gradient clipping (clip_norm), or a scale bounded away from zero"
         )
 
 
-def guarded(objective: Any) -> Callable[..., float]:
-    """``objective.loss_and_grads`` that raises, before any weight is updated, if not finite."""
+def guarded(objective: Any, module: nn.Module) -> Callable[..., float]:
+    """``objective.loss_and_grads`` that raises if the loss or a gradient is not finite.
+
+    It does so before any weight of ``module`` is updated.
+    """
 
     def loss_and_grads(model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         state = torch.get_rng_state()
         loss = objective.loss_and_grads(model, guide, *args, **kwargs)
         if not math.isfinite(loss):
             torch.set_rng_state(state)  # the same draws again, looked at one by one
-            raise NonFiniteLossError(loss, *_diagnose(model, guide, args, kwargs))
+            cause = _diagnose(model, guide, args, kwargs)
+            raise NonFiniteLossError(f"the loss became {loss}", *cause)
+        _check_gradients(module)
         return loss
 
     return loss_and_grads
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raises if a weight is not finite, as after a step that was far too long.
+
+    Raises:
+        NonFiniteLossError: naming the first such parameter.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            cause = f"parameter '{name}' is not finite since the last update"
+            raise NonFiniteLossError("the weights overflowed", name, cause)
+
+
+def _check_gradients(module: nn.Module) -> None:
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    # one number to look at; only then, if at all, each gradient
+    if not get_total_norm(list(gradients.values())).isfinite():
+        name = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
+        cause = f"that of parameter '{name}' is NaN or infinite though the loss is not"
+        raise NonFiniteLossError("the gradient is not finite", name, cause)
 
 
 @torch.no_grad()

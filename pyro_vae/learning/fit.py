@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,11 +22,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from .._component import positive
+from .._programs import Program
 from .._random import seeded
 from ..data.datasets import Split
-from ..particles import Program, log_weights, own_parameters
+from ..particles import log_weights
 from . import checkpoint as checkpoints
-from .diagnosis import NonFiniteLossError, guarded
+from .diagnosis import NonFiniteLossError, check_weights, guarded
 from .objectives import ELBO
 from .optim import Joint
 
@@ -125,6 +128,8 @@ def fit(
         if valid is None:
             raise ValueError("patience watches the validation ELBO: expected valid data; got none")
     place = find_device(device)
+    if not len(train):
+        raise ValueError("expected at least one datum to train on; got none")
     for data in (train, valid):
         if data is not None and hasattr(program, "check"):
             program.check(_fixed(data, seed))  # type: ignore[operator]
@@ -132,34 +137,35 @@ def fit(
     train = train.to(place)
     x_valid = None if valid is None else _fixed(valid, seed).to(place)
     pair = cast(Program, program)
-
-    optim = Joint(optimizer, clip_norm)
-    optim.add(dict(program.named_parameters()))
-    assert optim.optimizer is not None
-    scheduler = schedule(optim.optimizer) if schedule else None
     loss: Any = objective if objective is not None else ELBO()
-    settings = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "clip_norm": clip_norm,
-        "patience": patience,
-        "data": [len(train), 0 if x_valid is None else len(x_valid)],
-        "parameters": {name: list(p.shape) for name, p in program.named_parameters()},
-    }
-    state = _State(program, optim, scheduler, settings)
     path = Path(checkpoint) if checkpoint is not None else None
-    if resume and path is not None and path.exists():
-        state.load(path)
-        if len(state.history) > epochs:
-            raise checkpoints.CheckpointError(
-                f"{path} is already at epoch {len(state.history)}: expected epochs to be at least "
-                f"that; got {epochs}"
-            )
 
-    history = state.history
-    with own_parameters(pair.model, pair.guide), _training(program):
+    # a parameter store of its own: other models in the process may use the same names
+    with pyro.get_param_store().scope(), _training(program):
         _warm_up(program, loss, _first(train, batch_size), seed)
-        svi = SVI(pair.model, pair.guide, optim, loss=loss.loss, loss_and_grads=guarded(loss))
+        if x_valid is not None:
+            _validate(pair, x_valid[:batch_size], seed)  # what it refuses, it refuses now
+        optim = Joint(optimizer, clip_norm)
+        optim.add(dict(program.named_parameters()))
+        assert optim.optimizer is not None
+        scheduler = schedule(optim.optimizer) if schedule else None
+        settings = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "clip_norm": clip_norm,
+            "patience": patience,
+            "data": [_checksum(d) for d in (train, x_valid) if d is not None],
+            "parameters": {name: list(p.shape) for name, p in program.named_parameters()},
+            "objective": [type(loss).__name__, _plain(vars(loss))],
+            "optimizer": [type(optim.optimizer).__name__, _plain(optim.optimizer.defaults)],
+            "schedule": type(scheduler).__name__ if scheduler else None,
+        }
+        state = _State(program, optim, scheduler, settings)
+        if resume and path is not None and path.exists():
+            state.load(path, epochs)
+        history = state.history
+        step = guarded(loss, program)
+        svi = SVI(pair.model, pair.guide, optim, loss=loss.loss, loss_and_grads=step)
         with _bar(progress, epochs, len(train), batch_size, len(history)) as bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 if state.stale(patience):
@@ -176,6 +182,7 @@ def fit(
                 }
                 if x_valid is not None:
                     record["valid_elbo"] = _validate(pair, x_valid, seed)
+                _check_finite(program, record)
                 _advance(scheduler, record)
                 record["seconds"] = time.perf_counter() - start
                 state.record(record)
@@ -227,14 +234,18 @@ class _State:
             "best": self.best,
         }
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, epochs: int) -> None:
         state = checkpoints.load(path)
         wrong = [k for k, v in self.settings.items() if state["settings"].get(k) != v]
-        if wrong or (state["scheduler"] is None) != (self.scheduler is None):
-            what = ", ".join(wrong) or "schedule"
+        if wrong:
             raise checkpoints.CheckpointError(
-                f"{path} belongs to a fit with another {what}: resume with the settings it was "
-                f"started with, or fit anew elsewhere"
+                f"{path} belongs to a fit with another {', '.join(wrong)}: resume with the "
+                f"settings it was started with, or fit anew elsewhere"
+            )
+        if len(state["history"]) > epochs:
+            raise checkpoints.CheckpointError(
+                f"{path} is already at epoch {len(state['history'])}: expected epochs to be at "
+                f"least that; got {epochs}"
             )
         self.program.load_state_dict(state["weights"])
         self.optim.set_state(state["optimizer"])
@@ -312,6 +323,29 @@ def find_device(name: str) -> torch.device:
 
 def _fixed(data: Split | Tensor, seed: int) -> Tensor:
     return data.fixed(seed) if isinstance(data, Split) else data
+
+
+def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:
+    """What would spoil the checkpoint is noticed before it is written."""
+    try:
+        check_weights(program)
+        if math.isnan(record.get("valid_elbo", 0.0)):
+            cause = "the log weights of a validation datum are NaN"
+            raise NonFiniteLossError("the validation ELBO became NaN", "", cause)
+    except NonFiniteLossError as error:
+        error.where = f" at the end of epoch {record['epoch']}"
+        raise
+
+
+def _checksum(data: Split | Tensor) -> str:
+    values = data.values if isinstance(data, Split) else data
+    return hashlib.sha256(values.contiguous().cpu().numpy().tobytes()).hexdigest()
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The public entries that are numbers, words or tuples of them: what a file can hold."""
+    kinds = (bool, int, float, str, tuple, type(None))
+    return {k: v for k, v in values.items() if isinstance(v, kinds) and not k.startswith("_")}
 
 
 def _check_parameters(program: nn.Module, optim: Joint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro import poutine
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .._component import positive
-from ..particles import samples, traces
+from .._programs import Site, samples, traces
 
 __all__ = ["ELBO", "Objective"]
 
@@ -56,15 +56,18 @@ class ELBO(Objective):
     """The evidence lower bound, E_q[log p(x, z) − log q(z|x)], by either SGVB estimator.
 
     Estimator A samples the whole expectation and is Pyro's ``Trace_ELBO``; estimator B has
-    KL(q ‖ p) in closed form and is Pyro's ``TraceMeanField_ELBO``.
+    KL(q ‖ p) in closed form and is Pyro's ``TraceMeanField_ELBO``. B is right only if every
+    latent site is reparameterised and the guide draws them in the model's order, so that
+    what p(z_i | …) depends on is there when q(z_i | …) is drawn.
 
     Arguments:
         num_particles: draws of z for each datum.
-        analytic_kl: ``True`` for estimator B, ``False`` for A; ``None`` chooses B where a
-            closed form exists. A latent site without one is sampled, and this is logged.
+        analytic_kl: ``True`` for estimator B, ``False`` for A; ``None`` chooses B where it is
+            right and a closed form exists. A latent site that is sampled instead is logged.
 
     Raises:
-        ValueError: if ``num_particles`` is not a positive integer.
+        ValueError: if ``num_particles`` is not a positive integer, or if ``analytic_kl`` is
+            asked for where it would be wrong.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equations 6 and 7.
@@ -85,34 +88,56 @@ class ELBO(Objective):
         return self._chosen[2]
 
     def _choose(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Trace_ELBO:
-        kind: type[Trace_ELBO] = Trace_ELBO
+        kind = Trace_ELBO
         if self.analytic_kl is not False:
-            closed, sampled = _closed_forms(model, guide, args, kwargs)
-            for name, pair in sampled.items():
-                _log.warning(
-                    "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
-                )
-            if closed or self.analytic_kl:
-                kind = TraceMeanField_ELBO
+            with poutine.block():
+                guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
+            obstacle = _obstacle(guide_sites, model_sites)
+            if obstacle is None:
+                closed, sampled = _closed_forms(guide_sites, model_sites)
+                for name, pair in sampled.items():
+                    _log.warning(
+                        "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
+                    )
+                if closed or self.analytic_kl:
+                    kind = TraceMeanField_ELBO
+            elif self.analytic_kl:
+                raise ValueError(f"expected a program whose KL is analytic; {obstacle}")
+            else:
+                _log.warning("the KL is estimated by sampling: %s", obstacle)
         # Pyro's vectorised particles guess the plates' depth by themselves at the first call
         return kind(num_particles=self.num_particles, vectorize_particles=self.num_particles > 1)
 
 
+def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:
+    """Why ``TraceMeanField_ELBO`` would be wrong for a program, if it would.
+
+    Pyro checks this too, but only while validation is on, and then warns or asserts.
+    """
+    for name, site in guide.items():
+        if not (site["is_observed"] or site["fn"].has_rsample):
+            return f"site {name!r} of the guide ({_family(site['fn'])}) is not reparameterised"
+    latent = [name for name, site in model.items() if not site["is_observed"]]
+    drawn = [name for name in guide if name in latent]
+    if drawn != latent:
+        return (
+            f"the guide draws {', '.join(drawn)} in this order and the model "
+            f"{', '.join(latent)}, so KL(q ‖ p) of a site depends on later ones"
+        )
+    return None
+
+
 def _closed_forms(
-    model: Any, guide: Any, args: tuple, kwargs: dict
+    guide: Mapping[str, Site], model: Mapping[str, Site]
 ) -> tuple[set[str], dict[str, str]]:
     """The latent sites with an analytic KL, and those without, with their distributions."""
-    with poutine.block():
-        guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
     closed: set[str] = set()
     sampled: dict[str, str] = {}
-    for name, site in model_sites.items():
-        if site["is_observed"] or name not in guide_sites:
+    for name, site in model.items():
+        if site["is_observed"]:
             continue
-        q, p = guide_sites[name]["fn"], site["fn"]
+        q, p = guide[name]["fn"], site["fn"]
         try:
-            if not q.has_rsample:
-                raise NotImplementedError
             kl_divergence(q, p)
             closed.add(name)
         except NotImplementedError:

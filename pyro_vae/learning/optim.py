@@ -50,13 +50,18 @@ class Joint(PyroOptim):
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
         """Steps; parameters not seen before join the optimiser."""
-        new = [p for p in params if p not in self._names]
+        present = set(params)
+        new = [p for p in present if p not in self._names]
         if new:
             store = pyro.get_param_store()
             # SVI hands over a set: sorted, or sums over parameters would vary with its order
             self.add(dict(sorted((str(store.param_name(p)), p) for p in new)))
+        for parameter in self._names:
+            if parameter not in present:
+                # SVI leaves zeros, with which momentum would go on moving it
+                parameter.grad = None
         if self.clip_norm is not None:
-            clip_grad_norm_(list(self._names), self.clip_norm)
+            clip_grad_norm_([p for p in self._names if p in present], self.clip_norm)
         assert self.optimizer is not None
         self.optimizer.step()
 

@@ -84,12 +84,15 @@ class VAE(PyroModule):
         """Refuses data that this program cannot score.
 
         Raises:
-            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, or if the
-                likelihood has no density at a value of ``x``.
+            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, if the type is
+                not that of the weights, or if the likelihood has no density at a value.
         """
         if x.shape[1:] != self.event_shape or not len(x):
             expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
             raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}")
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype:
+            raise ValueError(f"expected x of {dtype}, as the model's weights are; got {x.dtype}")
         self.likelihood.check(x)
 
     def __repr__(self) -> str:

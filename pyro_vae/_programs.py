@@ -1,0 +1,206 @@
+"""Running somebody's Pyro program: its sites, its parameters, and what it must be like."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, cast, runtime_checkable
+
+import pyro
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = [
+    "PLATE",
+    "Program",
+    "Site",
+    "check",
+    "evaluating",
+    "own_parameters",
+    "samples",
+    "traces",
+]
+
+#: What Pyro records of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
+Site = Mapping[str, Any]
+
+#: The name of the plate that holds every per-datum site.
+PLATE = "data"
+
+
+@runtime_checkable
+class Program(Protocol):
+    """A Pyro model and its guide, called with the same arguments."""
+
+    @property
+    def model(self) -> Callable[..., Any]: ...
+
+    @property
+    def guide(self) -> Callable[..., Any]: ...
+
+
+def traces(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    draws: Mapping[str, Site] | None = None,
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """All sites of the guide, and of the model run on the guide's draws, by name.
+
+    Arguments:
+        model, guide: the program.
+        args, kwargs: what both are called with.
+        draws: sites of an earlier run whose values the guide takes instead of drawing.
+    """
+    if draws is not None:
+        earlier = poutine.Trace()
+        for name, site in draws.items():
+            earlier.add_node(name, **site)
+        guide = poutine.replay(guide, trace=earlier)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    pruned = (prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
+    guide_sites, model_sites = (cast("dict[str, Site]", trace.nodes) for trace in pruned)
+    return guide_sites, model_sites
+
+
+def samples(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """The sites that have a density; ``pyro.deterministic`` is a sample site in form only."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+    }
+
+
+def check(guide: Mapping[str, Site], model: Mapping[str, Site], size: int) -> int:
+    """Refuses a program whose importance weights do not exist per datum.
+
+    Arguments:
+        guide, model: the sample sites of one run without particles.
+        size: the number of data.
+
+    Returns:
+        The depth of the program's plates.
+
+    Raises:
+        ValueError: if a sample site is outside the plate ``"data"``, if the plate does not
+            hold exactly the data given, if a site has batch dimensions that no plate
+            declares, or if model and guide do not sample the same sites.
+    """
+    for program, sites in (("guide", guide), ("model", model)):
+        for name, site in sites.items():
+            _check_plate(program, name, site, size)
+    _check_match(model, guide)
+    frames = [f for m in (guide, model) for s in m.values() for f in s["cond_indep_stack"]]
+    nesting = max(-frame.dim for frame in frames if frame.vectorized)
+    for program, sites in (("guide", guide), ("model", model)):
+        for name, site in sites.items():
+            shape = tuple(site["fn"].batch_shape)
+            plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+            loose = [n for d, n in enumerate(shape, -len(shape)) if n != 1 and d not in plates]
+            if loose:
+                raise ValueError(
+                    f"site '{name}' of the {program} has batch shape {shape}, of which size "
+                    f"{loose[0]} belongs to no plate: declare it part of a datum with .to_event(…)"
+                )
+    return nesting
+
+
+@contextmanager
+def own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
+    """Makes modules use the parameters they hold, whatever Pyro's parameter store remembers.
+
+    Pyro's store is global: a second ``PyroModule`` with the same parameter names would
+    silently be given the first one's values. Parameters that a program makes with plain
+    ``pyro.param`` are read from the store as always; the store itself is left unchanged.
+    """
+    held = set()
+    for module in _modules(programs):
+        root = getattr(module, "_pyro_name", "")
+        for name, _ in module.named_parameters():
+            held.add(f"{root}.{name}".lstrip(".").removesuffix("_unconstrained"))
+    store = pyro.get_param_store()
+    state = store.get_state()
+    # "$$$" separates a plain nn.Module's name from its parameter's in the store
+    names = [n for n in state["params"] if n.replace("$$$", ".") in held]
+    for name in names:
+        del state["params"][name], state["constraints"][name]
+    with store.scope(state):
+        yield
+
+
+@contextmanager
+def evaluating(*programs: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) for every module that runs.
+
+    The modules of a program given as functions are found when they are called.
+    """
+    changed: list[nn.Module] = []
+
+    def switch(module: nn.Module, _: Any = None) -> None:
+        if module.training:
+            module.training = False
+            changed.append(module)
+
+    for owner in _modules(programs):
+        for module in owner.modules():
+            switch(module)
+    hook = register_module_forward_pre_hook(switch)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in changed:
+            module.training = True
+
+
+def _modules(programs: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
+    for program in programs:
+        while isinstance(program, functools.partial):
+            program = program.func
+        owner = getattr(program, "__self__", program)
+        if isinstance(owner, nn.Module):
+            yield owner
+
+
+def _check_plate(program: str, name: str, site: Site, size: int) -> None:
+    frames = [f for f in site["cond_indep_stack"] if f.name == PLATE]
+    if not frames:
+        raise ValueError(
+            f"site '{name}' of the {program} is outside the plate \"{PLATE}\", so its draw would "
+            f"be shared by all data and no weight per datum exists: sample it inside "
+            f'`with pyro.plate("{PLATE}", len(x)):` (for a bound on the joint minibatch there is '
+            f"pyro.infer.RenyiELBO)"
+        )
+    if not frames[0].vectorized or frames[0].size != size:
+        got = f"holds {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
+        raise ValueError(
+            f"expected the plate \"{PLATE}\" to hold the {size} data given; at site '{name}' of "
+            f'the {program} it {got}: write `pyro.plate("{PLATE}", len(x))` without subsampling'
+        )
+
+
+def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
+    latent = {n for n, s in model.items() if not s["is_observed"]}
+    proposed = {
+        n for n, s in guide.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))
+    }
+    for names, has, lacks in (
+        (latent - proposed, "model", "guide"),
+        (proposed - latent, "guide", "model"),
+    ):
+        if names:
+            raise ValueError(
+                f"the {has} samples {', '.join(map(repr, sorted(names)))} and the {lacks} does "
+                f"not: importance weights need the same latent sites in both"
+            )
+    if latent == set(model):
+        raise ValueError(
+            "the model observes nothing: give the data to one of its sites, `pyro.sample(…, obs=x)`"
+        )
