@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -100,19 +101,17 @@ def run(
     """
     size = len(args[0])
     shape = (num_samples, size)
+    if draws is not None:
+        draws = {name: _repeated(site, num_samples, layout) for name, site in draws.items()}
     if layout.tiled:
-        args, kwargs = _map(lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs)
-        if draws is not None:
-            draws = {n: _repeated(s, num_samples, layout) for n, s in draws.items()}
-        both = traces(model, guide, args, kwargs, draws)
         dim = None
+        args, kwargs = _map(lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs)
+        plate = nullcontext()
     else:
         dim = -1 - layout.nesting
-        if draws is not None:
-            draws = {n: _repeated(s, num_samples, layout) for n, s in draws.items()}
-        with pyro.plate(_PARTICLES, num_samples, dim=dim):
-            both = traces(model, guide, args, kwargs, draws)
-    guide_sites, model_sites = map(samples, both)
+        plate = pyro.plate(_PARTICLES, num_samples, dim=dim)
+    with plate:
+        guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs, draws))
     latents = {n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]}
     if layout.tiled:
         latents = {
@@ -147,6 +146,9 @@ def inspect(
         log_p={n: _log_prob(s, None, (1, size)) for n, s in model_sites.items()},
         log_q={n: _log_prob(s, None, (1, size)) for n, s in guide_sites.items()},
     ).log_weights
+    half = _half(model, guide, args, kwargs, draws, nesting)
+    if half is not None and not _same(half, once[:, : half.shape[1]]):
+        raise ValueError(_MIXES)
     failure: Exception | None = None
     for layout in (Layout(nesting), Layout(nesting, tiled=True)):
         try:
@@ -156,18 +158,53 @@ def inspect(
         except (RuntimeError, ValueError, IndexError) as error:
             failure = error
             continue
-        if torch.allclose(twice, once.expand(2, size), rtol=1e-4, atol=1e-3, equal_nan=True):
+        if _same(twice, once.expand(2, size)):
             if layout.tiled:
                 _log.warning(
                     "the program does not allow a particle dimension on the left of its plates: "
                     "each draw runs as one more datum, the encoder included"
                 )
             return layout
-    raise ValueError(
-        "expected weights that do not depend on which other data and draws are run beside; this "
-        "program's do: it mixes data (a statistic over the batch?), or reads a tensor of leading "
-        "size N that is not per datum (bind that one with functools.partial)"
-    ) from failure
+    raise ValueError(_MIXES) from failure
+
+
+_MIXES = (
+    "expected weights that do not depend on which other data and draws are run beside; this "
+    "program's do: it mixes data (a statistic over the batch?), or reads a tensor of leading "
+    "size N that is not per datum (bind that one with functools.partial)"
+)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+def _half(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    draws: Mapping[str, Site],
+    nesting: int,
+) -> Tensor | None:
+    """The weights of the first half of the data, by themselves, on the draws they had.
+
+    ``None`` where there is no half, where another tensor has as many entries as there are
+    data (it may not be per datum), or where the guide knows these data alone.
+    """
+    size = len(args[0])
+    if size < 2 or _batched(size, (*args[1:], *kwargs.values())):
+        return None
+    layout = Layout(nesting, tiled=True)  # of one particle: no dimension is added
+    taken = {n: _changed(s, lambda v, dim: v.narrow(dim, 0, size // 2)) for n, s in draws.items()}
+    try:
+        x = args[0][: size // 2]
+        halved = run(
+            model, guide, x, *args[1:], num_samples=1, layout=layout, draws=taken, **kwargs
+        )
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return halved.log_weights
 
 
 @torch.no_grad()
@@ -286,18 +323,28 @@ def _log_prob(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> T
     return log_prob.expand(shape)
 
 
-def _repeated(site: Site, num_samples: int, layout: Layout) -> Site:
-    """A site of a run without particles, its value repeated for each of them."""
+def _changed(site: Site, change: Callable[[Tensor, int], Tensor]) -> Site:
+    """A site of a run without particles, its value changed along the data's dimension."""
     if site["type"] != "sample":
         return site
-    value, batch = site["value"], len(site["fn"].batch_shape)
+    (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
+    event_dims = site["value"].ndim - len(site["fn"].batch_shape)
+    return {**site, "value": change(site["value"], data_dim - event_dims)}
+
+
+def _repeated(site: Site, num_samples: int, layout: Layout) -> Site:
+    """A site of a run without particles, its value repeated for each of them."""
     if layout.tiled:
-        (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
-        dim = data_dim - (value.ndim - batch)
-        return {**site, "value": torch.cat([value] * num_samples, dim)}
-    missing = (1,) * (layout.nesting - batch)
-    value = value.reshape(1, *missing, *value.shape).expand(num_samples, *missing, *value.shape)
-    return {**site, "value": value}
+        return _changed(site, lambda value, dim: torch.cat([value] * num_samples, dim))
+    if site["type"] != "sample":
+        return site
+    value = site["value"]
+    # plates that the site is not in stand between the particles' dimension and its own
+    missing = (1,) * (layout.nesting - len(site["fn"].batch_shape))
+    return {
+        **site,
+        "value": value.reshape(*missing, *value.shape).expand(num_samples, *missing, *value.shape),
+    }
 
 
 def _pairs(x: Tensor, chunk_size: int | None) -> int:

@@ -181,6 +181,131 @@ def _with_dropout(in_shape, out_shape):
     return nn.Sequential(nn.Dropout(0.5), pv.networks.MLP(in_shape, out_shape, hidden=(5,)))
 
 
+class Positional(nn.Module):
+    """Decoders that read a batch dimension by position, in ways that fail or do not."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.conv, self.norm = kind, nn.Conv1d(1, 1, 3, padding=1), nn.BatchNorm1d(8)
+
+    def forward(self, z):
+        if self.kind == "softmax":
+            return z.softmax(dim=1)
+        if self.kind == "conv":
+            return self.conv(z.view(-1, 1, 8)).view(-1, 8)
+        return self.norm(z)
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+@pytest.mark.parametrize("kind", ["softmax", "conv", "norm"])
+def test_programs_that_allow_no_particle_dimension(kind, size, caplog):
+    decoder = Positional(kind)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.9).to_event(1))
+
+    x = torch.randn(size, 8)
+    decoder.eval()
+    decoder.norm.running_mean.copy_(torch.arange(8.0))
+    with caplog.at_level("WARNING", logger="pyro_vae"), torch.no_grad():
+        layout = particles.inspect(model, guide, x)
+        assert layout.tiled
+        assert "each draw runs as one more datum" in caplog.messages[0]
+        run = particles.run(model, guide, x, num_samples=6, layout=layout)
+        z = run.latents["z"]
+        assert z.shape == (6, size, 8)
+        for k in range(6):
+            expected = (
+                _normal(z[k], 0.0, 1.0)
+                + _normal(x, decoder(z[k]), 1.0)
+                - _normal(z[k], 0.3 * x, 0.9)
+            ).sum(-1)
+            torch.testing.assert_close(run.log_weights[k], expected)
+    assert pv.log_weights(model, guide, x, num_samples=7, chunk_size=4).shape == (7, size)
+
+
+def test_programs_that_mix_data_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z - z.mean(), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="expected weights that do not depend on which other data"):
+        pv.log_weights(model, _guide, torch.randn(5), num_samples=4)
+
+
+def test_an_argument_that_happens_to_have_as_many_entries_as_data():
+    # six mixture means and six data: nothing tells that the means are not per datum
+    means = torch.linspace(-3, 3, 6)
+
+    def model(x, mu):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=torch.zeros(6)))
+            pyro.sample("x", dist.Normal(mu[c], 1.0), obs=x)
+
+    def guide(x, mu):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=torch.zeros(6)))
+
+    x = torch.randn(6)
+    truth = _normal(x[:, None], means, 1.0).logsumexp(-1) - math.log(6)
+    log_w = pv.log_weights(model, guide, x, means, num_samples=20_000, chunk_size=500)
+    torch.testing.assert_close(log_w.logsumexp(0) - math.log(20_000), truth, atol=0.05, rtol=0)
+
+
+def test_undeclared_batch_dimensions_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).expand((3, len(x))), obs=x)
+
+    with pytest.raises(ValueError, match=r"batch shape \(3, 4\), of which size 3 belongs to no"):
+        pv.log_weights(model, _guide, torch.randn(4), num_samples=3)
+
+
+def test_dropout_is_off_in_programs_that_are_functions():
+    decoder = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    x = torch.randn(4, 3)
+    training = pv.evaluate((model, guide), x, num_samples=100).elbo
+    assert decoder.training and decoder[1].training
+    decoder.eval()
+    assert training == pv.evaluate((model, guide), x, num_samples=100).elbo
+
+
+def test_each_autoguide_keeps_its_own_parameters():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(4)
+    first, second = AutoNormal(model), AutoNormal(model, init_scale=0.7)
+    first(x)
+    expected = pv.evaluate((model, first), x, num_samples=50).elbo
+    pyro.clear_param_store()
+    second(x)
+    with torch.no_grad():
+        second.locs.z_unconstrained.add_(2.0)
+    assert pv.evaluate((model, first), x, num_samples=50).elbo == expected
+
+
 def test_two_models_with_the_same_names_keep_their_own_weights():
     x = torch.bernoulli(torch.full((3, 4), 0.5))
     first, second = pv.VAE((4,), 2), pv.VAE((4,), 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,9 @@ __all__ = ["Bounds", "Estimate", "evaluate"]
 
 #: The L_k that papers print.
 PRINTED = (5, 50, 500, 5000)
+
+#: A variance from fewer degrees of freedom than these is not stated.
+_FEWEST_DEGREES = 30
 
 _HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
 
@@ -58,7 +62,8 @@ class Bounds:
     Attributes:
         num_samples: the number K of draws for each datum.
         per_datum: arrays of length N: ``elbo``, ``log_evidence``, ``khat``, ``ess``, and the
-            Monte Carlo variances ``elbo_variance`` and ``log_evidence_variance``.
+            Monte Carlo variances ``elbo_variance``, ``log_evidence_variance`` and
+            ``gap_variance``.
         iwae_per_datum: L_k of each datum, ``(N,)``, by k.
         iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
         log_weights: the raw log weights ``(K, N)``, if they were kept.
@@ -97,19 +102,13 @@ class Bounds:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """``elbo``, ``iwae_5`` …, ``log_evidence`` and ``gap`` with their standard errors.
-
-        The gap's Monte Carlo error leaves out the covariance of its two terms, which share
-        their draws, and so errs on the large side where they rise and fall together.
-        """
+        """``elbo``, ``iwae_5`` …, ``log_evidence`` and ``gap`` with their standard errors."""
         data, k_data, k_variance = self.per_datum, self.iwae_per_datum, self.iwae_variance
         rows = {"elbo": _estimate(data["elbo"], data["elbo_variance"])}
         rows |= {f"iwae_{k}": _estimate(k_data[k], k_variance[k]) for k in k_data}
         rows["log_evidence"] = _estimate(data["log_evidence"], data["log_evidence_variance"])
-        rows["gap"] = _estimate(
-            data["log_evidence"] - data["elbo"],
-            data["log_evidence_variance"] + data["elbo_variance"],
-        )
+        with np.errstate(invalid="ignore"):  # a datum without density has no gap
+            rows["gap"] = _estimate(data["log_evidence"] - data["elbo"], data["gap_variance"])
         return rows
 
     @property
@@ -123,6 +122,11 @@ class Bounds:
         count = len(self.unreliable)
         if not count:
             return None
+        if np.isnan(self.per_datum["khat"]).all():
+            return (
+                f"With {self.num_samples} draws there is no k̂ (it needs 25 or more), so nothing is "
+                f"known of the weights' tail: log p̂ is a lower bound in expectation, no more."
+            )
         threshold = khat_threshold(self.num_samples)
         return (
             f"For {count} of {len(self)} data k̂ is above {threshold:.2f}: there the weights' tail "
@@ -133,17 +137,14 @@ class Bounds:
 
     @property
     def plateau(self) -> int | None:
-        """The smallest k from which L_k rises no more: no later L_k is above it by more than
-        twice the Monte Carlo standard error of their difference. ``None`` if L_K still rises.
+        """The smallest k from which L_k rises no further than log p̂ can be told from noise.
+
+        L_k rises for ever, ever less: this is where log p̂ − L_k is at most twice the Monte
+        Carlo standard error of log p̂. ``None`` if no k < K is there, or nothing is known.
         """
-        ks = list(self.iwae_per_datum)
-        rows = [self.estimates[f"iwae_{k}"] for k in ks]
-        for i, (k, row) in enumerate(zip(ks[:-1], rows[:-1], strict=True)):
-            rises = (
-                later.value - row.value > 2 * math.hypot(later.se_monte_carlo, row.se_monte_carlo)
-                for later in rows[i + 1 :]
-            )
-            if not any(rises):
+        evidence = self.estimates["log_evidence"]
+        for k, bound in self.iwae.items():
+            if k < self.num_samples and evidence.value - bound <= 2 * evidence.se_monte_carlo:
                 return k
         return None
 
@@ -301,7 +302,7 @@ def evaluate(
         Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
     """
     model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
-    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in ks):
         raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
     x = data.fixed(seed) if isinstance(data, Split) else data
     if isinstance(program, torch.nn.Module):
@@ -317,7 +318,7 @@ def evaluate(
         for datums, draws, log_w in weights:
             log_w = log_w.cpu()
             if block is None or draws.start == 0:
-                block = _Block(log_w.shape[1], num_samples, ks)
+                block = _Block(log_w.shape[1], num_samples, ks, len(x))
                 blocks.append(block)
                 raw.append([])
             block.update(log_w.double(), datums.start)
@@ -327,7 +328,8 @@ def evaluate(
                 blocks[-1] = block.result()
             bar.update(log_w.numel())
     columns = {name: torch.cat([b[name] for b in blocks]).numpy() for name in blocks[0]}
-    sizes = sorted({k for k in ks if k <= num_samples} | {num_samples})
+    num_samples = int(num_samples)
+    sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
     return Bounds(
         num_samples=num_samples,
         per_datum={n: v for n, v in columns.items() if not n.startswith("iwae_")},
@@ -339,41 +341,46 @@ def evaluate(
 
 
 class _Block:
-    """The running estimates of one block of data."""
+    """The running estimates of one block of data, of ``num_data`` in all."""
 
-    def __init__(self, size: int, num_samples: int, ks: Sequence[int]) -> None:
+    def __init__(self, size: int, num_samples: int, ks: Sequence[int], num_data: int) -> None:
         self.mean = MeanWeight(size)
         self.tail = ParetoTail(num_samples, size)
-        self.bounds = [GroupedBound(k, size) for k in sorted(set(ks)) if k < num_samples]
+        below = sorted({int(k) for k in ks if k < num_samples})
+        self.bounds = [GroupedBound(k, num_samples, size) for k in below]
+        self.num_data = num_data
 
     def update(self, log_w: Tensor, start: int) -> None:
-        wrong = log_w.isnan().any(0)
+        wrong = ~(log_w < math.inf).all(0)
         if wrong.any():
             datum = start + int(wrong.nonzero()[0])
             raise ValueError(
-                f"the log weights of datum {datum} are NaN: the program's weights or its data "
-                f"hold NaN, or a distribution left its range; look at its sites with poutine.trace"
+                f"the log weights of datum {datum} are NaN or +inf: the program's weights or its "
+                f"data hold NaN, or a distribution left its range; look at its sites with "
+                f"poutine.trace"
             )
         for estimate in (self.mean, self.tail, *self.bounds):
             estimate.update(log_w)
 
     def result(self) -> dict[str, Tensor]:
-        mean = self.mean
+        mean, draws = self.mean, self.mean.count
         columns = {
-            "elbo": mean.elbo,
-            "elbo_variance": mean.elbo_variance,
-            "log_evidence": mean.log_evidence,
-            "log_evidence_variance": mean.log_evidence_variance,
+            "elbo": mean.mean,
+            "elbo_variance": mean.variance_of_mean,
+            "log_evidence": mean.log_mean_exp,
+            "log_evidence_variance": mean.variance_of_log_mean_exp,
+            "gap_variance": mean.variance_of_rise,
             "khat": self.tail.khat,
             "ess": mean.effective_sample_size,
-            f"iwae_{mean.draws}": mean.log_evidence,
-            f"iwae_{mean.draws}_variance": mean.log_evidence_variance,
+            f"iwae_{draws}": mean.log_mean_exp,
+            f"iwae_{draws}_variance": mean.variance_of_log_mean_exp,
         }
         for bound in self.bounds:
-            columns[f"iwae_{bound.k}"] = bound.value
-            # a single group has no spread of its own; the delta method's, of all draws, has
-            alone = mean.log_evidence_variance * mean.draws / bound.k
-            columns[f"iwae_{bound.k}_variance"] = bound.variance if bound.groups > 1 else alone
+            # a spread of few groups is known badly, unless many data share in knowing it
+            few = (bound.count - 1) * self.num_data < _FEWEST_DEGREES
+            delta = mean.variance_of_log_mean_exp * draws / bound.k / bound.count
+            columns[f"iwae_{bound.k}"] = bound.mean
+            columns[f"iwae_{bound.k}_variance"] = delta if few else bound.variance_of_mean
         return columns
 
 

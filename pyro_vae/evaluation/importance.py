@@ -15,78 +15,109 @@ from torch import Tensor
 __all__ = ["GroupedBound", "MeanWeight", "ParetoTail", "khat_threshold"]
 
 
-class MeanWeight:
+class _Moments:
+    """Running moments of values v and of e^v, per datum, without overflow or cancellation."""
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self._centre: Tensor | None = None
+        self._sum, self._squares, self._exp, self._exp_squares, self._exp_times = torch.zeros(
+            5, size, dtype=torch.float64
+        )
+        self._top = torch.full((size,), -math.inf, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Takes values ``(count, n)``."""
+        if self._centre is None:
+            self._centre = _centre(values)
+        self.count += len(values)
+        deviation = values - self._centre
+        self._sum += deviation.sum(0)
+        self._squares += deviation.square().sum(0)
+        # sums of e^(v − top), made smaller whenever a larger top comes
+        top = torch.maximum(self._top, values.amax(0))
+        finite = torch.where(top.isfinite(), top, 0.0)
+        shrink = (self._top - finite).exp()
+        weights = (values - finite).exp()
+        self._exp = self._exp * shrink + weights.sum(0)
+        self._exp_squares = self._exp_squares * shrink**2 + weights.square().sum(0)
+        # a weight of zero contributes nothing, whatever its logarithm
+        products = torch.where(weights > 0, weights * deviation, 0.0)
+        self._exp_times = self._exp_times * shrink + products.sum(0)
+        self._top = top
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of v, ``(n,)``."""
+        assert self._centre is not None
+        return self._centre + self._sum / self.count
+
+    @property
+    def variance_of_mean(self) -> Tensor:
+        """The variance of :attr:`mean` over repetitions, ``(n,)``; NaN for a single value."""
+        if self.count < 2:
+            return torch.full_like(self._sum, math.nan)
+        spread = self._squares - self._sum.square() / self.count
+        return spread.clamp(min=0) / (self.count - 1) / self.count
+
+    @property
+    def log_mean_exp(self) -> Tensor:
+        """log of the mean of e^v, ``(n,)``."""
+        return self._top + (self._exp / self.count).log()
+
+    @property
+    def variance_of_log_mean_exp(self) -> Tensor:
+        """Its variance by the delta method, ``(n,)``; NaN for a single value."""
+        if self.count < 2:
+            return torch.full_like(self._sum, math.nan)
+        return (self._relative - 1).clamp(min=0) / (self.count - 1)
+
+    @property
+    def variance_of_rise(self) -> Tensor:
+        """The variance of log mean e^v − mean v, ``(n,)``, by the delta method.
+
+        The two share their values, so that it is that of the mean of e^v / mean e^v − v.
+        """
+        if self.count < 2:
+            return torch.full_like(self._sum, math.nan)
+        covariance = self._exp_times / self._exp - self._sum / self.count
+        single = self.variance_of_mean * self.count
+        spread = (self._relative - 1 - 2 * covariance) / (self.count - 1) + single / self.count
+        return spread.clamp(min=0)
+
+    @property
+    def _relative(self) -> Tensor:
+        """The mean of e^2v over the square of the mean of e^v."""
+        return self._exp_squares * self.count / self._exp.square()
+
+
+class MeanWeight(_Moments):
     """ELBO, log p̂ and effective sample size from all draws of a block of data.
 
     Arguments:
         size: the number n of data in the block.
     """
 
-    def __init__(self, size: int) -> None:
-        self.draws = 0
-        self._sum = torch.zeros(size, dtype=torch.float64)
-        self._sum_of_squares = torch.zeros(size, dtype=torch.float64)
-        self._centre: Tensor | None = None
-        self._log_sum = torch.full((size,), -math.inf, dtype=torch.float64)
-        self._log_sum_of_squares = torch.full((size,), -math.inf, dtype=torch.float64)
-
     def update(self, log_w: Tensor) -> None:
         """Takes a chunk ``(draws, n)`` of float64 log weights."""
-        if self._centre is None:
-            self._centre = _centre(log_w)
-        self.draws += len(log_w)
-        deviation = log_w - self._centre
-        self._sum += deviation.sum(0)
-        self._sum_of_squares += deviation.square().sum(0)
-        self._log_sum = torch.logaddexp(self._log_sum, log_w.logsumexp(0))
-        self._log_sum_of_squares = torch.logaddexp(
-            self._log_sum_of_squares, (2 * log_w).logsumexp(0)
-        )
-
-    @property
-    def elbo(self) -> Tensor:
-        """The mean log weight, ``(n,)``."""
-        assert self._centre is not None
-        return self._centre + self._sum / self.draws
-
-    @property
-    def elbo_variance(self) -> Tensor:
-        """The Monte Carlo variance of :attr:`elbo`, ``(n,)``; NaN for a single draw."""
-        if self.draws < 2:
-            return torch.full_like(self._sum, math.nan)
-        spread = self._sum_of_squares - self._sum.square() / self.draws
-        return spread.clamp(min=0) / (self.draws - 1) / self.draws
-
-    @property
-    def log_evidence(self) -> Tensor:
-        """log p̂, the log of the mean weight, ``(n,)``: L_K with every draw in one group."""
-        return self._log_sum - math.log(self.draws)
-
-    @property
-    def log_evidence_variance(self) -> Tensor:
-        """The Monte Carlo variance of log p̂ by the delta method: Σw²/(Σw)² − 1/K, ``(n,)``.
-
-        NaN for a single draw, which says nothing about its own spread.
-        """
-        if self.draws < 2:
-            return torch.full_like(self._sum, math.nan)
-        relative = (self._log_sum_of_squares - 2 * self._log_sum).exp()
-        return (relative - 1 / self.draws).clamp(min=0) * self.draws / (self.draws - 1)
+        self.add(log_w)
 
     @property
     def effective_sample_size(self) -> Tensor:
         """Kish's (Σw)²/Σw², ``(n,)``, between 1 and the number of draws."""
-        return (2 * self._log_sum - self._log_sum_of_squares).exp()
+        return self._exp.square() / self._exp_squares
 
 
-class GroupedBound:
-    """L_k from K ≥ k draws: the mean, over ⌊K/k⌋ disjoint groups of k, of log mean w.
+class GroupedBound(_Moments):
+    """L_k from K ≥ k draws: the mean, over disjoint groups of k, of log mean w.
 
-    Each group is one unbiased draw of L_k, so all draws are used (but for K mod k of them),
-    where the first k alone would leave the noise of a single group.
+    Each group is one unbiased draw of L_k, so all draws are used, where the first k alone
+    would leave the noise of a single group. If k does not divide K, the last group is filled
+    up with the first draws.
 
     Arguments:
         k: the size of a group.
+        num_samples: the number K of draws that will come.
         size: the number n of data in the block.
 
     References:
@@ -94,23 +125,33 @@ class GroupedBound:
         https://arxiv.org/abs/1509.00519
     """
 
-    def __init__(self, k: int, size: int) -> None:
+    def __init__(self, k: int, num_samples: int, size: int) -> None:
+        super().__init__(size)
         self.k = k
-        self.groups = 0
-        self._sum = torch.zeros(size, dtype=torch.float64)
-        self._sum_of_squares = torch.zeros(size, dtype=torch.float64)
-        self._centre: Tensor | None = None
+        self._left = num_samples
+        self._missing = -num_samples % k
+        self._first: list[Tensor] = []
         self._open = torch.full((size,), -math.inf, dtype=torch.float64)
         self._filled = 0
 
     def update(self, log_w: Tensor) -> None:
         """Takes a chunk ``(draws, n)`` of float64 log weights; groups may span chunks."""
+        kept = sum(map(len, self._first))
+        if kept < self._missing:
+            self._first.append(log_w[: self._missing - kept].clone())
+        self._left -= len(log_w)
+        self._take(log_w)
+        if not self._left and self._missing:
+            self._take(torch.cat(self._first))
+
+    def _take(self, log_w: Tensor) -> None:
         if self._filled:
             head, log_w = log_w[: self.k - self._filled], log_w[self.k - self._filled :]
             self._extend(head)
         whole = len(log_w) // self.k * self.k
         if whole:
-            self._close(log_w[:whole].unflatten(0, (-1, self.k)).logsumexp(1))
+            groups = log_w[:whole].unflatten(0, (-1, self.k))
+            self.add(groups.logsumexp(1) - math.log(self.k))
         if len(log_w) > whole:
             self._extend(log_w[whole:])
 
@@ -118,31 +159,9 @@ class GroupedBound:
         self._open = torch.logaddexp(self._open, log_w.logsumexp(0))
         self._filled += len(log_w)
         if self._filled == self.k:
-            self._close(self._open[None])
+            self.add(self._open[None] - math.log(self.k))
             self._open = torch.full_like(self._open, -math.inf)
             self._filled = 0
-
-    def _close(self, log_sums: Tensor) -> None:
-        values = log_sums - math.log(self.k)
-        if self._centre is None:
-            self._centre = _centre(values)
-        self.groups += len(values)
-        self._sum += (values - self._centre).sum(0)
-        self._sum_of_squares += (values - self._centre).square().sum(0)
-
-    @property
-    def value(self) -> Tensor:
-        """L_k, ``(n,)``."""
-        assert self._centre is not None
-        return self._centre + self._sum / self.groups
-
-    @property
-    def variance(self) -> Tensor:
-        """The Monte Carlo variance of :attr:`value`, ``(n,)``; NaN for a single group."""
-        if self.groups < 2:
-            return torch.full_like(self._sum, math.nan)
-        spread = self._sum_of_squares - self._sum.square() / self.groups
-        return spread.clamp(min=0) / (self.groups - 1) / self.groups
 
 
 class ParetoTail:
@@ -174,16 +193,17 @@ class ParetoTail:
 
     @property
     def khat(self) -> Tensor:
-        """k̂, ``(n,)``: +inf where too few or too equal draws leave no tail to fit.
+        """k̂, ``(n,)``.
 
-        Equal weights (q is the posterior) have no tail at all and give −inf.
+        NaN if there are fewer than 25 draws, too few to fit; +inf where fewer than M weights
+        are not zero; −inf where all are equal (q is the posterior), without any tail.
         """
         from arviz_stats.base.array import array_stats
 
         # a weight of zero has no logarithm to fit; among the M largest, it leaves no tail
         largest = self._largest.T.numpy()
         nonzero = np.isfinite(largest)
-        khat = np.full(len(largest), math.inf)
+        khat = np.full(len(largest), math.inf if self.tail >= 5 else math.nan)
         if self.tail < 5:
             return torch.from_numpy(khat)
         for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):

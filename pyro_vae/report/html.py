@@ -83,8 +83,8 @@ def write_report(run: Run) -> None:
 def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
     plateau = bounds.plateau
     rising = (
-        f"From k = {plateau} on, L_k no longer rises by more than twice its Monte Carlo standard "
-        f"error."
+        f"From k = {plateau} on, L_k rises by no more than twice the Monte Carlo standard error "
+        f"of log p̂."
         if plateau is not None
         else f"L_k is still rising at k = {bounds.num_samples}: log p(x) lies higher."
     )

@@ -21,21 +21,34 @@ def log_w():
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, K])
 def test_chunks_do_not_matter(log_w, chunk):
-    mean, bound, tail = MeanWeight(N), GroupedBound(10, N), ParetoTail(K, N)
+    mean, bound, tail = MeanWeight(N), GroupedBound(10, K, N), ParetoTail(K, N)
     for part in log_w.split(chunk):
         for estimate in (mean, bound, tail):
             estimate.update(part)
-    torch.testing.assert_close(mean.elbo, log_w.mean(0))
-    torch.testing.assert_close(mean.elbo_variance, log_w.var(0) / K)
-    torch.testing.assert_close(mean.log_evidence, log_w.logsumexp(0) - math.log(K))
+    torch.testing.assert_close(mean.mean, log_w.mean(0))
+    torch.testing.assert_close(mean.variance_of_mean, log_w.var(0) / K)
+    torch.testing.assert_close(mean.log_mean_exp, log_w.logsumexp(0) - math.log(K))
     w = (log_w - log_w.amax(0)).exp()
     torch.testing.assert_close(mean.effective_sample_size, w.sum(0) ** 2 / (w**2).sum(0))
-    torch.testing.assert_close(mean.log_evidence_variance, w.var(0) / w.mean(0) ** 2 / K)
-    groups = log_w[: K // 10 * 10].unflatten(0, (-1, 10)).logsumexp(1) - math.log(10)
-    torch.testing.assert_close(bound.value, groups.mean(0))
-    torch.testing.assert_close(bound.variance, groups.var(0) / len(groups))
+    torch.testing.assert_close(mean.variance_of_log_mean_exp, w.var(0) / w.mean(0) ** 2 / K)
+    torch.testing.assert_close(mean.variance_of_rise, (w / w.mean(0) - log_w).var(0) / K)
+    # 997 = 99 × 10 + 7: three of the first draws complete the hundredth group
+    whole = torch.cat([log_w, log_w[:3]])
+    groups = whole.unflatten(0, (-1, 10)).logsumexp(1) - math.log(10)
+    torch.testing.assert_close(bound.mean, groups.mean(0))
+    torch.testing.assert_close(bound.variance_of_mean, groups.var(0) / len(groups))
     _, khat = array_stats.psislw(-log_w.T.numpy(), axis=-1)
     np.testing.assert_allclose(tail.khat, khat, rtol=1e-6)
+
+
+def test_every_draw_counts():
+    # k just above K/2 makes two groups, which together see every draw
+    log_w = torch.zeros(100, 1, dtype=torch.float64)
+    log_w[99] = 10.0
+    bound = GroupedBound(60, 100, 1)
+    bound.update(log_w)
+    second = math.log((59 + math.exp(10.0)) / 60)
+    assert float(bound.mean) == pytest.approx(second / 2)
 
 
 @pytest.mark.parametrize("num_samples", [25, 100, 225, 226, 1000, 5000, 20_000])
@@ -59,7 +72,12 @@ def test_khat_is_the_shape_of_a_pareto_tail(shape):
 def test_khat_without_a_tail():
     few = ParetoTail(20, 2)
     few.update(torch.randn(20, 2, dtype=torch.float64))
-    assert (few.khat == math.inf).all()
+    assert few.khat.isnan().all()
+    zeros = ParetoTail(100, 1)
+    weights = torch.full((100, 1), -math.inf, dtype=torch.float64)
+    weights[:15] = torch.randn(15, 1, dtype=torch.float64)
+    zeros.update(weights)
+    assert (zeros.khat == math.inf).all()
     equal = ParetoTail(100, 2)
     equal.update(torch.full((100, 2), -3.0, dtype=torch.float64))
     assert (equal.khat == -math.inf).all()
@@ -68,8 +86,9 @@ def test_khat_without_a_tail():
 def test_a_single_draw_knows_no_error():
     mean = MeanWeight(2)
     mean.update(torch.tensor([[-1.0, -2.0]], dtype=torch.float64))
-    assert mean.elbo.tolist() == mean.log_evidence.tolist() == [-1, -2]
-    assert mean.elbo_variance.isnan().all() and mean.log_evidence_variance.isnan().all()
+    assert mean.mean.tolist() == mean.log_mean_exp.tolist() == [-1, -2]
+    for variance in (mean.variance_of_mean, mean.variance_of_log_mean_exp, mean.variance_of_rise):
+        assert variance.isnan().all()
 
 
 @pytest.mark.parametrize(("draws", "limit"), [(10, 0.0), (100, 0.5), (5000, 0.7), (10**6, 0.7)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from components import SMALL
 from linear_gaussian import LinearGaussian
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import nn
 
@@ -192,6 +193,11 @@ def test_a_checkpoint_of_other_settings_is_refused(digits, tmp_path):
         ({"batch_size": 50}, "batch_size"),
         ({"seed": 1}, "seed"),
         ({"schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=1)}, "schedule"),
+        ({"optimizer": partial(torch.optim.Adam, lr=0.1)}, "optimizer"),
+        ({"optimizer": torch.optim.SGD}, "optimizer"),
+        ({"objective": pv.objectives.ELBO(2)}, "objective"),
+        ({"objective": pyro.infer.Trace_ELBO()}, "objective"),
+        ({"valid": digits.valid}, "data"),
     ):
         with pytest.raises(CheckpointError, match=f"belongs to a fit with another {name}"):
             pv.fit(_vae(), digits.train, epochs=2, checkpoint=path, resume=True, **change)
@@ -264,6 +270,75 @@ def test_a_parameter_that_overflowed_is_named():
         pv.fit(program, torch.ones(6), epochs=5, optimizer=partial(torch.optim.SGD, lr=1e38))
 
 
+def test_a_gradient_that_is_not_finite_is_not_stepped_with(tmp_path):
+    class Root(Fragile):
+        """√|w| at w = 0: a finite loss with a gradient of 0 · ∞."""
+
+        @pyro_method
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                loc = (self.loc * 0.0).abs().sqrt() if self.where == "root" else self.loc
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program, path = Root("nowhere"), tmp_path / "state.pt"
+    kept = []
+
+    def then_break(history):
+        kept.append((path.read_bytes(), program.loc.item()))
+        program.where = "root"
+
+    message = "the gradient is not finite in epoch 2, step 1: that of parameter 'loc' is NaN or"
+    with pytest.raises(NonFiniteLossError, match=message) as caught:
+        pv.fit(program, torch.ones(6), epochs=3, checkpoint=path, on_epoch=then_break)
+    assert caught.value.site == "loc"
+    assert (path.read_bytes(), program.loc.item()) == kept[0]
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_checkpointed(tmp_path):
+    program, path = Fragile("nowhere"), tmp_path / "state.pt"
+    with pytest.raises(NonFiniteLossError, match="the weights overflowed at the end of epoch 1"):
+        pv.fit(
+            program,
+            torch.full((6,), 1e3),
+            epochs=1,
+            optimizer=partial(torch.optim.SGD, lr=1e38),
+            checkpoint=path,
+        )
+    assert not path.exists()
+
+
+def test_an_autoguide_is_resumed(tmp_path):
+    class Auto(PyroModule):
+        """Its guide's parameters are made at the first run, one for each datum."""
+
+        def __init__(self):
+            super().__init__()
+            self.auto = AutoNormal(self.model)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            return self.auto(x)
+
+    x = torch.randn(10)
+    arguments = {"batch_size": 10, "optimizer": partial(torch.optim.Adam, lr=0.05)}
+    whole, part = Auto(), Auto()
+    expected = pv.fit(whole, x, epochs=40, **arguments)
+    path = tmp_path / "state.pt"
+    pv.fit(part, x, epochs=20, checkpoint=path, **arguments)
+    again = Auto()
+    history = pv.fit(again, x, epochs=40, checkpoint=path, resume=True, **arguments)
+    assert history["elbo"] == expected["elbo"]
+    assert _same(_weights(again), _weights(whole))
+    # ... and judged, though its parameters allow no splitting of the data
+    log_w = pv.log_weights(again.model, again.guide, x, num_samples=5000, chunk_size=4)
+    truth = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
+    torch.testing.assert_close(log_w.logsumexp(0) - math.log(5000), truth, atol=0.1, rtol=0)
+
+
 class Global(PyroModule):
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -296,6 +371,11 @@ def test_bad_arguments(arguments, message):
 def test_no_cuda():
     with pytest.raises(ValueError, match="expected a CUDA device; torch finds none here"):
         pv.fit(Fragile("nowhere"), torch.zeros(6), device="cuda")
+
+
+def test_no_data():
+    with pytest.raises(ValueError, match="expected at least one datum to train on; got none"):
+        pv.fit(Fragile("nowhere"), torch.empty(0))
 
 
 def test_parameters_outside_the_program_are_refused():

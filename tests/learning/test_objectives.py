@@ -81,6 +81,62 @@ def test_analytic_kl_with_two_sites_of_which_one_has_it(caplog):
     ]
 
 
+class BottomUp:
+    """z2 → z1 → x, with the guide q(z1|x) q(z2|z1): p(z1|z2) depends on what q draws later."""
+
+    @staticmethod
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
+            z1 = pyro.sample("z1", dist.Normal(z2, 0.3))
+            pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+    @staticmethod
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(0.5 * x, 0.7))
+            pyro.sample("z2", dist.Normal(0.9 * z1, 0.3))
+
+
+class Discrete:
+    """A latent that is not reparameterised beside one that is."""
+
+    @staticmethod
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(4 * c + z, 1.0), obs=x)
+
+    @staticmethod
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=pyro.param("logit", torch.zeros(()))))
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (BottomUp, "the guide draws z1, z2 in this order and the model z2, z1"),
+        (Discrete, "site 'c' of the guide (Bernoulli) is not reparameterised"),
+    ],
+)
+def test_analytic_kl_is_not_chosen_where_it_would_be_wrong(program, why, caplog):
+    x = torch.full((2000,), 4.0)
+    with caplog.at_level(logging.WARNING, logger="pyro_vae"):
+        objective = pv.objectives.ELBO()
+        chosen = objective.estimator(program.model, program.guide, (x,), {})
+    assert type(chosen) is Trace_ELBO
+    assert why in caplog.messages[0]
+    ours = -objective.loss(program.model, program.guide, x) / len(x)
+    bounds = pv.evaluate((program.model, program.guide), x, num_samples=50)
+    assert ours == pytest.approx(bounds.elbo, abs=0.7)  # Discrete has a standard error of 0.13
+    with pytest.raises(ValueError, match="expected a program whose KL is analytic; "):
+        strict = pv.objectives.ELBO(analytic_kl=True)
+        strict.loss(program.model, program.guide, x)
+
+
 @pytest.mark.parametrize("analytic_kl", [False, True])
 def test_both_estimators_have_the_closed_form_mean(analytic_kl):
     program = LinearGaussian(2, shift=0.5, inflate=1.3)

@@ -91,3 +91,18 @@ def test_state_goes_on_where_it_stopped():
             again.set_state(copy.deepcopy(state))
         steps(again, part, 3)
         assert torch.equal(part, whole)
+
+
+def test_parameters_that_take_no_part_stay_where_they_are():
+    # two models may share one optimiser; momentum must not move the absent one
+    a, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    optim = Joint(partial(torch.optim.Adam, lr=0.1))
+    optim.add({"a": a, "b": b})
+    a.grad, b.grad = torch.ones(1), torch.zeros(1)
+    optim({a})
+    moved = a.detach().clone()
+    for _ in range(3):
+        a.grad, b.grad = torch.zeros(1), torch.ones(1)
+        optim({b})
+    assert torch.equal(a, moved) and float(moved) == pytest.approx(0.9)
+    assert float(b.detach()) == pytest.approx(0.7, abs=1e-5)
