@@ -324,13 +324,13 @@ def test_an_autoguide_is_resumed(tmp_path):
             return self.auto(x)
 
     x = torch.randn(10)
-    arguments = {"batch_size": 10, "optimizer": partial(torch.optim.Adam, lr=0.05)}
+    arguments = {"batch_size": 10, "optimizer": partial(torch.optim.Adam, lr=0.1)}
     whole, part = Auto(), Auto()
-    expected = pv.fit(whole, x, epochs=40, **arguments)
+    expected = pv.fit(whole, x, epochs=100, **arguments)
     path = tmp_path / "state.pt"
     pv.fit(part, x, epochs=20, checkpoint=path, **arguments)
     again = Auto()
-    history = pv.fit(again, x, epochs=40, checkpoint=path, resume=True, **arguments)
+    history = pv.fit(again, x, epochs=100, checkpoint=path, resume=True, **arguments)
     assert history["elbo"] == expected["elbo"]
     assert _same(_weights(again), _weights(whole))
     # ... and judged, though its parameters allow no splitting of the data
