@@ -153,7 +153,10 @@ BAD_OPTIONS = {
         "--data.valid 2000",
         "expected valid to be a fraction below 1 or a number of data below 1617; got 2000",
     ),
-    "learning rate": ("--fit.optimizer.lr -1", "the optimizer refuses its arguments: Invalid learning rate: -1.0"),
+    "learning rate": (
+        "--fit.optimizer.lr -1",
+        "the optimizer refuses its arguments: Invalid learning rate: -1.0",
+    ),
 }
 
 

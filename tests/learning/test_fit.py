@@ -336,7 +336,7 @@ def test_an_autoguide_is_resumed(tmp_path):
     # ... and judged, though its parameters allow no splitting of the data
     log_w = pv.log_weights(again.model, again.guide, x, num_samples=5000, chunk_size=4)
     truth = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
-    torch.testing.assert_close(log_w.logsumexp(0) - math.log(5000), truth, atol=0.1, rtol=0)
+    torch.testing.assert_close(log_w.logsumexp(0) - math.log(5000), truth, atol=0.3, rtol=0)
 
 
 class Global(PyroModule):
