@@ -7,8 +7,8 @@ mask or a flow's log|det J| can be right or wrong.
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,8 +23,6 @@ from torch import Tensor
 from ._programs import PLATE, Site, check, evaluating, own_parameters, samples, traces
 
 __all__ = ["Layout", "Particles", "inspect", "log_weights", "run", "stream"]
-
-_log = logging.getLogger("pyro_vae")
 
 _PARTICLES = "_particles"
 
@@ -160,9 +158,10 @@ def inspect(
             continue
         if _same(twice, once.expand(2, size)):
             if layout.tiled:
-                _log.warning(
+                warnings.warn(
                     "the program does not allow a particle dimension on the left of its plates: "
-                    "each draw runs as one more datum, the encoder included"
+                    "each draw runs as one more datum, the encoder included",
+                    stacklevel=2,
                 )
             return layout
     raise ValueError(_MIXES) from failure

@@ -140,8 +140,11 @@ class Bounds:
         """The smallest k from which L_k rises no further than log p̂ can be told from noise.
 
         L_k rises for ever, ever less: this is where log p̂ − L_k is at most twice the Monte
-        Carlo standard error of log p̂. ``None`` if no k < K is there, or nothing is known.
+        Carlo standard error of log p̂. ``None`` if no k < K is there, or if most k̂ are bad, so
+        that the noise is not known.
         """
+        if 2 * len(self.unreliable) > len(self):
+            return None
         evidence = self.estimates["log_evidence"]
         for k, bound in self.iwae.items():
             if k < self.num_samples and evidence.value - bound <= 2 * evidence.se_monte_carlo:
@@ -348,6 +351,7 @@ class _Block:
         self.tail = ParetoTail(num_samples, size)
         below = sorted({int(k) for k in ks if k < num_samples})
         self.bounds = [GroupedBound(k, num_samples, size) for k in below]
+        self.tenth = GroupedBound(max(1, num_samples // 10), num_samples, size)
         self.num_data = num_data
 
     def update(self, log_w: Tensor, start: int) -> None:
@@ -359,28 +363,38 @@ class _Block:
                 f"data hold NaN, or a distribution left its range; look at its sites with "
                 f"poutine.trace"
             )
-        for estimate in (self.mean, self.tail, *self.bounds):
+        for estimate in (self.mean, self.tail, self.tenth, *self.bounds):
             estimate.update(log_w)
 
     def result(self) -> dict[str, Tensor]:
         mean, draws = self.mean, self.mean.count
+        khat, delta = self.tail.khat, mean.variance_of_log_mean_exp
+        # one weight outshines the rest where k̂ is bad. The delta method sees no spread in it;
+        # tenths of the draws, whose largest weights differ, do. Theirs is stated as it is,
+        # for the spread of a maximum hardly shrinks with the number of draws
+        blind = ~(khat < khat_threshold(draws))
+        spread = self.tenth.variance_of_mean * self.tenth.count
+        spread = torch.fmax(spread, torch.zeros_like(delta))
+        evidence_variance = torch.where(blind, torch.maximum(delta, spread), delta)
+        gap_variance = mean.variance_of_rise
+        gap_variance = torch.where(blind, torch.maximum(gap_variance, spread), gap_variance)
         columns = {
             "elbo": mean.mean,
             "elbo_variance": mean.variance_of_mean,
             "log_evidence": mean.log_mean_exp,
-            "log_evidence_variance": mean.variance_of_log_mean_exp,
-            "gap_variance": mean.variance_of_rise,
-            "khat": self.tail.khat,
+            "log_evidence_variance": evidence_variance,
+            "gap_variance": gap_variance,
+            "khat": khat,
             "ess": mean.effective_sample_size,
             f"iwae_{draws}": mean.log_mean_exp,
-            f"iwae_{draws}_variance": mean.variance_of_log_mean_exp,
+            f"iwae_{draws}_variance": evidence_variance,
         }
         for bound in self.bounds:
             # a spread of few groups is known badly, unless many data share in knowing it
             few = (bound.count - 1) * self.num_data < _FEWEST_DEGREES
-            delta = mean.variance_of_log_mean_exp * draws / bound.k / bound.count
+            pooled = evidence_variance * draws / bound.k / bound.count
             columns[f"iwae_{bound.k}"] = bound.mean
-            columns[f"iwae_{bound.k}_variance"] = delta if few else bound.variance_of_mean
+            columns[f"iwae_{bound.k}_variance"] = pooled if few else bound.variance_of_mean
         return columns
 
 
