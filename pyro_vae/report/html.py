@@ -86,7 +86,8 @@ def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
         f"From k = {plateau} on, L_k rises by no more than twice the Monte Carlo standard error "
         f"of log p̂."
         if plateau is not None
-        else f"L_k has not been seen to stop rising by k = {bounds.num_samples}: log p(x) lies higher."
+        else f"L_k has not been seen to stop rising by k = {bounds.num_samples}: log p(x) lies "
+        f"higher."
     )
     yield Picture("bounds", "L_k against k", rising, plots.bound_against_k(bounds))
     if not np.isfinite(bounds.per_datum["khat"]).any():
