@@ -7,12 +7,16 @@ memory does not grow with the number of draws, but for the √K of the Pareto ta
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GroupedBound", "MeanWeight", "ParetoTail", "khat_threshold"]
+__all__ = ["Block", "GroupedBound", "MeanWeight", "ParetoTail", "khat_threshold"]
+
+#: A variance from fewer degrees of freedom than these is not stated.
+_FEWEST_DEGREES = 30
 
 
 class _Moments:
@@ -215,6 +219,61 @@ class ParetoTail:
                 # ArviZ expects log-likelihoods, whose negatives are the log weights
                 _, khat[datum] = array_stats.psislw(-weights, r_eff=45 / self.tail)  # type: ignore[arg-type]
         return torch.from_numpy(khat)
+
+
+class Block:
+    """The running estimates of one block of data, of ``num_data`` in all."""
+
+    def __init__(self, size: int, num_samples: int, ks: Sequence[int], num_data: int) -> None:
+        self.mean = MeanWeight(size)
+        self.tail = ParetoTail(num_samples, size)
+        below = sorted({int(k) for k in ks if k < num_samples})
+        self.bounds = [GroupedBound(k, num_samples, size) for k in below]
+        self.tenth = GroupedBound(max(1, num_samples // 10), num_samples, size)
+        self.num_data = num_data
+
+    def update(self, log_w: Tensor, start: int) -> None:
+        wrong = ~(log_w < math.inf).all(0)
+        if wrong.any():
+            datum = start + int(wrong.nonzero()[0])
+            raise ValueError(
+                f"the log weights of datum {datum} are NaN or +inf: the program's weights or its "
+                f"data hold NaN, or a distribution left its range; look at its sites with "
+                f"poutine.trace"
+            )
+        for estimate in (self.mean, self.tail, self.tenth, *self.bounds):
+            estimate.update(log_w)
+
+    def result(self) -> dict[str, Tensor]:
+        mean, draws = self.mean, self.mean.count
+        khat, delta = self.tail.khat, mean.variance_of_log_mean_exp
+        # one weight outshines the rest where k̂ is bad. The delta method sees no spread in it;
+        # tenths of the draws, whose largest weights differ, do. Theirs is stated as it is,
+        # for the spread of a maximum hardly shrinks with the number of draws
+        blind = ~(khat < khat_threshold(draws))
+        spread = self.tenth.variance_of_mean * self.tenth.count
+        spread = torch.fmax(spread, torch.zeros_like(delta))
+        evidence_variance = torch.where(blind, torch.maximum(delta, spread), delta)
+        gap_variance = mean.variance_of_rise
+        gap_variance = torch.where(blind, torch.maximum(gap_variance, spread), gap_variance)
+        columns = {
+            "elbo": mean.mean,
+            "elbo_variance": mean.variance_of_mean,
+            "log_evidence": mean.log_mean_exp,
+            "log_evidence_variance": evidence_variance,
+            "gap_variance": gap_variance,
+            "khat": khat,
+            "ess": mean.effective_sample_size,
+            f"iwae_{draws}": mean.log_mean_exp,
+            f"iwae_{draws}_variance": evidence_variance,
+        }
+        for bound in self.bounds:
+            # a spread of few groups is known badly, unless many data share in knowing it
+            few = (bound.count - 1) * self.num_data < _FEWEST_DEGREES
+            pooled = evidence_variance * draws / bound.k / bound.count
+            columns[f"iwae_{bound.k}"] = bound.mean
+            columns[f"iwae_{bound.k}_variance"] = pooled if few else bound.variance_of_mean
+        return columns
 
 
 def _centre(values: Tensor) -> Tensor:
