@@ -56,8 +56,6 @@ def compare(hidden: tuple[int, ...], latent_dim: int, batch: int) -> dict[str, o
     quartiles = np.percentile(ratios, [25, 50, 75]).round(3)
     return {
         "model": f"784–{'–'.join(map(str, hidden))}–{latent_dim}, Bernoulli, batch {batch}",
-        "ms_per_step_before": float((np.median(pairs[:, 0]) * 1e3).round(3)),
-        "ms_per_step_after": float((np.median(pairs[:, 1]) * 1e3).round(3)),
         "ratio_median": float(quartiles[1]),
         "ratio_quartiles": [float(quartiles[0]), float(quartiles[2])],
     }
