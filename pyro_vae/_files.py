@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 __all__ = ["write", "write_text"]
 
 
@@ -32,8 +34,8 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except Exception as error:
-        # torch and h5py report a full disk as a RuntimeError of their own
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and h5py report a full disk as a RuntimeError, safetensors as its own error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OSError(f"could not write {path}, the previous file is kept: {reason}") from error
     finally:

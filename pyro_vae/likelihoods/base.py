@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from .._component import Component, NetworkFactory, Shape, positive
 from ..data.kinds import Kind, kind_of
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "PixelLikelihood"]
 
 
 class Likelihood(Component):
@@ -58,3 +58,11 @@ class Likelihood(Component):
                 f"{type(self).__name__} scores only {self.support}; got {got.describe(x)}: "
                 f"{self.remedy}"
             )
+
+
+class PixelLikelihood(Likelihood):
+    """The base of likelihoods whose decoder says one number for each pixel, by ``network(z)``."""
+
+    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
+        super().__init__(latent_dim, event_shape, network)
+        self.network = network((latent_dim,), self.event_shape)

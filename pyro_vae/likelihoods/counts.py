@@ -9,14 +9,14 @@ from torch import nn
 
 from .._component import NetworkFactory, Shape, positive
 from ..data.kinds import Kind
-from .base import Likelihood
+from .base import Likelihood, PixelLikelihood
 
 __all__ = ["Binomial", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
 _REMEDY = "set data.values to integer, or choose a likelihood of real values"
 
 
-class Binomial(Likelihood):
+class Binomial(PixelLikelihood):
     """p(x|z) = Π_i Binomial(x_i; n, sigmoid(f_i(z))), for levels 0 … n.
 
     Arguments:
@@ -37,7 +37,6 @@ class Binomial(Likelihood):
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
         self.levels = positive("levels", levels)
-        self.network = network((latent_dim,), self.event_shape)
 
     def forward(self, z: torch.Tensor) -> Distribution:
         fn = dist.Binomial(self.levels, logits=self.network(z))
@@ -52,21 +51,17 @@ class Binomial(Likelihood):
             )
 
 
-class Poisson(Likelihood):
+class Poisson(PixelLikelihood):
     """p(x|z) = Π_i Poisson(x_i; exp f_i(z)), for counts."""
 
     support = Kind.COUNTS
     remedy = _REMEDY
 
-    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
-        super().__init__(latent_dim, event_shape, network)
-        self.network = network((latent_dim,), self.event_shape)
-
     def forward(self, z: torch.Tensor) -> Distribution:
         return dist.Poisson(self.network(z).exp()).to_event(len(self.event_shape))
 
 
-class NegativeBinomial(Likelihood):
+class NegativeBinomial(PixelLikelihood):
     """p(x|z) = Π_i NB(x_i; r_i, logit f_i(z)), for counts that vary more than Poisson's.
 
     x has mean r exp(f) and variance r exp(f) (1 + exp(f)); the dispersion r_i is a free
@@ -82,7 +77,6 @@ class NegativeBinomial(Likelihood):
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)
-        self.network = network((latent_dim,), self.event_shape)
         self.log_total_count = nn.Parameter(torch.zeros(self.event_shape))
 
     def forward(self, z: torch.Tensor) -> Distribution:

@@ -6,14 +6,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from .._component import NetworkFactory, Shape
 from ..data.kinds import Kind
-from .base import Likelihood
+from .base import PixelLikelihood
 
 __all__ = ["Bernoulli", "ContinuousBernoulli"]
 
 
-class Bernoulli(Likelihood):
+class Bernoulli(PixelLikelihood):
     """p(x|z) = Π_i Bernoulli(x_i; sigmoid(f_i(z))), for binary data.
 
     References:
@@ -24,15 +23,11 @@ class Bernoulli(Likelihood):
     support = Kind.BINARY
     remedy = "set data.binarize to dynamic, static or threshold, or use ContinuousBernoulli"
 
-    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
-        super().__init__(latent_dim, event_shape, network)
-        self.network = network((latent_dim,), self.event_shape)
-
     def forward(self, z: torch.Tensor) -> Distribution:
         return dist.Bernoulli(logits=self.network(z)).to_event(len(self.event_shape))
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(PixelLikelihood):
     """p(x|z) = Π_i CB(x_i; λ_i = sigmoid(f_i(z))), a density on [0, 1].
 
     The Bernoulli formula, normalised for grey values, which makes it a likelihood of them.
@@ -44,10 +39,6 @@ class ContinuousBernoulli(Likelihood):
 
     support = Kind.UNIT
     remedy = "scale the data to [0, 1] (data.values: unit), or use Gaussian"
-
-    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
-        super().__init__(latent_dim, event_shape, network)
-        self.network = network((latent_dim,), self.event_shape)
 
     def forward(self, z: torch.Tensor) -> Distribution:
         fn = dist.ContinuousBernoulli(logits=self.network(z))
