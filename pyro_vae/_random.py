@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-__all__ = ["seeded"]
+__all__ = ["check_seed", "seeded"]
+
+
+def check_seed(seed: int) -> int:
+    """``seed`` if it can seed a generator.
+
+    Raises:
+        ValueError: if it is not an integer ≥ 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"expected seed to be an integer ≥ 0; got {seed!r}")
+    return int(seed)
 
 
 @contextmanager
@@ -22,7 +34,7 @@ def seeded(*entropy: int) -> Iterator[None]:
     generators are as they were before.
     """
     # pyro.set_rng_seed hands the seed to NumPy, which takes 32 bits
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([*map(check_seed, entropy)]).generate_state(1)[0])
     state = get_rng_state()
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)

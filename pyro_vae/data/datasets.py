@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._component import Shape
+from .._random import check_seed
 from .binarize import CHOICES, Binarize, binarize
 from .kinds import Kind, kind_of
 from .sources import SOURCES, Raw, root_folder
@@ -139,6 +140,7 @@ def load(
     _choice("data set", name, tuple(SOURCES))
     _choice("binarize", binarize, CHOICES)
     _choice("values", values, ("unit", "integer"))
+    check_seed(seed)
     try:
         raw = SOURCES[name](root_folder(root), path, key)
     except ModuleNotFoundError as error:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .._component import positive
 from .._programs import Program
-from .._random import seeded
+from .._random import check_seed, seeded
 from ..data.datasets import Split
 from ..particles import log_weights
 from . import checkpoint as checkpoints
@@ -121,8 +121,7 @@ def fit(
     """
     positive("epochs", epochs)
     positive("batch_size", batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"expected seed to be an integer ≥ 0; got {seed!r}")
+    check_seed(seed)
     if patience is not None:
         positive("patience", patience)
         if valid is None:

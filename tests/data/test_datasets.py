@@ -152,3 +152,9 @@ def test_mnist_loads_offline_beside_a_cpu_build_of_torch(real_data):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "10000", "")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_bad_seed(seed):
+    with pytest.raises(ValueError, match=f"expected seed to be an integer ≥ 0; got {seed}"):
+        pv.data.load("digits", binarize="none", seed=seed)

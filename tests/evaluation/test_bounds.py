@@ -195,6 +195,7 @@ def test_foreign_netcdf_is_refused(tmp_path):
         ({"num_samples": 2.5}, r"expected num_samples to be an integer ≥ 1; got 2.5"),
         ({"ks": (5, 0)}, r"expected every k in ks to be an integer ≥ 1; got \(5, 0\)"),
         ({"chunk_size": 0}, r"expected chunk_size ≥ 1; got 0"),
+        ({"seed": -1}, r"expected seed to be an integer ≥ 0; got -1"),
     ],
 )
 def test_bad_numbers(arguments, message):
