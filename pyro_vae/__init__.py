@@ -2,7 +2,7 @@
 
 from . import data, likelihoods, models, networks, posteriors, priors
 from .evaluation import Bounds, evaluate
-from .learning import History, fit, objectives
+from .learning import History, fit, initialize, objectives
 from .models import VAE
 from .particles import log_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "initialize",
     "likelihoods",
     "log_weights",
     "models",

@@ -31,6 +31,9 @@ _TORCH = (torch.nn, torch.optim, torch.optim.lr_scheduler)
 #: Their base classes, which are no choice.
 _BASES = ("LRScheduler", "Module", "Optimizer")
 
+#: The functions of jsonargparse that have other rules.
+_PATCHED = ("get_all_subclass_paths", "discard_init_args_on_class_path_change")
+
 _plugins: set[str] = set()
 
 
@@ -66,7 +69,7 @@ def parse(made: ArgumentParser, argv: Sequence[str]) -> Namespace:
         ValueError: if the arguments do not parse.
     """
     try:
-        with _public_names():
+        with _our_rules():
             return made.parse_args(list(argv))
     except ArgumentError as error:
         raise ValueError(_Explainer(made)(str(error))) from None
@@ -79,13 +82,18 @@ def _abstract(cls: type) -> bool:
 
 
 @contextmanager
-def _public_names() -> Iterator[None]:
-    """Makes a short name mean a class of ours, of a plugin or of torch's public modules.
+def _our_rules() -> Iterator[None]:
+    """Makes jsonargparse read classes as a user means them.
 
-    jsonargparse takes it for any loaded subclass, so that ``Sigmoid`` is ambiguous (torch has
-    a quantised one) and ``MLP`` becomes so once torchvision is imported.
+    A short name is a class of ours, of a plugin or of torch's public modules. jsonargparse
+    takes it for any loaded subclass, so that ``Sigmoid`` is ambiguous (torch has a quantised
+    one) and ``MLP`` becomes so once torchvision is imported.
+
+    A class named in the place of another starts with its own defaults. jsonargparse hands it
+    the other's arguments where both have them, so that ``--model.decoder ConvNet`` would get
+    the widths and the activation that are ``MLP``'s defaults.
     """
-    every = _typehints.get_all_subclass_paths
+    every, keep = (getattr(_typehints, name) for name in _PATCHED)
     torchs = {module.__name__ for module in _TORCH}
 
     def public(*args: Any, **kwargs: Any) -> list[str]:
@@ -93,11 +101,17 @@ def _public_names() -> Iterator[None]:
         ours = {"pyro_vae", *_plugins}
         return [p for p in paths if p.split(".")[0] in ours or p.rpartition(".")[0] in torchs]
 
-    _typehints.get_all_subclass_paths = public
+    def forget(_: Any, before: Any, now: Any) -> None:
+        if before and "init_args" in before and before["class_path"] != now["class_path"]:
+            before["init_args"] = Namespace()
+
+    for name, ours in zip(_PATCHED, (public, forget), strict=True):
+        setattr(_typehints, name, ours)
     try:
         yield
     finally:
-        _typehints.get_all_subclass_paths = every
+        for name, theirs in zip(_PATCHED, (every, keep), strict=True):
+            setattr(_typehints, name, theirs)
 
 
 class _Help(DefaultHelpFormatter):

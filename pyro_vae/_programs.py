@@ -9,8 +9,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import nn
+from torch.distributions import TransformedDistribution
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "own_parameters",
     "samples",
     "traces",
+    "with_noise",
 ]
 
 #: What Pyro records of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
@@ -54,19 +57,62 @@ def traces(
     Arguments:
         model, guide: the program.
         args, kwargs: what both are called with.
-        draws: sites of an earlier run whose values the guide takes instead of drawing.
+        draws: sites of an earlier run whose values the guide takes instead of drawing; one
+            with a ``noise`` (see :func:`with_noise`) takes that through its own transforms.
     """
     if draws is not None:
         earlier = poutine.Trace()
         for name, site in draws.items():
             earlier.add_node(name, **site)
-        guide = poutine.replay(guide, trace=earlier)
+        guide = _ReplayNoise(draws)(poutine.replay(guide, trace=earlier))
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     pruned = (prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
     guide_sites, model_sites = (cast("dict[str, Site]", trace.nodes) for trace in pruned)
     return guide_sites, model_sites
+
+
+def with_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Adds to every transformed draw the noise that it was made of.
+
+    A flow without an inverse can score nothing but its own draws. The same noise, sent
+    through another run's transforms, is another run's own draw of the same value.
+    """
+    noted = {}
+    for name, site in sites.items():
+        flow = _transformed(site.get("fn"))
+        if site["type"] == "sample" and flow is not None and not site["is_observed"]:
+            noise = site["value"]
+            # remembered by the transforms, not computed: the value is the one they made
+            for transform in reversed(flow.transforms):
+                noise = transform.inv(noise)
+            site = {**site, "noise": noise}
+        noted[name] = site
+    return noted
+
+
+class _ReplayNoise(Messenger):
+    """Makes draws of transformed distributions out of given noise."""
+
+    def __init__(self, draws: Mapping[str, Site]) -> None:
+        super().__init__()
+        self.noise = {name: site["noise"] for name, site in draws.items() if "noise" in site}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        flow = _transformed(msg["fn"])
+        if msg["name"] in self.noise and flow is not None:
+            value = self.noise[msg["name"]]
+            for transform in flow.transforms:
+                value = transform(value)
+            msg["value"] = value
+
+
+def _transformed(fn: Any) -> TransformedDistribution | None:
+    """The flow inside of what ``.to_event()`` and ``.mask()`` wrap around it, if it is one."""
+    while not isinstance(fn, TransformedDistribution) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn if isinstance(fn, TransformedDistribution) else None
 
 
 def samples(sites: Mapping[str, Site]) -> dict[str, Site]:

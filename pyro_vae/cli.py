@@ -79,6 +79,8 @@ def fit(words: list[str]) -> None:
 
 def evaluate(words: list[str]) -> None:
     """bound and estimate log p(x) of held-out data by importance sampling"""
+    from .report.tables import bits_per_dim
+
     made = _parser(evaluate)
     made.add_argument("run", type=str, help="the folder of a finished run")
     made.add_argument("--num-samples", type=int, default=5000, help="draws for each datum, K")
@@ -97,6 +99,9 @@ def evaluate(words: list[str]) -> None:
     options = config.explained(made, words).as_dict()
     run = Run(options.pop("run"))
     print(run.evaluate(progress=True, **options).table(options["ks"]))
+    bits = run.read_result()["bounds"].get("bits_per_dim")
+    if bits is not None:
+        print(bits_per_dim(bits))
     print(f"per datum: {run.bounds}   next: pyro-vae report {run.folder}")
 
 

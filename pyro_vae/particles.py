@@ -20,7 +20,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ._programs import PLATE, Site, check, evaluating, own_parameters, samples, traces
+from ._programs import PLATE, Site, check, evaluating, own_parameters, samples, traces, with_noise
 
 __all__ = ["Layout", "Particles", "inspect", "log_weights", "run", "stream"]
 
@@ -136,7 +136,7 @@ def inspect(
         ValueError: if there are no weights per datum, saying why.
     """
     both = traces(model, guide, args, kwargs)
-    draws = both[0]
+    draws = with_noise(both[0])
     guide_sites, model_sites = map(samples, both)
     size = len(args[0])
     nesting = check(guide_sites, model_sites, size)
@@ -323,26 +323,27 @@ def _log_prob(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> T
 
 
 def _changed(site: Site, change: Callable[[Tensor, int], Tensor]) -> Site:
-    """A site of a run without particles, its value changed along the data's dimension."""
+    """A site of a run without particles, its draw changed along the data's dimension."""
     if site["type"] != "sample":
         return site
     (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
-    event_dims = site["value"].ndim - len(site["fn"].batch_shape)
-    return {**site, "value": change(site["value"], data_dim - event_dims)}
+    batch_dims = len(site["fn"].batch_shape)
+    drawn = {key: site[key] for key in ("value", "noise") if key in site}
+    return {**site} | {k: change(v, data_dim - (v.ndim - batch_dims)) for k, v in drawn.items()}
 
 
 def _repeated(site: Site, num_samples: int, layout: Layout) -> Site:
-    """A site of a run without particles, its value repeated for each of them."""
+    """A site of a run without particles, its draw repeated for each of them."""
     if layout.tiled:
         return _changed(site, lambda value, dim: torch.cat([value] * num_samples, dim))
     if site["type"] != "sample":
         return site
-    value = site["value"]
     # plates that the site is not in stand between the particles' dimension and its own
     missing = (1,) * (layout.nesting - len(site["fn"].batch_shape))
-    return {
-        **site,
-        "value": value.reshape(*missing, *value.shape).expand(num_samples, *missing, *value.shape),
+    drawn = {key: site[key] for key in ("value", "noise") if key in site}
+    return {**site} | {
+        k: v.reshape(*missing, *v.shape).expand(num_samples, *missing, *v.shape)
+        for k, v in drawn.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import tempfile
@@ -189,9 +190,11 @@ class Run:
         )
         seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
+        bits = _bits_per_dim(bounds, data, model)
         summary = {
             "split": split,
             **bounds.summary(),
+            **({} if bits is None else {"bits_per_dim": bits}),
             "seconds": seconds,
             "device": _device_name(model),
         }
@@ -389,6 +392,7 @@ def _provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
         "data": {
             "name": data.name,
             "binarize": data.binarize,
+            "values": data.values,
             "kind": str(data.kind),
             "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
             "checksum": data.checksum,
@@ -399,6 +403,24 @@ def _provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _bits_per_dim(bounds: Bounds, data: Dataset, model: VAE) -> dict[str, Any] | None:
+    """ELBO and log p̂ in bits per dimension, with standard errors, where there is such a thing.
+
+    A density is no code for integers, and what is told the total of the data does not code it.
+    """
+    if data.values != "dequantized" and not model.likelihood.codes:
+        return None
+    zero = data.bits_per_dim(0.0)
+    rows = {}
+    for name in ("elbo", "log_evidence"):
+        row = bounds.estimates[name]
+        # a value goes through all of the map, an error through its slope
+        errors = [zero - data.bits_per_dim(error) for error in row[1:]]
+        figures = zip(row._fields, [data.bits_per_dim(row.value), *errors], strict=True)
+        rows[name] = {key: x if math.isfinite(x) else None for key, x in figures}
+    return rows
 
 
 def _device_name(model: torch.nn.Module) -> str:

@@ -10,52 +10,141 @@ from functools import partial
 
 import torch
 
-from pyro_vae import likelihoods, networks, posteriors, priors
+import pyro_vae as pv
+from pyro_vae import combinations, likelihoods, networks, posteriors, priors
 
 #: One hidden layer is enough to make outputs depend on inputs.
 SMALL = partial(networks.MLP, hidden=(5,))
 
 PRIORS = {
     "DiagonalNormal": priors.DiagonalNormal,
+    "FlowPrior, coupling": partial(priors.FlowPrior, flows=3, hidden=(6,)),
+    "FlowPrior, autoregressive": partial(
+        priors.FlowPrior, transform="autoregressive", flows=2, hidden=(6,)
+    ),
+    "FlowPrior, spline": partial(priors.FlowPrior, transform="spline", flows=2, hidden=(6, 5)),
     "Laplace": priors.Laplace,
     "StudentT": priors.StudentT,
     "StandardNormal": priors.StandardNormal,
     "MixtureOfNormals": partial(priors.MixtureOfNormals, components=3),
     "MixtureOfNormals of one": partial(priors.MixtureOfNormals, components=1),
+    "UniformSphere": priors.UniformSphere,
     "VampPrior": partial(priors.VampPrior, components=3),
     "VampPrior, free": partial(priors.VampPrior, components=2, interval=None),
+    "VampPrior, from data": partial(priors.VampPrior, components=2, start="data"),
 }
 POSTERIORS = {
     "DiagonalNormal": posteriors.DiagonalNormal,
     "FullCovarianceNormal": posteriors.FullCovarianceNormal,
+    "HouseholderFlow": partial(posteriors.HouseholderFlow, flows=3),
+    "InverseAutoregressiveFlow": partial(
+        posteriors.InverseAutoregressiveFlow, hidden=(6,), context=3
+    ),
     "LowRankNormal": partial(posteriors.LowRankNormal, rank=1),
+    "PlanarFlow": partial(posteriors.PlanarFlow, flows=2),
+    "PowerSpherical": posteriors.PowerSpherical,
+    "RadialFlow": partial(posteriors.RadialFlow, flows=2),
+    "SemiAmortized": partial(posteriors.SemiAmortized, steps=2),
+    "SemiAmortized, planar": partial(
+        posteriors.SemiAmortized, family=partial(posteriors.PlanarFlow, flows=2), steps=2
+    ),
+    "SplineFlow": partial(posteriors.SplineFlow, flows=2, hidden=(6,), context=3),
+    "SylvesterFlow": partial(posteriors.SylvesterFlow, flows=2, reflections=3),
 }
 LIKELIHOODS = {
     "Bernoulli": likelihoods.Bernoulli,
+    "Beta": likelihoods.Beta,
     "Binomial": partial(likelihoods.Binomial, levels=16),
+    "Categorical": partial(likelihoods.Categorical, levels=16),
+    "Categorical, of two": partial(likelihoods.Categorical, levels=1),
     "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
+    "DiscretizedLogistic": likelihoods.DiscretizedLogistic,
+    "DiscretizedLogistic, of two": partial(likelihoods.DiscretizedLogistic, levels=1),
     "Gaussian": likelihoods.Gaussian,
     "Gaussian, fixed": partial(likelihoods.Gaussian, scale=0.3),
     "Gaussian, per pixel": partial(likelihoods.Gaussian, scale="per_pixel"),
     "Gaussian, decoded": partial(likelihoods.Gaussian, scale="decoded", mean="sigmoid"),
+    "Gaussian, optimal": partial(likelihoods.Gaussian, scale="optimal"),
     "Laplace": likelihoods.Laplace,
+    "Laplace, optimal": partial(likelihoods.Laplace, scale="optimal"),
+    "MixtureOfDiscretizedLogistics": partial(
+        likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=3
+    ),
+    "MixtureOfDiscretizedLogistics of one": partial(
+        likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=1
+    ),
     "NegativeBinomial": likelihoods.NegativeBinomial,
+    "NegativeBinomial, decoded": partial(likelihoods.NegativeBinomial, library="decoded"),
+    "NegativeBinomial, observed": partial(likelihoods.NegativeBinomial, library="observed"),
     "Poisson": likelihoods.Poisson,
+    "Poisson, decoded": partial(likelihoods.Poisson, library="decoded"),
+    "Poisson, observed": partial(likelihoods.Poisson, library="observed"),
     "StudentT": likelihoods.StudentT,
     "StudentT, fixed": partial(likelihoods.StudentT, df=3.0, scale=0.5),
     "ZeroInflatedNegativeBinomial": likelihoods.ZeroInflatedNegativeBinomial,
+    "ZeroInflatedNegativeBinomial, decoded": partial(
+        likelihoods.ZeroInflatedNegativeBinomial, library="decoded"
+    ),
+    "ZeroInflatedNegativeBinomial, observed": partial(
+        likelihoods.ZeroInflatedNegativeBinomial, library="observed"
+    ),
 }
 NETWORKS = {
+    "ConvNet": partial(networks.ConvNet, channels=(3, 4)),
+    "ConvNet, batch norm": partial(
+        networks.ConvNet, channels=(3, 4), hidden=(5,), norm="batch", dropout=0.2
+    ),
+    "ConvNet, layer norm": partial(
+        networks.ConvNet, channels=(4,), hidden=(5, 6), kernel=5, norm="layer"
+    ),
+    "ConvNet, from data": partial(
+        networks.ConvNet, channels=(3,), init=0.1, output_bias="data", activation=torch.nn.SiLU
+    ),
     "GatedMLP": partial(networks.GatedMLP, hidden=(5,)),
+    "GatedMLP, from data": partial(
+        networks.GatedMLP, hidden=(5, 4), dropout=0.2, init="glorot", output_bias="data"
+    ),
     "MLP": SMALL,
     "MLP, linear": partial(networks.MLP, hidden=()),
     "MLP, deep": partial(networks.MLP, hidden=(4, 3), activation=torch.nn.ReLU),
+    "MLP, batch norm": partial(networks.MLP, hidden=(5, 4), norm="batch", dropout=0.2),
+    "MLP, layer norm": partial(networks.MLP, hidden=(5,), norm="layer", init="glorot"),
+    "MLP, from data": partial(networks.MLP, hidden=(5,), init=0.01, output_bias="data"),
+    "ResNet": partial(networks.ResNet, channels=(3, 4), blocks=1),
+    "ResNet, batch norm": partial(networks.ResNet, channels=(3,), norm="batch", dropout=0.2),
+    "ResNet, layer norm": partial(
+        networks.ResNet, channels=(3, 4), hidden=(5,), norm="layer", output_bias="data"
+    ),
 }
 
 
-def bound_prior(make, latent_dim=2, event_shape=(3,)):
-    """A prior, bound to a posterior as a VAE would."""
-    posterior = posteriors.DiagonalNormal(event_shape, latent_dim, SMALL)
-    prior = make(latent_dim)
-    prior.bind(posterior)
-    return prior, posterior
+def data_for(likelihood, size):
+    """Random data that a likelihood can score: 0/1, but for one of an open interval."""
+    x = torch.bernoulli(torch.full((size, *likelihood.event_shape), 0.5))
+    return 0.25 + x / 2 if isinstance(likelihood, likelihoods.Beta) else x
+
+
+def kind(make):
+    """The class that a factory makes an instance of."""
+    return getattr(make, "func", make)
+
+
+#: The names of the priors and posteriors that combine.
+COMBINED = [
+    (p, q)
+    for p in PRIORS
+    for q in POSTERIORS
+    if combinations.broken(kind(PRIORS[p]), kind(POSTERIORS[q])) is None
+]
+
+
+def small_vae(prior=None, posterior=None, latent_dim=2, event_shape=(3,), **parts):
+    """A small VAE; a prior or a posterior that is not given is one that combines."""
+    if prior is None:
+        sphere = posterior is not None and kind(posterior) is posteriors.PowerSpherical
+        prior = priors.UniformSphere if sphere else priors.StandardNormal
+    if posterior is None:
+        sphere = kind(prior) is priors.UniformSphere
+        posterior = posteriors.PowerSpherical if sphere else posteriors.DiagonalNormal
+    parts = {"encoder": SMALL, "decoder": SMALL, **parts}
+    return pv.VAE(event_shape, latent_dim, prior=prior, posterior=posterior, **parts)

@@ -35,7 +35,7 @@ def test_one_family_and_one_component(capsys):
     assert capsys.readouterr().out.startswith("posteriors:\n  DiagonalNormal ")
     assert main(["list", "priors", "VampPrior"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("VampPrior(components=500, interval=(0.0, 1.0))\n")
+    assert printed.startswith("VampPrior(components=500, interval=(0.0, 1.0), start='random')\n")
     assert "pseudo-inputs are clamped to it" in printed
 
 

@@ -104,7 +104,8 @@ BAD_OPTIONS = {
     ),
     "union": (
         "--model.likelihood Gaussian --model.likelihood.scale wide",
-        "expected model.likelihood.scale to be a number, learned, per_pixel or decoded; got 'wide'",
+        "expected model.likelihood.scale to be a number, learned, per_pixel, decoded or optimal; "
+        "got 'wide'",
     ),
     "activation": (
         "--model.encoder.activation ReLUU",

@@ -98,6 +98,7 @@ def test_differences_name_the_keys(tmp_path):
         "model.prior.class_path",
         "model.prior.init_args.components",
         "model.prior.init_args.interval",
+        "model.prior.init_args.start",
     ]
 
 

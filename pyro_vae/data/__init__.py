@@ -1,7 +1,8 @@
-"""Data sets as tensors: what they hold, how they are binarised, where they come from."""
+"""Data sets as tensors: what they hold, how they become 0/1 or real, where they come from."""
 
 from .binarize import Binarize
 from .datasets import Dataset, Split, load
+from .dequantize import Values
 from .kinds import Kind, kind_of
 
-__all__ = ["Binarize", "Dataset", "Kind", "Split", "kind_of", "load"]
+__all__ = ["Binarize", "Dataset", "Kind", "Split", "Values", "kind_of", "load"]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._component import Shape
-from .._random import check_seed
+from .._random import check_seed, seeded
 from .binarize import CHOICES, Binarize, binarize
+from .dequantize import CHOICES as VALUES
+from .dequantize import Values, dequantize
 from .kinds import Kind, kind_of
 from .sources import SOURCES, Raw, root_folder
 
 __all__ = ["Dataset", "Split", "load"]
+
+Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class Split:
         peak: what the stored values are divided by.
         dynamic: whether pixels are drawn anew, Bernoulli(value), at every use.
         labels: ``(N,)`` integers, if there are any.
+        noisy: whether levels are dequantised with new noise at every use; ``peak`` is then
+            the highest level.
     """
 
     values: Tensor
     peak: float = 1.0
     dynamic: bool = False
     labels: Tensor | None = None
+    noisy: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -47,15 +55,21 @@ class Split:
     def draw(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The data at ``index`` as a likelihood sees them, on the device of the data.
 
-        Dynamic binarisation draws from torch's global generator at every call.
+        Dynamic binarisation and dequantisation draw from torch's global generator at every
+        call.
         """
         x = self.values[index].to(torch.get_default_dtype())
+        if self.noisy:
+            return dequantize(x, self.peak)
         if self.peak != 1.0:
             x = x / self.peak
         return torch.bernoulli(x) if self.dynamic else x
 
     def fixed(self, seed: int) -> Tensor:
-        """All data as a likelihood sees them, dynamic pixels drawn once with ``seed``."""
+        """All data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
+        if self.noisy:
+            with seeded(seed, len(self)):
+                return self.draw()
         if not self.dynamic:
             return self.draw()
         grey = replace(self, dynamic=False).draw()
@@ -74,7 +88,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set, split and binarised.
+    """A named data set, split, and binarised or dequantised.
 
     Attributes:
         name: as in :func:`load`.
@@ -82,6 +96,7 @@ class Dataset:
         kind: of the values that a likelihood sees.
         binarize: how the pixels became 0/1.
         checksum: SHA-256 of the stored train, valid and test values, in this order.
+        values: what a likelihood sees of levels; always ``unit`` where they became 0/1.
     """
 
     name: str
@@ -91,11 +106,45 @@ class Dataset:
     kind: Kind
     binarize: Binarize
     checksum: str
+    values: Values = "unit"
 
     @property
     def event_shape(self) -> Shape:
         """The shape of one datum."""
         return self.train.event_shape
+
+    def bits_per_dim(self, nats: Nats) -> Nats:
+        """Log-likelihoods per datum, or bounds of them, as bits for each stored integer.
+
+        Lower is better, unlike everywhere else. With D numbers in a datum it is
+        −``nats`` / (D log 2) for 0/1 and for integers, of a likelihood that gives them
+        probabilities (``Bernoulli``, ``Categorical``, …), and
+        −(``nats`` − D log (n + 1)) / (D log 2) for dequantised levels 0 … n, of a likelihood
+        that is a density: in expectation an upper bound of what the levels themselves need.
+
+        Arguments:
+            nats: in nats per datum; a number, an array or a tensor.
+
+        Returns:
+            Bits per dimension, likewise.
+
+        Raises:
+            ValueError: if the values are neither integers nor dequantised, so that a
+                log-likelihood of them is the logarithm of a density, in no unit of bits.
+
+        References:
+            A note on the evaluation of generative models (Theis et al., 2016), section 3.1.
+            https://arxiv.org/abs/1511.01844
+        """
+        if self.values != "dequantized" and self.kind in (Kind.UNIT, Kind.REAL):
+            raise ValueError(
+                f"expected integers or dequantised levels to count bits for; got {self.kind}, "
+                f"whose log-likelihood is that of a density and counts no bits: set data.values "
+                f"to dequantized (or integer)"
+            )
+        size = math.prod(self.event_shape)
+        levels = self.train.peak + 1 if self.values == "dequantized" else 1
+        return math.log2(levels) - nats / (size * math.log(2))
 
 
 def load(
@@ -104,7 +153,7 @@ def load(
     binarize: Binarize,
     valid: int | float = 0.1,
     test: int | float = 0.1,
-    values: Literal["unit", "integer"] = "unit",
+    values: Values = "unit",
     root: str | None = None,
     path: str | None = None,
     key: str | None = None,
@@ -122,7 +171,9 @@ def load(
         valid: how many of the training data to hold out for validation; a number below 1 is
             a fraction.
         test: the same for testing; unused where the source has test data of its own.
-        values: of images that are not binarised: grey in [0, 1] or ``integer`` levels.
+        values: of images that are not binarised: ``unit`` for grey in [0, 1], ``integer`` for
+            the levels 0 … n, ``dequantized`` for (level + noise) / (n + 1) in (0, 1), with
+            uniform noise that is drawn anew at every use, as a density needs it.
         root: the folder to find or put downloads in; else ``$PYRO_VAE_DATA``, else a cache.
         path: the file of ``frey`` or ``array``.
         key: the array's name in an ``.npz`` file.
@@ -133,13 +184,18 @@ def load(
 
     Raises:
         ValueError: for an unknown name (with the nearest right one), values that cannot be
-            binarised or scored (NaN), or a split that leaves nothing to train on.
+            binarised, dequantised or scored (NaN), or a split that leaves nothing to train on.
         FileNotFoundError: if the file is missing, saying where to get it.
         ModuleNotFoundError: if the package that carries the data is not installed.
     """
     _choice("data set", name, tuple(SOURCES))
     _choice("binarize", binarize, CHOICES)
-    _choice("values", values, ("unit", "integer"))
+    _choice("values", values, VALUES)
+    if values == "dequantized" and binarize != "none":
+        raise ValueError(
+            f"expected data.binarize to be none for data.values dequantized; got {binarize}: "
+            f"0/1 need no noise, set data.values to unit"
+        )
     check_seed(seed)
     try:
         raw = SOURCES[name](root_folder(root), path, key)
@@ -156,6 +212,11 @@ def load(
             f"expected values in [0, 1] or image levels to binarise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.binarize to none"
         )
+    if values == "dequantized" and (raw.peak is None or not _whole(raw)):
+        raise ValueError(
+            f"expected image levels 0 … n to dequantise; got "
+            f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
+        )
     rest, held_out = _hold_out(raw, test, "test", seed) if raw.test is None else (raw, raw.test)
     train, validation = _hold_out(rest, valid, "valid", seed)
     parts = (train, validation, held_out)
@@ -163,10 +224,15 @@ def load(
     return Dataset(
         name,
         *splits,
-        kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].draw()),
+        kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].fixed(seed)),
         binarize=binarize,
         checksum=_checksum(splits),
+        values=values if binarize == "none" else "unit",
     )
+
+
+def _whole(raw: Raw) -> bool:
+    return kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
 
 
 def _choice(what: str, got: str, known: tuple[str, ...]) -> None:
@@ -202,7 +268,13 @@ def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
         grey = stored.to(torch.float64) / peak
         return Split(binarize(grey, how, seed, part), labels=raw.labels)
     kept = how == "none" and values == "integer"
-    return Split(stored, 1.0 if kept else peak, dynamic=how == "dynamic", labels=raw.labels)
+    return Split(
+        stored,
+        1.0 if kept else peak,
+        dynamic=how == "dynamic",
+        labels=raw.labels,
+        noisy=values == "dequantized",
+    )
 
 
 def _checksum(splits: list[Split]) -> str:

@@ -280,7 +280,7 @@ def evaluate(
     Arguments:
         program: anything with a ``model`` and a ``guide``, or a pair of them.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
-            pixels are binarised dynamically is binarised once, with ``seed``.
+            pixels or noise are drawn anew at every use has them drawn once, with ``seed``.
         *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
             size N are per datum (see :func:`~pyro_vae.log_weights`).
         num_samples: the number K of draws for each datum.

@@ -25,9 +25,11 @@ from .._component import positive
 from .._programs import Program
 from .._random import check_seed, seeded
 from ..data.datasets import Split
+from ..networks.base import Network
 from ..particles import log_weights
 from . import checkpoint as checkpoints
 from .diagnosis import NonFiniteLossError, check_weights, guarded
+from .initialize import initialize, starts_from_data
 from .objectives import ELBO
 from .optim import Joint
 
@@ -35,7 +37,7 @@ __all__ = ["History", "find_device", "fit"]
 
 
 #: The streams of random numbers that one seed feeds.
-_TRAINING, _VALIDATION, _WARM_UP = 0, 1, 2
+_TRAINING, _VALIDATION, _WARM_UP, _START = 0, 1, 2, 3
 
 
 @dataclass
@@ -129,9 +131,14 @@ def fit(
     place = find_device(device)
     if not len(train):
         raise ValueError("expected at least one datum to train on; got none")
+    _check_batches(program, len(train), batch_size)
     for data in (train, valid):
         if data is not None and hasattr(program, "check"):
             program.check(_fixed(data, seed))  # type: ignore[operator]
+    if starts_from_data(program):
+        # before both move to the device, where the data need not be laid out a second time
+        with seeded(seed, _START):
+            initialize(program, _fixed(train, seed))
     program.to(place)
     train = train.to(place)
     x_valid = None if valid is None else _fixed(valid, seed).to(place)
@@ -334,6 +341,16 @@ def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:
     except NonFiniteLossError as error:
         error.where = f" at the end of epoch {record['epoch']}"
         raise
+
+
+def _check_batches(program: nn.Module, size: int, batch_size: int) -> None:
+    """What would end the first epoch at its last minibatch is refused before it."""
+    mixes = any(isinstance(m, Network) and m.mixes for m in program.modules())
+    if mixes and (size - 1) % batch_size == 0:
+        raise ValueError(
+            f"batch norm needs statistics: expected at least 2 data in every minibatch; got 1 in "
+            f"the last of {size} data by {batch_size}: choose another batch_size"
+        )
 
 
 def _checksum(data: Split | Tensor) -> str:

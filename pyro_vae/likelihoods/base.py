@@ -11,7 +11,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from .._component import Component, NetworkFactory, Shape, positive
 from ..data.kinds import Kind, kind_of
 
-__all__ = ["Likelihood", "PixelLikelihood"]
+__all__ = ["Likelihood", "PixelLikelihood", "log_odds"]
+
+#: The kinds of values that have probabilities, not densities.
+_INTEGER = (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
 
 
 class Likelihood(Component):
@@ -42,9 +45,37 @@ class Likelihood(Component):
         self.latent_dim = positive("latent_dim", latent_dim)
         self.event_shape = tuple(event_shape)
 
+    @property
+    def codes(self) -> bool:
+        """Whether p(x|z) is a probability of integers, so that −log₂ of it is a code's length."""
+        return self.support in _INTEGER
+
     @abstractmethod
     def forward(self, z: torch.Tensor) -> Distribution:
         """p(x|z): batch shape ``batch``, event shape ``event_shape``."""
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network should say at first, so that p(x|z) has about the data's mean.
+
+        Arguments:
+            x: the training data, ``(N, *event_shape)``.
+
+        Returns:
+            one output of the network.
+
+        Raises:
+            ValueError: here, because a likelihood must know this of itself.
+        """
+        raise ValueError(
+            f"expected a likelihood that can start at the data's mean; {type(self).__name__} does "
+            f"not define outputs_for(x): set the network's output_bias to null"
+        )
+
+    def start_from(self, x: torch.Tensor) -> None:
+        """Called once before training: a network with an output bias "data" starts at the mean."""
+        start_at = getattr(getattr(self, "network", None), "start_at", None)
+        if start_at is not None:
+            start_at(lambda: self.outputs_for(x))
 
     def check(self, x: torch.Tensor) -> None:
         """Refuses data ``x`` of shape ``(N, *event_shape)`` that has no density under p(x|z).
@@ -66,3 +97,8 @@ class PixelLikelihood(Likelihood):
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)
         self.network = network((latent_dim,), self.event_shape)
+
+
+def log_odds(mean: torch.Tensor) -> torch.Tensor:
+    """log m / (1 − m), for a mean in [0, 1] that is kept off the ends as Burda et al. do."""
+    return mean.clamp(1e-3, 1 - 1e-3).logit()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -11,9 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .._component import NetworkFactory, Shape
-from .base import Likelihood
+from ..distributions import BestScale
+from .base import Likelihood, log_odds
 
 __all__ = ["Gaussian", "Laplace", "StudentT"]
+
+#: The weight of a minibatch in the running average of the best scale, as in batch norm.
+_MOMENTUM = 0.1
 
 
 class LocationScale(Likelihood):
@@ -27,24 +31,34 @@ class LocationScale(Likelihood):
         network: the factory of the decoder.
         scale: σ. A number fixes it; ``"learned"`` is one free parameter for all pixels,
             ``"per_pixel"`` one for each pixel, ``"decoded"`` a function σ_i(z) of the
-            decoder, as in AEVB.
+            decoder, as in AEVB. ``"optimal"`` is one for all pixels that needs no learning:
+            in training the best there is for the minibatch (for a normal σ² = mean (x − μ)²,
+            over pixels, data and particles), in evaluation a constant, the running average
+            of those, so that p(x|z) is a density.
         mean: ``"identity"``, or ``"sigmoid"`` to keep μ in (0, 1), as AEVB does for faces.
-        min_scale: is added to every σ that is not fixed. A pixel that never changes has
-            unbounded density as σ → 0; this bounds it, for a normal at
-            −log(√(2π) ``min_scale``) nats.
+        min_scale: is added to every σ that is not fixed; ``"optimal"`` is at least that. A
+            pixel that never changes has unbounded density as σ → 0; this bounds it, for a
+            normal at −log(√(2π) ``min_scale``) nats.
 
     Raises:
-        ValueError: if a fixed ``scale`` or ``min_scale`` is not positive.
+        ValueError: if a fixed ``scale`` or ``min_scale`` is not positive, or if ``scale`` is
+            ``"optimal"`` and the family's optimum has no closed form.
+
+    References:
+        Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021),
+        section 3.2 ("optimal"). https://arxiv.org/abs/2006.13202
     """
 
     remedy = "clean the data first"
+    #: The best σ is (mean |x − μ|^power)^(1 / power); ``None`` without a closed form.
+    power: ClassVar[int | None] = None
 
     def __init__(
         self,
         latent_dim: int,
         event_shape: Shape,
         network: NetworkFactory,
-        scale: float | Literal["learned", "per_pixel", "decoded"] = "learned",
+        scale: float | Literal["learned", "per_pixel", "decoded", "optimal"] = "learned",
         mean: Literal["identity", "sigmoid"] = "identity",
         min_scale: float = 1e-3,
     ) -> None:
@@ -52,41 +66,82 @@ class LocationScale(Likelihood):
         if not min_scale > 0:
             raise ValueError(f"expected min_scale > 0; got {min_scale}")
         self.network = network((latent_dim,), (2 if scale == "decoded" else 1, *self.event_shape))
-        self.squash = _MEANS[mean]()
+        self.squash, self.unsquash = _MEANS[mean][0](), _MEANS[mean][1]
         self.min_scale = min_scale
-        self.log_scale: torch.Tensor | None
-        if scale == "decoded":
-            self.log_scale = None
-        elif scale in ("learned", "per_pixel"):
+        self.scale = scale
+        self.log_scale: torch.Tensor | None = None
+        if scale in ("learned", "per_pixel"):
             shape = self.event_shape if scale == "per_pixel" else ()
             self.log_scale = nn.Parameter(torch.zeros(shape))
-        elif isinstance(scale, str) or not scale > 0:
-            raise ValueError(
-                "expected scale to be a positive number, 'learned', 'per_pixel' or 'decoded'; "
-                f"got {scale!r}"
-            )
-        else:
+        elif scale == "optimal":
+            self._start_averaging()
+        elif scale != "decoded":
+            if isinstance(scale, str) or not scale > 0:
+                raise ValueError(
+                    "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded' or "
+                    f"'optimal'; got {scale!r}"
+                )
             self.min_scale = 0.0
+            del self.log_scale
             self.register_buffer("log_scale", torch.tensor(float(scale)).log(), persistent=False)
 
     def forward(self, z: torch.Tensor) -> Distribution:
         loc, *decoded = self.network(z).unbind(-1 - len(self.event_shape))
-        log_scale = self.log_scale if self.log_scale is not None else decoded[0]
-        scale = self.min_scale + log_scale.exp()
-        return self.family(self.squash(loc), scale).to_event(len(self.event_shape))
+        loc = self.squash(loc)
+        if self.scale == "optimal":
+            fn = self.family(loc, self._scale_of(self.average_moment))
+            fn = BestScale(fn, self._best_scale) if self.training else fn
+        else:
+            log_scale = self.log_scale if self.log_scale is not None else decoded[0]
+            fn = self.family(loc, self.min_scale + log_scale.exp())
+        return fn.to_event(len(self.event_shape))
 
     @abstractmethod
     def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         """The distribution of single pixels: batch shape ``(*batch, *event_shape)``."""
 
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        rows = [self.unsquash(x.mean(0))]
+        if self.scale == "decoded":
+            rows.append(x.std(0, correction=0).clamp(min=self.min_scale).log())
+        return torch.stack(rows)
+
+    def _start_averaging(self) -> None:
+        if self.power is None:
+            raise ValueError(
+                f"{type(self).__name__} has no scale 'optimal', because its best scale has no "
+                f"closed form: choose 'learned'"
+            )
+        self.register_buffer("average_moment", torch.ones(()))
+        self.register_buffer("batches_averaged", torch.zeros((), dtype=torch.long))
+
+    # Detached: where σ is at its best the likelihood does not change with it to first order,
+    # so that the gradient by μ is that of −N D / power · log(mean |x − μ|^power) all the same
+    # (the envelope theorem).
+    @torch.no_grad()
+    def _best_scale(self, residual: torch.Tensor) -> torch.Tensor:
+        assert self.power is not None
+        moment = residual.abs().pow(self.power).mean()
+        weight = torch.where(self.batches_averaged == 0, 1.0, _MOMENTUM).to(moment)
+        self.average_moment.lerp_(moment, weight)
+        self.batches_averaged.add_(1)
+        return self._scale_of(moment)
+
+    def _scale_of(self, moment: torch.Tensor) -> torch.Tensor:
+        assert self.power is not None
+        return moment.pow(1 / self.power).clamp(min=self.min_scale)
+
 
 class Gaussian(LocationScale):
-    """p(x|z) = Π_i N(x_i; μ_i(z), σ_i²), for real data; σ fixed, learned or decoded.
+    """p(x|z) = Π_i N(x_i; μ_i(z), σ_i²), for real data; σ fixed, learned, decoded or optimal.
 
     References:
-        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C.2.
-        https://arxiv.org/abs/1312.6114
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C.2; Simple and
+        Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021).
+        https://arxiv.org/abs/1312.6114 https://arxiv.org/abs/2006.13202
     """
+
+    power = 2
 
     def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         return dist.Normal(loc, scale)
@@ -94,6 +149,8 @@ class Gaussian(LocationScale):
 
 class Laplace(LocationScale):
     """p(x|z) = Π_i Laplace(x_i; μ_i(z), σ_i), for real data: the L1 loss as a likelihood."""
+
+    power = 1
 
     def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         return dist.Laplace(loc, scale)
@@ -107,7 +164,7 @@ class StudentT(LocationScale):
         event_shape: the shape of one datum.
         network: the factory of the decoder.
         df: ν, the degrees of freedom; above 1, so that there is a mean to draw.
-        scale: σ, as :class:`LocationScale` says.
+        scale: σ, a number, ``"learned"``, ``"per_pixel"`` or ``"decoded"``.
         mean: ``"identity"`` or ``"sigmoid"``.
         min_scale: is added to every σ that is not fixed.
 
@@ -138,4 +195,5 @@ class StudentT(LocationScale):
         return dist.StudentT(self.df, loc, scale)
 
 
-_MEANS = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
+#: μ as a function of the decoder's output, and back.
+_MEANS = {"identity": (nn.Identity, torch.clone), "sigmoid": (nn.Sigmoid, log_odds)}

@@ -6,10 +6,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
+from .. import distributions
+from .._component import NetworkFactory, Shape
 from ..data.kinds import Kind
-from .base import PixelLikelihood
+from .base import Likelihood, PixelLikelihood, log_odds
 
-__all__ = ["Bernoulli", "ContinuousBernoulli"]
+__all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
 
 
 class Bernoulli(PixelLikelihood):
@@ -26,6 +28,54 @@ class Bernoulli(PixelLikelihood):
     def forward(self, z: torch.Tensor) -> Distribution:
         return dist.Bernoulli(logits=self.network(z)).to_event(len(self.event_shape))
 
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        return log_odds(x.mean(0))
+
+
+class Beta(Likelihood):
+    """p(x|z) = Π_i Beta(x_i; κ_i m_i, κ_i (1 − m_i)), a density on the open interval (0, 1).
+
+    The decoder says two numbers for each pixel: the mean is m_i(z) = sigmoid(f_i(z)), the
+    concentration κ_i(z) = exp(g_i(z)). At 0 and 1 the density is zero or infinite, so data that
+    hold them are refused.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder, of outputs ``(2, *event_shape)``: f and g.
+    """
+
+    support = Kind.UNIT
+    remedy = "dequantise the data (data.values: dequantized), or use ContinuousBernoulli"
+
+    def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
+        super().__init__(latent_dim, event_shape, network)
+        self.network = network((latent_dim,), (2, *self.event_shape))
+
+    def forward(self, z: torch.Tensor) -> Distribution:
+        f, log_concentration = self.network(z).unbind(-1 - len(self.event_shape))
+        concentration = log_concentration.exp()
+        # a sigmoid that underflows to 0 would be no concentration
+        tiny = torch.finfo(f.dtype).tiny
+        ones, zeros = ((concentration * side.sigmoid()).clamp(min=tiny) for side in (f, -f))
+        return dist.Beta(ones, zeros).to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
+        # the variance is m (1 − m) / (κ + 1)
+        variance = x.var(0, correction=0).clamp(min=1e-6)
+        concentration = mean * (1 - mean) / variance - 1
+        return torch.stack([mean.logit(), concentration.clamp(min=1e-1).log()])
+
+    def check(self, x: torch.Tensor) -> None:
+        super().check(x)
+        ends = int(((x == 0) | (x == 1)).sum())
+        if ends:
+            raise ValueError(
+                f"Beta scores only values inside (0, 1); got {ends} of {x.numel()} that are 0 or "
+                f"1: {self.remedy}"
+            )
+
 
 class ContinuousBernoulli(PixelLikelihood):
     """p(x|z) = Π_i CB(x_i; λ_i = sigmoid(f_i(z))), a density on [0, 1].
@@ -41,5 +91,15 @@ class ContinuousBernoulli(PixelLikelihood):
     remedy = "scale the data to [0, 1] (data.values: unit), or use Gaussian"
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        fn = dist.ContinuousBernoulli(logits=self.network(z))
+        fn = distributions.ContinuousBernoulli(self.network(z))
         return fn.to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        # the mean rises with the logit and has no inverse in closed form: the interval is halved
+        mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
+        low, high = torch.full_like(mean, -2e3), torch.full_like(mean, 2e3)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = distributions.ContinuousBernoulli(middle).mean < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2

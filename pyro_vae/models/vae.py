@@ -58,6 +58,7 @@ class VAE(PyroModule):
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
         self.prior = prior(latent_dim)
         self.prior.bind(self.posterior)
+        self.posterior.bind(self.prior, self.likelihood)
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:

@@ -21,7 +21,7 @@ from ..evaluation import Bounds
 from ..models import VAE
 from ..particles import log_weights
 from . import plots
-from .tables import flat_settings
+from .tables import bits_per_dim, flat_settings
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -74,6 +74,7 @@ def write_report(run: Run) -> None:
         name=run.name,
         result=result,
         bounds=bounds,
+        bits=bits_per_dim(result["bounds"].get("bits_per_dim", {})),
         settings=flat_settings(result["config"]),
         pictures=shown,
     )

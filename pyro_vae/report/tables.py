@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..runs import Run
 
-__all__ = ["comparison", "flat_settings"]
+__all__ = ["bits_per_dim", "comparison", "flat_settings", "paired_difference"]
+
+
+def bits_per_dim(figures: dict[str, dict[str, float | None]]) -> str:
+    """The bits per dimension of ``result.json`` as one line."""
+    names = {"elbo": "ELBO", "log_evidence": "log p̂"}
+    told = []
+    for name, row in figures.items():
+        value, error = (math.nan if row[k] is None else row[k] for k in ("value", "se_data"))
+        told.append(f"{names[name]} {value:.4f} ± {error:.4f}")
+    return f"bits per dimension (lower is better, ± data): {', '.join(told)}"
 
 
 def comparison(runs: Sequence[Run]) -> str:
@@ -19,13 +29,14 @@ def comparison(runs: Sequence[Run]) -> str:
     it is left out where two runs did not score the very same data.
 
     Raises:
-        RunError: if a run has not been evaluated.
+        RunError: if a run has not been evaluated, or its result is damaged.
     """
+    for run in runs:
+        run.read_result()
     names = [run.name for run in runs]
     wide = max(len("run"), *map(len, names))
     head = f"{'run':{wide}}{'K':>8}{'N':>7}{'ELBO':>11}{'log p̂':>11}{'± data':>9}{'gap':>9}"
     lines = [f"{head}{'k̂>limit':>9}{'log p̂ − first':>16}{'± paired':>10}"]
-    first, first_data = runs[0].read_bounds(), _data(runs[0])
     for run, name in zip(runs, names, strict=True):
         bounds = run.read_bounds()
         row = (
@@ -33,18 +44,37 @@ def comparison(runs: Sequence[Run]) -> str:
             f"{bounds.log_evidence:11.3f}{bounds.estimates['log_evidence'].se_data:9.3f}"
             f"{bounds.gap:9.3f}{len(bounds.unreliable):9}"
         )
-        if run is runs[0]:
-            pass
-        elif _data(run) == first_data and len(bounds) == len(first):
-            ours, theirs = (b.per_datum["log_evidence"] for b in (bounds, first))
-            difference = ours - theirs
-            error = difference.std(ddof=1) / math.sqrt(len(difference))
-            row += f"{difference.mean():16.3f}{error:10.3f}"
-        else:
-            row += f"{'other data':>16}"
+        if run is not runs[0]:
+            difference = paired_difference(run, runs[0])
+            row += "{:16.3f}{:10.3f}".format(*difference) if difference else f"{'other data':>16}"
         lines.append(row)
     lines.append("nats per datum, higher is better")
     return "\n".join(lines)
+
+
+def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[float, float] | None:
+    """log p̂ of a run minus that of the first, and its standard error over the data.
+
+    In nats per datum. Paired, datum by datum, so that the spread of the data cancels.
+
+    Arguments:
+        run: an evaluated run.
+        first: the evaluated run that it is compared with.
+        any_values: allow that one scored levels and the other the same levels dequantised:
+            the error is then right, and the mean off by a constant, D log (n + 1).
+
+    Returns:
+        the mean and its standard error, or ``None`` if they did not score the very same data.
+
+    Raises:
+        RunError: if one of them has not been evaluated.
+    """
+    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (run, first))
+    if _data(run, any_values) != _data(first, any_values) or len(ours) != len(theirs):
+        return None
+    difference = ours - theirs
+    error = difference.std(ddof=1) / math.sqrt(len(difference))
+    return float(difference.mean()), float(error)
 
 
 def flat_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -56,9 +86,13 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str,
     return rows
 
 
-def _data(run: Run) -> tuple[Any, ...]:
+def _data(run: Run, any_values: bool) -> tuple[Any, ...]:
     """What must agree for two runs to have scored the same numbers."""
     result = run.read_result()
     data, bounds = result.get("data", {}), result.get("bounds", {})
-    # dynamic pixels are drawn with the evaluation's seed
-    return (data.get("checksum"), data.get("binarize"), bounds.get("split"), bounds.get("seed"))
+    # dynamic pixels and noise are drawn with the evaluation's seed
+    return (
+        *(data.get(key) for key in ("checksum", "binarize")),
+        None if any_values else data.get("values"),
+        *(bounds.get(key) for key in ("split", "seed")),
+    )

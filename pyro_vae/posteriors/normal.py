@@ -1,43 +1,15 @@
-"""Posteriors q(z|x): families of approximate posteriors, amortised by an encoder network."""
+"""Normal posteriors, from a diagonal covariance to a full one."""
 
 from __future__ import annotations
-
-from abc import abstractmethod
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from ._component import Component, NetworkFactory, Shape, positive
+from .._component import NetworkFactory, Shape, positive
+from .base import Posterior
 
-__all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal", "Posterior"]
-
-
-class Posterior(Component):
-    """The base of all posteriors.
-
-    A new family defines ``forward(x) -> Distribution``, reparameterised (``has_rsample``):
-    ``x`` has shape ``(*batch, *event_shape)``, the distribution batch shape ``batch`` and
-    event shape ``(latent_dim,)``. In ``__init__`` it asks ``network(in_shape, out_shape)``
-    for the outputs it needs.
-
-    Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-
-    Raises:
-        ValueError: if ``latent_dim`` is not a positive integer.
-    """
-
-    def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
-        super().__init__()
-        self.event_shape = tuple(event_shape)
-        self.latent_dim = positive("latent_dim", latent_dim)
-
-    @abstractmethod
-    def forward(self, x: torch.Tensor) -> Distribution:
-        """q(z|x): batch shape ``batch``, event shape ``(latent_dim,)``."""
+__all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"]
 
 
 class DiagonalNormal(Posterior):

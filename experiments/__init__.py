@@ -1,0 +1,1 @@
+"""One short script for each figure or table of a paper: ``python -m experiments.priors``."""

@@ -1,0 +1,185 @@
+"""The numbers of a table, read from its run folders, as a results file and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.report.tables import paired_difference
+
+if TYPE_CHECKING:
+    from .table import Cell, Table
+
+__all__ = ["Results", "collect", "read", "text"]
+
+#: A results file.
+Results = dict[str, Any]
+
+#: The L_k that are kept; a run's own bounds hold more.
+_PRINTED = ("elbo", "iwae_5", "iwae_50", "iwae_500", "iwae_5000", "log_evidence", "gap")
+
+
+def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
+    """The results of the cells that are complete, and what the others lack.
+
+    Times are left out: on a machine that others use too they say little.
+
+    Arguments:
+        table: the table.
+        preset: the preset that the cells were run with.
+        cells: a cell for every row and seed that there is, whether complete or not.
+    """
+    lacks = {cell: cell.missing() for cell in cells}
+    complete = {(c.row, c.seed): c for c, reason in lacks.items() if reason is None}
+    rows: dict[str, dict[str, Any]] = {}
+    for row in table.rows(preset):
+        first = table.first(row, preset)
+        records = [
+            _record(cell, complete.get((first, cell.seed)))
+            for cell in complete.values()
+            if cell.row == row
+        ]
+        if records:
+            rows[row] = {"words": table.cells[row], "first": first, "runs": records}
+            rows[row] |= {"over_seeds": _over_seeds(records)} if len(records) > 1 else {}
+    return {
+        "name": table.name,
+        "title": table.title,
+        "preset": preset,
+        "command": table.command(preset),
+        "units": "bits per dimension" if table.bits else "nats per datum",
+        "rows": rows,
+        "missing": {str(c): reason for c, reason in lacks.items() if reason is not None},
+    }
+
+
+def read(file: Path, command: str) -> Results:
+    """A results file.
+
+    Arguments:
+        file: where it is.
+        command: what writes it, for the message.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"expected results in {file}; there are none: `{command}`")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): `{command}` writes it anew") from None
+
+
+def text(results: Results) -> str:
+    """The table, to be read in a terminal or pasted into a document."""
+    rows, bits = results["rows"], results["units"] == "bits per dimension"
+    lines = [*textwrap.wrap(results["title"], 100), ""]
+    wide = max([len("row"), *map(len, rows)])
+    sizes = {(r["bounds"]["num_data"], r["bounds"]["num_samples"]) for _, r in _runs(results)}
+    several = any("over_seeds" in row for row in rows.values())
+    last = f"L_{k}" if len({k for _, k in sizes}) == 1 and (k := max(sizes)[1]) else "L_K"
+    head = f"{'row':{wide}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
+    head += f"{'± seeds':>9}" if several else ""
+    lines.append(f"{head}{'− first':>11}{'± paired':>10}{'k̂>limit':>9}")
+    lines += [f"{name:{wide}}{_line(row, bits, several)}" for name, row in rows.items()]
+    data = ", ".join(f"{n} test data × {k} draws" for n, k in sorted(sizes, reverse=True))
+    better = "lower" if bits else "higher"
+    lines += ["", f"{data}; {results['units']}, {better} is better"] if sizes else []
+    lines += [f"missing: {cell}: {reason}" for cell, reason in results["missing"].items()]
+    return "\n".join(lines)
+
+
+def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
+    """The numbers of one row: means over its seeds."""
+    runs = row["runs"]
+    digits = 4 if bits else 3
+
+    def mean(*keys: str) -> float:
+        return statistics.fmean(_get(run, *keys) for run in runs)
+
+    kind = ("bounds", "bits_per_dim" if bits else "estimates")
+    line = f"{runs[0]['parameters']:12,}{mean(*kind, 'elbo', 'value'):11.{digits}f}"
+    line += f"{mean(*kind, 'log_evidence', 'value'):11.{digits}f}"
+    line += f"{mean(*kind, 'log_evidence', 'se_data'):9.{digits}f}"
+    if several:
+        spread = row.get("over_seeds", {}).get("log_evidence", {}).get("spread", math.nan)
+        line += f"{spread:9.{digits}f}"
+    if all(run["difference"] for run in runs):
+        line += f"{mean('difference', 'value'):11.{digits}f}"
+        line += f"{mean('difference', 'se_paired'):10.{digits}f}"
+    else:
+        line += f"{'':21}"
+    return f"{line}{round(mean('bounds', 'unreliable')):9}"
+
+
+def _get(record: Mapping[str, Any], *keys: str) -> float:
+    """A number in a record; what JSON calls null is not a number."""
+    value: Any = record
+    for key in keys:
+        value = (value or {}).get(key)
+    return math.nan if value is None else value
+
+
+def _runs(results: Results) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, run) for name, row in results["rows"].items() for run in row["runs"]]
+
+
+def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
+    """What a reader needs to know about one run, and to repeat it."""
+    result = cell.run.read_result()
+    bounds, trained = result["bounds"], result["fit"]
+    estimates = {k: v for k, v in bounds["estimates"].items() if k in _PRINTED}
+    kept = ("split", "num_data", "num_samples", "seed", "khat", "khat_threshold", "unreliable")
+    record = {
+        "seed": cell.seed,
+        **cell.commands,
+        "parameters": trained["parameters"],
+        "epochs": trained["epochs"],
+        "best_epoch": trained["best_epoch"],
+        "device": trained["device"],
+        "versions": result["versions"],
+        "data": {**result["data"], "values": result["config"]["data"]["values"]},
+        "bounds": {**{key: bounds[key] for key in kept}, "estimates": estimates},
+        "difference": _difference(cell, first) if first and first is not cell else None,
+    }
+    if "bits_per_dim" in bounds:
+        record["bounds"]["bits_per_dim"] = bounds["bits_per_dim"]
+    return record
+
+
+def _difference(cell: Cell, first: Cell) -> dict[str, float] | None:
+    """log p̂ less that of the first row, paired datum by datum, if both scored the same data."""
+    paired = paired_difference(cell.run, first.run, any_values=cell.table.bits)
+    if paired is None:
+        return None
+    value, error = paired
+    ours, theirs = (c.run.read_result()["bounds"] for c in (cell, first))
+    if not cell.table.bits:
+        return {"value": value, "se_paired": error}
+    bits, nats = ours["bits_per_dim"]["log_evidence"], ours["estimates"]["log_evidence"]
+    # nats become bits by an affine map; an error goes through its slope
+    return {
+        "value": bits["value"] - theirs["bits_per_dim"]["log_evidence"]["value"],
+        "se_paired": error * bits["se_data"] / nats["se_data"],
+    }
+
+
+def _over_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, and the standard deviation from one seed to another."""
+    columns = {
+        name: [_get(r, "bounds", "estimates", name, "value") for r in records]
+        for name in ("elbo", "log_evidence", "gap")
+    }
+    if all(r["difference"] for r in records):
+        columns["difference"] = [r["difference"]["value"] for r in records]
+    return {
+        name: {"mean": statistics.fmean(values), "spread": statistics.stdev(values)}
+        for name, values in columns.items()
+    }

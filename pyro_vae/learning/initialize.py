@@ -1,0 +1,42 @@
+"""Starting a program from its training data."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from .._component import StartsFromData
+
+__all__ = ["initialize", "starts_from_data"]
+
+
+@torch.no_grad()
+def initialize(program: nn.Module, x: Tensor) -> None:
+    """Lets every module of a program that starts from data see the training data.
+
+    A decoder with ``output_bias="data"`` starts at their mean, for example. ``fit`` does this
+    by itself, before the first step; who learns with Pyro's own ``SVI`` calls it before. What
+    has started from data does not start a second time, also not after it was saved and read.
+
+    Arguments:
+        program: an ``nn.Module`` (a ``PyroModule``); its modules with a method
+            ``start_from(x)`` start, in place.
+        x: the training data as a likelihood sees them, ``(N, *event_shape)``.
+
+    References:
+        Importance Weighted Autoencoders (Burda et al., 2015), whose code starts the decoder's
+        output bias at the logit of the training data's mean. https://arxiv.org/abs/1509.00519
+    """
+    modules = [module for module in program.modules() if isinstance(module, StartsFromData)]
+    if modules:
+        held = next(chain(program.parameters(), program.buffers()), x)
+        x = x.to(held.device)
+    for module in modules:
+        module.start_from(x)
+
+
+def starts_from_data(program: nn.Module) -> bool:
+    """Whether any module of the program has a use for :func:`initialize`."""
+    return any(isinstance(module, StartsFromData) for module in program.modules())

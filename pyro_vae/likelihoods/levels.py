@@ -1,0 +1,243 @@
+"""Likelihoods of integer levels 0, 1, … n, such as the bytes of an image."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+
+from .. import distributions
+from .._component import NetworkFactory, Shape, positive
+from ..data.kinds import Kind
+from ..distributions import log1mexp
+from .base import Likelihood, log_odds
+
+__all__ = [
+    "Binomial",
+    "Categorical",
+    "DiscretizedLogistic",
+    "LevelLikelihood",
+    "MixtureOfDiscretizedLogistics",
+]
+
+
+class LevelLikelihood(Likelihood):
+    """The base of likelihoods of the levels 0 … n, which refuse whatever is higher.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder.
+        outputs: the shape of what the decoder says of one pixel, written before ``event_shape``.
+        levels: n, the highest level.
+
+    Raises:
+        ValueError: if ``levels`` is not a positive integer.
+    """
+
+    support = Kind.COUNTS
+    remedy = "set data.values to integer, or choose a likelihood of real values"
+
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: Shape,
+        network: NetworkFactory,
+        outputs: Shape,
+        levels: int,
+    ) -> None:
+        super().__init__(latent_dim, event_shape, network)
+        self.levels = positive("levels", levels)
+        self.network = network((latent_dim,), (*outputs, *self.event_shape))
+
+    def check(self, x: torch.Tensor) -> None:
+        super().check(x)
+        if x.max() > self.levels:
+            raise ValueError(
+                f"{type(self).__name__} with levels={self.levels} scores 0 … {self.levels}; got a "
+                f"value of {int(x.max())}: set levels to the highest there is"
+            )
+
+    def decoded(self, z: torch.Tensor) -> torch.Tensor:
+        """The decoder's outputs, those of one pixel last: ``(*batch, *event_shape, outputs)``."""
+        return self.network(z).movedim(-1 - len(self.event_shape), -1)
+
+
+class Binomial(LevelLikelihood):
+    """p(x|z) = Π_i Binomial(x_i; n, sigmoid(f_i(z))), for levels 0 … n.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder.
+        levels: n, the highest level (16 for ``digits``, 255 for bytes).
+
+    Raises:
+        ValueError: if ``levels`` is not a positive integer.
+    """
+
+    def __init__(
+        self, latent_dim: int, event_shape: Shape, network: NetworkFactory, levels: int = 255
+    ) -> None:
+        super().__init__(latent_dim, event_shape, network, (), levels)
+
+    def forward(self, z: torch.Tensor) -> Distribution:
+        fn = dist.Binomial(self.levels, logits=self.network(z))
+        return fn.to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        return log_odds(x.mean(0) / self.levels)
+
+
+class Categorical(LevelLikelihood):
+    """p(x|z) = Π_i softmax(f_i(z))_{x_i}: a free probability for each of the levels 0 … n.
+
+    The most flexible likelihood of levels, and the one with the most outputs: n + 1 for each
+    pixel, which know nothing of the levels' order.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder, of outputs ``(n + 1, *event_shape)``.
+        levels: n, the highest level (16 for ``digits``, 255 for bytes).
+
+    Raises:
+        ValueError: if ``levels`` is not a positive integer.
+
+    References:
+        Pixel Recurrent Neural Networks (van den Oord et al., 2016), section 3.4.
+        https://arxiv.org/abs/1601.06759
+    """
+
+    def __init__(
+        self, latent_dim: int, event_shape: Shape, network: NetworkFactory, levels: int = 255
+    ) -> None:
+        super().__init__(
+            latent_dim, event_shape, network, (positive("levels", levels) + 1,), levels
+        )
+
+    def forward(self, z: torch.Tensor) -> Distribution:
+        fn = distributions.CategoricalLevels(logits=self.decoded(z))
+        return fn.to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x.reshape(len(x), -1).long()
+        counts = x.new_zeros(self.levels + 1, seen.shape[1])
+        counts.scatter_add_(0, seen, x.new_ones(()).expand_as(seen))
+        # one datum of every level in equal parts keeps the unseen ones possible
+        frequencies = (counts + 1 / len(counts)) / (len(x) + 1)
+        return frequencies.log().reshape(-1, *self.event_shape)
+
+
+class DiscretizedLogistic(LevelLikelihood):
+    """p(x|z) = Π_i DL(x_i; μ_i(z), s_i(z)), a logistic variable rounded to the levels 0 … n.
+
+    The probability of a level is that of the interval of ± ½ around it; what lies beyond an
+    end belongs to the end. The decoder says f and g: the location is μ = n (f + 1) / 2, so that
+    f from −1 to 1 spans the levels, and the scale is s = exp(g) n / 2, in the same unit.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder, of outputs ``(2, *event_shape)``: f and g.
+        levels: n, the highest level (16 for ``digits``, 255 for bytes).
+
+    Raises:
+        ValueError: if ``levels`` is not a positive integer.
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+        section C.2. https://arxiv.org/abs/1606.04934
+    """
+
+    def __init__(
+        self, latent_dim: int, event_shape: Shape, network: NetworkFactory, levels: int = 255
+    ) -> None:
+        super().__init__(latent_dim, event_shape, network, (2,), levels)
+
+    def forward(self, z: torch.Tensor) -> Distribution:
+        loc, log_scale = self.decoded(z).unbind(-1)
+        return _logistic(loc, log_scale, self.levels).to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(_location_and_scale(x, self.levels))
+
+
+class MixtureOfDiscretizedLogistics(LevelLikelihood):
+    """p(x|z) = Π_i Σ_k π_ik(z) DL(x_i; μ_ik(z), s_ik(z)), mixtures of rounded logistics.
+
+    Of each component the decoder says log π, f and g: the location is
+    μ = n (f + 1) / 2, so that f from −1 to 1 spans the levels 0 … n, and the scale is
+    s = exp(g) n / 2, in the same unit. What lies beyond an end belongs to the end.
+
+    Every pixel and every channel is independent of the others given z. PixelCNN++ lets the
+    locations of green and blue depend on the channels before; that is left out here.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        event_shape: the shape of one datum.
+        network: the factory of the decoder, of outputs ``(3 * components, *event_shape)``:
+            all log π, then all f, then all g.
+        levels: n, the highest level (16 for ``digits``, 255 for bytes).
+        components: the number of logistics in the mixture of a pixel.
+
+    Raises:
+        ValueError: if ``levels`` or ``components`` is not a positive integer.
+
+    References:
+        PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and
+        Other Modifications (Salimans et al., 2017), section 2.1.
+        https://arxiv.org/abs/1701.05517
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: Shape,
+        network: NetworkFactory,
+        levels: int = 255,
+        components: int = 5,
+    ) -> None:
+        outputs = 3 * positive("components", components)
+        super().__init__(latent_dim, event_shape, network, (outputs,), levels)
+        self.components = components
+
+    def forward(self, z: torch.Tensor) -> Distribution:
+        logits, loc, log_scale = self.decoded(z).chunk(3, -1)
+        pixels = dist.MixtureSameFamily(
+            dist.Categorical(logits=logits), _logistic(loc, log_scale, self.levels)
+        )
+        return pixels.to_event(len(self.event_shape))
+
+    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+        # components that start alike stay alike; with other scales the mean is the same
+        octaves = torch.arange(self.components, dtype=x.dtype, device=x.device)
+        octaves = octaves - (self.components - 1) / 2
+        pairs = [_location_and_scale(x, self.levels, 2.0 ** float(o)) for o in octaves]
+        loc, log_scale = (torch.stack(rows) for rows in zip(*pairs, strict=True))
+        return torch.cat([torch.zeros_like(loc), loc, log_scale])
+
+
+def _logistic(
+    loc: torch.Tensor, log_scale: torch.Tensor, levels: int
+) -> distributions.DiscretizedLogistic:
+    """From the decoder's unit, in which the levels span −1 to 1, to levels."""
+    half = levels / 2
+    return distributions.DiscretizedLogistic(half * (loc + 1), log_scale + math.log(half), levels)
+
+
+def _location_and_scale(
+    x: torch.Tensor, levels: int, factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs with the mean of ``x``, and a scale ``factor`` times as wide as that of ``x``.
+
+    The mean m of a logistic whose tails are moved to the ends 0 and n is
+    s log (1 + e^{μ/s}) − s log (1 + e^{(μ−n)/s}); this is solved for μ.
+    """
+    mean = x.mean(0).clamp(1e-3 * levels, (1 - 1e-3) * levels)
+    # a logistic has standard deviation s π / √3; a pixel that never changes gets half a level
+    scale = factor * (x.std(0, correction=0) * math.sqrt(3) / math.pi).clamp(min=0.5)
+    loc = mean + scale * (log1mexp(mean / scale) - log1mexp((levels - mean) / scale))
+    return 2 * loc / levels - 1, (2 * scale / levels).log()

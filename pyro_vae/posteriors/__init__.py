@@ -1,0 +1,29 @@
+"""Posteriors q(z|x): families of approximate posteriors, amortised by an encoder network."""
+
+from .base import Posterior
+from .flows import (
+    HouseholderFlow,
+    InverseAutoregressiveFlow,
+    PlanarFlow,
+    RadialFlow,
+    SplineFlow,
+    SylvesterFlow,
+)
+from .normal import DiagonalNormal, FullCovarianceNormal, LowRankNormal
+from .semi_amortized import SemiAmortized
+from .sphere import PowerSpherical
+
+__all__ = [
+    "DiagonalNormal",
+    "FullCovarianceNormal",
+    "HouseholderFlow",
+    "InverseAutoregressiveFlow",
+    "LowRankNormal",
+    "PlanarFlow",
+    "Posterior",
+    "PowerSpherical",
+    "RadialFlow",
+    "SemiAmortized",
+    "SplineFlow",
+    "SylvesterFlow",
+]

@@ -1,0 +1,18 @@
+"""Priors p(z): what the latents look like before any datum is seen."""
+
+from .base import Prior
+from .flow import FlowPrior
+from .mixtures import MixtureOfNormals, VampPrior
+from .simple import DiagonalNormal, Laplace, StandardNormal, StudentT, UniformSphere
+
+__all__ = [
+    "DiagonalNormal",
+    "FlowPrior",
+    "Laplace",
+    "MixtureOfNormals",
+    "Prior",
+    "StandardNormal",
+    "StudentT",
+    "UniformSphere",
+    "VampPrior",
+]

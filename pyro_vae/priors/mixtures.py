@@ -1,0 +1,119 @@
+"""Mixtures as priors: of learned normals, or of the posterior itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch import nn
+
+from .._component import positive
+from ..posteriors import Posterior
+from .base import Prior
+
+__all__ = ["MixtureOfNormals", "VampPrior"]
+
+
+class MixtureOfNormals(Prior):
+    """p(z) = Σ_c π_c N(z; μ_c, diag σ_c²), weights, means and scales learned.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        components: the number C of normals.
+
+    References:
+        VAE with a VampPrior (Tomczak & Welling, 2018), section 2, "MoG".
+        https://arxiv.org/abs/1705.07120
+    """
+
+    def __init__(self, latent_dim: int, components: int = 10) -> None:
+        super().__init__(latent_dim)
+        positive("components", components)
+        self.logits = nn.Parameter(torch.zeros(components))
+        # spread over N(0, I), or all components would receive the same gradient for ever
+        self.loc = nn.Parameter(torch.randn(components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+
+    def forward(self) -> Distribution:
+        normals = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+
+
+class VampPrior(Prior):
+    """p(z) = 1/C Σ_c q(z | u_c): the posterior, averaged over learned pseudo-inputs u.
+
+    The encoder's weights belong to the posterior alone: the prior holds only the
+    pseudo-inputs, ``(components, *event_shape)``, made when it is bound to a posterior.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        components: the number C of pseudo-inputs.
+        interval: pseudo-inputs are clamped to it, as the authors' code does for images in
+            [0, 1]; ``None`` leaves them free, for real-valued data.
+        start: ``random`` pseudo-inputs are uniform in the interval; ``data`` takes random
+            training data in their place when :func:`~pyro_vae.fit` begins (with plain
+            ``SVI``, call :func:`~pyro_vae.initialize`).
+
+    Raises:
+        ValueError: if a number is out of range, or ``start`` is another word.
+        RuntimeError: if used before :meth:`bind`.
+
+    References:
+        VAE with a VampPrior (Tomczak & Welling, 2018), equation 9.
+        https://arxiv.org/abs/1705.07120
+    """
+
+    made_of_posterior = True
+    pseudo_inputs: nn.Parameter
+
+    def __init__(
+        self,
+        latent_dim: int,
+        components: int = 500,
+        interval: tuple[float, float] | None = (0.0, 1.0),
+        start: Literal["random", "data"] = "random",
+    ) -> None:
+        super().__init__(latent_dim)
+        self.components = positive("components", components)
+        if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
+            raise ValueError(f"expected interval to be (low, high) with low < high; got {interval}")
+        if start not in ("random", "data"):
+            raise ValueError(f"expected start to be random or data; got {start!r}")
+        self.interval = interval
+        self.start = start
+        if start == "data":
+            # kept with the weights: what was learned is not replaced when learning goes on
+            self.register_buffer("started", torch.tensor(False))
+        self._posterior: tuple[Posterior, ...] = ()
+
+    def bind(self, posterior: Posterior) -> None:
+        super().bind(posterior)
+        # in a tuple, so that torch does not register the posterior a second time
+        self._posterior = (posterior,)
+        low, high = self.interval or (-1.0, 1.0)
+        start = low + (high - low) * torch.rand(self.components, *posterior.event_shape)
+        self.pseudo_inputs = nn.Parameter(start)
+
+    @torch.no_grad()
+    def start_from(self, x: torch.Tensor) -> None:
+        """Replaces the pseudo-inputs by random rows of ``x``, once, if asked to."""
+        if self.start == "random" or bool(self.started):
+            return
+        # more components than data: some begin as copies, and differ by the noise of learning
+        rows = torch.randint(len(x), (self.components,))
+        if len(x) >= self.components:
+            rows = torch.randperm(len(x))[: self.components]
+        self.pseudo_inputs.copy_(x[rows.to(x.device)])
+        self.started.fill_(True)
+
+    def forward(self) -> Distribution:
+        if not self._posterior:
+            raise RuntimeError("VampPrior is written with q(z|x): call bind(posterior) first")
+        u = self.pseudo_inputs
+        if self.interval is not None:
+            u = u.clamp(*self.interval)
+        weights = dist.Categorical(logits=torch.zeros_like(u.flatten(1)[:, 0]))
+        return dist.MixtureSameFamily(weights, self._posterior[0](u))

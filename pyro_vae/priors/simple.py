@@ -1,0 +1,110 @@
+"""Priors of a few words: independent variables, or a uniform sphere."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch import nn
+
+from .. import spherical
+from .._component import Space
+from .base import Prior
+
+__all__ = ["DiagonalNormal", "Laplace", "StandardNormal", "StudentT", "UniformSphere"]
+
+
+class StandardNormal(Prior):
+    """p(z) = N(0, I).
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 3.
+        https://arxiv.org/abs/1312.6114
+    """
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        # buffers follow the module's device and dtype; constants need no place in a weights file
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class DiagonalNormal(Prior):
+    """p(z) = N(μ, diag σ²), learned.
+
+    A VAE with a learned affine layer at the decoder's entrance could say the same; it is the
+    simplest prior with parameters, to compare richer ones with.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> Distribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class Laplace(Prior):
+    """p(z) = Π_d Laplace(z_d; 0, 1/√2), of unit variance: sparser than the normal."""
+
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("scale", torch.full((latent_dim,), 0.5**0.5), persistent=False)
+
+    def forward(self) -> Distribution:
+        return dist.Laplace(torch.zeros_like(self.scale), self.scale).to_event(1)
+
+
+class StudentT(Prior):
+    """p(z) = Π_d t_ν(z_d), with heavier tails than the normal.
+
+    Arguments:
+        latent_dim: the number of latent variables D.
+        df: ν, the degrees of freedom.
+
+    Raises:
+        ValueError: if ``df`` is not positive.
+    """
+
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int, df: float = 5.0) -> None:
+        super().__init__(latent_dim)
+        if not df > 0:
+            raise ValueError(f"expected df > 0; got {df}")
+        self.df = df
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        return dist.StudentT(self.df, torch.zeros_like(self.scale), self.scale).to_event(1)
+
+
+class UniformSphere(Prior):
+    """p(z) = 1 / area(S^{D−1}), uniform on the unit sphere of ℝ^D.
+
+    Raises:
+        ValueError: if ``latent_dim`` is below 2.
+
+    References:
+        Hyperspherical Variational Auto-Encoders (Davidson et al., 2018).
+        https://arxiv.org/abs/1804.00891
+    """
+
+    space = Space.SPHERE
+    like: torch.Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(spherical.check_dim(latent_dim))
+        self.register_buffer("like", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        return spherical.UniformSphere(self.like)

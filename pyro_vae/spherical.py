@@ -1,0 +1,151 @@
+"""Distributions on the unit sphere S^{D−1} ⊂ ℝ^D, with densities in its surface measure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions import Dirichlet, register_kl
+from torch.nn.functional import normalize
+
+from ._component import positive
+
+__all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area"]
+
+
+class UniformSphere(TorchDistribution):
+    """The uniform distribution on the sphere: every point has density 1 / area(S^{D−1}).
+
+    Arguments:
+        like: any tensor ``(*batch, D)``: its shape, type and device are the distribution's.
+    """
+
+    arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
+    support = constraints.sphere  # type: ignore[assignment]
+    has_rsample = True
+
+    def __init__(self, like: Tensor, validate_args: bool | None = None) -> None:
+        self._like = like
+        super().__init__(like.shape[:-1], like.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> UniformSphere:
+        return UniformSphere(self._like.expand(*batch_shape, *self.event_shape), False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The centre of the ball, which is not on the sphere."""
+        return torch.zeros_like(self._like)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return normalize(self._like.new_empty(self._extended_shape(sample_shape)).normal_(), dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # zero times the value: of its shape
+        return (0.0 * value).sum(-1).expand(value.shape[:-1]) - log_area(self.event_shape[0])
+
+    def entropy(self) -> Tensor:
+        return self._like.new_full(self.batch_shape, log_area(self.event_shape[0]))
+
+
+class PowerSpherical(TorchDistribution):
+    """p(z) ∝ (1 + μᵀz)^κ on the sphere: like von Mises–Fisher, but sampled without rejection.
+
+    Arguments:
+        loc: μ, unit vectors ``(*batch, D)``, D ≥ 2.
+        concentration: κ > 0, ``(*batch,)``.
+
+    References:
+        The Power Spherical distribution (De Cao & Aziz, 2020), equations 8, 12 and 16.
+        https://arxiv.org/abs/2006.04437
+    """
+
+    arg_constraints = {  # type: ignore[assignment] # noqa: RUF012
+        "loc": constraints.sphere,
+        "concentration": constraints.positive,
+    }
+    support = constraints.sphere  # type: ignore[assignment]
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None
+    ) -> None:
+        batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
+        self.loc = loc.expand(*batch_shape, -1)
+        self.concentration = concentration.expand(batch_shape)
+        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
+        loc = self.loc.expand(*batch_shape, *self.event_shape)
+        return PowerSpherical(loc, self.concentration.expand(batch_shape), False)
+
+    @property
+    def _beta(self) -> tuple[Tensor, Tensor]:
+        """(1 + μᵀz) / 2 ~ Beta(α, β)."""
+        half = (self.event_shape[0] - 1) / 2
+        return half + self.concentration, torch.full_like(self.concentration, half)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z] = μ (α − β)/(α + β), inside the ball."""
+        alpha, beta = self._beta
+        return self.loc * ((alpha - beta) / (alpha + beta)).unsqueeze(-1)
+
+    @property
+    def _log_normalizer(self) -> Tensor:
+        alpha, beta = self._beta
+        log_gammas = torch.lgamma(alpha) - torch.lgamma(alpha + beta)
+        return (alpha + beta) * math.log(2) + beta * math.log(math.pi) + log_gammas
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        # both of t/2 + 1/2 and its complement, or the second would be rounded away near μ
+        parts = Dirichlet(torch.stack(self._beta, -1).expand(*shape[:-1], 2)).rsample()
+        up, down = parts[..., :1], parts[..., 1:]
+        around = normalize(self.loc.new_empty(*shape[:-1], shape[-1] - 1).normal_(), dim=-1)
+        tiny = torch.finfo(parts.dtype).tiny
+        z = torch.cat([up - down, 2 * (up * down).clamp_min(tiny).sqrt() * around], -1)
+        # the reflection that takes the first axis to μ
+        axis = torch.zeros_like(self.loc)
+        axis[..., 0] = 1.0
+        normal = normalize(axis - self.loc, dim=-1)
+        return normalize(z - 2 * (normal * z).sum(-1, keepdim=True) * normal, dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        cosine = (self.loc * value).sum(-1)
+        # rounding may take a cosine below −1
+        lowest = torch.finfo(cosine.dtype).eps - 1.0
+        return self.concentration * cosine.clamp_min(lowest).log1p() - self._log_normalizer
+
+    def entropy(self) -> Tensor:
+        """In nats, ``(*batch,)``."""
+        alpha, beta = self._beta
+        log_cosine = math.log(2) + torch.digamma(alpha) - torch.digamma(alpha + beta)
+        return self._log_normalizer - self.concentration * log_cosine
+
+
+def log_area(dim: int) -> float:
+    """The logarithm of the surface area of S^{D−1}, for D = ``dim``."""
+    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+def check_dim(latent_dim: int) -> int:
+    """``latent_dim`` if a sphere in so many dimensions is a continuum.
+
+    Raises:
+        ValueError: if it is not an integer of at least 2.
+    """
+    if positive("latent_dim", latent_dim) < 2:
+        raise ValueError("expected latent_dim ≥ 2 for latents on the unit sphere; got 1")
+    return latent_dim
+
+
+@register_kl(PowerSpherical, UniformSphere)
+def _kl_power_spherical_uniform(q: PowerSpherical, p: UniformSphere) -> Tensor:
+    return log_area(q.event_shape[0]) - q.entropy()

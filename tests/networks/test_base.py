@@ -1,0 +1,244 @@
+"""Initial weights, the output bias, norms and dropout, of every network alike."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import networks
+from pyro_vae.networks.base import Bias, GatedLinear
+
+#: Wide enough for statistics.
+WIDE = {
+    "MLP": partial(networks.MLP, hidden=(40, 50), norm="layer"),
+    "GatedMLP": partial(networks.GatedMLP, hidden=(40, 50)),
+    "ConvNet": partial(networks.ConvNet, channels=(12, 20), hidden=(30,), norm="batch"),
+    "ResNet": partial(networks.ResNet, channels=(12, 20), norm="layer"),
+}
+SIDES = {"encoder": ((2, 9, 8), (2, 5)), "decoder": ((10,), (2, 9, 8))}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+
+
+def _matrices(network):
+    """Each weight matrix by itself, with fan in + fan out as a convolution counts it."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            for matrix in layer.weight.chunk(2 if isinstance(layer, GatedLinear) else 1):
+                yield matrix.detach(), sum(matrix.shape[:2]) * matrix[0, 0].numel()
+
+
+def _untouched(network):
+    for layer in network.modules():
+        if isinstance(layer, NORMS):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+class TestInitialWeights:
+    def test_glorot(self, make, side):
+        network = make(*SIDES[side], init="glorot")
+        pooled = []
+        for matrix, fans in _matrices(network):
+            bound = math.sqrt(6 / fans)
+            assert matrix.abs().max() <= bound
+            pooled.append(matrix.flatten() / bound)
+        # Kolmogorov–Smirnov, false alarm 1e-4; a fan wrong by a tenth is seen
+        pooled = torch.cat(pooled)
+        assert len(pooled) > 3000
+        assert stats.kstest(pooled.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-4
+        _untouched(network)
+        biases = {n: p for n, p in network.named_parameters() if n.endswith("bias")}
+        assert biases and all((p == 0).all() for p in biases.values())
+
+    @pytest.mark.parametrize("sigma", [0.01, 1])
+    def test_normal(self, make, side, sigma):
+        network = make(*SIDES[side], init=sigma, output_bias="data")
+        _untouched(network)
+        drawn = []
+        for layer in network.modules():
+            if not isinstance(layer, NORMS):
+                drawn += [p.detach().flatten() for p in layer.parameters(recurse=False)]
+        drawn = torch.cat(drawn)
+        # the same test; sigma is the standard deviation, not its square
+        assert stats.kstest(drawn.numpy(), stats.norm(0, sigma).cdf).pvalue > 1e-4
+        biases = [
+            m.bias.detach()
+            for m in network.modules()
+            if not isinstance(m, NORMS) and getattr(m, "bias", None) is not None
+        ]
+        assert biases and all(b.std() > 0.3 * sigma for b in biases if len(b.flatten()) > 8)
+
+    def test_torch(self, make, side):
+        torch.manual_seed(3)
+        network = make(*SIDES[side])
+        torch.manual_seed(3)
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                before = module.weight.clone()
+                module.reset_parameters()  # torch's own, from the same seed
+                assert torch.equal(module.weight, before)
+
+
+def test_glorot_takes_gates_for_a_matrix_of_their_own():
+    layer = networks.GatedMLP((30,), (3,), hidden=(50,), init="glorot").layers[0]
+    # of 1500 uniform numbers the largest lies above 0.97 of the bound: false alarm 1e-19 each
+    for half in layer.weight.detach().chunk(2):
+        assert 0.97 < half.abs().max() / math.sqrt(6 / (30 + 50)) <= 1
+
+
+@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+class TestOutputBias:
+    def test_is_the_output_where_the_weights_add_nothing(self, make):
+        network = make(*SIDES["decoder"], output_bias="data")
+        for layer in network.layers[-2:]:
+            for name, parameter in layer.named_parameters():
+                if name == "weight":
+                    nn.init.zeros_(parameter)
+        value = torch.randn(2, 9, 8)
+        network.start_at(lambda: value)
+        out = network.eval()(torch.randn(6, 10))
+        assert torch.equal(out, value.expand(6, 2, 9, 8))
+
+    def test_only_once_even_when_read_again(self, make):
+        network = make(*SIDES["decoder"], output_bias="data")
+        value = torch.randn(2, 9, 8)
+        network.start_at(lambda: value)
+        other = make(*SIDES["decoder"], output_bias="data")
+        other.load_state_dict(network.state_dict())
+        for again in (network, other):
+            again.start_at(lambda: pytest.fail("not asked a second time"))
+            assert torch.equal(again.layers[-1].bias.detach().reshape(value.shape), value)
+
+    def test_stays_as_it_was_if_never_started_or_not_wanted(self, make):
+        torch.manual_seed(1)
+        wanted = make(*SIDES["encoder"], output_bias="data")
+        torch.manual_seed(1)
+        plain = make(*SIDES["encoder"])
+        state = plain.state_dict()
+        for name, tensor in wanted.state_dict().items():
+            assert name == "started" or torch.equal(tensor, state[name])
+        plain.start_at(lambda: pytest.fail("not asked"))
+        assert "started" not in plain.state_dict()
+
+
+def test_a_decoder_of_images_has_a_bias_for_every_pixel_only_with_data():
+    shape = (1, 8, 8)
+    biases = [networks.ConvNet((5,), shape, output_bias=b).layers[-1].bias for b in (None, "data")]
+    assert [tuple(b.shape) for b in biases] == [(1,), shape]
+    # and no second one for the channel, which would be the same twice
+    last = networks.ConvNet((5,), shape, output_bias="data").layers[-2]
+    assert isinstance(last, nn.ConvTranspose2d) and last.bias is None
+
+
+def test_bias():
+    bias = Bias((2, 3))
+    nn.init.normal_(bias.bias)
+    torch.testing.assert_close(bias(torch.zeros(4, 2, 3)), bias.bias.expand(4, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (torch.zeros(4), r"expected outputs of shape \(3,\) to start at; got \(4,\)"),
+        (torch.full((3,), math.inf), r"expected finite outputs of shape \(3,\) .*; got NaN or inf"),
+    ],
+)
+def test_outputs_that_are_no_start(outputs, message):
+    network = networks.MLP((2,), (3,), output_bias="data")
+    before = network.layers[-1].bias.clone()
+    with pytest.raises(ValueError, match=message):
+        network.start_at(lambda: outputs)
+    assert torch.equal(network.layers[-1].bias, before) and not network.started
+
+
+class TestNorms:
+    def test_layer_norm_looks_at_one_datum(self):
+        network = networks.MLP((4,), (3,), hidden=(6,), norm="layer", activation=nn.Identity)
+        x = torch.randn(5, 4)
+        hidden = nn.functional.layer_norm(network.layers[0](x), (6,))
+        torch.testing.assert_close(network(x), network.layers[-1](hidden))
+
+    def test_layer_norm_of_images_is_over_channels_and_pixels(self):
+        network = networks.ConvNet((2, 5, 6), (3,), channels=(4,), norm="layer")
+        h = network.layers[1](torch.randn(7, 2, 5, 6))
+        torch.testing.assert_close(
+            network.layers[2](h), nn.functional.layer_norm(h, (4, 3, 3)), atol=1e-5, rtol=1e-4
+        )
+
+    def test_batch_norm_is_over_every_leading_dimension_in_training(self):
+        network = networks.MLP((4,), (3,), hidden=(6,), norm="batch", activation=nn.Identity)
+        x = torch.randn(5, 2, 4)
+        flat = network.layers[0](x.reshape(10, 4))
+        expected = (flat - flat.mean(0)) / (flat.var(0, unbiased=False) + 1e-5).sqrt()
+        out = network(x)
+        torch.testing.assert_close(out, network.layers[-1](expected).reshape(5, 2, 3))
+        # what evaluation takes instead has moved a tenth of the way
+        norm = network.layers[1]
+        torch.testing.assert_close(norm.running_mean, 0.1 * flat.mean(0).detach())
+
+    def test_batch_norm_asks_for_two(self):
+        for make in (networks.MLP, networks.ConvNet, networks.ResNet):
+            network = make((1, 4, 4), (3,), norm="batch")
+            message = "expected at least 2 inputs in training; got 1: choose a batch_size that"
+            for batch in ((1,), (), (1, 1)):
+                with pytest.raises(ValueError, match=message):
+                    network(torch.zeros(*batch, 1, 4, 4))
+            network.eval()(torch.zeros(1, 4, 4))
+
+    @pytest.mark.parametrize(("size", "batch_size"), [(5, 2), (5, 4), (1, 10), (3, 1)])
+    def test_a_minibatch_of_one_is_refused_before_training(self, size, batch_size):
+        small = partial(networks.MLP, hidden=(5,), norm="batch")
+        x = torch.bernoulli(torch.full((size, 3), 0.5))
+        vae = pv.VAE((3,), 2, encoder=small)
+        before = {n: p.clone() for n, p in vae.state_dict().items()}
+        message = (
+            "expected at least 2 data in every minibatch; got 1 in the last of "
+            f"{size} data by {batch_size}: choose another batch_size"
+        )
+        with pytest.raises(ValueError, match=message):
+            pv.fit(vae, x, epochs=1, batch_size=batch_size)
+        assert all(torch.equal(p, before[n]) for n, p in vae.state_dict().items())
+        pv.fit(vae, torch.cat([x, x[:1]]), epochs=1, batch_size=max(batch_size, 2))
+        # other norms need no company
+        vae = pv.VAE((3,), 2, encoder=partial(small, norm="layer"))
+        pv.fit(vae, x, epochs=1, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("make", [networks.MLP, networks.GatedMLP, networks.ConvNet])
+def test_dropout_is_for_training(make):
+    network = make((1, 6, 6), (3,), dropout=0.5)
+    x = torch.randn(8, 1, 6, 6)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("name", ["MLP", "ConvNet", "ResNet"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "group"}, "expected norm to be 'batch', 'layer' or None; got 'group'"),
+        ({"dropout": 1.0}, r"expected dropout in \[0, 1\); got 1.0"),
+        ({"dropout": -0.1}, r"expected dropout in \[0, 1\); got -0.1"),
+        ({"dropout": True}, r"expected dropout in \[0, 1\); got True"),
+        ({"init": "xavier"}, "expected init to be 'torch', 'glorot' or a standard dev.*'xavier'"),
+        ({"init": 0.0}, "or a standard deviation > 0; got 0.0"),
+        ({"init": -1}, "or a standard deviation > 0; got -1"),
+        ({"init": math.inf}, "or a standard deviation > 0; got inf"),
+        ({"init": math.nan}, "or a standard deviation > 0; got nan"),
+        ({"init": True}, "or a standard deviation > 0; got True"),
+        ({"output_bias": "mean"}, "expected output_bias to be 'data' or None; got 'mean'"),
+        ({"hidden": (1,), "norm": "layer"}, "norm 'layer' needs at least 2 numbers for each datum"),
+        ({"hidden": (2.5,)}, "expected every width in hidden to be a positive integer; got 2.5"),
+    ],
+)
+def test_bad_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(networks, name)((1, 8, 8), (3,), **arguments)

@@ -1,0 +1,215 @@
+"""Networks as encoders and decoders: they learn, are judged per datum, and have names in YAML."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyro
+import pytest
+import torch
+import yaml
+
+import pyro_vae as pv
+from pyro_vae import config, networks
+from pyro_vae._programs import evaluating
+from pyro_vae.cli import main
+from pyro_vae.runs import Run
+
+NETS = {
+    "ConvNet": partial(networks.ConvNet, channels=(6, 8)),
+    "ConvNet, batch norm": partial(networks.ConvNet, channels=(6, 8), norm="batch", dropout=0.1),
+    "ResNet": partial(networks.ResNet, channels=(6, 8), blocks=1, norm="layer"),
+    "MLP, batch norm": partial(networks.MLP, hidden=(20,), norm="batch", dropout=0.1),
+    "GatedMLP": partial(networks.GatedMLP, hidden=(20,), dropout=0.1),
+}
+ADAM = partial(torch.optim.Adam, lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return pv.data.load("digits", binarize="dynamic", valid=200)
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("output_bias", [None, "data"])
+def test_learns_digits_and_is_judged_per_datum(make, output_bias, digits):
+    # warnings are errors: "does not allow a particle dimension" would be one
+    pyro.set_rng_seed(0)
+    vae = pv.VAE((1, 8, 8), 4, encoder=make, decoder=partial(make, output_bias=output_bias))
+    train = digits.train.head(510)
+    history = pv.fit(vae, train, valid=digits.valid, epochs=8, batch_size=50, optimizer=ADAM)
+    assert history["elbo"][-1] > history["elbo"][0] + 0.5  # a start at the mean is near already
+    assert history["valid_elbo"][-1] > history["valid_elbo"][0]
+    x = digits.test.fixed(0)[:30]
+    bounds = pv.evaluate(vae, x, num_samples=50)
+    assert bounds.elbo < bounds.iwae[50]
+    # validation is evaluation: about the ELBO of other digits, 64 pixels of it
+    assert history["valid_elbo"][-1] == pytest.approx(bounds.elbo, abs=6)
+    assert vae.training  # and the mode is what it was
+    with torch.no_grad(), evaluating(vae.model, vae.guide):
+        alone, among = vae.posterior(x[:1]), vae.posterior(x)
+        for a, b in zip((alone.mean, alone.stddev), (among.mean, among.stddev), strict=True):
+            torch.testing.assert_close(a, b[:1])
+        z = torch.randn(7, 30, 4)
+        torch.testing.assert_close(
+            vae.likelihood(z[3, :1]).log_prob(x[:1]), vae.likelihood(z).log_prob(x)[3, :1]
+        )
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_particles_in_training(make, num_particles, digits):
+    pyro.set_rng_seed(0)
+    vae = pv.VAE((1, 8, 8), 2, encoder=make, decoder=make)
+    objective = pv.objectives.ELBO(num_particles)
+    history = pv.fit(vae, digits.train.head(100), objective=objective, epochs=3, optimizer=ADAM)
+    assert history["elbo"][-1] > history["elbo"][0]
+
+
+@pytest.mark.parametrize("scale", ["learned", "decoded"])
+@pytest.mark.parametrize("make", [NETS["ConvNet, batch norm"], NETS["ResNet"]], ids=["c", "r"])
+def test_learns_frey_faces(make, scale, real_data):
+    data = pv.data.load("frey", binarize="none", root=str(real_data))
+    pyro.set_rng_seed(0)
+    vae = pv.VAE(
+        data.event_shape,
+        3,
+        likelihood=partial(pv.likelihoods.Gaussian, scale=scale, min_scale=0.05),
+        encoder=make,
+        decoder=partial(make, init="glorot"),
+    )
+    history = pv.fit(vae, data.train.head(200), epochs=5, batch_size=20, optimizer=ADAM)
+    assert history["elbo"][-1] > history["elbo"][0] + 10
+    bounds = pv.evaluate(vae, data.test.fixed(0)[:5], num_samples=20)
+    assert bounds.elbo < bounds.iwae[20]
+
+
+@pytest.mark.parametrize("event_shape", [(4, 5), (1, 4, 5), (3, 4, 5), (2, 2, 4, 5)])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_every_shape_of_datum(make, event_shape):
+    vae = pv.VAE(
+        event_shape,
+        2,
+        likelihood=partial(pv.likelihoods.Gaussian, scale="decoded"),
+        posterior=pv.posteriors.FullCovarianceNormal,
+        encoder=make,
+        decoder=make,
+    )
+    x = torch.rand(6, *event_shape)
+    pv.fit(vae, x, epochs=1)
+    assert pv.log_weights(vae.model, vae.guide, x, num_samples=3).shape == (3, 6)
+
+
+ARGUMENTS = [
+    *("--data.name", "digits", "--data.binarize", "dynamic", "--model.latent_dim", "2"),
+    *("--model.decoder", "ConvNet", "--model.decoder.channels", "[3,4]"),
+    *("--model.decoder.init", "glorot", "--model.decoder.output_bias", "data"),
+    *("--model.encoder", "ResNet", "--model.encoder.channels", "[3]"),
+    *("--model.encoder.norm", "batch", "--model.encoder.init", "0.01"),
+    *("--model.encoder.activation", "SiLU", "--model.encoder.blocks", "1"),
+]
+RESOLVED = {
+    "decoder": {
+        "class_path": "pyro_vae.networks.ConvNet",
+        "init_args": {
+            "channels": [3, 4],
+            "hidden": [],
+            "kernel": 3,
+            "activation": {
+                "class_path": "torch.nn.ELU",
+                "init_args": {"alpha": 1.0, "inplace": False},
+            },
+            "norm": None,
+            "dropout": 0.0,
+            "init": "glorot",
+            "output_bias": "data",
+        },
+    },
+    "encoder": {
+        "class_path": "pyro_vae.networks.ResNet",
+        "init_args": {
+            "channels": [3],
+            "blocks": 1,
+            "hidden": [],
+            "kernel": 3,
+            "activation": {"class_path": "torch.nn.SiLU", "init_args": {"inplace": False}},
+            "norm": "batch",
+            "dropout": 0.0,
+            "init": 0.01,
+            "output_bias": None,
+        },
+    },
+}
+
+
+def test_options_on_the_command_line_and_back(tmp_path):
+    made = config.parser()
+    first = config.Experiment(made, config.explained(made, ARGUMENTS))
+    settings = first.settings_dict()["model"]
+    assert {side: settings[side] for side in RESOLVED} == RESOLVED
+    (tmp_path / "again.yaml").write_text(first.to_yaml())
+    again = config.parse(tmp_path / "again.yaml")
+    assert again.to_yaml() == first.to_yaml()
+    vae = again.build_model((1, 8, 8))
+    decoder, encoder = vae.likelihood.network, vae.posterior.network
+    assert type(decoder) is networks.ConvNet and decoder.output_bias == "data"
+    assert type(encoder) is networks.ResNet and encoder.mixes
+    assert encoder.layers[-1].weight.std().item() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("norm", ["layer", "batch", None]),
+        ("init", ["torch", "glorot", 0.5, 1]),
+        ("output_bias", ["data", None]),
+    ],
+)
+def test_every_choice_in_yaml(name, values, tmp_path):
+    for value in values:
+        tree = {
+            "data": {"name": "digits", "binarize": "dynamic"},
+            "model": {
+                "latent_dim": 2,
+                "decoder": {"class_path": "MLP", "init_args": {"hidden": [5, 4], name: value}},
+            },
+        }
+        file = tmp_path / "x.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        settings = config.parse(file).settings_dict()
+        assert settings["model"]["decoder"]["init_args"][name] == value
+        config.parse(file).build_model((1, 8, 8))
+
+
+@pytest.mark.parametrize("file", [None, {"hidden": [7]}, {"class_path": "MLP"}])
+def test_a_class_in_the_place_of_another_has_its_own_defaults(file, tmp_path):
+    # jsonargparse would hand on what MLP has: 200, 200 and tanh
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": {"decoder": file or "MLP"}}))
+    arguments = ["--config", str(tmp_path / "x.yaml")] if file else []
+    arguments += ARGUMENTS[:6]
+    made = config.parser()
+    for words, hidden in (
+        (["--model.decoder", "GatedMLP"], [300, 300]),
+        (["--model.decoder", "ConvNet"], []),
+        (["--model.decoder.class_path", "ConvNet", "--model.decoder.kernel", "5"], []),
+        (["--model.decoder", "ConvNet", "--model.decoder.hidden", "[4]"], [4]),
+        # of the same class, what was said before stays
+        (["--model.decoder.norm", "batch"], (file or {}).get("hidden", [200, 200])),
+        (["--model.decoder", "MLP"], (file or {}).get("hidden", [200, 200])),
+    ):
+        settings = config.explained(made, [*arguments, *words])
+        assert list(settings.model.decoder.init_args.hidden) == hidden, words
+
+
+def test_a_run_is_read_again(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["fit", *ARGUMENTS, "--fit.epochs", "1", "--run", str(folder)]) == 0
+    run = Run(folder)
+    assert run is not None
+    assert main(["evaluate", str(folder), "--num-samples", "3"]) == 0
+
+
+def test_a_wrong_word_gets_a_sentence(capsys):
+    arguments = ["fit", *ARGUMENTS, "--model.decoder.norm", "bach", "--run", "nowhere"]
+    assert main(arguments) == 1
+    assert "norm" in capsys.readouterr().err

@@ -1,0 +1,313 @@
+"""The tables of ``experiments``: every cell runs, resumes, is skipped, and is told truly."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyro_vae.cli import main as pyro_vae
+from pyro_vae.learning import checkpoint
+from pyro_vae.runs import Run
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the experiments are no part of the installed package
+
+from experiments import collect  # noqa: E402
+from experiments.table import Cell, Preset, Table, group, main, slug  # noqa: E402
+from experiments.table import _alone as alone  # noqa: E402
+
+NAMES = ("counts", "likelihoods", "networks", "posteriors", "priors")
+TABLES = {name: importlib.import_module(f"experiments.{name}").TABLE for name in NAMES}
+TOY = Table(
+    name="toy",
+    title="Priors of two latents",
+    base="--data.name digits --data.binarize threshold --data.test 1600 --model.latent_dim 2",
+    cells={
+        "StandardNormal": "--model.prior StandardNormal",
+        "Mixture": "--model.prior MixtureOfNormals --model.prior.components {components}",
+    },
+    presets={
+        "smoke": Preset("--fit.epochs 2", 30, 20, {"components": 3}),
+        "paper": Preset("--fit.epochs 9", values={"components": 30}, without=["Mixture"]),
+    },
+)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Runs the toy table with further words, in a folder of its own."""
+
+    def run(*words: str, table: Table = TOY) -> int:
+        places = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
+        return main(table, ["--preset", "smoke", *places, *words])
+
+    return run
+
+
+def read(folder: Path, name: str = "toy") -> dict:
+    return json.loads((folder / f"{name}-smoke.json").read_text(encoding="utf-8"))
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+# k̂ of weights that differ by thousands of nats, as they do after one epoch
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_runs(name, tmp_path, request):
+    table = TABLES[name]
+    rows = table.rows("smoke")
+    if name == "likelihoods":
+        request.getfixturevalue("real_data")
+    words = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path), "--device", "cpu"]
+    assert main(table, ["--preset", "smoke", *words]) == 0
+    results = read(tmp_path, name)
+    assert list(results["rows"]) == rows
+    assert results["missing"] == {}
+    for row, told in results["rows"].items():
+        (record,) = told["runs"]
+        run = Cell(table, "smoke", row, runs=tmp_path / "runs").run
+        bounds = run.read_bounds()
+        estimates = record["bounds"]["estimates"]
+        assert estimates["elbo"]["value"] == bounds.elbo
+        assert estimates["log_evidence"]["value"] == bounds.log_evidence
+        assert math.isfinite(bounds.log_evidence)
+        assert record["bounds"]["unreliable"] == len(bounds.unreliable)
+        assert (record["difference"] is None) == (row == told["first"])
+    text = collect.text(results)
+    assert all(row in text for row in rows)
+    assert "seconds" not in json.dumps(results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_the_words_of_every_preset_mean_something(name, preset):
+    table = TABLES[name]
+    for row in table.rows(preset):
+        Cell(table, preset, row, runs=Path("nowhere")).check()
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_networks_have_as_many_parameters(preset):
+    table = TABLES["networks"]
+    sizes = []
+    for row in table.rows(preset):
+        model = Cell(table, preset, row).experiment().build_model((28, 28))
+        sizes.append(sum(p.numel() for p in model.parameters()))
+    assert max(sizes) <= 1.03 * min(sizes)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "results").glob("*-*.json")))
+def test_committed_results_were_made_by_the_words_of_today(file):
+    results = json.loads(file.read_text(encoding="utf-8"))
+    table, preset = TABLES[results["name"]], results["preset"]
+    assert file.name == f"{table.name}-{preset}.json"
+    assert results["title"] == table.title
+    assert {*results["rows"]} <= {*table.rows(preset)}
+    for row, told in results["rows"].items():
+        for record in told["runs"]:
+            commands = Cell(table, preset, row, record["seed"]).commands
+            assert {key: record[key] for key in commands} == commands
+
+
+def test_the_difference_is_paired(toy, tmp_path):
+    assert toy() == 0
+    first, second = (Run(tmp_path / "runs" / "toy-smoke" / f"{n}-0") for n in FOLDERS)
+    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (second, first))
+    told = read(tmp_path)["rows"]["Mixture"]["runs"][0]["difference"]
+    differences = ours - theirs
+    assert told["value"] == pytest.approx(sum(differences) / 20)
+    variance = sum((differences - differences.mean()) ** 2) / 19
+    assert told["se_paired"] == pytest.approx(math.sqrt(variance / 20))
+
+
+FOLDERS = ("standardnormal", "mixture")
+
+
+def test_bits_are_compared_across_dequantisation(toy, tmp_path):
+    cells = {
+        "levels": "--model.likelihood Binomial --model.likelihood.levels 16 --data.values integer",
+        "densities": "--model.likelihood Gaussian --data.values dequantized",
+    }
+    base = "--data.name digits --data.binarize none --data.test 1600 --model.latent_dim 2"
+    table = Table("toy", "Bits", base, cells, TOY.presets, bits=True)
+    assert toy(table=table) == 0
+    rows = read(tmp_path)["rows"]
+    runs = [Cell(table, "smoke", row, runs=tmp_path / "runs").run for row in cells]
+    nats, densities = (run.read_bounds().per_datum["log_evidence"] for run in runs)
+    # 64 pixels of 17 levels: a density in (0, 1) is 17⁻⁶⁴ of itself as a probability
+    difference = (nats - (densities - 64 * np.log(17))) / (64 * np.log(2))
+    told = rows["densities"]["runs"][0]["difference"]
+    assert told["value"] == pytest.approx(difference.mean())
+    assert told["se_paired"] == pytest.approx(difference.std(ddof=1) / math.sqrt(20), rel=1e-5)
+    assert f"{told['value']:.4f}" in collect.text(read(tmp_path))
+
+
+def test_a_second_call_leaves_everything_as_it_is(toy, tmp_path, capsys):
+    assert toy() == 0
+    before = stamps(tmp_path)
+    capsys.readouterr()
+    assert toy() == 0
+    assert stamps(tmp_path) == before
+    assert capsys.readouterr().out.count("finished, left as it is") == 2
+
+
+def test_only_runs_one_row_and_lists_the_others_as_missing(toy, tmp_path, capsys):
+    assert toy("--only", "Mixture") == 0
+    results = read(tmp_path)
+    assert list(results["rows"]) == ["Mixture"]
+    assert results["missing"] == {"StandardNormal, seed 0": "not started"}
+    assert results["rows"]["Mixture"]["runs"][0]["difference"] is None
+    assert "missing: StandardNormal, seed 0: not started" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "toy-smoke" / "standardnormal-0").exists()
+
+
+def test_seeds_are_averaged_and_paired_with_their_own(toy, tmp_path):
+    assert toy("--seeds", "0", "1") == 0
+    told = read(tmp_path)["rows"]["Mixture"]
+    values = [r["bounds"]["estimates"]["elbo"]["value"] for r in told["runs"]]
+    assert [r["seed"] for r in told["runs"]] == [0, 1]
+    assert values[0] != values[1]
+    assert told["over_seeds"]["elbo"]["mean"] == pytest.approx(sum(values) / 2)
+    assert told["over_seeds"]["elbo"]["spread"] == pytest.approx(np.std(values, ddof=1))
+    gains = [r["difference"]["value"] for r in told["runs"]]
+    assert told["over_seeds"]["difference"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert "± seeds" in collect.text(read(tmp_path))
+
+
+def test_a_killed_cell_goes_on(toy, tmp_path, monkeypatch):
+    assert toy("--only", "Mixture") == 0
+    whole = read(tmp_path)
+    other = tmp_path / "other"
+    save, saved = checkpoint.save, []
+
+    def killed(*args):
+        save(*args)
+        saved.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    places = ["--folder", str(other), "--results", str(other)]
+    assert main(TOY, ["--preset", "smoke", "--only", "Mixture", *places]) == 130
+    monkeypatch.undo()
+    assert len(saved) == 1
+    cell = Cell(TOY, "smoke", "Mixture", runs=other)
+    assert cell.missing() == "training has not ended"
+    assert main(TOY, ["--preset", "smoke", "--only", "Mixture", *places]) == 0
+    assert read(other) == whole
+
+
+def test_a_cell_that_was_trained_but_not_judged_is_judged(toy, tmp_path):
+    assert toy("--only", "Mixture") == 0
+    cell = Cell(TOY, "smoke", "Mixture", runs=tmp_path / "runs")
+    before, weights = read(tmp_path), cell.run.weights.stat().st_mtime_ns
+    assert pyro_vae(["evaluate", str(cell.folder), "--num-samples", "40"]) == 0
+    assert cell.missing() == "not evaluated"
+    assert toy("--only", "Mixture") == 0
+    assert read(tmp_path) == before
+    assert cell.run.weights.stat().st_mtime_ns == weights
+
+
+def test_the_commands_repeat_the_cell(toy, tmp_path, monkeypatch):
+    assert toy("--only", "Mixture") == 0
+    (record,) = read(tmp_path)["rows"]["Mixture"]["runs"]
+    monkeypatch.chdir(tmp_path)
+    Path("runs").rename("those")
+    for key in ("fit", "evaluate"):
+        program, *words = record[key].split()
+        assert program == "pyro-vae"
+        assert pyro_vae(words) == 0
+    estimates = Run("runs/toy-smoke/mixture-0").read_result()["bounds"]["estimates"]
+    assert {key: estimates[key] for key in record["bounds"]["estimates"]} == (
+        record["bounds"]["estimates"]
+    )
+
+
+def test_other_words_are_refused(toy, tmp_path, capsys):
+    assert toy("--only", "Mixture") == 0
+    cells = {**TOY.cells, "Mixture": f"{TOY.cells['Mixture']} --model.latent_dim 3"}
+    other = Table(TOY.name, TOY.title, TOY.base, cells, TOY.presets)
+    before = stamps(tmp_path / "runs")
+    assert toy("--only", "Mixture", table=other) == 1
+    folder = tmp_path / "runs" / "toy-smoke" / "mixture-0"
+    assert capsys.readouterr().err == (
+        f"toy: Mixture, seed 0: {folder} was made with another configuration than the script's of "
+        f"today (model.latent_dim differ): remove it to run the cell anew, or choose another "
+        f"--folder\n"
+    )
+    assert stamps(tmp_path / "runs") == before
+    assert toy("--only", "StandardNormal", table=other) == 0
+    assert "another configuration" in read(tmp_path)["missing"]["Mixture, seed 0"]
+
+
+def test_fewer_epochs_are_refused_and_more_go_on(toy, tmp_path, capsys):
+    assert toy("--only", "Mixture") == 0
+    for epochs, status in ((1, 1), (3, 0)):
+        presets = {"smoke": Preset(f"--fit.epochs {epochs}", 30, 20, {"components": 3})}
+        other = Table(TOY.name, TOY.title, TOY.base, TOY.cells, presets)
+        assert toy("--only", "Mixture", table=other) == status
+    assert read(tmp_path)["rows"]["Mixture"]["runs"][0]["epochs"] == 3
+    assert "(fit.epochs differ)" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(toy, tmp_path, capsys):
+    cells = {"Poisson": "--model.likelihood Categorical --model.likelihood.levels 0", **TOY.cells}
+    broken = Table(TOY.name, TOY.title, TOY.base, cells, TOY.presets)
+    assert toy(table=broken) == 1
+    assert capsys.readouterr().err.startswith("Poisson, seed 0: expected levels")
+    assert list(read(tmp_path)["rows"]) == list(TOY.cells)
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(toy, tmp_path, capsys):
+    with alone(tmp_path / "runs" / "toy-smoke" / "mixture-0"):
+        assert toy() == 0
+    assert "Mixture, seed 0: another process is at it" in capsys.readouterr().out
+    assert list(read(tmp_path)["rows"]) == ["StandardNormal"]
+
+
+def test_an_unknown_row_is_one_sentence(toy, capsys):
+    assert toy("--only", "Mixtur") == 1
+    assert capsys.readouterr().err == (
+        "toy: expected --only to name rows (StandardNormal, Mixture); got 'Mixtur'; did you mean "
+        "Mixture?\n"
+    )
+
+
+def test_words_that_mean_nothing_are_refused_before_any_work(toy, tmp_path, capsys):
+    cells = {**TOY.cells, "Mixture": "--model.prior MixtureOfNormal"}
+    assert toy(table=Table(TOY.name, TOY.title, TOY.base, cells, TOY.presets)) == 1
+    assert "did you mean MixtureOfNormals?" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_table_is_printed_without_running_anything(toy, tmp_path, capsys):
+    assert toy("--table") == 1
+    assert "`python -m experiments.toy --preset smoke`" in capsys.readouterr().err
+    assert toy() == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert toy("--table") == 0
+    assert capsys.readouterr().out.strip() in shown
+
+
+def test_presets_leave_rows_out_and_groups_have_their_own_first_row():
+    assert TOY.rows("paper") == ["StandardNormal"]
+    cells = {**group("A", "--a", {"x": "1", "y": "2"}), **group("B", "--b", {"x": "1", "y": "2"})}
+    table = Table("t", "T", "", cells, {"small": Preset("", without=["B: x"])})
+    assert table.first("A: y", "small") == "A: x"
+    assert table.first("B: y", "small") == "B: y"
+    assert cells["B: x"] == "--b 1"
+
+
+def test_rows_that_would_share_a_folder_are_refused():
+    assert slug("Frey Face: Student-t") == "frey-face-student-t"
+    with pytest.raises(ValueError, match="expected rows that differ in letters or digits"):
+        Table("t", "T", "", {"a b": "", "a-b": ""}, {})
