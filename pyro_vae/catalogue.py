@@ -9,9 +9,11 @@ from typing import Any
 
 from . import likelihoods, networks, posteriors, priors
 from ._parsing import names, nearest
+from .combinations import RULES, broken
+from .data import Kind
 from .learning import objectives
 
-__all__ = ["FAMILIES", "describe", "overview"]
+__all__ = ["COMBINATIONS", "FAMILIES", "combinations", "describe", "overview"]
 
 #: The kinds of components by the name of their module.
 FAMILIES: dict[str, ModuleType] = {
@@ -21,6 +23,8 @@ FAMILIES: dict[str, ModuleType] = {
     "networks": networks,
     "objectives": objectives,
 }
+#: What a user asks for to see which of them go together.
+COMBINATIONS = "combinations"
 #: What a program supplies by itself when it makes a component.
 _SUPPLIED = {"self", "latent_dim", "event_shape", "network", "in_shape", "out_shape"}
 
@@ -31,16 +35,42 @@ def overview(family: str | None = None) -> str:
     Raises:
         ValueError: if there is no such family, with the nearest one.
     """
+    if family == COMBINATIONS:
+        return combinations()
     shown = FAMILIES if family is None else {family: _family(family)}
     blocks = []
     for name, module in shown.items():
         lines = [f"{name}:"]
         for component in names(module):
             doc = inspect.getdoc(getattr(module, component)) or ""
-            lines.append(f"  {component:28} {doc.splitlines()[0]}")
-            lines += [f"  {'':28} {paper}" for paper in _papers(doc)]
+            lines.append(f"  {component:30} {doc.splitlines()[0]}")
+            lines += [f"  {'':30} {paper}" for paper in _papers(doc)]
         blocks.append("\n".join(lines))
+    if family is None:
+        blocks.append(combinations())
     return "\n\n".join(blocks)
+
+
+def combinations() -> str:
+    """Which priors go with which posteriors, and which likelihoods with which data."""
+    lines = [f"{COMBINATIONS}:", f"  {'prior':30} posteriors"]
+    every = names(posteriors)
+    for prior in names(priors):
+        fit = [q for q in every if not broken(getattr(priors, prior), getattr(posteriors, q))]
+        rest = [q for q in every if q not in fit]
+        told = ", ".join(fit) if len(fit) <= len(rest) else f"all but {', '.join(rest)}"
+        lines.append(f"  {prior:30} {told if rest else 'all'}")
+    lines.append("  SemiAmortized goes with what its family goes with, but not with VampPrior.")
+    lines += [f"  Needed: {rule.expected}: {rule.remedy}." for rule in RULES]
+    kinds = [str(kind) for kind in Kind]
+    lines += ["", f"  {'likelihood':30} {'  '.join(kinds)}"]
+    for likelihood in names(likelihoods):
+        cls = getattr(likelihoods, likelihood)
+        cells = ("yes" if cls.scores(kind) else "–" for kind in Kind)
+        row = "  ".join(f"{cell:{len(kind)}}" for cell, kind in zip(cells, kinds, strict=True))
+        lines.append(f"  {likelihood:30} {row.rstrip()}")
+    lines.append("  Those with an argument `levels` refuse data above it.")
+    return "\n".join(lines)
 
 
 def describe(family: str, component: str) -> str:
@@ -64,9 +94,8 @@ def describe(family: str, component: str) -> str:
 
 def _family(name: str) -> ModuleType:
     if name not in FAMILIES:
-        raise ValueError(
-            f"expected one of {', '.join(FAMILIES)}; got {name!r}{nearest(name, FAMILIES)}"
-        )
+        known = [*FAMILIES, COMBINATIONS]
+        raise ValueError(f"expected one of {', '.join(known)}; got {name!r}{nearest(name, known)}")
     return FAMILIES[name]
 
 
@@ -78,9 +107,10 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 
 def _papers(doc: str) -> list[str]:
-    """The lines of a docstring's ``References:``, each reference joined."""
+    """The references of a docstring's ``References:``, a line for each."""
     _, found, after = doc.partition("References:\n")
     if not found:
         return []
     text = re.sub(r"\s+", " ", inspect.cleandoc("\n" + after).split("\n\n")[0]).strip()
-    return [text]
+    # a reference ends with its address
+    return re.sub(r"(https?://\S+) (?!http)", r"\1\n", text).split("\n")

@@ -153,7 +153,7 @@ class ContinuousBernoulli(TorchDistribution):
         log_z = torch.where(near, self.logits / 2 + self.logits.square() / 24, log_z)
         return self.logits * value - log_z
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         f, near = self._away_from_zero()

@@ -39,7 +39,7 @@ class UniformSphere(TorchDistribution):
         """The centre of the ball, which is not on the sphere."""
         return torch.zeros_like(self._like)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return normalize(self._like.new_empty(self._extended_shape(sample_shape)).normal_(), dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PowerSpherical(TorchDistribution):
         log_gammas = torch.lgamma(alpha) - torch.lgamma(alpha + beta)
         return (alpha + beta) * math.log(2) + beta * math.log(math.pi) + log_gammas
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         # both of t/2 + 1/2 and its complement, or the second would be rounded away near μ
         parts = Dirichlet(torch.stack(self._beta, -1).expand(*shape[:-1], 2)).rsample()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 
@@ -12,7 +14,9 @@ from pyro_vae.cli import main
 def test_every_component_has_a_line(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    blocks = dict(block.split(":\n", 1) for block in printed.strip().split("\n\n"))
+    printed, _, combinations = printed.strip().partition("\n\ncombinations:\n")
+    assert combinations
+    blocks = dict(block.split(":\n", 1) for block in printed.split("\n\n"))
     families = {
         "priors": PRIORS,
         "likelihoods": LIKELIHOODS,
@@ -28,6 +32,8 @@ def test_every_component_has_a_line(capsys):
         # a sentence, not a signature or nothing
         assert all(text.endswith((".", ")", ":", "`")) or " " in text for text in listed.values())
     assert "VAE with a VampPrior (Tomczak & Welling, 2018), equation 9." in blocks["priors"]
+    # a line for each paper
+    assert re.search(r"\n +Neural Spline Flows .*1906.04032\n", blocks["priors"])
 
 
 def test_one_family_and_one_component(capsys):

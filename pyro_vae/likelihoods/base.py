@@ -50,6 +50,11 @@ class Likelihood(Component):
         """Whether p(x|z) is a probability of integers, so that −log₂ of it is a code's length."""
         return self.support in _INTEGER
 
+    @classmethod
+    def scores(cls, kind: Kind) -> bool:
+        """Whether values of this kind have a density."""
+        return cls.support.includes(kind)
+
     @abstractmethod
     def forward(self, z: torch.Tensor) -> Distribution:
         """p(x|z): batch shape ``batch``, event shape ``event_shape``."""
@@ -84,7 +89,7 @@ class Likelihood(Component):
             ValueError: in one sentence, with what was expected, what came and the remedy.
         """
         got = kind_of(x)
-        if not self.support.includes(got):
+        if not self.scores(got):
             raise ValueError(
                 f"{type(self).__name__} scores only {self.support}; got {got.describe(x)}: "
                 f"{self.remedy}"

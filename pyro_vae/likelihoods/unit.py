@@ -67,6 +67,10 @@ class Beta(Likelihood):
         concentration = mean * (1 - mean) / variance - 1
         return torch.stack([mean.logit(), concentration.clamp(min=1e-1).log()])
 
+    @classmethod
+    def scores(cls, kind: Kind) -> bool:
+        return kind is Kind.UNIT
+
     def check(self, x: torch.Tensor) -> None:
         super().check(x)
         ends = int(((x == 0) | (x == 1)).sum())
