@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 import yaml
 
 import pyro_vae as pv
-from pyro_vae import config
+from pyro_vae import _parsing, config
 
 BASE = {"data": {"name": "digits", "binarize": "dynamic"}, "model": {"latent_dim": 2}}
 
@@ -68,6 +69,43 @@ def test_resolved_and_round_trip(case, tmp_path):
         value = value[key]
     if case != "one plugin":
         assert value == expected
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [(slot, name) for slot, module in config._SLOTS.items() for name in _parsing.names(module)],
+)
+def test_every_class_by_its_name(slot, name, tmp_path):
+    """One word in YAML is another model, and it is the same after writing and reading."""
+    part = slot.rpartition(".")[2]
+    words = {"model": {part: name}} if slot != "objective" else {"objective": name}
+    if name == "UniformSphere":
+        words["model"]["posterior"] = "PowerSpherical"
+    if name == "PowerSpherical":
+        words["model"]["prior"] = "UniformSphere"
+    first = config.parse(written(tmp_path, words))
+    (tmp_path / "again.yaml").write_text(first.to_yaml())
+    again = config.parse(tmp_path / "again.yaml")
+    assert again.differences(first) == [] and again.to_yaml() == first.to_yaml()
+    if slot == "objective":
+        assert type(again.objective).__name__ == name
+        return
+    vae, same = first.build_model((1, 8, 8)), again.build_model((1, 8, 8))
+    made = {"encoder": vae.posterior, "decoder": vae.likelihood}.get(part) or getattr(vae, part)
+    made = made.network if part in ("encoder", "decoder") else made
+    assert type(made).__name__.removeprefix("Pyro") == name
+    state, twin = vae.state_dict(), same.state_dict()
+    assert state.keys() == twin.keys()
+    assert all(torch.equal(state[key], twin[key]) for key in state)
+
+
+def test_a_family_within_a_family(tmp_path):
+    family = {"class_path": "PlanarFlow", "init_args": {"flows": 3}}
+    words = {"class_path": "SemiAmortized", "init_args": {"family": family, "steps": 2}}
+    first = config.parse(written(tmp_path, {"model": {"posterior": words}}))
+    (tmp_path / "again.yaml").write_text(first.to_yaml())
+    vae = config.parse(tmp_path / "again.yaml").build_model((1, 8, 8))
+    assert vae.posterior.family.flows == 3 and vae.posterior.steps == 2
 
 
 def test_every_option_is_written(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import _files
+from .._component import Space
 from .._random import seeded
 from ..data import Dataset, Split
 from ..evaluation import Bounds
@@ -132,12 +133,13 @@ def _images(model: VAE, data: Dataset, split: Split, seed: int) -> Iterator[Pict
             plots.image_grid(_grey(model.likelihood(z).mean), _COLUMNS),
         )
         x = split.fixed(seed)[: 4 * _COLUMNS]
-        again = model.likelihood(model.posterior(x).mean).mean
+        # a draw, because not every posterior knows its mean
+        again = model.likelihood(model.posterior(x).sample()).mean
     rows = torch.stack([x.unflatten(0, (-1, _row(x))), again.unflatten(0, (-1, _row(x)))], 1)
     yield Picture(
         "reconstructions",
         "Reconstructions",
-        "Held-out data above, the mean of p(x|z) at the mean of q(z|x) below.",
+        "Held-out data above, the mean of p(x|z) at a draw of q(z|x) below.",
         plots.image_grid(_grey(rows.flatten(0, 2)), _row(x), gap_after_rows=True),
     )
     if model.latent_dim == 2:
@@ -145,22 +147,28 @@ def _images(model: VAE, data: Dataset, split: Split, seed: int) -> Iterator[Pict
 
 
 def _plane(model: VAE, split: Split, seed: int) -> Iterator[Picture]:
-    quantiles = (torch.arange(_MANIFOLD) + 0.5) / _MANIFOLD
-    ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
-    z = torch.cartesian_prod(ticks, ticks)
-    yield Picture(
-        "manifold",
-        "The latent plane, decoded",
-        "A grid on the unit square through the inverse of the normal distribution function.",
-        plots.image_grid(_grey(model.likelihood(z).mean), _MANIFOLD),
-    )
-    means = model.posterior(split.fixed(seed)).mean
+    if model.prior.space is Space.REAL:
+        yield _manifold(model)
+    with seeded(seed, 4):
+        draws = model.posterior(split.fixed(seed)).sample()
     labels = None if split.labels is None else split.labels.numpy()
     yield Picture(
         "latents",
         "The latent plane, encoded",
-        "The mean of q(z|x) of held-out data, by label.",
-        plots.latent_scatter(means.numpy(), labels),
+        "A draw of q(z|x) of held-out data, by label.",
+        plots.latent_scatter(draws.numpy(), labels),
+    )
+
+
+def _manifold(model: VAE) -> Picture:
+    quantiles = (torch.arange(_MANIFOLD) + 0.5) / _MANIFOLD
+    ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
+    z = torch.cartesian_prod(ticks, ticks)
+    return Picture(
+        "manifold",
+        "The latent plane, decoded",
+        "A grid on the unit square through the inverse of the normal distribution function.",
+        plots.image_grid(_grey(model.likelihood(z).mean), _MANIFOLD),
     )
 
 

@@ -117,13 +117,13 @@ def image_grid(images: np.ndarray, columns: int, gap_after_rows: bool = False) -
     return figure
 
 
-def latent_scatter(means: np.ndarray, labels: np.ndarray | None) -> Figure:
-    """Posterior means ``(n, 2)``, coloured by label."""
+def latent_scatter(draws: np.ndarray, labels: np.ndarray | None) -> Figure:
+    """Latents ``(n, 2)``, coloured by label."""
     figure, axes = _axes(_SQUARE)
     if labels is None:
-        axes.scatter(*means.T, s=5, alpha=0.6)
+        axes.scatter(*draws.T, s=5, alpha=0.6)
     else:
-        points = axes.scatter(*means.T, s=5, c=labels, cmap="tab10", alpha=0.8)
+        points = axes.scatter(*draws.T, s=5, c=labels, cmap="tab10", alpha=0.8)
         axes.legend(
             *points.legend_elements(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
         )
