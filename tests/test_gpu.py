@@ -44,7 +44,7 @@ def test_priors_and_posteriors(prior, posterior):
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihoods(name):
     vae = small_vae(likelihood=LIKELIHOODS[name])
-    _same_on_both(vae, data_for(vae.likelihood, 8, 3))
+    _same_on_both(vae, data_for(vae.likelihood, 8))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
