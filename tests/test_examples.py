@@ -15,8 +15,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def _blocks(document):
+    return re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+
+
 def test_the_readme_s_python(tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block, _ = _blocks(README)
     monkeypatch.chdir(tmp_path)
     shorter = block.replace("epochs=50", "epochs=1").replace("5000", "60")
     scope: dict = {}
@@ -35,15 +39,9 @@ def test_the_readme_s_commands(tmp_path, monkeypatch, capsys):
         config.replace("epochs: 50", "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}"),
         encoding="utf-8",
     )
-    Path("my_priors.py").write_text(
-        "import pyro.distributions as dist\n"
-        "import torch\n"
-        "from pyro_vae.priors import Prior\n\n\n"
-        "class Horseshoe(Prior):\n"
-        "    def forward(self):\n"
-        "        return dist.Cauchy(torch.zeros(self.latent_dim), 1.0).to_event(1)\n",
-        encoding="utf-8",
-    )
+    _, plugin = _blocks(README)
+    assert plugin.startswith("# my_priors.py\n")
+    Path("my_priors.py").write_text(plugin, encoding="utf-8")
     lines = [n for n in README.splitlines() if n.startswith("pyro-vae ") and "experiments" not in n]
     ran = set()
     for line in lines:
