@@ -28,13 +28,14 @@ ROWS = {
 MNIST = """
     --data.name {mnist} --data.binarize none --data.valid 0 --model.latent_dim 40
     --model.encoder MLP --model.encoder.hidden {hidden} --model.encoder.standardize true
-    --model.decoder MLP --model.decoder.hidden {hidden} --fit.epochs {mnist_epochs}
+    --model.decoder MLP --model.decoder.hidden {hidden} --model.decoder.output_bias data
+    --fit.epochs {mnist_epochs}
 """
 # frames are split by blocks of 50; the validation blocks stop the training
 FREY = """
     --data.name frey --data.binarize none --model.latent_dim 10
     --model.encoder MLP --model.encoder.hidden {frey_hidden} --model.encoder.standardize true
-    --model.decoder MLP --model.decoder.hidden {frey_hidden}
+    --model.decoder MLP --model.decoder.hidden {frey_hidden} --model.decoder.output_bias data
     --fit.epochs {frey_epochs} --fit.patience 30
 """
 TABLE = Table(

@@ -50,7 +50,7 @@ TABLE = Table(
         "small": Preset(
             fit="""
                 --fit.epochs 15 --fit.optimizer Adam --fit.optimizer.lr 0.002
-                --fit.schedule CosineAnnealingLR --fit.schedule.T_max 15
+                --fit.schedule CosineAnnealingLR --fit.schedule.T_max 15 --fit.clip_norm 2000
             """,
             num_data=500,
             values={

@@ -278,7 +278,7 @@ class TestReferences:
         z = torch.randn(4, dtype=torch.float64)
         full = posteriors.FullCovarianceNormal((3,), 4, SMALL).double()
         out = full.network(x).numpy()
-        lower = np.tril(out[2:], -1) + np.diag(np.exp(out[1]))
+        lower = np.tril(out[2:], -1) / 2 + np.diag(np.exp(out[1]))
         expected = stats.multivariate_normal.logpdf(z.numpy(), out[0], lower @ lower.T)
         assert float(full(x).log_prob(z)) == pytest.approx(expected)
         low = posteriors.LowRankNormal((3,), 4, SMALL, rank=2).double()

@@ -59,8 +59,6 @@ def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-# k̂ of weights that differ by thousands of nats, as they do after one epoch
-@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_runs(name, tmp_path, request):
     table = TABLES[name]

@@ -168,6 +168,10 @@ class GroupedBound(_Moments):
             self._filled = 0
 
 
+#: Nats below the largest weight at which another is zero beside it, in float64.
+_RANGE = 700.0
+
+
 class ParetoTail:
     """k̂, the shape of the generalised Pareto distribution fitted to the largest weights.
 
@@ -199,20 +203,22 @@ class ParetoTail:
     def khat(self) -> Tensor:
         """k̂, ``(n,)``.
 
-        NaN if there are fewer than 25 draws, too few to fit; +inf where fewer than M weights
-        are not zero; −inf where all are equal (q is the posterior), without any tail.
+        NaN if there are fewer than 25 draws, too few to fit; +inf where fewer than M + 1
+        weights are not zero, or not so beside the largest (in float64: 700 nats below it);
+        −inf where all are equal (q is the posterior), without any tail.
         """
         from arviz_stats.base.array import array_stats
 
-        # a weight of zero has no logarithm to fit; among the M largest, it leaves no tail
+        # what is zero beside the largest weight has no tail to fit: ArviZ, left with one weight
+        # that is not, would find a light one
         largest = self._largest.T.numpy()
-        nonzero = np.isfinite(largest)
+        lowest = largest.max(axis=1, keepdims=True) - _RANGE
+        nonzero = largest > np.nan_to_num(lowest, neginf=0.0)
         khat = np.full(len(largest), math.inf if self.tail >= 5 else math.nan)
         if self.tail < 5:
             return torch.from_numpy(khat)
         for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
-            weights = largest[datum]
-            weights = np.where(nonzero[datum], weights, weights[nonzero[datum]].min())
+            weights = np.maximum(largest[datum], lowest[datum])
             if np.ptp(weights) < 1e-10:
                 khat[datum] = -math.inf
             else:

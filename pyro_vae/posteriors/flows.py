@@ -320,6 +320,8 @@ class _Sylvester(transforms.Transform):
         # the diagonals lie in (−1, 1), so that 1 + tanh′ r r̃ is positive and the step invertible
         self.diagonal = diagonals.prod(-2)
         r_diagonal, s_diagonal = diagonals.unbind(-2)
+        # near diagonal before training, however large D
+        square = square / size**0.5
         self.r = square.triu(1) + r_diagonal.diag_embed()
         self.s = square.tril(-1).mT + s_diagonal.diag_embed()
         self.bias = numbers[..., size + 2, :]

@@ -35,7 +35,8 @@ class DiagonalNormal(Posterior):
 class FullCovarianceNormal(Posterior):
     """q(z|x) = N(μ(x), L(x) L(x)ᵀ), the network giving μ and the lower triangle of L.
 
-    The diagonal of L is the exponential of what the network says, the rest as it is.
+    The diagonal of L is the exponential of what the network says; what is below it is divided
+    by √D, so that an untrained network's covariance is near a diagonal one, however large D.
 
     References:
         An Introduction to Variational Autoencoders (Kingma & Welling, 2019), section 2.5.1.
@@ -50,7 +51,7 @@ class FullCovarianceNormal(Posterior):
     def forward(self, x: torch.Tensor) -> Distribution:
         out = self.network(x)
         loc, log_diagonal, lower = out[..., 0, :], out[..., 1, :], out[..., 2:, :]
-        scale_tril = lower.tril(-1) + log_diagonal.exp().diag_embed()
+        scale_tril = lower.tril(-1) / self.latent_dim**0.5 + log_diagonal.exp().diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 

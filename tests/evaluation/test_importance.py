@@ -83,6 +83,20 @@ def test_khat_without_a_tail():
     assert (equal.khat == -math.inf).all()
 
 
+@pytest.mark.parametrize("spread", [50.0, 300.0, 3000.0, 1e6])
+def test_khat_of_weights_that_differ_by_more_than_numbers_can(spread):
+    # one draw carries all: left to itself ArviZ calls the last two reliable, k̂ = 0.06
+    tail = ParetoTail(500, 3)
+    tail.update(spread * torch.randn(500, 3, dtype=torch.float64))
+    assert bool((tail.khat > 5).all())
+    # a few draws that are worth nothing change nothing
+    log_w = torch.randn(500, 1, dtype=torch.float64)
+    good, some = ParetoTail(500, 1), ParetoTail(500, 1)
+    good.update(log_w)
+    some.update(torch.where(log_w < -1.5, log_w - 1e4 * spread, log_w))
+    torch.testing.assert_close(good.khat, some.khat)
+
+
 def test_a_single_draw_knows_no_error():
     mean = MeanWeight(2)
     mean.update(torch.tensor([[-1.0, -2.0]], dtype=torch.float64))
