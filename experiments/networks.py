@@ -65,7 +65,7 @@ TABLE = Table(
         # 1,116,864 parameters, those of the gated 300–300 of the VampPrior paper
         "paper": Preset(
             fit="""
-                --data.valid 10000 --fit.epochs 1500 --fit.patience 50
+                --data.valid 10000 --fit.epochs 2000 --fit.patience 50
                 --fit.optimizer Adam --fit.optimizer.lr 0.0005
             """,
             values={

@@ -33,8 +33,9 @@ class MixtureOfNormals(Prior):
         super().__init__(latent_dim)
         positive("components", components)
         self.logits = nn.Parameter(torch.zeros(components))
-        # spread over N(0, I), or all components would receive the same gradient for ever
-        self.loc = nn.Parameter(torch.randn(components, latent_dim))
+        # near N(0, I), and yet apart, or all components would receive the same gradient for
+        # ever: a draw of N(0, I) tells two of them apart by about a nat, however large D
+        self.loc = nn.Parameter(torch.randn(components, latent_dim) / latent_dim**0.5)
         self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
 
     def forward(self) -> Distribution:
