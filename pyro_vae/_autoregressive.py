@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
 from pyro.distributions import transforms
+from pyro.distributions.transforms.spline import ConditionedSpline
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from ._component import Shape, positive
 
-__all__ = ["AffineAutoregressive", "autoregressive_network"]
+__all__ = [
+    "AffineAutoregressive",
+    "SplineAutoregressive",
+    "autoregressive_network",
+    "check_spline",
+]
 
 
 def autoregressive_network(
@@ -57,29 +64,92 @@ def autoregressive_network(
 
 
 class AffineAutoregressive(transforms.AffineAutoregressive):
-    """Pyro's transform, whose inverse starts from zeros of float32 whatever the data's type.
+    """Pyro's transform, with an inverse for any type of numbers (Pyro's starts from float32).
 
     Arguments:
         network: from :func:`autoregressive_network`, of parameters ``[1, 1]``.
+        order: the order of the variables, the network's ``permutation``.
         context: its further inputs ``(*batch, context)``, if it has any.
         stable: σ x + (1 − σ) m with σ in (0, 1), in place of exp(s) x + m.
     """
 
     def __init__(
-        self, network: nn.Module, context: Tensor | None = None, *, stable: bool = False
+        self,
+        network: nn.Module,
+        order: Tensor,
+        context: Tensor | None = None,
+        *,
+        stable: bool = False,
     ) -> None:
         # a function hides the network: its parameters are those of whoever made it
         super().__init__(lambda x: _said(network, x, context), stable=stable)
+        self.order = order
         self._inverse = self._invert
 
     def _invert(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
-        # each pass puts one more variable right, in the network's order
-        for _ in range(y.shape[-1]):
+        index = torch.arange(y.shape[-1], device=y.device)
+        # one variable after the other: those that are not right yet may be far off, and a
+        # masked 0 · ∞ would spoil those that are
+        for variable in self.order:
             miss = y - self._call(x)
             assert self._cached_log_scale is not None  # the call has just set it
-            x = x + miss * torch.exp(-self._cached_log_scale)
+            step = miss * torch.exp(-self._cached_log_scale)
+            x = torch.where(index == variable, x + step, x)
         return x
+
+
+class SplineAutoregressive(transforms.SplineAutoregressive):
+    """Pyro's transform of rational-quadratic splines, inverted in float64.
+
+    In float32 the root that inverts a spline loses its digits, or is that of a negative number.
+
+    Arguments:
+        network: from :func:`autoregressive_network`, of parameters ``[bins, bins, bins − 1]``.
+        latent_dim: the number of variables D.
+        bins: the number of segments of each spline.
+        bound: where the splines end.
+        context: the network's further inputs ``(*batch, context)``, if it has any.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_dim: int,
+        bins: int,
+        bound: float,
+        context: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            latent_dim, lambda x: _said(network, x, context), bins, bound, order="quadratic"
+        )
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = torch.zeros_like(y)
+        for _ in range(y.shape[-1]):
+            knots = self.spline.condition(x)._params()
+            double = [None if knot is None else knot.double() for knot in knots]
+            spline = ConditionedSpline(double, bound=self.spline.bound, order="quadratic")
+            x = spline._inverse(y.double()).to(y.dtype)
+        self._cache_log_detJ = spline._cache_log_detJ.to(y.dtype)
+        return x
+
+
+def check_spline(bins: int, bound: float) -> tuple[int, float]:
+    """``bins`` and ``bound`` if there are such splines.
+
+    Raises:
+        ValueError: if there are not.
+    """
+    if positive("bins", bins) > _MOST_BINS:
+        raise ValueError(f"expected bins ≤ {_MOST_BINS}; got {bins}")
+    if not 0 < bound < math.inf:
+        raise ValueError(f"expected bound > 0 and finite; got {bound}")
+    return bins, bound
+
+
+#: Pyro gives every bin a thousandth of the width at least.
+_MOST_BINS = 1000
 
 
 def _said(network: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:

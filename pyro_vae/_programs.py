@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -83,13 +84,23 @@ def with_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
     for name, site in sites.items():
         flow = _transformed(site.get("fn"))
         if site["type"] == "sample" and flow is not None and not site["is_observed"]:
-            noise = site["value"]
-            # remembered by the transforms, not computed: the value is the one they made
-            for transform in reversed(flow.transforms):
-                noise = transform.inv(noise)
-            site = {**site, "noise": noise}
+            site = _add_noise(site, flow)
         noted[name] = site
     return noted
+
+
+def _add_noise(site: Site, flow: TransformedDistribution) -> Site:
+    noise = value = site["value"]
+    try:
+        for transform in reversed(flow.transforms):
+            noise = transform.inv(noise)
+        again = noise
+        for transform in flow.transforms:
+            again = transform(again)
+    except (KeyError, NotImplementedError, RuntimeError, AssertionError):
+        return site
+    # what a transform remembers is the noise itself; what it computes may be near it only
+    return {**site, "noise": noise} if torch.equal(again, value) else site
 
 
 class _ReplayNoise(Messenger):

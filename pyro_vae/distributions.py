@@ -16,10 +16,13 @@ from ._component import Shape
 
 __all__ = [
     "BestScale",
+    "Beta",
     "CategoricalLevels",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "GivenTotal",
+    "NegativeBinomial",
+    "Poisson",
     "log1mexp",
     "total_of",
 ]
@@ -90,6 +93,17 @@ class BestScale(TorchDistribution):
         return self.base_dist.sample(sample_shape)
 
 
+class Beta(dist.Beta):
+    """``Beta`` scored in float64: in float32 log Γ of large concentrations cancels."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        ones, zeros = self.concentration1.double(), self.concentration0.double()
+        wide = dist.Beta(ones, zeros, validate_args=False)
+        return wide.log_prob(value.double()).to(self.concentration1.dtype)
+
+
 class CategoricalLevels(dist.Categorical):
     """``Categorical`` over the numbers 0 … n: it has moments, and its draws are numbers."""
 
@@ -135,18 +149,24 @@ class ContinuousBernoulli(TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
-        return ContinuousBernoulli(self.logits.expand(batch_shape), validate_args=False)
+        return ContinuousBernoulli(self.logits.expand(batch_shape), self._validate_args)
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = 1 / (1 − exp(−f)) − 1/f, and ½ + f/12 near 0."""
-        f, near = self._away_from_zero()
-        return torch.where(near, 0.5 + self.logits / 12, -1 / torch.expm1(-f) - 1 / f)
+        """E[x] = 1 / (1 − exp(−f)) − 1/f, and ½ + f/12 − f³/720 near 0."""
+        # where the formula's rounding, eps / f, is the series' next term, f⁵ / 30240
+        f, near = self._away_from_zero((30_240 * torch.finfo(self.logits.dtype).eps) ** (1 / 6))
+        size = f.abs()
+        # of −|f|, and reflected for f > 0: exp(|f|) would overflow
+        low = 1 / size + torch.exp(-size) / torch.expm1(-size)
+        small = torch.where(near, self.logits, 0.0)
+        series = 0.5 + small / 12 - small**3 / 720
+        return torch.where(near, series, torch.where(f > 0, 1 - low, low))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        f, near = self._away_from_zero()
+        f, near = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
         size = f.abs()
         # log Z, of |f| and reflected for f > 0: exp(f) would overflow
         log_z = torch.log(-torch.expm1(-size) / size) + f.clamp(min=0)
@@ -156,17 +176,17 @@ class ContinuousBernoulli(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        f, near = self._away_from_zero()
+        f, near = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
         size = -f.abs()
         # the inverse of the distribution function for a density that falls
         falling = torch.log1p(u * torch.expm1(size)) / size
         x = torch.where(f > 0, 1 - falling, falling)
-        return torch.where(near, u, x).clamp(0.0, 1.0)
+        # the inverse to first order, so that the draw moves with f also at 0
+        series = u + self.logits * u * (1 - u) / 2
+        return torch.where(near, series, x).clamp(0.0, 1.0)
 
-    def _away_from_zero(self) -> tuple[Tensor, Tensor]:
+    def _away_from_zero(self, limit: float) -> tuple[Tensor, Tensor]:
         """f, where formulas may divide by it, and where a series has to stand for them."""
-        # where both the formula and the series are good to rounding
-        limit = torch.finfo(self.logits.dtype).eps ** 0.25
         near = self.logits.abs() < limit
         return torch.where(near, limit, self.logits), near
 
@@ -311,6 +331,123 @@ class GivenTotal(TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.base_dist.sample(sample_shape)
+
+
+class NegativeBinomial(TorchDistribution):
+    """p(x) = Γ(r + x) / (Γ(r) x!) σ(f)^x σ(−f)^r, of mean μ = r exp(f).
+
+    Scored in float64 and written so that nothing cancels or overflows for any r: with r → ∞ it
+    becomes the Poisson distribution of the same mean. torch's own takes log Γ(r + x) − log Γ(r)
+    in the type of its arguments, which in float32 is 8 nats off at r = 10⁷.
+
+    Arguments:
+        log_total_count: log r.
+        logits: f, log μ − log r.
+    """
+
+    arg_constraints = {  # type: ignore[assignment] # noqa: RUF012
+        "log_total_count": constraints.real,
+        "logits": constraints.real,
+    }
+    support = constraints.nonnegative_integer  # type: ignore[assignment]
+    has_rsample = False
+
+    def __init__(
+        self, log_total_count: Tensor, logits: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.log_total_count, self.logits = torch.broadcast_tensors(log_total_count, logits)
+        super().__init__(self.logits.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.log_total_count + self.logits).exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 + self.logits.exp())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
+        log_r, f = self.log_total_count.expand(batch_shape), self.logits.expand(batch_shape)
+        return NegativeBinomial(log_r, f, self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        x, log_r, f = value.double(), self.log_total_count.double(), self.logits.double()
+        # log (r log (1 + exp f)): neither r alone nor the logarithm alone fits into a number
+        tail = f.clamp(max=-20.0)
+        soft = (-logsigmoid(-f.clamp(min=-20.0))).log()
+        log_stops = log_r + torch.where(f < -20, tail - tail.exp() / 2, soft)
+        going_on = x * (log_r + logsigmoid(f)) - (x + 1).lgamma()
+        return (_log_rising(x, log_r) + going_on - log_stops.exp()).to(self.logits.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        info = torch.finfo(self.logits.dtype)
+        # a Poisson variable whose rate is μ times a gamma variable of mean 1
+        r = self.log_total_count.exp().clamp(info.tiny, info.max**0.5)
+        return torch.poisson(self.mean * dist.Gamma(r, r).sample(torch.Size(sample_shape)))
+
+
+def _log_rising(x: Tensor, log_r: Tensor) -> Tensor:
+    """log Γ(r + x) / (Γ(r) r^x) in float64, for x = 0, 1, … and any r > 0; it → 0 with r → ∞."""
+    # x = 0 apart, and one factor r out of Γ(r), which has no logarithm at an r that underflows
+    least, log_small = x.clamp(min=1), log_r.clamp(max=_STIRLING_LOG)
+    small = log_small.exp()
+    direct = (small + least).lgamma() - (small + 1).lgamma() + (1 - least) * log_small
+    # Stirling's formula for both, in which log Γ of large numbers do not appear
+    r = log_r.clamp(_STIRLING_LOG, 300.0).exp()
+    difference = (r + x - 0.5) * torch.log1p(x / r) - x + _stirling(r + x) - _stirling(r)
+    return torch.where(log_r > _STIRLING_LOG, difference, torch.where(x > 0, direct, 0.0))
+
+
+def _stirling(y: Tensor) -> Tensor:
+    """log Γ(y) − (y − ½) log y + y − ½ log 2π, to float64's rounding for y ≥ 100."""
+    inverse = 1 / y
+    square = inverse.square()
+    return inverse * (1 / 12 - square * (1 / 360 - square / 1260))
+
+
+_STIRLING_LOG = 4.605170185988092  # log 100
+
+
+class Poisson(TorchDistribution):
+    """p(x) = exp(f x − exp f) / x!, by the logarithm f of the rate, scored in float64.
+
+    torch's own takes the rate, whose logarithm is −∞ where it underflows.
+
+    Arguments:
+        log_rate: f, any real numbers.
+    """
+
+    arg_constraints = {"log_rate": constraints.real}  # type: ignore[assignment] # noqa: RUF012
+    support = constraints.nonnegative_integer  # type: ignore[assignment]
+    has_rsample = False
+
+    def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
+        self.log_rate = log_rate
+        super().__init__(log_rate.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_rate.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
+        return Poisson(self.log_rate.expand(batch_shape), self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        x, f = value.double(), self.log_rate.double()
+        return (x * f - f.exp() - (x + 1).lgamma()).to(self.log_rate.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
 
 def total_of(x: Tensor, event_dims: int) -> Tensor:

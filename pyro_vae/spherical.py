@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from ._component import positive
 
-__all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area"]
+__all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area", "unit_vector"]
 
 
 class UniformSphere(TorchDistribution):
@@ -85,7 +85,7 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def _beta(self) -> tuple[Tensor, Tensor]:
-        """(1 + μᵀz) / 2 ~ Beta(α, β)."""
+        """α and β of (1 + μᵀz)/2 ~ Beta(α, β)."""
         half = (self.event_shape[0] - 1) / 2
         return half + self.concentration, torch.full_like(self.concentration, half)
 
@@ -97,37 +97,47 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def _log_normalizer(self) -> Tensor:
-        alpha, beta = self._beta
+        """log ∫ ((1 + μᵀz)/2)^κ dz, in float64: its gammas cancel to a small rest."""
+        alpha, beta = (part.double() for part in self._beta)
         log_gammas = torch.lgamma(alpha) - torch.lgamma(alpha + beta)
-        return (alpha + beta) * math.log(2) + beta * math.log(math.pi) + log_gammas
+        return 2 * beta * math.log(2) + beta * math.log(math.pi) + log_gammas
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        # both of t/2 + 1/2 and its complement, or the second would be rounded away near μ
+        # (1 ± cos)/2 both, or the second would be rounded away near μ
         parts = Dirichlet(torch.stack(self._beta, -1).expand(*shape[:-1], 2)).rsample()
         up, down = parts[..., :1], parts[..., 1:]
         around = normalize(self.loc.new_empty(*shape[:-1], shape[-1] - 1).normal_(), dim=-1)
         tiny = torch.finfo(parts.dtype).tiny
-        z = torch.cat([up - down, 2 * (up * down).clamp_min(tiny).sqrt() * around], -1)
-        # the reflection that takes the first axis to μ
-        axis = torch.zeros_like(self.loc)
-        axis[..., 0] = 1.0
+        across = 2 * (up * down).clamp_min(tiny).sqrt() * around
+        # the reflection that takes the first axis, or its opposite, to μ: the farther of the two
+        sign = torch.where(self.loc[..., :1] > 0, -1.0, 1.0)
+        z = torch.cat([sign * (up - down), across], -1)
+        axis = torch.cat([sign, torch.zeros_like(self.loc[..., 1:])], -1)
         normal = normalize(axis - self.loc, dim=-1)
         return normalize(z - 2 * (normal * z).sum(-1, keepdim=True) * normal, dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        cosine = (self.loc * value).sum(-1)
-        # rounding may take a cosine below −1
-        lowest = torch.finfo(cosine.dtype).eps - 1.0
-        return self.concentration * cosine.clamp_min(lowest).log1p() - self._log_normalizer
+        # (1 + μᵀz)/2 = 1 − |μ − z|²/4, exact where it matters, near μ; never quite −log 0
+        below = (self.loc - value).square().sum(-1) / 4
+        below = below.clamp_max(1 - torch.finfo(below.dtype).eps)
+        log_prob = self.concentration * torch.log1p(-below)
+        return log_prob - self._log_normalizer.to(log_prob.dtype)
 
     def entropy(self) -> Tensor:
         """In nats, ``(*batch,)``."""
-        alpha, beta = self._beta
-        log_cosine = math.log(2) + torch.digamma(alpha) - torch.digamma(alpha + beta)
-        return self._log_normalizer - self.concentration * log_cosine
+        alpha, beta = (part.double() for part in self._beta)
+        mean_log = torch.digamma(alpha) - torch.digamma(alpha + beta)
+        entropy = self._log_normalizer - self.concentration.double() * mean_log
+        return entropy.to(self.loc.dtype)
+
+
+def unit_vector(x: Tensor) -> Tensor:
+    """x / |x| along the last dimension; some unit vector where x is zero and has no direction."""
+    none = x.square().sum(-1, keepdim=True) < torch.finfo(x.dtype).tiny
+    return normalize(torch.where(none, 1.0, x), dim=-1)
 
 
 def log_area(dim: int) -> float:

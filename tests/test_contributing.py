@@ -27,12 +27,11 @@ CODE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8
 @pytest.fixture(scope="module")
 def shown():
     """The classes of the code blocks, in the names that their files import."""
-    scope = {
-        **{"math": math, "dist": dist, "torch": torch, "nn": nn, "Kind": Kind, "Init": Init},
-        **{"Prior": Prior, "Posterior": Posterior, "PixelLikelihood": PixelLikelihood},
-        **{"Network": Network, "NetworkFactory": NetworkFactory, "Shape": Shape},
-        "Distribution": torch.distributions.Distribution,
-    }
+    ours = (Kind, Network, PixelLikelihood, Posterior, Prior)
+    scope = {cls.__name__: cls for cls in ours}
+    scope |= {"math": math, "dist": dist, "torch": torch, "nn": nn, "Init": Init}
+    scope |= {"NetworkFactory": NetworkFactory, "Shape": Shape}
+    scope["Distribution"] = torch.distributions.Distribution
     for block in re.findall(r"```python\n(.*?)```", CODE, re.DOTALL):
         exec(compile(block, "CONTRIBUTING.md", "exec"), scope)
     return scope

@@ -440,3 +440,26 @@ def test_partial_programs_find_their_module():
 def test_bad_data(x):
     with pytest.raises(ValueError, match=r"expected x to be a tensor of shape \(N ≥ 1, …\)"):
         pv.log_weights(_plain, _guide, x, num_samples=4)
+
+
+def test_a_flow_whose_inverse_is_computed_is_replayed_by_value():
+    # the logit of a uniform loses digits on the way back, so its noise is not what was drawn
+    from pyro.distributions import transforms
+
+    def parts(x):
+        steps = [transforms.SigmoidTransform().inv, transforms.AffineTransform(x[:, :1], 1.0)]
+        zero = torch.zeros(len(x), 50)
+        return dist.TransformedDistribution(dist.Uniform(zero, zero + 1), steps).to_event(1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", parts(x))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(50), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., :2], 1.0).to_event(1), obs=x)
+
+    for seed in range(20):
+        pyro.set_rng_seed(seed)
+        particles.inspect(model, guide, torch.randn(256, 2))

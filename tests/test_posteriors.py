@@ -73,13 +73,37 @@ class TestContract:
     def test_each_datum_by_itself(self, make):
         vae = small_vae(posterior=make).eval()
         x = torch.bernoulli(torch.full((9, 3), 0.5))
-        whole, part = (vae.posterior(data) for data in (x, x[4:6]))
+        log_q = []
+        for data, row in ((x, 4), (x[4:5], 0)):
+            fn = vae.posterior(data)
+            log_q.append(fn.log_prob(_draw(fn))[row])
+        torch.testing.assert_close(*log_q, atol=1e-4, rtol=1e-4)
+
+    def test_a_word_of_nothing_but_zeros_is_still_a_density(self, make):
+        # as a blank image gets it from a network without biases
+        vae = small_vae(posterior=make, encoder=partial(networks.MLP, hidden=(5,), init="glorot"))
+        x = torch.zeros(2, 3)
+        fn = vae.posterior(x)
+        assert bool(fn.log_prob(fn.rsample()).isfinite().all())
+        history = pv.fit(vae, x, epochs=1)
+        assert -20 < history["elbo"][0] < 0
+        weights = pv.log_weights(vae.model, vae.guide, x, num_samples=50)
+        assert bool(weights.isfinite().all())
+
+    def test_single_precision_scores_what_it_did_not_draw(self, make):
+        vae = small_vae(posterior=make, latent_dim=6)
+        if not (vae.posterior.scores_anything and vae.posterior.self_contained):
+            pytest.skip("scores its own draws alone, or climbs by another path")
         torch.manual_seed(0)
-        z = whole.sample()
-        if vae.posterior.scores_anything:
-            torch.testing.assert_close(
-                whole.log_prob(z)[4:6], part.log_prob(z[4:6]), atol=1e-4, rtol=1e-4
-            )
+        for parameter in vae.posterior.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        double = copy.deepcopy(vae).double().eval()
+        x = torch.rand(20, 3)
+        z = vae.eval().posterior(x).sample().detach()
+        single, exact = vae.posterior(x).log_prob(z.clone()), double.posterior(x.double())
+        torch.testing.assert_close(
+            single.double(), exact.log_prob(_onto_its_space(z)), atol=0.05, rtol=1e-3
+        )
 
     def test_evaluates_a_copy_alike(self, make):
         vae, other = small_vae(posterior=make), small_vae(posterior=make)
@@ -99,6 +123,22 @@ class TestContract:
         spread = math.hypot(error, float(weights.std()) / math.sqrt(len(weights)))
         # five standard errors: false alarm below 1e-5 each
         assert abs(float(weights.mean()) - float(likelihood.mean())) < 5 * spread
+
+
+def _draw(fn):
+    """The same draw for every datum, of a flow the draw from the same noise."""
+    if isinstance(fn, dist.TransformedDistribution):
+        z = torch.linspace(-1, 1, fn.event_shape[0]).expand(*fn.batch_shape, -1)
+        for transform in fn.transforms:
+            z = transform(z)
+        return z
+    return torch.nn.functional.normalize(torch.ones(*fn.batch_shape, *fn.event_shape), dim=-1)
+
+
+def _onto_its_space(z):
+    """Rounded draws in float64; those from a sphere are put back onto it."""
+    on_sphere = torch.allclose(z.norm(dim=-1), torch.ones(len(z)), atol=1e-5)
+    return torch.nn.functional.normalize(z.double(), dim=-1) if on_sphere else z.double()
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -243,6 +283,39 @@ class TestSphere:
         error = float(slope.std()) / math.sqrt(len(slopes))
         assert abs(float(slope.mean()) - 2 / (4 + 2) ** 2) < 5 * error
 
+    def test_gradients_where_the_mean_is_an_axis(self):
+        # a step of μ along the sphere turns every draw by as much: d E[z] / dμ = κ/(κ + D − 1)
+        for axis in (1.0, -1.0):
+            loc = torch.tensor([axis, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+            torch.manual_seed(0)
+            unit = torch.nn.functional.normalize(loc, dim=0)
+            z = spherical.PowerSpherical(unit, torch.tensor(5.0).double()).rsample((20_000,))
+            slope = torch.autograd.grad(z[:, 1].mean(), loc)[0][1]
+            assert float(slope) == pytest.approx(5 / 7, abs=0.03)
+
+    @pytest.mark.parametrize(("dim", "concentration"), [(2, 1e5), (10, 1e5), (50, 1e6), (3, 0.3)])
+    def test_single_precision_is_as_good(self, dim, concentration):
+        torch.manual_seed(0)
+        loc = torch.nn.functional.normalize(torch.randn(dim), dim=0)
+        q = spherical.PowerSpherical(loc, torch.tensor(concentration))
+        z = q.sample((100,))
+        exact = spherical.PowerSpherical(
+            torch.nn.functional.normalize(loc.double(), dim=0), torch.tensor(concentration).double()
+        )
+        on_sphere = torch.nn.functional.normalize(z.double(), dim=-1)
+        # what rounding the draw itself costs, κ ε |μ − z|, and no more
+        error = q.log_prob(z).double() - exact.log_prob(on_sphere)
+        assert float(error.abs().mean()) < 1e-2 and abs(float(error.mean())) < 3e-3
+        kl, exact_kl = (
+            torch.distributions.kl_divergence(f, spherical.UniformSphere(f.loc)) for f in (q, exact)
+        )
+        assert float(kl) == pytest.approx(float(exact_kl), abs=1e-4)
+
+    def test_the_concentration_is_at_least_one(self):
+        q = posteriors.PowerSpherical((3,), 4, SMALL)
+        q.network.forward = lambda x: torch.full((5,), -50.0)
+        assert float(q(torch.zeros(3)).concentration) >= 1
+
     def test_uniform_covers_the_sphere(self):
         # each coordinate z_d of S^{D−1} has (z_d + 1)/2 ~ Beta((D − 1)/2, (D − 1)/2)
         z = spherical.UniformSphere(torch.zeros(4)).sample((4000,))
@@ -349,6 +422,54 @@ class TestSemiAmortized:
         vae.posterior.steps = 1
         assert refined > pv.evaluate(vae, x, num_samples=500).elbo
 
+    def test_what_is_refined_is_the_family_s_own_word(self):
+        class Centred(posteriors.DiagonalNormal):
+            def forward(self, x):
+                return super().forward(2 * x - 1)
+
+        vae = self._vae(family=Centred, steps=1, step_size=1e-9)
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(vae.posterior(x).mean, vae.posterior.family(x).mean)
+
+    def test_a_decoder_of_a_single_batch_dimension(self):
+        class Flat(torch.nn.Module):
+            def __init__(self, in_shape, out_shape):
+                super().__init__()
+                self.layer = torch.nn.Linear(in_shape[0], out_shape[0])
+
+            def forward(self, z):
+                assert z.ndim == 2
+                return self.layer(z)
+
+        vae = small_vae(posterior=POSTERIORS["SemiAmortized"], decoder=Flat)
+        history = pv.fit(vae, torch.bernoulli(torch.rand(6, 3)), epochs=2)
+        assert -6 < history["elbo"][-1] < 0
+
+    def test_refining_leaves_the_decoder_s_statistics_alone(self):
+        decoder = partial(networks.MLP, hidden=(5,), norm="batch")
+        vae = small_vae(posterior=POSTERIORS["SemiAmortized"], decoder=decoder).train()
+        before = copy.deepcopy(dict(vae.named_buffers()))
+        vae.posterior(torch.rand(5, 3)).rsample()
+        for name, buffer in vae.named_buffers():
+            assert torch.equal(buffer, before[name]), name
+        assert all(module.training for module in vae.modules())
+
+    def test_its_noise_is_no_user_s(self):
+        vae = self._vae(steps=1)
+        x = torch.randn(4, 3)
+        torch.manual_seed(0)
+        state = torch.get_rng_state()
+        refined = vae.posterior(x).mean
+        # it neither moves the generator nor follows it
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(1)
+        assert torch.equal(vae.posterior(x).mean, refined)
+
+    def test_a_copy_of_one_in_use(self):
+        vae = self._vae().train()
+        vae.posterior(torch.randn(4, 3)).rsample()
+        copy.deepcopy(vae)
+
     def test_unused_before_it_is_bound(self):
         q = posteriors.SemiAmortized((3,), 2, SMALL)
         with pytest.raises(RuntimeError, match=r"call bind\(prior, likelihood\) first"):
@@ -385,7 +506,12 @@ def test_a_guide_without_an_inverse_is_judged_rightly():
             lambda: posteriors.InverseAutoregressiveFlow((3,), 9, SMALL, hidden=(8,)),
             r"at least as wide as the 9 latents; got hidden=\(8,\)",
         ),
-        (lambda: posteriors.SplineFlow((3,), 2, SMALL, bound=-1.0), r"expected bound > 0; got -1"),
+        (
+            lambda: posteriors.SplineFlow((3,), 2, SMALL, bound=-1.0),
+            r"expected bound > 0 and finite; got -1",
+        ),
+        (lambda: posteriors.SplineFlow((3,), 2, SMALL, bins=1001), "expected bins ≤ 1000"),
+        (lambda: posteriors.SemiAmortized((3,), 2, SMALL, step_size=math.inf), "step_size > 0 and"),
         (lambda: posteriors.SplineFlow((3,), 2, SMALL, context=0), "expected context to be a pos"),
         (lambda: posteriors.PowerSpherical((3,), 1, SMALL), "expected latent_dim ≥ 2"),
         (lambda: posteriors.SemiAmortized((3,), 2, SMALL, step_size=0.0), "expected step_size > 0"),

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
+from .. import distributions
 from .._component import NetworkFactory, Shape
 from ..data.kinds import Kind
 from ..distributions import GivenTotal, total_of
@@ -159,7 +160,7 @@ class NegativeBinomial(DispersedLikelihood):
     """
 
     def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
-        return dist.NegativeBinomial(self.log_total_count.exp(), logits=f)
+        return distributions.NegativeBinomial(self.log_total_count, f)
 
 
 class Poisson(CountLikelihood):
@@ -169,7 +170,7 @@ class Poisson(CountLikelihood):
     """
 
     def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
-        return dist.Poisson(f.exp())
+        return distributions.Poisson(f)
 
 
 class ZeroInflatedNegativeBinomial(DispersedLikelihood):
@@ -187,9 +188,8 @@ class ZeroInflatedNegativeBinomial(DispersedLikelihood):
 
     def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
         (gate_logits,) = rest
-        return dist.ZeroInflatedNegativeBinomial(
-            self.log_total_count.exp(), logits=f, gate_logits=gate_logits
-        )
+        counts = distributions.NegativeBinomial(self.log_total_count, f)
+        return dist.ZeroInflatedDistribution(counts, gate_logits=gate_logits)
 
     def rest_for(self, x: torch.Tensor) -> list[torch.Tensor]:
         # a gate that is all but open, so that the mean is that of NB

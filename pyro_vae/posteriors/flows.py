@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -11,9 +10,16 @@ import torch
 from pyro.distributions import constraints, transforms
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from pyro.distributions.transforms.householder import ConditionedHouseholder
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
 
-from .._autoregressive import AffineAutoregressive, autoregressive_network
+from .._autoregressive import (
+    AffineAutoregressive,
+    SplineAutoregressive,
+    autoregressive_network,
+    check_spline,
+)
 from .._component import NetworkFactory, Shape, positive
 from .base import Posterior
 
@@ -93,9 +99,10 @@ class PlanarFlow(FlowPosterior):
         self.flows = flows
 
     def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
-        sizes = (1, self.latent_dim, self.latent_dim)
-        steps = conditions.unflatten(-1, (self.flows, -1)).unbind(-2)
-        return [transforms.ConditionalPlanar(_splitting(sizes)).condition(c) for c in steps]
+        numbers = conditions.unflatten(-1, (self.flows, -1))
+        bias, u, w = numbers.split((1, self.latent_dim, self.latent_dim), -1)
+        steps = zip(bias.unbind(-2), u.unbind(-2), _not_zero(w).unbind(-2), strict=True)
+        return [ConditionedPlanar(step) for step in steps]
 
 
 class RadialFlow(FlowPosterior):
@@ -127,9 +134,9 @@ class RadialFlow(FlowPosterior):
         self.flows = flows
 
     def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
-        sizes = (self.latent_dim, 1, 1)
         steps = conditions.unflatten(-1, (self.flows, -1)).unbind(-2)
-        return [transforms.ConditionalRadial(_splitting(sizes)).condition(c) for c in steps]
+        sizes = (self.latent_dim, 1, 1)
+        return [ConditionedRadial(step.split(sizes, -1)) for step in steps]
 
 
 class HouseholderFlow(FlowPosterior):
@@ -159,7 +166,7 @@ class HouseholderFlow(FlowPosterior):
 
     def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
         normals = conditions.unflatten(-1, (self.flows, self.latent_dim))
-        return [ConditionedHouseholder(normals)]
+        return [ConditionedHouseholder(_not_zero(normals))]
 
 
 class SylvesterFlow(FlowPosterior):
@@ -242,7 +249,10 @@ class InverseAutoregressiveFlow(FlowPosterior):
         )
 
     def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
-        return [AffineAutoregressive(step, conditions, stable=True) for step in self.steps]
+        return [
+            AffineAutoregressive(step, step.permutation, conditions, stable=True)
+            for step in self.steps
+        ]
 
 
 class SplineFlow(FlowPosterior):
@@ -284,10 +294,8 @@ class SplineFlow(FlowPosterior):
         context: int = 50,
     ) -> None:
         super().__init__(event_shape, latent_dim, network, positive("context", context))
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0; got {bound}")
-        parameters = [positive("bins", bins), bins, bins - 1]
-        self.bins, self.bound = bins, bound
+        self.bins, self.bound = check_spline(bins, bound)
+        parameters = [bins, bins, bins - 1]
         self.steps = nn.ModuleList(
             autoregressive_network(latent_dim, hidden, parameters, context, reverse=bool(step % 2))
             for step in range(positive("flows", flows))
@@ -295,9 +303,7 @@ class SplineFlow(FlowPosterior):
 
     def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
         return [
-            transforms.ConditionalSplineAutoregressive(
-                self.latent_dim, step, count_bins=self.bins, bound=self.bound, order="quadratic"
-            ).condition(conditions)
+            SplineAutoregressive(step, self.latent_dim, self.bins, self.bound, conditions)
             for step in self.steps
         ]
 
@@ -325,7 +331,7 @@ class _Sylvester(transforms.Transform):
         self.r = square.triu(1) + r_diagonal.diag_embed()
         self.s = square.tril(-1).mT + s_diagonal.diag_embed()
         self.bias = numbers[..., size + 2, :]
-        self.q = ConditionedHouseholder(numbers[..., size + 3 :, :])
+        self.q = ConditionedHouseholder(_not_zero(numbers[..., size + 3 :, :]))
         self._log_det = torch.empty(0)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -347,6 +353,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def _splitting(sizes: tuple[int, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What Pyro's conditional transforms call a network: here, the encoder has said it all."""
-    return lambda conditions: conditions.split(sizes, -1)
+def _not_zero(x: Tensor) -> Tensor:
+    """Vectors that will be divided by their length: one of no length is made a short one."""
+    zero = x.square().sum(-1, keepdim=True) < torch.finfo(x.dtype).tiny
+    return torch.where(zero, 1e-3, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from .._component import NetworkFactory, Shape, positive
 from .._programs import evaluating
+from .._random import seeded
 from .base import Posterior
 from .normal import DiagonalNormal
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["SemiAmortized"]
 
 _log = logging.getLogger("pyro_vae")
+
+#: What the noise of the steps is seeded with, so that no seed of a user's gives the same.
+_NOISE = 0x5EA1
 
 
 class SemiAmortized(Posterior):
@@ -67,8 +72,8 @@ class SemiAmortized(Posterior):
         num_samples: int = 4,
     ) -> None:
         super().__init__(event_shape, latent_dim, network)
-        if not step_size > 0:
-            raise ValueError(f"expected step_size > 0; got {step_size}")
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"expected step_size > 0 and finite; got {step_size}")
         made: list[_Encoder] = []
 
         def overruled(in_shape: Shape, out_shape: Shape) -> nn.Module:
@@ -100,7 +105,7 @@ class SemiAmortized(Posterior):
                 "SemiAmortized is refined with p(x, z): call bind(prior, likelihood) first"
             )
         (encoder,) = self._encoder
-        amortized = encoder(x)
+        amortized = encoder.said_to(self.family, x)
         batch = x.shape[: x.ndim - len(self.event_shape)]
         each = x.reshape(-1, *self.event_shape)
         start = amortized.detach().reshape(len(each), *amortized.shape[len(batch) :])
@@ -129,7 +134,7 @@ class SemiAmortized(Posterior):
 
     def _repeatable_slopes(self, parameters: Tensor, x: Tensor, step: int) -> Tensor:
         """:meth:`_slope` with the step's own noise, the same for every datum."""
-        with _fixed_noise(step, x.device):
+        with seeded(_NOISE, step):
             # Pyro notes every parameter at its first use, which it cannot under vmap
             first = self._slope(parameters[0], x[0], step)
         if len(x) == 1:
@@ -137,15 +142,17 @@ class SemiAmortized(Posterior):
         if self._vectorizes:
             gradient = torch.func.vmap(torch.func.grad(self._elbo), randomness="same")
             try:
-                with _fixed_noise(step, x.device):
+                with seeded(_NOISE, step):
                     return gradient(parameters, x)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 _log.warning("one datum is refined after the other: torch.vmap says %r", reason)
                 self._vectorizes = False
         slopes = [first]
         for each, datum in zip(parameters[1:], x[1:], strict=True):
-            with _fixed_noise(step, x.device):
+            with seeded(_NOISE, step):
                 slopes.append(self._slope(each, datum, step))
         return torch.stack(slopes)
 
@@ -155,7 +162,11 @@ class SemiAmortized(Posterior):
         with self._encoder[0].overruled(parameters):
             q = self.family(x)
         z = q.rsample(torch.Size((self.num_samples,)))
-        return (likelihood(z).log_prob(x) + prior().log_prob(z) - q.log_prob(z)).mean(0)
+        # as one batch, because not every decoder takes several batch dimensions
+        batch = z.shape[:-1]
+        data = x.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+        score = likelihood(z.reshape(-1, self.latent_dim)).log_prob(data).reshape(batch)
+        return (score + prior().log_prob(z) - q.log_prob(z)).mean(0)
 
 
 class _Encoder(nn.Module):
@@ -165,6 +176,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.network = network
         self._word: Tensor | None = None
+        self._said: list[Tensor] = []
 
     def measure(self, x: Tensor) -> None:
         """Hands the training data on to the network, if it has a use for them."""
@@ -173,7 +185,16 @@ class _Encoder(nn.Module):
             measure(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) if self._word is None else self._word
+        if self._word is not None:
+            return self._word
+        self._said.append(self.network(x))
+        return self._said[-1]
+
+    def said_to(self, family: Posterior, x: Tensor) -> Tensor:
+        """What the network says when the family, which knows what to ask, asks it of ``x``."""
+        self._said.clear()
+        family(x)
+        return self._said.pop()
 
     @contextmanager
     def overruled(self, word: Tensor) -> Iterator[None]:
@@ -182,10 +203,3 @@ class _Encoder(nn.Module):
             yield
         finally:
             self._word = None
-
-
-@contextmanager
-def _fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import softplus
 
 from .. import spherical
 from .._component import NetworkFactory, Shape, Space
@@ -37,4 +37,4 @@ class PowerSpherical(Posterior):
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)
         concentration = 1 + softplus(out[..., -1])
-        return spherical.PowerSpherical(normalize(out[..., :-1], dim=-1), concentration)
+        return spherical.PowerSpherical(spherical.unit_vector(out[..., :-1]), concentration)

@@ -11,7 +11,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import DenseNN
 from torch import nn
 
-from .._autoregressive import AffineAutoregressive, autoregressive_network
+from .._autoregressive import (
+    AffineAutoregressive,
+    SplineAutoregressive,
+    autoregressive_network,
+    check_spline,
+)
 from .._component import Shape, positive
 from .base import Prior
 
@@ -65,9 +70,9 @@ class FlowPrior(Prior):
                 "expected latent_dim ≥ 2 for coupling, which splits the variables; got 1: use "
                 "autoregressive or spline"
             )
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0; got {bound}")
-        self.transform, self.bins, self.bound = transform, positive("bins", bins), bound
+        if not hidden or any(positive("every width in hidden", width) < 1 for width in hidden):
+            raise ValueError(f"expected one or more hidden layers; got hidden={hidden!r}")
+        self.transform, (self.bins, self.bound) = transform, check_spline(bins, bound)
         self.networks = nn.ModuleList(
             self._network(tuple(hidden), bool(layer % 2))
             for layer in range(positive("flows", flows))
@@ -99,10 +104,8 @@ class FlowPrior(Prior):
         if self.transform == "coupling":
             return transforms.AffineCoupling(self.latent_dim // 2, network).inv
         if self.transform == "autoregressive":
-            return AffineAutoregressive(network).inv
-        return transforms.SplineAutoregressive(
-            self.latent_dim, network, count_bins=self.bins, bound=self.bound, order="quadratic"
-        ).inv
+            return AffineAutoregressive(network, network.network.permutation).inv  # type: ignore[union-attr,arg-type]
+        return SplineAutoregressive(network, self.latent_dim, self.bins, self.bound).inv
 
 
 class _Affine(nn.Module):

@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .._component import positive
+from .._programs import evaluating
 from ..posteriors import Posterior
 from .base import Prior
 
@@ -45,6 +46,10 @@ class MixtureOfNormals(Prior):
 
 class VampPrior(Prior):
     """p(z) = 1/C Σ_c q(z | u_c): the posterior, averaged over learned pseudo-inputs u.
+
+    Nothing in it holds the scale of the latents: with a decoder that starts far from the data,
+    an encoder was seen to shrink to a point, to spare the decoder the noise, and to stay there.
+    ``output_bias: data`` of the decoder prevents that.
 
     The encoder's weights belong to the posterior alone: the prior holds only the
     pseudo-inputs, ``(components, *event_shape)``, made when it is bound to a posterior.
@@ -100,7 +105,20 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def start_from(self, x: torch.Tensor) -> None:
-        """Replaces the pseudo-inputs by random rows of ``x``, once, if asked to."""
+        """Replaces the pseudo-inputs by random rows of ``x``, once, if asked to.
+
+        Raises:
+            ValueError: if data lie outside of the interval, where no pseudo-input can be.
+        """
+        if (
+            self.interval is not None
+            and not self.interval[0] <= x.min() <= x.max() <= self.interval[1]
+        ):
+            raise ValueError(
+                f"expected data in the interval {self.interval} of VampPrior's pseudo-inputs; got "
+                f"values from {x.min():.4g} to {x.max():.4g}: set its interval to hold them, or "
+                f"to null"
+            )
         if self.start == "random" or bool(self.started):
             return
         # more components than data: some begin as copies, and differ by the noise of learning
@@ -116,5 +134,7 @@ class VampPrior(Prior):
         u = self.pseudo_inputs
         if self.interval is not None:
             u = u.clamp(*self.interval)
-        weights = dist.Categorical(logits=torch.zeros_like(u.flatten(1)[:, 0]))
-        return dist.MixtureSameFamily(weights, self._posterior[0](u))
+        weights = dist.Categorical(logits=u.new_zeros(len(u)))
+        # as in evaluation: pseudo-inputs are no data, and batch norm would take them for some
+        with evaluating(self._posterior[0]):
+            return dist.MixtureSameFamily(weights, self._posterior[0](u))

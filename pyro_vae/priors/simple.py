@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
@@ -72,15 +74,15 @@ class StudentT(Prior):
         df: ν, the degrees of freedom.
 
     Raises:
-        ValueError: if ``df`` is not positive.
+        ValueError: if ``df`` is not positive and finite.
     """
 
     scale: torch.Tensor
 
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        if not df > 0:
-            raise ValueError(f"expected df > 0; got {df}")
+        if isinstance(df, bool) or not 0 < df < math.inf:
+            raise ValueError(f"expected df > 0 and finite; got {df}")
         self.df = df
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 

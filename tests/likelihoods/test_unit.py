@@ -31,6 +31,37 @@ def test_beta_with_an_extreme_mean_has_finite_gradients():
     assert log_p.isfinite() and gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("log_concentration", [7.0, 10.0, 11.9, 12.0, 88.0, 500.0])
+def test_beta_is_a_density_whatever_the_concentration(log_concentration):
+    p = likelihoods.Beta(1, (3,), SMALL)
+    logits = torch.tensor([-3.0, 0.0, 2.0])
+    outputs = torch.stack([logits, torch.full((3,), log_concentration)]).requires_grad_()
+    p.network.forward = lambda z: outputs
+    fn = p(torch.zeros(1)).base_dist
+    deviation = fn.variance.sqrt().detach()
+    assert (deviation > 2e-4).all()  # the concentration has an upper end
+    x = (fn.mean + torch.linspace(-8, 8, 2001)[:, None] * deviation).detach().clamp(1e-6, 1 - 1e-6)
+    integral = torch.trapezoid(fn.log_prob(x).double().exp(), x.double(), dim=0)
+    torch.testing.assert_close(integral, torch.ones(3).double(), atol=1e-3, rtol=0)
+    (gradient,) = torch.autograd.grad(fn.log_prob(x[1000]).sum(), outputs)
+    assert gradient.isfinite().all() and (gradient[0] != 0).all()
+    ones, zeros = fn.concentration1.double().detach(), fn.concentration0.double().detach()
+    expected = stats.beta.logpdf(x.double().numpy(), ones.numpy(), zeros.numpy())
+    np.testing.assert_allclose(fn.log_prob(x).detach(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_beta_starts_with_the_variance_of_the_data():
+    x = stats.beta(6.0, 2.0).rvs((20_000, 2), random_state=np.random.default_rng(0))
+    p = likelihoods.Beta(1, (2,), SMALL)
+    logit, log_concentration = p.outputs_for(torch.from_numpy(x))
+    # κ = 8: of 20 000 data its logarithm has a standard error of about 0.01
+    np.testing.assert_allclose(log_concentration, np.log(8), atol=0.05)
+    np.testing.assert_allclose(logit.sigmoid(), 0.75, atol=0.01)
+    # and a pixel that never changes starts where the concentration still counts
+    constant = p.outputs_for(torch.full((5, 2), 0.5))
+    assert (constant[1] == 12).all()
+
+
 def test_beta_refuses_the_ends_and_never_draws_them():
     p = likelihoods.Beta(2, (3,), SMALL)
     message = (
@@ -110,3 +141,42 @@ class TestContinuousBernoulli:
         (gradient,) = torch.autograd.grad(fn.log_prob(torch.full((10,), 0.3)).sum(), logits)
         # d log p / d f = x − E[x]
         torch.testing.assert_close(gradient, 0.3 - fn.mean.detach(), rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_mean_and_its_gradient_are_right_everywhere(self, dtype):
+        near = torch.logspace(-9, 0.5, 400, dtype=torch.float64)
+        logits = torch.cat([-near, near, self.logits.double()]).to(dtype).requires_grad_()
+        mean = distributions.ContinuousBernoulli(logits).mean
+        (slope,) = torch.autograd.grad(mean.sum(), logits)
+        # E[x] = ½ + ½ coth(f/2) − 1/f and Var[x], by a series where their terms cancel
+        f = logits.detach().double()
+        g = torch.where(f.abs() < 0.02, 1.0, f)
+        series = 0.5 + f / 12 - f**3 / 720 + f**5 / 30_240
+        expected = torch.where(f.abs() < 0.02, series, 0.5 + 0.5 / torch.tanh(g / 2) - 1 / g)
+        torch.testing.assert_close(
+            mean.detach().double(), expected, rtol=0, atol=10 * torch.finfo(dtype).eps
+        )
+        series = 1 / 12 - f**2 / 240 + f**4 / 6048
+        variance = 1 / g**2 - 0.25 / torch.sinh(g.clamp(-700, 700) / 2) ** 2
+        expected = torch.where(f.abs() < 0.02, series, variance)
+        tolerance = 20 * torch.finfo(dtype).eps ** (2 / 3)
+        torch.testing.assert_close(slope.double(), expected, rtol=1e-3, atol=tolerance)
+
+    def test_draws_move_with_the_logit(self):
+        # d E[x] / df = Var[x], also where a draw is all but the uniform number it is made of
+        for logit in (0.0, 1e-6, -1e-3, 0.018, 0.02, -2.0):
+            f = torch.tensor(logit, requires_grad=True)
+            fn = distributions.ContinuousBernoulli(f)
+            (slope,) = torch.autograd.grad(fn.rsample((20_000,)).mean(), f)
+            (expected,) = torch.autograd.grad(fn.mean, f)
+            # of u (1 − u) / 2 the standard error is 3e-4
+            assert float(slope) == pytest.approx(float(expected), abs=1.5e-3)
+
+    def test_expanded_it_still_looks_at_its_values(self):
+        for fn in (
+            distributions.ContinuousBernoulli(torch.zeros(3)),
+            distributions.Poisson(torch.zeros(3)),
+            distributions.NegativeBinomial(torch.zeros(3), torch.zeros(3)),
+        ):
+            with pytest.raises(ValueError, match="support"):
+                fn.expand((2, 3)).log_prob(torch.full((2, 3), -1.0))
