@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import cast
 
 import torch
 from pyro.distributions import transforms
@@ -67,8 +68,8 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
     """Pyro's transform, with an inverse for any type of numbers (Pyro's starts from float32).
 
     Arguments:
-        network: from :func:`autoregressive_network`, of parameters ``[1, 1]``.
-        order: the order of the variables, the network's ``permutation``.
+        network: from :func:`autoregressive_network`, of parameters ``[1, 1]``; its
+            ``permutation`` is the order of the variables.
         context: its further inputs ``(*batch, context)``, if it has any.
         stable: σ x + (1 − σ) m with σ in (0, 1), in place of exp(s) x + m.
     """
@@ -76,14 +77,13 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
     def __init__(
         self,
         network: nn.Module,
-        order: Tensor,
         context: Tensor | None = None,
         *,
         stable: bool = False,
     ) -> None:
         # a function hides the network: its parameters are those of whoever made it
         super().__init__(lambda x: _said(network, x, context), stable=stable)
-        self.order = order
+        self.order = cast(Tensor, network.permutation)
         self._inverse = self._invert
 
     def _invert(self, y: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
             double = [None if knot is None else knot.double() for knot in knots]
             spline = ConditionedSpline(double, bound=self.spline.bound, order="quadratic")
             x = spline._inverse(y.double()).to(y.dtype)
-        self._cache_log_detJ = spline._cache_log_detJ.to(y.dtype)
+            self._cache_log_detJ = cast(Tensor, spline._cache_log_detJ).to(y.dtype)
         return x
 
 

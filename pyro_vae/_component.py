@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, ABCMeta
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from numbers import Integral
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -47,6 +48,54 @@ class Component(PyroModule, ABC, metaclass=_AbstractModule):
     def __repr__(self) -> str:
         # PyroModule renames the class; the user knows it under the name that was written
         return nn.Module.__repr__(self)
+
+
+def checked_factory(factory: NetworkFactory, event_shape: Shape) -> NetworkFactory:
+    """The same factory, whose networks are refused where they would give wrong numbers in silence.
+
+    A network that forgets a dimension of its outputs broadcasts in a density, and one of images
+    takes any two dimensions for a height and a width. Nothing is wrapped: a network keeps its
+    class and the names of its weights.
+
+    Arguments:
+        factory: makes an encoder or a decoder.
+        event_shape: the shape of one datum.
+
+    Returns:
+        A factory that raises a ``ValueError`` if it makes a network of images for data that are
+        none. Its networks raise one if they are called and do not map ``(*batch, *in_shape)``
+        to ``(*batch, *out_shape)``.
+    """
+    return partial(_make_checked, factory, tuple(event_shape))
+
+
+def _make_checked(
+    factory: NetworkFactory, event_shape: Shape, in_shape: Shape, out_shape: Shape
+) -> nn.Module:
+    network = factory(in_shape, out_shape)
+    if getattr(network, "images_only", False) and len(event_shape) < 2:
+        raise ValueError(
+            f"expected event_shape to end in a height and a width; got {event_shape}: use an MLP "
+            f"for data that are no images"
+        )
+    if isinstance(network, nn.Module):
+        # of the module's level, so that the network can be copied and pickled
+        check = partial(_check_outputs, tuple(in_shape), tuple(out_shape))
+        network.register_forward_hook(check)
+    return network
+
+
+def _check_outputs(
+    in_shape: Shape, out_shape: Shape, network: nn.Module, inputs: tuple[Any, ...], outputs: Any
+) -> None:
+    (x,) = inputs
+    expected = (*x.shape[: x.ndim - len(in_shape)], *out_shape)
+    got = tuple(outputs.shape)
+    if got != expected:
+        raise ValueError(
+            f"expected the network's outputs of shape {expected} for inputs {tuple(x.shape)}; got "
+            f"{got}: a network maps (…, *in_shape) to (…, *out_shape)"
+        )
 
 
 def positive(name: str, value: int) -> int:

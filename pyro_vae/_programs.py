@@ -90,17 +90,17 @@ def with_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def _add_noise(site: Site, flow: TransformedDistribution) -> Site:
-    noise = value = site["value"]
+    noise: Any = site["value"]
     try:
         for transform in reversed(flow.transforms):
             noise = transform.inv(noise)
-        again = noise
+        again: Any = noise
         for transform in flow.transforms:
             again = transform(again)
     except (KeyError, NotImplementedError, RuntimeError, AssertionError):
         return site
     # what a transform remembers is the noise itself; what it computes may be near it only
-    return {**site, "noise": noise} if torch.equal(again, value) else site
+    return {**site, "noise": noise} if torch.equal(again, site["value"]) else site
 
 
 class _ReplayNoise(Messenger):

@@ -29,6 +29,8 @@ _PARTICLES = "_particles"
 #: Bytes that one (particles × data) tensor of observations should take: larger tensors leave
 #: the processor's caches, smaller ones pay Python's overhead more often.
 _CHUNK_BYTES = 1 << 24
+#: Numbers that the widest tensor of a chunk may have.
+_MOST_NUMBERS = _CHUNK_BYTES
 #: (particle, datum) pairs in a chunk, however small a datum is: networks between have width.
 _MOST_PAIRS = 1 << 15
 #: Fewer particles than this in a chunk would repeat the encoder's work too often.
@@ -69,10 +71,13 @@ class Layout:
             nothing where nothing depends on it (an encoder runs once for all particles);
             ``True`` to run each datum K times as if it were K data, for programs that do not
             allow another dimension (a ``Conv2d``, a ``softmax(dim=1)``).
+        width: the numbers that the widest site holds for one (particle, datum): a categorical
+            over 256 levels has as many logits for each pixel.
     """
 
     nesting: int = 1
     tiled: bool = False
+    width: int = 1
 
 
 def run(
@@ -140,6 +145,7 @@ def inspect(
     guide_sites, model_sites = map(samples, both)
     size = len(args[0])
     nesting = check(guide_sites, model_sites, size)
+    width = max(_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
     once = Particles(
         log_p={n: _log_prob(s, None, (1, size)) for n, s in model_sites.items()},
         log_q={n: _log_prob(s, None, (1, size)) for n, s in guide_sites.items()},
@@ -148,7 +154,7 @@ def inspect(
     if half is not None and not _same(half, once[:, : half.shape[1]]):
         raise ValueError(_MIXES)
     failure: Exception | None = None
-    for layout in (Layout(nesting), Layout(nesting, tiled=True)):
+    for layout in (Layout(nesting, False, width), Layout(nesting, True, width)):
         try:
             twice = run(
                 model, guide, *args, num_samples=2, layout=layout, draws=draws, **kwargs
@@ -296,6 +302,9 @@ def stream(
             # a guide with parameters for each datum wants to see all of them
             layout = inspect(model, guide, x, *args, **kwargs)
             draws_at_once, data_at_once = max(1, pairs // size), size
+        if chunk_size is None and pairs * layout.width > _MOST_NUMBERS:
+            pairs = max(1, _MOST_NUMBERS // layout.width)
+            draws_at_once = max(1, min(draws_at_once, pairs // data_at_once))
         for start in range(0, size, data_at_once):
             data = slice(start, min(start + data_at_once, size))
             inputs, named = block(data)
@@ -320,6 +329,18 @@ def _log_prob(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> T
     if particle_dim is None:
         return log_prob.expand(math.prod(shape)).reshape(shape)
     return log_prob.expand(shape)
+
+
+def _width(site: Site, size: int) -> int:
+    """The numbers of the largest tensor of a site, its value or a parameter, for one datum."""
+    found, waiting = [site["value"]], [site["fn"]]
+    while waiting:
+        for part in vars(waiting.pop()).values():
+            if isinstance(part, Tensor):
+                found.append(part)
+            elif isinstance(part, torch.distributions.Distribution):
+                waiting.append(part)
+    return max(tensor.numel() for tensor in found) // size
 
 
 def _changed(site: Site, change: Callable[[Tensor, int], Tensor]) -> Site:

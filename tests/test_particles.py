@@ -463,3 +463,22 @@ def test_a_flow_whose_inverse_is_computed_is_replayed_by_value():
     for seed in range(20):
         pyro.set_rng_seed(seed)
         particles.inspect(model, guide, torch.randn(256, 2))
+
+
+def test_a_chunk_is_as_wide_as_the_likelihood(monkeypatch):
+    # 256 logits for each pixel: what fits for 0/1 pixels would be gigabytes here
+    from functools import partial
+
+    small = partial(pv.networks.MLP, hidden=(4,))
+    parts = {"likelihood": pv.likelihoods.Categorical, "encoder": small, "decoder": small}
+    vae = pv.VAE((2, 3), 2, **parts)
+    x = torch.randint(256, (7, 2, 3)).float()
+    expected = pv.log_weights(vae.model, vae.guide, x, num_samples=90)
+    monkeypatch.setattr(particles, "_MOST_NUMBERS", 256 * 6 * 20)
+    sizes = []
+    vae.likelihood.network.register_forward_hook(lambda m, i, out: sizes.append(out.numel()))
+    pyro.set_rng_seed(0)
+    got = pv.log_weights(vae.model, vae.guide, x, num_samples=90)
+    assert got.shape == expected.shape
+    # the look at the program comes first: one run, a half, two particles
+    assert max(sizes[3:]) == 256 * 6 * 14 and len(sizes) == 3 + 45

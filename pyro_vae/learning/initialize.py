@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from .._component import StartsFromData
+from ..networks.base import Network
 
 __all__ = ["initialize", "starts_from_data"]
 
@@ -25,6 +27,10 @@ def initialize(program: nn.Module, x: Tensor) -> None:
             ``start_from(x)`` start, in place.
         x: the training data as a likelihood sees them, ``(N, *event_shape)``.
 
+    Raises:
+        ValueError: if a network with ``output_bias="data"`` or ``standardize=True`` is one that
+            nothing shows the data to.
+
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), whose code starts the decoder's
         output bias at the logit of the training data's mean. https://arxiv.org/abs/1509.00519
@@ -35,8 +41,30 @@ def initialize(program: nn.Module, x: Tensor) -> None:
         x = x.to(held.device)
     for module in modules:
         module.start_from(x)
+    for name, network in _waiting(program):
+        raise ValueError(_NEVER_STARTED[network.waits].format(name))
 
 
 def starts_from_data(program: nn.Module) -> bool:
     """Whether any module of the program has a use for :func:`initialize`."""
-    return any(isinstance(module, StartsFromData) for module in program.modules())
+    known = any(isinstance(module, StartsFromData) for module in program.modules())
+    return known or any(_waiting(program))
+
+
+def _waiting(program: nn.Module) -> Iterator[tuple[str, Network]]:
+    """Networks of the program that were told to look at the training data, and have not."""
+    for name, module in program.named_modules():
+        if isinstance(module, Network) and module.waits:
+            yield name, module
+
+
+_NEVER_STARTED = {
+    "output_bias": (
+        "expected output_bias 'data' only for the decoder that a likelihood keeps as "
+        "self.network; got it for {}: set its output_bias to null"
+    ),
+    "standardize": (
+        "expected standardize only for the encoder that a posterior keeps as self.network, "
+        "because a decoder's inputs are latents; got it for {}: set its standardize to false"
+    ),
+}

@@ -23,7 +23,8 @@ class Likelihood(Component):
     A new likelihood defines ``forward(z) -> Distribution``: ``z`` has shape
     ``(*batch, latent_dim)``, the distribution batch shape ``batch`` and event shape
     ``event_shape``. In ``__init__`` it asks ``network(in_shape, out_shape)`` for the
-    outputs it needs. Two class attributes say which data it can score:
+    outputs it needs and keeps the network as ``self.network``, where one with an output bias
+    "data" is started. Two class attributes say which data it can score:
 
     * ``support``: the widest :class:`~pyro_vae.data.Kind` of values with a density;
     * ``remedy``: what a user should do who has other values.

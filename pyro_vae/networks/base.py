@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._component import Shape
 
-__all__ = ["Bias", "GatedLinear", "Init", "Network", "Norm", "OutputBias", "between"]
+__all__ = ["Bias", "GatedLinear", "Init", "Network", "Norm", "OutputBias", "between", "several"]
 
 #: How weights and biases start.
 Init = Literal["torch", "glorot"] | float
@@ -27,7 +27,8 @@ class Network(nn.Module):
 
     A new network hands its layers to ``__init__``. Together they map ``(B, prod(in_shape))``
     to B outputs of any shape with as many numbers as ``out_shape``; the last has a ``bias``
-    of one output's size if the output bias is ``"data"``.
+    of one output's size if the output bias is ``"data"``. One whose data must be images says
+    so by ``images_only``: the shapes do not, those of ``(2, latent_dim)`` outputs look like one.
 
     Arguments:
         in_shape: the shape of one input.
@@ -50,6 +51,8 @@ class Network(nn.Module):
         Understanding the difficulty of training deep feedforward neural networks (Glorot &
         Bengio, 2010), equation 16. https://proceedings.mlr.press/v9/glorot10a.html
     """
+
+    images_only: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -96,6 +99,13 @@ class Network(nn.Module):
         return self.layers(x.reshape(size, math.prod(self.in_shape))).reshape(
             *batch, *self.out_shape
         )
+
+    @property
+    def waits(self) -> str | None:
+        """The option that still waits for training data: "output_bias", "standardize" or none."""
+        if self.output_bias == "data" and not self.started:
+            return "output_bias"
+        return "standardize" if self.standardize and not self.input_scale > 0 else None
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> None:
@@ -177,13 +187,20 @@ def between(
         ValueError: if ``norm`` is another or has nothing to normalise over, or if ``dropout``
             is not in [0, 1).
     """
-    if isinstance(dropout, bool) or not 0 <= dropout < 1:
+    if isinstance(dropout, bool | str) or not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1); got {dropout!r}")
     return [
         *_normalised(shape, norm),
         activation(),
         *([nn.Dropout(dropout)] if dropout else []),
     ]
+
+
+def several(name: str, what: str, values: Shape) -> Shape:
+    """``values`` as a tuple if they are a list, else a ``ValueError`` that names the argument."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"expected {name} to be a list of {what}; got {values!r}")
+    return tuple(values)
 
 
 def _normalised(shape: Shape, norm: Norm) -> list[nn.Module]:

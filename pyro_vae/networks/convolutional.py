@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from .._component import Shape, positive
-from .base import Bias, Init, Network, Norm, OutputBias, between
+from .base import Bias, Init, Network, Norm, OutputBias, between, several
 from .dense import hidden_layers
 
 __all__ = ["ConvNet", "ResNet"]
@@ -56,6 +56,8 @@ class ConvNet(Network):
         Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
         Networks (Radford et al., 2015), section 3. https://arxiv.org/abs/1511.06434
     """
+
+    images_only = True
 
     def __init__(
         self,
@@ -112,6 +114,8 @@ class ResNet(Network):
         Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
         https://arxiv.org/abs/1603.05027 https://arxiv.org/abs/1606.04934
     """
+
+    images_only = True
 
     def __init__(
         self,
@@ -249,6 +253,7 @@ class _Plan:
 def _halvings(shape: Shape, channels: Shape) -> list[Image]:
     """``(channels, H, W)`` of an image ``(*, H, W)`` and after each level."""
     *planes, height, width = shape
+    channels = several("channels", "numbers, one for each level", channels)
     if not channels:
         raise ValueError("expected channels to have a number for each level; got none")
     shapes = [(math.prod(planes), height, width)]

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from .._component import Shape, positive
-from .base import GatedLinear, Init, Network, Norm, OutputBias, between
+from .base import GatedLinear, Init, Network, Norm, OutputBias, between, several
 
 __all__ = ["MLP", "GatedMLP", "hidden_layers"]
 
@@ -97,6 +97,7 @@ class GatedMLP(Network):
         output_bias: OutputBias = None,
         standardize: bool = False,
     ) -> None:
+        hidden = several("hidden", "widths", hidden)
         widths = [math.prod(in_shape), *(positive("every width in hidden", w) for w in hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
@@ -119,7 +120,7 @@ def hidden_layers(
         ValueError: if a width is not a positive integer, or an option is none.
     """
     layers: list[nn.Module] = []
-    for width_out in hidden:
+    for width_out in several("hidden", "widths", hidden):
         width_out = positive("every width in hidden", width_out)
         layers += [nn.Linear(width, width_out, bias=norm != "batch")]
         layers += between((width_out,), activation, norm, dropout)

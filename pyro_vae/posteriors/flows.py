@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -58,7 +59,7 @@ class FlowPosterior(Posterior):
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)
         loc, log_scale = out[..., : 2 * self.latent_dim].unflatten(-1, (2, -1)).unbind(-2)
-        steps = self.transforms(out[..., 2 * self.latent_dim :])
+        steps = list(self.transforms(out[..., 2 * self.latent_dim :]))
         scale = log_scale.exp()
         if self.bends_noise:
             steps.append(transforms.AffineTransform(loc, scale, event_dim=1, cache_size=1))
@@ -66,7 +67,7 @@ class FlowPosterior(Posterior):
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)
 
     @abstractmethod
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         """The steps from the normal's draw to z, of the conditions ``(*batch, conditions)``."""
 
 
@@ -98,7 +99,7 @@ class PlanarFlow(FlowPosterior):
         super().__init__(event_shape, latent_dim, network, conditions)
         self.flows = flows
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         numbers = conditions.unflatten(-1, (self.flows, -1))
         bias, u, w = numbers.split((1, self.latent_dim, self.latent_dim), -1)
         steps = zip(bias.unbind(-2), u.unbind(-2), _not_zero(w).unbind(-2), strict=True)
@@ -133,7 +134,7 @@ class RadialFlow(FlowPosterior):
         super().__init__(event_shape, latent_dim, network, conditions)
         self.flows = flows
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         steps = conditions.unflatten(-1, (self.flows, -1)).unbind(-2)
         sizes = (self.latent_dim, 1, 1)
         return [ConditionedRadial(step.split(sizes, -1)) for step in steps]
@@ -164,7 +165,7 @@ class HouseholderFlow(FlowPosterior):
         super().__init__(event_shape, latent_dim, network, positive("flows", flows) * latent_dim)
         self.flows = flows
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         normals = conditions.unflatten(-1, (self.flows, self.latent_dim))
         return [ConditionedHouseholder(_not_zero(normals))]
 
@@ -206,7 +207,7 @@ class SylvesterFlow(FlowPosterior):
         super().__init__(event_shape, latent_dim, network, conditions)
         self.flows = flows
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         steps = conditions.unflatten(-1, (self.flows, -1, self.latent_dim)).unbind(-3)
         return [_Sylvester(step) for step in steps]
 
@@ -248,11 +249,8 @@ class InverseAutoregressiveFlow(FlowPosterior):
             for step in range(positive("flows", flows))
         )
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
-        return [
-            AffineAutoregressive(step, step.permutation, conditions, stable=True)
-            for step in self.steps
-        ]
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
+        return [AffineAutoregressive(step, conditions, stable=True) for step in self.steps]
 
 
 class SplineFlow(FlowPosterior):
@@ -301,7 +299,7 @@ class SplineFlow(FlowPosterior):
             for step in range(positive("flows", flows))
         )
 
-    def transforms(self, conditions: Tensor) -> list[transforms.Transform]:
+    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         return [
             SplineAutoregressive(step, self.latent_dim, self.bins, self.bound, conditions)
             for step in self.steps

@@ -104,7 +104,7 @@ class FlowPrior(Prior):
         if self.transform == "coupling":
             return transforms.AffineCoupling(self.latent_dim // 2, network).inv
         if self.transform == "autoregressive":
-            return AffineAutoregressive(network, network.network.permutation).inv  # type: ignore[union-attr,arg-type]
+            return AffineAutoregressive(network).inv
         return SplineAutoregressive(network, self.latent_dim, self.bins, self.bound).inv
 
 
@@ -121,6 +121,11 @@ class _Affine(nn.Module):
         with torch.no_grad():
             for parameter in network.layers[-1].parameters():  # type: ignore[index,union-attr]
                 parameter.mul_(0.01)
+
+    @property
+    def permutation(self) -> torch.Tensor:
+        """The order of the variables, of an autoregressive network."""
+        return self.network.permutation  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shift, log_scale = self.network(x)

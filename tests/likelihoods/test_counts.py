@@ -153,9 +153,9 @@ class TestPoisson:
         log_p = distributions.Poisson(f).log_prob(x)
         with torch.no_grad():
             rate = f.double().exp()
-            expected = x.double() * f.double() - rate - special.gammaln(x.double() + 1)
+            expected = x.double() * f.double() - rate - (x.double() + 1).lgamma()
         torch.testing.assert_close(log_p, expected.float(), rtol=1e-6, atol=1e-6)
-        assert float(log_p[0]) == pytest.approx(-361.79, abs=0.01)
+        assert float(log_p[0].detach()) == pytest.approx(-361.79, abs=0.01)
         (gradient,) = torch.autograd.grad(log_p.sum(), f)
         torch.testing.assert_close(gradient, (x.double() - rate).float(), rtol=1e-4, atol=1e-6)
 
@@ -194,11 +194,9 @@ class TestNegativeBinomial:
         x = torch.tensor([0.0, 1.0, 7.0, 5100.0])[:, None]
         fn = self._fn(log_r)
         # of the very numbers that it was given: log μ − log r is rounded
-        f, r = fn.logits.double().numpy(), np.exp(log_r)
-        expected = (
-            special.gammaln(r + x.double()) - special.gammaln(r) - special.gammaln(x.double() + 1)
-        )
-        expected = expected.numpy() - x.numpy() * np.logaddexp(0, -f) - r * np.logaddexp(0, f)
+        f, r, counts = fn.logits.double().numpy(), np.exp(log_r), x.double().numpy()
+        expected = special.gammaln(r + counts) - special.gammaln(r) - special.gammaln(counts + 1)
+        expected = expected - counts * np.logaddexp(0, -f) - r * np.logaddexp(0, f)
         np.testing.assert_allclose(fn.log_prob(x), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("log_r", [11.5, 16.1, 30.0, 80.0, 100.0, 400.0, 1000.0])
@@ -216,11 +214,16 @@ class TestNegativeBinomial:
                 )
                 torch.testing.assert_close(log_p, poisson, rtol=1e-6, atol=1e-4)
 
-    @pytest.mark.parametrize("log_r", [-1000.0, -200.0, -90.0, 0.0, 4.605, 90.0, 200.0, 1000.0])
-    @pytest.mark.parametrize("logits", [-200.0, -30.0, -20.0, 0.0, 30.0])
+    @pytest.mark.parametrize(
+        ("log_r", "logits"),
+        [
+            (log_r, logits)
+            for log_r in (-1000.0, -200.0, -90.0, 0.0, 4.605, 90.0, 200.0, 1000.0)
+            for logits in (-1000.0, -200.0, -30.0, -20.0, 0.0, 30.0)
+            if log_r + logits < 80  # beyond, the mean is no float32
+        ],
+    )
     def test_gradients_are_never_nan(self, log_r, logits):
-        if log_r + logits > 80:
-            pytest.skip("a mean beyond single precision")
         log_r = torch.tensor(log_r, requires_grad=True)
         f = torch.tensor(logits, requires_grad=True)
         log_p = distributions.NegativeBinomial(log_r, f).log_prob(torch.tensor([0.0, 1.0, 50.0]))
@@ -257,7 +260,7 @@ class TestNegativeBinomial:
         rate = np.exp(2.0)
         gate = special.expit(-93.0)
         expected = np.log(FAMILIES[name](np.array([0.0, 4.0, 9.0]), rate, 1e12, gate)).sum()
-        assert float(log_p) == pytest.approx(expected, rel=1e-4)
+        assert float(log_p.detach()) == pytest.approx(expected, rel=1e-4)
         log_p.backward()
         assert p.log_total_count.grad.isfinite().all()
 

@@ -43,7 +43,7 @@ def test_beta_is_a_density_whatever_the_concentration(log_concentration):
     x = (fn.mean + torch.linspace(-8, 8, 2001)[:, None] * deviation).detach().clamp(1e-6, 1 - 1e-6)
     integral = torch.trapezoid(fn.log_prob(x).double().exp(), x.double(), dim=0)
     torch.testing.assert_close(integral, torch.ones(3).double(), atol=1e-3, rtol=0)
-    (gradient,) = torch.autograd.grad(fn.log_prob(x[1000]).sum(), outputs)
+    (gradient,) = torch.autograd.grad(fn.log_prob(x[900]).sum(), outputs)
     assert gradient.isfinite().all() and (gradient[0] != 0).all()
     ones, zeros = fn.concentration1.double().detach(), fn.concentration0.double().detach()
     expected = stats.beta.logpdf(x.double().numpy(), ones.numpy(), zeros.numpy())
@@ -154,7 +154,7 @@ class TestContinuousBernoulli:
         series = 0.5 + f / 12 - f**3 / 720 + f**5 / 30_240
         expected = torch.where(f.abs() < 0.02, series, 0.5 + 0.5 / torch.tanh(g / 2) - 1 / g)
         torch.testing.assert_close(
-            mean.detach().double(), expected, rtol=0, atol=10 * torch.finfo(dtype).eps
+            mean.detach().double(), expected, rtol=0, atol=torch.finfo(dtype).eps ** 0.85
         )
         series = 1 / 12 - f**2 / 240 + f**4 / 6048
         variance = 1 / g**2 - 0.25 / torch.sinh(g.clamp(-700, 700) / 2) ** 2
