@@ -88,9 +88,9 @@ def _make_checked(
 def _check_outputs(
     in_shape: Shape, out_shape: Shape, network: nn.Module, inputs: tuple[Any, ...], outputs: Any
 ) -> None:
-    (x,) = inputs
+    x, *_ = inputs
     expected = (*x.shape[: x.ndim - len(in_shape)], *out_shape)
-    got = tuple(outputs.shape)
+    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if got != expected:
         raise ValueError(
             f"expected the network's outputs of shape {expected} for inputs {tuple(x.shape)}; got "

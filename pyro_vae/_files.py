@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["write", "write_text"]
+__all__ = ["leftovers", "write", "write_text"]
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
@@ -21,8 +22,8 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         OSError: if it cannot be written (a full disk, say); the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # some writers choose a format by the suffix, so the temporary name keeps it
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    prefix, suffix = _temporary(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -42,6 +43,19 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files of a :func:`write` to ``path`` that was killed."""
+    prefix, suffix = _temporary(path)
+    return list(path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"))
+
+
 def write_text(path: Path, text: str) -> None:
     """:func:`write` for a string."""
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _temporary(path: Path) -> tuple[str, str]:
+    """What the temporary names for ``path`` begin and end with."""
+    # some writers choose a format by the suffix, so the temporary name keeps it; torch refuses
+    # a name whose only dot is the first letter
+    return f".{path.stem}-", path.suffix or ".part"

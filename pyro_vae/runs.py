@@ -363,7 +363,7 @@ class Run:
             self.bounds,
             self.result,
         ):
-            for path in self.folder.glob(f".{whole.stem}-*{whole.suffix}"):
+            for path in _files.leftovers(whole):
                 path.unlink()
 
     def _check_data(self, data: Dataset, resume: bool) -> None:

@@ -36,6 +36,9 @@ class Split:
         labels: ``(N,)`` integers, if there are any.
         noisy: whether levels are dequantised with new noise at every use; ``peak`` is then
             the highest level.
+
+    Raises:
+        ValueError: if it is to be both ``dynamic`` and ``noisy``.
     """
 
     values: Tensor
@@ -43,6 +46,10 @@ class Split:
     dynamic: bool = False
     labels: Tensor | None = None
     noisy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dynamic and self.noisy:
+            raise ValueError("expected a split to be dynamic or noisy; got both: 0/1 need no noise")
 
     def __len__(self) -> int:
         return len(self.values)

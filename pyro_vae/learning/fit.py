@@ -18,6 +18,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import SVI
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
@@ -25,7 +26,6 @@ from .._component import positive
 from .._programs import Program
 from .._random import check_seed, seeded
 from ..data.datasets import Split
-from ..networks.base import Network
 from ..particles import log_weights
 from . import checkpoint as checkpoints
 from .diagnosis import NonFiniteLossError, check_weights, guarded
@@ -345,7 +345,7 @@ def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:
 
 def _check_batches(program: nn.Module, size: int, batch_size: int) -> None:
     """What would end the first epoch at its last minibatch is refused before it."""
-    mixes = any(isinstance(m, Network) and m.mixes for m in program.modules())
+    mixes = any(isinstance(m, _BatchNorm) for m in program.modules())
     if mixes and (size - 1) % batch_size == 0:
         raise ValueError(
             f"batch norm needs statistics: expected at least 2 data in every minibatch; got 1 in "

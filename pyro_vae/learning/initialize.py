@@ -41,8 +41,8 @@ def initialize(program: nn.Module, x: Tensor) -> None:
         x = x.to(held.device)
     for module in modules:
         module.start_from(x)
-    for name, network in _waiting(program):
-        raise ValueError(_NEVER_STARTED[network.waits].format(name))
+    for name, option in _waiting(program):
+        raise ValueError(_NEVER_STARTED[option].format(name))
 
 
 def starts_from_data(program: nn.Module) -> bool:
@@ -51,11 +51,11 @@ def starts_from_data(program: nn.Module) -> bool:
     return known or any(_waiting(program))
 
 
-def _waiting(program: nn.Module) -> Iterator[tuple[str, Network]]:
-    """Networks of the program that were told to look at the training data, and have not."""
+def _waiting(program: nn.Module) -> Iterator[tuple[str, str]]:
+    """Networks told to look at the training data that have not, and by which option."""
     for name, module in program.named_modules():
         if isinstance(module, Network) and module.waits:
-            yield name, module
+            yield name, module.waits
 
 
 _NEVER_STARTED = {

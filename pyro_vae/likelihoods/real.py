@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
@@ -41,8 +42,9 @@ class LocationScale(Likelihood):
             normal at −log(√(2π) ``min_scale``) nats.
 
     Raises:
-        ValueError: if a fixed ``scale`` or ``min_scale`` is not positive, or if ``scale`` is
-            ``"optimal"`` and the family's optimum has no closed form.
+        ValueError: if a fixed ``scale`` or ``min_scale`` is not positive and finite, if ``mean``
+            is another, or if ``scale`` is ``"optimal"`` and the family's optimum has no closed
+            form.
 
     References:
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021),
@@ -63,8 +65,10 @@ class LocationScale(Likelihood):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
-        if not min_scale > 0:
-            raise ValueError(f"expected min_scale > 0; got {min_scale}")
+        if not 0 < min_scale < math.inf:
+            raise ValueError(f"expected min_scale > 0 and finite; got {min_scale}")
+        if mean not in _MEANS:
+            raise ValueError(f"expected mean to be 'identity' or 'sigmoid'; got {mean!r}")
         self.network = network((latent_dim,), (2 if scale == "decoded" else 1, *self.event_shape))
         self.squash, self.unsquash = _MEANS[mean][0](), _MEANS[mean][1]
         self.min_scale = min_scale
@@ -76,7 +80,7 @@ class LocationScale(Likelihood):
         elif scale == "optimal":
             self._start_averaging()
         elif scale != "decoded":
-            if isinstance(scale, str) or not scale > 0:
+            if isinstance(scale, str | bool) or not 0 < scale < math.inf:
                 raise ValueError(
                     "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded' or "
                     f"'optimal'; got {scale!r}"
@@ -169,7 +173,8 @@ class StudentT(LocationScale):
         min_scale: is added to every σ that is not fixed.
 
     Raises:
-        ValueError: if ``df`` is not above 1, or a scale is not positive.
+        ValueError: if ``df`` is not above 1 and finite, a scale is not positive and finite, or
+            ``mean`` is another.
 
     References:
         Student-t Variational Autoencoder for Robust Density Estimation (Takahashi et al.,
@@ -187,8 +192,8 @@ class StudentT(LocationScale):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(latent_dim, event_shape, network, scale, mean, min_scale)
-        if not df > 1:
-            raise ValueError(f"expected df > 1; got {df}")
+        if not 1 < df < math.inf:
+            raise ValueError(f"expected df > 1 and finite; got {df}: Gaussian is the limit")
         self.df = df
 
     def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:

@@ -187,7 +187,8 @@ def between(
         ValueError: if ``norm`` is another or has nothing to normalise over, or if ``dropout``
             is not in [0, 1).
     """
-    if isinstance(dropout, bool | str) or not 0 <= dropout < 1:
+    number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if not number or not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1); got {dropout!r}")
     return [
         *_normalised(shape, norm),

@@ -119,7 +119,8 @@ class SemiAmortized(Posterior):
         if self.training:
             return self._refine(parameters, x)
         weights = [p for module in self._program for p in module.parameters()]
-        key = [(p.data_ptr(), p._version) for p in weights]
+        key = [self.steps, self.step_size, self.num_samples]
+        key += [(p.data_ptr(), p._version) for p in weights]
         if self._last is not None:
             seen, data, before, after = self._last
             if seen == key and _equal(data, x) and _equal(before, parameters):
@@ -136,7 +137,7 @@ class SemiAmortized(Posterior):
             moving = parameters.clone()
             # every number has its own step, so no datum meets another; a slope that is noise of
             # rounding must not become a step
-            adam = torch.optim.Adam([moving], lr=self.step_size, eps=1e-2, maximize=True)
+            adam = torch.optim.Adam([moving], lr=self.step_size, eps=1e-4, maximize=True)
             for step in range(self.steps):
                 moving.grad = slopes(moving, x, step)
                 adam.step()

@@ -123,6 +123,7 @@ RESOLVED = {
             "dropout": 0.0,
             "init": "glorot",
             "output_bias": "data",
+            "standardize": False,
         },
     },
     "encoder": {
@@ -137,6 +138,7 @@ RESOLVED = {
             "dropout": 0.0,
             "init": 0.01,
             "output_bias": None,
+            "standardize": False,
         },
     },
 }
