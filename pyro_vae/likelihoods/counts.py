@@ -167,6 +167,10 @@ class Poisson(CountLikelihood):
     """p(x|z) = Π_i Poisson(x_i; exp f_i(z)), for counts.
 
     With a ``library``, ``"decoded"`` or ``"observed"``, the rate is ℓ softmax(f)_i.
+
+    References:
+        Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
+        https://doi.org/10.1038/s41592-018-0229-2
     """
 
     def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:

@@ -54,7 +54,12 @@ class DiagonalNormal(Prior):
 
 
 class Laplace(Prior):
-    """p(z) = Π_d Laplace(z_d; 0, 1/√2), of unit variance: sparser than the normal."""
+    """p(z) = Π_d Laplace(z_d; 0, 1/√2), of unit variance: sparser than the normal.
+
+    References:
+        Sparse-Coding Variational Auto-Encoders (Barello et al., 2018).
+        https://doi.org/10.1101/399246
+    """
 
     scale: torch.Tensor
 
@@ -75,6 +80,10 @@ class StudentT(Prior):
 
     Raises:
         ValueError: if ``df`` is not positive and finite.
+
+    References:
+        t³-Variational Autoencoder (Kim et al., 2023), whose t is a joint one of all latents.
+        https://arxiv.org/abs/2312.01133
     """
 
     scale: torch.Tensor
