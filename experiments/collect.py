@@ -46,7 +46,8 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         ]
         if records:
             rows[row] = {"words": table.cells[row], "first": first, "runs": records}
-            rows[row] |= {"over_seeds": _over_seeds(records)} if len(records) > 1 else {}
+            if len(records) > 1:
+                rows[row]["over_seeds"] = _over_seeds(records, table.bits)
     return {
         "name": table.name,
         "title": table.title,
@@ -109,8 +110,7 @@ def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
     line += f"{mean(*kind, 'log_evidence', 'value'):11.{digits}f}"
     line += f"{mean(*kind, 'log_evidence', 'se_data'):9.{digits}f}"
     if several:
-        spread = row.get("over_seeds", {}).get("log_evidence", {}).get("spread", math.nan)
-        line += f"{spread:9.{digits}f}"
+        line += f"{_get(row, 'over_seeds', 'log_evidence', 'spread'):9.{digits}f}"
     if all(run["difference"] for run in runs):
         line += f"{mean('difference', 'value'):11.{digits}f}"
         line += f"{mean('difference', 'se_paired'):10.{digits}f}"
@@ -154,32 +154,54 @@ def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
     return record
 
 
-def _difference(cell: Cell, first: Cell) -> dict[str, float] | None:
+def _difference(cell: Cell, first: Cell) -> dict[str, float | None] | None:
     """log p̂ less that of the first row, paired datum by datum, if both scored the same data."""
     paired = paired_difference(cell.run, first.run, any_values=cell.table.bits)
     if paired is None:
         return None
     value, error = paired
-    ours, theirs = (c.run.read_result()["bounds"] for c in (cell, first))
-    if not cell.table.bits:
-        return {"value": value, "se_paired": error}
-    bits, nats = ours["bits_per_dim"]["log_evidence"], ours["estimates"]["log_evidence"]
-    # nats become bits by an affine map; an error goes through its slope
-    return {
-        "value": bits["value"] - theirs["bits_per_dim"]["log_evidence"]["value"],
-        "se_paired": error * bits["se_data"] / nats["se_data"],
-    }
+    if cell.table.bits:
+        ours, theirs = (c.run.read_result()["bounds"] for c in (cell, first))
+        both = (_get(b, "bits_per_dim", "log_evidence", "value") for b in (ours, theirs))
+        value, error = next(both) - next(both), error * _bits_per_nat(ours)
+    return {"value": _number(value), "se_paired": _number(error)}
 
 
-def _over_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, and the standard deviation from one seed to another."""
+def _bits_per_nat(bounds: Mapping[str, Any]) -> float:
+    """The slope of the affine map from nats to bits per dimension, but for its sign.
+
+    An error goes through it. NaN if all errors are zero or not finite.
+    """
+    for name, row in bounds["bits_per_dim"].items():
+        for key in ("se_data", "se_monte_carlo"):
+            bits, nats = row[key], bounds["estimates"][name][key]
+            if bits and nats:
+                return bits / nats
+    return math.nan
+
+
+def _over_seeds(records: Sequence[Mapping[str, Any]], bits: bool) -> dict[str, Any]:
+    """Means over seeds, and the standard deviation from one seed to another.
+
+    Both in the table's unit; a gap exists in nats alone.
+    """
+    kind = "bits_per_dim" if bits else "estimates"
     columns = {
-        name: [_get(r, "bounds", "estimates", name, "value") for r in records]
-        for name in ("elbo", "log_evidence", "gap")
+        name: [_get(r, "bounds", kind, name, "value") for r in records]
+        for name in ("elbo", "log_evidence", *(() if bits else ("gap",)))
     }
     if all(r["difference"] for r in records):
-        columns["difference"] = [r["difference"]["value"] for r in records]
+        columns["difference"] = [_get(r, "difference", "value") for r in records]
     return {
-        name: {"mean": statistics.fmean(values), "spread": statistics.stdev(values)}
-        for name, values in columns.items()
+        name: {"mean": _number(statistics.fmean(v)), "spread": _number(_spread(v))}
+        for name, v in columns.items()
     }
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _number(x: float) -> float | None:
+    """A number as JSON knows it."""
+    return x if math.isfinite(x) else None

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from ._programs import PLATE, Site, check, evaluating, own_parameters, samples, traces, with_noise
 
-__all__ = ["Layout", "Particles", "inspect", "log_weights", "run", "stream"]
+__all__ = [
+    "Layout",
+    "Particles",
+    "inspect",
+    "laid_out",
+    "log_prob_of",
+    "log_weights",
+    "run",
+    "stream",
+]
 
 _PARTICLES = "_particles"
 
@@ -106,13 +115,7 @@ def run(
     shape = (num_samples, size)
     if draws is not None:
         draws = {name: _repeated(site, num_samples, layout) for name, site in draws.items()}
-    if layout.tiled:
-        dim = None
-        args, kwargs = _map(lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs)
-        plate = nullcontext()
-    else:
-        dim = -1 - layout.nesting
-        plate = pyro.plate(_PARTICLES, num_samples, dim=dim)
+    args, kwargs, plate, dim = laid_out(size, num_samples, layout, args, kwargs)
     with plate:
         guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs, draws))
     latents = {n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]}
@@ -121,8 +124,8 @@ def run(
             n: v.unflatten(0, shape) for n, v in latents.items() if len(v) == math.prod(shape)
         }
     return Particles(
-        log_p={name: _log_prob(site, dim, shape) for name, site in model_sites.items()},
-        log_q={name: _log_prob(site, dim, shape) for name, site in guide_sites.items()},
+        log_p={name: log_prob_of(site, dim, shape) for name, site in model_sites.items()},
+        log_q={name: log_prob_of(site, dim, shape) for name, site in guide_sites.items()},
         latents=latents,
     )
 
@@ -147,8 +150,8 @@ def inspect(
     nesting = check(guide_sites, model_sites, size)
     width = max(_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
     once = Particles(
-        log_p={n: _log_prob(s, None, (1, size)) for n, s in model_sites.items()},
-        log_q={n: _log_prob(s, None, (1, size)) for n, s in guide_sites.items()},
+        log_p={n: log_prob_of(s, None, (1, size)) for n, s in model_sites.items()},
+        log_q={n: log_prob_of(s, None, (1, size)) for n, s in guide_sites.items()},
     ).log_weights
     half = _half(model, guide, args, kwargs, draws, nesting)
     if half is not None and not _same(half, once[:, : half.shape[1]]):
@@ -315,7 +318,18 @@ def stream(
                 yield data, draws, particles.log_weights
 
 
-def _log_prob(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> Tensor:
+def laid_out(
+    size: int, num_samples: int, layout: Layout, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any], Any, int | None]:
+    """The arguments, the plate and the dimension of so many particles."""
+    if layout.tiled:
+        args, tiled = _map(lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs)
+        return args, tiled, nullcontext(), None
+    dim = -1 - layout.nesting
+    return args, dict(kwargs), pyro.plate(_PARTICLES, num_samples, dim=dim), dim
+
+
+def log_prob_of(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> Tensor:
     """log p of one site, ``(K, N)``: summed over every plate but the particles' and the data's.
 
     Without a particle dimension, the data's holds K × N entries, particle by particle.

@@ -194,6 +194,7 @@ class Run:
         summary = {
             "split": split,
             **bounds.summary(),
+            "measure": model.likelihood.measure,
             **({} if bits is None else {"bits_per_dim": bits}),
             "seconds": seconds,
             "device": _device_name(model),

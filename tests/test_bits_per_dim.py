@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from pyro_vae import cli
+from pyro_vae.report.tables import paired_difference
+from pyro_vae.runs import Run
 
 SMALL = """\
 --model.latent_dim 2 --model.encoder.hidden [8] --model.decoder.hidden [8]
@@ -94,6 +96,38 @@ def test_runs_on_other_values_of_the_same_data_do_not_compare(tmp_path, monkeypa
     assert cli.main(["compare", "unit", "integer", "dequantized"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert rows["integer"].endswith("other data") and rows["dequantized"].endswith("other data")
+
+
+def test_probabilities_and_densities_of_the_same_data_do_not_compare(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = "--data.name digits --data.values integer --model.likelihood"
+    measures = {
+        "poisson": ("Poisson", "probability"),
+        "binomial": ("Binomial --model.likelihood.levels 16", "probability"),
+        "gaussian": ("Gaussian", "density"),
+        "observed": ("Poisson --model.likelihood.library observed", "given the total"),
+        "decoded": ("Poisson --model.likelihood.library decoded", "probability"),
+    }
+    for name, (likelihood, measure) in measures.items():
+        _, result = _evaluated(name, f"{base} {likelihood}", capsys)
+        assert result["bounds"]["measure"] == measure
+    assert cli.main(["compare", *measures]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("gaussian", "observed"):
+        assert rows[name].endswith("  other measure")
+    for name in ("binomial", "decoded"):
+        assert "other" not in rows[name]
+    runs = {name: Run(name) for name in measures}
+    # the likelihoods' table turns both into bits; what was told the total has none
+    assert paired_difference(runs["gaussian"], runs["poisson"], any_values=True) is not None
+    assert paired_difference(runs["observed"], runs["poisson"], any_values=True) is None
+    assert paired_difference(runs["observed"], runs["gaussian"]) is None
+    # results from before it was noted
+    for run in runs.values():
+        result = json.loads(run.result.read_text(encoding="utf-8"))
+        del result["bounds"]["measure"]
+        run.result.write_text(json.dumps(result), encoding="utf-8")
+    assert paired_difference(runs["gaussian"], runs["poisson"]) is not None
 
 
 def test_counts_of_an_array(tmp_path, monkeypatch, capsys):

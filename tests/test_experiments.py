@@ -103,6 +103,13 @@ def test_networks_have_as_many_parameters(preset):
     assert max(sizes) <= 1.03 * min(sizes)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_has_committed_results(name):
+    file = ROOT / "experiments" / "results" / f"{name}-small.json"
+    assert file.is_file(), f"`{TABLES[name].command('small')}` writes it"
+    assert json.loads(file.read_text(encoding="utf-8"))["rows"]
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "results").glob("*-*.json")))
 def test_committed_results_were_made_by_the_words_of_today(file):
     results = json.loads(file.read_text(encoding="utf-8"))
@@ -147,6 +154,63 @@ def test_bits_are_compared_across_dequantisation(toy, tmp_path):
     assert told["value"] == pytest.approx(difference.mean())
     assert told["se_paired"] == pytest.approx(difference.std(ddof=1) / math.sqrt(20), rel=1e-5)
     assert f"{told['value']:.4f}" in collect.text(read(tmp_path))
+
+
+def test_a_table_of_bits_is_in_bits_over_seeds_too(toy, tmp_path):
+    table = Table("toy", "Bits", TOY.base, TOY.cells, TOY.presets, bits=True)
+    assert toy("--seeds", "0", "1", table=table) == 0
+    results = read(tmp_path)
+    told = results["rows"]["Mixture"]
+    for name in ("elbo", "log_evidence"):
+        bits = [r["bounds"]["bits_per_dim"][name]["value"] for r in told["runs"]]
+        assert told["over_seeds"][name]["mean"] == pytest.approx(np.mean(bits))
+        assert told["over_seeds"][name]["spread"] == pytest.approx(np.std(bits, ddof=1))
+    assert "gap" not in told["over_seeds"]
+    gains = [r["difference"]["value"] for r in told["runs"]]
+    assert told["over_seeds"]["difference"]["mean"] == pytest.approx(np.mean(gains))
+    (line,) = (x for x in collect.text(results).splitlines() if x.startswith("Mixture"))
+    assert f"{told['over_seeds']['log_evidence']['spread']:.4f}" in line.split()
+
+
+@pytest.mark.parametrize("bits", [True, False])
+def test_what_is_not_finite_is_told_as_such(bits, toy, tmp_path, monkeypatch):
+    table = Table("toy", "Bits", TOY.base, TOY.cells, TOY.presets, bits=bits)
+    assert toy("--seeds", "0", "1", table=table) == 0
+    # as of data of which one is impossible
+    cells = [Cell(table, "smoke", "Mixture", s, tmp_path / "runs") for s in (0, 1)]
+    result = json.loads(cells[1].run.result.read_text(encoding="utf-8"))
+    for kind in ("estimates", "bits_per_dim"):
+        for name in ("elbo", "log_evidence"):
+            result["bounds"][kind][name] = dict.fromkeys(result["bounds"][kind][name])
+    cells[1].run.result.write_text(json.dumps(result), encoding="utf-8")
+    seen = Run.read_bounds
+
+    def impossible(run):
+        bounds = seen(run)
+        if run.folder == cells[1].folder:
+            bounds.per_datum["log_evidence"][3] = -math.inf
+        return bounds
+
+    monkeypatch.setattr(Run, "read_bounds", impossible)
+    assert toy("--seeds", "0", "1", table=table) == 0
+    results = read(tmp_path)
+    json.dumps(results, allow_nan=False)
+    good, bad = results["rows"]["Mixture"]["runs"]
+    assert bad["difference"] == {"value": None, "se_paired": None}
+    assert math.isfinite(good["difference"]["value"] + good["difference"]["se_paired"])
+    nothing = {"mean": None, "spread": None}
+    assert results["rows"]["Mixture"]["over_seeds"]["log_evidence"] == nothing
+    (line,) = (x for x in collect.text(results).splitlines() if x.startswith("Mixture"))
+    assert line.count("nan") == 6
+
+
+def test_one_datum_has_a_difference_without_an_error(toy, tmp_path):
+    presets = {"smoke": Preset("--fit.epochs 1", 30, 1, {"components": 3})}
+    table = Table("toy", "Bits", TOY.base, TOY.cells, presets, bits=True)
+    assert toy(table=table) == 0
+    (record,) = read(tmp_path)["rows"]["Mixture"]["runs"]
+    assert record["difference"]["value"] is not None
+    assert record["difference"]["se_paired"] is None
 
 
 def test_a_second_call_leaves_everything_as_it_is(toy, tmp_path, capsys):

@@ -58,6 +58,26 @@ def test_full_disk_keeps_the_previous_file(kind, tmp_path):
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
+@pytest.mark.parametrize("name", ["state", "state.pt", ".state", "a.b.pt", "[a]"])
+def test_any_name_will_do_and_what_is_left_over_is_found(name, tmp_path):
+    # torch refuses to write to a name whose only dot is the first letter
+    file = tmp_path / name
+    _files.write(file, WRITERS["torch"])
+    assert os.listdir(tmp_path) == [name]
+    torch.load(file)
+    seen = []
+
+    def killed(temporary):
+        seen.extend(_files.leftovers(file))
+        assert seen == [temporary]
+        raise KeyboardInterrupt
+
+    (tmp_path / "other").write_text("")
+    with pytest.raises(KeyboardInterrupt):
+        _files.write(file, killed)
+    assert seen and _files.leftovers(file) == []
+
+
 @pytest.mark.parametrize("error", [RuntimeError("from C++"), KeyboardInterrupt()])
 def test_a_writer_that_fails_leaves_nothing(error, tmp_path):
     def writer(file):

@@ -209,14 +209,14 @@ class ParetoTail:
         """
         from arviz_stats.base.array import array_stats
 
+        if self.tail < 5:
+            return torch.full((self._largest.shape[1],), math.nan, dtype=torch.float64)
         # what is zero beside the largest weight has no tail to fit: ArviZ, left with one weight
         # that is not, would find a light one
         largest = self._largest.T.numpy()
         lowest = largest.max(axis=1, keepdims=True) - _RANGE
         nonzero = largest > np.nan_to_num(lowest, neginf=0.0)
-        khat = np.full(len(largest), math.inf if self.tail >= 5 else math.nan)
-        if self.tail < 5:
-            return torch.from_numpy(khat)
+        khat = np.full(len(largest), math.inf)
         for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
             weights = np.maximum(largest[datum], lowest[datum])
             if np.ptp(weights) < 1e-10:

@@ -30,8 +30,9 @@ from ..particles import log_weights
 from . import checkpoint as checkpoints
 from .diagnosis import NonFiniteLossError, check_weights, guarded
 from .initialize import initialize, starts_from_data
-from .objectives import ELBO
+from .objectives import ELBO, Objective
 from .optim import Joint
+from .schedules import Schedule
 
 __all__ = ["History", "find_device", "fit"]
 
@@ -178,7 +179,7 @@ def fit(
                     break
                 start = time.perf_counter()
                 lr = optim.optimizer.param_groups[0]["lr"]
-                elbo = _epoch(svi, train, epoch, batch_size, seed, bar)
+                elbo = _epoch(svi, loss, train, epoch, batch_size, seed, bar)
                 _check_parameters(program, optim)
                 record = {
                     "epoch": epoch,
@@ -263,7 +264,13 @@ class _State:
 
 
 def _epoch(
-    svi: SVI, train: Split | Tensor, epoch: int, batch_size: int, seed: int, bar: tqdm
+    svi: SVI,
+    objective: Any,
+    train: Split | Tensor,
+    epoch: int,
+    batch_size: int,
+    seed: int,
+    bar: tqdm,
 ) -> float:
     """One pass over the data; the mean objective in nats per datum."""
     total, seen = 0.0, 0
@@ -272,7 +279,10 @@ def _epoch(
     # the epoch's own stream: to resume, nothing of the generators needs to be stored
     with seeded(seed, _TRAINING, epoch), pyro.validation_enabled(False):
         order = torch.randperm(len(train)).to(device)
-        for step, index in enumerate(order.split(batch_size), 1):
+        batches = order.split(batch_size)
+        for step, index in enumerate(batches, 1):
+            if isinstance(objective, Objective):
+                objective.at(epoch - 1 + (step - 1) / len(batches))
             x = train.draw(index) if isinstance(train, Split) else train[index]
             try:
                 total -= cast(float, svi.step(x))
@@ -361,7 +371,8 @@ def _checksum(data: Split | Tensor) -> str:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The public entries that are numbers, words or tuples of them: what a file can hold."""
     kinds = (bool, int, float, str, tuple, type(None))
-    return {k: v for k, v in values.items() if isinstance(v, kinds) and not k.startswith("_")}
+    plain = {k: repr(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    return {k: v for k, v in plain.items() if isinstance(v, kinds) and not k.startswith("_")}
 
 
 def _check_parameters(program: nn.Module, optim: Joint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
@@ -11,7 +11,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from .._component import Component, NetworkFactory, Shape, positive
 from ..data.kinds import Kind, kind_of
 
-__all__ = ["Likelihood", "PixelLikelihood", "log_odds"]
+__all__ = ["Likelihood", "Measure", "PixelLikelihood", "log_odds"]
+
+#: What log p(x) is the logarithm of; the last is a p(x | ℓ) of counts with total ℓ.
+Measure = Literal["probability", "density", "given the total"]
 
 #: The kinds of values that have probabilities, not densities.
 _INTEGER = (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
@@ -50,6 +53,11 @@ class Likelihood(Component):
     def codes(self) -> bool:
         """Whether p(x|z) is a probability of integers, so that −log₂ of it is a code's length."""
         return self.support in _INTEGER
+
+    @property
+    def measure(self) -> Measure:
+        """What p(x|z) is. Two that are not the same do not compare in nats."""
+        return "probability" if self.codes else "density"
 
     @classmethod
     def scores(cls, kind: Kind) -> bool:

@@ -14,7 +14,7 @@ from .. import distributions
 from .._component import NetworkFactory, Shape
 from ..data.kinds import Kind
 from ..distributions import GivenTotal, total_of
-from .base import Likelihood
+from .base import Likelihood, Measure
 
 __all__ = ["CountLikelihood", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
@@ -75,6 +75,10 @@ class CountLikelihood(Likelihood):
     def codes(self) -> bool:
         # who is told the total for nothing has not paid for all of x
         return self.library != "observed"
+
+    @property
+    def measure(self) -> Measure:
+        return "given the total" if self.library == "observed" else super().measure
 
     @property
     def log_unit(self) -> torch.Tensor | float:

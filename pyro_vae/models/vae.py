@@ -9,7 +9,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import nn
 
-from .._component import NetworkFactory, Shape, positive
+from .._component import NetworkFactory, Shape, checked_factory, positive
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
@@ -34,7 +34,9 @@ class VAE(PyroModule):
         decoder: ``decoder(in_shape, out_shape)``, the network of p(x|z).
 
     Raises:
-        ValueError: if ``latent_dim`` or an entry of ``event_shape`` is not a positive integer.
+        ValueError: if ``latent_dim`` or an entry of ``event_shape`` is not a positive integer,
+            if the parts do not combine, or, when it runs, if a network's outputs are not of the
+            shape that was asked for.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013).
@@ -54,6 +56,7 @@ class VAE(PyroModule):
         super().__init__()
         self.event_shape = tuple(positive("every size in event_shape", n) for n in event_shape)
         self.latent_dim = positive("latent_dim", latent_dim)
+        encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
         self.posterior = posterior(self.event_shape, latent_dim, encoder)
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
         self.prior = prior(latent_dim)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from ..runs import Run
 
@@ -26,7 +28,8 @@ def comparison(runs: Sequence[Run]) -> str:
     """Evaluated runs side by side, and how each differs from the first on the same data.
 
     The difference of log p̂ is paired, datum by datum, so that the spread of the data cancels;
-    it is left out where two runs did not score the very same data.
+    it is left out where two runs did not score the very same data, or by another measure: a
+    density is no probability.
 
     Raises:
         RunError: if a run has not been evaluated, or its result is damaged.
@@ -46,7 +49,8 @@ def comparison(runs: Sequence[Run]) -> str:
         )
         if run is not runs[0]:
             difference = paired_difference(run, runs[0])
-            row += "{:16.3f}{:10.3f}".format(*difference) if difference else f"{'other data':>16}"
+            why = "other measure" if _same_data(run, runs[0]) else "other data"
+            row += "{:16.3f}{:10.3f}".format(*difference) if difference else f"{why:>16}"
         lines.append(row)
     lines.append("nats per datum, higher is better")
     return "\n".join(lines)
@@ -60,21 +64,24 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
     Arguments:
         run: an evaluated run.
         first: the evaluated run that it is compared with.
-        any_values: allow that one scored levels and the other the same levels dequantised:
-            the error is then right, and the mean off by a constant, D log (n + 1).
+        any_values: allow that one gave probabilities to levels and the other a density to the
+            same levels dequantised: the error is then right, and the mean off by a constant,
+            D log (n + 1).
 
     Returns:
-        the mean and its standard error, or ``None`` if they did not score the very same data.
+        the mean and its standard error, or ``None`` if they did not score the very same data
+        by the same measure.
 
     Raises:
         RunError: if one of them has not been evaluated.
     """
-    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (run, first))
-    if _data(run, any_values) != _data(first, any_values) or len(ours) != len(theirs):
+    if not _same_data(run, first, any_values) or not _same_measure(run, first, any_values):
         return None
-    difference = ours - theirs
-    error = difference.std(ddof=1) / math.sqrt(len(difference))
-    return float(difference.mean()), float(error)
+    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (run, first))
+    with np.errstate(invalid="ignore"):  # −∞ less −∞ is not a number, and printed as such
+        difference = ours - theirs
+        deviation = difference.std(ddof=1) if len(difference) > 1 else math.nan
+        return float(difference.mean()), float(deviation / math.sqrt(len(difference)))
 
 
 def flat_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -84,6 +91,18 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str,
         name = f"{prefix}{key}"
         rows += flat_settings(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
     return rows
+
+
+def _same_data(run: Run, first: Run, any_values: bool = False) -> bool:
+    sizes = {len(r.read_bounds()) for r in (run, first)}
+    return len(sizes) == 1 and _data(run, any_values) == _data(first, any_values)
+
+
+def _same_measure(run: Run, first: Run, any_values: bool) -> bool:
+    measures = {r.read_result().get("bounds", {}).get("measure") for r in (run, first)}
+    # results of before it was noted compare as they did
+    measures -= {None, "density"} if any_values and "probability" in measures else {None}
+    return len(measures) <= 1
 
 
 def _data(run: Run, any_values: bool) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data import Kind
+from pyro_vae.data.datasets import Split
 
 #: name: (train, valid, test sizes, event shape, highest level, labels, folder of real data?)
 NAMED = {
@@ -129,6 +130,25 @@ def test_array(case, tmp_path):
         np.testing.assert_allclose(
             np.sort(x.numpy().ravel()), np.sort(values.ravel() / scale), rtol=1e-6
         )
+
+
+def test_a_split_is_dynamic_or_noisy():
+    with pytest.raises(ValueError, match="expected a split to be dynamic or noisy; got both"):
+        Split(torch.zeros(3, 2), dynamic=True, noisy=True)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "noisy"])
+def test_splits_of_one_seed_do_not_share_their_noise(how):
+    # validation and test data are drawn with the same seed: their sizes keep them apart
+    grey = torch.full((40, 50), 0.5) if how == "dynamic" else torch.full((40, 50), 3.0)
+    one = Split(grey, peak=1.0 if how == "dynamic" else 7.0, **{how: True})
+    assert torch.equal(one.fixed(5), one.fixed(5))
+    assert not torch.equal(one.fixed(5), one.fixed(6))
+    first = one.head(30).fixed(5)
+    assert not torch.equal(first, one.fixed(5)[:30])
+    if how == "dynamic":
+        # of 1500 fair coins about half agree: 10 standard errors
+        assert (first == one.fixed(5)[:30]).double().mean() < 0.63
 
 
 def test_npz_by_key(tmp_path):

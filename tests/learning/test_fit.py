@@ -159,6 +159,13 @@ def test_early_stopping_keeps_the_best_epoch(digits, tmp_path):
     assert _same(_weights(vae), _weights(until))
 
 
+def test_a_checkpoint_needs_no_extension(digits, tmp_path):
+    x = digits.train.head(50)
+    pv.fit(_vae(), x, epochs=1, checkpoint=tmp_path / "state")
+    history = pv.fit(_vae(), x, epochs=2, checkpoint=str(tmp_path / "state"), resume=True)
+    assert len(history) == 2 and [file.name for file in tmp_path.iterdir()] == ["state"]
+
+
 def test_plateau_schedule_watches_validation(digits):
     schedule = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5)
     history = pv.fit(

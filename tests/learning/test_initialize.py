@@ -163,6 +163,87 @@ def test_a_program_with_nothing_to_start():
     assert torch.equal(program.weight, before)
 
 
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        pv.posteriors.DiagonalNormal,
+        pv.posteriors.InverseAutoregressiveFlow,
+        partial(pv.posteriors.SemiAmortized, steps=1),
+    ],
+)
+def test_an_encoder_that_standardises_measures_the_training_data_once(posterior):
+    def make():
+        return pv.VAE(
+            (4,),
+            2,
+            posterior=posterior,
+            likelihood=pv.likelihoods.Gaussian,
+            encoder=partial(SMALL, standardize=True),
+            decoder=SMALL,
+        )
+
+    vae, x = make(), 50 + 9 * torch.randn(300, 4)
+    pv.fit(vae, x, epochs=1, optimizer=STILL)
+    (encoder,) = (m for m in vae.modules() if getattr(m, "standardize", False))
+    mean, scale = x.mean(), x.std(correction=0)
+    torch.testing.assert_close(encoder.input_mean, mean)
+    torch.testing.assert_close(encoder.input_scale, scale)
+    read = make()
+    read.load_state_dict(vae.state_dict())
+    for model in (vae, read):
+        pv.fit(model, 2 * x, epochs=1, optimizer=STILL)
+        (encoder,) = (m for m in model.modules() if getattr(m, "standardize", False))
+        torch.testing.assert_close(encoder.input_mean, mean)
+
+
+class Elsewhere(pv.likelihoods.Likelihood):
+    """A user's likelihood that keeps its network under another name."""
+
+    def __init__(self, latent_dim, event_shape, network):
+        super().__init__(latent_dim, event_shape, network)
+        self.decoder = network((latent_dim,), self.event_shape)
+
+    def forward(self, z):
+        return dist.Normal(self.decoder(z), 1.0).to_event(len(self.event_shape))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"encoder": partial(SMALL, output_bias="data")},
+            "expected output_bias 'data' only for the decoder that a likelihood keeps as "
+            "self.network; got it for posterior.network: set its output_bias to null",
+        ),
+        (
+            {"decoder": partial(SMALL, standardize=True)},
+            "expected standardize only for the encoder that a posterior keeps as self.network, "
+            "because a decoder's inputs are latents; got it for likelihood.network: set its "
+            "standardize to false",
+        ),
+        (
+            {"likelihood": Elsewhere, "decoder": partial(SMALL, output_bias="data")},
+            "keeps as self.network; got it for likelihood.decoder: set its output_bias to null",
+        ),
+    ],
+)
+def test_a_network_that_nothing_starts_is_refused(parts, message):
+    vae = pv.VAE((3,), 2, **{"encoder": SMALL, "decoder": SMALL, **parts})
+    x = torch.bernoulli(torch.full((20, 3), 0.5))
+    for start in (pv.initialize, partial(pv.fit, epochs=1)):
+        with pytest.raises(ValueError) as error:
+            start(vae, x)
+        assert str(error.value).endswith(message)
+
+
+def test_a_network_in_a_program_without_a_likelihood_is_refused_too():
+    program = Program()
+    program.part = SMALL((1,), (1,), output_bias="data")
+    program.again = None
+    with pytest.raises(ValueError, match="got it for part: set its output_bias to null"):
+        pv.fit(program, torch.randn(6), epochs=1)
+
+
 class Killed(Exception):
     pass
 

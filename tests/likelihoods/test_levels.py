@@ -144,6 +144,19 @@ def test_categorical_is_a_softmax_for_each_pixel():
 
 
 @torch.no_grad()
+def test_components_of_a_mixture_start_unlike_each_other():
+    # those that start alike have one gradient and stay alike
+    p = likelihoods.MixtureOfDiscretizedLogistics(2, (4,), SMALL, levels=20, components=3)
+    x = torch.randint(0, 21, (200, 4)).float()
+    logits, _, log_scale = p.outputs_for(x).reshape(3, 3, 4)
+    assert (logits == 0).all()
+    # an octave apart, the middle one as wide as the data
+    torch.testing.assert_close(log_scale.diff(dim=0), torch.full((2, 4), math.log(2)))
+    deviation = 10 * log_scale[1].exp() * math.pi / math.sqrt(3)
+    torch.testing.assert_close(deviation, x.std(0, correction=0))
+
+
+@torch.no_grad()
 def test_unseen_levels_stay_possible():
     p = likelihoods.Categorical(2, (2,), SMALL, levels=4)
     x = torch.tensor([[0.0, 4.0], [0.0, 3.0], [0.0, 4.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -121,6 +122,43 @@ def test_needs_no_learning():
     elbo = pv.evaluate(vae, x, num_samples=10).elbo
     best = float(stats.norm.logpdf(x.numpy(), 0, 40).sum(-1).mean())
     assert best - 2 < elbo < best + 0.3
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (
+            likelihoods.Gaussian,
+            {"mean": "tanh"},
+            "expected mean to be 'identity' or 'sigmoid'; got 'tanh'",
+        ),
+        (likelihoods.Gaussian, {"scale": math.inf}, "expected scale to be a positive .*; got inf"),
+        (likelihoods.Laplace, {"scale": True}, "expected scale to be a positive .*; got True"),
+        (likelihoods.Gaussian, {"scale": math.nan}, "expected scale to be a positive .*; got nan"),
+        (
+            likelihoods.Gaussian,
+            {"min_scale": math.inf},
+            "expected min_scale > 0 and finite; got inf",
+        ),
+        (likelihoods.StudentT, {"df": math.inf}, "expected df > 1 and finite; got inf: Gaussian"),
+    ],
+)
+def test_what_is_no_scale_and_no_mean_is_refused(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(2, (3,), SMALL, **arguments)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [likelihoods.Gaussian, likelihoods.Laplace])
+def test_a_decoded_scale_starts_at_the_deviation_of_every_pixel(make):
+    # σ is min_scale + exp g, and starts within min_scale of the data's
+    p = make(2, (3,), SMALL, scale="decoded", min_scale=1e-4)
+    x = torch.randn(4000, 3) * torch.tensor([0.1, 1.0, 30.0]) + 5
+    outputs = p.outputs_for(x)
+    p.network.forward = lambda z: outputs
+    fn = p(torch.zeros(2)).base_dist
+    torch.testing.assert_close(fn.scale, x.std(0, correction=0), rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(fn.mean, x.mean(0))
 
 
 def test_student_t_has_none():

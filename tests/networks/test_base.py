@@ -206,9 +206,68 @@ class TestNorms:
             pv.fit(vae, x, epochs=1, batch_size=batch_size)
         assert all(torch.equal(p, before[n]) for n, p in vae.state_dict().items())
         pv.fit(vae, torch.cat([x, x[:1]]), epochs=1, batch_size=max(batch_size, 2))
+        # a user's own is seen too
+        own = pv.VAE((3,), 2, encoder=lambda i, o: _Own(i, o))
+        with pytest.raises(ValueError, match=message):
+            pv.fit(own, x, epochs=1, batch_size=batch_size)
         # other norms need no company
         vae = pv.VAE((3,), 2, encoder=partial(small, norm="layer"))
         pv.fit(vae, x, epochs=1, batch_size=batch_size)
+
+
+class _Own(nn.Module):
+    """A user's network with batch norm."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        self.linear = nn.Linear(in_shape[0], math.prod(out_shape))
+        self.norm, self.out_shape = nn.BatchNorm1d(math.prod(out_shape)), out_shape
+
+    def forward(self, x):
+        return self.norm(self.linear(x)).reshape(-1, *self.out_shape)
+
+
+class TestStandardize:
+    def test_measures_the_moments_of_all_numbers(self):
+        x = 5 + 3 * torch.randn(40, 4)
+        network = networks.MLP((4,), (3,), hidden=(), standardize=True)
+        network.measure(x)
+        torch.testing.assert_close(network.input_mean, x.mean())
+        torch.testing.assert_close(network.input_scale, x.std(correction=0))
+        expected = network.layers((x - x.mean()) / x.std(correction=0))
+        torch.testing.assert_close(network(x), expected)
+
+    @pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+    def test_before_it_measured_inputs_pass_as_they_are(self, make):
+        torch.manual_seed(0)
+        network = make(*SIDES["encoder"], standardize=True).eval()
+        torch.manual_seed(0)
+        plain = make(*SIDES["encoder"]).eval()
+        x = 7 + torch.randn(6, 2, 9, 8)
+        assert torch.equal(network(x), plain(x))
+        network.measure(x)
+        plain.measure(x)  # has no use for it
+        scaled = (x - x.mean()) / x.std(correction=0)
+        torch.testing.assert_close(network(x), plain(scaled), rtol=1e-4, atol=1e-4)
+        assert {*network.state_dict()} - {*plain.state_dict()} == {"input_mean", "input_scale"}
+
+    def test_once_even_when_read_again(self):
+        network, other = (networks.MLP((4,), (3,), standardize=True) for _ in range(2))
+        x = torch.randn(40, 4)
+        network.measure(x)
+        other.load_state_dict(network.state_dict())
+        for again in (network, other):
+            again.measure(9 * x + 1)
+            assert torch.equal(again.input_mean, network.input_mean)
+            torch.testing.assert_close(again.input_scale, x.std(correction=0))
+
+    def test_constant_data_have_no_scale(self):
+        network = networks.MLP((4,), (3,), hidden=(), standardize=True)
+        network.measure(torch.full((5, 4), 7.0))
+        assert network.input_mean == 7 and network.input_scale == 1
+        assert not network.waits
+        out = network(torch.full((2, 4), 7.0))
+        torch.testing.assert_close(out, network.layers[-1].bias.expand(2, 3))
 
 
 @pytest.mark.parametrize("make", [networks.MLP, networks.GatedMLP, networks.ConvNet])
@@ -220,7 +279,11 @@ def test_dropout_is_for_training(make):
     assert torch.equal(network(x), network(x))
 
 
-@pytest.mark.parametrize("name", ["MLP", "ConvNet", "ResNet"])
+#: What a gated perceptron has no word for.
+UNGATED = ("norm", "activation")
+
+
+@pytest.mark.parametrize("name", ["MLP", "GatedMLP", "ConvNet", "ResNet"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,9 +299,16 @@ def test_dropout_is_for_training(make):
         ({"init": True}, "or a standard deviation > 0; got True"),
         ({"output_bias": "mean"}, "expected output_bias to be 'data' or None; got 'mean'"),
         ({"hidden": (1,), "norm": "layer"}, "norm 'layer' needs at least 2 numbers for each datum"),
+        ({"hidden": 200}, "expected hidden to be a list of widths; got 200"),
+        ({"hidden": "200"}, "expected hidden to be a list of widths; got '200'"),
+        ({"dropout": "a"}, r"expected dropout in \[0, 1\); got 'a'"),
+        ({"dropout": None}, r"expected dropout in \[0, 1\); got None"),
+        ({"dropout": math.nan}, r"expected dropout in \[0, 1\); got nan"),
         ({"hidden": (2.5,)}, "expected every width in hidden to be a positive integer; got 2.5"),
     ],
 )
 def test_bad_arguments(name, arguments, message):
+    if name == "GatedMLP" and {*arguments} & {*UNGATED}:
+        return
     with pytest.raises(ValueError, match=message):
         getattr(networks, name)((1, 8, 8), (3,), **arguments)

@@ -127,6 +127,7 @@ def test_deep_residual_networks_stay_finite_and_learn_at_every_depth():
         (((1, 8, 8), (3,)), {"kernel": 4}, "expected kernel to be odd; got 4"),
         (((1, 8, 8), (3,)), {"kernel": 0}, "expected kernel to be a positive integer; got 0"),
         (((1, 8, 8), (3,)), {"channels": ()}, "a number for each level; got none"),
+        (((1, 8, 8), (3,)), {"channels": 32}, "expected channels to be a list of num.*; got 32"),
         (((3,), (1, 8, 8)), {"channels": (4, 0)}, "expected every number of channels to be a pos"),
         (((3,), (1, 8, 8)), {"hidden": (0,)}, "expected every width in hidden to be a positive"),
     ],

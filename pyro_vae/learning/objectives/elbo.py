@@ -1,55 +1,27 @@
-"""Objectives: what SVI maximises."""
+"""The evidence lower bound, by either SGVB estimator."""
 
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pyro import poutine
-from pyro.infer import ELBO as PyroELBO
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .._component import positive
-from .._programs import Site, samples, traces
+from ..._component import positive
+from ..._programs import Site, samples, traces
+from ..schedules import Schedule
+from .base import Objective
 
-__all__ = ["ELBO", "Objective"]
+__all__ = ["ELBO"]
 
 _log = logging.getLogger("pyro_vae")
-
-
-class Objective(PyroELBO):
-    """The base of all objectives: a Pyro ``ELBO``, so ``SVI(…, loss=objective)`` takes it.
-
-    A new objective defines :meth:`estimator`, the Pyro ``ELBO`` that does the work for one
-    program.
-    """
-
-    @abstractmethod
-    def estimator(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> Trace_ELBO:
-        """The estimator for this program, called with these arguments."""
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective, summed over the data, in nats."""
-        return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """:meth:`loss` as a tensor whose gradient is the estimator's."""
-        estimator = self.estimator(model, guide, args, kwargs)
-        return estimator.differentiable_loss(model, guide, *args, **kwargs)
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """:meth:`loss`, after adding its gradient to every parameter's ``grad``."""
-        estimator = self.estimator(model, guide, args, kwargs)
-        return estimator.loss_and_grads(model, guide, *args, **kwargs)
-
-    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
-        return self.estimator(model, guide, args, kwargs)._get_trace(model, guide, args, kwargs)
 
 
 class ELBO(Objective):
@@ -60,28 +32,70 @@ class ELBO(Objective):
     latent site is reparameterised and the guide draws them in the model's order, so that
     what p(z_i | …) depends on is there when q(z_i | …) is drawn.
 
+    What it returns is always the ELBO. With ``beta`` the gradient is that of
+    E_q[log p(x|z)] − β (…), the terms of all latent sites being multiplied by β.
+
     Arguments:
         num_particles: draws of z for each datum.
         analytic_kl: ``True`` for estimator B, ``False`` for A; ``None`` chooses B where it is
             right and a closed form exists. A latent site that is sampled instead is logged.
+        beta: β, a number ≥ 0 or a schedule of it over the epochs, for instance
+            ``LinearWarmUp``.
 
     Raises:
-        ValueError: if ``num_particles`` is not a positive integer, or if ``analytic_kl`` is
-            asked for where it would be wrong.
+        ValueError: if ``num_particles`` is not a positive integer, if ``beta`` is negative, or
+            if ``analytic_kl`` is asked for where it would be wrong.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equations 6 and 7.
         https://arxiv.org/abs/1312.6114
+        β-VAE (Higgins et al., 2017), equation 4. https://openreview.net/forum?id=Sy2fzU9gl
     """
 
-    def __init__(self, num_particles: int = 1, analytic_kl: bool | None = None) -> None:
+    def __init__(
+        self,
+        num_particles: int = 1,
+        analytic_kl: bool | None = None,
+        beta: float | Schedule = 1.0,
+    ) -> None:
         super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
+        if not isinstance(beta, Schedule) and (isinstance(beta, bool) or not 0 <= beta < math.inf):
+            raise ValueError(f"expected beta ≥ 0 and finite, or a schedule; got {beta!r}")
+        self.beta = beta
         self.analytic_kl = analytic_kl
         self._chosen: tuple[Any, Any, Trace_ELBO] | None = None
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        estimator, weigh = self.estimator(model, guide, args, kwargs), self._weigh()
+        if weigh is None:
+            return estimator.differentiable_loss(model, guide, *args, **kwargs)
+        loss = self.loss(model, guide, *args, **kwargs)
+        surrogate = estimator.differentiable_loss(weigh(model), weigh(guide), *args, **kwargs)
+        return surrogate - surrogate.detach() + loss
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        estimator, weigh = self.estimator(model, guide, args, kwargs), self._weigh()
+        if weigh is None:
+            return estimator.loss_and_grads(model, guide, *args, **kwargs)
+        with torch.no_grad():
+            loss = self.loss(model, guide, *args, **kwargs)
+        estimator.loss_and_grads(weigh(model), weigh(guide), *args, **kwargs)
+        return loss
+
+    def _weigh(self) -> _WeighLatents | None:
+        beta = self.beta(self._epoch) if isinstance(self.beta, Schedule) else self.beta
+        return None if beta == 1 else _WeighLatents(beta)
+
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
+        return self.estimator(model, guide, args, kwargs)._get_trace(model, guide, args, kwargs)
 
     def estimator(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Trace_ELBO:
+        """Pyro's ``ELBO`` that does the work for this program, called with these arguments."""
         # compared by ==, because vae.model is a new bound method at every access
         if self._chosen is None or self._chosen[:2] != (model, guide):
             self._chosen = (model, guide, self._choose(model, guide, args, kwargs))
@@ -107,6 +121,19 @@ class ELBO(Objective):
                 _log.warning("the KL is estimated by sampling: %s", obstacle)
         # Pyro's vectorised particles guess the plates' depth by themselves at the first call
         return kind(num_particles=self.num_particles, vectorize_particles=self.num_particles > 1)
+
+
+class _WeighLatents(Messenger):
+    """Multiplies the log-density of every latent site, of a model or of its guide."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        # not poutine.scale, which scales the observations too and does not allow zero
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.weight
 
 
 def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:
