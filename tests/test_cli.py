@@ -184,7 +184,7 @@ BAD_YAML = {
         {"fit": 3},
         "expected fit in tiny.yaml to hold options .*; got 3",
     ),
-    "class": ({"objective": "ELBOO"}, "expected objective to be one of ELBO, .* mean ELBO\\?"),
+    "class": ({"objective": "ELBOO"}, "expected objective to be one of CIWAE, .* mean ELBO\\?"),
     "class's option": (
         {"model": {"encoder": {"class_path": "MLP", "init_args": {"hiden": [3]}}}},
         "there is no option --model.encoder.hiden; did you mean hidden\\?",
