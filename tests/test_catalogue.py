@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
@@ -34,6 +35,14 @@ def test_every_component_has_a_line(capsys):
     assert "VAE with a VampPrior (Tomczak & Welling, 2018), equation 9." in blocks["priors"]
     # a line for each paper
     assert re.search(r"\n +Neural Spline Flows .*1906.04032\n", blocks["priors"])
+
+
+@pytest.mark.parametrize("family", catalogue.FAMILIES)
+def test_every_component_names_its_paper(family):
+    lines = catalogue.overview(family).splitlines()[1:]
+    for line, after in pairwise([*lines, "  end"]):
+        if line[2] != " ":
+            assert after[2] == " " and "http" in after, line
 
 
 def test_one_family_and_one_component(capsys):

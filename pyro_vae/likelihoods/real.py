@@ -152,7 +152,12 @@ class Gaussian(LocationScale):
 
 
 class Laplace(LocationScale):
-    """p(x|z) = Π_i Laplace(x_i; μ_i(z), σ_i), for real data: the L1 loss as a likelihood."""
+    """p(x|z) = Π_i Laplace(x_i; μ_i(z), σ_i), for real data: the L1 loss as a likelihood.
+
+    References:
+        Regression Quantiles (Koenker & Bassett, 1978), of which the median's is this one.
+        https://doi.org/10.2307/1913643
+    """
 
     power = 1
 

@@ -43,6 +43,10 @@ class Beta(Likelihood):
         latent_dim: the number of latent variables D.
         event_shape: the shape of one datum.
         network: the factory of the decoder, of outputs ``(2, *event_shape)``: f and g.
+
+    References:
+        Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004),
+        equation 4. https://doi.org/10.1080/0266476042000214501
     """
 
     support = Kind.UNIT

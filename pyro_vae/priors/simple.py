@@ -42,6 +42,11 @@ class DiagonalNormal(Prior):
 
     A VAE with a learned affine layer at the decoder's entrance could say the same; it is the
     simplest prior with parameters, to compare richer ones with.
+
+    References:
+        ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman
+        & Johnson, 2016), on what a prior that is learned can gain.
+        http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
     """
 
     def __init__(self, latent_dim: int) -> None:
