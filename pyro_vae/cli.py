@@ -72,8 +72,9 @@ def fit(words: list[str]) -> None:
         return
     history = run.fit(experiment, settings.resume, settings.overwrite, progress=True)
     last = history.epochs[(history.best_epoch or len(history)) - 1]
-    valid = f", validation {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
-    print(f"ELBO after epoch {last['epoch']}: {last['elbo']:.3f} nats per datum{valid}")
+    valid = f", validation ELBO {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
+    bound = type(experiment.objective).__name__
+    print(f"{bound} after epoch {last['epoch']}: {last['elbo']:.3f} nats per datum{valid}")
     print(f"run: {run.folder}   next: pyro-vae evaluate {run.folder}")
 
 

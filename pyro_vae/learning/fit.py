@@ -290,7 +290,8 @@ def _epoch(
                 error.where = f" in epoch {epoch}, step {step}"
                 raise
             seen += len(index)
-            bar.set_postfix_str(f"ELBO {total / seen:.2f} nats/datum", refresh=False)
+            bound = f"{type(objective).__name__} {total / seen:.2f} nats/datum"
+            bar.set_postfix_str(bound, refresh=False)
             bar.update()
     return total / seen
 

@@ -24,11 +24,11 @@ _WIDE, _SQUARE = (6.4, 3.6), (5.2, 4.6)
 
 
 def learning_curves(history: History) -> Figure:
-    """ELBO of training and validation data against the epoch."""
+    """The objective of training data and the ELBO of validation data against the epoch."""
     figure, axes = _axes(_WIDE)
-    axes.plot(history["epoch"], history["elbo"], label="training")
+    axes.plot(history["epoch"], history["elbo"], label="training, the objective")
     if "valid_elbo" in history.epochs[0]:
-        axes.plot(history["epoch"], history["valid_elbo"], label="validation")
+        axes.plot(history["epoch"], history["valid_elbo"], label="validation, the ELBO")
     # the first epochs fall far below the rest and would flatten it
     settled = np.sort(history["elbo"])[len(history) // 10 :]
     top = max(max(history["elbo"]), max(history.epochs[-1].get("valid_elbo", -np.inf), settled[-1]))
@@ -36,7 +36,7 @@ def learning_curves(history: History) -> Figure:
         settled[0] - 0.1 * (top - settled[0]) - 1e-3, top + 0.1 * (top - settled[0]) + 1e-3
     )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("ELBO (nats per datum)")
+    axes.set_ylabel("nats per datum")
     axes.legend(frameon=False)
     return figure
 
