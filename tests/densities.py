@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TransformedDistribution
 from scipy import stats
 
-from pyro_vae import spherical
+from pyro_vae import distributions
 
 
 class Line(NamedTuple):
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 def is_spherical(fn) -> bool:
-    return isinstance(fn, spherical.PowerSpherical | spherical.UniformSphere)
+    return isinstance(fn, distributions.PowerSpherical | distributions.UniformSphere)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pyro.distributions import transforms
 from scipy import stats
 
 import pyro_vae as pv
-from pyro_vae import likelihoods, networks, posteriors, priors, spherical
+from pyro_vae import distributions, likelihoods, networks, posteriors, priors
 
 FLOWS = [n for n in POSTERIORS if n.endswith("Flow")]
 
@@ -236,7 +236,7 @@ class TestSphere:
     def test_power_spherical_against_scipy(self):
         # De Cao & Aziz: (1 + μᵀz)/2 ~ Beta((D − 1)/2 + κ, (D − 1)/2)
         loc = torch.nn.functional.normalize(torch.randn(5, dtype=torch.float64), dim=0)
-        fn = spherical.PowerSpherical(loc, torch.tensor(7.0, dtype=torch.float64))
+        fn = distributions.PowerSpherical(loc, torch.tensor(7.0, dtype=torch.float64))
         cosine = fn.sample((4000,)) @ loc
         marginal = stats.beta(2 + 7, 2)
         # false alarm 1e-4
@@ -252,7 +252,7 @@ class TestSphere:
     @pytest.mark.parametrize("concentration", [0.5, 10.0, 2000.0])
     def test_samples_are_around_the_mean(self, dim, concentration):
         loc = torch.nn.functional.normalize(torch.randn(dim), dim=0)
-        fn = spherical.PowerSpherical(loc, torch.tensor(concentration))
+        fn = distributions.PowerSpherical(loc, torch.tensor(concentration))
         z = fn.sample((20_000,))
         torch.testing.assert_close(z.norm(dim=1), torch.ones(len(z)))
         error = z.std(0) / math.sqrt(len(z))
@@ -263,8 +263,8 @@ class TestSphere:
     @pytest.mark.parametrize("concentration", [0.5, 10.0, 300.0])
     def test_entropy_and_kl_are_expectations(self, concentration):
         loc = torch.nn.functional.normalize(torch.randn(6, dtype=torch.float64), dim=0)
-        q = spherical.PowerSpherical(loc, torch.tensor(concentration, dtype=torch.float64))
-        p = spherical.UniformSphere(loc)
+        q = distributions.PowerSpherical(loc, torch.tensor(concentration, dtype=torch.float64))
+        p = distributions.UniformSphere(loc)
         z = q.sample((20_000,))
         log_q = q.log_prob(z)
         error = float(log_q.std()) / math.sqrt(len(z))
@@ -277,7 +277,7 @@ class TestSphere:
         # d E[μᵀz] / dκ is known: E[μᵀz] = κ/(κ + D − 1)
         kappa = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
         loc = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
-        z = spherical.PowerSpherical(loc, kappa).rsample((20_000,))
+        z = distributions.PowerSpherical(loc, kappa).rsample((20_000,))
         slopes = [
             torch.autograd.grad((c @ loc).mean(), kappa, retain_graph=True)[0] for c in z.chunk(20)
         ]
@@ -291,7 +291,7 @@ class TestSphere:
             loc = torch.tensor([axis, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
             torch.manual_seed(0)
             unit = torch.nn.functional.normalize(loc, dim=0)
-            z = spherical.PowerSpherical(unit, torch.tensor(5.0).double()).rsample((20_000,))
+            z = distributions.PowerSpherical(unit, torch.tensor(5.0).double()).rsample((20_000,))
             slope = torch.autograd.grad(z[:, 1].mean(), loc)[0][1]
             assert float(slope) == pytest.approx(5 / 7, abs=0.03)
 
@@ -299,9 +299,9 @@ class TestSphere:
     def test_single_precision_is_as_good(self, dim, concentration):
         torch.manual_seed(0)
         loc = torch.nn.functional.normalize(torch.randn(dim), dim=0)
-        q = spherical.PowerSpherical(loc, torch.tensor(concentration))
+        q = distributions.PowerSpherical(loc, torch.tensor(concentration))
         z = q.sample((100,))
-        exact = spherical.PowerSpherical(
+        exact = distributions.PowerSpherical(
             torch.nn.functional.normalize(loc.double(), dim=0), torch.tensor(concentration).double()
         )
         on_sphere = torch.nn.functional.normalize(z.double(), dim=-1)
@@ -309,7 +309,8 @@ class TestSphere:
         error = q.log_prob(z).double() - exact.log_prob(on_sphere)
         assert float(error.abs().mean()) < 1e-2 and abs(float(error.mean())) < 3e-3
         kl, exact_kl = (
-            torch.distributions.kl_divergence(f, spherical.UniformSphere(f.loc)) for f in (q, exact)
+            torch.distributions.kl_divergence(f, distributions.UniformSphere(f.loc))
+            for f in (q, exact)
         )
         assert float(kl) == pytest.approx(float(exact_kl), abs=1e-4)
 
@@ -320,7 +321,7 @@ class TestSphere:
 
     def test_uniform_covers_the_sphere(self):
         # each coordinate z_d of S^{D−1} has (z_d + 1)/2 ~ Beta((D − 1)/2, (D − 1)/2)
-        z = spherical.UniformSphere(torch.zeros(4)).sample((4000,))
+        z = distributions.UniformSphere(torch.zeros(4)).sample((4000,))
         assert z.shape == (4000, 4)
         for column in z.T:
             assert stats.kstest(((column + 1) / 2).numpy(), stats.beta(1.5, 1.5).cdf).pvalue > 1e-4

@@ -6,7 +6,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .. import spherical
+from .. import distributions
 from .._component import NetworkFactory, Shape, Space
 from .base import Posterior
 
@@ -31,10 +31,10 @@ class PowerSpherical(Posterior):
     space = Space.SPHERE
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
-        super().__init__(event_shape, spherical.check_dim(latent_dim), network)
+        super().__init__(event_shape, distributions.check_dim(latent_dim), network)
         self.network = network(self.event_shape, (latent_dim + 1,))
 
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)
         concentration = 1 + softplus(out[..., -1])
-        return spherical.PowerSpherical(spherical.unit_vector(out[..., :-1]), concentration)
+        return distributions.PowerSpherical(distributions.unit_vector(out[..., :-1]), concentration)

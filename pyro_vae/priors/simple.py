@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
-from .. import spherical
+from .. import distributions
 from .._component import Space
 from .base import Prior
 
@@ -119,8 +119,8 @@ class UniformSphere(Prior):
     like: torch.Tensor
 
     def __init__(self, latent_dim: int) -> None:
-        super().__init__(spherical.check_dim(latent_dim))
+        super().__init__(distributions.check_dim(latent_dim))
         self.register_buffer("like", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
-        return spherical.UniformSphere(self.like)
+        return distributions.UniformSphere(self.like)

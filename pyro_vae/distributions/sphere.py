@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, register_kl
 from torch.nn.functional import normalize
 
-from ._component import positive
+from .._component import positive
 
 __all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area", "unit_vector"]
 
