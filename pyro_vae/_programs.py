@@ -97,8 +97,8 @@ def _add_noise(site: Site, flow: TransformedDistribution) -> Site:
         again: Any = noise
         for transform in flow.transforms:
             again = transform(again)
-    except (KeyError, NotImplementedError, RuntimeError, AssertionError):
-        return site
+    except (KeyError, NotImplementedError):
+        return site  # no inverse and no memory: the value is all there is
     # what a transform remembers is the noise itself; what it computes may be near it only
     return {**site, "noise": noise} if torch.equal(again, site["value"]) else site
 

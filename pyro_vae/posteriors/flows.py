@@ -71,7 +71,35 @@ class FlowPosterior(Posterior):
         """The steps from the normal's draw to z, of the conditions ``(*batch, conditions)``."""
 
 
-class PlanarFlow(FlowPosterior):
+class RepeatedFlow(FlowPosterior):
+    """The base of flows of so many like steps.
+
+    A new one defines :meth:`numbers` besides :meth:`transforms`.
+
+    Arguments:
+        event_shape: the shape of one datum.
+        latent_dim: the number of latent variables D.
+        network: the factory of the encoder.
+        flows: the number of steps.
+
+    Raises:
+        ValueError: if ``flows`` is not a positive integer.
+    """
+
+    def __init__(
+        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
+    ) -> None:
+        conditions = positive("flows", flows) * self.numbers(latent_dim)
+        super().__init__(event_shape, latent_dim, network, conditions)
+        self.flows = flows
+
+    @staticmethod
+    @abstractmethod
+    def numbers(latent_dim: int) -> int:
+        """How many numbers condition one step."""
+
+
+class PlanarFlow(RepeatedFlow):
     """z_t = z_{t−1} + û tanh(wᵀz_{t−1} + b), with û, w, b of every step given by the encoder.
 
     Has no inverse in closed form.
@@ -92,12 +120,9 @@ class PlanarFlow(FlowPosterior):
 
     scores_anything = False
 
-    def __init__(
-        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
-    ) -> None:
-        conditions = positive("flows", flows) * (1 + 2 * latent_dim)
-        super().__init__(event_shape, latent_dim, network, conditions)
-        self.flows = flows
+    @staticmethod
+    def numbers(latent_dim: int) -> int:
+        return 1 + 2 * latent_dim
 
     def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         numbers = conditions.unflatten(-1, (self.flows, -1))
@@ -106,7 +131,7 @@ class PlanarFlow(FlowPosterior):
         return [ConditionedPlanar(step) for step in steps]
 
 
-class RadialFlow(FlowPosterior):
+class RadialFlow(RepeatedFlow):
     """z_t = z_{t−1} + β (z_{t−1} − z₀)/(α + |z_{t−1} − z₀|), with z₀, α, β given by the encoder.
 
     Has no inverse in closed form.
@@ -127,12 +152,9 @@ class RadialFlow(FlowPosterior):
 
     scores_anything = False
 
-    def __init__(
-        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
-    ) -> None:
-        conditions = positive("flows", flows) * (latent_dim + 2)
-        super().__init__(event_shape, latent_dim, network, conditions)
-        self.flows = flows
+    @staticmethod
+    def numbers(latent_dim: int) -> int:
+        return latent_dim + 2
 
     def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         steps = conditions.unflatten(-1, (self.flows, -1)).unbind(-2)
@@ -140,7 +162,7 @@ class RadialFlow(FlowPosterior):
         return [ConditionedRadial(step.split(sizes, -1)) for step in steps]
 
 
-class HouseholderFlow(FlowPosterior):
+class HouseholderFlow(RepeatedFlow):
     """z = H_T … H_1 (μ + σ ε): reflections given by the encoder make the covariance a full one.
 
     Preserves volume, and is its own inverse in reverse.
@@ -159,11 +181,9 @@ class HouseholderFlow(FlowPosterior):
         equation 8. https://arxiv.org/abs/1611.09630
     """
 
-    def __init__(
-        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
-    ) -> None:
-        super().__init__(event_shape, latent_dim, network, positive("flows", flows) * latent_dim)
-        self.flows = flows
+    @staticmethod
+    def numbers(latent_dim: int) -> int:
+        return latent_dim
 
     def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
         normals = conditions.unflatten(-1, (self.flows, self.latent_dim))

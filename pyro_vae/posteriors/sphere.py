@@ -17,7 +17,9 @@ class PowerSpherical(Posterior):
     """q(z|x) ∝ (1 + μ(x)ᵀz)^κ(x) on the unit sphere, with the prior ``UniformSphere``.
 
     The network gives a vector whose direction is μ, and κ through a softplus, at least 1 so
-    that q has a single smooth peak; the KL is in closed form.
+    that q has a single smooth peak; the KL is in closed form. q vanishes opposite to μ, where
+    p(z|x) does not: the ELBO is sound, but for κ ≥ (D − 1)/2 importance weights have no
+    variance, L_k rises slowly, and k̂ says so.
 
     Raises:
         ValueError: if ``latent_dim`` is below 2.
