@@ -47,9 +47,9 @@ PRESETS = {
 WARM_UP = " --objective ELBO --objective.beta LinearWarmUp --objective.beta.epochs "
 
 
-def warmed(preset: Preset, epochs: int, **changes: object) -> Preset:
+def warmed(preset: Preset, epochs: int) -> Preset:
     """The same with the KL's weight rising from 0 to 1 over so many epochs."""
-    return replace(preset, fit=preset.fit + WARM_UP + str(epochs), **changes)  # type: ignore[arg-type]
+    return replace(preset, fit=preset.fit + WARM_UP + str(epochs))
 
 
 TABLE = Table(
@@ -77,7 +77,7 @@ TABLE = Table(
     },
     presets={
         "smoke": warmed(PRESETS["smoke"], 1),
-        "small": warmed(PRESETS["small"], 5, num_data=300),
+        "small": warmed(replace(PRESETS["small"], num_data=300), 5),
         "paper": warmed(PRESETS["paper"], 100),
     },
 )

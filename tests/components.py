@@ -148,3 +148,12 @@ def small_vae(prior=None, posterior=None, latent_dim=2, event_shape=(3,), **part
         posterior = posteriors.PowerSpherical if sphere else posteriors.DiagonalNormal
     parts = {"encoder": SMALL, "decoder": SMALL, **parts}
     return pv.VAE(event_shape, latent_dim, prior=prior, posterior=posterior, **parts)
+
+
+def random_posterior(make, degrees=1):
+    """A posterior of so many degrees of freedom; on the sphere that is one dimension more."""
+    latent_dim = degrees + (kind(make) is posteriors.PowerSpherical)
+    vae = small_vae(posterior=make, latent_dim=latent_dim).double().eval()
+    for parameter in vae.posterior.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return vae.posterior
