@@ -38,11 +38,11 @@ class Space(Enum):
         return self.value
 
 
-class _AbstractModule(ABCMeta, type(PyroModule)):
+class AbstractModule(ABCMeta, type(PyroModule)):
     """Joins the metaclasses of ``ABC`` and ``PyroModule``, which Python refuses to guess."""
 
 
-class Component(PyroModule, ABC, metaclass=_AbstractModule):
+class Component(PyroModule, ABC, metaclass=AbstractModule):
     """A module whose ``forward`` returns a distribution: a prior, a likelihood or a posterior."""
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
@@ -18,10 +19,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = [
     "PLATE",
+    "Labels",
     "Program",
     "Site",
     "check",
     "evaluating",
+    "labels_of",
     "own_parameters",
     "samples",
     "traces",
@@ -44,6 +47,23 @@ class Program(Protocol):
 
     @property
     def guide(self) -> Callable[..., Any]: ...
+
+
+class Labels(Enum):
+    """What a program does with what is known of a datum besides the datum itself."""
+
+    #: ``model(x)``: they are not looked at.
+    UNUSED = "unused"
+    #: ``model(x, labels)`` is p(x | labels), and ``guide(x, labels)`` goes with it.
+    CONDITION = "condition"
+    #: ``model(x, labels)`` is p(x, labels), to learn from where they are known (not −1), and
+    #: ``model(x)`` is p(x).
+    PARTIAL = "partial"
+
+
+def labels_of(program: object) -> Labels:
+    """A program's attribute ``labels``; one without it does not look at them."""
+    return getattr(program, "labels", Labels.UNUSED)
 
 
 def traces(

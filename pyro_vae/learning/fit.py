@@ -31,6 +31,7 @@ from . import checkpoint as checkpoints
 from .diagnosis import NonFiniteLossError, check_weights, guarded
 from .initialize import initialize, starts_from_data
 from .objectives import ELBO, Objective
+from .objectives.base import Moment
 from .optim import Joint
 from .schedules import Schedule
 
@@ -282,7 +283,8 @@ def _epoch(
         batches = order.split(batch_size)
         for step, index in enumerate(batches, 1):
             if isinstance(objective, Objective):
-                objective.at(epoch - 1 + (step - 1) / len(batches))
+                passed = epoch - 1 + (step - 1) / len(batches)
+                objective.at(Moment(passed, len(train), index))
             x = train.draw(index) if isinstance(train, Split) else train[index]
             try:
                 total -= cast(float, svi.step(x))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pyro
 import torch
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import nn
 
 from .._component import NetworkFactory, Shape, checked_factory, positive
@@ -14,11 +14,12 @@ from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
+from .base import Autoencoder
 
 __all__ = ["VAE"]
 
 
-class VAE(PyroModule):
+class VAE(Autoencoder):
     """z ~ p(z), x ~ p(x|z) as a Pyro model, with the encoder q(z|x) as its guide.
 
     Every part is given by a factory: a class, a ``functools.partial`` of one, or any
@@ -53,8 +54,7 @@ class VAE(PyroModule):
         encoder: Callable[[Shape, Shape], nn.Module] = MLP,
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
-        super().__init__()
-        self.event_shape = tuple(positive("every size in event_shape", n) for n in event_shape)
+        super().__init__(event_shape)
         self.latent_dim = positive("latent_dim", latent_dim)
         encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
         self.posterior = posterior(self.event_shape, latent_dim, encoder)
@@ -83,21 +83,3 @@ class VAE(PyroModule):
         """
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.posterior(x))
-
-    def check(self, x: torch.Tensor) -> None:
-        """Refuses data that this program cannot score.
-
-        Raises:
-            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, if the type is
-                not that of the weights, or if the likelihood has no density at a value.
-        """
-        if x.shape[1:] != self.event_shape or not len(x):
-            expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
-            raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}")
-        dtype = next(self.parameters()).dtype
-        if x.dtype != dtype:
-            raise ValueError(f"expected x of {dtype}, as the model's weights are; got {x.dtype}")
-        self.likelihood.check(x)
-
-    def __repr__(self) -> str:
-        return nn.Module.__repr__(self)

@@ -13,6 +13,7 @@ from pyro.infer import SVI
 
 import pyro_vae as pv
 from pyro_vae.learning.objectives import ELBO
+from pyro_vae.learning.objectives.base import Moment
 from pyro_vae.learning.schedules import Cyclical, LinearWarmUp
 
 X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
@@ -131,7 +132,7 @@ def test_plain_svi_takes_it():
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), objective)
     losses = []
     for step in range(200):
-        objective.at(step / 20)
+        objective.at(Moment(step / 20))
         losses.append(svi.step(X))
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
 

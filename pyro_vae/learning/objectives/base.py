@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-__all__ = ["Objective"]
+__all__ = ["Moment", "Objective"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where learning is, before a step.
+
+    Attributes:
+        epoch: passes over the data so far, with their fraction.
+        num_data: the number of training data, if it is known.
+        index: which of them are in the minibatch, ``(batch,)``, if it is known.
+        update: the number of updates already made with this minibatch.
+    """
+
+    epoch: float = 0.0
+    num_data: int | None = None
+    index: Tensor | None = None
+    update: int = 0
 
 
 class Objective(PyroELBO):
@@ -18,12 +36,22 @@ class Objective(PyroELBO):
     the bound itself, also where the gradient is that of something else.
     """
 
-    #: How many passes over the data have been made, for what changes with them.
-    _epoch: float = 0.0
+    #: How many updates :func:`~pyro_vae.fit` makes with each minibatch.
+    updates: int = 1
 
-    def at(self, epoch: float) -> None:
-        """Told by :func:`~pyro_vae.fit` before each step how many epochs have passed."""
-        self._epoch = epoch
+    #: What the next step is of, for what changes with it.
+    _moment: Moment = Moment()
+
+    def at(self, moment: Moment) -> None:
+        """Told by :func:`~pyro_vae.fit` before each step what it is of."""
+        self._moment = moment
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted :func:`~pyro_vae.fit` needs to go on: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`state_dict` gave."""
 
     @abstractmethod
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:

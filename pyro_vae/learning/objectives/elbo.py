@@ -86,7 +86,7 @@ class ELBO(Objective):
         return loss
 
     def _weigh(self) -> _WeighLatents | None:
-        beta = self.beta(self._epoch) if isinstance(self.beta, Schedule) else self.beta
+        beta = self.beta(self._moment.epoch) if isinstance(self.beta, Schedule) else self.beta
         return None if beta == 1 else _WeighLatents(beta)
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
