@@ -1,15 +1,17 @@
 """Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
 
 from . import data, likelihoods, models, networks, posteriors, priors
-from .evaluation import Bounds, evaluate
+from .evaluation import ActiveUnits, Bounds, active_units, evaluate
 from .learning import History, fit, initialize, objectives
 from .models import VAE
 from .particles import log_weights
 
 __all__ = [
     "VAE",
+    "ActiveUnits",
     "Bounds",
     "History",
+    "active_units",
     "data",
     "evaluate",
     "fit",
