@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -39,7 +40,8 @@ def run_pathwise(
 
     Raises:
         ValueError: if a site of the guide is not reparameterised, or has no density at a draw
-            that is not its own memory's (a flow without an inverse).
+            that is not its own memory's (a flow without an inverse), or if the guide, which
+            runs three times, has noise of its own besides its draws.
 
     References:
         Sticking the Landing (Roeder et al., 2017), equation 8. https://arxiv.org/abs/1703.09194
@@ -73,11 +75,20 @@ def run_pathwise(
             "expected a guide with a density at any draw; a flow without an inverse scores its "
             "own memory's only: use gradient 'standard'"
         ) from error
+    if not all(_same(log_q[n], scores[n]) for n in log_q):
+        raise ValueError(
+            "expected a guide that gives a draw the same density each time it runs; got others, "
+            "as of dropout: leave it out of the encoder, or use gradient 'standard'"
+        )
     return Particles(
         log_p={name: log_prob_of(site, dim, shape) for name, site in p.items()},
         log_q={n: log_q[n] - scores[n] + scores[n].detach() for n in log_q},
         latents={n: s["value"] for n, s in latent.items()},
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

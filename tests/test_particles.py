@@ -400,6 +400,34 @@ def _two_latents_guide(x):
         pyro.sample("u", dist.Normal(z, 1.0))
 
 
+def test_parameters_for_each_datum_of_more_data_than_a_chunk():
+    # the guide fails on a part of the data: with plates of Pyro's by their size, or in a sum
+    locs = torch.randn(50)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def plated(x):
+        loc = pyro.param("loc", locs)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.7))
+
+    def summed(x):
+        loc = pyro.param("loc", locs)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc + 0 * x, 0.7))
+
+    x = torch.randn(50)
+    for guide in (plated, summed):
+        log_w = pv.log_weights(model, guide, x, num_samples=20_000, chunk_size=1000)
+        truth = torch.distributions.Normal(0.0, math.sqrt(2)).log_prob(x)
+        trusted = (locs - x / 2).abs() < 0.7
+        evidence = log_w.logsumexp(0) - math.log(20_000)
+        torch.testing.assert_close(evidence[trusted], truth[trusted], atol=0.06, rtol=0)
+
+
 def _plain(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -482,3 +510,70 @@ def test_a_chunk_is_as_wide_as_the_likelihood(monkeypatch):
     assert got.shape == expected.shape
     # the look at the program comes first: one run, a half, two particles
     assert max(sizes[3:]) == 256 * 6 * 14 and len(sizes) == 3 + 45
+
+
+def _two_plates(outer):
+    """A program with a plate on either side of the data's, scalar and vector events."""
+    data, repeats = (-2, -1) if outer else (-1, -2)
+
+    def at(x, power):
+        # of the data alone, where the plates have it
+        return (x * power).unsqueeze(-1) if outer else x * power
+
+    def model(x, power):
+        with pyro.plate("data", len(x), dim=data):
+            a = pyro.sample("a", dist.Normal(at(x, power), 1.0))
+            with pyro.plate("repeats", 3, dim=repeats):
+                b = pyro.sample("b", dist.Normal(a[..., None].expand(*a.shape, 2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(b.sum(-1), 0.5), obs=at(x, 1.0))
+
+    def guide(x, power):
+        with pyro.plate("data", len(x), dim=data):
+            a = pyro.sample("a", dist.Normal(0.5 * at(x, power), 1.0))
+            with pyro.plate("repeats", 3, dim=repeats):
+                pyro.sample("b", dist.Normal(a[..., None] * torch.ones(2), 0.7).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("outer", [False, True])
+def test_densities_at_given_latents_are_those_of_the_run_that_drew_them(outer, tiled):
+    model, guide = _two_plates(outer)
+    x, power = torch.randn(4), torch.tensor(0.5)
+    layout = particles.Layout(2, tiled)
+    run = particles.run(model, guide, x, power, num_samples=5, layout=layout)
+    assert run.latents["b"].shape == (5, 4, 3, 2)
+    for program, expected in ((model, run.log_p), (guide, run.log_q)):
+        found = particles.log_probs_at(program, run.latents, x, power, layout=layout)
+        assert list(found) == list(expected)
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name])
+    a, b = run.latents["a"].reshape(5, 4), run.latents["b"]
+    by_hand = _normal(a, 0.5 * x, 1.0) + _normal(b, a[..., None, None], 1.0).sum((-1, -2))
+    by_hand = by_hand + _normal(x[:, None], b.sum(-1), 0.5).sum(-1)
+    torch.testing.assert_close(sum(run.log_p.values()), by_hand)
+
+
+def test_densities_at_given_latents_are_differentiable_masked_and_not_scaled():
+    program = LinearGaussian(2)
+    x = program.sample(3)
+    z = torch.randn(4, 3, 2, dtype=x.dtype, requires_grad=True)
+    mask = torch.tensor([True, False, True])
+    model = poutine.scale(poutine.mask(program.model, mask), 0.3)
+    total = sum(particles.log_probs_at(model, {"z": z}, x).values())
+    (gradient,) = torch.autograd.grad(total.sum(), z)
+    pull = ((x - z @ program.W.T - program.b) @ program.W) / program.s**2
+    torch.testing.assert_close(gradient, mask[:, None] * (pull - z).detach())
+
+
+def test_densities_want_a_value_for_every_latent_site():
+    model, _ = _two_plates(True)
+    with pytest.raises(ValueError, match="got none for 'b', but for 'a'"):
+        particles.log_probs_at(
+            model,
+            {"a": torch.zeros(1, 4, 1)},
+            torch.zeros(4),
+            torch.tensor(1.0),
+            layout=particles.Layout(2),
+        )
