@@ -1,6 +1,19 @@
 """Learning a program: objectives, one optimiser for all parameters, and ``fit``."""
 
-from .fit import History, fit
+from .fit import fit
+from .history import History
 from .initialize import initialize
+from .objectives.base import Moment
+from .objectives.free_bits import FreeBits
+from .schedules import Cyclical, LinearWarmUp, Schedule
 
-__all__ = ["History", "fit", "initialize"]
+__all__ = [
+    "Cyclical",
+    "FreeBits",
+    "History",
+    "LinearWarmUp",
+    "Moment",
+    "Schedule",
+    "fit",
+    "initialize",
+]

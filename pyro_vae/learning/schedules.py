@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
-__all__ = ["Cyclical", "LinearWarmUp", "Schedule"]
+__all__ = ["Cyclical", "LinearWarmUp", "Schedule", "check_number"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class LinearWarmUp(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("epochs", self.epochs, least=1e-12)
-        _check("start", self.start)
-        _check("end", self.end)
+        check_number("epochs", self.epochs, least=1e-12)
+        check_number("start", self.start)
+        check_number("end", self.end)
 
     def __call__(self, epoch: float) -> float:
         part = min(1.0, epoch / self.epochs)
@@ -78,18 +80,29 @@ class Cyclical(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("period", self.period, least=1e-12)
-        _check("rising", self.rising, least=1e-12, most=1.0)
-        _check("start", self.start)
-        _check("end", self.end)
+        check_number("period", self.period, least=1e-12)
+        check_number("rising", self.rising, least=1e-12, most=1.0)
+        check_number("start", self.start)
+        check_number("end", self.end)
 
     def __call__(self, epoch: float) -> float:
         part = min(1.0, epoch / self.period % 1.0 / self.rising)
         return self.start + part * (self.end - self.start)
 
 
-def _check(name: str, value: float, least: float = 0.0, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not least <= value <= most or value == math.inf:
+def check_number(
+    name: str, value: Any, *, least: float = 0.0, most: float = math.inf, or_schedule: bool = False
+) -> None:
+    """Refuses what is no number ≥ ``least``, ≤ ``most`` and finite, nor a schedule if it may be.
+
+    Raises:
+        ValueError: saying what was expected of ``name``.
+    """
+    if or_schedule and isinstance(value, Schedule):
+        return
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not least <= number <= most or number == math.inf:
         bounds = "> 0" if least else "≥ 0"
         limit = f" and ≤ {most:g}" if most < math.inf else ""
-        raise ValueError(f"expected {name} {bounds}{limit} and finite; got {value!r}")
+        other = ", or a schedule" if or_schedule else ""
+        raise ValueError(f"expected {name} {bounds}{limit} and finite{other}; got {value!r}")

@@ -12,6 +12,7 @@ from linear_gaussian import LinearGaussian
 from pyro.infer import SVI
 
 import pyro_vae as pv
+from pyro_vae.catalogue import overview
 from pyro_vae.learning.objectives import ELBO
 from pyro_vae.learning.objectives.base import Moment
 from pyro_vae.learning.schedules import Cyclical, LinearWarmUp
@@ -55,8 +56,6 @@ def test_the_gradient_is_that_of_the_weighed_terms(beta, analytic_kl, prior):
     objective.loss(vae.model, vae.guide, X)
 
     def terms():
-        if beta != 1:
-            vae.posterior(X).rsample()  # the draw of the reported bound
         q, p = vae.posterior(X), vae.prior()
         z = q.rsample()
         kl = q.log_prob(z) - p.log_prob(z)
@@ -96,6 +95,25 @@ def test_fit_tells_the_schedule_where_it_is():
     pv.fit(vae, X.float().repeat(5, 1), objective=ELBO(beta=Noted(2)), epochs=3, batch_size=4)
     # ten data by four: three steps in each epoch
     assert seen[-9:] == pytest.approx([i / 3 for i in range(9)])
+
+
+@pytest.mark.parametrize("make", [ELBO, pv.objectives.EnumeratedELBO])
+def test_without_the_epoch_it_says_how(make):
+    """It would stay at its start for ever: at β = 0, of a warm-up."""
+    vae, objective = small_vae().double(), make(beta=LinearWarmUp(10))
+    objective.loss(vae.model, vae.guide, X)  # the bound itself needs none
+    for run in (objective.loss_and_grads, objective.differentiable_loss):
+        with pytest.raises(ValueError, match=r"the epoch, with which LinearWarmUp\(.*at\(Moment\("):
+            run(vae.model, vae.guide, X)
+    objective.at(Moment(epoch=2.0))
+    assert objective.loss_and_grads(vae.model, vae.guide, X) > 0
+
+
+def test_public_names():
+    assert {"Cyclical", "FreeBits", "LinearWarmUp", "Moment"} <= set(pv.learning.__all__)
+    assert pv.objectives.ELBO(beta=pv.learning.LinearWarmUp(10)).beta == LinearWarmUp(10)
+    listed = overview("objectives")
+    assert "LinearWarmUp" not in listed and "FreeBits" not in listed and "  ELBO " in listed
 
 
 def test_beta_of_zero_learns_to_reconstruct_alone():

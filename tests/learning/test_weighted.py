@@ -199,6 +199,79 @@ class TestValues:
         assert values[0] == pytest.approx(values[1])
 
 
+def test_particles_are_laid_out_for_each_kind_of_arguments():
+    """With a condition this program reads a dimension by position; without, it does not."""
+
+    def model(x, c=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            share = z.softmax(1) if c is not None else z
+            pyro.sample("x", dist.Normal(share.sum(-1) + share[..., 0], 1.0), obs=x)
+
+    def guide(x, c=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    objective, x, c = IWAE(3), torch.randn(5), torch.ones(5)
+    with pytest.warns(UserWarning, match="each draw runs as one more datum"):
+        tiled = [objective.layout(model, guide, args, {}).tiled for args in ((x,), (x, c), (x,))]
+    assert tiled == [False, True, False]
+
+
+def _shared(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(w * z, 1.0), obs=x)
+
+
+def _shared_guide(x):
+    pyro.sample("w", dist.Normal(pyro.param("mean", torch.zeros(())), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(IWAE, 3),
+        partial(IWAE, 3, "stl"),
+        partial(IWAE, 3, "dreg"),
+        CIWAE,
+        pv.objectives.PIWAE,
+        pv.objectives.WakeSleep,
+        partial(pv.objectives.ELBO, gradient="stl"),
+    ],
+)
+def test_a_draw_that_data_share_is_refused(make):
+    """Also where it is there in training mode alone, which the first look does not see."""
+    sentence = r"expected every site in the plate .* got 'w' outside of it: use ELBO with gradient"
+
+    class Program(PyroModule):
+        @pyro_method
+        def model(self, x):
+            return (_shared if self.training else _private)(x)
+
+        @pyro_method
+        def guide(self, x):
+            return (_shared_guide if self.training else _private_guide)(x)
+
+    def _private(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def _private_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    program, objective, x = Program().eval(), make(), torch.zeros(3)
+    objective.loss(program.model, program.guide, x)
+    program.train()
+    with pytest.raises(ValueError, match=sentence):
+        objective.differentiable_loss(program.model, program.guide, x)
+
+
 @pytest.mark.parametrize("gradient", ["standard", "stl", "dreg"])
 def test_fit_learns_with_it(gradient):
     small = partial(pv.networks.MLP, hidden=(5,))
@@ -243,6 +316,13 @@ def test_what_cannot_be_reparameterised_or_inverted_is_refused(gradient):
     with pytest.raises(ValueError, match=r"without an inverse.*use gradient 'standard'"):
         IWAE(3, gradient).differentiable_loss(vae.model, vae.guide, x)
     assert IWAE(3).loss(vae.model, vae.guide, x) > 0
+
+    noisy = partial(pv.networks.MLP, hidden=(50,), dropout=0.5)
+    vae = pv.VAE((4,), 2, encoder=noisy, decoder=noisy)
+    with pytest.raises(ValueError, match="the same density each time it runs; got others, as of"):
+        IWAE(3, gradient).differentiable_loss(vae.model, vae.guide, x)
+    vae = pv.VAE((4,), 2, encoder=small, decoder=noisy)
+    assert IWAE(3, gradient).differentiable_loss(vae.model, vae.guide, x).item() > 0
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -1,7 +1,22 @@
 """Objectives: what SVI maximises."""
 
+from ..baselines import MonteCarloEM, WakeSleep
 from .base import Objective
 from .elbo import ELBO
-from .weighted import CIWAE, IWAE, MIWAE, Renyi
+from .enumerated import EnumeratedELBO
+from .reweighted import ReweightedWakeSleep
+from .weighted import CIWAE, IWAE, MIWAE, PIWAE, Renyi
 
-__all__ = ["CIWAE", "ELBO", "IWAE", "MIWAE", "Objective", "Renyi"]
+__all__ = [
+    "CIWAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "EnumeratedELBO",
+    "MonteCarloEM",
+    "Objective",
+    "Renyi",
+    "ReweightedWakeSleep",
+    "WakeSleep",
+]

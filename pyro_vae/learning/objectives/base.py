@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import torch
+from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.util import check_site_shape
 from torch import Tensor
 
-__all__ = ["Moment", "Objective"]
+from ..._programs import samples, traces
+from ..schedules import Schedule
+
+__all__ = ["Moment", "Objective", "plate_nesting"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,9 @@ class Objective(PyroELBO):
     #: What the next step is of, for what changes with it.
     _moment: Moment = Moment()
 
+    #: The program that was looked at, and what was seen, by the kinds of its arguments.
+    _seen: tuple[Any, Any, dict[tuple, Any]] | None = None
+
     def at(self, moment: Moment) -> None:
         """Told by :func:`~pyro_vae.fit` before each step what it is of."""
         self._moment = moment
@@ -68,5 +82,53 @@ class Objective(PyroELBO):
             loss.backward()
         return loss.item()
 
+    def _once(self, look: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict) -> T:
+        """What ``look()`` gave when this program was first called with arguments of these kinds.
+
+        Called with others, a program may have other sites: with labels, and without.
+        """
+        # compared by ==, because vae.model is a new bound method at every access
+        if self._seen is None or self._seen[:2] != (model, guide):
+            self._seen = (model, guide, {})
+        found = self._seen[2]
+        kinds = (*map(_kind, args), *((name, _kind(kwargs[name])) for name in sorted(kwargs)))
+        if kinds not in found:
+            found[kinds] = look()
+        return found[kinds]
+
+    def _scheduled(self, value: float | Schedule) -> float:
+        """A number, or what it is at this step."""
+        if not isinstance(value, Schedule):
+            return value
+        if self._moment is Objective._moment:
+            raise ValueError(
+                f"expected to be told the epoch, with which {value} changes; got none: call "
+                f"objective.at(Moment(epoch=…)) before each step, as fit does"
+            )
+        return value(self._moment.epoch)
+
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
         raise NotImplementedError(f"{type(self).__name__} runs the programs by itself")
+
+
+def _kind(value: Any) -> Any:
+    # a flag or a word may decide which sites there are; a size does not
+    return value if isinstance(value, bool | str) else type(value)
+
+
+@torch.no_grad()
+def plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
+    """The depth of a program's plates, by one run of it.
+
+    Pyro finds its ``max_plate_nesting`` likewise where it is not given one, but prints it.
+    """
+    with poutine.block():
+        both = traces(model, guide, args, kwargs)
+    sites = [site for found in both for site in samples(found).values()]
+    if is_validation_enabled():
+        # as Pyro does now, because its checks are weaker once it knows the depth
+        for site in sites:
+            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            check_site_shape(cast("Any", {**site, "log_prob": log_prob}), cast("int", math.inf))
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)

@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..._component import positive
-from ..._programs import Site, samples, traces
-from ..schedules import Schedule
-from .base import Objective
+from ..._programs import Site, evaluating, samples, traces
+from ...particles import Layout, inspect
+from ...pathwise import run_pathwise
+from ..schedules import Schedule, check_number
+from .base import Objective, plate_nesting
+from .free_bits import FreeBits, rescored
+from .parameters import log_weight_prior
+from .per_datum import PerDatum
 
 __all__ = ["ELBO"]
 
 _log = logging.getLogger("pyro_vae")
+
+#: Minus the ELBO, a tensor with the gradient asked for, and what the model and the guide
+#: computed on the way.
+_Run = tuple[float, Tensor, list[Tensor], list[Tensor]]
 
 
 class ELBO(Objective):
@@ -32,8 +40,10 @@ class ELBO(Objective):
     latent site is reparameterised and the guide draws them in the model's order, so that
     what p(z_i | …) depends on is there when q(z_i | …) is drawn.
 
-    What it returns is always the ELBO. With ``beta`` the gradient is that of
-    E_q[log p(x|z)] − β (…), the terms of all latent sites being multiplied by β.
+    What it returns is always the ELBO. Its gradient is that of
+    E_q[log p(x|z)] − β Σ_groups max(λ, KL_group) + log p(θ): β multiplies the terms of all
+    latent sites, λ is that of free bits, and p(θ) = N(0, I) is there if it is asked for. All
+    options combine, except that ``stl`` goes with neither free bits nor an analytic KL.
 
     Arguments:
         num_particles: draws of z for each datum.
@@ -41,15 +51,26 @@ class ELBO(Objective):
             right and a closed form exists. A latent site that is sampled instead is logged.
         beta: β, a number ≥ 0 or a schedule of it over the epochs, for instance
             ``LinearWarmUp``.
+        free_bits: λ in nats for each latent dimension, or ``FreeBits`` to give it to groups
+            of them; 0 for none.
+        gradient: ``standard``, or ``stl`` for estimator A without the score of q at fixed
+            draws, which has mean zero and so much less noise as q is near the posterior.
+        map_weights: also climb log N(θ; 0, I) of the model's own parameters θ (unconstrained,
+            without those that the guide uses too), of which a minibatch has its share of the
+            training data.
 
     Raises:
-        ValueError: if ``num_particles`` is not a positive integer, if ``beta`` is negative, or
-            if ``analytic_kl`` is asked for where it would be wrong.
+        ValueError: if a number is out of range, ``gradient`` is another word, or options do
+            not combine; when used, if the program does not allow one of them, or if a schedule
+            has not been told the epoch, or ``map_weights`` the number of training data.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equations 6 and 7.
         https://arxiv.org/abs/1312.6114
         β-VAE (Higgins et al., 2017), equation 4. https://openreview.net/forum?id=Sy2fzU9gl
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+        appendix C.8. https://arxiv.org/abs/1606.04934
+        Sticking the Landing (Roeder et al., 2017), equation 8. https://arxiv.org/abs/1703.09194
     """
 
     def __init__(
@@ -57,37 +78,106 @@ class ELBO(Objective):
         num_particles: int = 1,
         analytic_kl: bool | None = None,
         beta: float | Schedule = 1.0,
+        free_bits: float | FreeBits = 0.0,
+        gradient: Literal["standard", "stl"] = "standard",
+        map_weights: bool = False,
     ) -> None:
         super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
-        if not isinstance(beta, Schedule) and (isinstance(beta, bool) or not 0 <= beta < math.inf):
-            raise ValueError(f"expected beta ≥ 0 and finite, or a schedule; got {beta!r}")
+        check_number("beta", beta, or_schedule=True)
         self.beta = beta
         self.analytic_kl = analytic_kl
-        self._chosen: tuple[Any, Any, Trace_ELBO] | None = None
+        self.free_bits = free_bits if isinstance(free_bits, FreeBits) else FreeBits(free_bits)
+        self.gradient = gradient
+        self.map_weights = map_weights
+        _check_gradient(gradient, analytic_kl, self.free_bits)
+        if not isinstance(map_weights, bool):
+            raise ValueError(f"expected map_weights to be true or false; got {map_weights!r}")
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        estimator, weigh = self.estimator(model, guide, args, kwargs), self._weigh()
-        if weigh is None:
+        beta = self._now()
+        if self._is_plain(beta):
+            estimator = self.estimator(model, guide, args, kwargs)
             return estimator.differentiable_loss(model, guide, *args, **kwargs)
-        loss = self.loss(model, guide, *args, **kwargs)
-        surrogate = estimator.differentiable_loss(weigh(model), weigh(guide), *args, **kwargs)
+        loss, surrogate = self._run(beta, model, guide, args, kwargs)
         return surrogate - surrogate.detach() + loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        estimator, weigh = self.estimator(model, guide, args, kwargs), self._weigh()
-        if weigh is None:
+        beta = self._now()
+        if self._is_plain(beta):
+            estimator = self.estimator(model, guide, args, kwargs)
             return estimator.loss_and_grads(model, guide, *args, **kwargs)
-        with torch.no_grad():
-            loss = self.loss(model, guide, *args, **kwargs)
-        estimator.loss_and_grads(weigh(model), weigh(guide), *args, **kwargs)
+        loss, surrogate = self._run(beta, model, guide, args, kwargs)
+        if surrogate.requires_grad:
+            surrogate.backward()
         return loss
 
-    def _weigh(self) -> _WeighLatents | None:
-        beta = self.beta(self._moment.epoch) if isinstance(self.beta, Schedule) else self.beta
-        return None if beta == 1 else _WeighLatents(beta)
+    def _now(self) -> float:
+        """β at this step."""
+        return self._scheduled(self.beta)
+
+    def _is_plain(self, beta: float) -> bool:
+        """Whether the gradient is that of the ELBO itself, as Pyro has it."""
+        standard = self.gradient == "standard" and not self.map_weights
+        return standard and beta == 1 and self.free_bits.nats == 0
+
+    def _run(
+        self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[float, Tensor]:
+        """Minus the ELBO, and a tensor with the gradient that is asked for, of the same draws."""
+        estimator, layout = self._choice(model, guide, args, kwargs)
+        share = self._share(args) if self.map_weights else 0.0
+        program = model, guide, args, kwargs
+        if self.gradient == "stl":
+            loss, surrogate, *computed = self._run_pathwise(layout, beta, *program)
+        else:
+            loss, surrogate, *computed = self._run_weighed(estimator, beta, *program)
+        if self.map_weights:
+            surrogate = surrogate - share * log_weight_prior(*computed)
+        return loss, surrogate
+
+    def _run_weighed(
+        self, estimator: Any, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> _Run:
+        """Pyro's estimator, on a run whose latent sites are weighed after they were measured."""
+        (run,) = estimator._get_traces(model, guide, args, kwargs)
+        loss, _ = estimator._differentiable_loss_particle(*run)
+        modelled, guided = map(_log_probs, run)
+        guided += [site["value"] for site in samples(run[1].nodes).values()]
+        run = self.free_bits.apart(*run)
+        free = self.free_bits.weights(*run, isinstance(estimator, TraceMeanField_ELBO))
+        for_model, for_guide = (_weighed(trace, beta, free) for trace in run)
+        for_model.compute_log_prob()
+        for_guide.compute_score_parts()
+        _, surrogate = estimator._differentiable_loss_particle(for_model, for_guide)
+        return loss / self.num_particles, surrogate / self.num_particles, modelled, guided
+
+    def _run_pathwise(
+        self, layout: Layout, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> _Run:
+        count = self.num_particles
+        with PerDatum():
+            particles = run_pathwise(
+                model, guide, *args, num_samples=count, layout=layout, **kwargs
+            )
+        log_w, latents = particles.log_weights, particles.latents
+        log_x = torch.stack([v for n, v in particles.log_p.items() if n not in latents]).sum(0)
+        weighed = log_x + beta * (log_w - log_x)
+        guided = [*particles.log_q.values(), *latents.values()]
+        modelled = list(particles.log_p.values())
+        return -log_w.mean(0).sum().item(), -weighed.mean(0).sum(), modelled, guided
+
+    def _share(self, args: tuple) -> float:
+        """The minibatch's share of the training data."""
+        if self._moment.num_data is None:
+            raise ValueError(
+                "expected to be told the number of training data, of which a minibatch has its "
+                "share of log p(θ); got none: call objective.at(Moment(num_data=…)) before the "
+                "step, as fit does, or leave map_weights out"
+            )
+        return len(args[0]) / self._moment.num_data
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
         return self.estimator(model, guide, args, kwargs)._get_trace(model, guide, args, kwargs)
@@ -96,44 +186,75 @@ class ELBO(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Trace_ELBO:
         """Pyro's ``ELBO`` that does the work for this program, called with these arguments."""
-        # compared by ==, because vae.model is a new bound method at every access
-        if self._chosen is None or self._chosen[:2] != (model, guide):
-            self._chosen = (model, guide, self._choose(model, guide, args, kwargs))
-        return self._chosen[2]
+        return self._choice(model, guide, args, kwargs)[0]
 
-    def _choose(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Trace_ELBO:
-        kind = Trace_ELBO
-        if self.analytic_kl is not False:
+    def _choice(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[Trace_ELBO, Layout]:
+        def look() -> tuple[Trace_ELBO, Layout]:
+            kind, layout, nesting = Trace_ELBO, Layout(), math.inf
             with poutine.block():
-                guide_sites, model_sites = map(samples, traces(model, guide, args, kwargs))
-            obstacle = _obstacle(guide_sites, model_sites)
-            if obstacle is None:
-                closed, sampled = _closed_forms(guide_sites, model_sites)
-                for name, pair in sampled.items():
-                    _log.warning(
-                        "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
-                    )
-                if closed or self.analytic_kl:
-                    kind = TraceMeanField_ELBO
-            elif self.analytic_kl:
-                raise ValueError(f"expected a program whose KL is analytic; {obstacle}")
-            else:
-                _log.warning("the KL is estimated by sampling: %s", obstacle)
-        # Pyro's vectorised particles guess the plates' depth by themselves at the first call
-        return kind(num_particles=self.num_particles, vectorize_particles=self.num_particles > 1)
+                if self.gradient == "stl":
+                    with evaluating(model, guide):
+                        layout = inspect(model, guide, *args, **kwargs)
+                elif self.analytic_kl is not False:
+                    kind = self._choose(*traces(model, guide, args, kwargs))
+            several = self.num_particles > 1
+            if several:
+                nesting = plate_nesting(model, guide, args, kwargs)
+            estimator = kind(
+                num_particles=self.num_particles,
+                max_plate_nesting=nesting,
+                vectorize_particles=several,
+            )
+            return estimator, layout
+
+        return self._once(look, model, guide, args, kwargs)
+
+    def _choose(self, guide: Mapping[str, Site], model: Mapping[str, Site]) -> type[Trace_ELBO]:
+        guide, model = samples(dict(guide)), samples(dict(model))
+        obstacle = _obstacle(guide, model)
+        if obstacle is None:
+            closed, sampled = _closed_forms(guide, model)
+            for name, pair in sampled.items():
+                _log.warning(
+                    "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
+                )
+            return TraceMeanField_ELBO if closed or self.analytic_kl else Trace_ELBO
+        if self.analytic_kl:
+            raise ValueError(f"expected a program whose KL is analytic; {obstacle}")
+        _log.warning("the KL is estimated by sampling: %s", obstacle)
+        return Trace_ELBO
 
 
-class _WeighLatents(Messenger):
-    """Multiplies the log-density of every latent site, of a model or of its guide."""
+def _check_gradient(gradient: str, analytic_kl: bool | None, free_bits: FreeBits) -> None:
+    if gradient not in ("standard", "stl"):
+        raise ValueError(f"expected gradient to be standard or stl; got {gradient!r}")
+    if gradient == "stl" and analytic_kl:
+        raise ValueError(
+            "expected analytic_kl false or null with gradient 'stl', which leaves the score out of "
+            "a sampled log q; got True: a KL in closed form has none, use gradient 'standard'"
+        )
+    if gradient == "stl" and free_bits.nats > 0:
+        raise ValueError(
+            f"expected no free bits with gradient 'stl', whose KL is not parted into groups; got "
+            f"{free_bits}: use gradient 'standard'"
+        )
 
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
 
-    def _pyro_sample(self, msg: Any) -> None:
-        # not poutine.scale, which scales the observations too and does not allow zero
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.weight
+def _weighed(trace: poutine.Trace, beta: float, free: Mapping[str, Tensor]) -> poutine.Trace:
+    """A run of a model or a guide whose latent terms are multiplied by β and what is not free."""
+    latent = {
+        name: {"scale": site["scale"] * (beta * free.get(name, 1.0))}
+        for name, site in samples(cast("dict[str, Site]", trace.nodes)).items()
+        if not site["is_observed"]
+    }
+    return rescored(trace, latent)
+
+
+def _log_probs(trace: Any) -> list[Tensor]:
+    """The log-densities of a run of a model or a guide."""
+    return [site["log_prob"] for site in samples(trace.nodes).values()]
 
 
 def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,57 +12,80 @@ from torch import Tensor
 
 from ..._component import positive
 from ..._programs import evaluating
-from ...particles import Layout, inspect, run
+from ...particles import Layout, Particles, inspect, run
 from ...pathwise import run_pathwise
 from .base import Objective
+from .parameters import leaves
+from .per_datum import PerDatum
+from .score import score_term
 
-__all__ = ["CIWAE", "IWAE", "MIWAE", "Renyi", "WeightObjective"]
+__all__ = ["CIWAE", "IWAE", "MIWAE", "PIWAE", "Renyi", "WeightObjective", "log_mean_exp"]
 
 Gradient = Literal["standard", "stl", "dreg"]
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log 1/K Σ_k exp(values_k) along a dimension of size K: of log weights, L_K."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
 class WeightObjective(Objective):
     """The base of objectives that are functions of the log weights ``(K, N)``.
 
     A new one defines :meth:`bound`, differentiable. They work on any program on which
-    :func:`~pyro_vae.log_weights` does: the weights are per datum, whatever the number of
-    latent sites.
+    :func:`~pyro_vae.log_weights` does, in training mode too: the weights are per datum,
+    whatever the number of latent sites. The gradient of a mean over draws goes through those
+    that are reparameterised, and of others, as of a class, it is the score function's with a
+    leave-one-out baseline (VIMCO), unbiased for any bound.
 
     Arguments:
         num_particles: the number K of draws for each datum.
 
     Raises:
-        ValueError: if ``num_particles`` is not a positive integer.
+        ValueError: if ``num_particles`` is not a positive integer; when used, if no weights
+            per datum exist.
+
+    References:
+        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
+        and 8 to 10. https://arxiv.org/abs/1602.06725
     """
 
     def __init__(self, num_particles: int) -> None:
         super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
-        self._seen: tuple[Any, Any, Layout] | None = None
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
         """The bound of each datum, ``(N,)`` in nats, of log weights ``(K, N)``."""
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        with torch.no_grad():
-            return float(self._standard(model, guide, args, kwargs))
+        with torch.no_grad(), PerDatum():
+            particles = self._standard(model, guide, args, kwargs)
+            return -float(self.bound(particles.log_weights).sum())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return self._standard(model, guide, args, kwargs)
+        with PerDatum():
+            return self._surrogate(model, guide, args, kwargs)
 
-    def _standard(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        layout = self.layout(model, guide, args, kwargs)
-        count = self.num_particles
-        particles = run(model, guide, *args, num_samples=count, layout=layout, **kwargs)
-        return -self.bound(particles.log_weights).sum()
+    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
+        """Minus the bound, summed over the data, with the gradient of its estimator."""
+        return -self._climbed(self._standard(model, guide, args, kwargs), self.bound)
+
+    def _climbed(self, particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor:
+        """A bound, summed over the data, whose gradient is that of its mean over the draws."""
+        return bound(particles.log_weights).sum() + score_term(particles, bound)
+
+    def _standard(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        layout, count = self.layout(model, guide, args, kwargs), self.num_particles
+        return run(model, guide, *args, num_samples=count, layout=layout, **kwargs)
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
         """How this program's particles are laid out; looked at once."""
-        # compared by ==, because vae.model is a new bound method at every access
-        if self._seen is None or self._seen[:2] != (model, guide):
+
+        def look() -> Layout:
             with evaluating(model, guide):
-                self._seen = (model, guide, inspect(model, guide, *args, **kwargs))
-        return self._seen[2]
+                return inspect(model, guide, *args, **kwargs)
+
+        return self._once(look, model, guide, args, kwargs)
 
 
 class GroupedObjective(WeightObjective):
@@ -87,29 +111,33 @@ class GroupedObjective(WeightObjective):
         self.m, self.k, self.gradient = m, k, gradient
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        groups = log_weights.unflatten(0, (self.m, self.k))
-        return groups.logsumexp(1).mean(0) - math.log(self.k)
+        return log_mean_exp(self._groups(log_weights), 1).mean(0)
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
+        return -self._climbed(self._particles(model, guide, args, kwargs), self.bound)
+
+    def _groups(self, log_weights: Tensor) -> Tensor:
+        return log_weights.unflatten(0, (self.m, self.k))
+
+    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        """A run whose gradient reaches the guide as ``gradient`` says."""
         if self.gradient == "standard":
             return self._standard(model, guide, args, kwargs)
+        layout, count = self.layout(model, guide, args, kwargs), self.num_particles
         shares: list[Tensor] = []
         particles = run_pathwise(
             model,
             guide,
             *args,
-            num_samples=self.num_particles,
-            layout=self.layout(model, guide, args, kwargs),
+            num_samples=count,
+            layout=layout,
             weight=(lambda: shares[0]) if self.gradient == "dreg" else None,
             **kwargs,
         )
-        log_w = particles.log_weights
-        bound = self.bound(log_w).sum()
-        if log_w.requires_grad:
-            # the weights normalised in their groups are DReG's first factor, and its second
-            (share,) = torch.autograd.grad(bound, log_w, retain_graph=True)
-            shares.append(self.m * share)
-        return -bound
+        # the weights normalised in their groups are DReG's first factor, and its second
+        log_w = particles.log_weights.detach()
+        shares.append(self._groups(log_w).softmax(1).flatten(0, 1))
+        return particles
 
 
 class IWAE(GroupedObjective):
@@ -157,6 +185,47 @@ class MIWAE(GroupedObjective):
         super().__init__(m, k, gradient)
 
 
+class PIWAE(GroupedObjective):
+    """L_{m·k}, whose gradient is followed by the model alone; the guide follows MIWAE(m, k).
+
+    Both are of the same m · k draws. The bound that is tight is the better one for the model,
+    and the worse one for the guide, whose signal it drowns. A parameter is the guide's if
+    q(z|x) depends on it: with a ``VampPrior``, which is made of q, the encoder's weights follow
+    MIWAE(m, k) in the prior too, and the pseudo-inputs L_{m·k}. What is returned is L_{m·k}.
+
+    Arguments:
+        m: the number of groups.
+        k: the number of draws in each.
+        gradient: ``standard``, ``stl`` or ``dreg``, as for ``IWAE``; it is the guide's.
+
+    Raises:
+        ValueError: as for ``IWAE``.
+
+    References:
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+        section 5. https://arxiv.org/abs/1802.04537
+    """
+
+    def __init__(self, m: int = 8, k: int = 8, gradient: Gradient = "standard") -> None:
+        super().__init__(m, k, gradient)
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        return log_mean_exp(log_weights)
+
+    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
+        particles = self._particles(model, guide, args, kwargs)
+        loss = -self.bound(particles.log_weights).sum()
+        encoder = leaves([*particles.log_q.values(), *particles.latents.values()])
+        if not encoder:
+            return loss
+        change = -self._climbed(particles, super().bound) - loss
+        slopes = torch.autograd.grad(change, encoder, retain_graph=True)
+        # zeros, whose gradient is what the guide's lacks
+        for leaf, slope in zip(encoder, slopes, strict=True):
+            loss = loss + ((leaf - leaf.detach()) * slope).sum()
+        return loss
+
+
 class CIWAE(WeightObjective):
     """β ELBO + (1 − β) L_k, both of the same k draws.
 
@@ -179,8 +248,7 @@ class CIWAE(WeightObjective):
         self.k, self.beta = k, beta
 
     def bound(self, log_weights: Tensor) -> Tensor:
-        tight = log_weights.logsumexp(0) - math.log(len(log_weights))
-        return self.beta * log_weights.mean(0) + (1 - self.beta) * tight
+        return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
 
 
 class Renyi(WeightObjective):
@@ -211,4 +279,4 @@ class Renyi(WeightObjective):
         power = 1 - self.alpha
         if power == 0:
             return log_weights.mean(0)
-        return ((power * log_weights).logsumexp(0) - math.log(len(log_weights))) / power
+        return log_mean_exp(power * log_weights) / power
