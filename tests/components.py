@@ -12,6 +12,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import combinations, likelihoods, networks, posteriors, priors
+from pyro_vae.models import inference
 
 #: One hidden layer is enough to make outputs depend on inputs.
 SMALL = partial(networks.MLP, hidden=(5,))
@@ -116,6 +117,44 @@ NETWORKS = {
         networks.ResNet, channels=(3, 4), hidden=(5,), norm="layer", output_bias="data"
     ),
 }
+#: Programs, but for the arguments that the data decide.
+PROGRAMS = {
+    "VAE": partial(pv.VAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
+    "BayesianVAE": partial(pv.BayesianVAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
+    "ConditionalVAE": partial(pv.ConditionalVAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
+    "ConditionalVAE, of images": partial(
+        pv.ConditionalVAE,
+        latent_dim=3,
+        encoder=partial(networks.ConvNet, channels=(3,)),
+        decoder=partial(networks.ConvNet, channels=(3,), output_bias="data"),
+    ),
+    "HierarchicalVAE": partial(
+        pv.HierarchicalVAE, latent_dims=(4, 2), encoders=SMALL, decoders=SMALL
+    ),
+    "HierarchicalVAE, of three": partial(
+        pv.HierarchicalVAE,
+        latent_dims=(4, 3, 2),
+        inference=partial(inference.BottomUp, posterior=posteriors.FullCovarianceNormal),
+        prior=priors.DiagonalNormal,
+        encoders=[SMALL, SMALL, partial(networks.GatedMLP, hidden=(4,))],
+        decoders=SMALL,
+    ),
+    "HierarchicalVAE, top down": partial(
+        pv.HierarchicalVAE,
+        latent_dims=(4, 3, 2),
+        inference=partial(inference.TopDown, features=(6, 5, 4)),
+        encoders=SMALL,
+        decoders=SMALL,
+    ),
+    "SemiSupervisedVAE": partial(
+        pv.SemiSupervisedVAE, latent_dim=3, classifier=SMALL, encoder=SMALL, decoder=SMALL
+    ),
+}
+
+
+def program_for(make, data):
+    """A program of :data:`PROGRAMS` for a ``Dataset``."""
+    return make(**{name: getattr(data, name) for name in kind(make).from_data})
 
 
 def data_for(likelihood, size):

@@ -1,6 +1,19 @@
 """Pyro programs: each has a ``model`` and a ``guide``, every per-datum site in plate "data"."""
 
+from . import inference
 from .base import Autoencoder
+from .bayesian import BayesianVAE
+from .conditional import ConditionalVAE
+from .hierarchical import HierarchicalVAE
+from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
-__all__ = ["VAE", "Autoencoder"]
+__all__ = [
+    "VAE",
+    "Autoencoder",
+    "BayesianVAE",
+    "ConditionalVAE",
+    "HierarchicalVAE",
+    "SemiSupervisedVAE",
+    "inference",
+]

@@ -13,7 +13,7 @@ from .._component import AbstractModule, Shape, positive
 from .._programs import Labels
 from ..likelihoods import Likelihood
 
-__all__ = ["Autoencoder"]
+__all__ = ["Autoencoder", "show"]
 
 
 class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
@@ -69,3 +69,10 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
+
+
+def show(network: object, x: torch.Tensor) -> None:
+    """Lets a network that standardises its inputs measure the training data ``x``; once."""
+    measure = getattr(network, "measure", None)
+    if measure is not None:
+        measure(x)
