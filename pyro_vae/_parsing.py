@@ -7,9 +7,10 @@ import difflib
 import importlib
 import inspect
 import re
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import (
@@ -21,7 +22,20 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-__all__ = ["allow", "make", "names", "nearest", "parse"]
+__all__ = [
+    "SUPPRESS",
+    "allow",
+    "allowed",
+    "denied",
+    "lacking",
+    "make",
+    "names",
+    "nearest",
+    "parse",
+    "unknown",
+]
+
+Made = TypeVar("Made", bound=ArgumentParser)
 
 #: A class path imports its module, so only these are allowed, and the user's own plugins.
 _ALLOWED = ["pyro_vae", "torch.nn", "torch.optim"]
@@ -45,9 +59,15 @@ def allow(plugins: Iterable[str]) -> None:
     )
 
 
-def make(**kwargs: Any) -> ArgumentParser:
+def allowed(path: str) -> bool:
+    """Whether a class path is one of those."""
+    known = [*_ALLOWED, *_plugins]
+    return any(path == name or path.startswith(f"{name}.") for name in known)
+
+
+def make(kind: type[Made] = ArgumentParser, **kwargs: Any) -> Made:
     """A parser without abbreviations, which would turn a typing error into another option."""
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **kwargs)
+    return kind(exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **kwargs)
 
 
 def names(module: Any) -> list[str]:
@@ -60,6 +80,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean …?"``, or nothing if no known name is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown(slot: str, name: object, known: Sequence[str]) -> str:
+    """The sentence for a short name that there is not."""
+    return (
+        f"expected {slot} to be one of {', '.join(known)}, or a class of a --plugin as "
+        f"module.Class; got {name!r}{nearest(str(name), known)}"
+    )
+
+
+def denied(slot: str, path: str) -> str:
+    """The sentence for a class path that is not imported."""
+    return (
+        f"expected {slot} to name a class of {', '.join(_ALLOWED)} or a --plugin; got {path!r}, "
+        f"which is not imported: for your own module add --plugin {path.split('.')[0]}"
+    )
+
+
+def lacking(slot: str, module: str, name: str) -> str:
+    """The sentence for a class that a module does not have."""
+    known = [n for n in dir(importlib.import_module(module)) if not n.startswith("_")]
+    return f"expected {slot} to name a class; module {module} has no {name!r}{nearest(name, known)}"
 
 
 def parse(made: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -164,26 +206,12 @@ class _Explainer:
             return f"there is no option --{name}{nearest(name.rpartition('.')[2], parameters)}"
         return f"there is no option --{name}{nearest(f'--{name}', options)}"
 
-    def _denied(self, path: str) -> str:
-        return (
-            f"expected {self.key} to name a class of {', '.join(_ALLOWED)} or a --plugin; "
-            f"got {path!r}, which is not imported: for your own module add "
-            f"--plugin {path.split('.')[0]}"
-        )
-
     def _no_class(self, name: str) -> str:
         known = {n for m in _TORCH for n in dir(m) if inspect.isclass(getattr(m, n))}
         action = next((a for a in self.made._actions if a.dest == self.key), None)
         return (
             f"expected {self.key} to be the name of a class; got {name!r}"
             f"{nearest(name, getattr(action, 'names', known))}"
-        )
-
-    def _no_attribute(self, module: str, name: str) -> str:
-        known = [n for n in dir(importlib.import_module(module)) if not n.startswith("_")]
-        return (
-            f"expected {self.key} to name a class; module {module} has no {name!r}"
-            f"{nearest(name, known)}"
         )
 
     def _required(self, missing: str) -> str:
@@ -216,13 +244,15 @@ class _Explainer:
         r"Option '([\w.]+)' is not accepted": lambda self, name: self._unknown(
             f"{self.key}.{name}" if self.key else name
         ),
-        r"Importing '([\w.]+)' is not allowed": _denied,
+        r"Importing '([\w.]+)' is not allowed": lambda self, path: denied(self.key, path),
         r"Expected a dot import path string: (.+?)\.? (?:Got|-|Given|$)": _no_class,
         r"Expected a dot import path string: (.+?)\.?$": _no_class,
         r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>": lambda self, path, base: (
             f"expected {self.key} to be a {base}; got {path!r}, which is none"
         ),
-        r"module '([\w.]+)' has no attribute '(\w+)'": _no_attribute,
+        r"module '([\w.]+)' has no attribute '(\w+)'": lambda self, module, name: lacking(
+            self.key, module, name
+        ),
         r"(?:arguments are|is) required: (.+?)(?: - Expected|$)": _required,
         r"Dict must include a class_path.*? but got (\{.*\})": lambda self, got: (
             f"expected {self.key} to be a class name, or class_path and init_args; got {got}"

@@ -7,7 +7,7 @@ import re
 from types import ModuleType
 from typing import Any
 
-from . import likelihoods, networks, posteriors, priors
+from . import likelihoods, models, networks, posteriors, priors
 from ._parsing import names, nearest
 from .combinations import RULES, broken
 from .data import Kind
@@ -21,6 +21,7 @@ FAMILIES: dict[str, ModuleType] = {
     "likelihoods": likelihoods,
     "posteriors": posteriors,
     "networks": networks,
+    "models": models,
     "objectives": objectives,
 }
 #: What a user asks for to see which of them go together.
@@ -87,7 +88,9 @@ def describe(family: str, component: str) -> str:
             f"{nearest(component, known)}"
         )
     cls = getattr(module, component)
-    given = [p for p in inspect.signature(cls).parameters.values() if p.name not in _SUPPLIED]
+    # a program is supplied by nobody but the data
+    supplied = getattr(cls, "from_data", _SUPPLIED)
+    given = [p for p in inspect.signature(cls).parameters.values() if p.name not in supplied]
     lines = [f"{component}({', '.join(map(_argument, given))})", "", inspect.getdoc(cls) or ""]
     return "\n".join(lines)
 

@@ -1,41 +1,31 @@
 """One description of an experiment for YAML, the command line and Python.
 
 There are no configuration classes: the parser is read off the signatures of ``data.load``,
-``VAE`` and ``fit``, so that a new component or option is there as soon as it is written.
+the program (``VAE`` unless another is named) and ``fit``, so that a new component or option is
+there as soon as it is written.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import pkgutil
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from itertools import pairwise
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from . import _parsing, data, likelihoods, networks, posteriors, priors
-from ._component import Shape
+from . import _model_slot, _parsing, data
+from ._plugins import load_plugins, located
 from ._random import seeded
+from ._words import GROUPS, given_in, listed
 from .learning import fit, objectives
-from .models import VAE
+from .models import VAE, Autoencoder
 
-__all__ = ["Experiment", "load_plugins", "parse", "parser"]
+__all__ = ["Experiment", "parse", "parser"]
 
-#: Where a class may be named, and the module whose public classes are the short names.
-_SLOTS = {
-    "model.prior": priors,
-    "model.likelihood": likelihoods,
-    "model.posterior": posteriors,
-    "model.encoder": networks,
-    "model.decoder": networks,
-    "objective": objectives,
-}
-#: The groups of options and what they describe.
-_TITLES = {"data": "the data", "model": "the model and its guide", "fit": "learning"}
 #: Keys of the configuration that say how to run it and are not part of the experiment.
 RUN_KEYS = ("config", "run", "resume", "overwrite")
 
@@ -47,11 +37,11 @@ class Experiment:
         settings: the configuration, every default filled in, every file by its full path.
     """
 
-    def __init__(self, parser: ArgumentParser, settings: Namespace) -> None:
+    def __init__(self, parser: _model_slot.Parser, settings: Namespace) -> None:
         self._parser = parser
         self.settings = settings.clone()
         # a run is opened again from anywhere, so nothing may depend on the current folder
-        self.settings.plugin = [_located(name) for name in _listed(settings.plugin)]
+        self.settings.plugin = [located(name) for name in listed(settings.plugin)]
         for key in ("path", "root"):
             if settings.data[key] is not None:
                 self.settings.data[key] = str(Path(settings.data[key]).expanduser().absolute())
@@ -80,10 +70,25 @@ class Experiment:
     def load_data(self) -> data.Dataset:
         return data.load(**self._instances.data.as_dict())
 
-    def build_model(self, event_shape: Shape) -> VAE:
-        """The program with its initial weights, drawn with the experiment's seed."""
+    @property
+    def program(self) -> type[Autoencoder]:
+        """The class of the model."""
+        return self._parser.program
+
+    def build_model(self, data: Any) -> Autoencoder:
+        """The program with its initial weights, drawn with the experiment's seed.
+
+        Arguments:
+            data: a :class:`~pyro_vae.data.Dataset`, or anything with those of its attributes
+                that the program's ``from_data`` names.
+
+        Raises:
+            ValueError: if the parts do not combine, or the data lack what the program asks of
+                them.
+        """
+        decided = {name: getattr(data, name) for name in self.program.from_data}
         with seeded(self.seed):
-            return VAE(event_shape, **self._instances.model.as_dict())
+            return self.program(**decided, **self._instances.model.as_dict())
 
     def to_yaml(self) -> str:
         """Everything that is needed to repeat the experiment, and nothing about running it."""
@@ -98,20 +103,28 @@ class Experiment:
         return yaml.safe_load(self.to_yaml())
 
     def differences(self, other: Experiment) -> list[str]:
-        """The keys in which two experiments differ."""
-        here, there = (_flatten(e.settings_dict()) for e in (self, other))
-        return sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+        """The keys in which two experiments differ; ``model`` alone for two programs."""
+        here, there = (_flatten(_located(e.settings_dict())) for e in (self, other))
+        keys = {k for k in here.keys() | there.keys() if here.get(k) != there.get(k)}
+        if self.program is not other.program:
+            keys = {"model"} | {k for k in keys if not k.startswith("model.")}
+        return sorted(keys)
 
 
-def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
-    """The parser of an experiment.
+def parser(argv: Sequence[str] = (), **kwargs: Any) -> _model_slot.Parser:
+    """The parser of an experiment, whose options are those of the program that is named.
 
     Arguments:
-        plugins: modules of the user that classes may be named from.
+        argv: the words that it is to parse: it looks in them for plugins and for the program.
         **kwargs: for ``ArgumentParser``.
+
+    Raises:
+        ValueError: if a plugin or a program is none.
     """
-    _parsing.allow(plugins)
-    made = _parsing.make(**kwargs)
+    _parsing.allow(load_plugins(argv))
+    program = _model_slot.program_in(argv)
+    made = _parsing.make(_model_slot.Parser, **kwargs)
+    made.program = program
     made.add_argument(
         "--config", action="config", metavar="FILE", help="a YAML file with any of these options"
     )
@@ -123,7 +136,7 @@ def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
         help="your own module, or [several], whose classes may be named as module.Class",
     )
     made.add_function_arguments(data.load, "data", sub_configs=False)
-    made.add_class_arguments(VAE, "model", skip={"event_shape"}, instantiate=False)
+    made.add_class_arguments(program, "model", skip={*program.from_data}, instantiate=False)
     made.add_argument(
         "--objective",
         type=objectives.Objective,
@@ -138,14 +151,23 @@ def parser(plugins: Sequence[str] = (), **kwargs: Any) -> ArgumentParser:
             *("checkpoint", "resume", "on_epoch", "progress"),
         },
     )
-    for name, title in _TITLES.items():
+    for name, title in GROUPS.items():
         made.groups[name].title = title  # type: ignore[index]
+    _model_slot.name_classes(made, known := slots(program))
     for action in made._actions:
-        if action.dest in _SLOTS:
-            vars(action)["names"] = _parsing.names(_SLOTS[action.dest])
-        elif action.dest in _TITLES or action.dest.endswith(".help"):
+        if action.dest == "model":
+            action.metavar = "CLASS"
+            action.help = f"the program (one of {', '.join(known['model'])}; default: VAE)"
+        elif action.dest in GROUPS or action.dest.endswith(".help"):
             action.help = SUPPRESS  # a file for each group, a help for each class
+        elif action.dest == "print_config":
+            action.help = "print the resolved configuration and exit"
     return made
+
+
+def slots(program: type[Autoencoder] = VAE) -> dict[str, list[str]]:
+    """Where a class may be named, and the short names of our own there."""
+    return {**_model_slot.slots(program), "objective": _parsing.names(objectives)}
 
 
 def parse(source: Path, **kwargs: Any) -> Experiment:
@@ -156,7 +178,7 @@ def parse(source: Path, **kwargs: Any) -> Experiment:
         ValueError: in one sentence, if it does not describe an experiment.
     """
     argv = ["--config", str(source), *(f"--{k}={v}" for k, v in kwargs.items())]
-    made = parser(load_plugins(argv))
+    made = parser(argv)
     return Experiment(made, explained(made, argv))
 
 
@@ -166,121 +188,41 @@ def explained(made: ArgumentParser, argv: Sequence[str]) -> Namespace:
     Raises:
         ValueError: if the arguments do not parse.
     """
-    _check_names(_given(argv))
+    if isinstance(made, _model_slot.Parser):
+        _check_names(given_in(argv), made.program)
+        argv = _model_slot.options(argv)
     return _parsing.parse(made, argv)
 
 
-def load_plugins(argv: Sequence[str]) -> list[str]:
-    """Imports the modules that ``--plugin`` or the YAML file's ``plugin`` names.
-
-    They are looked for beside the YAML file, in the current folder and among the installed
-    ones. A run records the file it found, so that it is found again from another folder.
-
-    Returns:
-        The names of the modules.
-
-    Raises:
-        ValueError: if one cannot be imported.
-    """
-    folders = [*(Path(f).resolve().parent for f in _configs(argv)), Path.cwd()]
-    return [_import_plugin(name, folders) for name in _listed(_given(argv).get("plugin", []))]
-
-
-def _import_plugin(name: str, folders: list[Path]) -> str:
-    """Imports a plugin given by its module's name or file, and returns the module's name."""
-    module = Path(name).stem if name.endswith(".py") else Path(name).name
-    places = [Path(name), *(f / file for f in folders for file in (f"{module}.py", module))]
-    found = next((p.resolve() for p in places if _is_module(p)), None)
-    file = found / "__init__.py" if found and found.is_dir() else found
-    try:
-        if file is None:
-            importlib.import_module(module)
-        elif getattr(sys.modules.get(module), "__file__", None) != str(file):
-            # what the plugin itself imports may lie beside it
-            sys.path.append(str(file.parent if file is found else file.parent.parent))
-            spec = importlib.util.spec_from_file_location(module, file)
-            assert spec is not None and spec.loader is not None
-            sys.modules[module] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[module])
-    except Exception as error:
-        if file is not None:
-            sys.modules.pop(module, None)
-            raise ValueError(f"could not import plugin {file}: {error}") from error
-        raise ValueError(
-            f"expected plugin {name!r} to be a Python module beside the YAML file, in the current "
-            f"folder or installed; got none: {error}"
-        ) from error
-    return module
-
-
-def _is_module(path: Path) -> bool:
-    return (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
-
-
-def _located(plugin: str) -> str:
-    """The file of a plugin that lies beside somebody's YAML; the name of an installed one."""
-    module = Path(plugin).stem if plugin.endswith(".py") else Path(plugin).name
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or module)
-    if not file.is_absolute() or "site-packages" in file.parts:
-        return module
-    return str(file.parent if file.name == "__init__.py" else file)
-
-
-def _listed(value: object) -> list[str]:
-    """One name, a list of names, or a list as the command line writes it, as a list."""
-    content = yaml.safe_load(value) if isinstance(value, str) else value
-    return [content] if isinstance(content, str) else list(content or [])  # type: ignore[call-overload]
-
-
-def _check_names(given: dict[str, Any]) -> None:
+def _check_names(given: dict[str, Any], program: type[Autoencoder]) -> None:
     """Refuses an unknown short class name, with the nearest right one."""
-    for slot, module in _SLOTS.items():
+    if isinstance(given.get("model"), dict):
+        given = given | {f"model.{k}": v for k, v in _model_slot.flat(given["model"]).items()}
+    for slot, known in slots(program).items():
+        if slot == "model":
+            continue  # it was found, or there would be no parser
         value = given.get(slot)
-        name = value.get("class_path") if isinstance(value, dict) else value
-        known = _parsing.names(module)
-        if isinstance(name, str) and "." not in name and name not in known:
-            raise ValueError(
-                f"expected {slot} to be one of {', '.join(known)}, or a class of a --plugin as "
-                f"module.Class; got {name!r}{_parsing.nearest(name, known)}"
-            )
+        for part in value if isinstance(value, list) else [value]:
+            name = part.get("class_path") if isinstance(part, dict) else part
+            if isinstance(name, str) and name.isidentifier() and name not in known:
+                raise ValueError(_parsing.unknown(slot, name, known))
 
 
-def _configs(argv: Sequence[str]) -> list[str]:
-    """The files that ``--config`` names."""
-    files = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
-    return files + [b for a, b in pairwise(argv) if a == "--config"]
+def _located(settings: Any) -> Any:
+    """Settings whose classes are named by where they are defined.
 
-
-def _given(argv: Sequence[str]) -> dict[str, Any]:
-    """What the user wrote, in YAML and on the command line, by dotted key, unresolved."""
-    given: dict[str, Any] = {}
-    for name in _configs(argv):
-        file = Path(name)
-        if not file.is_file():
-            raise FileNotFoundError(f"expected a YAML file at {file}; there is none")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"expected {file} to be YAML; {' '.join(str(error).split())}"
-            ) from None
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"expected {file} to hold keys such as data and model; got {content!r}"
-            )
-        for key, value in content.items():
-            given[key] = value
-            if key in _TITLES and not isinstance(value, dict):
-                raise ValueError(
-                    f"expected {key} in {file} to hold options and their values; got {value!r}"
-                )
-            if isinstance(value, dict):
-                given |= {f"{key}.{inner}": v for inner, v in value.items()}
-    for option, value in zip(argv, [*argv[1:], ""], strict=False):
-        key, equals, inline = option.partition("=")
-        if key.startswith("--"):
-            given[key[2:]] = inline if equals else value
-    return given
+    A class that is public in two places is written as one of them, and that may change.
+    """
+    if isinstance(settings, list):
+        return [_located(value) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    found = {key: _located(value) for key, value in settings.items()}
+    if "class_path" in found:
+        with suppress(ValueError, ImportError, AttributeError):
+            cls = pkgutil.resolve_name(found["class_path"])
+            found["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+    return found
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

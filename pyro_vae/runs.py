@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
-from . import _files
+from . import _files, _inputs
 from ._component import positive
+from ._provenance import bits_per_dim, describe, device_name, labels_checksum, measure
 from .config import Experiment, parse
 from .data import Dataset
 from .evaluation import Bounds, evaluate
 from .evaluation.bounds import PRINTED
 from .learning import History, checkpoint, fit
 from .learning.fit import find_device
-from .models import VAE
+from .models import Autoencoder
 
 __all__ = ["Run", "RunError"]
 
@@ -83,13 +80,13 @@ class Run:
         # whatever can be refused is refused before a file is touched
         find_device(experiment.settings.fit.device)
         data = experiment.load_data()
-        self._check_data(data, resume)
-        model = experiment.build_model(data.event_shape)
-        model.check(data.train.fixed(experiment.seed))
+        self._check_data(experiment, data, resume)
+        model = experiment.build_model(data)
+        _inputs.check(model, data.train, experiment.seed)
         going_on = resume and self.state.is_file()
         if going_on:
             checkpoint.load(self.state)
-        provenance = _provenance(experiment, data)
+        provenance = describe(experiment, data)
         if going_on:
             provenance["started"] = self.read_result().get("started", provenance["started"])
         with self._replacing(going_on):
@@ -116,7 +113,7 @@ class Run:
                     "steps": history["step"][-1],
                     "best_epoch": history.best_epoch,
                     "seconds": sum(history["seconds"]),
-                    "device": _device_name(model),
+                    "device": device_name(model),
                     "parameters": sum(p.numel() for p in model.parameters()),
                     "last": history.epochs[-1],
                 }
@@ -124,7 +121,7 @@ class Run:
         )
         return history
 
-    def open(self) -> tuple[Experiment, Dataset, VAE]:
+    def open(self) -> tuple[Experiment, Dataset, Autoencoder]:
         """The experiment, its data and the trained model.
 
         Raises:
@@ -133,8 +130,8 @@ class Run:
         self._check_complete()
         experiment = self._experiment()
         data = experiment.load_data()
-        self._check_data(data, resume=True)
-        model = experiment.build_model(data.event_shape)
+        self._check_data(experiment, data, resume=True)
+        model = experiment.build_model(data)
         try:
             model.load_state_dict(safetensors.torch.load_file(self.weights))
         except (safetensors.SafetensorError, RuntimeError) as error:
@@ -190,14 +187,14 @@ class Run:
         )
         seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
-        bits = _bits_per_dim(bounds, data, model)
+        bits = bits_per_dim(bounds, data, model)
         summary = {
             "split": split,
             **bounds.summary(),
-            "measure": model.likelihood.measure,
+            "measure": measure(model),
             **({} if bits is None else {"bits_per_dim": bits}),
             "seconds": seconds,
-            "device": _device_name(model),
+            "device": device_name(model),
         }
         self._update({"bounds": summary})
         return bounds
@@ -367,13 +364,16 @@ class Run:
             for path in _files.leftovers(whole):
                 path.unlink()
 
-    def _check_data(self, data: Dataset, resume: bool) -> None:
-        before = self.read_result().get("data", {}).get("checksum") if resume else None
-        if before not in (None, data.checksum):
-            raise RunError(
-                f"the data set {data.name!r} is no longer what {self.folder} was trained on "
-                f"(checksum {data.checksum[:12]}…, then {before[:12]}…): restore it or fit anew"
-            )
+    def _check_data(self, experiment: Experiment, data: Dataset, resume: bool) -> None:
+        before = self.read_result().get("data", {}) if resume else {}
+        now = {"checksum": data.checksum, "labels": labels_checksum(experiment.program, data)}
+        for key, value in now.items():
+            if before.get(key) not in (None, value):
+                told = "checksum" if key == "checksum" else "checksum of the labels"
+                raise RunError(
+                    f"the data set {data.name!r} is no longer what {self.folder} was trained on "
+                    f"({told} {str(value)[:12]}…, then {before[key][:12]}…): restore it or fit anew"
+                )
 
     def _write_metrics(self, history: History) -> None:
         lines = (json.dumps(record) for record in history.epochs)
@@ -384,48 +384,3 @@ class Run:
 
     def _write_result(self, content: dict[str, Any]) -> None:
         _files.write_text(self.result, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
-    packages = ("pyro-vae", "torch", "pyro-ppl", "numpy", "arviz-stats")
-    return {
-        "seed": experiment.seed,
-        "data": {
-            "name": data.name,
-            "binarize": data.binarize,
-            "values": data.values,
-            "kind": str(data.kind),
-            "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
-            "checksum": data.checksum,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _bits_per_dim(bounds: Bounds, data: Dataset, model: VAE) -> dict[str, Any] | None:
-    """ELBO and log p̂ in bits per dimension, with standard errors, where there is such a thing.
-
-    A density is no code for integers, and what is told the total of the data does not code it.
-    """
-    if data.values != "dequantized" and not model.likelihood.codes:
-        return None
-    zero = data.bits_per_dim(0.0)
-    rows = {}
-    for name in ("elbo", "log_evidence"):
-        row = bounds.estimates[name]
-        # a value goes through all of the map, an error through its slope
-        errors = [zero - data.bits_per_dim(error) for error in row[1:]]
-        figures = zip(row._fields, [data.bits_per_dim(row.value), *errors], strict=True)
-        rows[name] = {key: x if math.isfinite(x) else None for key, x in figures}
-    return rows
-
-
-def _device_name(model: torch.nn.Module) -> str:
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"

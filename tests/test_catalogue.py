@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 
-from pyro_vae import catalogue
+from pyro_vae import catalogue, models
 from pyro_vae.cli import main
+from pyro_vae.learning import baselines, objectives
 
 
 def test_every_component_has_a_line(capsys):
@@ -23,7 +24,8 @@ def test_every_component_has_a_line(capsys):
         "likelihoods": LIKELIHOODS,
         "posteriors": POSTERIORS,
         "networks": NETWORKS,
-        "objectives": dict.fromkeys(["CIWAE", "ELBO", "IWAE", "MIWAE", "Renyi"]),
+        "models": dict.fromkeys(n for n in models.__all__ if n not in ("Autoencoder", "inference")),
+        "objectives": dict.fromkeys(n for n in objectives.__all__ if n != "Objective"),
     }
     assert blocks.keys() == families.keys()
     for family, components in families.items():
@@ -69,5 +71,14 @@ def test_unknown_names(words, message, capsys):
 
 def test_families_are_those_of_the_configuration():
     assert set(catalogue.FAMILIES) == {
-        *("priors", "likelihoods", "posteriors", "networks", "objectives")
+        *("priors", "likelihoods", "posteriors", "networks", "models", "objectives")
     }
+
+
+def test_the_baselines_are_objectives_by_name():
+    assert {*baselines.__all__} <= {*objectives.__all__}
+
+
+def test_a_program_without_what_the_data_decide(capsys):
+    assert main(["list", "models", "SemiSupervisedVAE"]) == 0
+    assert capsys.readouterr().out.startswith("SemiSupervisedVAE(latent_dim, prior=StandardNormal")

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import arviz
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.config import parse
 from pyro_vae.runs import Run
@@ -183,3 +185,61 @@ def test_overwrite_replaces_the_run_and_leaves_other_files(here):
     assert set(Run("run").read_result()) == {
         *("config", "data", "fit", "seed", "started", "versions")
     }
+
+
+SMALL = ["--model.encoder", "MLP", "--model.encoder.hidden", "[8]"]
+SMALL += ["--model.decoder", "MLP", "--model.decoder.hidden", "[8]", "--model.latent_dim", "2"]
+DIGITS = ["--data.name", "digits", "--data.binarize", "threshold", "--fit.device", "cpu"]
+M2 = [*DIGITS, "--model", "SemiSupervisedVAE", *SMALL, "--data.labelled", "50"]
+M2 += ["--model.classifier", "MLP", "--model.classifier.hidden", "[8]"]
+M2 += ["--fit.labelled_every", "2", "--fit.batch_size", "200"]
+
+
+def test_a_run_that_learns_from_some_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", *M2, "--fit.epochs", "2", "--run", "whole"]) == 0
+    assert cli.main(["fit", *M2, "--fit.epochs", "1", "--run", "part"]) == 0
+    assert cli.main(["fit", "--run", "part", "--resume", "--fit.epochs", "2"]) == 0
+    equal("part", "whole")
+    assert cli.main(["evaluate", "whole", "--num-samples", "5", "--num-data", "20"]) == 0
+    run = Run("whole")
+    result = run.read_result()
+    assert result["data"]["labelled"] == 50 and result["bounds"]["measure"] == "probability"
+    # 1405 data without labels by 200, and one minibatch with after every second
+    assert result["fit"]["steps"] == 2 * (8 + 4)
+    _, data, model = run.open()
+    assert type(model) is pv.models.SemiSupervisedVAE and model.num_classes == 10
+    assert data.train.known.sum() == 50
+
+
+def test_labels_that_changed_are_noticed_where_they_matter(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    x, y = np.eye(30, dtype=np.uint8), np.arange(30) % 3
+    np.savez("x.npz", x=x, y=y)
+    words = ["--data.name", "array", "--data.path", "x.npz", "--data.binarize", "none"]
+    words += ["--data.key", "x", "--data.labels_key", "y", *SMALL, "--fit.device", "cpu"]
+    words += ["--fit.epochs", "1"]
+    assert cli.main(["fit", *words, "--run", "plain"]) == 0
+    assert cli.main(["fit", *words, "--model", "ConditionalVAE", "--run", "given"]) == 0
+    for name in ("plain", "given"):
+        assert cli.main(["evaluate", name, "--num-samples", "5"]) == 0
+    assert "labels" not in Run("plain").read_result()["data"]
+    assert Run("given").read_result()["bounds"]["measure"] == "probability given labels"
+    capsys.readouterr()
+    assert cli.main(["compare", "plain", "given"]) == 0
+    row = next(r for r in capsys.readouterr().out.splitlines() if r.startswith("given"))
+    assert row.endswith("other measure")
+    np.savez("x.npz", x=x, y=y[::-1])
+    assert cli.main(["evaluate", "plain", "--num-samples", "5"]) == 0
+    assert cli.main(["evaluate", "given", "--num-samples", "5"]) == 1
+    message = "is no longer what given was trained on (checksum of the labels "
+    assert message in capsys.readouterr().err
+
+
+def test_a_program_that_needs_labels_of_data_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.eye(30, dtype=np.uint8))
+    words = ["--data.name", "array", "--data.path", "x.npy", "--data.binarize", "none", *SMALL]
+    assert cli.main(["fit", *words, "--model", "ConditionalVAE", "--run", "given"]) == 1
+    assert "expected data set 'array' to have classes" in capsys.readouterr().err
+    assert not Path("given").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,85 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._component import Shape
-from .._random import check_seed, seeded
+from .._component import Shape, positive
+from .._random import check_seed
 from .binarize import CHOICES, Binarize, binarize
 from .dequantize import CHOICES as VALUES
-from .dequantize import Values, dequantize
+from .dequantize import Values
 from .kinds import Kind, kind_of
-from .sources import SOURCES, Raw, root_folder
+from .sources import SOURCES, Place, Raw, root_folder
+from .splits import Split, checksum, is_class
 
 __all__ = ["Dataset", "Split", "load"]
 
 Nats = TypeVar("Nats", float, np.ndarray, Tensor)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some data, as stored and as a likelihood sees them.
-
-    Attributes:
-        values: as stored, ``(N, *event_shape)``: images stay bytes, a quarter of the memory.
-        peak: what the stored values are divided by.
-        dynamic: whether pixels are drawn anew, Bernoulli(value), at every use.
-        labels: ``(N,)`` integers, if there are any.
-        noisy: whether levels are dequantised with new noise at every use; ``peak`` is then
-            the highest level.
-
-    Raises:
-        ValueError: if it is to be both ``dynamic`` and ``noisy``.
-    """
-
-    values: Tensor
-    peak: float = 1.0
-    dynamic: bool = False
-    labels: Tensor | None = None
-    noisy: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dynamic and self.noisy:
-            raise ValueError("expected a split to be dynamic or noisy; got both: 0/1 need no noise")
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def event_shape(self) -> Shape:
-        """The shape of one datum."""
-        return tuple(self.values.shape[1:])
-
-    def draw(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """The data at ``index`` as a likelihood sees them, on the device of the data.
-
-        Dynamic binarisation and dequantisation draw from torch's global generator at every
-        call.
-        """
-        x = self.values[index].to(torch.get_default_dtype())
-        if self.noisy:
-            return dequantize(x, self.peak)
-        if self.peak != 1.0:
-            x = x / self.peak
-        return torch.bernoulli(x) if self.dynamic else x
-
-    def fixed(self, seed: int) -> Tensor:
-        """All data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
-        if self.noisy:
-            with seeded(seed, len(self)):
-                return self.draw()
-        if not self.dynamic:
-            return self.draw()
-        grey = replace(self, dynamic=False).draw()
-        return binarize(grey, "static", seed, len(self)).to(grey.dtype)
-
-    def to(self, device: torch.device | str) -> Split:
-        """The same data on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, values=self.values.to(device), labels=labels)
-
-    def head(self, size: int) -> Split:
-        """The first ``size`` data."""
-        labels = None if self.labels is None else self.labels[:size]
-        return replace(self, values=self.values[:size], labels=labels)
 
 
 @dataclass(frozen=True)
@@ -119,6 +51,45 @@ class Dataset:
     def event_shape(self) -> Shape:
         """The shape of one datum."""
         return self.train.event_shape
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are: one more than the largest label of any split.
+
+        Raises:
+            ValueError: if the data have no labels that are classes.
+        """
+        known = [s.labels for s in self._splits if s.labels is not None and len(s)]
+        if not known or not is_class(known[0]):
+            got = f"labels of shape {tuple(known[0].shape)}" if known else "none"
+            raise ValueError(
+                f"expected data set {self.name!r} to have classes, an integer for each datum; got "
+                f"{got}: choose data with labels, or name those of a .npz file with "
+                f"data.labels_key"
+            )
+        largest = max(int(labels.max()) for labels in known)
+        if largest < 0:
+            raise ValueError(
+                f"expected data set {self.name!r} to have classes; got −1, not known, for every "
+                f"datum: a program that is not given classes needs no labels"
+            )
+        return 1 + largest
+
+    @property
+    def condition(self) -> int | Shape:
+        """What a label is: the number of classes, or the shape of one label that is none.
+
+        Raises:
+            ValueError: if the data have no labels.
+        """
+        labels = self.train.labels
+        if labels is None or is_class(labels):
+            return self.num_classes
+        return tuple(labels.shape[1:])
+
+    @property
+    def _splits(self) -> tuple[Split, Split, Split]:
+        return self.train, self.valid, self.test
 
     def bits_per_dim(self, nats: Nats) -> Nats:
         """Log-likelihoods per datum, or bounds of them, as bits for each stored integer.
@@ -160,10 +131,13 @@ def load(
     binarize: Binarize,
     valid: int | float = 0.1,
     test: int | float = 0.1,
+    labelled: int | None = None,
+    without_class: int | None = None,
     values: Values = "unit",
     root: str | None = None,
     path: str | None = None,
     key: str | None = None,
+    labels_key: str | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set by name.
@@ -178,20 +152,29 @@ def load(
         valid: how many of the training data to hold out for validation; a number below 1 is
             a fraction.
         test: the same for testing; unused where the source has test data of its own.
+        labelled: the classes of only so many training data are kept, equally many of every
+            class, drawn with the seed; those of the others become −1, not known. All if not
+            given.
+        without_class: a class that is left out of the training and the validation data, so that
+            a model can be asked to tell it from the others.
         values: of images that are not binarised: ``unit`` for grey in [0, 1], ``integer`` for
             the levels 0 … n, ``dequantized`` for (level + noise) / (n + 1) in (0, 1), with
             uniform noise that is drawn anew at every use, as a density needs it.
         root: the folder to find or put downloads in; else ``$PYRO_VAE_DATA``, else a cache.
         path: the file of ``frey`` or ``array``.
         key: the array's name in an ``.npz`` file.
-        seed: of the split and of static binarisation.
+        labels_key: the labels' name there: an integer for each datum is its class, −1 if it is
+            not known; any other array ``(N, …)`` is to condition on.
+        seed: of the split, of ``labelled`` and of static binarisation.
 
     Returns:
         The :class:`Dataset`.
 
     Raises:
         ValueError: for an unknown name (with the nearest right one), values that cannot be
-            binarised, dequantised or scored (NaN), or a split that leaves nothing to train on.
+            binarised, dequantised or scored (NaN), a split that leaves nothing to train on, a
+            number ``labelled`` that the classes do not share equally, or a class that no
+            training datum, or every one, is of.
         FileNotFoundError: if the file is missing, saying where to get it.
         ModuleNotFoundError: if the package that carries the data is not installed.
     """
@@ -205,7 +188,7 @@ def load(
         )
     check_seed(seed)
     try:
-        raw = SOURCES[name](root_folder(root), path, key)
+        raw = SOURCES[name](Place(root_folder(root), path, key, labels_key))
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"data set {name!r} needs the package {error.name}: pip install 'pyro-vae[data]'"
@@ -226,16 +209,20 @@ def load(
         )
     rest, held_out = _hold_out(raw, test, "test", seed) if raw.test is None else (raw, raw.test)
     train, validation = _hold_out(rest, valid, "valid", seed)
+    if without_class is not None:
+        _check_class(name, train, without_class)
+        train, validation = (_without(part, without_class) for part in (train, validation))
     parts = (train, validation, held_out)
     splits = [_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
-    return Dataset(
+    loaded = Dataset(
         name,
         *splits,
         kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].fixed(seed)),
         binarize=binarize,
-        checksum=_checksum(splits),
+        checksum=checksum(split.values for split in splits),
         values=values if binarize == "none" else "unit",
     )
+    return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
 
 
 def _whole(raw: Raw) -> bool:
@@ -269,6 +256,22 @@ def _take(raw: Raw, rows: Tensor) -> Raw:
     return replace(raw, values=raw.values[rows], labels=labels)
 
 
+def _without(raw: Raw, label: int) -> Raw:
+    assert raw.labels is not None  # or it was refused
+    return _take(raw, (raw.labels != label).nonzero()[:, 0])
+
+
+def _check_class(name: str, train: Raw, label: int) -> None:
+    """Refuses to leave out what is not there, or all there is."""
+    found = [] if train.labels is None or train.labels.ndim > 1 else train.labels.unique().tolist()
+    if label not in found or len(found) == 1:
+        known = ", ".join(map(str, found)) or "none"
+        raise ValueError(
+            f"expected data.without_class to be one of several classes of {name!r} ({known}); got "
+            f"{label}"
+        )
+
+
 def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
     stored, peak = raw.values, raw.peak or 1
     if how in ("static", "threshold"):
@@ -284,8 +287,25 @@ def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
     )
 
 
-def _checksum(splits: list[Split]) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        digest.update(split.values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _keep_labels(data: Dataset, count: int, seed: int) -> Dataset:
+    """The same data, of which only so many training labels are known."""
+    classes, labels = data.num_classes, data.train.labels
+    each, rest = divmod(positive("data.labelled", count), classes)
+    if rest:
+        raise ValueError(
+            f"expected data.labelled to be a multiple of the {classes} classes, equally many of "
+            f"each; got {count}"
+        )
+    assert labels is not None  # or there would be no classes
+    # the first of one order, so that fewer labels are among those of more
+    order = torch.from_numpy(np.random.default_rng([seed, len(labels), 1]).permutation(len(labels)))
+    rows = [order[labels[order] == c] for c in range(classes)]
+    fewest = min(range(classes), key=lambda c: len(rows[c]))
+    if len(rows[fewest]) < each:
+        raise ValueError(
+            f"expected data.labelled to be at most {classes * len(rows[fewest])}, because there "
+            f"are {len(rows[fewest])} training data of class {fewest}; got {count}"
+        )
+    kept = torch.cat([some[:each] for some in rows])
+    known = torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
+    return replace(data, train=replace(data.train, labels=known))

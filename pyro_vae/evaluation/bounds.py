@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import _files
-from .._programs import Program
+from .._inputs import fixed, inputs
+from .._programs import Labels, Program, labels_of
 from .._random import seeded
-from ..data.datasets import Split
+from ..data.splits import Split
 from ..particles import stream
 from .importance import Block, khat_threshold
 
@@ -280,7 +282,9 @@ def evaluate(
     Arguments:
         program: anything with a ``model`` and a ``guide``, or a pair of them.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
-            pixels or noise are drawn anew at every use has them drawn once, with ``seed``.
+            pixels or noise are drawn anew at every use has them drawn once, with ``seed``. A
+            program that conditions on labels is given those of a ``Split``, unless there are
+            further arguments.
         *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
             size N are per datum (see :func:`~pyro_vae.log_weights`).
         num_samples: the number K of draws for each datum.
@@ -294,9 +298,9 @@ def evaluate(
         The :class:`Bounds`.
 
     Raises:
-        ValueError: if the data are empty or cannot be scored, if ``num_samples`` or a k is not
-            a positive integer, if the program's weights do not exist per datum, or if a
-            weight is NaN.
+        ValueError: if the data are empty, cannot be scored or lack labels that the program
+            conditions on, if ``num_samples`` or a k is not a positive integer, if the program's
+            weights do not exist per datum, or if a weight is NaN.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
@@ -304,17 +308,23 @@ def evaluate(
     model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
     if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in ks):
         raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
-    x = data.fixed(seed) if isinstance(data, Split) else data
+    # labels that the caller gives by himself are those that count
+    given = (fixed(data, seed),) if args or kwargs else inputs(program, data, seed)
+    x, *args = (*given, *args)  # type: ignore[assignment]
     if isinstance(program, torch.nn.Module):
-        x = x.to(next((p.device for p in program.parameters()), x.device))
+        device = next((p.device for p in program.parameters()), x.device)
+        x, *args = (_moved(value, device) for value in (x, *args))  # type: ignore[assignment]
+        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
     if hasattr(program, "check"):
-        program.check(x)  # type: ignore[union-attr]
-    with seeded(seed, 1), _bar(progress, len(x), num_samples) as bar:
-        weights = stream(
-            model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
-        )
-        blocks, raw = [], []
-        block: Block | None = None
+        conditioned = labels_of(program) is Labels.CONDITION
+        conditions = (*args, *kwargs.values())[:1] if conditioned else ()
+        program.check(x, *conditions)  # type: ignore[union-attr]
+    weights = stream(
+        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
+    )
+    blocks, raw = [], []
+    block: Block | None = None
+    with seeded(seed, 1), _bar(progress, len(x), num_samples) as bar, closing(weights):
         for datums, draws, log_w in weights:
             log_w = log_w.cpu()
             if block is None or draws.start == 0:
@@ -338,6 +348,10 @@ def evaluate(
         log_weights=torch.cat([torch.cat(r) for r in raw], 1).numpy() if keep_log_weights else None,
         seed=seed,
     )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _estimate(values: np.ndarray, variances: np.ndarray) -> Estimate:

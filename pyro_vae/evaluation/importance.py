@@ -170,6 +170,10 @@ class GroupedBound(_Moments):
 
 #: Nats below the largest weight at which another is zero beside it, in float64.
 _RANGE = 700.0
+#: Log weights of float32 that differ by less, relatively, may be equal.
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
+#: Fewer weights than these have no shape to fit.
+_FEWEST_IN_TAIL = 5
 
 
 class ParetoTail:
@@ -177,7 +181,7 @@ class ParetoTail:
 
     PSIS looks at the M = ⌊3√K⌋ largest of K draws (⌊K/5⌋ when K is small) and at the one
     below them, so no more than these are kept. ArviZ fits them; it is handed the 5 M largest
-    draws with the relative efficiency under which its own rule picks M of 5 M.
+    draws, with a relative efficiency under which its own rule picks M of 5 M.
 
     Arguments:
         num_samples: the number K of draws that will come.
@@ -205,11 +209,10 @@ class ParetoTail:
 
         NaN if there are fewer than 25 draws, too few to fit; +inf where fewer than M + 1
         weights are not zero, or not so beside the largest (in float64: 700 nats below it);
-        −inf where all are equal (q is the posterior), without any tail.
+        −inf where all of the tail are equal, but for the rounding of float32: weights that
+        their largest value bounds (q is the posterior, or all latents are discrete).
         """
-        from arviz_stats.base.array import array_stats
-
-        if self.tail < 5:
+        if self.tail < _FEWEST_IN_TAIL:
             return torch.full((self._largest.shape[1],), math.nan, dtype=torch.float64)
         # what is zero beside the largest weight has no tail to fit: ArviZ, left with one weight
         # that is not, would find a light one
@@ -219,11 +222,7 @@ class ParetoTail:
         khat = np.full(len(largest), math.inf)
         for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
             weights = np.maximum(largest[datum], lowest[datum])
-            if np.ptp(weights) < 1e-10:
-                khat[datum] = -math.inf
-            else:
-                # ArviZ expects log-likelihoods, whose negatives are the log weights
-                _, khat[datum] = array_stats.psislw(-weights, r_eff=45 / self.tail)  # type: ignore[arg-type]
+            khat[datum] = _tail_shape(np.sort(weights)[::-1], self.tail)
         return torch.from_numpy(khat)
 
 
@@ -280,6 +279,27 @@ class Block:
             columns[f"iwae_{bound.k}"] = bound.mean
             columns[f"iwae_{bound.k}_variance"] = pooled if few else bound.variance_of_mean
         return columns
+
+
+def _tail_shape(log_w: np.ndarray, tail: int) -> float:
+    """k̂ of log weights that descend, from the ``tail`` largest above the one below them.
+
+    Where the draws are of few values, many may equal the one below: only what exceeds it is
+    a tail then, and ArviZ, which divides by a quartile of the excess, is not shown the rest.
+    """
+    from arviz_stats.base.array import array_stats
+
+    equal = _ROUNDING * max(1.0, abs(log_w[0]))
+    above = log_w[:tail] - log_w[tail] > equal
+    if not above[tail - int(tail / 4 + 0.5)]:
+        tail = int(above.sum())
+        if 0 < tail < _FEWEST_IN_TAIL:
+            return math.inf
+    if not tail or log_w[0] - log_w[tail - 1] <= equal:
+        return -math.inf
+    # ArviZ expects log-likelihoods, whose negatives are the log weights
+    _, khat = array_stats.psislw(-log_w[: 5 * tail], r_eff=44 / tail)  # type: ignore[arg-type]
+    return float(khat)
 
 
 def _centre(values: Tensor) -> Tensor:

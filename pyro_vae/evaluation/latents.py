@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._component import positive
-from .._programs import Labels, Program, evaluating, labels_of, own_parameters, samples, traces
+from .._inputs import fixed, inputs
+from .._programs import Program, evaluating, own_parameters, samples, traces
 from .._random import seeded
 from ..data.datasets import Split
 from ..particles import Layout, inspect, run
@@ -28,7 +29,8 @@ class ActiveUnits:
 
     Attributes:
         variance: Var_x(E_q[u | x]) of every unit of every continuous latent site, ``(D,)``, by
-            site. An unbiased estimate: that of a dead unit may be a little below zero.
+            site. An unbiased estimate: that of a dead unit may be a little below zero. Sites
+            with ``infer={"is_noise": True}`` are no latents and are left out.
         threshold: above which a unit is called active.
         num_data: the number of data.
         num_samples: draws for each.
@@ -86,23 +88,21 @@ def active_units(
         https://arxiv.org/abs/1509.00519
     """
     half = positive("num_samples", num_samples) // 2
-    x = data.fixed(seed) if isinstance(data, Split) else data
-    if half < 1 or len(x) < 2:
+    if half < 1 or len(data) < 2:
         raise ValueError(
             f"expected 2 or more draws of 2 or more data, or there is no variance; got "
-            f"{num_samples} of {len(x)}"
+            f"{num_samples} of {len(data)}"
         )
-    if isinstance(data, Split) and labels_of(program) is Labels.CONDITION and not args:
-        args = (data.labels,)
+    given = (fixed(data, seed), *args) if args else inputs(program, data, seed)
     if isinstance(program, torch.nn.Module):
-        device = next((p.device for p in program.parameters()), x.device)
-        x, *args = (a.to(device) if isinstance(a, Tensor) else a for a in (x, *args))
+        device = next((p.device for p in program.parameters()), given[0].device)
+        given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in given)
     model, guide = program.model, program.guide
     with seeded(seed, 2), own_parameters(model, guide), evaluating(model, guide):
         size = max(1, _PAIRS // num_samples)
         blocks = [
-            tuple(a[i : i + size] if _per_datum(a, len(x)) else a for a in (x, *args))
-            for i in range(0, len(x), size)
+            tuple(a[i : i + size] if _per_datum(a, len(data)) else a for a in given)
+            for i in range(0, len(data), size)
         ]
         layout = inspect(model, guide, *blocks[0])
         sites = _continuous(model, guide, blocks[0])
@@ -111,7 +111,7 @@ def active_units(
     return ActiveUnits(
         variance={site: _covariance(m).cpu().numpy() for site, m in joined.items()},
         threshold=threshold,
-        num_data=len(x),
+        num_data=len(data),
         num_samples=2 * half,
     )
 
@@ -129,12 +129,14 @@ def _covariance(means: Tensor) -> Tensor:
 
 
 def _continuous(model: Any, guide: Any, block: tuple) -> list[str]:
-    """The guide's latent sites of numbers that have a mean."""
+    """The guide's latent sites of numbers that have a mean, but for noise that is no latent."""
     sites, _ = map(samples, traces(model, guide, block, {}))
     return [
         name
         for name, site in sites.items()
-        if not site["is_observed"] and not site["fn"].has_enumerate_support
+        if not (
+            site["is_observed"] or site["fn"].has_enumerate_support or site["infer"].get("is_noise")
+        )
     ]
 
 

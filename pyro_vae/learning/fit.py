@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,52 +16,30 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import SVI
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
+from .. import _inputs
 from .._component import positive
+from .._inputs import inputs, labels_for
 from .._programs import Program
 from .._random import check_seed, seeded
-from ..data.datasets import Split
+from ..data.splits import Split, checksum
 from ..particles import log_weights
 from . import checkpoint as checkpoints
+from .batches import Batches
 from .diagnosis import NonFiniteLossError, check_weights, guarded
+from .history import History
 from .initialize import initialize, starts_from_data
 from .objectives import ELBO, Objective
 from .objectives.base import Moment
 from .optim import Joint
-from .schedules import Schedule
 
-__all__ = ["History", "find_device", "fit"]
+__all__ = ["find_device", "fit"]
 
 
 #: The streams of random numbers that one seed feeds.
 _TRAINING, _VALIDATION, _WARM_UP, _START = 0, 1, 2, 3
-
-
-@dataclass
-class History:
-    """What happened in each epoch.
-
-    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (updates so
-    far), ``elbo`` (the objective, averaged over the epoch's minibatches), ``valid_elbo`` (the
-    ELBO of the validation data after the epoch, if there are any), both in nats per datum,
-    ``lr`` and ``seconds``.
-
-    Attributes:
-        epochs: one mapping for each epoch.
-        best_epoch: the epoch whose weights were kept, if training could stop early.
-    """
-
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.epochs)
-
-    def __getitem__(self, column: str) -> list[Any]:
-        return [epoch[column] for epoch in self.epochs]
 
 
 def fit(
@@ -76,6 +52,7 @@ def fit(
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
     batch_size: int = 100,
+    labelled_every: int | None = None,
     clip_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -93,8 +70,10 @@ def fit(
 
     Arguments:
         program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)``, whose
-            parameters are its own; it is trained in place and left on the device.
-        train: the training data.
+            parameters are its own; it is trained in place and left on the device. One that
+            conditions on labels is called ``(x, labels)``; one that learns from them where they
+            are known, ``(x, labels)`` on minibatches where they are and ``(x)`` on others.
+        train: the training data, a ``Split`` if they have labels.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
         objective: a Pyro ``ELBO``; the package's :class:`~pyro_vae.objectives.ELBO` if not given.
         optimizer: makes the torch optimiser of all parameters: a class of ``torch.optim``,
@@ -103,6 +82,9 @@ def fit(
             every epoch (``ReduceLROnPlateau`` watches the validation ELBO).
         epochs: passes over the training data.
         batch_size: data in a minibatch; the last of an epoch may be smaller.
+        labelled_every: for a program that learns with and without labels: after so many
+            minibatches without comes one with labels, from the start again as often as needed,
+            and an epoch is a pass over the data without. Every datum once if not given.
         clip_norm: the largest norm of the gradient, which is that of the minibatch's sum.
         patience: stop when the validation ELBO has not risen for so many epochs, and go back
             to the weights of the best epoch.
@@ -118,8 +100,9 @@ def fit(
         The :class:`History`.
 
     Raises:
-        ValueError: for data that the program cannot score, numbers out of range, a missing
-            CUDA device, or a program whose parameters are not its own.
+        ValueError: for data that the program cannot score, labels that it needs and that are
+            not there, numbers out of range, a missing CUDA device, or a program whose
+            parameters are not its own.
         CheckpointError: if the checkpoint is damaged, foreign, or of other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
     """
@@ -131,28 +114,27 @@ def fit(
         if valid is None:
             raise ValueError("patience watches the validation ELBO: expected valid data; got none")
     place = find_device(device)
-    if not len(train):
-        raise ValueError("expected at least one datum to train on; got none")
-    _check_batches(program, len(train), batch_size)
+    batches = Batches(program, train, batch_size, labelled_every)
     for data in (train, valid):
-        if data is not None and hasattr(program, "check"):
-            program.check(_fixed(data, seed))  # type: ignore[operator]
+        if data is not None:
+            _inputs.check(program, data, seed)
     if starts_from_data(program):
         # before both move to the device, where the data need not be laid out a second time
         with seeded(seed, _START):
-            initialize(program, _fixed(train, seed))
+            initialize(program, _inputs.fixed(train, seed))
     program.to(place)
-    train = train.to(place)
-    x_valid = None if valid is None else _fixed(valid, seed).to(place)
+    batches.to(place)
+    held_out = () if valid is None else tuple(t.to(place) for t in inputs(program, valid, seed))
     pair = cast(Program, program)
     loss: Any = objective if objective is not None else ELBO()
     path = Path(checkpoint) if checkpoint is not None else None
 
     # a parameter store of its own: other models in the process may use the same names
     with pyro.get_param_store().scope(), _training(program):
-        _warm_up(program, loss, _first(train, batch_size), seed)
-        if x_valid is not None:
-            _validate(pair, x_valid[:batch_size], seed)  # what it refuses, it refuses now
+        _warm_up(program, loss, batches, seed)
+        if held_out:
+            # what it refuses, it refuses now
+            _validate(pair, tuple(t[:batch_size] for t in held_out), seed)
         optim = Joint(optimizer, clip_norm)
         optim.add(dict(program.named_parameters()))
         assert optim.optimizer is not None
@@ -162,34 +144,35 @@ def fit(
             "batch_size": batch_size,
             "clip_norm": clip_norm,
             "patience": patience,
-            "data": [_checksum(d) for d in (train, x_valid) if d is not None],
+            "data": [_checksum(program, train), *([checksum(held_out)] if held_out else [])],
             "parameters": {name: list(p.shape) for name, p in program.named_parameters()},
             "objective": [type(loss).__name__, _plain(vars(loss))],
             "optimizer": [type(optim.optimizer).__name__, _plain(optim.optimizer.defaults)],
             "schedule": type(scheduler).__name__ if scheduler else None,
+            "labelled_every": labelled_every,
         }
-        state = _State(program, optim, scheduler, settings)
+        state = checkpoints.State(program, optim, scheduler, loss, settings)
         if resume and path is not None and path.exists():
             state.load(path, epochs)
         history = state.history
         step = guarded(loss, program)
         svi = SVI(pair.model, pair.guide, optim, loss=loss.loss, loss_and_grads=step)
-        with _bar(progress, epochs, len(train), batch_size, len(history)) as bar:
+        with _bar(progress, epochs, len(batches), len(history)) as bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 if state.stale(patience):
                     break
                 start = time.perf_counter()
                 lr = optim.optimizer.param_groups[0]["lr"]
-                elbo = _epoch(svi, loss, train, epoch, batch_size, seed, bar)
+                elbo = _epoch(svi, loss, batches, epoch, seed, bar)
                 _check_parameters(program, optim)
                 record = {
                     "epoch": epoch,
-                    "step": epoch * -(-len(train) // batch_size),
+                    "step": epoch * len(batches) * _updates(loss),
                     "elbo": elbo,
                     "lr": lr,
                 }
-                if x_valid is not None:
-                    record["valid_elbo"] = _validate(pair, x_valid, seed)
+                if held_out:
+                    record["valid_elbo"] = _validate(pair, held_out, seed)
                 _check_finite(program, record)
                 _advance(scheduler, record)
                 record["seconds"] = time.perf_counter() - start
@@ -203,102 +186,34 @@ def fit(
     return history
 
 
-class _State:
-    """Everything that an interrupted fit needs to go on."""
-
-    def __init__(
-        self, program: nn.Module, optim: Joint, scheduler: LRScheduler | None, settings: dict
-    ) -> None:
-        self.program, self.optim, self.scheduler = program, optim, scheduler
-        self.settings = settings
-        self.history = History()
-        self.best: dict[str, Any] | None = None
-
-    def record(self, record: dict[str, Any]) -> None:
-        self.history.epochs.append(record)
-        if self.settings["patience"] is None:
-            return
-        if self.best is None or record["valid_elbo"] > self.best["valid_elbo"]:
-            weights = copy.deepcopy(self.program.state_dict())
-            self.best = {**record, "weights": weights}
-            self.history.best_epoch = record["epoch"]
-
-    def stale(self, patience: int | None) -> bool:
-        if patience is None or self.best is None:
-            return False
-        return len(self.history) - self.best["epoch"] >= patience
-
-    def restore_best(self) -> None:
-        if self.best is not None:
-            self.program.load_state_dict(self.best["weights"])
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "settings": self.settings,
-            "history": self.history.epochs,
-            "weights": self.program.state_dict(),
-            "optimizer": self.optim.get_state(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "best": self.best,
-        }
-
-    def load(self, path: Path, epochs: int) -> None:
-        state = checkpoints.load(path)
-        wrong = [k for k, v in self.settings.items() if state["settings"].get(k) != v]
-        if wrong:
-            raise checkpoints.CheckpointError(
-                f"{path} belongs to a fit with another {', '.join(wrong)}: resume with the "
-                f"settings it was started with, or fit anew elsewhere"
-            )
-        if len(state["history"]) > epochs:
-            raise checkpoints.CheckpointError(
-                f"{path} is already at epoch {len(state['history'])}: expected epochs to be at "
-                f"least that; got {epochs}"
-            )
-        self.program.load_state_dict(state["weights"])
-        self.optim.set_state(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.history.epochs = state["history"]
-        self.best = state["best"]
-        self.history.best_epoch = self.best["epoch"] if self.best else None
-
-
-def _epoch(
-    svi: SVI,
-    objective: Any,
-    train: Split | Tensor,
-    epoch: int,
-    batch_size: int,
-    seed: int,
-    bar: tqdm,
-) -> float:
+def _epoch(svi: SVI, objective: Any, batches: Batches, epoch: int, seed: int, bar: tqdm) -> float:
     """One pass over the data; the mean objective in nats per datum."""
     total, seen = 0.0, 0
-    device = train.values.device if isinstance(train, Split) else train.device
     bar.set_description(f"epoch {epoch}")
     # the epoch's own stream: to resume, nothing of the generators needs to be stored
     with seeded(seed, _TRAINING, epoch), pyro.validation_enabled(False):
-        order = torch.randperm(len(train)).to(device)
-        batches = order.split(batch_size)
-        for step, index in enumerate(batches, 1):
-            if isinstance(objective, Objective):
-                passed = epoch - 1 + (step - 1) / len(batches)
-                objective.at(Moment(passed, len(train), index))
-            x = train.draw(index) if isinstance(train, Split) else train[index]
-            try:
-                total -= cast(float, svi.step(x))
-            except NonFiniteLossError as error:
-                error.where = f" in epoch {epoch}, step {step}"
-                raise
-            seen += len(index)
+        for step, batch in enumerate(batches.epoch(), 1):
+            passed = epoch - 1 + (step - 1) / len(batches)
+            for update in range(_updates(objective)):
+                if isinstance(objective, Objective):
+                    objective.at(Moment(passed, len(batches.data), batch.index, update))
+                try:
+                    total -= cast(float, svi.step(*batch.args))
+                except NonFiniteLossError as error:
+                    error.where = f" in epoch {epoch}, step {step}"
+                    raise
+                seen += len(batch.index)
             bound = f"{type(objective).__name__} {total / seen:.2f} nats/datum"
             bar.set_postfix_str(bound, refresh=False)
             bar.update()
     return total / seen
 
 
-def _warm_up(program: nn.Module, objective: Any, x: Tensor, seed: int) -> None:
+def _updates(objective: Any) -> int:
+    return objective.updates if isinstance(objective, Objective) else 1
+
+
+def _warm_up(program: nn.Module, objective: Any, batches: Batches, seed: int) -> None:
     """Lets the objective look at the program: it may choose an estimator, or count plates.
 
     That takes draws. Taken in the first step, a resumed run would take them in a later one.
@@ -306,18 +221,16 @@ def _warm_up(program: nn.Module, objective: Any, x: Tensor, seed: int) -> None:
     program.eval()
     pair = cast(Program, program)
     with seeded(seed, _WARM_UP), torch.no_grad(), pyro.validation_enabled(False):
-        objective.loss(pair.model, pair.guide, x)
+        for args in batches.first():
+            objective.loss(pair.model, pair.guide, *args)
     program.train()
 
 
-def _first(data: Split | Tensor, size: int) -> Tensor:
-    return _fixed(data.head(size) if isinstance(data, Split) else data[:size], 0)
-
-
-def _validate(program: Program, x: Tensor, seed: int) -> float:
+def _validate(program: Program, args: tuple[Tensor, ...], seed: int) -> float:
     # the same noise after every epoch, so that epochs differ by their weights alone
     with seeded(seed, _VALIDATION), pyro.validation_enabled(False):
-        return float(log_weights(program.model, program.guide, x, num_samples=1).double().mean())
+        log_w = log_weights(program.model, program.guide, *args, num_samples=1)
+        return float(log_w.double().mean())
 
 
 def _advance(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
@@ -340,10 +253,6 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _fixed(data: Split | Tensor, seed: int) -> Tensor:
-    return data.fixed(seed) if isinstance(data, Split) else data
-
-
 def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:
     """What would spoil the checkpoint is noticed before it is written."""
     try:
@@ -356,25 +265,17 @@ def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:
         raise
 
 
-def _check_batches(program: nn.Module, size: int, batch_size: int) -> None:
-    """What would end the first epoch at its last minibatch is refused before it."""
-    mixes = any(isinstance(m, _BatchNorm) for m in program.modules())
-    if mixes and (size - 1) % batch_size == 0:
-        raise ValueError(
-            f"batch norm needs statistics: expected at least 2 data in every minibatch; got 1 in "
-            f"the last of {size} data by {batch_size}: choose another batch_size"
-        )
-
-
-def _checksum(data: Split | Tensor) -> str:
+def _checksum(program: nn.Module, data: Split | Tensor) -> str:
+    """Of the data, and of the labels that the program looks at."""
     values = data.values if isinstance(data, Split) else data
-    return hashlib.sha256(values.contiguous().cpu().numpy().tobytes()).hexdigest()
+    labels = labels_for(program, data)
+    return checksum([values] if labels is None else [values, labels])
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The public entries that are numbers, words or tuples of them: what a file can hold."""
     kinds = (bool, int, float, str, tuple, type(None))
-    plain = {k: repr(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    plain = {k: repr(v) if is_dataclass(v) else v for k, v in values.items()}
     return {k: v for k, v in plain.items() if isinstance(v, kinds) and not k.startswith("_")}
 
 
@@ -401,8 +302,7 @@ def _training(program: nn.Module) -> Iterator[None]:
             program.train(before)
 
 
-def _bar(progress: bool, epochs: int, size: int, batch_size: int, done: int) -> tqdm:
-    steps = -(-size // batch_size)
+def _bar(progress: bool, epochs: int, steps: int, done: int) -> tqdm:
     return tqdm(
         total=epochs * steps,
         initial=done * steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -178,3 +179,103 @@ def test_mnist_loads_offline_beside_a_cpu_build_of_torch(real_data):
 def test_bad_seed(seed):
     with pytest.raises(ValueError, match=f"expected seed to be an integer ≥ 0; got {seed}"):
         pv.data.load("digits", binarize="none", seed=seed)
+
+
+def test_so_many_labels_of_every_class_are_kept():
+    load = partial(pv.data.load, "digits", binarize="threshold", seed=3)
+    every, some, more = load(), load(labelled=50), load(labelled=100)
+    kept = some.train.known
+    assert some.train.labels[kept].bincount().tolist() == [5] * 10
+    assert torch.equal(some.train.labels[kept], every.train.labels[kept])
+    assert (some.train.labels[~kept] == -1).all()
+    # the data are the same, and so are the labels that nobody trains on
+    assert some.checksum == every.checksum
+    assert torch.equal(some.test.labels, every.test.labels)
+    assert some.num_classes == every.num_classes == some.condition == 10
+    assert more.train.known.sum() == 100 and more.train.known[kept].all()
+    other = load(labelled=50, seed=4)
+    assert not torch.equal(other.train.known, kept)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "message"),
+    [
+        (55, "expected data.labelled to be a multiple of the 10 classes, .*; got 55"),
+        (0, "expected data.labelled to be a positive integer; got 0"),
+        (5000, r"expected data.labelled to be at most \d+, because there are \d+ training data"),
+    ],
+)
+def test_a_number_of_labels_that_cannot_be_kept(labelled, message):
+    with pytest.raises(ValueError, match=message):
+        pv.data.load("digits", binarize="threshold", labelled=labelled)
+
+
+def test_labels_of_a_file(tmp_path):
+    """Classes, of which some are not known, and numbers to condition on, stay with their data."""
+    file = str(tmp_path / "x.npz")
+    x = np.arange(40.0).reshape(20, 2)
+    classes, numbers = np.arange(20, dtype=np.int16) % 4 - 1, np.stack([x, -x], 1)
+    np.savez(file, x=x, classes=classes, numbers=numbers, both=classes[:, None])
+    load = partial(pv.data.load, "array", binarize="none", path=file, key="x", valid=0.2)
+    data = load(labels_key="classes")
+    rows = (data.train.values[:, 0] / 2).long()
+    assert torch.equal(data.train.labels, rows % 4 - 1) and data.train.labels.dtype == torch.long
+    assert torch.equal(data.train.known, rows % 4 > 0)
+    assert data.num_classes == data.condition == 3
+    assert data.train.head(3).to("cpu").labels.tolist() == data.train.labels[:3].tolist()
+    data = load(labels_key="numbers")
+    assert data.condition == (2, 2) and data.train.labels.dtype == torch.float32
+    both = torch.stack([data.train.values, -data.train.values], 1)
+    assert torch.equal(data.train.labels, both.float()) and data.train.known.all()
+    with pytest.raises(ValueError, match=r"to have classes, .*; got labels of shape \(14, 2, 2\)"):
+        _ = data.num_classes
+    with pytest.raises(ValueError, match=r"expected data set 'array' to have classes.*; got none"):
+        _ = load().condition
+    with pytest.raises(ValueError, match=r"data\.labels_key to name an array .* got 'class'"):
+        load(labels_key="class")
+    # what is left beside the labels needs no name
+    np.savez(file, x=x, y=classes)
+    pv.data.load("array", binarize="none", path=file, labels_key="y")
+    np.savez(file, x=x, y=classes[1:])
+    with pytest.raises(ValueError, match=r"expected labels of shape \(20, …\) .*; got int16 of sh"):
+        load(labels_key="y")
+    np.savez(file, x=x, y=np.full(20, -1))
+    with pytest.raises(ValueError, match=r"expected data set 'array' to have classes; got −1, not"):
+        _ = load(labels_key="y").num_classes
+    np.savez(file, x=x, y=classes - 2)
+    with pytest.raises(ValueError, match=r"expected classes 0, 1, 2, … as labels .*; got -3"):
+        load(labels_key="y")
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match=r"expected an \.npz file, in which data\.labels_key"):
+        load(path=str(tmp_path / "x.npy"), labels_key="y")
+
+
+def test_as_many_labels_as_data():
+    with pytest.raises(ValueError, match=r"expected a label for each of 3 data; got .* \(4,\)"):
+        Split(torch.zeros(3, 2), labels=torch.zeros(4))
+
+
+class TestWithoutClass:
+    def test_it_is_left_out_of_what_is_learned_from(self):
+        whole = pv.data.load("digits", binarize="threshold")
+        data = pv.data.load("digits", binarize="threshold", without_class=3)
+        for split in ("train", "valid"):
+            part, full = getattr(data, split), getattr(whole, split)
+            kept = full.labels != 3
+            assert 0 < int(kept.sum()) < len(full)
+            assert torch.equal(part.values, full.values[kept])
+            assert torch.equal(part.labels, full.labels[kept])
+        assert torch.equal(data.test.values, whole.test.values)
+        assert data.num_classes == 10
+        assert data.checksum != whole.checksum
+
+    @pytest.mark.parametrize("label", [10, -1])
+    def test_one_that_is_not_there(self, label):
+        message = f"expected data.without_class to be one of several classes .*; got {label}"
+        with pytest.raises(ValueError, match=message):
+            pv.data.load("digits", binarize="threshold", without_class=label)
+
+    def test_data_without_labels(self, tmp_path):
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (40, 5)))
+        with pytest.raises(ValueError, match=r"classes of 'array' \(none\); got 1"):
+            pv.data.load("array", binarize="none", path=str(tmp_path / "x.npy"), without_class=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from itertools import pairwise
 
@@ -228,6 +229,105 @@ def test_a_hopeless_guide_has_a_large_error_not_a_small_one():
         stated.append(bounds.estimates["log_evidence"].se_monte_carlo)
     # 40 seeds know a standard deviation to 11 %; the delta method alone states a third of it
     assert 0.6 < np.mean(stated) / np.std(values) < 1.7
+
+
+def test_discrete_latents_alone():
+    odds = torch.tensor([0.7, 0.2, 0.1])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(odds))
+            pyro.sample("x", dist.Normal(y.to(x.dtype), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(torch.full((3,), 1 / 3)))
+
+    x = torch.tensor([0.0, 1.0, 2.0])
+    bounds = pv.evaluate((model, guide), x, num_samples=2000)
+    components = dist.Normal(torch.arange(3.0), 1.0).log_prob(x[:, None]) + odds.log()
+    truth = float(components.logsumexp(-1).mean())
+    row = bounds.estimates["log_evidence"]
+    # false alarm below 1e-5
+    assert abs(row.value - truth) < 4.4 * row.se_monte_carlo
+    assert 0 < row.se_monte_carlo < 0.02
+    assert (bounds.per_datum["khat"] == -math.inf).all()
+    assert bounds.warning is None
+    assert bounds.summary()["khat"] == {"median": None, "worst": None}
+
+
+class _Classes(pv.ConditionalVAE):
+    """Notes what it is asked to check, and where that lies."""
+
+    def __init__(self) -> None:
+        super().__init__((6,), 3, latent_dim=2)
+        self.seen: list[tuple] = []
+
+    def check(self, x, *args):
+        self.seen.append((x.device.type, *args))
+        if x.device.type != "meta":
+            super().check(x, *args)
+
+
+def test_conditions_that_the_caller_gives_are_checked_and_count():
+    program = _Classes()
+    x = torch.bernoulli(torch.full((5, 6), 0.5))
+    given, stored = torch.tensor([0, 1, 2, 1, 0]), torch.tensor([2, 2, 2, 2, 2])
+    split = pv.data.Split(x, labels=stored)
+    of_tensor = pv.evaluate(program, x, given, num_samples=100)
+    of_split = pv.evaluate(program, split, given, num_samples=100)
+    by_name = pv.evaluate(program, x, c=given, num_samples=100)
+    assert all(len(seen) == 2 and torch.equal(seen[1], given) for seen in program.seen)
+    assert of_tensor.elbo == of_split.elbo == by_name.elbo
+    own = pv.evaluate(program, split, num_samples=100)
+    assert torch.equal(program.seen[-1][1], stored)
+    assert own.elbo != of_split.elbo
+    for data in (x, split):
+        with pytest.raises(ValueError, match=r"expected as the condition .* a class from 0 to 2"):
+            pv.evaluate(program, data, given + 1, num_samples=100)
+    with pytest.raises(ValueError, match=r"5 of 5 without: give pv.data.Split\(x, labels=c\)"):
+        pv.evaluate(program, x, num_samples=100)
+
+
+def test_what_the_caller_gives_moves_to_the_program():
+    program = _Classes().to("meta")
+    x, given = torch.zeros(5, 6), torch.zeros(5, dtype=torch.long)
+    for args, kwargs in (((given,), {}), ((), {"c": given})):
+        with pytest.raises((RuntimeError, NotImplementedError)):  # of tensors without numbers
+            pv.evaluate(program, x, *args, num_samples=3, **kwargs)
+        place, condition = program.seen[-1]
+        assert (place, condition.device.type) == ("meta", "meta")
+
+
+def test_what_fails_half_way_leaves_pyro_s_store_as_it_was():
+    calls = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        calls.append(len(x))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("shift", torch.zeros(())), 1.0))
+
+    x = torch.zeros(40)
+    x[39] = math.nan
+    pyro.param("mine", torch.ones(()))
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match=r"log weights of datum 39 are NaN") as error,
+    ):
+        pv.evaluate((model, guide), x, num_samples=70, chunk_size=70)
+    # the traceback keeps everything alive that it passed through
+    store = pyro.get_param_store()
+    assert list(store) == ["mine"]
+    assert len(calls) > 40
+    pyro.param("later", torch.ones(()))
+    del error
+    gc.collect()
+    assert list(store) == ["mine", "later"]
 
 
 def test_few_draws_say_nothing_of_the_tail():

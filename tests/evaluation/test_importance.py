@@ -83,6 +83,40 @@ def test_khat_without_a_tail():
     assert (equal.khat == -math.inf).all()
 
 
+@pytest.mark.parametrize("num_samples", [25, 100, 227, 500, 5000])
+@pytest.mark.parametrize("common", [0.5, 0.9, 0.98])
+def test_khat_of_two_values_is_that_of_bounded_weights(num_samples, common):
+    # as of discrete latents: up to a rare value, ties are a tail that ends there
+    count = max(5, round((1 - common) * num_samples))
+    log_w = torch.full((num_samples, 1), -70.0, dtype=torch.float64)
+    log_w[:count] = -69.0
+    # float32 knows these no better
+    noisy = log_w + 1e-6 * torch.randn_like(log_w)
+    for weights in (log_w, noisy):
+        tail = ParetoTail(num_samples, 1)
+        tail.update(weights[torch.randperm(num_samples)])
+        # all of the tail is of one value, or a fit sees both: never a heavy tail
+        assert float(tail.khat) < 0.1
+
+
+def test_khat_of_a_few_weights_above_ties_is_not_known():
+    log_w = torch.zeros(500, 1, dtype=torch.float64)
+    log_w[:4] = 9.0
+    tail = ParetoTail(500, 1)
+    tail.update(log_w)
+    assert float(tail.khat) == math.inf
+
+
+def test_ties_below_the_tail_are_not_of_it():
+    # 30 draws of a Pareto tail above 470 equal ones: the fit is of the 30 alone
+    above = 0.4 * torch.rand(30, dtype=torch.float64).log().neg() + 1e-3
+    log_w = torch.cat([above, torch.zeros(470, dtype=torch.float64)])
+    tail = ParetoTail(500, 1)
+    tail.update(log_w[:, None])
+    _, expected = array_stats.psislw(-log_w[:150].numpy())
+    assert expected == pytest.approx(float(tail.khat), rel=1e-9)
+
+
 @pytest.mark.parametrize("spread", [50.0, 300.0, 3000.0, 1e6])
 def test_khat_of_weights_that_differ_by_more_than_numbers_can(spread):
     # one draw carries all: left to itself ArviZ calls the last two reliable, k̂ = 0.06

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -155,7 +156,7 @@ def test_options_on_the_command_line_and_back(tmp_path):
     (tmp_path / "again.yaml").write_text(first.to_yaml())
     again = config.parse(tmp_path / "again.yaml")
     assert again.to_yaml() == first.to_yaml()
-    vae = again.build_model((1, 8, 8))
+    vae = again.build_model(SimpleNamespace(event_shape=(1, 8, 8)))
     decoder, encoder = vae.likelihood.network, vae.posterior.network
     assert type(decoder) is networks.ConvNet and decoder.output_bias == "data"
     assert type(encoder) is networks.ResNet and encoder.mixes
@@ -183,7 +184,7 @@ def test_every_choice_in_yaml(name, values, tmp_path):
         file.write_text(yaml.safe_dump(tree))
         settings = config.parse(file).settings_dict()
         assert settings["model"]["decoder"]["init_args"][name] == value
-        config.parse(file).build_model((1, 8, 8))
+        config.parse(file).build_model(SimpleNamespace(event_shape=(1, 8, 8)))
 
 
 @pytest.mark.parametrize("file", [None, {"hidden": [7]}, {"class_path": "MLP"}])
@@ -222,7 +223,7 @@ def test_a_run_is_read_again(tmp_path):
     # the start from data and the batch statistics are part of what was written
     assert decoder.started and decoder.layers[-1].bias.abs().sum() > 0
     assert any(m.num_batches_tracked == 15 for m in encoder.modules() if _is_batch_norm(m))
-    assert experiment.build_model(data.event_shape).likelihood.network.started == False  # noqa: E712
+    assert experiment.build_model(data).likelihood.network.started == False  # noqa: E712
     bounds = pv.evaluate(vae, data.test, num_samples=3)
     assert bounds.elbo == pytest.approx(run.read_bounds().elbo, rel=1e-6)
 
