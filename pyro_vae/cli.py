@@ -1,15 +1,14 @@
-"""The command line: ``pyro-vae fit | evaluate | compare | report | list``."""
+"""The command line: ``pyro-vae fit | evaluate | compare | report | list | sample | …``."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
-from . import _parsing, catalogue, config
+from . import _commands, _parsing, catalogue, cli_queries, config
+from ._commands import Command
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
 
@@ -53,10 +52,10 @@ def fit(words: list[str]) -> None:
     if "--resume" in words and folder and not any(w.startswith("--config") for w in words):
         words = ["--config", str(Run(folder).stored_config()), *words]
     made = config.parser(
-        config.load_plugins(words),
+        words,
         prog="pyro-vae fit",
         usage="pyro-vae fit --config FILE --run FOLDER [--OPTION VALUE ...]",
-        description=_sentence(fit),
+        description=_commands.sentence(fit),
         epilog="the options of a class: pyro-vae fit --model.prior.help VampPrior",
     )
     made.add_argument(
@@ -82,15 +81,9 @@ def evaluate(words: list[str]) -> None:
     """bound and estimate log p(x) of held-out data by importance sampling"""
     from .report.tables import bits_per_dim
 
-    made = _parser(evaluate)
-    made.add_argument("run", type=str, help="the folder of a finished run")
+    made = _commands.with_data(evaluate, None)
     made.add_argument("--num-samples", type=int, default=5000, help="draws for each datum, K")
     made.add_argument("--ks", type=list[int], default=[5, 50, 500, 5000], help="the L_k to print")
-    made.add_argument(
-        "--split", type=Literal["test", "valid", "train"], default="test", help="which data"
-    )
-    made.add_argument("--num-data", type=int | None, default=None, help="only the first so many")
-    made.add_argument("--seed", type=int, default=0, help="of the draws and the binarisation")
     made.add_argument(
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
     )
@@ -110,7 +103,7 @@ def compare(words: list[str]) -> None:
     """set evaluated runs side by side, with paired differences"""
     from .report.tables import comparison
 
-    made = _parser(compare)
+    made = _commands.parser(compare)
     made.add_argument("runs", nargs="+", type=str, help="the folders of evaluated runs")
     print(comparison([Run(folder) for folder in config.explained(made, words).runs]))
 
@@ -119,7 +112,7 @@ def report(words: list[str]) -> None:
     """draw everything about a run into one HTML file"""
     from .report import write_report
 
-    made = _parser(report)
+    made = _commands.parser(report)
     made.add_argument("run", type=str, help="the folder of an evaluated run")
     run = Run(config.explained(made, words).run)
     write_report(run)
@@ -128,7 +121,7 @@ def report(words: list[str]) -> None:
 
 def list_(words: list[str]) -> None:
     """show the components there are: `list`, `list priors`, `list priors VampPrior`"""
-    made = _parser(list_)
+    made = _commands.parser(list_)
     made.add_argument(
         "names", nargs="*", type=str, help="a kind of component, and one of that kind"
     )
@@ -138,25 +131,16 @@ def list_(words: list[str]) -> None:
     print(catalogue.describe(*chosen) if len(chosen) == 2 else catalogue.overview(*chosen))
 
 
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    command.__name__.rstrip("_"): command for command in (fit, evaluate, compare, report, list_)
+_COMMANDS: dict[str, Command] = {
+    command.__name__.rstrip("_"): command
+    for command in (fit, evaluate, compare, report, *cli_queries.COMMANDS, list_)
 }
 
 
-def _parser(command: Callable[[list[str]], None]) -> ArgumentParser:
-    return _parsing.make(
-        prog=f"pyro-vae {command.__name__.rstrip('_')}", description=_sentence(command)
-    )
-
-
 def _usage() -> str:
-    lines = [f"  {name:10} {_sentence(command)}" for name, command in _COMMANDS.items()]
+    lines = [f"  {name:12} {_commands.sentence(command)}" for name, command in _COMMANDS.items()]
     title = "usage: pyro-vae COMMAND …   (pyro-vae COMMAND --help shows its options)"
     return "\n".join([title, "", *lines])
-
-
-def _sentence(command: Callable[[list[str]], None]) -> str:
-    return (command.__doc__ or "").strip()
 
 
 def _option(words: Sequence[str], name: str) -> str | None:

@@ -524,7 +524,111 @@ def test_python_m_is_the_same_program(here):
 def test_usage_lists_the_commands(argv, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("fit", "evaluate", "compare", "report"))
+    assert all(f"\n  {name} " in out for name in HELP)
+
+
+VERBS = {
+    "sample": ("sample run", "sample", []),
+    "reconstruct": (
+        "reconstruct run --num-data 24", "reconstructions", ["24 data; squared error .* ± 0"]
+    ),
+    "interpolate": (
+        "interpolate run --num-data 3 --steps 4 --path straight", "interpolate",
+        ["3 paths of 4 points, straight"],
+    ),
+    "traverse": (
+        "traverse run --dims [1] --values [-1,0,1] --datum 2", "traverse",
+        ["a row each for the latent coordinates 1\n"],
+    ),
+    "in-paint": (
+        "infer run --num-data 3 --num-samples 200 --draws 2", "infer",
+        ["3 data, 32 of 64 pixels seen, 200 proposals each", "log p̂\\(x_mis \\| x_obs\\): -",
+         "independent pixels \\(mean imputation\\): -"],
+    ),
+    "super-resolve": (
+        "infer run --num-data 2 --num-samples 100 --missing every:2 --method hmc", "infer",
+        ["2 data, 16 of 64 pixels seen", "HMC: 0.\\d\\d of the proposals accepted"],
+    ),
+    "denoise": (
+        "infer run --num-data 2 --num-samples 100 --missing none --noise 0.1", "infer",
+        ["64 of 64 pixels seen", "log p̂\\(x_obs\\): -"],
+    ),
+    "anomaly": (
+        "anomaly run --against-class 3 --num-samples 5", "anomaly",
+        ["ELBO: AUROC 0.\\d{4} ± 0.\\d{4}", "log p̂: AUROC"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERBS)
+def test_verb(case, here, capsys):
+    argv, picture, told = VERBS[case]
+    name = {"sample": "samples"}.get(picture, picture)
+    assert cli.main(argv.split()) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(words, out) for words in told), out
+    file = here / "run" / "figures" / f"{name}.png"
+    assert f"picture: {file}\n" in out
+    assert file.read_bytes().startswith(b"\x89PNG")
+    # a seed makes the same picture again
+    before = file.read_bytes()
+    assert cli.main(argv.split()) == 0 and file.read_bytes() == before
+
+
+def test_encode(here, capsys):
+    assert cli.main(["encode", "run", "--output", "codes/z.npz", "--num-data", "7"]) == 0
+    assert "z.mean: float32 (7, 2)\n" in capsys.readouterr().out
+    with np.load("codes/z.npz", allow_pickle=False) as file:
+        _, data, vae = Run("run").open()
+        part = data.test.head(7)
+        expected = vae.posterior(part.fixed(0)).mean
+        np.testing.assert_allclose(file["z.mean"], expected.detach().numpy(), atol=1e-5)
+        np.testing.assert_array_equal(file["labels"], part.labels.numpy())
+
+
+BAD_VERBS = {
+    "no run": ("sample nowhere", "expected nowhere to be the folder of a run; it has no .*"),
+    "word": (
+        "infer run --missing lower",
+        "expected missing to be none, .* or every:N; got 'lower'; did you mean lower-half\\?",
+    ),
+    "fraction": ("infer run --missing random:2", "expected a fraction in .* 'random:'; got '2'"),
+    "step": ("infer run --missing every:1", "expected a whole number from 2 to 8 .*; got '1'"),
+    "number": ("infer run --missing random", "expected missing to be .*; got 'random'.*"),
+    "noise": ("infer run --noise 0.7", "expected a probability of flips in .*; got 0.7"),
+    "method": (
+        "infer run --method gibbs", "expected method to be importance or hmc; got 'gibbs'"
+    ),
+    "draws": ("infer run --draws 0", "expected draws to be a positive integer; got 0"),
+    "proposals": ("infer run --num-samples 5", "expected num_samples ≥ 2 × fills; got 5 .*"),
+    "steps": ("interpolate run --steps 1", "expected steps ≥ 2, the two ends; got 1"),
+    "path": (
+        "interpolate run --path curved",
+        "expected path to be spherical or straight; got 'curved'",
+    ),
+    "num_data": ("interpolate run --num-data 0", "expected num_data to be a positive integer; .*"),
+    "dims": ("traverse run --dims [5]", "expected dims from 0 to 1 of 'z'; got \\[5\\]"),
+    "datum": ("traverse run --datum 999", "expected datum from 0 to 179; got 999"),
+    "neither": ("anomaly run", "expected --against a data set or --against-class a class, .*"),
+    "both": ("anomaly run --against mnist --against-class 1", "expected --against a data set .*"),
+    "class": (
+        "anomaly run --against-class 12",
+        "expected --against-class to be a class of the data, 0, .*9; got 12",
+    ),
+    "shape": (
+        "anomaly run --against mnist5k",
+        "expected data of shape \\(1, 8, 8\\); mnist5k has \\(1, 28, 28\\)",
+    ),
+    "data set": ("anomaly run --against mnits", "expected data set to be one of .*; got 'mnits'.*"),
+    "output": ("encode run", "expected output; got nothing: see `pyro-vae encode --help`"),
+    "seed": ("sample run --seed -1", "expected seed to be an integer ≥ 0; got -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_VERBS)
+def test_bad_verb(case, here, capsys):
+    argv, message = BAD_VERBS[case]
+    refused(capsys, argv.split(), message, here)
 
 
 HELP = {
@@ -533,6 +637,13 @@ HELP = {
     "evaluate": ["--num-samples", "default: 5000", "--ks", "--keep-log-weights"],
     "compare": ["runs"],
     "report": ["run"],
+    "sample": ["run", "--seed"],
+    "reconstruct": ["--num-data", "default: 48"],
+    "interpolate": ["--steps", "default: 10", "{spherical,straight}"],
+    "traverse": ["--dims", "--values", "--datum"],
+    "infer": ["lower-half", "random:FRACTION", "every:N", "{importance,hmc}", "--noise"],
+    "anomaly": ["--against", "--against-class", "DATASET"],
+    "encode": ["--output", "FILE"],
 }  # fmt: skip
 
 
@@ -546,7 +657,7 @@ def test_help(command, capsys):
     assert all(words in flat for words in HELP[command])
     # neither types nor import paths, nor every module that torch has
     assert not re.search(r"Callable|<class|Config|torch\.ao|pyro_vae\.\w", flat)
-    assert len(out.splitlines()) < 120
+    assert len(out.splitlines()) < 140
 
 
 def test_help_of_a_class(capsys):

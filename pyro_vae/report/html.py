@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from .. import _files
+from .. import _files, queries
 from .._component import Space
+from .._inputs import inputs
+from .._programs import Program, evaluating
 from .._random import seeded
-from ..data import Dataset, Split
+from ..data import Split
+from ..data.splits import is_class
 from ..evaluation import Bounds
 from ..models import VAE
 from ..particles import log_weights
-from . import plots
+from . import pictures, plots
+from .pictures import Picture
 from .tables import bits_per_dim, flat_settings
 
 if TYPE_CHECKING:
@@ -29,23 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-#: Images in a picture.
-_COLUMNS, _ROWS, _MANIFOLD = 12, 8, 20
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its file name, heading and caption."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-    def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=130)
-        return buffer.getvalue()
+#: Images in a row of the latent plane.
+_MANIFOLD = 20
 
 
 def write_report(run: Run) -> None:
@@ -59,17 +45,14 @@ def write_report(run: Run) -> None:
     result = run.read_result()
     # the very data that were judged, with the same dynamic pixels
     split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
-    pictures = [
+    drawn = [
         Picture("learning", "Learning curves", "", plots.learning_curves(run.read_metrics())),
         *_judgement(model, split, bounds),
-        *_images(model, data, split, bounds.seed or 0),
+        *_images(model, split, bounds.seed or 0),
     ]
     shown = []
-    for picture in pictures:
-        png = picture.png()
-        _files.write(
-            run.figures / f"{picture.name}.png", lambda file, png=png: file.write_bytes(png)
-        )
+    for picture in drawn:
+        png = picture.write(run.figures).read_bytes()
         shown.append((picture, base64.b64encode(png).decode()))
     page = _template().render(
         name=run.name,
@@ -82,7 +65,7 @@ def write_report(run: Run) -> None:
     _files.write_text(run.report, page)
 
 
-def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
+def _judgement(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
     plateau = bounds.plateau
     rising = (
         f"From k = {plateau} on, L_k rises by no more than twice the Monte Carlo standard error "
@@ -103,9 +86,9 @@ def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
     khat = bounds.per_datum["khat"]
     extremes = [int(khat.argmin()), int(khat.argmax())]
     # the raw weights were streamed away: draw those of two data again
-    x = split.fixed(bounds.seed or 0)[extremes]
+    x, *args = (part[extremes] for part in inputs(program, split, bounds.seed or 0))
     with seeded(bounds.seed or 0, 2):
-        log_w = log_weights(model.model, model.guide, x, num_samples=bounds.num_samples)
+        log_w = log_weights(program.model, program.guide, x, *args, num_samples=bounds.num_samples)
     titles = [
         f"{which}: datum {i}, k̂ {khat[i]:.2f}"
         for which, i in zip(("best", "worst"), extremes, strict=True)
@@ -118,69 +101,46 @@ def _judgement(model: VAE, split: Split, bounds: Bounds) -> Iterator[Picture]:
     )
 
 
-@torch.no_grad()
-def _images(model: VAE, data: Dataset, split: Split, seed: int) -> Iterator[Picture]:
+def _images(program: Program, split: Split, seed: int) -> Iterator[Picture]:
     """Samples, reconstructions and the latent plane, where a datum is an image."""
-    if len(data.event_shape) not in (2, 3) or data.event_shape[:-2] not in ((), (1,)):
+    if not pictures.is_image(split.event_shape):
         return
-    model.eval()
-    with seeded(seed, 3):
-        z = model.prior().sample((_ROWS * _COLUMNS,))
-        yield Picture(
-            "samples",
-            "Samples",
-            "z from the prior; the mean of p(x|z) is shown.",
-            plots.image_grid(_grey(model.likelihood(z).mean), _COLUMNS),
-        )
-        x = split.fixed(seed)[: 4 * _COLUMNS]
-        # a draw, because not every posterior knows its mean
-        again = model.likelihood(model.posterior(x).sample()).mean
-    rows = torch.stack([x.unflatten(0, (-1, _row(x))), again.unflatten(0, (-1, _row(x)))], 1)
-    yield Picture(
-        "reconstructions",
-        "Reconstructions",
-        "Held-out data above, the mean of p(x|z) at a draw of q(z|x) below.",
-        plots.image_grid(_grey(rows.flatten(0, 2)), _row(x), gap_after_rows=True),
-    )
-    if model.latent_dim == 2:
-        yield from _plane(model, split, seed)
+    yield pictures.samples(program, split, seed)
+    yield pictures.reconstructions(program, split, seed)
+    if getattr(program, "latent_dim", None) == 2:
+        yield from _plane(program, split, seed)
 
 
-def _plane(model: VAE, split: Split, seed: int) -> Iterator[Picture]:
-    if model.prior.space is Space.REAL:
-        yield _manifold(model)
-    with seeded(seed, 4):
-        draws = model.posterior(split.fixed(seed)).sample()
-    labels = None if split.labels is None else split.labels.numpy()
+def _plane(program: Any, split: Split, seed: int) -> Iterator[Picture]:
+    if isinstance(program, VAE) and program.prior.space is Space.REAL:
+        yield _manifold(program)
+    x, *args = inputs(program, split, seed)
+    draws = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
+    if draws is None or draws.shape[1:] != (2,):
+        return
+    known = split.labels is not None and is_class(split.labels)
+    labels = split.labels.cpu().numpy() if known else None  # type: ignore[union-attr]
     yield Picture(
         "latents",
         "The latent plane, encoded",
         "A draw of q(z|x) of held-out data, by label.",
-        plots.latent_scatter(draws.numpy(), labels),
+        plots.latent_scatter(draws.cpu().numpy(), labels),
     )
 
 
+@torch.no_grad()
 def _manifold(model: VAE) -> Picture:
     quantiles = (torch.arange(_MANIFOLD) + 0.5) / _MANIFOLD
     ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
     z = torch.cartesian_prod(ticks, ticks)
-    return Picture(
+    with evaluating(model):
+        images = model.likelihood(z).mean
+    return pictures.rows(
         "manifold",
         "The latent plane, decoded",
         "A grid on the unit square through the inverse of the normal distribution function.",
-        plots.image_grid(_grey(model.likelihood(z).mean), _MANIFOLD),
+        images.unflatten(0, (-1, _MANIFOLD)),
     )
-
-
-def _row(x: torch.Tensor) -> int:
-    return _COLUMNS if len(x) % _COLUMNS == 0 else len(x)
-
-
-def _grey(x: torch.Tensor) -> np.ndarray:
-    """Images as ``(n, H, W)`` in [0, 1]: levels and real numbers are stretched to it."""
-    images = x.reshape(len(x), *x.shape[-2:]).double()
-    low, high = images.min().clamp(max=0), images.max().clamp(min=1)
-    return ((images - low) / (high - low)).numpy()
 
 
 def _template() -> jinja2.Template:

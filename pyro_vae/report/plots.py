@@ -13,6 +13,7 @@ from ..learning import History
 
 __all__ = [
     "bound_against_k",
+    "histograms",
     "image_grid",
     "khat_per_datum",
     "latent_scatter",
@@ -91,6 +92,19 @@ def log_weight_histograms(log_weights: np.ndarray, titles: list[str]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.3)
         axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def histograms(values: list[np.ndarray], titles: list[str], unit: str) -> Figure:
+    """The distributions of several sets of numbers, one over the other."""
+    figure, axes = _axes(_WIDE)
+    # a few numbers far out would leave all others in one bar
+    low, high = np.quantile(np.concatenate(values), [0.005, 0.995])
+    bins = np.linspace(low, high + 1e-9, 60).tolist()
+    for numbers, title in zip(values, titles, strict=True):
+        axes.hist(np.clip(numbers, low, high), bins=bins, density=True, alpha=0.6, label=title)
+    axes.set_xlabel(unit)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -1,0 +1,40 @@
+"""What the commands of the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from . import _parsing
+
+__all__ = ["Command", "parser", "sentence", "with_data"]
+
+#: A command takes the words after its name; its docstring is the sentence of its help.
+Command = Callable[[list[str]], None]
+
+
+def parser(command: Command) -> ArgumentParser:
+    """The parser of a command, named after its function."""
+    name = command.__name__.rstrip("_")
+    return _parsing.make(prog=f"pyro-vae {name}", description=sentence(command))
+
+
+def with_data(command: Command, num_data: int | None) -> ArgumentParser:
+    """The parser of a command that opens a run and looks at some of its data."""
+    made = parser(command)
+    made.add_argument("run", type=str, help="the folder of a finished run")
+    made.add_argument(
+        "--split", type=Literal["test", "valid", "train"], default="test", help="which data"
+    )
+    made.add_argument(
+        "--num-data", type=int | None, default=num_data, help="only the first so many"
+    )
+    made.add_argument("--seed", type=int, default=0, help="of the draws and the binarisation")
+    return made
+
+
+def sentence(command: Command) -> str:
+    """What a command does."""
+    return (command.__doc__ or "").strip()

@@ -1,0 +1,30 @@
+"""What a trained model is for: to make data, to infer the unseen, to judge and to encode."""
+
+from .anomaly import AUROC, anomaly_scores, auroc
+from .encode import encode
+from .generate import Generated, interpolate, reconstruct, sample, traverse
+from .impute import Imputation, MissingScore, impute, score_missing
+from .masks import mask
+from .noise import AdditiveNormal, Flip, Noise
+from .pixelwise import score_pixelwise
+
+__all__ = [
+    "AUROC",
+    "AdditiveNormal",
+    "Flip",
+    "Generated",
+    "Imputation",
+    "MissingScore",
+    "Noise",
+    "anomaly_scores",
+    "auroc",
+    "encode",
+    "impute",
+    "interpolate",
+    "mask",
+    "reconstruct",
+    "sample",
+    "score_missing",
+    "score_pixelwise",
+    "traverse",
+]
