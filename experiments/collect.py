@@ -46,6 +46,8 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         ]
         if records:
             rows[row] = {"words": table.cells[row], "first": first, "runs": records}
+            if row in table.published:
+                rows[row]["published"] = table.published[row]
             if len(records) > 1:
                 rows[row]["over_seeds"] = _over_seeds(records, table.bits)
     return {
@@ -88,8 +90,16 @@ def text(results: Results) -> str:
     last = f"L_{k}" if len({k for _, k in sizes}) == 1 and (k := max(sizes)[1]) else "L_K"
     head = f"{'row':{wide}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
     head += f"{'± seeds':>9}" if several else ""
-    lines.append(f"{head}{'− first':>11}{'± paired':>10}{'k̂>limit':>9}")
-    lines += [f"{name:{wide}}{_line(row, bits, several)}" for name, row in rows.items()]
+    measures = list(dict.fromkeys(n for _, r in _runs(results) for n in r.get("measures", {})))
+    lines.append(
+        f"{head}{'− first':>11}{'± paired':>10}{'k̂>limit':>9}"
+        + "".join(f"{name:>{_width(name)}}" for name in measures)
+        + ("   published" if any("published" in row for row in rows.values()) else "")
+    )
+    for name, row in rows.items():
+        told = "".join(f"{_figure(row['runs'], n):>{_width(n)}}" for n in measures)
+        told += f"   {row['published']}" if "published" in row else ""
+        lines.append(f"{name:{wide}}{_line(row, bits, several)}{told}".rstrip())
     data = ", ".join(f"{n} test data × {k} draws" for n, k in sorted(sizes, reverse=True))
     better = "lower" if bits else "higher"
     lines += ["", f"{data}; {results['units']}, {better} is better"] if sizes else []
@@ -117,6 +127,23 @@ def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
     else:
         line += f"{'':21}"
     return f"{line}{round(mean('bounds', 'unreliable')):9}"
+
+
+def _width(measure: str) -> int:
+    return max(18, len(measure) + 2)
+
+
+def _figure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """One measure of a row: the mean over its seeds, or what a single one says of itself."""
+    figures = [run["measures"][measure] for run in runs if measure in run.get("measures", {})]
+    if not figures:
+        return ""
+    if len(figures) == 1 and "text" in figures[0]:
+        return figures[0]["text"]
+    value = statistics.fmean(_get(figure, "value") for figure in figures)
+    errors = [_get(figure, "se") for figure in figures]
+    told = f" ± {statistics.fmean(errors):.4g}" if all(map(math.isfinite, errors)) else ""
+    return f"{value:.4g}{told}"
 
 
 def _get(record: Mapping[str, Any], *keys: str) -> float:
@@ -151,6 +178,8 @@ def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
     }
     if "bits_per_dim" in bounds:
         record["bounds"]["bits_per_dim"] = bounds["bits_per_dim"]
+    if cell.table.measures:
+        record["measures"] = cell.measured()
     return record
 
 

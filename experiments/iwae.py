@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from .table import Preset, Table, group, main
+from .measures import active_units
+from .table import Preset, Table, main
 
+DATA = "--data.name mnist --data.binarize dynamic --data.valid 0"
 # initial weights of the text; the output bias is in the authors' code
 ONE_LAYER = """
     --model.latent_dim 50
@@ -25,9 +27,16 @@ OBJECTIVES = {
 
 TABLE = Table(
     name="iwae",
-    title="VAE and IWAE with 50 latents on dynamically binarised MNIST, all 10,000 test digits",
-    base="--data.name mnist --data.binarize dynamic --data.valid 0",
-    cells=group("1 layer", ONE_LAYER, OBJECTIVES),
+    title="VAE and IWAE with 50 latents on binarised MNIST; published after 3280 epochs",
+    base=DATA + ONE_LAYER,
+    cells=OBJECTIVES,
+    measures={"active units": active_units},
+    published={
+        "VAE, k = 1": "−86.76 / 19",
+        "VAE, k = 50": "−86.35 / 20",
+        "IWAE, k = 5": "−85.54 / 22",
+        "IWAE, k = 50": "−84.78 / 25",
+    },
     presets={
         "smoke": Preset(
             fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",

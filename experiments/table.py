@@ -14,26 +14,33 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pyro_vae import _files, config
 from pyro_vae._parsing import nearest
+from pyro_vae.data import Dataset
 from pyro_vae.learning.diagnosis import NonFiniteLossError
+from pyro_vae.models import Autoencoder
 from pyro_vae.runs import Run
 
 from . import collect
 
-__all__ = ["Cell", "Preset", "Table", "group", "main"]
+__all__ = ["Cell", "Measure", "Preset", "Table", "group", "main"]
 
 RESULTS = Path(__file__).parent / "results"
 #: What may differ between a run and the script's words of today: none of it changes a number.
 _MAY_DIFFER = {"fit.device", "data.path", "data.root", "plugin"}
 #: What goes wrong in one cell and is said in one sentence, so that the others still run.
 _FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
+
+#: A figure of a trained model besides its bounds: ``value``, ``se`` where it has a standard
+#: error, ``text`` where a number alone does not say it, and what else JSON can hold.
+Measure = Callable[[Autoencoder, Dataset], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Table:
         cells: further words for each row; a row is compared with the first of its group.
         presets: ``smoke`` (the tests), ``small`` (two cores, minutes) and ``paper`` (hours).
         bits: print bits per dimension, not nats per datum.
+        measures: further figures of every trained model, by the name of their column.
+        published: what a paper has for a row, as text.
 
     Raises:
         ValueError: if two rows would share a run folder.
@@ -77,6 +86,8 @@ class Table:
     cells: Mapping[str, str]
     presets: Mapping[str, Preset]
     bits: bool = False
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         slugs = [slug(row) for row in self.cells]
@@ -185,7 +196,10 @@ class Cell:
             self.check()
             if not self._trained():
                 return "training has not ended"
-            return None if self._evaluated() else "not evaluated"
+            if not self._evaluated():
+                return "not evaluated"
+            absent = [name for name in self.table.measures if name not in self.measured()]
+            return f"not measured: {', '.join(absent)}" if absent else None
         except ValueError as error:
             return str(error)
 
@@ -198,14 +212,49 @@ class Cell:
         preset, progress = self.table.presets[self.preset], sys.stderr.isatty()
         experiment = self.experiment(device)
         if not self.run.finished(experiment):
+            self._measures.unlink(missing_ok=True)
             self.run.fit(experiment, resume=True, progress=progress)
-        bounds = self.run.evaluate(
-            num_samples=preset.num_samples,
-            num_data=preset.num_data,
-            device=device,
-            progress=progress,
-        )
+        if not self._evaluated():
+            self.run.evaluate(
+                num_samples=preset.num_samples,
+                num_data=preset.num_data,
+                device=device,
+                progress=progress,
+            )
+        self._measure()
+        bounds = self.run.read_bounds()
         print(f"{self}: ELBO {bounds.elbo:.3f}, log p̂ {bounds.log_evidence:.3f}", flush=True)
+
+    @property
+    def _measures(self) -> Path:
+        return self.folder / "measures.json"
+
+    def measured(self) -> dict[str, Any]:
+        """The figures that the table's measures have given so far, by column.
+
+        Raises:
+            ValueError: if their file is damaged.
+        """
+        if not self._measures.is_file():
+            return {}
+        try:
+            return json.loads(self._measures.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{self._measures} is damaged: remove it, and its figures are taken anew"
+            ) from error
+
+    def _measure(self) -> None:
+        """Takes the measures that are not taken yet, each kept as soon as it is there."""
+        figures = self.measured()
+        absent = {n: m for n, m in self.table.measures.items() if n not in figures}
+        if not absent:
+            return
+        _, data, model = self.run.open()
+        model.eval()
+        for name, measure in absent.items():
+            figures[name] = measure(model, data)
+            _files.write_text(self._measures, json.dumps(figures, indent=1) + "\n")
 
     def _trained(self) -> bool:
         """:meth:`Run.finished` for a configuration that was checked, without reading it again."""
@@ -233,7 +282,7 @@ class Cell:
 
 
 def _experiment(words: Sequence[str]) -> config.Experiment:
-    made = config.parser(config.load_plugins(words))
+    made = config.parser(words)
     return config.Experiment(made, config.explained(made, words))
 
 

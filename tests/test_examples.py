@@ -20,7 +20,7 @@ def _blocks(document):
 
 
 def test_the_readme_s_python(tmp_path, monkeypatch):
-    block, _ = _blocks(README)
+    block, uses, _ = _blocks(README)
     monkeypatch.chdir(tmp_path)
     shorter = block.replace("epochs=50", "epochs=1").replace("5000", "60")
     scope: dict = {}
@@ -28,6 +28,11 @@ def test_the_readme_s_python(tmp_path, monkeypatch):
     assert scope["bounds"].iwae.keys() == {5, 50, 60}
     assert scope["bounds"].elbo < scope["bounds"].iwae[60]
     assert (tmp_path / "bounds.nc").is_file()
+    exec(compile(uses, "README.md", "exec"), scope)
+    x, seen, guess = (scope[name] for name in ("x", "seen", "guess"))
+    assert bool((guess.x[:, :, seen] == x[:, seen]).all())
+    assert bool((scope["score"].value < 0).all())
+    assert (tmp_path / "codes.npz").is_file()
 
 
 def test_the_readme_s_commands(tmp_path, monkeypatch, capsys):
@@ -39,7 +44,7 @@ def test_the_readme_s_commands(tmp_path, monkeypatch, capsys):
         config.replace("epochs: 50", "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}"),
         encoding="utf-8",
     )
-    _, plugin = _blocks(README)
+    *_, plugin = _blocks(README)
     assert plugin.startswith("# my_priors.py\n")
     Path("my_priors.py").write_text(plugin, encoding="utf-8")
     lines = [n for n in README.splitlines() if n.startswith("pyro-vae ") and "experiments" not in n]
@@ -54,7 +59,10 @@ def test_the_readme_s_commands(tmp_path, monkeypatch, capsys):
             main(["evaluate", "runs/mog", "--num-samples", "60", "--num-data", "40"])
         assert main(words) == 0, (line, capsys.readouterr().err)
         ran.add(words[0])
-    assert ran == {"fit", "evaluate", "compare", "report"}
+    assert ran == {
+        *("fit", "evaluate", "compare", "report"),
+        *("sample", "reconstruct", "interpolate", "traverse", "infer", "anomaly", "encode"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Posterior collapse, made by a deep decoder and cured by annealing and by free bits.
+
+Ladder Variational Autoencoders (Sønderby et al., 2016), section 2.3, for the warm-up, and
+Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+appendix C.8, for free bits. https://arxiv.org/abs/1602.02282 https://arxiv.org/abs/1606.04934
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .measures import active_units
+from .table import Preset, Table, main
+
+DEEP = "--model.decoder.hidden {deep}"
+WARM = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
+FREE = "--objective.free_bits {nats}"
+
+TABLE = Table(
+    name="collapse",
+    title="Posterior collapse: the active ones of 50 units, dynamically binarised MNIST",
+    base="""
+        --data.name mnist --data.binarize dynamic --data.valid 0 --model.latent_dim 50
+        --model.encoder MLP --model.encoder.hidden {hidden}
+        --model.decoder MLP --model.decoder.output_bias data --objective ELBO
+    """,
+    cells={
+        "deep decoder": DEEP,
+        "deep, LinearWarmUp": f"{DEEP} {WARM}",
+        "deep, Cyclical": f"""
+            {DEEP} --objective.beta Cyclical --objective.beta.period {{period}}
+        """,
+        "deep, free bits": f"{DEEP} {FREE}",
+        "deep, LinearWarmUp, free bits": f"{DEEP} {WARM} {FREE}",
+        "shallow decoder": "--model.decoder.hidden {hidden}",
+    },
+    measures={"active units": active_units},
+    presets={
+        "smoke": Preset(
+            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",
+            num_samples=50,
+            num_data=20,
+            values={"hidden": "[20]", "deep": "[20,20]", "rising": 1, "period": 1, "nats": 0.1},
+        ),
+        "small": Preset(
+            fit="""
+                --fit.epochs 12 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
+            """,
+            num_data=1000,
+            values={
+                "hidden": "[200,200]",
+                "deep": "[200,200,200,200,200]",
+                "rising": 8,
+                "period": 4,
+                "nats": 0.2,
+            },
+        ),
+        "paper": Preset(
+            fit="""
+                --fit.epochs 2000 --fit.batch_size 256
+                --fit.optimizer Adam --fit.optimizer.lr 0.001
+            """,
+            values={
+                "hidden": "[200,200]",
+                "deep": "[200,200,200,200,200]",
+                "rising": 200,
+                "period": 100,
+                "nats": 0.2,
+            },
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(TABLE))
