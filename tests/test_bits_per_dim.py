@@ -84,7 +84,7 @@ def test_no_bits_of_a_density(options, tmp_path, monkeypatch, capsys):
     if "unit" not in options:
         return
     assert cli.main(["report", "run"]) == 0
-    assert "bits" not in Path("run/report.html").read_text(encoding="utf-8")
+    assert "bits per dimension" not in Path("run/report.html").read_text(encoding="utf-8")
 
 
 def test_runs_on_other_values_of_the_same_data_do_not_compare(tmp_path, monkeypatch, capsys):

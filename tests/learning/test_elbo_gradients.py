@@ -9,10 +9,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from chain import Chain
 from components import PRIORS, small_vae
 from linear_gaussian import LinearGaussian
-from pyro.nn import PyroModule, pyro_method
-from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.learning.objectives import ELBO, IWAE, MIWAE
@@ -75,29 +74,6 @@ def test_both_ways_to_the_gradient_agree_and_report_the_elbo(name, particles):
     analytic = objective.analytic_kl is None and objective.gradient == "standard"
     plain, _ = _gradients(ELBO(particles, analytic_kl=analytic), vae)
     assert loss == pytest.approx(plain, rel=1e-12)
-
-
-class Chain(PyroModule):
-    """z2 → z1 → x with a guide x → z1 → z2."""
-
-    def __init__(self):
-        super().__init__()
-        values = {"w": 1.3, "v": 0.8, "a": 0.4, "b": 0.5, "s": -0.3, "t": -0.5}
-        for name, value in values.items():
-            setattr(self, name, nn.Parameter(torch.tensor(value, dtype=D)))
-
-    @pyro_method
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros((), dtype=D), 1.0))
-            z1 = pyro.sample("z1", dist.Normal(self.v * z2, 0.6))
-            pyro.sample("x", dist.Normal(self.w * z1, 0.7), obs=x)
-
-    @pyro_method
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(self.a * x, self.s.exp()))
-            pyro.sample("z2", dist.Normal(self.b * z1, self.t.exp()))
 
 
 OBSERVED = torch.tensor([1.4, -0.3, 0.6], dtype=D)
