@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
 
-from . import data, likelihoods, models, networks, posteriors, priors, queries
+from . import data, learning, likelihoods, models, networks, posteriors, priors, queries
 from .evaluation import ActiveUnits, Bounds, active_units, evaluate
 from .learning import History, fit, initialize, objectives
 from .models import VAE, BayesianVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "fit",
     "initialize",
+    "learning",
     "likelihoods",
     "log_weights",
     "models",
