@@ -189,7 +189,7 @@ def anomaly(words: list[str]) -> None:
         "--against-class",
         type=int | None,
         default=None,
-        help="a class of the run's own data (that the run should not have been trained on)",
+        help="a class of the run's own data, which it was trained without (--data.without_class)",
     )
     made.add_argument("--num-samples", type=int, default=100, help="draws for each datum")
     opened = _open(made, words)
