@@ -2,12 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
-from ._programs import Labels, labels_of
+from ._programs import Labels, Program, labels_of
 from .data.splits import Split
 
-__all__ = ["check", "fixed", "inputs", "labels_for"]
+__all__ = ["Prepared", "check", "fixed", "inputs", "labels_for", "prepared"]
+
+
+class Prepared(NamedTuple):
+    """What a program and data come to: both are called as ``model(x, *args, **kwargs)``."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def prepared(
+    program: Program | tuple[Any, Any],
+    data: Split | Tensor,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """What a program is called with, on its own device, after its ``check`` has seen it.
+
+    Arguments:
+        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
+            pixels or noise are drawn anew at every use has them drawn once, with ``seed``.
+        args: further arguments of model and guide, as are ``kwargs``. A program that
+            conditions on labels is given those of a ``Split`` if there are none.
+        kwargs: by name.
+        seed: of the binarisation or the noise, if they are drawn anew at every use.
+
+    Returns:
+        ``(model, guide, x, args, kwargs)``.
+
+    Raises:
+        ValueError: if a label is missing that the program conditions on, or if the program
+            refuses the data.
+    """
+    model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
+    kwargs = dict(kwargs or {})
+    # labels that the caller gives by himself are those that count
+    x, *own = (fixed(data, seed),) if args or kwargs else inputs(program, data, seed)
+    args = (*own, *args)
+    if isinstance(program, torch.nn.Module):
+        device = next((p.device for p in program.parameters()), x.device)
+        x, *rest = (_moved(value, device) for value in (x, *args))
+        args = tuple(rest)
+        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
+    if hasattr(program, "check"):
+        conditioned = labels_of(program) is Labels.CONDITION
+        conditions = (*args, *kwargs.values())[:1] if conditioned else ()
+        program.check(x, *conditions)  # type: ignore[union-attr]
+    return Prepared(model, guide, x, args, kwargs)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def fixed(data: Split | Tensor, seed: int) -> Tensor:

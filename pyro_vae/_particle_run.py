@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -24,12 +24,14 @@ __all__ = [
     "batched",
     "changed",
     "data_axis",
+    "given",
     "is_latent",
     "laid_out",
     "log_prob_of",
     "log_probs_at",
     "mapped",
     "run",
+    "scorer",
     "taken",
 ]
 
@@ -148,8 +150,58 @@ def log_probs_at(
     with plate, poutine.trace() as tracer, _Given(latents, layout):
         program(*args, **kwargs)
     sites = samples(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
-    try:
+    with _scoring():
         return {name: log_prob_of(site, dim, shape) for name, site in sites.items()}
+
+
+def scorer(
+    guide: Callable[..., Any], *args: Any, layout: Layout = Layout(), **kwargs: Any
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """log q(z|x) as a function of latents z ``(K, N, *event)``, giving ``(K, N)`` in nats.
+
+    The density of a guide's only site depends on nothing that was drawn, so that such a guide
+    runs once for all z to come; its parameters have no gradient then.
+
+    Arguments:
+        guide: called as ``guide(*args, **kwargs)``.
+        *args: the first is the data, ``(N, …)``.
+        layout: how to lay the particles out, from :func:`inspect`.
+
+    Raises:
+        ValueError: when called, as for :func:`log_probs_at`.
+    """
+    size = len(args[0])
+    only: dict[int, tuple[Site, int | None] | None] = {}
+
+    @torch.no_grad()
+    def run_once(count: int) -> tuple[Site, int | None] | None:
+        given_args, named, plate, dim = laid_out(size, count, layout, args, kwargs)
+        with plate, poutine.trace() as tracer:
+            guide(*given_args, **named)
+        sites = samples(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
+        return (next(iter(sites.values())), dim) if len(sites) == 1 else None
+
+    def log_q(latents: Mapping[str, Tensor]) -> Tensor:
+        count = len(next(iter(latents.values())))
+        if count not in only:
+            only[count] = run_once(count)
+        known = only[count]
+        if known is None:
+            terms = log_probs_at(guide, latents, *args, layout=layout, **kwargs)
+            return torch.stack(tuple(terms.values())).sum(0)
+        site, dim = known
+        value = given(site, latents[site["name"]], layout)
+        with _scoring():
+            return log_prob_of({**site, "value": value}, dim, (count, size))
+
+    return log_q
+
+
+@contextmanager
+def _scoring() -> Iterator[None]:
+    """Says in one sentence what a density lacks that knows its own draws only."""
+    try:
+        yield
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
             "expected densities that can be scored at any draw; a flow without an inverse scores "
@@ -172,11 +224,7 @@ class _Given(Messenger):
                 f"expected values for all latent sites; got none for {msg['name']!r}, but for "
                 f"{', '.join(map(repr, self.latents))}"
             )
-        value = self.latents[msg["name"]]
-        if self.layout.tiled:
-            value = value.flatten(0, 1).movedim(0, data_axis(msg, value.ndim - 1))
-        else:
-            value = value.movedim(1, data_axis(msg, value.ndim))
+        value = given(msg, self.latents[msg["name"]], self.layout)
         msg["value"], msg["is_observed"] = value, True
 
 
@@ -198,6 +246,14 @@ def taken(site: Site, layout: Layout, shape: tuple[int, int]) -> Tensor:
     if layout.tiled:
         return value.movedim(axis, 0).unflatten(0, shape)
     return value.movedim(axis, 1)
+
+
+def given(site: Site, value: Tensor, layout: Layout) -> Tensor:
+    """What :func:`taken` gives, ``(K, N, …)``, as the site of such a run has it."""
+    if layout.tiled:
+        value = value.flatten(0, 1)
+        return value.movedim(0, data_axis(site, value.ndim))
+    return value.movedim(1, data_axis(site, value.ndim))
 
 
 def laid_out(

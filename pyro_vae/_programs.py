@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "evaluating",
     "labels_of",
+    "nothing",
     "own_parameters",
     "samples",
     "traces",
@@ -64,6 +65,10 @@ class Labels(Enum):
 def labels_of(program: object) -> Labels:
     """A program's attribute ``labels``; one without it does not look at them."""
     return getattr(program, "labels", Labels.UNUSED)
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """A program without sites."""
 
 
 def traces(

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +31,19 @@ from ._particle_run import (
 from ._programs import Site, check, evaluating, own_parameters, samples, traces, with_noise
 
 __all__ = [
+    "Chunk",
     "Layout",
     "Particles",
+    "check_num_samples",
     "inspect",
     "laid_out",
     "log_prob_of",
     "log_probs_at",
     "log_weights",
+    "pairs_at_once",
     "run",
     "stream",
+    "stream_particles",
 ]
 
 #: Bytes that one (particles × data) tensor of observations should take: larger tensors leave
@@ -188,6 +192,26 @@ def log_weights(
     return result
 
 
+class Chunk(NamedTuple):
+    """Some of the draws for some of the data, and what they were run with.
+
+    Attributes:
+        data: which of the data.
+        draws: which of the draws.
+        particles: the run.
+        args: what model and guide were called with, the data first.
+        kwargs: by name.
+        layout: how the particles were laid out.
+    """
+
+    data: slice
+    draws: slice
+    particles: Particles
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    layout: Layout
+
+
 @torch.no_grad()
 def stream(
     model: Callable[..., Any],
@@ -200,6 +224,28 @@ def stream(
 ) -> Generator[tuple[slice, slice, Tensor]]:
     """:func:`log_weights` chunk by chunk: ``(data, draws, (draws, data) weights)``.
 
+    As :func:`stream_particles`, of which these are the weights.
+    """
+    chunks = stream_particles(
+        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
+    )
+    with closing(chunks):
+        for chunk in chunks:
+            yield chunk.data, chunk.draws, chunk.particles.log_weights
+
+
+@torch.no_grad()
+def stream_particles(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *args: Any,
+    num_samples: int,
+    chunk_size: int | None = None,
+    **kwargs: Any,
+) -> Generator[Chunk]:
+    """K particles for each of N data, chunk by chunk.
+
     All draws of one block of data come before the next block. The programs run in
     evaluation mode (no dropout), with the parameters that their modules hold. The mode and
     Pyro's parameter store are as they were once it ends: who may stop before wraps it in
@@ -208,10 +254,8 @@ def stream(
     if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"expected num_samples to be an integer ≥ 1; got {num_samples!r}")
-    num_samples = int(num_samples)
-    pairs = _pairs(x, chunk_size)
+    num_samples = check_num_samples(num_samples)
+    pairs = pairs_at_once(x, chunk_size)
     size = len(x)
 
     def block(data: slice) -> tuple[tuple, dict[str, Any]]:
@@ -241,7 +285,14 @@ def stream(
                 draws = slice(first, min(first + draws_at_once, num_samples))
                 count = draws.stop - draws.start
                 particles = run(model, guide, *inputs, num_samples=count, layout=layout, **named)
-                yield data, draws, particles.log_weights
+                yield Chunk(data, draws, particles, inputs, named, layout)
+
+
+def check_num_samples(num_samples: int) -> int:
+    """``num_samples`` if it is a number of draws, else a ``ValueError``."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ValueError(f"expected num_samples to be an integer ≥ 1; got {num_samples!r}")
+    return int(num_samples)
 
 
 def _width(site: Site, size: int) -> int:
@@ -256,7 +307,7 @@ def _width(site: Site, size: int) -> int:
     return max(tensor.numel() for tensor in found) // size
 
 
-def _pairs(x: Tensor, chunk_size: int | None) -> int:
+def pairs_at_once(x: Tensor, chunk_size: int | None = None) -> int:
     """How many (particle, datum) pairs to hold at once."""
     if chunk_size is None:
         return max(1, min(_CHUNK_BYTES // (4 * max(1, math.prod(x.shape[1:]))), _MOST_PAIRS))

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ._programs import PLATE, Site, samples, traces
+from ._programs import PLATE, Site, nothing, samples, traces
 from .particles import Layout, Particles, laid_out, log_prob_of
 
 __all__ = ["run_pathwise"]
@@ -67,7 +67,7 @@ def run_pathwise(
     try:
         with plate:
             q, p = map(samples, traces(model, guide, args, kwargs, moved))
-            score, _ = map(samples, traces(_nothing, guide, args, kwargs, held))
+            score, _ = map(samples, traces(nothing, guide, args, kwargs, held))
         log_q = {n: log_prob_of(s, dim, shape) for n, s in q.items()}
         scores = {n: log_prob_of(s, dim, shape) for n, s in score.items()}
     except (KeyError, NotImplementedError) as error:
@@ -89,10 +89,6 @@ def run_pathwise(
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """A model without sites."""
 
 
 def _weighed(

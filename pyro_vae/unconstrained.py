@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +20,7 @@ from ._particle_run import data_axis, is_latent
 from ._programs import Site, samples
 from .particles import Layout, log_probs_at
 
-__all__ = ["Unconstrained", "posterior", "transforms_of"]
+__all__ = ["Unconstrained", "joined", "parted", "posterior", "transforms_of"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ def posterior(
         return torch.stack(tuple(terms.values())).sum(0)
 
     return Unconstrained(log_density, transforms)
+
+
+def joined(u: Mapping[str, Tensor]) -> Tensor:
+    """Variables of all sites, ``(C, N, *rest)``, as vectors ``(C, N, D)``."""
+    return torch.cat([part.reshape(*part.shape[:2], -1) for part in u.values()], -1)
+
+
+def parted(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Vectors ``(C, N, D)`` as variables of sites, ``rest`` of which is given by name."""
+    parts = u.split([math.prod(shape) for shape in shapes.values()], -1)
+    return {
+        name: part.reshape(*u.shape[:2], *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pyro
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from .._component import NetworkFactory, Shape, positive
 from .._programs import evaluating
 from .._random import seeded
+from ._encoder import Encoder
 from .base import Posterior
 from .normal import DiagonalNormal
 
@@ -74,10 +74,10 @@ class SemiAmortized(Posterior):
         super().__init__(event_shape, latent_dim, network)
         if not 0 < step_size < math.inf:
             raise ValueError(f"expected step_size > 0 and finite; got {step_size}")
-        made: list[_Encoder] = []
+        made: list[Encoder] = []
 
         def overruled(in_shape: Shape, out_shape: Shape) -> nn.Module:
-            made.append(_Encoder(network(in_shape, out_shape)))
+            made.append(Encoder(network(in_shape, out_shape)))
             return made[-1]
 
         self.family = family(self.event_shape, latent_dim, overruled)
@@ -188,39 +188,3 @@ class SemiAmortized(Posterior):
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-class _Encoder(nn.Module):
-    """A network whose word can be overruled."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self._word: Tensor | None = None
-        self._said: list[Tensor] = []
-
-    def measure(self, x: Tensor) -> None:
-        """Hands the training data on to the network, if it has a use for them."""
-        measure = getattr(self.network, "measure", None)
-        if measure is not None:
-            measure(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._word is not None:
-            return self._word
-        self._said.append(self.network(x))
-        return self._said[-1]
-
-    def said_to(self, family: Posterior, x: Tensor) -> Tensor:
-        """What the network says when the family, which knows what to ask, asks it of ``x``."""
-        self._said.clear()
-        family(x)
-        return self._said.pop()
-
-    @contextmanager
-    def overruled(self, word: Tensor) -> Iterator[None]:
-        self._word = word
-        try:
-            yield
-        finally:
-            self._word = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..unconstrained import Unconstrained, transforms_of
+from ..unconstrained import Unconstrained, joined, parted, transforms_of
 from ._proposals import Seen, log_joint, together
 from ._runner import Runner
 
@@ -96,12 +96,12 @@ class Refitted:
 
     def draw(self, each: int) -> dict[str, Tensor]:
         """So many latents of every component, by site, ``(each × M, N, *rest)``."""
-        return self.space.constrain(_split(self.mixture.rsample(each), self.shapes))
+        return self.space.constrain(parted(self.mixture.rsample(each), self.shapes))
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
         """The log-density of latents, ``(K, N)``."""
         u = self.space.inverse(latents)
-        score = self.mixture.log_prob(_joined(u)) - self.space.log_volume(u, latents)
+        score = self.mixture.log_prob(joined(u)) - self.space.log_volume(u, latents)
         # a draw that was rounded to the edge of its support has no preimage to be proposed from
         return score.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
@@ -148,11 +148,11 @@ def refit(runner: Runner, seen: Seen, fills: Tensor, steps: int) -> Refitted | N
     drawn, _ = runner.repeated(fills).draw(_MOMENTS)
     start = space.inverse({n: together(drawn[n], len(fills)) for n in space.transforms})
     shapes = {name: tuple(u.shape[2:]) for name, u in start.items()}
-    u = _joined(start).unflatten(0, (_MOMENTS, -1))
+    u = joined(start).unflatten(0, (_MOMENTS, -1))
     tiny = torch.finfo(u.dtype).eps ** 0.5
     # in units between what the guide leaves open of each coordinate, which may be far too little,
     # and what the prior does: a step is then as good for one as for another
-    prior = _joined(space.inverse(runner.prior(_MOMENTS))).std(0)
+    prior = joined(space.inverse(runner.prior(_MOMENTS))).std(0)
     unit = (u.flatten(0, 1).std(0) * prior).sqrt().clamp(min=tiny)
     centre = u.mean(0)
     moved, log_scale = torch.zeros_like(centre), (u.std(0) / unit).clamp(min=tiny).log()
@@ -171,7 +171,7 @@ def refit(runner: Runner, seen: Seen, fills: Tensor, steps: int) -> Refitted | N
         with torch.enable_grad():
             climbing = [leaf.detach().requires_grad_() for leaf in leaves]
             u = mixture(climbing).rsample(_DRAWS)
-            gain = space(_split(u, shapes)) - mixture(leaves).log_prob(u)
+            gain = space(parted(u, shapes)) - mixture(leaves).log_prob(u)
             slopes = torch.autograd.grad(gain.sum() / _DRAWS, climbing)
         for leaf, slope in zip(leaves, slopes, strict=True):
             leaf.grad = slope.nan_to_num(0.0, 0.0, 0.0)
@@ -179,16 +179,3 @@ def refit(runner: Runner, seen: Seen, fills: Tensor, steps: int) -> Refitted | N
         slower.step()
     found = mixture(leaves)
     return Refitted(replace(found, freedom=_FREEDOM), shapes, space)
-
-
-def _joined(u: Mapping[str, Tensor]) -> Tensor:
-    """Variables of all sites, ``(K, N, *rest)``, as vectors ``(K, N, D)``."""
-    return torch.cat([part.reshape(*part.shape[:2], -1) for part in u.values()], -1)
-
-
-def _split(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    parts = u.split([math.prod(shape) for shape in shapes.values()], -1)
-    return {
-        name: part.reshape(*u.shape[:2], *shape)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Independent
 
-from .._programs import PLATE, Program, Site, evaluating, own_parameters, samples
+from .._programs import PLATE, Program, Site, evaluating, own_parameters
 from .._random import seeded
+from .._sites import find_site, sites_of
 from ..particles import Layout, inspect, laid_out, log_prob_of
 
 __all__ = [
@@ -24,12 +24,10 @@ __all__ = [
     "Runner",
     "as_pair",
     "checked",
-    "find_site",
     "mean_of",
     "placed",
     "rows_of",
     "running",
-    "sites_of",
 ]
 
 
@@ -48,30 +46,6 @@ def running(program: Program | tuple[Any, Any], *entropy: int) -> Iterator[None]
         stack.enter_context(evaluating(model, guide))
         stack.enter_context(seeded(*entropy))
         yield
-
-
-def sites_of(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """The sample sites of one run, by name."""
-    trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
-    return samples(cast("dict[str, Site]", trace.nodes))
-
-
-def find_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[str, Tensor]:
-    """The name of the site that observes ``x``, and a draw of it from the model.
-
-    Raises:
-        ValueError: if no site of the model, or more than one, observes ``x`` as it is.
-    """
-    sites = sites_of(poutine.uncondition(model), x, *args)
-    seen = {n: s for n, s in sites.items() if s["infer"].get("was_observed")}
-    found = [n for n, s in seen.items() if _equal(s["infer"]["obs"], x)]
-    if len(found) != 1:
-        raise ValueError(
-            f"expected one site of the model to observe x, of shape {tuple(x.shape)}, as it is; "
-            f"got {len(found)} among {', '.join(map(repr, sorted(seen))) or 'none'}: write "
-            f"pyro.sample(…, obs=x)"
-        )
-    return found[0], seen[found[0]]["value"]
 
 
 def placed(program: Any, x: Any, args: tuple) -> tuple[Tensor, tuple]:
@@ -111,14 +85,6 @@ def _each(change: Callable[[Tensor], Tensor], size: int, args: tuple) -> tuple:
         return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
     return tuple(change(value) if per_datum(value) else value for value in args)
-
-
-def _equal(a: Any, b: Tensor) -> bool:
-    return a is b or (
-        isinstance(a, Tensor)
-        and (a.shape, a.dtype) == (b.shape, b.dtype)
-        and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
-    )
 
 
 @dataclass(frozen=True)

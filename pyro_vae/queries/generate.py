@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from .._component import positive
-from .._programs import Program, Site
-from ._runner import Runner, as_pair, checked, find_site, mean_of, running, sites_of
+from .._programs import Program
+from .._sites import unobserved
+from ._runner import Runner, as_pair, checked, mean_of, running
 from ._walks import between, moved_along, typical
 
 __all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
@@ -64,7 +64,7 @@ def sample(
         raise ValueError(f"expected like to hold {size} data; got {len(like)}")
     model, _ = as_pair(program)
     with running(program, seed, 23):
-        site, nodes = _unobserved(model, size, like, args)
+        site, nodes = unobserved(model, size, like, args)
     fn = nodes[site]["fn"]
     latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
     return Generated(nodes[site]["value"], mean_of(fn) if mean else None, latents)
@@ -240,34 +240,3 @@ def _shaped(made: Generated, shape: tuple[int, ...]) -> Generated:
         mean=None if made.mean is None else unflatten(made.mean),
         latents={name: unflatten(value) for name, value in made.latents.items()},
     )
-
-
-def _unobserved(
-    model: Callable[..., Any], size: int, like: Tensor | None, args: tuple
-) -> tuple[str, Mapping[str, Site]]:
-    """The site of x, and all sites, of a run of the model that observes no x."""
-    if like is not None:
-        site, _ = find_site(model, like, *args)
-        others = {n: s["value"] for n, s in sites_of(model, like, *args).items()}
-        seen = {
-            n: others[n]
-            for n, s in sites_of(poutine.uncondition(model), like, *args).items()
-            if n != site and s["infer"].get("was_observed")
-        }
-        return site, sites_of(poutine.condition(poutine.uncondition(model), seen), like, *args)
-    try:
-        trace = poutine.trace(model).get_trace(None, *args, size=size)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f"expected a model that runs without data, as model(None, …, size={size}): {error}: "
-            f"give data of the right shape as like=…"
-        ) from error
-    made = trace.nodes["_RETURN"].get("value")
-    nodes = sites_of(lambda: poutine.replay(model, trace)(None, *args, size=size))
-    found = [n for n, s in nodes.items() if s["value"] is made] or [n for n in nodes if n == "x"]
-    if not found:
-        raise ValueError(
-            f"expected the model to return the data that it makes, or to call their site 'x'; its "
-            f"sites are {', '.join(map(repr, nodes))}"
-        )
-    return found[0], nodes

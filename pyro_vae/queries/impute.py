@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .._component import positive
 from .._programs import Program
+from .._sites import find_site
 from ..evaluation.importance import Block, khat_threshold
 from ..hmc import sample as run_chains
 from ._proposals import Seen, Shares, Weighted, first_fills, propose, refilled, weigh
 from ._refit import MOST_FULL, refit, space_of
-from ._runner import Runner, as_pair, find_site, placed, rows_of, running
+from ._runner import Runner, as_pair, placed, rows_of, running
 from .noise import Noise
 
 __all__ = ["Imputation", "MissingScore", "impute", "score_missing"]

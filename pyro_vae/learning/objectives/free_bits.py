@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
 
 from ..._component import positive
+from ..._divergences import apart, divergence, unwrapped
 from ..._programs import PLATE, Site, samples
 
 __all__ = ["FreeBits", "rescored"]
@@ -99,7 +98,7 @@ class FreeBits:
         weights = {}
         for name in _latents(model, guide):
             q, p = guide.nodes[name], model.nodes[name]
-            kl = _divergence(q, p, analytic)
+            kl = divergence(q, p, analytic)
             frames = cast("Site", q)["cond_indep_stack"]
             mean = kl.mean([f.dim for f in frames if f.name in (PLATE, _PARTICLES)], keepdim=True)
             size = mean.numel()
@@ -141,37 +140,11 @@ def _latents(model: Trace, guide: Trace) -> list[str]:
 
 
 def _apart(name: str, site: Any) -> dict[str, Any]:
-    """The entries of a site whose event dimensions are made batch dimensions."""
-    fn: Distribution = site["fn"]
-    depth = len(fn.event_shape)
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
+    """:func:`~pyro_vae._divergences.apart`, of a site that can be taken apart."""
+    fn = unwrapped(site["fn"])
     if fn.event_shape:
         raise ValueError(
             f"expected the KL of site {name!r} to be a sum over its dimensions; the density of "
             f"{type(fn).__name__} is no product of theirs: set the groups of free bits to 1"
         )
-    frames = (f._replace(dim=f.dim - depth) for f in site["cond_indep_stack"] if f.vectorized)
-    wider = {key: _wider(site[key], depth) for key in ("scale", "mask")}
-    return {"fn": fn, "cond_indep_stack": tuple(frames), **wider}
-
-
-def _wider(value: Any, depth: int) -> Any:
-    return value.reshape(*value.shape, *[1] * depth) if isinstance(value, Tensor) else value
-
-
-def _divergence(q: Site | Any, p: Site | Any, analytic: bool) -> Tensor:
-    """KL(q ‖ p), or its estimate by the draw, of the batch shape of the site."""
-    if analytic:
-        try:
-            return scale_and_mask(kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
-        except NotImplementedError:
-            pass
-    log_q, log_p = (scale_and_mask(_log_prob(site), mask=site["mask"]) for site in (q, p))
-    return log_q - log_p
-
-
-def _log_prob(site: Site) -> Tensor:
-    if "unscaled_log_prob" in site:
-        return site["unscaled_log_prob"]
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return apart(site)
