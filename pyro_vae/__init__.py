@@ -1,7 +1,21 @@
 """Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
 
-from . import data, learning, likelihoods, models, networks, posteriors, priors, queries
-from .evaluation import ActiveUnits, Bounds, active_units, evaluate
+from . import data, evaluation, learning, likelihoods, models, networks, posteriors, priors, queries
+from .evaluation import (
+    ActiveUnits,
+    Annealing,
+    Bounds,
+    Gaps,
+    Latents,
+    RateDistortion,
+    active_units,
+    ais,
+    bdmc,
+    evaluate,
+    gaps,
+    latents,
+    rate_distortion,
+)
 from .learning import History, fit, initialize, objectives
 from .models import VAE, BayesianVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from .particles import log_weights
@@ -9,17 +23,26 @@ from .particles import log_weights
 __all__ = [
     "VAE",
     "ActiveUnits",
+    "Annealing",
     "BayesianVAE",
     "Bounds",
     "ConditionalVAE",
+    "Gaps",
     "HierarchicalVAE",
     "History",
+    "Latents",
+    "RateDistortion",
     "SemiSupervisedVAE",
     "active_units",
+    "ais",
+    "bdmc",
     "data",
     "evaluate",
+    "evaluation",
     "fit",
+    "gaps",
     "initialize",
+    "latents",
     "learning",
     "likelihoods",
     "log_weights",
@@ -29,6 +52,7 @@ __all__ = [
     "posteriors",
     "priors",
     "queries",
+    "rate_distortion",
 ]
 
 __version__ = "0.1.0"

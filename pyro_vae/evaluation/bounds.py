@@ -1,83 +1,100 @@
-"""``evaluate``: the ELBO beside every L_k and log p̂, with errors and diagnostics."""
+"""``Bounds``: what is known of log p(x), datum by datum, with errors and diagnostics."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from .. import _files
-from .._inputs import fixed, inputs
-from .._programs import Labels, Program, labels_of
-from .._random import seeded
-from ..data.splits import Split
-from ..particles import stream
-from .importance import Block, khat_threshold
+from . import _table
+from ._estimates import Estimate, estimate, finite
+from .psis import khat_limits, khat_threshold
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Bounds", "Estimate", "evaluate"]
+__all__ = ["PRINTED", "Bounds"]
+
+_Key = TypeVar("_Key", str, int)
 
 #: The L_k that papers print.
 PRINTED = (5, 50, 500, 5000)
 
-_HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
+_LOWER, _ESTIMATE, _UPPER, _GAP = "lower bound", "estimate", "upper bound", "gap"
 
+#: What a row of the table is called, and what it is to log p(x). L_k come after the ELBO.
+_ROWS = {
+    "elbo": ("ELBO", _LOWER),
+    "psis": ("log p̂ PSIS", _ESTIMATE),
+    "jackknife": ("log p̂ JVI", _ESTIMATE),
+    "defensive": ("log p̂ defensive", _LOWER),
+    "log_evidence": ("log p̂", _ESTIMATE),
+    "refitted": ("ELBO refitted", _LOWER),
+    "richer": ("ELBO richer q", _LOWER),
+    "ais": ("AIS", _LOWER),
+    "escalated": ("log p̂ or AIS", _ESTIMATE),
+    "reciprocal": ("reciprocal", _ESTIMATE),
+    "upper": ("BDMC", _UPPER),
+}
 
-class Estimate(NamedTuple):
-    """A mean over data, in nats, with its two standard errors.
-
-    Attributes:
-        value: the mean over data.
-        se_data: the spread of the data: how far the mean over *other* data of the same kind
-            would be. Includes the Monte Carlo noise. NaN for a single datum.
-        se_monte_carlo: the noise of the draws alone: how far a repetition on the *same* data
-            would be. NaN where a single draw cannot tell.
-    """
-
-    value: float
-    se_data: float
-    se_monte_carlo: float
+#: Rows that are the difference of two others, if both are there.
+_GAPS = {
+    "gap": ("log_evidence", "elbo"),
+    "ais_gap": ("ais", "elbo"),
+    "bdmc_gap": ("upper", "ais"),
+}
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What importance sampling says of log p(x), datum by datum.
+    """What several rulers say of log p(x), datum by datum.
 
     All values are in nats per datum; higher is better. The ELBO and every L_k are lower
     bounds of log p(x) in expectation; log p̂ is L_K, the tightest of them, read as an estimate
-    whose bias is downwards.
+    whose bias is downwards. Other rulers add columns of their own.
+
+    A row of the table is a column NAME with its Monte Carlo variance in NAME_variance; NaN
+    where a datum was not judged by that ruler, and then there is no row. By name:
+
+    ========================  ==========================================================
+    ``elbo``                  the evidence lower bound
+    ``psis``, ``jackknife``   log p̂ of smoothed weights, and with its bias corrected
+    ``defensive``             log p̂ by a mixture of q and the prior
+    ``log_evidence``          log p̂ = L_K
+    ``refitted``, ``richer``  the ELBO of q refitted to each datum, of a richer family
+    ``ais``                   annealed importance sampling
+    ``escalated``             AIS where k̂ is bad, log p̂ elsewhere
+    ``reciprocal``            the estimator of posterior draws and a fitted density
+    ``upper``                 reverse annealing from exact posterior draws
+    ========================  ==========================================================
 
     Attributes:
-        num_samples: the number K of draws for each datum.
-        per_datum: arrays of length N: ``elbo``, ``log_evidence``, ``khat``, ``ess``, and the
-            Monte Carlo variances ``elbo_variance``, ``log_evidence_variance`` and
-            ``gap_variance``.
+        num_samples: the number K of draws for each datum, the most where it was chosen datum
+            by datum.
+        per_datum: arrays of length N: those named above that there are, their variances,
+            ``gap_variance``, and diagnostics such as ``khat``, ``ess`` and ``acceptance``.
         iwae_per_datum: L_k of each datum, ``(N,)``, by k.
         iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
         log_weights: the raw log weights ``(K, N)``, if they were kept.
         seed: the seed of the draws.
+        settings: how the rulers were set, as plain values for JSON.
     """
 
     num_samples: int
     per_datum: dict[str, np.ndarray]
-    iwae_per_datum: dict[int, np.ndarray]
-    iwae_variance: dict[int, np.ndarray]
+    iwae_per_datum: dict[int, np.ndarray] = field(default_factory=dict)
+    iwae_variance: dict[int, np.ndarray] = field(default_factory=dict)
     log_weights: np.ndarray | None = None
     seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.per_datum["elbo"])
+        return len(next(iter(self.per_datum.values())))
 
     @property
     def elbo(self) -> float:
@@ -101,19 +118,41 @@ class Bounds:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """``elbo``, ``iwae_5`` …, ``log_evidence`` and ``gap`` with their standard errors."""
-        data, k_data, k_variance = self.per_datum, self.iwae_per_datum, self.iwae_variance
-        rows = {"elbo": _estimate(data["elbo"], data["elbo_variance"])}
-        rows |= {f"iwae_{k}": _estimate(k_data[k], k_variance[k]) for k in k_data}
-        rows["log_evidence"] = _estimate(data["log_evidence"], data["log_evidence_variance"])
-        with np.errstate(invalid="ignore"):  # a datum without density has no gap
-            rows["gap"] = _estimate(data["log_evidence"] - data["elbo"], data["gap_variance"])
-        return rows
+        """``elbo``, ``iwae_5`` …, ``log_evidence``, ``gap`` and others with their errors."""
+        return {name: self._estimate(name) for name in self.labels}
+
+    @property
+    def labels(self) -> dict[str, tuple[str, str]]:
+        """What a table calls each of :attr:`estimates`, and what it is to log p(x)."""
+        bounds = {f"iwae_{k}": (f"L_{k}", _LOWER) for k in self.iwae_per_datum}
+        names = {name: told for name, told in _ROWS.items() if self._complete(name)}
+        first = {name: names.pop(name) for name in ("elbo",) if name in names}
+        gaps = {
+            name: (f"{names[high][0]} − {(first | names)[low][0]}", _GAP)
+            for name, (high, low) in _GAPS.items()
+            if high in names and low in first | names
+        }
+        return first | bounds | names | gaps
+
+    @property
+    def draws(self) -> np.ndarray:
+        """The number of draws of each datum, ``(N,)``."""
+        return self.per_datum.get("num_samples", np.full(len(self), self.num_samples))
+
+    @property
+    def khat_limits(self) -> np.ndarray:
+        """The k̂ above which log p̂ is not to be trusted, ``(N,)``."""
+        return khat_limits(self.draws)
 
     @property
     def unreliable(self) -> np.ndarray:
-        """The indices of the data whose k̂ says that log p̂ is not to be trusted."""
-        return np.flatnonzero(~(self.per_datum["khat"] < khat_threshold(self.num_samples)))
+        """The indices of the data whose k̂ says that log p̂ is not to be trusted.
+
+        None where there is no k̂ because nothing was sampled by importance.
+        """
+        if "khat" not in self.per_datum:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(~(self.per_datum["khat"] < self.khat_limits))
 
     @property
     def warning(self) -> str | None:
@@ -126,12 +165,16 @@ class Bounds:
                 f"With {self.num_samples} draws there is no k̂ (it needs 25 or more), so nothing is "
                 f"known of the weights' tail: log p̂ is a lower bound in expectation, no more."
             )
-        threshold = khat_threshold(self.num_samples)
+        low, high = self.khat_limits.min(), self.khat_limits.max()
+        limit = f"{high:.2f}" if low == high else f"its limit, {low:.2f} to {high:.2f}"
+        draws = f"{self.num_samples} draws" if "num_samples" not in self.per_datum else "its draws"
+        remedy = "More draws or a better guide would help."
+        if "escalated" in self.labels or "ais" in self.labels:
+            remedy = "AIS does not rest on these weights."
         return (
-            f"For {count} of {len(self)} data k̂ is above {threshold:.2f}: there the weights' tail "
-            f"is so heavy that log p̂ from {self.num_samples} draws, and its Monte Carlo error, "
-            f"cannot be trusted; ELBO and L_k remain lower bounds in expectation. More draws or a "
-            f"better guide would help."
+            f"For {count} of {len(self)} data k̂ is above {limit}: there the weights' tail "
+            f"is so heavy that log p̂ from {draws}, and its Monte Carlo error, "
+            f"cannot be trusted; ELBO and L_k remain lower bounds in expectation. {remedy}"
         )
 
     @property
@@ -139,41 +182,71 @@ class Bounds:
         """The smallest k from which L_k rises no further than log p̂ can be told from noise.
 
         L_k rises for ever, ever less: this is where log p̂ − L_k is at most twice the Monte
-        Carlo standard error of log p̂. ``None`` if no k < K is there, or if most k̂ are bad, so
-        that the noise is not known.
+        Carlo standard error of log p̂. ``None`` if no k < K is there, or if most k̂ are bad or
+        there are none, so that the noise is not known.
         """
-        if 2 * len(self.unreliable) > len(self):
+        if "khat" not in self.per_datum or 2 * len(self.unreliable) > len(self):
             return None
-        evidence = self.estimates["log_evidence"]
+        evidence = self._estimate("log_evidence")
         for k, bound in self.iwae.items():
             if k < self.num_samples and evidence.value - bound <= 2 * evidence.se_monte_carlo:
                 return k
         return None
 
-    @property
-    def labels(self) -> dict[str, tuple[str, str]]:
-        """What a table calls each of :attr:`estimates`, and what it is to log p(x)."""
-        names = {"elbo": ("ELBO", "lower bound")}
-        names |= {f"iwae_{k}": (f"L_{k}", "lower bound") for k in self.iwae_per_datum}
-        return names | {"log_evidence": ("log p̂", "estimate"), "gap": ("log p̂ − ELBO", "gap")}
+    def merged(self, other: Bounds) -> Bounds:
+        """The columns of two bounds of the same data, side by side.
+
+        What only one of them can say (the number of draws, raw weights) is taken from the one
+        that sampled by importance, and from this one if both or neither did.
+
+        Raises:
+            ValueError: if they are of different numbers of data, or have a column in common
+                whose values differ.
+        """
+        if len(self) != len(other):
+            raise ValueError(
+                f"expected bounds of the same data; got {len(self)} data and {len(other)}: "
+                f"evaluate both on the same split"
+            )
+        columns = _joined(self.per_datum, other.per_datum)
+        weighed = [b for b in (self, other) if "log_evidence" in b.per_datum or b.iwae_per_datum]
+        first = weighed[0] if weighed else self
+        raw = other.log_weights if self.log_weights is None else self.log_weights
+        return Bounds(
+            num_samples=first.num_samples,
+            per_datum=columns,
+            iwae_per_datum=_joined(self.iwae_per_datum, other.iwae_per_datum),
+            iwae_variance=_joined(self.iwae_variance, other.iwae_variance),
+            log_weights=raw,
+            seed=other.seed if first.seed is None else first.seed,
+            settings={**other.settings, **self.settings},
+        )
 
     def summary(self) -> dict[str, Any]:
         """The figures of the table as plain numbers, for JSON. Non-finite ones become null."""
-        khat, ess = self.per_datum["khat"], self.per_datum["ess"]
-        return {
+        data = self.per_datum
+        told: dict[str, Any] = {
             "num_data": len(self),
             "num_samples": self.num_samples,
             "seed": self.seed,
             "units": "nats per datum",
-            "estimates": {
-                name: {key: _json(value) for key, value in row._asdict().items()}
-                for name, row in self.estimates.items()
-            },
-            "khat": {"median": _json(np.median(khat)), "worst": _json(khat.max())},
-            "khat_threshold": _json(khat_threshold(self.num_samples)),
-            "unreliable": len(self.unreliable),
-            "ess": {"median": _json(np.median(ess)), "worst": _json(ess.min())},
+            "estimates": {name: row.summary() for name, row in self.estimates.items()},
         }
+        if "khat" in data:
+            limit = finite(khat_threshold(self.num_samples))
+            told |= {"khat": _worst(data["khat"]), "khat_threshold": limit}
+            told |= {"unreliable": len(self.unreliable)}
+        if "ess" in data:
+            told["ess"] = _worst(data["ess"], lowest=True)
+        if "defensive_khat" in data:
+            told["defensive_khat"] = _worst(data["defensive_khat"])
+        if "ais_ess" in data:
+            told["ais_ess"] = _worst(data["ais_ess"], lowest=True)
+        if "acceptance" in data:
+            told["acceptance"] = _worst(data["acceptance"], lowest=True)
+        if "escalated" in data:
+            told["escalated"] = len(self.unreliable)
+        return told | ({"settings": self.settings} if self.settings else {})
 
     def table(self, ks: Sequence[int] | None = None) -> str:
         """The estimates as text.
@@ -181,26 +254,7 @@ class Bounds:
         Arguments:
             ks: the L_k to show; all that there are if not given.
         """
-        shown = [k for k in self.iwae_per_datum if ks is None or k in ks or k == self.num_samples]
-        lines = [
-            f"{len(self)} data × {self.num_samples} draws; nats per datum, higher is better",
-            f"{'':14}{'mean':>11}{'± data':>10}{'± MC':>10}",
-        ]
-        for key, row in self.estimates.items():
-            if key.startswith("iwae_") and int(key.removeprefix("iwae_")) not in shown:
-                continue
-            label, role = self.labels[key]
-            numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-            # the circumflex of p̂ takes no room of its own
-            lines.append(f"{label:{14 + label.count(_HAT)}}{numbers}  {role}")
-        khat, ess = self.per_datum["khat"], self.per_datum["ess"]
-        lines.append(
-            f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
-            f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
-        )
-        if self.warning:
-            lines.append(self.warning)
-        return "\n".join(lines)
+        return _table.text(self, ks)
 
     def __str__(self) -> str:
         return self.table()
@@ -209,19 +263,24 @@ class Bounds:
         """The results per datum as an ``xarray.DataTree``.
 
         Group ``bounds`` holds ``elbo``, ``iwae`` (k, datum), ``log_evidence``, ``khat``, ``ess``
-        and variances; group ``sample_stats`` the raw ``log_weight`` (chain, draw, datum), if
-        they were kept.
+        and variances, and the columns of other rulers; its attribute ``settings`` is JSON.
+        Group ``sample_stats`` holds the raw ``log_weight`` (chain, draw, datum), if they were
+        kept.
         """
         import xarray
 
         columns: dict[str, Any] = {n: ("datum", v) for n, v in self.per_datum.items()}
-        ks = list(self.iwae_per_datum)
-        columns["iwae"] = (("k", "datum"), np.stack(list(self.iwae_per_datum.values())))
-        columns["iwae_variance"] = (("k", "datum"), np.stack(list(self.iwae_variance.values())))
-        attributes = {"num_samples": self.num_samples, "units": "nats"}
+        coords: dict[str, Any] = {"datum": np.arange(len(self))}
+        if self.iwae_per_datum:
+            coords = {"k": list(self.iwae_per_datum), **coords}
+            columns["iwae"] = (("k", "datum"), np.stack(list(self.iwae_per_datum.values())))
+            variances = [self.iwae_variance[k] for k in self.iwae_per_datum]
+            columns["iwae_variance"] = (("k", "datum"), np.stack(variances))
+        attributes: dict[str, Any] = {"num_samples": self.num_samples, "units": "nats"}
         if self.seed is not None:
             attributes["seed"] = self.seed
-        coords = {"k": ks, "datum": np.arange(len(self))}
+        if self.settings:
+            attributes["settings"] = json.dumps(self.settings, ensure_ascii=False)
         groups = {"bounds": xarray.Dataset(columns, coords=coords, attrs=attributes)}
         if self.log_weights is not None:
             raw = {"log_weight": (("chain", "draw", "datum"), self.log_weights[None])}
@@ -245,135 +304,63 @@ class Bounds:
         try:
             with xarray.open_datatree(path, engine="h5netcdf") as tree:
                 tree.load()
-            bounds = tree["bounds"].to_dataset()
-            ks = [int(k) for k in bounds["k"]]
-            raw = tree["sample_stats/log_weight"].to_numpy()[0] if "sample_stats" in tree else None
-            return cls(
-                num_samples=int(bounds.attrs["num_samples"]),
-                per_datum={str(n): v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
-                iwae_per_datum={k: bounds["iwae"].sel(k=k).to_numpy() for k in ks},
-                iwae_variance={k: bounds["iwae_variance"].sel(k=k).to_numpy() for k in ks},
-                log_weights=raw,
-                seed=int(bounds.attrs["seed"]) if "seed" in bounds.attrs else None,
-            )
+            return cls.from_datatree(tree)
         except FileNotFoundError:
             raise
-        except (OSError, KeyError, IndexError) as error:
+        except (OSError, KeyError, IndexError, json.JSONDecodeError) as error:
             raise ValueError(f"expected {path} to hold bounds from pyro_vae; {error}") from error
 
+    @classmethod
+    def from_datatree(cls, tree: xarray.DataTree) -> Bounds:
+        """Of what :meth:`to_datatree` made."""
+        bounds = tree["bounds"].to_dataset()
+        ks = [int(k) for k in bounds["k"]] if "iwae" in bounds else []
+        raw = tree["sample_stats/log_weight"].to_numpy()[0] if "sample_stats" in tree else None
+        return cls(
+            num_samples=int(bounds.attrs["num_samples"]),
+            per_datum={str(n): v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
+            iwae_per_datum={k: bounds["iwae"].sel(k=k).to_numpy() for k in ks},
+            iwae_variance={k: bounds["iwae_variance"].sel(k=k).to_numpy() for k in ks},
+            log_weights=raw,
+            seed=int(bounds.attrs["seed"]) if "seed" in bounds.attrs else None,
+            settings=json.loads(bounds.attrs.get("settings", "{}")),
+        )
 
-def evaluate(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
-    *args: Any,
-    num_samples: int = 5000,
-    ks: Sequence[int] = PRINTED,
-    seed: int = 0,
-    keep_log_weights: bool = False,
-    chunk_size: int | None = None,
-    progress: bool = False,
-    **kwargs: Any,
-) -> Bounds:
-    """Bounds of log p(x) and an estimate of it for every datum, from one set of weights.
+    def _complete(self, name: str) -> bool:
+        """Whether every datum was judged by a ruler."""
+        data = self.per_datum
+        judged = name in data and f"{name}_variance" in data
+        return judged and not np.isnan(data[name]).any()
 
-    Streamed: the log weights are reduced as they are drawn, so that memory depends on the
-    chunk and not on N × K (unless the raw weights are asked for).
-
-    Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
-            pixels or noise are drawn anew at every use has them drawn once, with ``seed``. A
-            program that conditions on labels is given those of a ``Split``, unless there are
-            further arguments.
-        *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
-            size N are per datum (see :func:`~pyro_vae.log_weights`).
-        num_samples: the number K of draws for each datum.
-        ks: the L_k to report; those above K are left out, and L_K is always among them.
-        seed: of the draws and of the binarisation; global generators are left as they were.
-        keep_log_weights: keep the raw weights, float32 ``(K, N)``, in the result.
-        chunk_size: how many (draw, datum) pairs to hold at once; chosen if not given.
-        progress: show a progress bar on the standard error.
-
-    Returns:
-        The :class:`Bounds`.
-
-    Raises:
-        ValueError: if the data are empty, cannot be scored or lack labels that the program
-            conditions on, if ``num_samples`` or a k is not a positive integer, if the program's
-            weights do not exist per datum, or if a weight is NaN.
-
-    References:
-        Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
-    """
-    model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
-    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in ks):
-        raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
-    # labels that the caller gives by himself are those that count
-    given = (fixed(data, seed),) if args or kwargs else inputs(program, data, seed)
-    x, *args = (*given, *args)  # type: ignore[assignment]
-    if isinstance(program, torch.nn.Module):
-        device = next((p.device for p in program.parameters()), x.device)
-        x, *args = (_moved(value, device) for value in (x, *args))  # type: ignore[assignment]
-        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
-    if hasattr(program, "check"):
-        conditioned = labels_of(program) is Labels.CONDITION
-        conditions = (*args, *kwargs.values())[:1] if conditioned else ()
-        program.check(x, *conditions)  # type: ignore[union-attr]
-    weights = stream(
-        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
-    )
-    blocks, raw = [], []
-    block: Block | None = None
-    with seeded(seed, 1), _bar(progress, len(x), num_samples) as bar, closing(weights):
-        for datums, draws, log_w in weights:
-            log_w = log_w.cpu()
-            if block is None or draws.start == 0:
-                block = Block(log_w.shape[1], num_samples, ks, len(x))
-                blocks.append(block)
-                raw.append([])
-            block.update(log_w.double(), datums.start)
-            if keep_log_weights:
-                raw[-1].append(log_w.float())
-            if draws.stop == num_samples:
-                blocks[-1] = block.result()
-            bar.update(log_w.numel())
-    columns = {name: torch.cat([b[name] for b in blocks]).numpy() for name in blocks[0]}
-    num_samples = int(num_samples)
-    sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
-    return Bounds(
-        num_samples=num_samples,
-        per_datum={n: v for n, v in columns.items() if not n.startswith("iwae_")},
-        iwae_per_datum={k: columns[f"iwae_{k}"] for k in sizes},
-        iwae_variance={k: columns[f"iwae_{k}_variance"] for k in sizes},
-        log_weights=torch.cat([torch.cat(r) for r in raw], 1).numpy() if keep_log_weights else None,
-        seed=seed,
-    )
+    def _estimate(self, name: str) -> Estimate:
+        data = self.per_datum
+        if name in _GAPS:
+            high, low = _GAPS[name]
+            with np.errstate(invalid="ignore"):  # a datum without density has no gap
+                values = data[high] - data[low]
+            # rulers with draws of their own have independent errors
+            apart = data[f"{high}_variance"] + data[f"{low}_variance"]
+            return estimate(values, data.get(f"{name}_variance", apart))
+        if name.startswith("iwae_"):
+            k = int(name.removeprefix("iwae_"))
+            return estimate(self.iwae_per_datum[k], self.iwae_variance[k])
+        return estimate(data[name], data[f"{name}_variance"])
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def _joined(first: dict[_Key, np.ndarray], other: dict[_Key, np.ndarray]) -> dict[_Key, np.ndarray]:
+    for key in first.keys() & other.keys():
+        if not np.array_equal(first[key], other[key], equal_nan=True):
+            raise ValueError(
+                f"expected bounds with columns of their own; got different values of {key!r} in "
+                f"both: leave one of them out"
+            )
+    return {**first, **other}
 
 
-def _estimate(values: np.ndarray, variances: np.ndarray) -> Estimate:
-    size = len(values)
-    spread = float(values.std(ddof=1)) if size > 1 else math.nan
-    return Estimate(
-        value=float(values.mean()),
-        se_data=spread / math.sqrt(size),
-        se_monte_carlo=float(np.sqrt(variances.sum()) / size),
-    )
-
-
-def _json(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _bar(progress: bool, size: int, num_samples: int) -> tqdm:
-    return tqdm(
-        total=size * num_samples,
-        desc="evaluate",
-        unit=" draws",
-        unit_scale=True,
-        disable=not progress,
-        dynamic_ncols=True,
-    )
+def _worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
+    """The median and the worst, of the data that have a value."""
+    some = values if np.isnan(values).all() else values[~np.isnan(values)]
+    return {
+        "median": finite(np.median(some)),
+        "worst": finite(some.min() if lowest else some.max()),
+    }

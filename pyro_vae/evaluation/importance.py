@@ -9,11 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "GroupedBound", "MeanWeight", "ParetoTail", "khat_threshold"]
+from .jackknife import KEPT, jackknife
+from .psis import ParetoTail, khat_threshold
+
+__all__ = [
+    "Block",
+    "GroupedBound",
+    "MeanWeight",
+    "ParetoTail",
+    "honest",
+    "khat_threshold",
+    "refuse_nan",
+]
 
 #: A variance from fewer degrees of freedom than these is not stated.
 _FEWEST_DEGREES = 30
@@ -168,84 +178,42 @@ class GroupedBound(_Moments):
             self._filled = 0
 
 
-#: Nats below the largest weight at which another is zero beside it, in float64.
-_RANGE = 700.0
-#: Log weights of float32 that differ by less, relatively, may be equal.
-_ROUNDING = 4 * torch.finfo(torch.float32).eps
-#: Fewer weights than these have no shape to fit.
-_FEWEST_IN_TAIL = 5
-
-
-class ParetoTail:
-    """k̂, the shape of the generalised Pareto distribution fitted to the largest weights.
-
-    PSIS looks at the M = ⌊3√K⌋ largest of K draws (⌊K/5⌋ when K is small) and at the one
-    below them, so no more than these are kept. ArviZ fits them; it is handed the 5 M largest
-    draws, with a relative efficiency under which its own rule picks M of 5 M.
+class Block:
+    """The running estimates of one block of data.
 
     Arguments:
-        num_samples: the number K of draws that will come.
         size: the number n of data in the block.
-
-    References:
-        Pareto Smoothed Importance Sampling (Vehtari et al., 2015).
-        https://arxiv.org/abs/1507.02646
+        num_samples: the number K of draws that will come.
+        ks: the L_k to report; L_K is always among them.
+        num_data: the number of data in all.
+        corrected: give the smoothed and the jackknife-corrected estimate, too.
     """
 
-    def __init__(self, num_samples: int, size: int) -> None:
-        small = num_samples <= 225
-        self.tail = num_samples // 5 if small else math.floor(3 * math.sqrt(num_samples))
-        self._kept = min(5 * self.tail, num_samples)
-        self._largest = torch.empty(0, size, dtype=torch.float64)
-
-    def update(self, log_w: Tensor) -> None:
-        """Takes a chunk ``(draws, n)`` of float64 log weights."""
-        merged = torch.cat([self._largest, log_w])
-        self._largest = merged.topk(min(self._kept, len(merged)), dim=0, sorted=False).values
-
-    @property
-    def khat(self) -> Tensor:
-        """k̂, ``(n,)``.
-
-        NaN if there are fewer than 25 draws, too few to fit; +inf where fewer than M + 1
-        weights are not zero, or not so beside the largest (in float64: 700 nats below it);
-        −inf where all of the tail are equal, but for the rounding of float32: weights that
-        their largest value bounds (q is the posterior, or all latents are discrete).
-        """
-        if self.tail < _FEWEST_IN_TAIL:
-            return torch.full((self._largest.shape[1],), math.nan, dtype=torch.float64)
-        # what is zero beside the largest weight has no tail to fit: ArviZ, left with one weight
-        # that is not, would find a light one
-        largest = self._largest.T.numpy()
-        lowest = largest.max(axis=1, keepdims=True) - _RANGE
-        nonzero = largest > np.nan_to_num(lowest, neginf=0.0)
-        khat = np.full(len(largest), math.inf)
-        for datum in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
-            weights = np.maximum(largest[datum], lowest[datum])
-            khat[datum] = _tail_shape(np.sort(weights)[::-1], self.tail)
-        return torch.from_numpy(khat)
-
-
-class Block:
-    """The running estimates of one block of data, of ``num_data`` in all."""
-
-    def __init__(self, size: int, num_samples: int, ks: Sequence[int], num_data: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        num_samples: int,
+        ks: Sequence[int],
+        num_data: int,
+        corrected: bool = False,
+    ) -> None:
+        self.corrected = corrected
         self.mean = MeanWeight(size)
-        self.tail = ParetoTail(num_samples, size)
+        self.tail = ParetoTail(num_samples, size, keep=KEPT if corrected else 0)
         below = sorted({int(k) for k in ks if k < num_samples})
         self.bounds = [GroupedBound(k, num_samples, size) for k in below]
         self.tenth = GroupedBound(max(1, num_samples // 10), num_samples, size)
         self.num_data = num_data
 
-    def update(self, log_w: Tensor, start: int) -> None:
-        wrong = ~(log_w < math.inf).all(0)
-        if wrong.any():
-            datum = start + int(wrong.nonzero()[0])
-            raise ValueError(
-                f"the log weights of datum {datum} are NaN or +inf: the program's weights or its "
-                f"data hold NaN, or a distribution left its range; look at its sites with "
-                f"poutine.trace"
-            )
+    def update(self, log_w: Tensor, start: int, rows: Tensor | None = None) -> None:
+        """Takes a chunk ``(draws, n)`` of float64 log weights.
+
+        Arguments:
+            log_w: the weights.
+            start: the number of the first datum, for errors to name.
+            rows: which of the data those numbers count, if not all.
+        """
+        refuse_nan(log_w, start, rows)
         for estimate in (self.mean, self.tail, self.tenth, *self.bounds):
             estimate.update(log_w)
 
@@ -255,12 +223,9 @@ class Block:
         # one weight outshines the rest where k̂ is bad. The delta method sees no spread in it;
         # tenths of the draws, whose largest weights differ, do. Theirs is stated as it is,
         # for the spread of a maximum hardly shrinks with the number of draws
-        blind = ~(khat < khat_threshold(draws))
         spread = self.tenth.variance_of_mean * self.tenth.count
-        spread = torch.fmax(spread, torch.zeros_like(delta))
-        evidence_variance = torch.where(blind, torch.maximum(delta, spread), delta)
-        gap_variance = mean.variance_of_rise
-        gap_variance = torch.where(blind, torch.maximum(gap_variance, spread), gap_variance)
+        evidence_variance = honest(delta, spread, khat, draws)
+        gap_variance = honest(mean.variance_of_rise, spread, khat, draws)
         columns = {
             "elbo": mean.mean,
             "elbo_variance": mean.variance_of_mean,
@@ -278,28 +243,34 @@ class Block:
             pooled = evidence_variance * draws / bound.k / bound.count
             columns[f"iwae_{bound.k}"] = bound.mean
             columns[f"iwae_{bound.k}_variance"] = pooled if few else bound.variance_of_mean
+        if self.corrected:
+            for name, (value, variance) in (
+                ("psis", self.tail.estimate()),
+                ("jackknife", jackknife(self.tail.largest, draws)),
+            ):
+                columns[name] = value
+                columns[f"{name}_variance"] = honest(variance, spread, khat, draws)
         return columns
 
 
-def _tail_shape(log_w: np.ndarray, tail: int) -> float:
-    """k̂ of log weights that descend, from the ``tail`` largest above the one below them.
+def refuse_nan(log_w: Tensor, start: int, rows: Tensor | None = None) -> None:
+    """Refuses weights that are no numbers, naming the datum; zero is one."""
+    wrong = ~(log_w < math.inf).all(0)
+    if wrong.any():
+        datum = start + int(wrong.nonzero()[0])
+        datum = datum if rows is None else int(rows[datum])
+        raise ValueError(
+            f"the log weights of datum {datum} are NaN or +inf: the program's weights or its "
+            f"data hold NaN, or a distribution left its range; look at its sites with "
+            f"poutine.trace"
+        )
 
-    Where the draws are of few values, many may equal the one below: only what exceeds it is
-    a tail then, and ArviZ, which divides by a quartile of the excess, is not shown the rest.
-    """
-    from arviz_stats.base.array import array_stats
 
-    equal = _ROUNDING * max(1.0, abs(log_w[0]))
-    above = log_w[:tail] - log_w[tail] > equal
-    if not above[tail - int(tail / 4 + 0.5)]:
-        tail = int(above.sum())
-        if 0 < tail < _FEWEST_IN_TAIL:
-            return math.inf
-    if not tail or log_w[0] - log_w[tail - 1] <= equal:
-        return -math.inf
-    # ArviZ expects log-likelihoods, whose negatives are the log weights
-    _, khat = array_stats.psislw(-log_w[: 5 * tail], r_eff=44 / tail)  # type: ignore[arg-type]
-    return float(khat)
+def honest(variance: Tensor, spread: Tensor, khat: Tensor, draws: int) -> Tensor:
+    """A variance by the delta method, or the spread of tenths of the draws where k̂ is bad."""
+    blind = ~(khat < khat_threshold(draws))
+    spread = torch.fmax(spread, torch.zeros_like(variance))
+    return torch.where(blind, torch.maximum(variance, spread), variance)
 
 
 def _centre(values: Tensor) -> Tensor:
@@ -307,13 +278,3 @@ def _centre(values: Tensor) -> Tensor:
     mean = values.mean(0)
     # a weight of zero makes the mean −inf, about which nothing can be summed
     return torch.where(mean.isfinite(), mean, 0.0)
-
-
-def khat_threshold(num_samples: int) -> float:
-    """The k̂ above which an estimate from K draws is not to be trusted: min(1 − 1/log₁₀K, 0.7).
-
-    References:
-        Pareto Smoothed Importance Sampling (Vehtari et al., 2015), section 3.2.4.
-        https://arxiv.org/abs/1507.02646
-    """
-    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf

@@ -4,145 +4,154 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .._component import positive
-from .._inputs import fixed, inputs
-from .._programs import Program, evaluating, own_parameters, samples, traces
-from .._random import seeded
-from ..data.datasets import Split
-from ..particles import Layout, inspect, run
+from .. import _files
+from .._programs import Program
+from ..data.splits import Split
+from .activity import ActiveUnits, active_units
+from .divergences import Divergences, divergences
+from .surgery import NoAggregateError, Surgery, surgery
 
-__all__ = ["ActiveUnits", "active_units"]
+if TYPE_CHECKING:
+    import xarray
 
-#: (draw, datum) pairs of one run of the guide.
-_PAIRS = 1 << 15
+__all__ = ["ActiveUnits", "Latents", "active_units", "latents"]
 
 
 @dataclass(frozen=True)
-class ActiveUnits:
-    """How far each latent unit's posterior mean moves with the datum.
+class Latents:
+    """How many latent units are active, what each costs, and what all of them tell of the data.
 
     Attributes:
-        variance: Var_x(E_q[u | x]) of every unit of every continuous latent site, ``(D,)``, by
-            site. An unbiased estimate: that of a dead unit may be a little below zero. Sites
-            with ``infer={"is_noise": True}`` are no latents and are left out.
-        threshold: above which a unit is called active.
-        num_data: the number of data.
-        num_samples: draws for each.
+        active: how far each unit's posterior mean moves with the datum.
+        divergences: KL of each site and dimension; rate and distortion.
+        surgery: mutual information and the aggregate posterior's KL to the prior; ``None`` if
+            the program has none.
+        without: why there is no ``surgery``, in one sentence.
     """
 
-    variance: Mapping[str, np.ndarray]
-    threshold: float
-    num_data: int
-    num_samples: int
+    active: ActiveUnits
+    divergences: Divergences
+    surgery: Surgery | None
+    without: str | None = None
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of active units of each site."""
-        return {site: int((v > self.threshold).sum()) for site, v in self.variance.items()}
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain numbers and lists, for JSON. Non-finite ones become null."""
+        costs = self.divergences.summary()
+        sites = {
+            name: {**site, **self._activity(name), "sorted": _sorted(self.divergences, name)}
+            for name, site in costs.pop("sites").items()
+        }
+        return {
+            **costs,
+            "threshold": self.active.threshold,
+            "sites": sites,
+            "surgery": None if self.surgery is None else self.surgery.summary(),
+            "without_surgery": self.without,
+        }
+
+    def _activity(self, name: str) -> dict[str, Any]:
+        """What is known of a site's units; nothing of a discrete one, which has no mean."""
+        variance = self.active.variance.get(name)
+        if variance is None:
+            return {"variance": None, "active": None, "units": None}
+        count = self.active.counts[name]
+        return {"variance": variance.tolist(), "active": count, "units": len(variance)}
 
     def __str__(self) -> str:
-        parts = (f"{site} {n} of {len(self.variance[site])}" for site, n in self.counts.items())
-        return f"active units (variance of the posterior mean > {self.threshold:g}): " + ", ".join(
-            parts
-        )
+        parts = [str(self.divergences), str(self.active)]
+        parts.append(f"no surgery: {self.without}" if self.surgery is None else str(self.surgery))
+        return "\n\n".join(parts)
+
+    def to_datatree(self) -> xarray.DataTree:
+        """What is known datum by datum, as an ``xarray.DataTree``.
+
+        Group ``divergences`` holds ``rate``, ``distortion`` and ``elbo``; group ``surgery``
+        ``divergence``, ``mutual_information`` and ``marginal`` of the data looked at, if there
+        is one; each with its Monte Carlo variance.
+        """
+        import xarray
+
+        every, cut = self.divergences, self.surgery
+        groups = {"divergences": _dataset(every.per_datum, np.arange(len(every)))}
+        groups["divergences"].attrs = {"num_samples": every.num_samples, "units": "nats"}
+        if cut is not None:
+            groups["surgery"] = _dataset(cut.per_datum, cut.index)
+            groups["surgery"].attrs = {
+                "num_samples": cut.num_samples,
+                "num_data": cut.num_data,
+                "units": "nats",
+            }
+        return xarray.DataTree.from_dict(groups)
+
+    def to_netcdf(self, path: str | Path) -> None:
+        """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all; ArviZ reads it."""
+        tree = self.to_datatree()
+        _files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
 
-@torch.no_grad()
-def active_units(
-    program: Program,
+def latents(
+    program: Program | tuple[Any, Any],
     data: Split | Tensor,
     *args: Any,
     num_samples: int = 64,
+    num_draws: int = 10_000,
     threshold: float = 0.01,
     seed: int = 0,
-) -> ActiveUnits:
-    """The units u with Var_x(E_{q(u|x)}[u]) > ``threshold``, by draws of any guide.
+    progress: bool = False,
+    **kwargs: Any,
+) -> Latents:
+    """All that is known of what the latents carry.
 
-    The mean of a flow, or of a layer that depends on another's draw, is in no closed form. Two
-    means of half the draws each have independent errors, so that their covariance over the
-    data is the variance sought, without bias.
+    :func:`active_units`, :func:`~pyro_vae.evaluation.divergences` and
+    :func:`~pyro_vae.evaluation.surgery`, of the same data with the same seed. A program
+    whose aggregate posterior has no density that could be summed goes without the last.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide; tensors of leading size N are per datum.
-        num_samples: draws for each datum, 2 or more.
-        threshold: as in the paper, 0.01.
-        seed: of the draws and of the binarisation.
+        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, two or more.
+        *args: further arguments of model and guide, as are ``**kwargs`` (see
+            :func:`~pyro_vae.evaluate`).
+        num_samples: draws for each datum, two or more, for active units, rate and distortion.
+        num_draws: draws from the aggregate posterior in all.
+        threshold: of the variance of a unit's posterior mean, above which it is active.
+        seed: of all draws and of the binarisation.
+        progress: show progress bars on the standard error.
 
     Returns:
-        The :class:`ActiveUnits`.
+        The :class:`Latents`.
 
     Raises:
-        ValueError: if there are fewer than two data or draws, or if the program's weights do
-            not exist per datum.
-
-    References:
-        Importance Weighted Autoencoders (Burda et al., 2015), section 5.2.
-        https://arxiv.org/abs/1509.00519
+        ValueError: if there are fewer than two data or draws, or as for
+            :func:`~pyro_vae.evaluate`.
     """
-    half = positive("num_samples", num_samples) // 2
-    if half < 1 or len(data) < 2:
-        raise ValueError(
-            f"expected 2 or more draws of 2 or more data, or there is no variance; got "
-            f"{num_samples} of {len(data)}"
-        )
-    given = (fixed(data, seed), *args) if args else inputs(program, data, seed)
-    if isinstance(program, torch.nn.Module):
-        device = next((p.device for p in program.parameters()), given[0].device)
-        given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in given)
-    model, guide = program.model, program.guide
-    with seeded(seed, 2), own_parameters(model, guide), evaluating(model, guide):
-        size = max(1, _PAIRS // num_samples)
-        blocks = [
-            tuple(a[i : i + size] if _per_datum(a, len(data)) else a for a in given)
-            for i in range(0, len(data), size)
-        ]
-        layout = inspect(model, guide, *blocks[0])
-        sites = _continuous(model, guide, blocks[0])
-        means = [_means(guide, block, sites, half, layout) for block in blocks]
-    joined = {site: torch.cat([m[site] for m in means], 1).double() for site in sites}
-    return ActiveUnits(
-        variance={site: _covariance(m).cpu().numpy() for site, m in joined.items()},
-        threshold=threshold,
-        num_data=len(data),
-        num_samples=2 * half,
+    found = active_units(
+        program, data, *args, num_samples=num_samples, threshold=threshold, seed=seed, **kwargs
     )
-
-
-def _means(guide: Any, block: tuple, sites: list[str], half: int, layout: Layout) -> Any:
-    """Two means of ``half`` draws each of every site, ``(2, N, D)``."""
-    drawn = run(_nothing, guide, *block, num_samples=2 * half, layout=layout).latents
-    return {site: drawn[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
-
-
-def _covariance(means: Tensor) -> Tensor:
-    """Of the first means with the second over the data, ``(D,)``."""
-    first, second = means - means.mean(1, keepdim=True)
-    return (first * second).sum(0) / (means.shape[1] - 1)
-
-
-def _continuous(model: Any, guide: Any, block: tuple) -> list[str]:
-    """The guide's latent sites of numbers that have a mean, but for noise that is no latent."""
-    sites, _ = map(samples, traces(model, guide, block, {}))
-    return [
-        name
-        for name, site in sites.items()
-        if not (
-            site["is_observed"] or site["fn"].has_enumerate_support or site["infer"].get("is_noise")
+    costs = divergences(
+        program, data, *args, num_samples=num_samples, seed=seed, progress=progress, **kwargs
+    )
+    try:
+        cut = surgery(
+            program, data, *args, num_draws=num_draws, seed=seed, progress=progress, **kwargs
         )
-    ]
+    except NoAggregateError as error:
+        return Latents(found, costs, None, str(error))
+    return Latents(found, costs, cut)
 
 
-def _per_datum(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+def _sorted(found: Divergences, name: str) -> list[float] | None:
+    """The KL of each dimension, the largest first."""
+    values = found.sites[name].dimensions
+    return None if values is None else sorted(values.tolist(), reverse=True)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """A model without sites."""
+def _dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
+    import xarray
+
+    return xarray.Dataset({n: ("datum", v) for n, v in columns.items()}, coords={"datum": index})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from itertools import pairwise
 
@@ -170,6 +171,179 @@ def test_netcdf_round_trip(tmp_path):
     np.testing.assert_allclose(raw.mean(0), bounds.per_datum["elbo"], atol=1e-5)
     evidence = raw.logsumexp(0) - math.log(300)
     np.testing.assert_allclose(evidence, bounds.per_datum["log_evidence"], atol=1e-5)
+
+
+#: What was printed before there were other rulers.
+_TABLE = """\
+3 data × 100 draws; nats per datum, higher is better
+                     mean    ± data      ± MC
+ELBO             -102.000     0.577     0.100  lower bound
+L_5              -101.000     0.577     0.067  lower bound
+L_100            -100.000     0.577     0.050  lower bound
+log p̂            -100.000     0.577     0.050  estimate
+log p̂ − ELBO        2.000     0.000     0.033  gap
+k̂ median 0.30, worst 0.60; ESS median 50.0, worst 20.0
+For 1 of 3 data k̂ is above 0.50: there the weights' tail is so heavy that log p̂ from 100 draws, \
+and its Monte Carlo error, cannot be trusted; ELBO and L_k remain lower bounds in expectation. \
+More draws or a better guide would help."""
+
+
+def _by_hand(**columns):
+    """Bounds of three data, made up, with further columns."""
+    some = np.array([-1.0, 0.0, 1.0])
+    per_datum = {
+        "elbo": some - 102,
+        "elbo_variance": np.full(3, 0.03),
+        "log_evidence": some - 100,
+        "log_evidence_variance": np.full(3, 0.0075),
+        "gap_variance": np.full(3, 0.01 / 3),
+        "khat": np.array([0.1, 0.3, 0.6]),
+        "ess": np.array([50.0, 60.0, 20.0]),
+    }
+    return pv.Bounds(
+        num_samples=100,
+        per_datum=per_datum | columns,
+        iwae_per_datum={5: some - 101, 100: some - 100},
+        iwae_variance={5: np.full(3, 0.04 / 3), 100: np.full(3, 0.0075)},
+        seed=7,
+    )
+
+
+def _ruler(name, values, variance=0.03):
+    values = np.asarray(values, dtype=float)
+    return {name: values, f"{name}_variance": np.full(len(values), variance)}
+
+
+def _annealed(**columns):
+    """As AIS alone gives them."""
+    ais = _ruler("ais", [-100.5, -99.5, -98.5]) | {
+        "ais_ess": np.array([7.0, 6.0, 5.0]),
+        "acceptance": np.array([0.6, 0.7, 0.65]),
+    }
+    settings = {"annealing": {"num_chains": 8, "num_temperatures": 50, "initial": "guide"}}
+    return pv.Bounds(8, ais | columns, seed=3, settings=settings)
+
+
+def test_the_table_of_importance_sampling_alone_is_what_it_was():
+    assert str(_by_hand()) == _TABLE
+    assert _by_hand().table([]) == "\n".join(
+        line for line in _TABLE.splitlines() if not line.startswith("L_5 ")
+    )
+    assert "settings" not in _by_hand().summary()
+
+
+def test_rows_have_an_order_and_a_role():
+    names = ("upper", "reciprocal", "ais", "richer", "refitted", "defensive", "jackknife", "psis")
+    columns = {k: v for name in names for k, v in _ruler(name, [-99.0, -98, -97]).items()}
+    labels = _by_hand(**columns).labels
+    assert [(name, role) for name, (_, role) in labels.items()] == [
+        ("elbo", "lower bound"),
+        ("iwae_5", "lower bound"),
+        ("iwae_100", "lower bound"),
+        ("psis", "estimate"),
+        ("jackknife", "estimate"),
+        ("defensive", "lower bound"),
+        ("log_evidence", "estimate"),
+        ("refitted", "lower bound"),
+        ("richer", "lower bound"),
+        ("ais", "lower bound"),
+        ("reciprocal", "estimate"),
+        ("upper", "upper bound"),
+        ("gap", "gap"),
+        ("ais_gap", "gap"),
+        ("bdmc_gap", "gap"),
+    ]
+    assert labels["bdmc_gap"][0] == "BDMC − AIS"
+
+
+def test_gaps_of_rulers_with_draws_of_their_own_add_variances():
+    bounds = _by_hand(
+        **_ruler("ais", [-99.0, -98, -97]), **_ruler("upper", [-98.0, -98, -97], 0.01)
+    )
+    rows = bounds.estimates
+    assert rows["ais_gap"].value == pytest.approx(4.0)
+    assert rows["ais_gap"].se_monte_carlo == pytest.approx(math.sqrt(3 * 0.06) / 3)
+    assert rows["bdmc_gap"].value == pytest.approx(1 / 3)
+    assert rows["bdmc_gap"].se_monte_carlo == pytest.approx(math.sqrt(3 * 0.04) / 3)
+    # one that is stated counts
+    own = _by_hand(**_ruler("ais", [-99.0] * 3), ais_gap_variance=np.full(3, 0.12))
+    assert own.estimates["ais_gap"].se_monte_carlo == pytest.approx(0.2)
+
+
+def test_a_ruler_that_judged_some_data_only_has_no_row():
+    part = _by_hand(**_ruler("ais", [-99.0, math.nan, -97]))
+    assert "ais" not in part.estimates and "ais_gap" not in part.estimates
+    assert str(part) == _TABLE
+    assert part.summary()["estimates"].keys() == _by_hand().summary()["estimates"].keys()
+
+
+def test_bounds_of_ais_alone():
+    bounds = _annealed()
+    assert len(bounds) == 3 and bounds.iwae == {}
+    assert list(bounds.estimates) == ["ais"]
+    assert bounds.unreliable.tolist() == []
+    assert bounds.warning is None and bounds.plateau is None
+    assert str(bounds) == (
+        "3 data × 8 chains; nats per datum, higher is better\n"
+        "                     mean    ± data      ± MC\n"
+        "AIS               -99.500     0.577     0.100  lower bound\n"
+        "AIS, 8 chains each; ESS median 6.00, worst 5.00; acceptance median 0.65, worst 0.60"
+    )
+    summary = bounds.summary()
+    assert summary["ais_ess"] == {"median": 6.0, "worst": 5.0}
+    assert summary["acceptance"] == {"median": 0.65, "worst": 0.6}
+    assert summary["settings"] == bounds.settings and "khat" not in summary
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_bounds_without_an_elbo_have_no_gap():
+    columns = _ruler("log_evidence", [-3.0, -2, -1]) | {"khat": np.zeros(3)}
+    bounds = pv.Bounds(1000, columns)
+    assert list(bounds.estimates) == ["log_evidence"]
+    assert bounds.warning is None and bounds.plateau is None
+    assert str(bounds).count("\n") == 2
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_merged(turned):
+    ours, theirs = _by_hand(), _annealed()
+    joined = theirs.merged(ours) if turned else ours.merged(theirs)
+    assert joined.num_samples == 100 and joined.seed == 7
+    assert joined.settings == theirs.settings
+    assert joined.iwae == ours.iwae
+    assert joined.per_datum.keys() == ours.per_datum.keys() | theirs.per_datum.keys()
+    assert str(joined).splitlines()[-2:] == [
+        "AIS, 8 chains each; ESS median 6.00, worst 5.00; acceptance median 0.65, worst 0.60",
+        _TABLE.splitlines()[-1].replace(
+            "More draws or a better guide would help.", "AIS does not rest on these weights."
+        ),
+    ]
+    assert str(joined).startswith("3 data × 100 draws;")
+
+
+def test_merging_what_does_not_belong_together_is_refused():
+    ours = _by_hand()
+    fewer = pv.Bounds(8, _ruler("ais", [-1.0, -2.0]))
+    with pytest.raises(ValueError, match=r"expected bounds of the same data; got 3 data and 2"):
+        ours.merged(fewer)
+    with pytest.raises(ValueError, match=r"got different values of 'ais' in both: leave one"):
+        _annealed().merged(pv.Bounds(8, _ruler("ais", [-1.0, -2.0, -3.0])))
+    assert str(ours.merged(ours)) == str(ours)
+
+
+@pytest.mark.parametrize("make", [_annealed, lambda: _by_hand().merged(_annealed())])
+def test_netcdf_round_trip_of_other_rulers(make, tmp_path):
+    bounds = make()
+    bounds.per_datum["ais"][1] = math.nan
+    bounds.to_netcdf(tmp_path / "bounds.nc")
+    again = pv.Bounds.from_netcdf(tmp_path / "bounds.nc")
+    assert str(again) == str(bounds)
+    assert again.settings == bounds.settings and again.seed == bounds.seed
+    assert again.num_samples == bounds.num_samples
+    assert list(again.iwae_per_datum) == list(bounds.iwae_per_datum)
+    assert again.per_datum.keys() == bounds.per_datum.keys()
+    for name, values in bounds.per_datum.items():
+        np.testing.assert_array_equal(again.per_datum[name], values)
 
 
 def test_arviz_opens_the_file(tmp_path):

@@ -1,17 +1,23 @@
-"""Active units, against models of which they are known."""
+"""Active units, against models of which they are known, and all that latents carry."""
 
 from __future__ import annotations
+
+import json
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from components import small_vae
+import xarray
+from components import POSTERIORS, PROGRAMS, small_vae
 from linear_gaussian import LinearGaussian
 from pyro.nn import PyroModule, pyro_method
 
 import pyro_vae as pv
 from pyro_vae.evaluation import active_units
+from pyro_vae.evaluation.divergences import divergences
+from pyro_vae.evaluation.latents import latents
+from pyro_vae.evaluation.surgery import surgery
 
 
 def _posterior_mean(program, x):
@@ -21,7 +27,7 @@ def _posterior_mean(program, x):
 class TestTruth:
     @pytest.mark.parametrize("pairs", [1 << 20, 50 * 700])  # at once; blocks, the last ragged
     def test_variance_of_the_posterior_mean(self, pairs, monkeypatch):
-        monkeypatch.setattr("pyro_vae.evaluation.latents._PAIRS", pairs)
+        monkeypatch.setattr("pyro_vae.evaluation.activity._PAIRS", pairs)
         program = LinearGaussian(3)
         pyro.set_rng_seed(0)
         x = program.sample(4000)
@@ -101,3 +107,67 @@ def test_a_split_and_its_name():
     split = pv.data.Split(torch.bernoulli(torch.full((30, *vae.event_shape), 0.5)))
     found = active_units(vae, split)
     assert str(found).startswith("active units (variance of the posterior mean > 0.01): z ")
+
+
+class TestLatents:
+    def test_it_is_all_three_of_the_same_draws(self, tmp_path):
+        vae = small_vae()
+        x = torch.bernoulli(torch.full((40, 3), 0.5))
+        found = latents(vae, x, num_samples=20, num_draws=200, seed=3)
+        costs, cut = (
+            divergences(vae, x, num_samples=20, seed=3),
+            surgery(vae, x, num_draws=200, seed=3),
+        )
+        assert found.divergences.estimates == costs.estimates
+        assert found.surgery is not None and found.surgery.estimates == cut.estimates
+        active = active_units(vae, x, num_samples=20, seed=3)
+        assert (found.active.variance["z"] == active.variance["z"]).all()
+        for part in (str(costs), str(cut), str(active)):
+            assert part in str(found)
+
+    def test_summary_is_plain(self):
+        vae = small_vae()
+        x = torch.bernoulli(torch.full((40, 3), 0.5))
+        found = latents(vae, x, num_samples=20, num_draws=200, threshold=0.0)
+        told = json.loads(json.dumps(found.summary(), allow_nan=False))
+        site = told["sites"]["z"]
+        assert site["variance"] == found.active.variance["z"].tolist()
+        assert site["active"] == found.active.counts["z"] and site["units"] == 2
+        assert site["sorted"] == sorted(site["dimensions"], reverse=True)
+        assert sum(site["dimensions"]) == pytest.approx(told["estimates"]["rate"]["value"])
+        assert told["surgery"]["estimates"]["mutual_information"]["value"] > 0
+        assert told["without_surgery"] is None
+
+    def test_a_flow_without_an_inverse_goes_without_surgery(self):
+        vae = small_vae(posterior=POSTERIORS["PlanarFlow"])
+        found = latents(vae, torch.bernoulli(torch.full((9, 3), 0.5)), num_samples=4)
+        assert found.surgery is None
+        assert "no surgery: expected densities that can be scored at any draw" in str(found)
+        assert found.summary()["surgery"] is None
+        assert found.summary()["sites"]["z"]["sorted"] is None
+
+    def test_a_discrete_site_has_a_cost_and_no_units(self):
+        found = latents(_Layered(), torch.randn(60, 1), num_samples=10, num_draws=120)
+        sites = found.summary()["sites"]
+        assert list(sites) == ["y", "z1", "z2"]
+        assert sites["y"]["units"] is None and sites["y"]["total"]["value"] == 0
+        assert sites["z1"]["units"] == 1
+
+    def test_netcdf(self, tmp_path):
+        vae = small_vae()
+        found = latents(vae, torch.bernoulli(torch.full((40, 3), 0.5)), num_draws=20)
+        assert found.surgery is not None
+        found.to_netcdf(tmp_path / "latents.nc")
+        with xarray.open_datatree(tmp_path / "latents.nc", engine="h5netcdf") as tree:
+            rate, cut = tree["divergences/rate"].to_numpy(), tree["surgery"].to_dataset()
+            assert (rate == found.divergences.per_datum["rate"]).all()
+            assert (cut["marginal"].to_numpy() == found.surgery.per_datum["marginal"]).all()
+            assert (cut["datum"].to_numpy() == found.surgery.index).all() and len(cut.datum) == 10
+
+
+def test_active_units_of_a_conditional_program_and_of_a_pair():
+    program = PROGRAMS["ConditionalVAE"]((3,), condition=3)
+    x, c = torch.bernoulli(torch.full((60, 3), 0.5)), torch.arange(60) % 3
+    both = active_units(program, pv.data.Split(x, labels=c)).variance["z"]
+    assert (both == active_units((program.model, program.guide), x, c).variance["z"]).all()
+    assert (both == active_units(program, x, c=c).variance["z"]).all()

@@ -1,0 +1,184 @@
+"""Long computations in blocks of data, of which those that are finished are kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import _files
+from .._random import seeded
+from ..data.splits import checksum
+
+__all__ = ["fingerprint", "in_blocks"]
+
+#: What a checkpoint holds besides the columns.
+_KEY = "_key"
+
+
+def in_blocks(
+    compute: Callable[[slice, Callable[[float], None]], Mapping[str, Tensor]],
+    size: int,
+    *,
+    block: int,
+    entropy: tuple[int, ...],
+    checkpoint: Path | None = None,
+    key: str = "",
+    progress: bool = False,
+    desc: str = "",
+) -> dict[str, np.ndarray]:
+    """Columns per datum, computed block by block; a computation that was killed goes on.
+
+    Every block has random numbers of its own, so that what follows from a block does not
+    depend on which others ran before it in this process: a resumed computation gives the same
+    bits. The checkpoint is left where it is at the end, for the caller to remove once the
+    result is safe.
+
+    Arguments:
+        compute: ``compute(rows, advance)`` gives columns of leading size ``len(rows)`` for a
+            block; it may call ``advance(share)`` to say how much of it, between 0 and 1, it
+            has done since the last call.
+        size: the number N of data.
+        block: how many of them to hand over at once.
+        entropy: what every block is seeded with, together with where it starts.
+        checkpoint: a file for what is finished; ``None`` keeps nothing.
+        key: the :func:`fingerprint` of all that the columns depend on.
+        progress: show a progress bar on the standard error.
+        desc: what it is called.
+
+    Returns:
+        By name, ``(N, …)``.
+
+    Raises:
+        ValueError: if the checkpoint is that of another computation, or is none.
+    """
+    key = fingerprint(key, size, block, list(entropy))
+    done = {} if checkpoint is None else _read(Path(checkpoint), key)
+    first = len(next(iter(done.values()))) if done else 0
+    with tqdm(
+        total=size,
+        initial=first,
+        desc=desc,
+        disable=not progress,
+        dynamic_ncols=True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+    ) as bar:
+        for start in range(first, size, block):
+            rows = slice(start, min(start + block, size))
+            with seeded(*entropy, start):
+                found = compute(rows, _advance(bar, rows))
+            new = {name: column.detach().cpu().numpy() for name, column in found.items()}
+            done = {n: np.concatenate([done[n], v]) if done else v for n, v in new.items()}
+            bar.update(rows.stop - bar.n)  # whatever it said of itself on the way
+            if checkpoint is not None:
+                _write(Path(checkpoint), key, done)
+    return done
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of whatever decides a result: settings, data, programs.
+
+    Arguments:
+        *parts: tensors; programs and other callables, of which the weights count, numbers
+            that their modules hold, and what Pyro's parameter store has; ``None`` and what JSON
+            can hold, or has a ``repr`` that says all of it; tuples, lists and dictionaries of
+            these.
+    """
+    digest = hashlib.sha256()
+    for word in _words(parts):
+        digest.update(word.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _words(part: Any) -> Iterator[str]:
+    if isinstance(part, Tensor):
+        yield f"{part.dtype} {tuple(part.shape)} {checksum([part.detach()])}"
+    elif isinstance(part, Mapping):
+        for name, value in part.items():
+            yield str(name)
+            yield from _words(value)
+    elif isinstance(part, tuple | list):
+        yield str(len(part))
+        for value in part:
+            yield from _words(value)
+    elif isinstance(part, functools.partial):
+        yield from _words((part.func, part.args, part.keywords))
+    elif isinstance(part, nn.Module):
+        yield from _of_module(part)
+    elif isinstance(part, type):
+        yield f"{part.__module__}.{part.__qualname__}"
+    elif callable(part):
+        # a function, or a method of somebody
+        yield getattr(part, "__qualname__", type(part).__qualname__)
+        owner = getattr(part, "__self__", None)
+        if isinstance(owner, nn.Module):
+            yield from _of_module(owner)
+        store = pyro.get_param_store()
+        for name, value in sorted(store.get_state()["params"].items()):
+            yield from _words((name, value))
+    else:
+        yield (
+            repr(part)
+            if part is None or isinstance(part, float)
+            else json.dumps(part, default=repr)
+        )
+
+
+def _of_module(module: nn.Module) -> Iterator[str]:
+    """Weights and buffers, and the numbers and words that decide what is done with them."""
+    for path, part in module.named_modules():
+        yield f"{path} {type(part).__qualname__}"
+        for name, value in sorted(vars(part).items()):
+            if name.startswith("_") or name == "training":
+                continue
+            if isinstance(value, Tensor | bool | int | float | str):
+                yield from _words((name, value))
+    yield from _words(dict(module.state_dict()))
+
+
+def _read(path: Path, key: str) -> dict[str, np.ndarray]:
+    """What is finished; nothing if there is no file yet."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            columns = dict(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"expected {path} to be a checkpoint; it cannot be read as one: remove it, or name "
+            f"another file"
+        ) from error
+    if _KEY not in columns or str(columns.pop(_KEY)) != key:
+        raise ValueError(
+            f"expected {path} to be a checkpoint of this computation; it is of one with other "
+            f"settings, data or weights: remove it, or name another file"
+        )
+    return columns
+
+
+def _write(path: Path, key: str, columns: Mapping[str, np.ndarray]) -> None:
+    def writer(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            held: dict[str, Any] = {_KEY: np.array(key), **columns}
+            np.savez(file, **held)
+
+    _files.write(path, writer)
+
+
+def _advance(bar: tqdm, rows: slice) -> Callable[[float], None]:
+    """Moves the bar by a share of a block."""
+
+    def advance(share: float) -> None:
+        bar.update(share * (rows.stop - rows.start))
+
+    return advance

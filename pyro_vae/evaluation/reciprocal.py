@@ -1,0 +1,173 @@
+"""AEVB's own estimator of log p(x): posterior draws and a density that is fitted to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from .._component import positive
+from .._inputs import prepared
+from .._particle_run import mapped
+from .._programs import Program, evaluating, nothing, own_parameters
+from ..data.splits import Split
+from ..hmc import sample_posterior
+from ..particles import inspect, pairs_at_once, run
+from ..unconstrained import joined, posterior
+from ._blocks import fingerprint, in_blocks
+from .annealing import Advance, log_mean_exp
+from .bounds import Bounds
+
+__all__ = ["reciprocal"]
+
+#: Of more latent dimensions a fitted density is too far from the posterior.
+_MOST_DIMENSIONS = 5
+
+
+def reciprocal(
+    program: Program | tuple[Any, Any],
+    data: Split | Tensor,
+    *args: Any,
+    num_samples: int = 50,
+    num_chains: int = 20,
+    options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    seed: int = 0,
+    checkpoint: File | None = None,
+    progress: bool = False,
+    **kwargs: Any,
+) -> Bounds:
+    """log p(x) from draws of p(z|x) alone, by reciprocal importance sampling.
+
+    Half of the chains of Hamiltonian Monte Carlo give draws to which a normal density q of the
+    unconstrained latents is fitted; with the draws of the other half,
+
+        log p̂(x) = −log (1/L Σ_l q(z_l) / p(x, z_l)).
+
+    The mean is 1 / p(x) in expectation if the draws are exact, so that this is an upper bound
+    of log p(x) in expectation. Its variance is finite only where q's tails are lighter than
+    the posterior's.
+
+    Arguments:
+        program: anything with a ``model`` and a ``guide``, or a pair of them, of continuous
+            latent sites.
+        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
+        *args: further arguments of model and guide, as are ``**kwargs``.
+        num_samples: draws to keep of each chain.
+        num_chains: chains for each datum, 4 or more; every other one is fitted to.
+        options: further arguments of :func:`~pyro_vae.hmc.sample`, such as ``thin``.
+        force: go on above 5 latent dimensions, too.
+        seed: of all draws and of the binarisation.
+        checkpoint, progress: as for :func:`~pyro_vae.evaluation.ais`.
+
+    Returns:
+        :class:`Bounds` with the row ``reciprocal``, whose variance is that between chains, and
+        by datum ``hmc_acceptance``.
+
+    Raises:
+        ValueError: if there are more than 5 latent dimensions and ``force`` is not set, if
+            there are fewer than 4 chains or too few draws to fit, or as for
+            :func:`~pyro_vae.hmc.sample_posterior`.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix D.
+        https://arxiv.org/abs/1312.6114
+        Bayesian Model Choice: Asymptotics and Exact Calculations (Gelfand & Dey, 1994),
+        section 4. https://doi.org/10.1111/j.2517-6161.1994.tb01996.x
+    """
+    positive("num_samples", num_samples)
+    if positive("num_chains", num_chains) < 4:
+        raise ValueError(
+            f"expected num_chains ≥ 4, two to fit a density to and two to judge it by; got "
+            f"{num_chains}"
+        )
+    model, guide, x, args, kwargs = prepared(program, data, args, kwargs, seed)
+    size, options = len(x), {"num_samples": num_samples, **(options or {})}
+
+    def compute(rows: slice, advance: Advance) -> dict[str, Tensor]:
+        inputs, named = mapped(lambda part: part[rows], size, (x, *args), kwargs)
+        layout = inspect(model, guide, *inputs, **named)
+        target = posterior(model, *inputs, layout=layout, **named)
+        if not force:
+            drawn = run(nothing, guide, *inputs, num_samples=1, layout=layout, **named).latents
+            start = target.inverse({name: drawn[name] for name in target.transforms})
+            _refuse_many(joined(start).shape[-1])
+        chains = sample_posterior(
+            model,
+            guide,
+            *inputs,
+            num_chains=num_chains,
+            seed=int(torch.randint(2**31, ())),
+            layout=layout,
+            options=options,
+            **named,
+        )
+        draws = {name: z.flatten(0, 1) for name, z in chains.draws.items()}
+        u = target.inverse(draws)
+        log_p = target(u).unflatten(0, (num_samples, num_chains))
+        value, variance = _estimate(joined(u).unflatten(0, (num_samples, num_chains)), log_p, rows)
+        return {
+            "reciprocal": value,
+            "reciprocal_variance": variance,
+            "hmc_acceptance": chains.acceptance.mean(0),
+        }
+
+    with torch.no_grad(), own_parameters(model, guide), evaluating(model, guide):
+        columns = in_blocks(
+            compute,
+            size,
+            block=max(1, pairs_at_once(x) // num_chains),
+            entropy=(seed, *b"reciprocal"),
+            checkpoint=checkpoint,
+            key=fingerprint(num_chains, options, model, guide, x, args, kwargs)
+            if checkpoint
+            else "",
+            progress=progress,
+            desc="reciprocal",
+        )
+    return Bounds(
+        num_samples=num_samples * (num_chains // 2),
+        per_datum=columns,
+        seed=seed,
+        settings={"reciprocal": {"num_chains": num_chains, **options}},
+    )
+
+
+def _estimate(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """log p̂ and its variance, ``(N,)``, of draws ``(S, C, N, D)`` and their log p ``(S, C, N)``."""
+    u, log_p = u.double(), log_p.double()
+    fitted, judged = u[:, ::2].flatten(0, 1), u[:, 1::2]
+    centre = fitted.mean(0)
+    away = (fitted - centre).movedim(0, 1)
+    covariance = away.mT @ away / (len(fitted) - 1)
+    try:
+        q = MultivariateNormal(centre, covariance)
+    except ValueError as error:
+        raise ValueError(
+            f"expected draws that a normal density can be fitted to; their covariance is singular, "
+            f"the chains hardly moved: give more num_samples or a longer warm_up in options "
+            f"({type(error).__name__})"
+        ) from error
+    log_ratio = q.log_prob(judged) - log_p[:, 1::2]
+    # by chain, because the draws of one resemble each other
+    chains = log_ratio.logsumexp(0) - math.log(len(log_ratio))
+    value, variance, _ = log_mean_exp(chains, rows)
+    return -value, variance
+
+
+def _refuse_many(dimensions: int) -> None:
+    """
+    Raises:
+        ValueError: if there are too many latent dimensions.
+    """
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(
+            f"expected at most {_MOST_DIMENSIONS} latent dimensions; got {dimensions}, where no "
+            f"density fitted to draws is near the posterior and the mean hangs on single ones: "
+            f"use ais, or force=True"
+        )
