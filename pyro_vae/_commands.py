@@ -8,17 +8,22 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from . import _parsing
+from .evaluation import Annealing
 
-__all__ = ["Command", "parser", "sentence", "with_data"]
+__all__ = ["Command", "add_annealing", "add_device", "name", "parser", "sentence", "with_data"]
 
 #: A command takes the words after its name; its docstring is the sentence of its help.
 Command = Callable[[list[str]], None]
 
 
+def name(command: Command) -> str:
+    """What a command is called."""
+    return command.__name__.rstrip("_").replace("_", "-")
+
+
 def parser(command: Command) -> ArgumentParser:
     """The parser of a command, named after its function."""
-    name = command.__name__.rstrip("_")
-    return _parsing.make(prog=f"pyro-vae {name}", description=sentence(command))
+    return _parsing.make(prog=f"pyro-vae {name(command)}", description=sentence(command))
 
 
 def with_data(command: Command, num_data: int | None) -> ArgumentParser:
@@ -33,6 +38,18 @@ def with_data(command: Command, num_data: int | None) -> ArgumentParser:
     )
     made.add_argument("--seed", type=int, default=0, help="of the draws and the binarisation")
     return made
+
+
+def add_device(made: ArgumentParser) -> None:
+    """The option that says where to compute."""
+    made.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
+    )
+
+
+def add_annealing(made: ArgumentParser, told: str) -> None:
+    """The options of an :class:`~pyro_vae.evaluation.Annealing`, as ``options["annealing"]``."""
+    made.add_class_arguments(Annealing, "annealing", help=told)
 
 
 def sentence(command: Command) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
-from . import _commands, _parsing, catalogue, cli_queries, config
+from . import _commands, _parsing, catalogue, cli_queries, cli_rulers, config
 from ._commands import Command
+from .evaluation import Annealing
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
 
@@ -40,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        goes_on = "; `pyro-vae fit --run … --resume` goes on" if words[0] == "fit" else ""
-        print(f"pyro-vae: interrupted{goes_on}", file=sys.stderr)
+        print(f"pyro-vae: interrupted{_goes_on(words)}", file=sys.stderr)
         return 130
     return 0
 
@@ -84,13 +85,35 @@ def evaluate(words: list[str]) -> None:
     made = _commands.with_data(evaluate, None)
     made.add_argument("--num-samples", type=int, default=5000, help="draws for each datum, K")
     made.add_argument("--ks", type=list[int], default=[5, 50, 500, 5000], help="the L_k to print")
-    made.add_argument(
-        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute"
-    )
+    _commands.add_device(made)
     made.add_argument(
         "--keep-log-weights", action="store_true", help="store the raw log weights in bounds.nc"
     )
-    options = config.explained(made, words).as_dict()
+    made.add_argument(
+        "--corrected",
+        action="store_true",
+        help="add log p̂ of PSIS-smoothed weights and jackknife-corrected",
+    )
+    made.add_argument(
+        "--defensive",
+        type=float | None,
+        default=None,
+        help="add log p̂ by a mixture of q and the prior, which has this share of draws",
+    )
+    made.add_argument(
+        "--tolerance",
+        type=float | None,
+        default=None,
+        help="draw for each datum until log p̂ has this standard error, --num-samples at most",
+    )
+    made.add_argument("--ais", action="store_true", help="add annealed importance sampling")
+    made.add_argument("--escalate", action="store_true", help="AIS of the data whose k̂ is bad")
+    _commands.add_annealing(made, "how --ais and --escalate do it; --ais.num_steps works as well")
+    # one set of options serves both, whichever of them it is called after
+    told = [re.sub(r"^--(ais|escalate)\.", "--annealing.", word) for word in words]
+    options = config.explained(made, told).as_dict()
+    annealing = _annealing(options, words)
+    options |= {key: annealing for key in ("ais", "escalate") if options[key]}
     run = Run(options.pop("run"))
     print(run.evaluate(progress=True, **options).table(options["ks"]))
     bits = run.read_result()["bounds"].get("bits_per_dim")
@@ -132,13 +155,36 @@ def list_(words: list[str]) -> None:
 
 
 _COMMANDS: dict[str, Command] = {
-    command.__name__.rstrip("_"): command
-    for command in (fit, evaluate, compare, report, *cli_queries.COMMANDS, list_)
+    _commands.name(command): command
+    for command in (
+        *(fit, evaluate, *cli_rulers.COMMANDS, compare, report),
+        *(*cli_queries.COMMANDS, list_),
+    )
 }
 
 
+def _goes_on(words: Sequence[str]) -> str:
+    """How a long computation that was interrupted is taken up again, if it is."""
+    if words[0] == "fit":
+        return "; `pyro-vae fit --run … --resume` goes on"
+    kept = words[0] in ("bdmc", "gaps", "rate-distortion") or {"--ais", "--escalate"} & {*words}
+    return "; the same command goes on" if kept else ""
+
+
+def _annealing(options: dict[str, Any], words: Sequence[str]) -> Annealing:
+    """How to anneal, taken out of the options.
+
+    Raises:
+        ValueError: if it is said without AIS, or if a number is out of range.
+    """
+    told = [w for w in words if re.match(r"--(annealing|ais\.|escalate\.)", w)]
+    if told and not (options["ais"] or options["escalate"]):
+        raise ValueError(f"expected --ais or --escalate beside {told[0]}; got neither: add one")
+    return Annealing(**options.pop("annealing"))
+
+
 def _usage() -> str:
-    lines = [f"  {name:12} {_commands.sentence(command)}" for name, command in _COMMANDS.items()]
+    lines = [f"  {name:15} {_commands.sentence(command)}" for name, command in _COMMANDS.items()]
     title = "usage: pyro-vae COMMAND …   (pyro-vae COMMAND --help shows its options)"
     return "\n".join([title, "", *lines])
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import config, data, queries
 from ._commands import Command, parser, with_data
-from ._component import positive
 from ._inputs import inputs
 from ._programs import Labels, Program, labels_of
 from .data import Dataset, Kind, Split
@@ -244,16 +243,10 @@ COMMANDS: tuple[Command, ...] = (
 
 def _open(made: Any, words: list[str], twice: bool = False, **fixed: Any) -> _Opened:
     options = {**config.explained(made, words).as_dict(), **fixed}
-    if options["num_data"] is not None:
-        positive("num_data", options["num_data"])
-    run = Run(options.pop("run"))
-    experiment, loaded, program = run.open()
-    part = getattr(loaded, options["split"])
-    if options["num_data"] is not None:
-        part = part.head(options["num_data"] * (10 if twice else 1))
-    if not len(part):
-        raise ValueError(f"expected {options['split']} data; the run has none: set --split")
-    return _Opened(run, experiment, loaded, program, part, options)
+    run, wanted = Run(options.pop("run")), options["num_data"]
+    # of ten times as many, enough have a partner
+    size = 10 * wanted if twice and wanted is not None else wanted
+    return _Opened(run, *run.opened(options["split"], size), options)
 
 
 def _check_images(opened: _Opened) -> None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -17,51 +12,39 @@ import safetensors.torch
 from . import _files, _inputs
 from ._component import positive
 from ._provenance import bits_per_dim, describe, device_name, labels_checksum, measure
+from ._run_files import RunError, RunFiles
 from .config import Experiment, parse
-from .data import Dataset
+from .data import Dataset, Split
 from .evaluation import Bounds, evaluate
 from .evaluation.bounds import PRINTED
 from .learning import History, checkpoint, fit
 from .learning.fit import find_device
 from .models import Autoencoder
 
-__all__ = ["Run", "RunError"]
+__all__ = ["Opened", "Run", "RunError"]
 
 #: What may change when a run goes on: none alters the steps already made, and data that have
 #: moved are known by their checksum.
 _MAY_CHANGE = {"fit.epochs", "fit.device", "data.path", "data.root", "plugin"}
 
 
-#: The prefix of the folder that holds replaced files until there are new ones.
-_ASIDE = ".replaced-"
+class Opened(NamedTuple):
+    """A finished run, and some of its data."""
+
+    experiment: Experiment
+    data: Dataset
+    model: Autoencoder
+    part: Split
 
 
-class RunError(ValueError):
-    """A run folder that cannot be used as asked."""
-
-
-class Run:
+class Run(RunFiles):
     """The folder of one run, every file of it written whole or not at all.
 
     ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (to resume from),
     ``weights.safetensors`` (when training has ended), ``bounds.nc``, ``result.json``,
-    ``report.html`` and ``figures/``.
+    ``report.html`` and ``figures/``, and the files of :mod:`~pyro_vae.rulers`; while AIS goes on,
+    ``annealing.npz`` (to resume from).
     """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.config = self.folder / "config.yaml"
-        self.metrics = self.folder / "metrics.jsonl"
-        self.state = self.folder / "state.pt"
-        self.weights = self.folder / "weights.safetensors"
-        self.bounds = self.folder / "bounds.nc"
-        self.result = self.folder / "result.json"
-        self.report = self.folder / "report.html"
-        self.figures = self.folder / "figures"
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     def fit(
         self,
@@ -142,6 +125,30 @@ class Run:
             ) from error
         return experiment, data, model
 
+    def opened(
+        self, split: str = "test", num_data: int | None = None, device: str = "cpu"
+    ) -> Opened:
+        """:meth:`open`, with the model on a device, and the data that it is to be judged by.
+
+        Arguments:
+            split: ``test``, ``valid`` or ``train``.
+            num_data: only the first so many data.
+            device: ``auto``, ``cpu`` or ``cuda``.
+
+        Raises:
+            RunError: as for :meth:`open`.
+            ValueError: if the split is empty, or a number is out of range.
+        """
+        if num_data is not None:
+            positive("num_data", num_data)
+        place = find_device(device)
+        experiment, data, model = self.open()
+        part: Split = getattr(data, split)
+        if not len(part):
+            raise ValueError(f"expected {split} data; the run has none: set --split")
+        part = part if num_data is None else part.head(num_data)
+        return Opened(experiment, data, model.to(place), part)
+
     def evaluate(
         self,
         split: str = "test",
@@ -161,20 +168,17 @@ class Run:
             num_data: only the first so many data.
             device: ``auto``, ``cpu`` or ``cuda``.
             progress: show a progress bar on the standard error.
-            **options: for :func:`~pyro_vae.evaluate`.
+            **options: for :func:`~pyro_vae.evaluate`. AIS that was interrupted goes on from
+                ``annealing.npz`` when it is asked for in the same words.
 
         Raises:
             RunError: if the run is not finished.
-            ValueError: if the split is empty, or for numbers out of range.
+            ValueError: if the split is empty, for numbers out of range, or if the model does
+                not allow what is asked for.
         """
         positive("num_samples", num_samples)
-        place = find_device(device)
-        _, data, model = self.open()
-        model.to(place)
-        part = getattr(data, split)
-        if num_data is not None:
-            part = part.head(num_data)
-        start = datetime.now(UTC)
+        _, data, model, part = self.opened(split, num_data, device)
+        start = time.perf_counter()
         # the report draws L_k against k: a few more of them cost next to nothing
         curve = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
         bounds = evaluate(
@@ -182,71 +186,22 @@ class Run:
             part,
             num_samples=num_samples,
             ks=sorted({*ks, *curve}),
+            checkpoint=self.annealing,
             progress=progress,
             **options,
         )
-        seconds = (datetime.now(UTC) - start).total_seconds()
         bounds.to_netcdf(self.bounds)
+        if options.get("ais") or options.get("escalate"):
+            self.annealing.unlink(missing_ok=True)
         bits = bits_per_dim(bounds, data, model)
         summary = {
             "split": split,
             **bounds.summary(),
             "measure": measure(model),
             **({} if bits is None else {"bits_per_dim": bits}),
-            "seconds": seconds,
-            "device": device_name(model),
         }
-        self._update({"bounds": summary})
+        self.record("bounds", summary, model, start)
         return bounds
-
-    def read_result(self) -> dict[str, Any]:
-        """``result.json``, or nothing yet.
-
-        Raises:
-            RunError: if the file is damaged.
-        """
-        if not self.result.is_file():
-            return {}
-        try:
-            content = json.loads(self.result.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            content = None
-        if not isinstance(content, dict):
-            raise RunError(
-                f"expected {self.result} to be a JSON object; it is damaged: remove it and "
-                f"evaluate again"
-            )
-        return content
-
-    def read_bounds(self) -> Bounds:
-        """``bounds.nc``.
-
-        Raises:
-            RunError: if the run has not been evaluated.
-        """
-        self._check_complete()
-        if not self.bounds.is_file():
-            raise RunError(
-                f"the run in {self.folder} has no bounds yet: `pyro-vae evaluate {self.folder}`"
-            )
-        try:
-            return Bounds.from_netcdf(self.bounds)
-        except ValueError as error:
-            raise RunError(
-                f"{self.bounds} is damaged or foreign: `pyro-vae evaluate {self.folder}` writes it "
-                f"anew"
-            ) from error
-
-    def read_metrics(self) -> History:
-        """``metrics.jsonl`` as a :class:`~pyro_vae.History`."""
-        try:
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            return History([json.loads(line) for line in lines])
-        except ValueError as error:
-            raise RunError(
-                f"expected a JSON object on every line of {self.metrics}; it is damaged: remove it "
-                f"and its metrics are written anew by `pyro-vae fit --run {self.folder} --resume`"
-            ) from error
 
     def finished(self, experiment: Experiment) -> bool:
         """Whether all epochs of ``experiment`` are done here, so that resuming adds nothing.
@@ -263,18 +218,6 @@ class Run:
         # one that stopped early has fewer epochs than it was given
         stopped = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
         return stopped or experiment.settings.fit.epochs <= result["fit"]["epochs"]
-
-    def stored_config(self) -> Path:
-        """``config.yaml``.
-
-        Raises:
-            RunError: if there is none.
-        """
-        if not self.config.is_file():
-            raise RunError(
-                f"expected {self.folder} to be the folder of a run; it has no config.yaml"
-            )
-        return self.config
 
     def _claim(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
@@ -300,14 +243,6 @@ class Run:
                 f"resume with its own config.yaml, or choose another --run"
             )
 
-    def _check_complete(self) -> None:
-        self.stored_config()
-        if not self.weights.is_file():
-            raise RunError(
-                f"the run in {self.folder} is incomplete, its training has not ended: go on with "
-                f"`pyro-vae fit --run {self.folder} --resume`"
-            )
-
     def _experiment(self) -> Experiment:
         try:
             return parse(self.config)
@@ -316,53 +251,6 @@ class Run:
                 f"{self.config} is damaged or of another program ({error}): mend it, or replace "
                 f"the run with --overwrite"
             ) from error
-
-    @contextmanager
-    def _replacing(self, going_on: bool) -> Iterator[None]:
-        """Sets aside what training makes out of date, and brings it back if none takes place.
-
-        Other files in the folder are nobody's business here.
-        """
-        new = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        stale = [self.weights, self.bounds, self.report, self.figures]
-        stale += [] if going_on else [self.state, self.metrics]
-        written = [path for path in (self.config, self.result) if path.exists()]
-        before = self.state.stat().st_mtime_ns if going_on else None
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_ASIDE) as name:
-            aside = Path(name)
-            for path in written:  # copied: a run killed here must still find its configuration
-                shutil.copy2(path, aside)
-            for path in (path for path in stale if path.exists()):
-                path.rename(aside / path.name)
-            try:
-                yield
-            except Exception:
-                if self.state.exists() and self.state.stat().st_mtime_ns != before:
-                    raise
-                for path in (self.config, self.result):
-                    path.unlink(missing_ok=True)
-                for kept in list(aside.iterdir()):
-                    kept.rename(self.folder / kept.name)
-                if new:
-                    shutil.rmtree(self.folder)
-                raise
-
-    def _remove_leftovers(self) -> None:
-        """Removes the temporary files of a run that was killed while it wrote."""
-        for path in self.folder.glob(f"{_ASIDE}*"):
-            shutil.rmtree(path)
-        for whole in (
-            self.config,
-            self.metrics,
-            self.state,
-            self.weights,
-            self.bounds,
-            self.result,
-        ):
-            for path in _files.leftovers(whole):
-                path.unlink()
 
     def _check_data(self, experiment: Experiment, data: Dataset, resume: bool) -> None:
         before = self.read_result().get("data", {}) if resume else {}
@@ -374,13 +262,3 @@ class Run:
                     f"the data set {data.name!r} is no longer what {self.folder} was trained on "
                     f"({told} {str(value)[:12]}…, then {before[key][:12]}…): restore it or fit anew"
                 )
-
-    def _write_metrics(self, history: History) -> None:
-        lines = (json.dumps(record) for record in history.epochs)
-        _files.write_text(self.metrics, "\n".join(lines) + "\n")
-
-    def _update(self, entries: dict[str, Any]) -> None:
-        self._write_result({**self.read_result(), **entries})
-
-    def _write_result(self, content: dict[str, Any]) -> None:
-        _files.write_text(self.result, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -13,19 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from run_folders import TINY, refused, snapshot
 
 from pyro_vae import cli
 from pyro_vae.runs import Run
-
-TINY = """\
-data: {name: digits, binarize: dynamic}
-model:
-  latent_dim: 2
-  encoder: {class_path: MLP, init_args: {hidden: [8]}}
-  decoder: {class_path: MLP, init_args: {hidden: [8]}}
-objective: ELBO
-fit: {epochs: 1, batch_size: 500, device: cpu}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -45,25 +36,6 @@ def here(finished, tmp_path, monkeypatch) -> Path:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-def refused(capsys, argv: list[str], message: str, folder: Path) -> None:
-    """One sentence on the standard error, status 1, and no file changed."""
-    before = snapshot(folder)
-    capsys.readouterr()
-    assert cli.main(argv) == 1
-    out, err = capsys.readouterr()
-    # what a terminal keeps of the progress bar is not part of the message
-    last = err[err.index("pyro-vae: ") :]
-    assert re.fullmatch(f"pyro-vae: {message}\n", last), last
-    assert "Traceback" not in err
-    assert out == ""
-    assert snapshot(folder) == before
 
 
 FIT = ["fit", "--config", "tiny.yaml", "--run", "new"]
@@ -635,6 +607,10 @@ HELP = {
     "fit": ["--model.prior", "MixtureOfNormals, StandardNormal,", "Adam",
             "passes over the training data. (default: 50)", "--overwrite", "{dynamic,static,"],
     "evaluate": ["--num-samples", "default: 5000", "--ks", "--keep-log-weights"],
+    "bdmc": ["--num-data", "default: 64", "--annealing.num_chains", "{guide,prior}", "--device"],
+    "gaps": ["--train", "--family", "FullCovarianceNormal", "--num-steps", "default: 500"],
+    "latents": ["--threshold", "default: 0.01", "--num-draws"],
+    "rate-distortion": ["--betas", "0.01, 0.02", "--annealing.schedule", "default: adaptive"],
     "compare": ["runs"],
     "report": ["run"],
     "sample": ["run", "--seed"],

@@ -30,11 +30,12 @@ NAMES = (
         "conditional",
         "counts",
         "hierarchical",
+        "inference_gaps",
         "inpainting",
         "iwae",
         "likelihoods",
     ),
-    *("networks", "posteriors", "priors", "semi_supervised"),
+    *("networks", "posteriors", "priors", "rate_distortion", "semi_supervised"),
 )
 #: Tables of the Frey faces, which no package carries.
 REAL = ("inpainting", "likelihoods")

@@ -179,6 +179,7 @@ def _advance(bar: tqdm, rows: slice) -> Callable[[float], None]:
     """Moves the bar by a share of a block."""
 
     def advance(share: float) -> None:
-        bar.update(share * (rows.stop - rows.start))
+        # shares that were rounded may add up to more than there is
+        bar.update(min(share * (rows.stop - rows.start), rows.stop - bar.n))
 
     return advance

@@ -17,6 +17,7 @@ from .._programs import Labels, Program, evaluating, labels_of, own_parameters
 from .._random import seeded
 from .._sites import unobserved
 from ..data.splits import Split
+from ..particles import check_num_samples
 from ._path import Path
 from .annealing import Advance, Annealing, Plan, forward, log_mean_exp, over_paths
 from .bounds import Bounds
@@ -58,13 +59,15 @@ def bdmc(
         ``upper`` and their difference ``bdmc_gap``.
 
     Raises:
-        ValueError: as for :func:`~pyro_vae.evaluation.ais`; if the model observes more than
-            the data.
+        ValueError: as for :func:`~pyro_vae.evaluation.ais`; if ``num_samples`` is neither 0 nor a
+            positive integer, or if the model observes more than the data.
 
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al.,
         2015), sections 4 and 5. https://arxiv.org/abs/1511.02543
     """
+    if num_samples:
+        check_num_samples(num_samples)
     x, args, latents = simulated(program, data, args, seed)
 
     def both_ways(path: Path, plan: Plan, rows: slice, advance: Advance) -> Mapping[str, Tensor]:

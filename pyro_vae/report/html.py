@@ -23,6 +23,7 @@ from ..models import VAE
 from ..particles import log_weights
 from . import pictures, plots
 from .pictures import Picture
+from .rulers import bounds_table, sections
 from .tables import bits_per_dim, flat_settings
 
 if TYPE_CHECKING:
@@ -50,17 +51,22 @@ def write_report(run: Run) -> None:
         *_judgement(model, split, bounds),
         *_images(model, split, bounds.seed or 0),
     ]
-    shown = []
-    for picture in drawn:
-        png = picture.write(run.figures).read_bytes()
-        shown.append((picture, base64.b64encode(png).decode()))
+    measured = list(sections(run, bounds))
+
+    def inline(picture: Picture) -> str:
+        return base64.b64encode(picture.write(run.figures).read_bytes()).decode()
+
     page = _template().render(
         name=run.name,
         result=result,
         bounds=bounds,
+        table=bounds_table(bounds),
         bits=bits_per_dim(result["bounds"].get("bits_per_dim", {})),
         settings=flat_settings(result["config"]),
-        pictures=shown,
+        pictures=drawn,
+        sections=[section for section in measured if section.there],
+        absent=[section for section in measured if not section.there],
+        inline=inline,
     )
     _files.write_text(run.report, page)
 

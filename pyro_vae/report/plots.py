@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..evaluation import Bounds
-from ..evaluation.importance import khat_threshold
 from ..learning import History
 
 __all__ = [
@@ -65,9 +64,9 @@ def bound_against_k(bounds: Bounds) -> Figure:
 def khat_per_datum(bounds: Bounds) -> Figure:
     """k̂ of every datum, and the limit above which its estimate is not to be trusted."""
     figure, axes = _axes(_WIDE)
-    khat = np.sort(bounds.per_datum["khat"])
-    limit = khat_threshold(bounds.num_samples)
-    good = khat < limit
+    order = np.argsort(bounds.per_datum["khat"])
+    khat, limit = bounds.per_datum["khat"][order], bounds.khat_limits.max()
+    good = ~np.isin(order, bounds.unreliable)
     index = np.arange(len(khat))
     axes.scatter(index[good], khat[good], s=6, label=f"{good.sum()} below")
     axes.scatter(index[~good], khat[~good], s=6, color="C3", label=f"{(~good).sum()} above")
