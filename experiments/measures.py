@@ -10,13 +10,18 @@ import torch
 import pyro_vae as pv
 from pyro_vae import queries
 from pyro_vae.data import Dataset
+from pyro_vae.evaluation.divergences import divergences
+from pyro_vae.evaluation.surgery import surgery
 from pyro_vae.models import Autoencoder
 
 __all__ = [
     "accuracy",
     "accuracy_by_bayes",
     "active_units",
+    "distortion",
     "lower_half",
+    "mutual_information",
+    "rate",
     "training_log_evidence",
 ]
 
@@ -35,6 +40,41 @@ def active_units(model: Autoencoder, data: Dataset) -> dict[str, Any]:
         "text": "+".join(map(str, counts.values())),
         "variance": {site: v.round(5).tolist() for site, v in found.variance.items()},
         "num_samples": found.num_samples,
+    }
+
+
+def rate(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """R = E KL(q(z|x) ‖ p(z)) of the test data, and of each latent dimension."""
+    found = divergences(model, data.test, num_samples=8)
+    row = found.estimates["rate"]
+    dimensions = {name: site.dimensions for name, site in found.sites.items()}
+    return {
+        "value": row.value,
+        "se": row.se_data,
+        "dimensions": {n: v.round(5).tolist() for n, v in dimensions.items() if v is not None},
+    }
+
+
+def distortion(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """D = −E log p(x|z) of the test data."""
+    row = divergences(model, data.test, num_samples=8).estimates["distortion"]
+    return {"value": row.value, "se": row.se_data, "se_monte_carlo": row.se_monte_carlo}
+
+
+def mutual_information(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """I_q(x; z) of the test data, which is at most the logarithm of their number.
+
+    References:
+        ELBO surgery (Hoffman & Johnson, 2016), section 2.
+        https://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    """
+    found = surgery(model, data.test, num_draws=2000)
+    row, marginal = (found.estimates[name] for name in ("mutual_information", "marginal"))
+    return {
+        "value": row.value,
+        "se": row.se_data,
+        "limit": found.limit,
+        "marginal": {"value": marginal.value, "se": marginal.se_data},
     }
 
 

@@ -30,7 +30,7 @@ from pyro_vae.runs import Run
 
 from . import collect
 
-__all__ = ["Cell", "Measure", "Preset", "Table", "group", "main"]
+__all__ = ["Cell", "Measure", "Preset", "Table", "group", "main", "parsed"]
 
 RESULTS = Path(__file__).parent / "results"
 #: What may differ between a run and the script's words of today: none of it changes a number.
@@ -317,7 +317,7 @@ def main(table: Table, argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 after printing one sentence that says what went wrong and what to do.
     """
-    options = _options(table, argv)
+    options = parsed(table, argv)
     file = options.results / f"{table.name}-{options.preset}.json"
     try:
         if options.table:
@@ -335,7 +335,8 @@ def main(table: Table, argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _options(table: Table, argv: Sequence[str] | None) -> argparse.Namespace:
+def parsed(table: Table, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the words after the program's name ask for; see :func:`main`."""
     made = argparse.ArgumentParser(
         prog=f"python -m experiments.{table.name}",
         description=table.title,
