@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint install bench clean
+.PHONY: demo test lint install bench bench-annealing clean
 
 install: $(STAMP)
 
@@ -36,6 +36,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python experiments/benchmarks/fused_optimiser.py
 	$(BIN)/python experiments/benchmarks/evaluation_memory.py
+
+# Wants a trained run; how to make it stands in the file's head.
+bench-annealing: $(STAMP)
+	$(BIN)/python experiments/benchmarks/annealing.py runs/mnist_vae
 
 clean:
 	rm -rf $(VENV) build *.egg-info

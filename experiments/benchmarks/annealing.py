@@ -25,10 +25,7 @@ SETTINGS = [
     Annealing(CHAINS, 50, 10),
     Annealing(CHAINS, 100, 10),
     Annealing(CHAINS, 500, 10),
-    Annealing(CHAINS, 500, 10, schedule="adaptive"),
-    Annealing(CHAINS, 500, 10, schedule="linear"),
     Annealing(CHAINS, 500, 10, initial="prior"),
-    Annealing(CHAINS, 500, 10, initial="prior", schedule="linear"),
 ]
 #: Products of a decoder's gradient by its latents: layers forwards, and the same backwards.
 LAYERS = [(50, 200), (200, 200), (200, 784)]
