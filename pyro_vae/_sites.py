@@ -42,7 +42,6 @@ def find_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[str, Te
 def unobserved(
     model: Callable[..., Any], size: int, like: Tensor | None, args: tuple
 ) -> tuple[str, Mapping[str, Site]]:
-    """The site of x, and all sites, of a run of the model that observes no x."""
     """The name of the site of x, and all sites, of a run of the model that observes no x.
 
     Arguments:

@@ -114,7 +114,8 @@ def leapfrog(
         The last point and its momentum.
     """
     momentum = dict(momentum)
-    epsilon = {name: spread(step_size, u) for name, u in point.position.items()}
+    # of each variable's type: data in float64 make a density in float64 of any latents
+    epsilon = {name: spread(step_size, u).to(u.dtype) for name, u in point.position.items()}
     for _ in range(num_steps):
         momentum = {n: r + epsilon[n] / 2 * point.gradient[n] for n, r in momentum.items()}
         moved = {n: u + epsilon[n] * momentum[n] for n, u in point.position.items()}

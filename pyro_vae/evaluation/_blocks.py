@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
+import re
+import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +26,12 @@ __all__ = ["fingerprint", "in_blocks"]
 
 #: What a checkpoint holds besides the columns.
 _KEY = "_key"
+#: What of a module's attributes, besides its weights, decides what it does.
+_SETTING = (
+    Tensor | bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType
+)
+#: What is looked into where a function, or an object with methods, refers to it.
+_REFERRED = _SETTING | nn.Module | list | Mapping | functools.partial | types.MethodType
 
 
 def in_blocks(
@@ -89,61 +98,110 @@ def fingerprint(*parts: Any) -> str:
 
     Arguments:
         *parts: tensors; programs and other callables, of which the weights count, numbers
-            that their modules hold, and what Pyro's parameter store has; ``None`` and what JSON
-            can hold, or has a ``repr`` that says all of it; tuples, lists and dictionaries of
-            these.
+            that their modules hold, their own code and what it refers to in its file, and what
+            Pyro's parameter store has; ``None`` and what JSON can hold, or has a ``repr`` that
+            says all of it; tuples, lists and dictionaries of these.
     """
     digest = hashlib.sha256()
-    for word in _words(parts):
+    for word in _words(parts, set()):
         digest.update(word.encode())
         digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _words(part: Any) -> Iterator[str]:
+def _words(part: Any, seen: set[int]) -> Iterator[str]:
+    """What tells a part from others; ``seen`` are functions and objects that were looked into."""
     if isinstance(part, Tensor):
         yield f"{part.dtype} {tuple(part.shape)} {checksum([part.detach()])}"
     elif isinstance(part, Mapping):
         for name, value in part.items():
             yield str(name)
-            yield from _words(value)
+            yield from _words(value, seen)
     elif isinstance(part, tuple | list):
         yield str(len(part))
         for value in part:
-            yield from _words(value)
+            yield from _words(value, seen)
     elif isinstance(part, functools.partial):
-        yield from _words((part.func, part.args, part.keywords))
+        yield from _words((part.func, part.args, part.keywords), seen)
     elif isinstance(part, nn.Module):
-        yield from _of_module(part)
+        yield from _of_module(part, seen)
     elif isinstance(part, type):
         yield f"{part.__module__}.{part.__qualname__}"
     elif callable(part):
-        # a function, or a method of somebody
-        yield getattr(part, "__qualname__", type(part).__qualname__)
-        owner = getattr(part, "__self__", None)
-        if isinstance(owner, nn.Module):
-            yield from _of_module(owner)
+        yield from _of_callable(part, seen)
         store = pyro.get_param_store()
-        for name, value in sorted(store.get_state()["params"].items()):
-            yield from _words((name, value))
+        yield from _words(dict(sorted(store.get_state()["params"].items())), seen)
     else:
         yield (
             repr(part)
             if part is None or isinstance(part, float)
-            else json.dumps(part, default=repr)
+            else json.dumps(part, default=_told)
         )
 
 
-def _of_module(module: nn.Module) -> Iterator[str]:
+def _told(part: Any) -> str:
+    """The ``repr`` of an object, without where it happens to be in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+
+
+def _of_module(module: nn.Module, seen: set[int]) -> Iterator[str]:
     """Weights and buffers, and the numbers and words that decide what is done with them."""
     for path, part in module.named_modules():
         yield f"{path} {type(part).__qualname__}"
         for name, value in sorted(vars(part).items()):
             if name.startswith("_") or name == "training":
                 continue
-            if isinstance(value, Tensor | bool | int | float | str):
-                yield from _words((name, value))
-    yield from _words(dict(module.state_dict()))
+            if isinstance(value, _SETTING):
+                yield from _words((name, value), seen)
+    yield from _words(dict(module.state_dict()), seen)
+
+
+def _of_callable(part: Any, seen: set[int]) -> Iterator[str]:
+    """A function, or a method of somebody: its code, and what it is about.
+
+    A program that is made of plain functions has its weights in their closures and among the
+    names of their file, of which Pyro's store may know nothing yet.
+    """
+    yield getattr(part, "__qualname__", type(part).__qualname__)
+    owner = getattr(part, "__self__", None)
+    for new in (owner, getattr(part, "__func__", part)):
+        if new is None or id(new) in seen or isinstance(new, types.ModuleType):
+            continue
+        seen.add(id(new))
+        if isinstance(new, nn.Module):
+            yield from _of_module(new, seen)
+        elif isinstance(new, types.FunctionType):
+            yield from _of_code(new.__code__)
+            about = inspect.getclosurevars(new)
+            defaults = (new.__defaults__, new.__kwdefaults__)
+            yield from _referred({"defaults": defaults, **about.nonlocals}, new, seen)
+            yield from _referred(about.globals, new, seen)
+        elif not isinstance(new, type):
+            yield from _referred(getattr(new, "__dict__", {}), None, seen)
+
+
+def _referred(
+    names: Mapping[str, Any], by: types.FunctionType | None, seen: set[int]
+) -> Iterator[str]:
+    """What is referred to by name; functions of other files are known by theirs."""
+    for name, value in sorted(names.items()):
+        foreign = by is not None and getattr(value, "__module__", None) != by.__module__
+        if isinstance(value, types.FunctionType) and foreign:
+            yield f"{name} {value.__module__}.{value.__qualname__}"
+        elif isinstance(value, _REFERRED):
+            yield name
+            yield from _words(value, seen)
+
+
+def _of_code(code: types.CodeType) -> Iterator[str]:
+    yield f"{code.co_code.hex()} {code.co_names}"
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant)
+        elif isinstance(constant, frozenset):  # in no order that another process would repeat
+            yield from sorted(map(repr, constant))
+        else:
+            yield repr(constant)
 
 
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:

@@ -275,7 +275,7 @@ def log_mean_exp(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     """log of the mean weight of C chains, its variance, and the effective number of chains.
 
     The variance is the jackknife's, which a single large weight does not escape as it does the
-    delta method's; NaN for a single chain.
+    delta method's; NaN where there is no second chain, or none of a weight above zero.
 
     Arguments:
         log_w: ``(C, N)`` float64.
@@ -295,6 +295,8 @@ def log_mean_exp(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     ess = 1 / shares.square().sum(0)
     if count < 2:
         return value, torch.full_like(value, math.nan), ess
-    # log of the mean without each chain, but for a constant
-    without = (-shares).log1p()
+    # by sums of the other weights: one that outshines them is the whole sum when rounded, and
+    # what is left of it without that one would be zero
+    others = ~torch.eye(count, dtype=torch.bool, device=log_w.device)
+    without = torch.stack([log_w[keep].logsumexp(0) for keep in others])
     return value, without.var(0, correction=0) * (count - 1), ess

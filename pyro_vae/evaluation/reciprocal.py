@@ -107,10 +107,13 @@ def reciprocal(
             options=options,
             **named,
         )
-        draws = {name: z.flatten(0, 1) for name, z in chains.draws.items()}
-        u = target.inverse(draws)
-        log_p = target(u).unflatten(0, (num_samples, num_chains))
-        value, variance = _estimate(joined(u).unflatten(0, (num_samples, num_chains)), log_p, rows)
+        u = target.inverse(chains.draws)
+        # one draw of all chains after the other, as they were made: more would take more memory
+        log_p = torch.stack(
+            [target({name: part[i] for name, part in u.items()}) for i in range(num_samples)]
+        )
+        flat = joined({name: part.flatten(0, 1) for name, part in u.items()})
+        value, variance = _estimate(flat.unflatten(0, (num_samples, num_chains)), log_p, rows)
         return {
             "reciprocal": value,
             "reciprocal_variance": variance,

@@ -16,6 +16,7 @@ import pyro_vae as pv
 from pyro_vae.evaluation import Annealing, Bounds, ais, bdmc
 from pyro_vae.evaluation._path import Pilot
 from pyro_vae.evaluation._schedules import SCHEDULES, betas_of
+from pyro_vae.evaluation.annealing import log_mean_exp
 
 SHORT = partial(Annealing, num_temperatures=6, num_steps=3)
 TEMPERATURES = {"guide": 6, "prior": 60}
@@ -314,3 +315,52 @@ def test_more_than_the_data_observed():
 
     with pytest.raises(ValueError, match="'y' is observed, too"):
         bdmc((model, guide), torch.zeros(3), annealing=SHORT())
+
+
+def test_data_that_the_density_looks_at():
+    def model(x):
+        # a decoder that is told the datum before: no draw of it is one of p(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            before = torch.nn.functional.pad(x[..., :-1], (1, 0))
+            pyro.sample("x", dist.Normal(z[..., None] + before, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    with pytest.raises(ValueError, match="'x', or of a latent, looks at the data themselves"):
+        bdmc((model, guide), torch.ones(3, 2), annealing=SHORT())
+    vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.NegativeBinomial, library="observed"))
+    vae.likelihood.start_from(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="their total"):
+        bdmc(vae, 3, annealing=SHORT())
+
+
+def test_float64_data_of_a_float32_program():
+    weight = torch.ones(1, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    x = torch.tensor([[0.3, -0.4], [1.0, 2.0]], dtype=D)
+    covariance = torch.ones(2, 2, dtype=D) + torch.eye(2, dtype=D)
+    marginal = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=D), covariance)
+    found = ais((model, guide), x, annealing=Annealing(num_temperatures=60)).per_datum
+    # false alarm 1 in 15,000 for each
+    wrong = np.abs(found["ais"] - marginal.log_prob(x).numpy())
+    assert (wrong < 4 * np.sqrt(found["ais_variance"])).all() and wrong.max() < 0.1
+
+
+def test_one_chain_that_outshines_the_others():
+    log_w = torch.tensor([[0.0, 1.0, 0.0], [-100.0, 1.0, -torch.inf]], dtype=D)
+    value, variance, ess = log_mean_exp(log_w, slice(0, 3))
+    assert np.allclose(value, [-np.log(2), 1, -np.log(2)]) and np.allclose(ess, [1, 2, 1])
+    # without one of the two chains log p̂ is the other's: half their distance, squared
+    assert variance[:2].tolist() == [2500, 0] and variance[2].isnan()

@@ -129,3 +129,44 @@ def test_a_fingerprint_knows_the_parameter_store():
     with torch.no_grad():
         pyro.param("a").fill_(1.0)
     assert len({before, with_zero, fingerprint(model)}) == 3
+
+
+def test_a_fingerprint_knows_what_a_function_is_made_of(monkeypatch):
+    def made(width, net):
+        def helped(z):
+            return net(z) * width
+
+        def model(x):
+            return helped(x)
+
+        return model
+
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    known = fingerprint(made(1.0, one))
+    assert fingerprint(made(1.0, one)) == known
+    assert len({known, fingerprint(made(2.0, one)), fingerprint(made(1.0, other))}) == 3
+    assert fingerprint(lambda x: x + 1.0) != fingerprint(lambda x: x + 2.0)
+    assert fingerprint(lambda x: x + 1) != fingerprint(lambda x: x - 1)
+    known = fingerprint(of_the_file)
+    monkeypatch.setitem(globals(), "SCALES", [2.0])
+    assert fingerprint(of_the_file) != known
+
+
+SCALES = [1.0]
+
+
+def of_the_file(x):
+    return x * SCALES[0] if len(x) < 2 else of_the_file(x[:1])
+
+
+def test_a_fingerprint_knows_what_an_object_holds():
+    class Program:
+        def __init__(self, scale):
+            self.scale, self.itself = scale, self.model
+
+        def model(self, x):
+            return x * self.scale
+
+    known = fingerprint(Program(1.0).model)
+    assert fingerprint(Program(1.0).model) == known != fingerprint(Program(2.0).model)

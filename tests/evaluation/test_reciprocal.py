@@ -79,3 +79,17 @@ def test_repeats_and_goes_to_a_file(tmp_path):
         assert np.array_equal(column, again.per_datum[name])
     one.to_netcdf(tmp_path / "bounds.nc")
     assert Bounds.from_netcdf(tmp_path / "bounds.nc").estimates == one.estimates
+
+
+def test_memory_does_not_grow_with_the_draws():
+    program, x, _ = linear_case(2, 3)
+    widest = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1))
+            widest.append(z.numel() // 2)
+            pyro.sample("x", dist.Normal(z @ program.W.T, program.s).to_event(1), obs=x)
+
+    reciprocal((model, program.guide), x, num_samples=30, num_chains=4, seed=1)
+    assert max(widest) == 4 * len(x)
