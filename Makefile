@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The benchmarks' peers want other packages than we do.
+PEERS  := .venv-bench
+BENCH  := experiments/benchmarks
 
-.PHONY: demo test lint install bench bench-annealing clean
+.PHONY: demo test lint install bench bench-gpu bench-peers bench-annealing clean
 
 install: $(STAMP)
 
@@ -33,13 +36,30 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(STAMP)
-	$(BIN)/python experiments/benchmarks/fused_optimiser.py
-	$(BIN)/python experiments/benchmarks/evaluation_memory.py
+# This package and its peers side by side: wants a quiet machine, and takes a while.
+bench: $(STAMP) bench-peers
+	$(BIN)/python $(BENCH)/bench.py
+	$(BIN)/python $(BENCH)/evaluation_memory.py
+	$(BIN)/python $(BENCH)/table.py
+
+# What of it a GPU changes; refused where torch finds none, before anything large is installed.
+bench-gpu: $(STAMP)
+	@$(BIN)/python $(BENCH)/bench.py --device cuda --check
+	$(MAKE) bench-peers
+	$(PEERS)/bin/pip install --quiet --requirement $(BENCH)/requirements-gpu.txt
+	$(BIN)/python $(BENCH)/bench.py --device cuda
+	$(BIN)/python $(BENCH)/table.py
+
+bench-peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(BENCH)/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --requirement $<
+	touch $@
 
 # Wants a trained run; how to make it stands in the file's head.
 bench-annealing: $(STAMP)
 	$(BIN)/python experiments/benchmarks/annealing.py runs/mnist_vae
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info

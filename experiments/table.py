@@ -30,7 +30,7 @@ from pyro_vae.runs import Run
 
 from . import collect
 
-__all__ = ["Cell", "Measure", "Preset", "Table", "group", "main", "parsed"]
+__all__ = ["Cell", "Measure", "Preset", "Table", "attempt", "group", "main", "parsed"]
 
 RESULTS = Path(__file__).parent / "results"
 #: What may differ between a run and the script's words of today: none of it changes a number.
@@ -222,8 +222,15 @@ class Cell:
                 progress=progress,
             )
         self._measure()
+        print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """What came out of it, in short; or that it does not have all of it yet."""
+        missing = self.missing()
+        if missing is not None:
+            return f"{self}: {missing}"
         bounds = self.run.read_bounds()
-        print(f"{self}: ELBO {bounds.elbo:.3f}, log p̂ {bounds.log_evidence:.3f}", flush=True)
+        return f"{self}: ELBO {bounds.elbo:.3f}, log p̂ {bounds.log_evidence:.3f}"
 
     @property
     def _measures(self) -> Path:
@@ -352,11 +359,28 @@ def parsed(table: Table, argv: Sequence[str] | None = None) -> argparse.Namespac
         "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the numbers go"
     )
     made.add_argument("--table", action="store_true", help="print the results there are, run none")
+    made.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="rows as jobs of submitit, N at a time: on Slurm where there is one, else here",
+    )
+    made.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of each job: timeout_min=600 mem_gb=16 gpus_per_node=1 slurm_partition=NAME …",
+    )
     return made.parse_args(argv)
 
 
 def _work(table: Table, options: argparse.Namespace) -> bool:
     """Runs the cells that were asked for; whether one of them failed."""
+    if options.jobs is not None and options.jobs < 1:
+        raise ValueError(f"expected --jobs of at least 1; got {options.jobs}")
+    if options.slurm and options.jobs is None:
+        raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
     rows = table.rows(options.preset)
     unknown = [name for name in options.only or [] if name not in rows]
     if unknown:
@@ -374,23 +398,34 @@ def _work(table: Table, options: argparse.Namespace) -> bool:
             cell.check()
         except _FAILURES as error:
             raise ValueError(f"{cell}: {error}") from error
-    failed = False
-    for cell in cells:
-        try:
-            with _alone(cell.folder) as mine:
-                if not mine:
-                    print(f"{cell}: another process is at it", flush=True)
-                elif cell.missing() is None:
-                    print(f"{cell}: finished, left as it is", flush=True)
-                else:
-                    cell.work(options.device)
-        except _FAILURES as error:
-            print(f"{cell}: {_sentence(error)}", file=sys.stderr)
-            failed = True
-        except Exception:  # a mistake of ours in one row must not cost the night's other rows
-            print(f"{cell}:\n{traceback.format_exc()}", file=sys.stderr)
-            failed = True
-    return failed
+    if options.jobs is not None:
+        from . import grid
+
+        logs = options.folder / f"{table.name}-{options.preset}" / "jobs"
+        told = grid.options(options.slurm)
+        return grid.work(cells, logs, options.jobs, options.device, told)
+    problems = {cell: attempt(cell, options.device) for cell in cells}
+    return any(problem is not None for problem in problems.values())
+
+
+def attempt(cell: Cell, device: str) -> str | None:
+    """Does what is still to do of a cell; says what went wrong, and returns it."""
+    problem = None
+    try:
+        with _alone(cell.folder) as mine:
+            if not mine:
+                print(f"{cell}: another process is at it", flush=True)
+            elif cell.missing() is None:
+                print(f"{cell}: finished, left as it is", flush=True)
+            else:
+                cell.work(device)
+    except _FAILURES as error:
+        problem = _sentence(error)
+        print(f"{cell}: {problem}", file=sys.stderr, flush=True)
+    except Exception:  # a mistake of ours in one row must not cost the night's other rows
+        problem = traceback.format_exc()
+        print(f"{cell}:\n{problem}", file=sys.stderr, flush=True)
+    return problem
 
 
 def _write(table: Table, options: argparse.Namespace, file: Path) -> collect.Results:

@@ -32,10 +32,10 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write(name: str, command: str, result: dict[str, Any]) -> None:
-    """Writes ``results/NAME.json`` and prints it."""
+def write(name: str, command: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Writes ``NAME.json`` in a folder, ``results/`` if none is given, and prints it."""
     content = {"command": command, "machine": describe(), **result}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
     print(text)
