@@ -1,6 +1,17 @@
 """Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
 
-from . import data, evaluation, learning, likelihoods, models, networks, posteriors, priors, queries
+from . import (
+    data,
+    distributed,
+    evaluation,
+    learning,
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    queries,
+)
 from .evaluation import (
     ActiveUnits,
     Annealing,
@@ -37,6 +48,7 @@ __all__ = [
     "ais",
     "bdmc",
     "data",
+    "distributed",
     "evaluate",
     "evaluation",
     "fit",

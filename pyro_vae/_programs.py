@@ -27,6 +27,7 @@ __all__ = [
     "labels_of",
     "nothing",
     "own_parameters",
+    "owners",
     "samples",
     "traces",
     "with_noise",
@@ -203,7 +204,7 @@ def own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
     ``pyro.param`` are read from the store as always; the store itself is left unchanged.
     """
     held = set()
-    for module in _modules(programs):
+    for module in owners(*programs):
         root = getattr(module, "_pyro_name", "")
         for name, _ in module.named_parameters():
             held.add(f"{root}.{name}".lstrip(".").removesuffix("_unconstrained"))
@@ -230,7 +231,7 @@ def evaluating(*programs: Callable[..., Any]) -> Iterator[None]:
             module.training = False
             changed.append(module)
 
-    for owner in _modules(programs):
+    for owner in owners(*programs):
         for module in owner.modules():
             switch(module)
     hook = register_module_forward_pre_hook(switch)
@@ -242,7 +243,8 @@ def evaluating(*programs: Callable[..., Any]) -> Iterator[None]:
             module.training = True
 
 
-def _modules(programs: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
+def owners(*programs: Callable[..., Any]) -> Iterator[nn.Module]:
+    """The modules that programs are methods of."""
     for program in programs:
         while isinstance(program, functools.partial):
             program = program.func

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from . import distributed
 from ._programs import Labels, labels_of
 from .config import Experiment
 from .data import Dataset
@@ -17,7 +18,14 @@ from .data.splits import checksum
 from .evaluation import Bounds
 from .models import Autoencoder
 
-__all__ = ["bits_per_dim", "describe", "device_name", "labels_checksum", "measure"]
+__all__ = [
+    "bits_per_dim",
+    "describe",
+    "device_name",
+    "labels_checksum",
+    "measure",
+    "processes",
+]
 
 
 def describe(experiment: Experiment, data: Dataset) -> dict[str, Any]:
@@ -79,6 +87,12 @@ def device_name(model: torch.nn.Module) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def processes() -> dict[str, int]:
+    """How many processes did it together, if there were several: their random numbers differ."""
+    count = distributed.world()
+    return {"processes": count} if count > 1 else {}
 
 
 def _labels(program: object, data: Dataset) -> dict[str, Any]:

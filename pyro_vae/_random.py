@@ -11,6 +11,8 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
+from . import distributed
+
 __all__ = ["check_seed", "seeded"]
 
 
@@ -36,9 +38,16 @@ def seeded(*entropy: int) -> Iterator[None]:
     # pyro.set_rng_seed hands the seed to NumPy, which takes 32 bits
     seed = int(np.random.SeedSequence([*map(check_seed, entropy)]).generate_state(1)[0])
     state = get_rng_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(_devices()):
         pyro.set_rng_seed(seed)
         try:
             yield
         finally:
             set_rng_state(state)
+
+
+def _devices() -> list[int]:
+    """The GPUs whose generators are used: of several processes each has a GPU of its own."""
+    if distributed.world() > 1 and torch.cuda.is_available():
+        return [torch.cuda.current_device()]
+    return list(range(torch.cuda.device_count()))

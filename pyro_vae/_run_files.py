@@ -61,11 +61,11 @@ class RunFiles:
         return self.folder / f"{name}.nc"
 
     def unfinished(self, name: str) -> Path:
-        """What one of :data:`RULERS` goes on from; parts of it may lie beside it."""
+        """What one of :data:`RULERS`, or AIS, goes on from; parts of it may lie beside it."""
         return self.folder / f"{name}.npz"
 
     def forget(self, name: str) -> None:
-        """Removes what one of :data:`RULERS` would go on from."""
+        """Removes what one of :data:`RULERS`, or AIS, would go on from."""
         for path in self._unfinished(name):
             path.unlink()
 
@@ -174,7 +174,8 @@ class RunFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         measured = [p for name in RULERS for p in (self.ruler(name), *self._unfinished(name))]
-        stale = [self.weights, self.bounds, self.annealing, *measured, self.report, self.figures]
+        measured += [self.bounds, *self._unfinished("annealing")]
+        stale = [self.weights, *measured, self.report, self.figures]
         stale += [] if going_on else [self.state, self.metrics]
         written = [path for path in (self.config, self.result) if path.exists()]
         before = self.state.stat().st_mtime_ns if going_on else None
@@ -213,6 +214,8 @@ class RunFiles:
         ):
             for path in _files.leftovers(whole):
                 path.unlink()
+        for path in self.folder.glob(f".{self.annealing.name}-*"):  # of one of several processes
+            path.unlink()
 
     def _write_metrics(self, history: History) -> None:
         lines = (json.dumps(record) for record in history.epochs)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from . import _commands, _parsing, catalogue, cli_queries, cli_rulers, config
+from . import _commands, _parsing, catalogue, cli_queries, cli_rulers, config, distributed
 from ._commands import Command
+from ._matmul import Precision
 from .evaluation import Annealing
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
@@ -24,10 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those it was started with if not given.
 
     Returns:
-        0, or 1 after printing one sentence that says what went wrong and what to do.
+        0, or 1 after printing one sentence that says what went wrong and what to do. Of several
+        processes the first alone prints, and of a failure the one that meets it first.
     """
     logging.basicConfig(format="%(message)s")
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--"]:  # from `torchrun -m pyro_vae -- …`, which else takes --run for its own
+        words = words[1:]
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -37,14 +42,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pyro-vae: {expected}; got {words[0]!r}{hint}", file=sys.stderr)
         return 1
     try:
-        _COMMANDS[words[0]](words[1:])
+        with distributed.launched(), _one_voice(words[0]):
+            _COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
-        print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
-        print(f"pyro-vae: interrupted{_goes_on(words)}", file=sys.stderr)
+        _complain(f"interrupted{_goes_on(words)}")
         return 130
     return 0
+
+
+@contextmanager
+def _one_voice(name: str) -> Iterator[None]:
+    """Lets the first of several processes alone speak.
+
+    Raises:
+        ValueError: if the command is not one that processes share.
+    """
+    if distributed.world() > 1 and name not in _SHARED:
+        raise ValueError(
+            f"expected {' or '.join(_SHARED)} under torchrun with {distributed.world()} processes; "
+            f"got {name}, which would do the same in each: call it by itself"
+        )
+    if distributed.is_first():
+        yield
+        return
+    logging.getLogger().setLevel(logging.ERROR)
+    with redirect_stdout(None):
+        yield
+
+
+def _complain(sentence: str) -> None:
+    if distributed.first_to_fail():
+        print(f"pyro-vae: {sentence}", file=sys.stderr)
 
 
 def fit(words: list[str]) -> None:
@@ -106,6 +137,18 @@ def evaluate(words: list[str]) -> None:
         default=None,
         help="draw for each datum until log p̂ has this standard error, --num-samples at most",
     )
+    made.add_argument(
+        "--compile",
+        type=bool | None,
+        default=None,
+        help="fuse the program into one graph; if not given, long computations do",
+    )
+    made.add_argument(
+        "--precision",
+        type=Precision,
+        default="float32",
+        help="of the networks' layers; what bfloat16 changes is measured and printed",
+    )
     made.add_argument("--ais", action="store_true", help="add annealed importance sampling")
     made.add_argument("--escalate", action="store_true", help="AIS of the data whose k̂ is bad")
     _commands.add_annealing(made, "how --ais and --escalate do it; --ais.num_steps works as well")
@@ -161,6 +204,10 @@ _COMMANDS: dict[str, Command] = {
         *(*cli_queries.COMMANDS, list_),
     )
 }
+
+
+#: The commands that several processes do together.
+_SHARED = ("fit", "evaluate")
 
 
 def _goes_on(words: Sequence[str]) -> str:

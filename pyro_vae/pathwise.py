@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ._graph import tracing
 from ._programs import PLATE, Site, nothing, samples, traces
 from .particles import Layout, Particles, laid_out, log_prob_of
 
@@ -75,7 +76,8 @@ def run_pathwise(
             "expected a guide with a density at any draw; a flow without an inverse scores its "
             "own memory's only: use gradient 'standard'"
         ) from error
-    if not all(_same(log_q[n], scores[n]) for n in log_q):
+    # a graph is held to an eager run, which looks
+    if not tracing() and not all(_same(log_q[n], scores[n]) for n in log_q):
         raise ValueError(
             "expected a guide that gives a draw the same density each time it runs; got others, "
             "as of dropout: leave it out of the encoder, or use gradient 'standard'"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 
-from . import _files, _inputs
+from . import _files, _inputs, distributed
 from ._component import positive
-from ._provenance import bits_per_dim, describe, device_name, labels_checksum, measure
+from ._provenance import bits_per_dim, describe, device_name, labels_checksum, measure, processes
 from ._run_files import RunError, RunFiles
 from .config import Experiment, parse
 from .data import Dataset, Split
@@ -55,6 +56,9 @@ class Run(RunFiles):
     ) -> History:
         """Trains the experiment in this folder.
 
+        Several processes that all call this train it together, as :func:`~pyro_vae.fit` says; the
+        folder must be one that all of them see, and the first alone writes there.
+
         Raises:
             RunError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is
                 given, or if it belongs to another configuration.
@@ -62,7 +66,8 @@ class Run(RunFiles):
         self._claim(experiment, resume, overwrite)
         # whatever can be refused is refused before a file is touched
         find_device(experiment.settings.fit.device)
-        data = experiment.load_data()
+        with distributed.in_turn():
+            data = experiment.load_data()
         self._check_data(experiment, data, resume)
         model = experiment.build_model(data)
         _inputs.check(model, data.train, experiment.seed)
@@ -72,19 +77,26 @@ class Run(RunFiles):
         provenance = describe(experiment, data)
         if going_on:
             provenance["started"] = self.read_result().get("started", provenance["started"])
+        learn = partial(
+            fit,
+            model,
+            data.train,
+            valid=data.valid if len(data.valid) else None,
+            checkpoint=self.state,
+            resume=going_on,
+            progress=progress,
+            **experiment.fit_arguments,
+        )
+        # nobody looks at the folder any more when the first process begins to write there
+        distributed.everyone(None)
+        if not distributed.is_first():
+            history = learn()
+            distributed.everyone(None)
+            return history
         with self._replacing(going_on):
             _files.write_text(self.config, experiment.to_yaml())
             self._write_result({"config": experiment.settings_dict(), **provenance})
-            history = fit(
-                model,
-                data.train,
-                valid=data.valid if len(data.valid) else None,
-                checkpoint=self.state,
-                resume=going_on,
-                on_epoch=self._write_metrics,
-                progress=progress,
-                **experiment.fit_arguments,
-            )
+            history = learn(on_epoch=self._write_metrics)
         # a run killed between its last checkpoint and metrics comes here without an epoch
         self._write_metrics(history)
         tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
@@ -98,10 +110,12 @@ class Run(RunFiles):
                     "seconds": sum(history["seconds"]),
                     "device": device_name(model),
                     "parameters": sum(p.numel() for p in model.parameters()),
+                    **processes(),
                     "last": history.epochs[-1],
                 }
             }
         )
+        distributed.everyone(None)
         return history
 
     def open(self) -> tuple[Experiment, Dataset, Autoencoder]:
@@ -161,6 +175,8 @@ class Run(RunFiles):
     ) -> Bounds:
         """Evaluates the trained model on a split of its data; writes bounds and result.
 
+        Several processes that all call this do it together, as :func:`~pyro_vae.evaluate` says.
+
         Arguments:
             split: ``test``, ``valid`` or ``train``.
             num_samples: the number K of draws for each datum.
@@ -177,7 +193,8 @@ class Run(RunFiles):
                 not allow what is asked for.
         """
         positive("num_samples", num_samples)
-        _, data, model, part = self.opened(split, num_data, device)
+        with distributed.in_turn():
+            _, data, model, part = self.opened(split, num_data, device)
         start = time.perf_counter()
         # the report draws L_k against k: a few more of them cost next to nothing
         curve = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
@@ -190,17 +207,22 @@ class Run(RunFiles):
             progress=progress,
             **options,
         )
+        if not distributed.is_first():
+            distributed.everyone(None)
+            return bounds
         bounds.to_netcdf(self.bounds)
         if options.get("ais") or options.get("escalate"):
-            self.annealing.unlink(missing_ok=True)
+            self.forget("annealing")
         bits = bits_per_dim(bounds, data, model)
         summary = {
             "split": split,
             **bounds.summary(),
             "measure": measure(model),
             **({} if bits is None else {"bits_per_dim": bits}),
+            **processes(),
         }
         self.record("bounds", summary, model, start)
+        distributed.everyone(None)
         return bounds
 
     def finished(self, experiment: Experiment) -> bool:

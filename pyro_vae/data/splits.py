@@ -78,7 +78,8 @@ class Split:
             return dequantize(x, self.peak)
         if self.peak != 1.0:
             x = x / self.peak
-        return torch.bernoulli(x) if self.dynamic else x
+        # torch.bernoulli(x), but compiled code draws the same
+        return (torch.rand_like(x) < x).to(x.dtype) if self.dynamic else x
 
     def fixed(self, seed: int) -> Tensor:
         """All data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""

@@ -86,7 +86,8 @@ def some(given: Prepared, rows: Tensor) -> Prepared:
             inspect(model, guide, part.x, *part.args, **part.kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"expected a program that can be run on some of the data alone, for `tolerance` and "
-            f"`escalate`; this one cannot: leave them out, or take `ais` of all data ({error})"
+            f"expected a program that can be run on some of the data alone, for `tolerance`, "
+            f"`escalate` and several processes; this one cannot: leave them out, or take `ais` of "
+            f"all data in one process ({error})"
         ) from error
     return part

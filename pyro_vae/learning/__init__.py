@@ -6,8 +6,10 @@ from .initialize import initialize
 from .objectives.base import Moment
 from .objectives.free_bits import FreeBits
 from .schedules import Cyclical, LinearWarmUp, Schedule
+from .svi import CompiledSVI
 
 __all__ = [
+    "CompiledSVI",
     "Cyclical",
     "FreeBits",
     "History",

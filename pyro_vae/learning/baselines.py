@@ -80,6 +80,8 @@ class MonteCarloEM(WeightObjective):
     """
 
     acceptance: Tensor
+    not_one_graph = "its chains go on where each datum was last seen"
+    undivided = "the chain of a datum stays in the process that saw it last"
 
     def __init__(
         self, num_steps: int = 10, updates: int = 5, target: float = 0.9, warm_up: int = 50

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import distributed
 from .._component import positive
 from .._inputs import fixed, labels_for
 from .._programs import Labels, labels_of
@@ -23,11 +24,11 @@ class Batch:
 
     Attributes:
         index: which of the training data are in it, ``(batch,)``.
-        args: what model and guide are called with: ``(x,)`` or ``(x, labels)``.
+        labelled: whether its labels are looked at.
     """
 
     index: Tensor
-    args: tuple[Tensor, ...]
+    labelled: bool
 
 
 class Batches:
@@ -86,10 +87,26 @@ class Batches:
         return firsts
 
     def epoch(self) -> Iterator[Batch]:
-        """The minibatches of an epoch; order and pixels come from torch's global generator."""
-        for index, labelled in self._order():
-            x = self.data.draw(index) if isinstance(self.data, Split) else self.data[index]
-            yield Batch(index, (x, *self._labels(index, labelled)))
+        """The minibatches of an epoch, whose order comes from torch's global generator.
+
+        Of several processes each has its share of every minibatch, which may be empty. All must
+        come here with generators in the same state, and leave with different ones.
+        """
+        for index, labelled in self._shares():
+            yield Batch(index, labelled)
+
+    def arguments(self, index: Tensor, labelled: bool = True) -> tuple[Tensor, ...]:
+        """What model and guide are called with: ``(x,)`` or ``(x, labels)``.
+
+        What is drawn anew at every use comes from torch's global generator.
+        """
+        x = self.data.draw(index) if isinstance(self.data, Split) else self.data[index]
+        return (x, *self._labels(index, labelled))
+
+    @property
+    def largest(self) -> int:
+        """Data in this process's share of a full minibatch."""
+        return len(range(self.size)[distributed.share(self.size)])
 
     @property
     def _device(self) -> torch.device:
@@ -97,6 +114,13 @@ class Batches:
 
     def _labels(self, index: Tensor, labelled: bool) -> tuple[Tensor, ...]:
         return (self.labels[index],) if labelled and self.labels is not None else ()
+
+    def _shares(self) -> Iterable[tuple[Tensor, bool]]:
+        if distributed.world() == 1:
+            return self._order()
+        order = list(self._order())
+        distributed.draw_apart()
+        return [(index[distributed.share(len(index))], labelled) for index, labelled in order]
 
     def _order(self) -> Iterator[tuple[Tensor, bool]]:
         if not self._partial:

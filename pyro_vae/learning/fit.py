@@ -14,12 +14,11 @@ from typing import Any, Literal, cast
 import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from .. import _inputs
+from .. import _inputs, distributed
 from .._component import positive
 from .._inputs import inputs, labels_for
 from .._programs import Program
@@ -28,18 +27,20 @@ from ..data.splits import Split, checksum
 from ..particles import log_weights
 from . import checkpoint as checkpoints
 from .batches import Batches
-from .diagnosis import NonFiniteLossError, check_weights, guarded
+from .captured import make_capturable
+from .diagnosis import NonFiniteLossError, check_weights
+from .epochs import TRAINING, Epochs, updates
 from .history import History
 from .initialize import initialize, starts_from_data
-from .objectives import ELBO, Objective
-from .objectives.base import Moment
+from .objectives import ELBO
 from .optim import Joint
+from .sharing import check_shared
 
 __all__ = ["find_device", "fit"]
 
 
 #: The streams of random numbers that one seed feeds.
-_TRAINING, _VALIDATION, _WARM_UP, _START = 0, 1, 2, 3
+_VALIDATION, _WARM_UP, _START = TRAINING + 1, TRAINING + 2, TRAINING + 3
 
 
 def fit(
@@ -57,6 +58,7 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    compile: bool | None = None,
     checkpoint: Path | str | None = None,
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
@@ -67,6 +69,14 @@ def fit(
     The data stay on the device; minibatches are gathered there by index and, if asked for,
     binarised there. On one machine, one seed gives the same weights bit for bit, whether the
     run was interrupted and resumed or not.
+
+    Several processes (see :func:`~pyro_vae.distributed.launched`) that all call this share every
+    minibatch, and sum their gradients before these are clipped: each step is that of one process
+    with the whole minibatch, but for rounding and for which random numbers there are, because
+    every process draws its own. All start from the first one's weights, hold the same at any time,
+    and return the same history, seconds apart. The first alone writes the checkpoint, which any
+    number of processes may resume from. What is no sum over the data is refused: free bits, batch
+    norm, a likelihood whose scale is at its best for each minibatch, ``MonteCarloEM``.
 
     Arguments:
         program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)``, whose
@@ -81,7 +91,8 @@ def fit(
         schedule: ``schedule(optimizer)`` makes a torch learning-rate schedule, stepped after
             every epoch (``ReduceLROnPlateau`` watches the validation ELBO).
         epochs: passes over the training data.
-        batch_size: data in a minibatch; the last of an epoch may be smaller.
+        batch_size: data in a minibatch, of all processes together; the last of an epoch may be
+            smaller.
         labelled_every: for a program that learns with and without labels: after so many
             minibatches without comes one with labels, from the start again as often as needed,
             and an epoch is a pass over the data without. Every datum once if not given.
@@ -91,10 +102,13 @@ def fit(
         seed: of the order of the data, the binarisation and the draws; on the command line
             also of the initial weights, which in Python are made earlier, with the program.
         device: ``cuda``, ``cpu``, or ``auto`` for the first that is there.
+        compile: whether a step is one compiled graph (``learning.CompiledSVI``) where it can be,
+            which takes some seconds at first; ``None`` for the steps after the first 2500. Both
+            take the same draws, and differ by rounding.
         checkpoint: a file to write the state to after every epoch.
         resume: go on from that file, if it exists.
         on_epoch: called after every epoch.
-        progress: show a progress bar on the standard error.
+        progress: show a progress bar on the standard error, in the first process.
 
     Returns:
         The :class:`History`.
@@ -102,9 +116,11 @@ def fit(
     Raises:
         ValueError: for data that the program cannot score, labels that it needs and that are
             not there, numbers out of range, a missing CUDA device, or a program whose
-            parameters are not its own.
+            parameters are not its own; of several processes, if they were told different things,
+            or if a minibatch of this objective or program has no parts.
         CheckpointError: if the checkpoint is damaged, foreign, or of other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
+        ConnectionError: if another process has ended.
     """
     positive("epochs", epochs)
     positive("batch_size", batch_size)
@@ -122,22 +138,31 @@ def fit(
         # before both move to the device, where the data need not be laid out a second time
         with seeded(seed, _START):
             initialize(program, _inputs.fixed(train, seed))
+    shapes = {name: list(p.shape) for name, p in program.named_parameters()}
+    held = None if valid is None else len(valid)
+    # what processes say to each other from here on depends on these
+    distributed.agreed({"parameters": shapes, "number of data": (len(train), held)})
     program.to(place)
+    distributed.take_from_first(program)
     batches.to(place)
     held_out = () if valid is None else tuple(t.to(place) for t in inputs(program, valid, seed))
     pair = cast(Program, program)
     loss: Any = objective if objective is not None else ELBO()
     path = Path(checkpoint) if checkpoint is not None else None
+    several, first = distributed.world() > 1, distributed.is_first()
 
     # a parameter store of its own: other models in the process may use the same names
     with pyro.get_param_store().scope(), _training(program):
+        check_shared(program, loss, batches)
         _warm_up(program, loss, batches, seed)
         if held_out:
             # what it refuses, it refuses now
             _validate(pair, tuple(t[:batch_size] for t in held_out), seed)
-        optim = Joint(optimizer, clip_norm)
+        optim = Joint(optimizer, clip_norm, distributed.sum_gradients if several else None)
         optim.add(dict(program.named_parameters()))
         assert optim.optimizer is not None
+        if compile is not False and place.type == "cuda":
+            make_capturable(optim.optimizer)
         scheduler = schedule(optim.optimizer) if schedule else None
         settings = {
             "seed": seed,
@@ -145,29 +170,33 @@ def fit(
             "clip_norm": clip_norm,
             "patience": patience,
             "data": [_checksum(program, train), *([checksum(held_out)] if held_out else [])],
-            "parameters": {name: list(p.shape) for name, p in program.named_parameters()},
+            "parameters": shapes,
             "objective": [type(loss).__name__, _plain(vars(loss))],
             "optimizer": [type(optim.optimizer).__name__, _plain(optim.optimizer.defaults)],
             "schedule": type(scheduler).__name__ if scheduler else None,
             "labelled_every": labelled_every,
         }
         state = checkpoints.State(program, optim, scheduler, loss, settings)
-        if resume and path is not None and path.exists():
-            state.load(path, epochs)
+        going_on = resume and path is not None and path.exists()
+        distributed.agreed(
+            {**settings, "epochs": epochs, "checkpoint": going_on, "compile": compile}
+        )
+        if going_on:
+            state.load(cast(Path, path), epochs)
         history = state.history
-        step = guarded(loss, program)
-        svi = SVI(pair.model, pair.guide, optim, loss=loss.loss, loss_and_grads=step)
-        with _bar(progress, epochs, len(batches), len(history)) as bar:
+        passes = Epochs(program, loss, optim, batches, seed, compile)
+        with _bar(progress and first, epochs, len(batches), len(history)) as bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 if state.stale(patience):
                     break
                 start = time.perf_counter()
-                lr = optim.optimizer.param_groups[0]["lr"]
-                elbo = _epoch(svi, loss, batches, epoch, seed, bar)
+                lr = float(optim.optimizer.param_groups[0]["lr"])
+                before = passes.compile_seconds
+                elbo = passes.run(epoch, bar)
                 _check_parameters(program, optim)
                 record = {
                     "epoch": epoch,
-                    "step": epoch * len(batches) * _updates(loss),
+                    "step": epoch * len(batches) * updates(loss),
                     "elbo": elbo,
                     "lr": lr,
                 }
@@ -176,41 +205,16 @@ def fit(
                 _check_finite(program, record)
                 _advance(scheduler, record)
                 record["seconds"] = time.perf_counter() - start
+                if passes.compile_seconds > before:
+                    record["compile_seconds"] = passes.compile_seconds - before
                 state.record(record)
-                if path is not None:
+                if path is not None and first:
                     checkpoints.save(path, state.as_dict())
                 if on_epoch is not None:
                     on_epoch(history)
     if patience is not None:
         state.restore_best()
     return history
-
-
-def _epoch(svi: SVI, objective: Any, batches: Batches, epoch: int, seed: int, bar: tqdm) -> float:
-    """One pass over the data; the mean objective in nats per datum."""
-    total, seen = 0.0, 0
-    bar.set_description(f"epoch {epoch}")
-    # the epoch's own stream: to resume, nothing of the generators needs to be stored
-    with seeded(seed, _TRAINING, epoch), pyro.validation_enabled(False):
-        for step, batch in enumerate(batches.epoch(), 1):
-            passed = epoch - 1 + (step - 1) / len(batches)
-            for update in range(_updates(objective)):
-                if isinstance(objective, Objective):
-                    objective.at(Moment(passed, len(batches.data), batch.index, update))
-                try:
-                    total -= cast(float, svi.step(*batch.args))
-                except NonFiniteLossError as error:
-                    error.where = f" in epoch {epoch}, step {step}"
-                    raise
-                seen += len(batch.index)
-            bound = f"{type(objective).__name__} {total / seen:.2f} nats/datum"
-            bar.set_postfix_str(bound, refresh=False)
-            bar.update()
-    return total / seen
-
-
-def _updates(objective: Any) -> int:
-    return objective.updates if isinstance(objective, Objective) else 1
 
 
 def _warm_up(program: nn.Module, objective: Any, batches: Batches, seed: int) -> None:
@@ -227,10 +231,15 @@ def _warm_up(program: nn.Module, objective: Any, batches: Batches, seed: int) ->
 
 
 def _validate(program: Program, args: tuple[Tensor, ...], seed: int) -> float:
+    """The ELBO of data that the processes share."""
+    mine = tuple(t[distributed.share(len(args[0]))] for t in args)
+    total = 0.0
     # the same noise after every epoch, so that epochs differ by their weights alone
-    with seeded(seed, _VALIDATION), pyro.validation_enabled(False):
-        log_w = log_weights(program.model, program.guide, *args, num_samples=1)
-        return float(log_w.double().mean())
+    with seeded(seed, _VALIDATION, *distributed.apart()), pyro.validation_enabled(False):
+        if len(mine[0]):
+            log_w = log_weights(program.model, program.guide, *mine, num_samples=1)
+            total = float(log_w.double().sum())
+    return sum(distributed.everyone(total)) / len(args[0])
 
 
 def _advance(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
@@ -243,14 +252,19 @@ def _advance(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
 def find_device(name: str) -> torch.device:
     """The device of that name: ``cuda``, ``cpu``, or ``auto`` for the first that is there.
 
+    Of several processes on a machine each has a GPU of its own.
+
     Raises:
-        ValueError: if the name is another, or if CUDA is asked for where there is none.
+        ValueError: if the name is another, or if CUDA is asked for where there is none, or less
+            than a GPU for each process of this machine.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"expected device to be auto, cpu or cuda; got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("expected a CUDA device; torch finds none here: use device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return distributed.local_device()
 
 
 def _check_finite(program: nn.Module, record: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ class History:
     ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (updates so
     far), ``elbo`` (the objective, averaged over the epoch's minibatches), ``valid_elbo`` (the
     ELBO of the validation data after the epoch, if there are any), both in nats per datum,
-    ``lr`` and ``seconds``.
+    ``lr`` and ``seconds``; ``compile_seconds`` of these where steps were compiled.
 
     Attributes:
         epochs: one mapping for each epoch.

@@ -28,17 +28,25 @@ class Joint(PyroOptim):
             ``partial(torch.optim.Adam, lr=1e-3)``.
         clip_norm: the largest norm of the gradient of all parameters together. SVI's
             gradient is that of the loss summed over the minibatch.
+        reduce: called with the parameters when their gradients are there, before they are
+            clipped: several processes sum them here.
 
     Example::
 
         svi = SVI(model, guide, Joint(partial(torch.optim.Adam, lr=1e-3)), Trace_ELBO())
     """
 
-    def __init__(self, optimizer: OptimizerFactory, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: OptimizerFactory,
+        clip_norm: float | None = None,
+        reduce: Callable[[Iterable[torch.Tensor]], None] | None = None,
+    ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"expected clip_norm > 0; got {clip_norm}")
         super().__init__(optimizer, {})
         self.clip_norm = clip_norm
+        self.reduce = reduce
         self.optimizer: torch.optim.Optimizer | None = None
         self._names: dict[torch.Tensor, str] = {}
         self._waiting: dict[str, Any] | None = None
@@ -60,10 +68,16 @@ class Joint(PyroOptim):
             if parameter not in present:
                 # SVI leaves zeros, with which momentum would go on moving it
                 parameter.grad = None
+        if self.reduce is not None:
+            self.reduce(self._names)
         if self.clip_norm is not None:
-            clip_grad_norm_([p for p in self._names if p in present], self.clip_norm)
+            clip_grad_norm_(list(self._names), self.clip_norm)
         assert self.optimizer is not None
         self.optimizer.step()
+        if self.reduce is not None:
+            for parameter in self._names:
+                if parameter not in present:  # SVI does not know of the others' gradients
+                    parameter.grad = None
 
     def add(self, named: dict[str, torch.Tensor]) -> None:
         """Lets named parameters join the optimiser, in this order."""

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 from torch import Tensor
 
 from .._programs import Program
@@ -93,6 +92,8 @@ def auroc(normal: ArrayLike, anomalous: ArrayLike) -> AUROC:
                 f"{np.isnan(scores).sum()} NaN"
             )
     m, n = len(good), len(bad)
+    from scipy import stats  # most of a second, which only this function is worth
+
     value = float(stats.mannwhitneyu(good, bad).statistic) / (m * n)
     # each datum's own part in it: the fraction of the other kind that it beats
     ranks = stats.rankdata(np.concatenate([good, bad]))

@@ -231,9 +231,8 @@ def test_labelled_every_so_rarely_that_no_label_would_be_seen():
     # 9 without labels make 3 minibatches of 4, the last a small one
     with pytest.raises(ValueError, match=r"to be at most 3, the minibatches .*; got 4"):
         Batches(Partial(), data, 4, labelled_every=4)
-    assert [len(b.args) for b in Batches(Partial(), data, 4, labelled_every=3).epoch()].count(
-        2
-    ) == 1
+    batches = Batches(Partial(), data, 4, labelled_every=3)
+    assert [len(batches.arguments(b.index, b.labelled)) for b in batches.epoch()].count(2) == 1
 
 
 class Counting(ELBO):

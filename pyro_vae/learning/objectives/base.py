@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -50,8 +51,19 @@ class Objective(PyroELBO):
     #: How many updates :func:`~pyro_vae.fit` makes with each minibatch.
     updates: int = 1
 
+    #: Why it is not the sum of what it is of parts of a minibatch, if it is not, as a clause:
+    #: several processes, which take parts, then refuse it.
+    undivided: str | None = None
+
+    #: Why its gradient is no single graph of tensor operations, if it is none, as a clause: such
+    #: an objective is not compiled.
+    not_one_graph: str | None = None
+
     #: What the next step is of, for what changes with it.
     _moment: Moment = Moment()
+
+    #: What schedules are at this step, where somebody has computed it.
+    _values: Mapping[str, Any] = {}
 
     #: The program that was looked at, and what was seen, by the kinds of its arguments.
     _seen: tuple[Any, Any, dict[tuple, Any]] | None = None
@@ -82,6 +94,28 @@ class Objective(PyroELBO):
             loss.backward()
         return loss.item()
 
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """:meth:`loss`, and a tensor whose gradient is the estimator's; nothing is read back.
+
+        An objective that reads its loss as a number defines this, too, so that it can be traced.
+        """
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        return loss.detach(), loss
+
+    def scheduled(self) -> dict[str, float]:
+        """What every argument that is a schedule is at this step."""
+        named = {n: v for n, v in vars(self).items() if isinstance(v, Schedule)}
+        return {name: self._scheduled(value) for name, value in named.items()}
+
+    @contextmanager
+    def given(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Takes ``values``, tensors perhaps, for what :meth:`scheduled` tells."""
+        self._values = values
+        try:
+            yield
+        finally:
+            self._values = {}
+
     def _once(self, look: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict) -> T:
         """What ``look()`` gave when this program was first called with arguments of these kinds.
 
@@ -93,13 +127,17 @@ class Objective(PyroELBO):
         found = self._seen[2]
         kinds = (*map(_kind, args), *((name, _kind(kwargs[name])) for name in sorted(kwargs)))
         if kinds not in found:
-            found[kinds] = look()
+            with torch.random.fork_rng():  # a step takes the same draws whether it looks or not
+                found[kinds] = look()
         return found[kinds]
 
     def _scheduled(self, value: float | Schedule) -> float:
         """A number, or what it is at this step."""
         if not isinstance(value, Schedule):
             return value
+        for name, given in self._values.items():
+            if getattr(self, name) is value:
+                return given
         if self._moment is Objective._moment:
             raise ValueError(
                 f"expected to be told the epoch, with which {value} changes; got none: call "
@@ -113,7 +151,9 @@ class Objective(PyroELBO):
 
 def _kind(value: Any) -> Any:
     # a flag or a word may decide which sites there are; a size does not
-    return value if isinstance(value, bool | str) else type(value)
+    if isinstance(value, bool | str):
+        return value
+    return Tensor if isinstance(value, Tensor) else type(value)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -93,6 +94,10 @@ class ELBO(Objective):
         if not isinstance(map_weights, bool):
             raise ValueError(f"expected map_weights to be true or false; got {map_weights!r}")
 
+    @property
+    def undivided(self) -> str | None:
+        return "free bits look at the mean over a minibatch" if self.free_bits.nats else None
+
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
 
@@ -114,6 +119,17 @@ class ELBO(Objective):
             surrogate.backward()
         return loss
 
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        beta = self._now()
+        if self._is_plain(beta):
+            estimator: Any = self.estimator(model, guide, args, kwargs)
+            (run,) = estimator._get_traces(model, guide, args, kwargs)
+            loss, surrogate = estimator._differentiable_loss_particle(*run)
+            loss, surrogate = loss / self.num_particles, surrogate / self.num_particles
+        else:
+            loss, surrogate = self._run(beta, model, guide, args, kwargs)
+        return torch.as_tensor(loss, dtype=surrogate.dtype, device=surrogate.device), surrogate
+
     def _now(self) -> float:
         """β at this step."""
         return self._scheduled(self.beta)
@@ -121,7 +137,7 @@ class ELBO(Objective):
     def _is_plain(self, beta: float) -> bool:
         """Whether the gradient is that of the ELBO itself, as Pyro has it."""
         standard = self.gradient == "standard" and not self.map_weights
-        return standard and beta == 1 and self.free_bits.nats == 0
+        return standard and self.free_bits.nats == 0 and isinstance(beta, Real) and beta == 1
 
     def _run(
         self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict

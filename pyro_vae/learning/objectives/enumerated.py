@@ -55,6 +55,8 @@ class EnumeratedELBO(Objective):
         to 9. https://arxiv.org/abs/1406.5298
     """
 
+    not_one_graph = "Pyro leaves out of the sum what has probability zero, as the numbers have it"
+
     def __init__(
         self,
         num_particles: int = 1,
