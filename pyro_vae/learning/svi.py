@@ -197,7 +197,7 @@ class _Gradient:
             svi.objective.given(given),
         ):
             loss, surrogate = svi.objective.terms(svi.model, svi.guide, *svi._draw(*args))
-        sites = capture.trace.nodes.values()
+        sites = cast("Any", capture.trace.nodes).values()
         found = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
         self.parameters = list(found.values())
         learned = [p for p in self.parameters if p.requires_grad]
