@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from .unconstrained import Unconstrained, posterior
 
 __all__ = [
     "Chains",
+    "Differentiated",
     "LogDensity",
     "Point",
     "StepSizes",
     "check_finite",
     "check_target",
+    "differentiated",
     "jittered",
     "leapfrog",
     "sample",
@@ -75,8 +77,24 @@ class Chains:
         return {name: draws[-1] for name, draws in self.draws.items()}
 
 
+@runtime_checkable
+class Differentiated(Protocol):
+    """A :data:`LogDensity` that finds its gradient by itself."""
+
+    def start(self, position: Mapping[str, Tensor]) -> Point:
+        """See :func:`start`."""
+        ...
+
+
 def start(log_density: LogDensity, position: Mapping[str, Tensor]) -> Point:
     """A point, with its log-density and gradient; nothing is differentiable any more."""
+    if isinstance(log_density, Differentiated):
+        return log_density.start(position)
+    return differentiated(log_density, position)
+
+
+def differentiated(log_density: LogDensity, position: Mapping[str, Tensor]) -> Point:
+    """:func:`start` by torch's autograd."""
     with torch.enable_grad():
         position = {name: u.detach().requires_grad_() for name, u in position.items()}
         value = log_density(position)

@@ -7,16 +7,19 @@ mask or a flow's log|det J| can be right or wrong.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._chunks import bounded, chunk, pairs_at_once, streamed_pairs
+from ._matmul import Precision, check_precision, products
+from ._particle_graph import CompiledRuns, compiled_runs
 from ._particle_run import (
     Layout,
     Particles,
@@ -45,16 +48,6 @@ __all__ = [
     "stream",
     "stream_particles",
 ]
-
-#: Bytes that one (particles × data) tensor of observations should take: larger tensors leave
-#: the processor's caches, smaller ones pay Python's overhead more often.
-_CHUNK_BYTES = 1 << 24
-#: Numbers that the widest tensor of a chunk may have.
-_MOST_NUMBERS = _CHUNK_BYTES
-#: (particle, datum) pairs in a chunk, however small a datum is: networks between have width.
-_MOST_PAIRS = 1 << 15
-#: Fewer particles than this in a chunk would repeat the encoder's work too often.
-_MIN_PARTICLES = 64
 
 
 @torch.no_grad()
@@ -150,6 +143,8 @@ def log_weights(
     *args: Any,
     num_samples: int,
     chunk_size: int | None = None,
+    compile: bool | None = None,
+    precision: Precision = "float32",
     **kwargs: Any,
 ) -> Tensor:
     """log p(x_n, z_kn) − log q(z_kn | x_n) with z_kn ~ q: importance weights **per datum**.
@@ -166,7 +161,14 @@ def log_weights(
             is taken to be per datum and split with ``x`` (bind others with ``partial``).
         num_samples: the number K of draws for each datum.
         chunk_size: how many (particle, datum) pairs to hold at once; chosen from the size of
-            a datum if not given. Bounds the memory beyond the result itself.
+            a datum and of the processor's caches if not given. Bounds the memory beyond the
+            result itself. As every chunk draws by itself, the draws of a seed depend on it.
+        compile: whether to fuse the program into one graph, which takes some seconds and then
+            half the time. The draws are the same and the weights differ by rounding. If not
+            given, long computations do; a program that is no single graph runs as it is, and
+            says why.
+        precision: ``bfloat16`` computes the networks' layers in it: faster on some processors,
+            and wrong by as much as :func:`~pyro_vae.evaluate` measures.
 
     Returns:
         The log weights, ``(K, N)``, in nats, without gradient.
@@ -181,8 +183,9 @@ def log_weights(
         https://arxiv.org/abs/1509.00519
     """
     result: Tensor | None = None
+    options: dict[str, Any] = {"compile": compile, "precision": precision, **kwargs}
     with closing(
-        stream(model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs)
+        stream(model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options)
     ) as chunks:
         for data, draws, chunk in chunks:
             if result is None:
@@ -219,16 +222,13 @@ def stream(
     x: Tensor,
     *args: Any,
     num_samples: int,
-    chunk_size: int | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> Generator[tuple[slice, slice, Tensor]]:
     """:func:`log_weights` chunk by chunk: ``(data, draws, (draws, data) weights)``.
 
     As :func:`stream_particles`, of which these are the weights.
     """
-    chunks = stream_particles(
-        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **kwargs
-    )
+    chunks = stream_particles(model, guide, x, *args, num_samples=num_samples, **options)
     with closing(chunks):
         for chunk in chunks:
             yield chunk.data, chunk.draws, chunk.particles.log_weights
@@ -242,9 +242,11 @@ def stream_particles(
     *args: Any,
     num_samples: int,
     chunk_size: int | None = None,
+    compile: bool | None = None,
+    precision: Precision = "float32",
     **kwargs: Any,
 ) -> Generator[Chunk]:
-    """K particles for each of N data, chunk by chunk.
+    """K particles for each of N data, chunk by chunk, with the options of :func:`log_weights`.
 
     All draws of one block of data come before the next block. The programs run in
     evaluation mode (no dropout), with the parameters that their modules hold. The mode and
@@ -255,14 +257,15 @@ def stream_particles(
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
     num_samples = check_num_samples(num_samples)
-    pairs = pairs_at_once(x, chunk_size)
+    check_precision(precision)
+    pairs = streamed_pairs(x, chunk_size)
     size = len(x)
 
     def block(data: slice) -> tuple[tuple, dict[str, Any]]:
         return mapped(lambda tensor: tensor[data], size, (x, *args), kwargs)
 
     with own_parameters(model, guide), evaluating(model, guide):
-        draws_at_once, data_at_once = _chunk(size, num_samples, pairs)
+        draws_at_once, data_at_once = chunk(size, num_samples, pairs)
         if data_at_once < size <= pairs and batched(size, (*args, *kwargs.values())):
             # there is room for all data at once, so nothing needs to be taken for per datum
             draws_at_once, data_at_once = max(1, pairs // size), size
@@ -275,17 +278,34 @@ def stream_particles(
             # a guide with parameters for each datum wants to see all of them
             layout = inspect(model, guide, x, *args, **kwargs)
             draws_at_once, data_at_once = max(1, pairs // size), size
-        if chunk_size is None and pairs * layout.width > _MOST_NUMBERS:
-            pairs = max(1, _MOST_NUMBERS // layout.width)
+        if chunk_size is None and bounded(pairs, layout.width, x) < pairs:
+            pairs = bounded(pairs, layout.width, x)
             draws_at_once = max(1, min(draws_at_once, pairs // data_at_once))
+        once = partial(_run, model, guide, layout=layout, precision=precision)
+        whole = (draws_at_once, data_at_once)
+        times = (num_samples // draws_at_once) * (size // data_at_once)
+        runs: CompiledRuns | None = None
         for start in range(0, size, data_at_once):
             data = slice(start, min(start + data_at_once, size))
             inputs, named = block(data)
+            if data.stop - start == data_at_once:
+                if start == 0:
+                    runs = compiled_runs(once, inputs, named, whole, times, layout, compile)
+                if runs is not None:
+                    runs.block(inputs, named)
             for first in range(0, num_samples, draws_at_once):
                 draws = slice(first, min(first + draws_at_once, num_samples))
-                count = draws.stop - draws.start
-                particles = run(model, guide, *inputs, num_samples=count, layout=layout, **named)
+                count = draws.stop - first
+                if runs is not None and (count, data.stop - start) == whole:
+                    particles = runs()
+                else:
+                    particles = once(*inputs, num_samples=count, **named)
                 yield Chunk(data, draws, particles, inputs, named, layout)
+
+
+def _run(*args: Any, precision: Precision, **kwargs: Any) -> Particles:
+    with products(precision):
+        return run(*args, **kwargs)
 
 
 def check_num_samples(num_samples: int) -> int:
@@ -305,19 +325,3 @@ def _width(site: Site, size: int) -> int:
             elif isinstance(part, torch.distributions.Distribution):
                 waiting.append(part)
     return max(tensor.numel() for tensor in found) // size
-
-
-def pairs_at_once(x: Tensor, chunk_size: int | None = None) -> int:
-    """How many (particle, datum) pairs to hold at once."""
-    if chunk_size is None:
-        return max(1, min(_CHUNK_BYTES // (4 * max(1, math.prod(x.shape[1:]))), _MOST_PAIRS))
-    if chunk_size < 1:
-        raise ValueError(f"expected chunk_size ≥ 1; got {chunk_size}")
-    return chunk_size
-
-
-def _chunk(size: int, num_samples: int, pairs: int) -> tuple[int, int]:
-    """How many draws and how many data make up so many pairs."""
-    fewest = min(num_samples, _MIN_PARTICLES, pairs)
-    draws = min(num_samples, max(pairs // size, fewest, 1))
-    return draws, min(size, max(1, pairs // draws))

@@ -502,7 +502,7 @@ def test_a_chunk_is_as_wide_as_the_likelihood(monkeypatch):
     vae = pv.VAE((2, 3), 2, **parts)
     x = torch.randint(256, (7, 2, 3)).float()
     expected = pv.log_weights(vae.model, vae.guide, x, num_samples=90)
-    monkeypatch.setattr(particles, "_MOST_NUMBERS", 256 * 6 * 20)
+    monkeypatch.setattr("pyro_vae._chunks._MOST_NUMBERS", 256 * 6 * 20)
     sizes = []
     vae.likelihood.network.register_forward_hook(lambda m, i, out: sizes.append(out.numel()))
     pyro.set_rng_seed(0)

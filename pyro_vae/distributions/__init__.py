@@ -4,7 +4,7 @@ from .counts import GivenTotal, NegativeBinomial, Poisson, total_of
 from .levels import CategoricalLevels, DiscretizedLogistic, log1mexp
 from .real import BestScale
 from .sphere import PowerSpherical, UniformSphere, check_dim, log_area, unit_vector
-from .unit import Beta, ContinuousBernoulli
+from .unit import Beta, ContinuousBernoulli, IndependentBernoulli
 
 __all__ = [
     "BestScale",
@@ -13,6 +13,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "GivenTotal",
+    "IndependentBernoulli",
     "NegativeBinomial",
     "Poisson",
     "PowerSpherical",

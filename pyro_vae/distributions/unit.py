@@ -6,10 +6,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["Beta", "ContinuousBernoulli"]
+from .._graph import tracing
+
+__all__ = ["Beta", "ContinuousBernoulli", "IndependentBernoulli"]
+
+#: Factors between 1 and 2 whose product gets one logarithm: 2^16 is far from overflowing.
+_FACTORS = 16
 
 
 class Beta(dist.Beta):
@@ -87,3 +93,64 @@ class ContinuousBernoulli(TorchDistribution):
         """f, where formulas may divide by it, and where a series has to stand for them."""
         near = self.logits.abs() < limit
         return torch.where(near, limit, self.logits), near
+
+
+class IndependentBernoulli(dist.Independent):
+    """``Bernoulli(logits=l).to_event(n)``, scored in fewer passes over the pixels.
+
+    log p(x) = Σ_i x_i l_i − softplus(l_i). In a graph that is to be compiled the softplus has one
+    exponential for each pixel and one logarithm for 16 of them,
+    Σ log(1 + e^{−|l|}) = log Π (1 + e^{−|l|}), which is as accurate: the product is kept less 1.
+
+    Arguments:
+        base_distribution: the ``Bernoulli`` of the pixels, ``(*batch, *event)``.
+        reinterpreted_batch_ndims: n, the number of event dimensions.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        base: Any = self.base_dist
+        if base._validate_args:
+            base._validate_sample(value)
+        x, logits = torch.broadcast_tensors(value.to(base.logits.dtype), base.logits)
+        if not self.reinterpreted_batch_ndims:
+            return x * logits - _softplus(logits)
+        batch = logits.ndim - self.reinterpreted_batch_ndims
+        return _Score.apply(x.flatten(batch), logits.flatten(batch))  # type: ignore[return-value]
+
+
+def _softplus(logits: Tensor) -> Tensor:
+    """log(1 + e^l), and l where that rounds to it, in float64, too."""
+    return F.softplus(logits, threshold=40)
+
+
+class _Score(torch.autograd.Function):
+    """Σ_i x_i l_i − softplus(l_i) of ``(*batch, n)`` pixels, with a gradient of few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, logits: Tensor) -> Tensor:
+        if not tracing():
+            return (x * logits).sub_(_softplus(logits)).sum(-1)
+        e = torch.exp(-logits.abs())
+        size = e.shape[-1] // _FACTORS
+        grouped, rest = e.split([size * _FACTORS, e.shape[-1] - size * _FACTORS], -1)
+        softplus = torch.log1p(rest).sum(-1)
+        if size:
+            first, *others = grouped.unflatten(-1, (_FACTORS, size)).unbind(-2)
+            less_one = first
+            for factor in others:
+                less_one = less_one + factor + less_one * factor
+            softplus = softplus + torch.log1p(less_one).sum(-1)
+        return (x * logits - logits.clamp(min=0)).sum(-1) - softplus
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, logits = ctx.saved_tensors
+        (grad,) = (grad[..., None] for grad in grads)
+        of_x = grad * logits if ctx.needs_input_grad[0] else None
+        return of_x, grad * (x - logits.sigmoid()) if ctx.needs_input_grad[1] else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._particle_run import scorer
 from .._programs import nothing
-from ..hmc import Point, StepSizes, jittered, start, transition
+from ..hmc import Point, StepSizes, differentiated, jittered, transition
 from ..particles import Layout, log_probs_at, run
 from ..unconstrained import posterior
 
@@ -39,23 +39,23 @@ class Path:
         terms: log f_0 and log f_1 − log f_0, each ``(C, N)`` in nats, at given v.
         draw: so many draws of f_0.
         variables: v of given latents.
+        slope: :meth:`at` as a compiled graph, of β and v, or ``None`` for v of another shape.
     """
 
     terms: Callable[[Latents], tuple[Tensor, Tensor]]
     draw: Callable[[int], dict[str, Tensor]]
     variables: Callable[[Latents], dict[str, Tensor]]
+    slope: Callable[[float, Latents], tuple[Point, Tensor] | None] | None = None
 
     def density(self, beta: float) -> Callable[[Latents], Tensor]:
         """log f_β."""
-
-        def log_density(v: Latents) -> Tensor:
-            first, difference = self.terms(v)
-            return first + beta * difference
-
-        return log_density
+        return _Density(self, beta)
 
     def at(self, beta: float, position: Latents) -> tuple[Point, Tensor]:
         """Where chains are on log f_β, with its gradient, and log f_1 − log f_0 there."""
+        found = None if self.slope is None else self.slope(beta, position)
+        if found is not None:
+            return found
         seen: list[Tensor] = []
 
         def log_density(v: Latents) -> Tensor:
@@ -63,7 +63,22 @@ class Path:
             seen.append(difference.detach())
             return first + beta * difference
 
-        return start(log_density, position), seen[0]
+        return differentiated(log_density, position), seen[0]
+
+
+@dataclass(frozen=True)
+class _Density:
+    """log f_β, with a gradient as its path has it."""
+
+    path: Path
+    beta: float
+
+    def __call__(self, v: Latents) -> Tensor:
+        first, difference = self.path.terms(v)
+        return first + self.beta * difference
+
+    def start(self, position: Latents) -> Point:
+        return self.path.at(self.beta, position)[0]
 
 
 def bridge(

@@ -62,6 +62,8 @@ def _diagnostics(bounds: Bounds) -> list[str]:
         lines.append(_adaptive(bounds))
     if "defensive_khat" in data:
         lines.append(_defensive(bounds))
+    if "precision" in bounds.settings:
+        lines.append(_rounded(bounds))
     if "ais_ess" in data or "escalated" in data:
         lines.append(_annealed(bounds))
     return [*lines, *([bounds.warning] if bounds.warning else [])]
@@ -86,6 +88,19 @@ def _defensive(bounds: Bounds) -> str:
     return (
         f"with {share:.1%} of draws from the prior: k̂ median {np.median(khat):.2f}, worst "
         f"{khat.max():.2f}, above its limit for {above} of {len(bounds)} data"
+    )
+
+
+def _rounded(bounds: Bounds) -> str:
+    told = bounds.settings["precision"]
+    k = told["num_samples"]
+    changes = ", ".join(
+        f"{label} by {told[name]:+.4f} ± {told.get(f'{name}_se', np.nan):.4f}"
+        for name, label in (("elbo", "the ELBO"), ("iwae", f"L_{k}"))
+    )
+    return (
+        f"layers of networks in {told['name']}, which changes {changes} nats per datum "
+        f"(the same {k} draws for {told['num_data']} data)"
     )
 
 

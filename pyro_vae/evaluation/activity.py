@@ -32,12 +32,14 @@ class ActiveUnits:
         variance: Var_x(E_q[u | x]) of every unit of every continuous latent site, ``(D,)``, by
             site. An unbiased estimate: that of a dead unit may be a little below zero. Sites
             with ``infer={"is_noise": True}`` are no latents and are left out.
+        se: its standard error over the data, likewise.
         threshold: above which a unit is called active.
         num_data: the number of data.
         num_samples: draws for each.
     """
 
     variance: Mapping[str, np.ndarray]
+    se: Mapping[str, np.ndarray]
     threshold: float
     num_data: int
     num_samples: int
@@ -109,8 +111,10 @@ def active_units(
         sites = _continuous(guided)
         means = [_means(guide, *block, sites, half, layout) for block in blocks]
     joined = {site: torch.cat([m[site] for m in means], 1).double() for site in sites}
+    found = {site: _covariance(m) for site, m in joined.items()}
     return ActiveUnits(
-        variance={site: _covariance(m).cpu().numpy() for site, m in joined.items()},
+        variance={site: value.cpu().numpy() for site, (value, _) in found.items()},
+        se={site: se.cpu().numpy() for site, (_, se) in found.items()},
         threshold=threshold,
         num_data=len(data),
         num_samples=2 * half,
@@ -125,10 +129,11 @@ def _means(
     return {site: drawn[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
 
 
-def _covariance(means: Tensor) -> Tensor:
-    """Of the first means with the second over the data, ``(D,)``."""
+def _covariance(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the first means with the second over the data, ``(D,)``, and its standard error."""
     first, second = means - means.mean(1, keepdim=True)
-    return (first * second).sum(0) / (means.shape[1] - 1)
+    products, size = first * second, means.shape[1]
+    return products.sum(0) / (size - 1), products.std(0) / size**0.5
 
 
 def _continuous(guided: Mapping[str, Site]) -> list[str]:

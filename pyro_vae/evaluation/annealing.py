@@ -23,6 +23,7 @@ from ..particles import inspect, pairs_at_once
 from ._blocks import fingerprint, in_blocks
 from ._path import Moment, Path, annealed, bridge, explored
 from ._schedules import SCHEDULES, betas_of
+from ._slope import compiled_path
 from .bounds import Bounds
 from .importance import refuse_nan
 
@@ -254,6 +255,8 @@ def over_paths(
         inputs, named = mapped(lambda part: part[rows], size, (x, *args), kwargs)
         layout = inspect(model, guide, *inputs, **named)
         path = bridge(model, guide, *inputs, layout=layout, initial=annealing.initial, **named)
+        gradients = annealing.num_temperatures * annealing.num_steps
+        path = compiled_path(path, gradients, layout.width)
         return walk(path, (plan or planned)(path, annealing), rows, advance)
 
     with torch.no_grad(), own_parameters(model, guide), evaluating(model, guide):

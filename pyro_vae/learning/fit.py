@@ -60,6 +60,7 @@ def fit(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compile: bool | None = None,
     checkpoint: Path | str | None = None,
+    checkpoint_every: int = 1,
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
     progress: bool = False,
@@ -105,7 +106,9 @@ def fit(
         compile: whether a step is one compiled graph (``learning.CompiledSVI``) where it can be,
             which takes some seconds at first; ``None`` for the steps after the first 2500. Both
             take the same draws, and differ by rounding.
-        checkpoint: a file to write the state to after every epoch.
+        checkpoint: a file to write the state to.
+        checkpoint_every: after how many epochs; the last one is always written. More than one
+            where there are so few data that writing takes longer than an epoch does.
         resume: go on from that file, if it exists.
         on_epoch: called after every epoch.
         progress: show a progress bar on the standard error, in the first process.
@@ -124,6 +127,7 @@ def fit(
     """
     positive("epochs", epochs)
     positive("batch_size", batch_size)
+    positive("checkpoint_every", checkpoint_every)
     check_seed(seed)
     if patience is not None:
         positive("patience", patience)
@@ -208,7 +212,8 @@ def fit(
                 if passes.compile_seconds > before:
                     record["compile_seconds"] = passes.compile_seconds - before
                 state.record(record)
-                if path is not None and first:
+                due = epoch % checkpoint_every == 0 or epoch == epochs or state.stale(patience)
+                if path is not None and first and due:
                     checkpoints.save(path, state.as_dict())
                 if on_epoch is not None:
                     on_epoch(history)

@@ -15,6 +15,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from .._graph import Graph, NotOneGraphError, compiled, traced
+from .._matmul import products
 from .._programs import owners
 from .captured import Captured
 from .objectives.base import Objective
@@ -175,7 +176,8 @@ class _Gradient:
         self._compare(tensors)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        loss, *gradients = self._graph(*tensors, *self.scheduled.values(), *self._held)
+        with products():
+            loss, *gradients = self._graph(*tensors, *self.scheduled.values(), *self._held)
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
         return loss

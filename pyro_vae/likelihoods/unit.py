@@ -26,7 +26,8 @@ class Bernoulli(PixelLikelihood):
     remedy = "set data.binarize to dynamic, static or threshold, or use ContinuousBernoulli"
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        return dist.Bernoulli(logits=self.network(z)).to_event(len(self.event_shape))
+        pixels = dist.Bernoulli(logits=self.network(z))
+        return distributions.IndependentBernoulli(pixels, len(self.event_shape))
 
     def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
         return log_odds(x.mean(0))

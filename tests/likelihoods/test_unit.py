@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from components import SMALL
 from scipy import special, stats
 
 from pyro_vae import distributions, likelihoods
+from pyro_vae._graph import traced
 
 
 @torch.no_grad()
@@ -180,3 +182,95 @@ class TestContinuousBernoulli:
         ):
             with pytest.raises(ValueError, match="support"):
                 fn.expand((2, 3)).log_prob(torch.full((2, 3), -1.0))
+
+
+def _eager(x, logits, dims=1):
+    return distributions.IndependentBernoulli(dist.Bernoulli(logits=logits), dims).log_prob(x)
+
+
+def _recorded(x, logits, dims=1):
+    """The same as it is in a graph, with fewer logarithms."""
+    graph, held = traced(lambda x, logits: (_eager(x, logits, dims),), x, logits)
+    return graph(x, logits, *held)[0]
+
+
+def _exact(x, logits):
+    """In float64 by NumPy: −log(1 + e^{−l}) where x is 1, −log(1 + e^l) where it is 0."""
+    x, logits = x.double().numpy(), logits.double().numpy()
+    return -np.logaddexp(0, np.where(x > 0.5, -logits, logits)).sum(-1)
+
+
+@pytest.mark.parametrize("score", [_eager, _recorded])
+class TestIndependentBernoulli:
+    @pytest.mark.parametrize("size", [1, 15, 16, 17, 50, 784])
+    def test_is_the_sum_over_pixels(self, score, size):
+        logits, x = torch.randn(4, 3, size).double() * 5, torch.ones(3, size).double()
+        x[:, ::3] = 0.0
+        got = score(x, logits)
+        assert got.shape == (4, 3)
+        np.testing.assert_allclose(got, _exact(x.expand(4, 3, size), logits), rtol=1e-13)
+
+    def test_at_extreme_logits(self, score):
+        logits = torch.tensor([-100.0, 100.0, -88.0, 0.0, 40.0, -17.5] * 8)
+        right = (logits > 0).float()
+        # no pixel is lost: those that are nearly certain have a logarithm of their own size
+        certain = torch.full((784,), -17.5)
+        for x, at in ((right, logits), (1 - right, logits), (torch.zeros(784), certain)):
+            np.testing.assert_allclose(score(x, at), _exact(x, at), rtol=1e-6)
+            np.testing.assert_allclose(score(x.double(), at.double()), _exact(x, at), rtol=1e-14)
+
+    def test_is_as_accurate_as_pixel_by_pixel_in_float32(self, score):
+        logits = torch.randn(2000, 784) * 4 - 3
+        x = torch.bernoulli(logits.sigmoid())
+        plain = dist.Bernoulli(logits=logits).to_event(1).log_prob(x)
+        errors = [np.abs(v.double().numpy() - _exact(x, logits)) for v in (plain, score(x, logits))]
+        assert errors[1].mean() < 2 * errors[0].mean() and errors[1].max() < 2 * errors[0].max()
+
+    def test_of_images_and_of_broadcast_data(self, score):
+        logits, x = torch.randn(2, 5, 4, 6).double(), torch.bernoulli(torch.rand(5, 4, 6)).double()
+        expected = dist.Bernoulli(logits=logits).to_event(2).log_prob(x)
+        torch.testing.assert_close(score(x, logits, 2), expected)
+        # more data than distributions
+        expected = dist.Bernoulli(logits=logits[0, 0]).to_event(2).log_prob(x)
+        torch.testing.assert_close(score(x, logits[0, 0], 2), expected)
+        pixels = dist.Bernoulli(logits=logits).log_prob(x)
+        torch.testing.assert_close(score(x, logits, 0), pixels)
+
+
+def test_bernoulli_has_right_gradients_eager_and_recorded():
+    logits, x = torch.randn(3, 20).double() * 3, torch.bernoulli(torch.rand(20)).double()
+    leaves = [logits.requires_grad_(), x.requires_grad_()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist.Bernoulli, "_validate_sample", lambda self, value: None)
+        assert torch.autograd.gradcheck(lambda a, b: _eager(b, a), leaves)
+        assert torch.autograd.gradgradcheck(lambda a, b: _eager(b, a), leaves)
+
+    def slope(logits, x):
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            return torch.autograd.grad(_eager(x, leaf).sum(), leaf)
+
+    logits, x = logits.detach(), x.detach()
+    graph, held = traced(slope, logits, x)
+    expected = x - logits.sigmoid()
+    torch.testing.assert_close(graph(logits, x, *held)[0], expected)
+    # and datum by datum, as `vmap` has it
+    each = torch.func.vmap(torch.func.grad(lambda at: _eager(x, at)))
+    torch.testing.assert_close(each(logits), expected)
+
+
+def test_bernoulli_is_a_distribution():
+    p = likelihoods.Bernoulli(2, (2, 3), SMALL)
+    fn = p(torch.randn(4, 2))
+    assert (fn.batch_shape, fn.event_shape) == ((4,), (2, 3))
+    wide = fn.expand((5, 4))
+    assert type(wide) is distributions.IndependentBernoulli
+    x = wide.sample()
+    assert x.shape == (5, 4, 2, 3) and set(x.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(wide.log_prob(x), fn.log_prob(x))
+    torch.testing.assert_close(fn.mean, fn.base_dist.logits.sigmoid())
+    masked = fn.mask(torch.tensor([True, False, True, False]))
+    assert (masked.log_prob(x)[:, 1] == 0).all()
+    torch.testing.assert_close(masked.log_prob(x)[:, 2], fn.log_prob(x)[:, 2])
+    with pytest.raises(ValueError, match="Expected value argument"):
+        fn.log_prob(torch.full((4, 2, 3), 0.5))

@@ -1,0 +1,123 @@
+"""How products of matrices are made: by which library, and in which precision."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Precision", "check_precision", "products"]
+
+#: What the linear and convolutional layers of networks compute in.
+Precision = Literal["float32", "bfloat16"]
+
+_log = logging.getLogger("pyro_vae")
+
+#: The environment's word for the library of float32 products on a CPU: "mkl" or "onednn".
+_VARIABLE = "PYRO_VAE_MATMUL"
+#: How much larger than MKL's the error of oneDNN's products may be.
+_MOST_ERROR = 4.0
+
+
+def check_precision(precision: str) -> Precision:
+    """``precision`` if it is one.
+
+    Raises:
+        ValueError: if it is another word.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"expected precision to be float32 or bfloat16; got {precision!r}")
+    return precision  # type: ignore[return-value]
+
+
+@contextmanager
+def products(precision: Precision = "float32") -> Iterator[None]:
+    """Matrix products as they were asked for, and as before afterwards.
+
+    float32 products on a CPU are MKL's. On some processors oneDNN is faster, and takes them
+    where the environment variable ``PYRO_VAE_MATMUL`` is ``onednn``: never by itself, for results
+    differ in the last digits. oneDNN may round to bfloat16 on processors that have it; so its
+    error is measured first, and where it is more than four times MKL's it is not used.
+
+    Arguments:
+        precision: ``bfloat16`` rounds inputs and outputs of linear and convolutional layers;
+            all else, distributions and sums, stays as it is.
+
+    Raises:
+        ValueError: if the environment variable is another word.
+    """
+    before = torch.get_float32_matmul_precision()
+    wanted = os.environ.get(_VARIABLE, "mkl")
+    if wanted not in ("mkl", "onednn"):
+        raise ValueError(f"expected {_VARIABLE} to be mkl or onednn; got {wanted!r}")
+    try:
+        if wanted == "onednn" and _accurate():
+            torch.set_float32_matmul_precision("medium")
+        if precision == "bfloat16":
+            with _Rounded():
+                yield
+        else:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Rounded(TorchFunctionMode):
+    """Layers of networks in bfloat16, of float32 numbers to float32 numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _LAYERS or not any(map(_is_single, args)):
+            return func(*args, **kwargs)
+        args = tuple(map(_halved, args))
+        return func(*args, **{n: _halved(v) for n, v in kwargs.items()}).float()
+
+
+_LAYERS: tuple[Callable[..., Tensor], ...] = (
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+)
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.float32
+
+
+def _halved(value: Any) -> Any:
+    return value.bfloat16() if _is_single(value) else value
+
+
+@functools.cache
+def _accurate() -> bool:
+    """Whether oneDNN's float32 products are as accurate as MKL's, tried once."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 256, 256, generator=generator)
+    exact = a.double() @ b.double()
+    before, errors = torch.get_float32_matmul_precision(), {}
+    for name in ("highest", "medium"):
+        torch.set_float32_matmul_precision(name)
+        errors[name] = float(((a @ b).double() - exact).norm() / exact.norm())
+    torch.set_float32_matmul_precision(before)
+    if errors["medium"] <= _MOST_ERROR * errors["highest"]:
+        return True
+    _log.warning(
+        "products are left to MKL: oneDNN's relative error here is %.1e, MKL's %.1e",
+        errors["medium"],
+        errors["highest"],
+    )
+    return False

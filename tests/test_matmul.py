@@ -1,0 +1,130 @@
+"""Matrix products: whose they are, and in bfloat16 what they change."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from components import small_vae
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import _matmul, particles
+from pyro_vae._random import seeded
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return value.bfloat16().float()
+
+
+def _by_hand(vae, x, noise, rounds):
+    """The log weights of a VAE, its layers written out, each rounded or not."""
+
+    def network(layers, value):
+        for layer in layers:
+            if isinstance(layer, torch.nn.Linear):
+                w, b = layer.weight, layer.bias
+                if rounds:
+                    value, w, b = _rounded(value), _rounded(w), _rounded(b)
+                value = value @ w.T + b
+                value = _rounded(value) if rounds else value
+            else:
+                value = layer(value)
+        return value
+
+    loc, log_scale = network(vae.posterior.network.layers, x).unflatten(-1, (2, -1)).unbind(-2)
+    z = loc + noise * log_scale.exp()
+    logits = network(vae.likelihood.network.layers, z)
+    log_likelihood = (x * logits - torch.nn.functional.softplus(logits)).sum(-1)
+    return log_likelihood + (noise.square() / 2 - z.square() / 2 + log_scale).sum(-1)
+
+
+@pytest.fixture
+def vae():
+    made = small_vae(event_shape=(40,), latent_dim=3)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return made
+
+
+X = torch.bernoulli(torch.full((9, 40), 0.3), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compile", [False, True])
+def test_bfloat16_rounds_layers_and_nothing_else(vae, compile):
+    pyro.set_rng_seed(1)
+    ours = pv.log_weights(
+        vae.model, vae.guide, X, num_samples=6, precision="bfloat16", compile=compile
+    )
+    assert ours.dtype is torch.float32
+    pyro.set_rng_seed(1)
+    exact = pv.log_weights(vae.model, vae.guide, X, num_samples=6)
+    # the noise that was drawn, after the look at the program
+    pyro.set_rng_seed(1)
+    particles.inspect(vae.model, vae.guide, X)
+    noise = torch.randn(6, 9, 3)
+    torch.testing.assert_close(exact, _by_hand(vae, X, noise, False), rtol=1e-5, atol=1e-4)
+    by_hand = _by_hand(vae, X, noise, True)
+    # where a sum is on the edge of two roundings it may fall to either side
+    off = (ours - by_hand).abs()
+    assert off.median() < 1e-4 and off.mean() < 0.1 * (ours - exact).abs().mean()
+
+
+@torch.no_grad()
+def test_the_stated_error_of_bfloat16_is_the_true_one(vae):
+    bounds = pv.evaluate(vae, X, num_samples=64, seed=5, precision="bfloat16")
+    told = bounds.settings["precision"]
+    with seeded(5, 6):
+        particles.inspect(vae.model, vae.guide, X)
+        noise = torch.randn(64, 9, 3)
+    rounded, exact = (_by_hand(vae, X, noise, rounds).double() for rounds in (True, False))
+    elbo = (rounded - exact).mean(0)
+    iwae = rounded.logsumexp(0) - exact.logsumexp(0)
+    assert (told["name"], told["num_data"], told["num_samples"]) == ("bfloat16", 9, 64)
+    for name, change in (("elbo", elbo), ("iwae", iwae)):
+        error = float(change.std()) / math.sqrt(9)
+        assert told[name] == pytest.approx(float(change.mean()), abs=0.1 * error)
+        assert told[f"{name}_se"] == pytest.approx(error, rel=0.1)
+        assert abs(told[name]) > 1e-4  # there is something to state
+    line = f"changes the ELBO by {told['elbo']:+.4f} ± {told['elbo_se']:.4f}, L_64 by"
+    assert line in str(bounds)
+    assert pv.Bounds.from_datatree(bounds.to_datatree()).settings == bounds.settings
+    assert "precision" not in pv.evaluate(vae, X, num_samples=4).settings
+
+
+def test_bad_precisions(vae):
+    half: Any = "half"
+    with pytest.raises(ValueError, match="expected precision to be float32 or bfloat16; got 'half"):
+        pv.log_weights(vae.model, vae.guide, X, num_samples=2, precision=half)
+    options: list[dict[str, Any]] = [{"corrected": True}, {"defensive": 0.1}]
+    for option in options:
+        with pytest.raises(ValueError, match=f"expected {next(iter(option))} estimates with prec"):
+            pv.evaluate(vae, X, num_samples=50, precision="bfloat16", **option)
+
+
+def test_products_are_onednns_only_if_asked_for_and_accurate(monkeypatch, caplog):
+    before = torch.get_float32_matmul_precision()
+    with _matmul.products():
+        assert torch.get_float32_matmul_precision() == before
+    monkeypatch.setenv("PYRO_VAE_MATMUL", "onednn")
+    monkeypatch.setattr(_matmul, "_MOST_ERROR", math.inf)
+    _matmul._accurate.cache_clear()
+    with _matmul.products():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+    # one that rounds more than it may
+    monkeypatch.setattr(_matmul, "_MOST_ERROR", 0.0)
+    _matmul._accurate.cache_clear()
+    with caplog.at_level(logging.WARNING, "pyro_vae"), _matmul.products():
+        assert torch.get_float32_matmul_precision() == before
+    assert "products are left to MKL" in caplog.text
+    _matmul._accurate.cache_clear()
+    monkeypatch.setenv("PYRO_VAE_MATMUL", "blis")
+    said = "expected PYRO_VAE_MATMUL to be mkl or onednn; got 'blis'"
+    with pytest.raises(ValueError, match=said), _matmul.products():
+        pass
