@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,18 +54,22 @@ def products(precision: Precision = "float32") -> Iterator[None]:
     Raises:
         ValueError: if the environment variable is another word.
     """
-    before = torch.get_float32_matmul_precision()
     wanted = os.environ.get(_VARIABLE, "mkl")
     if wanted not in ("mkl", "onednn"):
         raise ValueError(f"expected {_VARIABLE} to be mkl or onednn; got {wanted!r}")
-    try:
-        if wanted == "onednn" and _accurate():
-            torch.set_float32_matmul_precision("medium")
-        if precision == "bfloat16":
-            with _Rounded():
-                yield
-        else:
+    with _onednn() if wanted == "onednn" else nullcontext():
+        with _Rounded() if precision == "bfloat16" else nullcontext():
             yield
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    """oneDNN's products, where they are accurate."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if _accurate():
+            torch.set_float32_matmul_precision("medium")
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import inspect
 import re
@@ -21,6 +20,8 @@ from jsonargparse import (
     _typehints,
     set_parsing_settings,
 )
+
+from ._near import nearest
 
 __all__ = [
     "SUPPRESS",
@@ -74,12 +75,6 @@ def names(module: Any) -> list[str]:
     """The classes of a module's ``__all__`` that can be instantiated."""
     public = (getattr(module, name) for name in module.__all__)
     return [c.__name__ for c in public if inspect.isclass(c) and not _abstract(c)]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean …?"``, or nothing if no known name is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def unknown(slot: str, name: object, known: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
+from .._formulas import faster
 from .._graph import Graph, NotOneGraphError, compiled, traced
 from .._matmul import products
 from .._programs import owners
@@ -172,7 +173,8 @@ class _Gradient:
         with _buffers_kept(svi._owners):
             graph, held = traced(self._terms, *tensors, *self.scheduled.values())
         self._held = held
-        self._graph: Graph = compiled(graph, [*tensors, *self.scheduled.values(), *held])
+        inputs = [*tensors, *self.scheduled.values(), *held]
+        self._graph: Graph = compiled(faster(graph, inputs), inputs)
         self._compare(tensors)
 
     def __call__(self, *tensors: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._component import Shape
-from .._parsing import nearest
+from .._near import nearest
 
 __all__ = ["mask"]
 
