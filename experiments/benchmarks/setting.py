@@ -114,7 +114,7 @@ class Setting:
             for name, contender in known.items():
                 say(f"{job.task}: {name}")
                 worker = workers[name] = stack.enter_context(self.start(contender, job))
-                first = worker.ask(run=contender.count)
+                first = worker.ask(run=contender.count, warm=max(1, contender.count // 3))
                 told[name] = {
                     "versions": worker.versions,
                     "seconds_to_make_ready": round(worker.seconds, 2),
@@ -123,7 +123,7 @@ class Setting:
             answers = interleaved(
                 list(known),
                 rounds or self.rounds,
-                lambda name: workers[name].ask(run=counts[name]),
+                lambda name: workers[name].ask(run=counts[name], warm=max(1, counts[name] // 3)),
             )
             for name, worker in workers.items():
                 told[name] |= worker.ask(memory=True)

@@ -3,9 +3,10 @@
     python worker.py MODULE JOB THREADS
 
 It first answers ``{"versions": …, "seconds": …}``, the time that making ready took. After that
-a line ``{"run": 100}`` is 100 steps, answered with their seconds and values; ``{"memory": true}``
-asks for the most memory it had above its imports and data; ``{"profile": 100}`` for how long the
-device was busy. What goes wrong is ``{"error": …}``.
+a line ``{"run": 100, "warm": 30}`` is 30 steps that do not count and 100 that do, answered with
+the seconds and values of these; ``{"memory": true}`` asks for the most memory it had above its
+imports and data; ``{"profile": 100}`` for how long the device was busy. What goes wrong is
+``{"error": …}``.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def answer(request: dict[str, Any], plan: Plan, memory: Memory) -> dict[str, Any
         return memory.above()
     if "profile" in request:
         return busy.profiled(plan(request["profile"]))
+    if "warm" in request:
+        # a process that has waited finds its memory cold, which costs short turns most
+        plan(request["warm"])()
     run = plan(request["run"])
     start = time.perf_counter()
     values = run()
