@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_vae.report.tables import paired_difference
 
+from .claims import before, weighed
+from .published import Published
+
 if TYPE_CHECKING:
-    from .table import Cell, Table
+    from .cells import Cell, Table
 
 __all__ = ["Results", "collect", "read", "text"]
 
@@ -47,17 +50,38 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         if records:
             rows[row] = {"words": table.cells[row], "first": first, "runs": records}
             if row in table.published:
-                rows[row]["published"] = table.published[row]
+                rows[row] |= _published(table, row)
             if len(records) > 1:
                 rows[row]["over_seeds"] = _over_seeds(records, table.bits)
+    known = complete | {
+        (before(row), seed): cell.start
+        for (row, seed), cell in complete.items()
+        if cell.start is not None and cell.start.missing() is None
+    }
+    claims = {name: weighed(claim, known) for name, claim in table.claims.items()}
     return {
         "name": table.name,
         "title": table.title,
         "preset": preset,
+        **({"variant": dict(table.variant)} if table.variant else {}),
         "command": table.command(preset),
         "units": "bits per dimension" if table.bits else "nats per datum",
         "rows": rows,
+        **({"claims": {n: c for n, c in claims.items() if c is not None}} if claims else {}),
         "missing": {str(c): reason for c, reason in lacks.items() if reason is not None},
+    }
+
+
+def _published(table: Table, row: str) -> dict[str, Any]:
+    """What the paper has for a row, and why it may differ."""
+    told = table.published[row]
+    if not isinstance(told, Published):
+        return {"published": told}
+    cause = table.causes.get(row) or table.causes.get("")
+    return {
+        "published": str(told),
+        "paper": told.record(),
+        **({"suspected_cause": cause} if cause else {}),
     }
 
 
@@ -103,8 +127,20 @@ def text(results: Results) -> str:
     data = ", ".join(f"{n} test data × {k} draws" for n, k in sorted(sizes, reverse=True))
     better = "lower" if bits else "higher"
     lines += ["", f"{data}; {results['units']}, {better} is better"] if sizes else []
+    lines += [_told(claim) for claim in results.get("claims", {}).values()]
+    shares = [r["budget"] for _, r in _runs(results) if "fraction" in r.get("budget", {})]
+    if shares:
+        told = dict.fromkeys(f"{100 * b['fraction']:.3g} %" for b in shares)
+        lines.append(f"of the samples that the paper's training saw: {', '.join(told)}")
     lines += [f"missing: {cell}: {reason}" for cell, reason in results["missing"].items()]
     return "\n".join(lines)
+
+
+def _told(claim: Mapping[str, Any]) -> str:
+    """A claim and what came of it, in a line."""
+    value, error = (_get(claim, key) for key in ("value", "se"))
+    kind = "paired" if claim["paired"] else "not paired"
+    return f"{claim['verdict']}: {claim['sentence']}: {value:+.3f} ± {error:.3f} ({kind})"
 
 
 def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
@@ -171,11 +207,14 @@ def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
         "epochs": trained["epochs"],
         "best_epoch": trained["best_epoch"],
         "device": trained["device"],
+        "budget": cell.budget(),
         "versions": result["versions"],
         "data": {**result["data"], "values": result["config"]["data"]["values"]},
         "bounds": {**{key: bounds[key] for key in kept}, "estimates": estimates},
         "difference": _difference(cell, first) if first and first is not cell else None,
     }
+    if "start" in result:
+        record["start"] = result["start"]
     if "bits_per_dim" in bounds:
         record["bounds"]["bits_per_dim"] = bounds["bits_per_dim"]
     if cell.table.measures:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import norm
 
 import pyro_vae as pv
 from pyro_vae import queries
@@ -35,8 +36,14 @@ def active_units(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     """
     found = pv.active_units(model, data.test)
     counts = dict(sorted(found.counts.items()))
+    above = [
+        norm.cdf((v - found.threshold) / np.maximum(found.se[site], 1e-12))
+        for site, v in found.variance.items()
+    ]
     return {
         "value": sum(counts.values()),
+        # of units near the threshold nobody knows on which side they are; taken as independent
+        "se": float(sum((p * (1 - p)).sum() for p in above)) ** 0.5,
         "text": "+".join(map(str, counts.values())),
         "variance": {site: v.round(5).tolist() for site, v in found.variance.items()},
         "num_samples": found.num_samples,

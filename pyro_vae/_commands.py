@@ -12,8 +12,9 @@ from .evaluation import Annealing
 
 __all__ = ["Command", "add_annealing", "add_device", "name", "parser", "sentence", "with_data"]
 
-#: A command takes the words after its name; its docstring is the sentence of its help.
-Command = Callable[[list[str]], None]
+#: A command takes the words after its name, and may return a status other than 0; its docstring is
+#: the sentence of its help.
+Command = Callable[[list[str]], int | None]
 
 
 def name(command: Command) -> str:

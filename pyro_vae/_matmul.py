@@ -57,9 +57,9 @@ def products(precision: Precision = "float32") -> Iterator[None]:
     wanted = os.environ.get(_VARIABLE, "mkl")
     if wanted not in ("mkl", "onednn"):
         raise ValueError(f"expected {_VARIABLE} to be mkl or onednn; got {wanted!r}")
-    with _onednn() if wanted == "onednn" else nullcontext():
-        with _Rounded() if precision == "bfloat16" else nullcontext():
-            yield
+    library = _onednn() if wanted == "onednn" else nullcontext()
+    with library, _Rounded() if precision == "bfloat16" else nullcontext():
+        yield
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ __all__ = [
     "labels_checksum",
     "measure",
     "processes",
+    "weights_checksum",
 ]
 
 
@@ -73,6 +76,11 @@ def labels_checksum(program: object, data: Dataset) -> str | None:
     splits = (data.train, data.valid, data.test)
     labels = [split.labels for split in splits if split.labels is not None]
     return checksum(labels) if labels and labels_of(program) is not Labels.UNUSED else None
+
+
+def weights_checksum(file: Path) -> str:
+    """SHA-256 of a file of weights."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def measure(model: Autoencoder) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from . import _commands, _parsing, catalogue, cli_queries, cli_rulers, config, distributed
 from ._commands import Command
 from ._matmul import Precision
+from .cli_experiment import experiment
 from .evaluation import Annealing
 from .learning.diagnosis import NonFiniteLossError
 from .runs import Run
@@ -43,14 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         with distributed.launched(), _one_voice(words[0]):
-            _COMMANDS[words[0]](words[1:])
+            return _COMMANDS[words[0]](words[1:]) or 0
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
         _complain(" ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
         _complain(f"interrupted{_goes_on(words)}")
         return 130
-    return 0
 
 
 @contextmanager
@@ -201,7 +201,7 @@ _COMMANDS: dict[str, Command] = {
     _commands.name(command): command
     for command in (
         *(fit, evaluate, *cli_rulers.COMMANDS, compare, report),
-        *(*cli_queries.COMMANDS, list_),
+        *(*cli_queries.COMMANDS, experiment, list_),
     )
 }
 

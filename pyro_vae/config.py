@@ -45,6 +45,9 @@ class Experiment:
         for key in ("path", "root"):
             if settings.data[key] is not None:
                 self.settings.data[key] = str(Path(settings.data[key]).expanduser().absolute())
+        if settings.start_from is not None:
+            folder = Path(settings.start_from).expanduser().absolute()
+            self.settings.start_from = str(folder)
         self._made: Namespace | None = None
 
     @property
@@ -57,6 +60,12 @@ class Experiment:
     @property
     def seed(self) -> int:
         return self.settings.fit.seed
+
+    @property
+    def start_from(self) -> Path | None:
+        """The folder of the run whose weights this one begins with, if it does."""
+        named = self.settings.start_from
+        return None if named is None else Path(named)
 
     @property
     def objective(self) -> objectives.Objective:
@@ -95,6 +104,8 @@ class Experiment:
         kept = self.settings.clone()
         for key in RUN_KEYS:
             kept.pop(key, None)
+        if kept.start_from is None:
+            kept.pop("start_from")
         # a null that replaces another default must be written, or it would be lost
         return self._parser.dump(kept, skip_validation=True, skip_unset=False)
 
@@ -134,6 +145,13 @@ def parser(argv: Sequence[str] = (), **kwargs: Any) -> _model_slot.Parser:
         default=[],
         metavar="MODULE",
         help="your own module, or [several], whose classes may be named as module.Class",
+    )
+    made.add_argument(
+        "--start_from",
+        type=str | None,
+        default=None,
+        metavar="FOLDER",
+        help="a finished run, whose weights this one begins with",
     )
     made.add_function_arguments(data.load, "data", sub_configs=False)
     made.add_class_arguments(program, "model", skip={*program.from_data}, instantiate=False)

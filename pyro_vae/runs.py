@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
@@ -12,7 +13,15 @@ import safetensors.torch
 
 from . import _files, _inputs, distributed
 from ._component import positive
-from ._provenance import bits_per_dim, describe, device_name, labels_checksum, measure, processes
+from ._provenance import (
+    bits_per_dim,
+    describe,
+    device_name,
+    labels_checksum,
+    measure,
+    processes,
+    weights_checksum,
+)
 from ._run_files import RunError, RunFiles
 from .config import Experiment, parse
 from .data import Dataset, Split
@@ -24,9 +33,17 @@ from .models import Autoencoder
 
 __all__ = ["Opened", "Run", "RunError"]
 
-#: What may change when a run goes on: none alters the steps already made, and data that have
-#: moved are known by their checksum.
-_MAY_CHANGE = {"fit.epochs", "fit.device", "data.path", "data.root", "plugin"}
+#: What may change when a run goes on: none alters the steps already made, and data or weights
+#: that have moved are known by their checksums.
+_MAY_CHANGE = {
+    "fit.epochs",
+    "fit.device",
+    "fit.checkpoint_every",
+    "data.path",
+    "data.root",
+    "plugin",
+    "start_from",
+}
 
 
 class Opened(NamedTuple):
@@ -53,11 +70,20 @@ class Run(RunFiles):
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
+        on_epoch: Callable[[Autoencoder, Dataset, History], None] | None = None,
     ) -> History:
         """Trains the experiment in this folder.
 
         Several processes that all call this train it together, as :func:`~pyro_vae.fit` says; the
         folder must be one that all of them see, and the first alone writes there.
+
+        Arguments:
+            experiment: what to train.
+            resume: go on with the run that the folder holds, if there is one.
+            overwrite: replace it.
+            progress: show a progress bar on the standard error.
+            on_epoch: called after every epoch, in the first process, with the model, the data and
+                what happened so far. A model that is judged there learns on as if it had not been.
 
         Raises:
             RunError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is
@@ -75,6 +101,8 @@ class Run(RunFiles):
         if going_on:
             checkpoint.load(self.state)
         provenance = describe(experiment, data)
+        if experiment.start_from is not None:
+            provenance["start"] = self._start(experiment.start_from, model, going_on)
         if going_on:
             provenance["started"] = self.read_result().get("started", provenance["started"])
         learn = partial(
@@ -93,10 +121,18 @@ class Run(RunFiles):
             history = learn()
             distributed.everyone(None)
             return history
+        every = experiment.settings.fit.checkpoint_every
+
+        def after(history: History) -> None:
+            if len(history) % every == 0:
+                self._write_metrics(history)
+            if on_epoch is not None:
+                on_epoch(model, data, history)
+
         with self._replacing(going_on):
             _files.write_text(self.config, experiment.to_yaml())
             self._write_result({"config": experiment.settings_dict(), **provenance})
-            history = learn(on_epoch=self._write_metrics)
+            history = learn(on_epoch=after)
         # a run killed between its last checkpoint and metrics comes here without an epoch
         self._write_metrics(history)
         tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
@@ -130,7 +166,7 @@ class Run(RunFiles):
         self._check_data(experiment, data, resume=True)
         model = experiment.build_model(data)
         try:
-            model.load_state_dict(safetensors.torch.load_file(self.weights))
+            self._load_weights(model)
         except (safetensors.SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
@@ -264,6 +300,38 @@ class Run(RunFiles):
                 f"{self.folder} belongs to another configuration ({', '.join(changed)} differ): "
                 f"resume with its own config.yaml, or choose another --run"
             )
+
+    def _load_weights(self, model: Autoencoder) -> None:
+        model.load_state_dict(safetensors.torch.load_file(self.weights))
+
+    def _start(self, folder: Path, model: Autoencoder, going_on: bool) -> dict[str, str]:
+        """Begins with the weights of the run in ``folder``; says which they are.
+
+        Raises:
+            RunError: if it is not finished, if its weights are those of another model, or, going
+                on, if they are no longer those that this run began with.
+        """
+        first = Run(folder)
+        first._check_complete()
+        told = {"run": first.name, "weights": weights_checksum(first.weights)}
+        if going_on:
+            before = self.read_result().get("start", {}).get("weights", told["weights"])
+            if before != told["weights"]:
+                raise RunError(
+                    f"{folder} no longer has the weights that {self.folder} began with (checksum "
+                    f"{told['weights'][:12]}…, then {before[:12]}…): restore it, or fit anew with "
+                    f"--overwrite"
+                )
+            return told
+        try:
+            first._load_weights(model)
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"expected start_from to name a run of the same model; the weights of {folder} do "
+                f"not fit: {reason}"
+            ) from error
+        return told
 
     def _experiment(self) -> Experiment:
         try:

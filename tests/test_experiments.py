@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pyro_vae.cli import main as pyro_vae
+from pyro_vae.cli_experiment import _scripts as scripts
 from pyro_vae.learning import checkpoint
 from pyro_vae.runs import Run
 
@@ -24,22 +25,20 @@ from experiments.table import Cell, Preset, Table, group, main, slug  # noqa: E4
 from experiments.table import _alone as alone  # noqa: E402
 
 NAMES = (
-    *(
-        "baselines",
-        "collapse",
-        "conditional",
-        "counts",
-        "hierarchical",
-        "inference_gaps",
-        "inpainting",
-        "iwae",
-        "likelihoods",
-    ),
-    *("networks", "posteriors", "priors", "rate_distortion", "semi_supervised"),
+    *("baselines", "collapse", "conditional", "counts", "flows", "hierarchical", "inference_gaps"),
+    *("inpainting", "iwae", "iwae_table1", "iwae_table2", "iwae_table3", "likelihoods", "networks"),
+    *("posteriors", "priors", "rate_distortion", "semi_supervised", "vampprior"),
 )
+#: Scripts that have tests of their own, as have those of the AEVB paper's figures.
+OTHERS = ("bad_proposal", "gradients", "verdicts")
+#: Tables whose preset ``small`` nobody has run yet; the file of results takes one off this list.
+NOT_MEASURED = {"flows", "iwae_table1", "iwae_table2", "iwae_table3", "vampprior"}
 #: Tables of the Frey faces, which no package carries.
 REAL = ("inpainting", "likelihoods")
-TABLES = {name: importlib.import_module(f"experiments.{name}").TABLE for name in NAMES}
+MODULES = {name: importlib.import_module(f"experiments.{name}") for name in NAMES}
+TABLES = {name: module.TABLE for name, module in MODULES.items()}
+#: Of a script with several tables, all of them.
+VARIANTS = {name: getattr(m, "TABLES", [m.TABLE]) for name, m in MODULES.items()}
 TOY = Table(
     name="toy",
     title="Priors of two latents",
@@ -124,10 +123,21 @@ def test_networks_have_as_many_parameters(preset):
     assert max(sizes) <= 1.03 * min(sizes)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_table_has_committed_results(name):
+def test_every_script_is_tested():
+    found = [name for name in scripts(ROOT / "experiments") if not name.startswith("aevb_")]
+    assert found == sorted([*NAMES, *OTHERS])
+
+
+def test_every_table_has_committed_results_or_is_known_to_have_none():
+    folder = ROOT / "experiments" / "results"
+    missing = {name for name in NAMES if not (folder / f"{name}-small.json").is_file()}
+    written = [TABLES[name].command("small") for name in sorted(missing - NOT_MEASURED)]
+    assert missing == NOT_MEASURED, f"not written: {written}; they are: {NOT_MEASURED - missing}"
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - NOT_MEASURED))
+def test_committed_results_have_rows(name):
     file = ROOT / "experiments" / "results" / f"{name}-small.json"
-    assert file.is_file(), f"`{TABLES[name].command('small')}` writes it"
     assert json.loads(file.read_text(encoding="utf-8"))["rows"]
 
 
@@ -140,8 +150,9 @@ COMMITTED = sorted(
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_committed_results_were_made_by_the_words_of_today(file):
     results = json.loads(file.read_text(encoding="utf-8"))
-    table, preset = TABLES[results["name"]], results["preset"]
-    assert file.name == f"{table.name}-{preset}.json"
+    variants, preset = VARIANTS[results["name"]], results["preset"]
+    table = next(t for t in variants if dict(t.variant) == results.get("variant", {}))
+    assert file.name == f"{table.stem(preset)}.json"
     assert results["title"] == table.title
     assert {*results["rows"]} <= {*table.rows(preset)}
     for row, told in results["rows"].items():

@@ -129,6 +129,7 @@ def load(
     name: str,
     *,
     binarize: Binarize,
+    train: int | None = None,
     valid: int | float = 0.1,
     test: int | float = 0.1,
     labelled: int | None = None,
@@ -143,12 +144,16 @@ def load(
     """Loads a data set by name.
 
     ``digits`` and ``mnist5k`` come inside Python packages; ``mnist`` and ``fashion_mnist`` are
-    downloaded at first use; ``frey`` and ``array`` read a file that you have.
+    downloaded at first use; ``array``, ``binarized_mnist``, ``frey`` and ``omniglot`` read files
+    that you have.
 
     Arguments:
-        name: ``array``, ``digits``, ``fashion_mnist``, ``frey``, ``mnist`` or ``mnist5k``.
+        name: ``array``, ``binarized_mnist``, ``digits``, ``fashion_mnist``, ``frey``, ``mnist``,
+            ``mnist5k`` or ``omniglot``.
         binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; has no default, because
             log-likelihoods depend on it.
+        train: only so many of the training data, the first of an order that depends on the seed
+            alone, so that fewer are among more; all if not given.
         valid: how many of the training data to hold out for validation; a number below 1 is
             a fraction.
         test: the same for testing; unused where the source has test data of its own.
@@ -161,7 +166,7 @@ def load(
             the levels 0 … n, ``dequantized`` for (level + noise) / (n + 1) in (0, 1), with
             uniform noise that is drawn anew at every use, as a density needs it.
         root: the folder to find or put downloads in; else ``$PYRO_VAE_DATA``, else a cache.
-        path: the file of ``frey`` or ``array``.
+        path: the file of ``array``, ``binarized_mnist``, ``frey`` or ``omniglot``.
         key: the array's name in an ``.npz`` file.
         labels_key: the labels' name there: an integer for each datum is its class, −1 if it is
             not known; any other array ``(N, …)`` is to condition on.
@@ -172,9 +177,9 @@ def load(
 
     Raises:
         ValueError: for an unknown name (with the nearest right one), values that cannot be
-            binarised, dequantised or scored (NaN), a split that leaves nothing to train on, a
-            number ``labelled`` that the classes do not share equally, or a class that no
-            training datum, or every one, is of.
+            binarised, dequantised or scored (NaN), a split that leaves nothing to train on, or
+            less than ``train``, a number ``labelled`` that the classes do not share equally, or a
+            class that no training datum, or every one, is of.
         FileNotFoundError: if the file is missing, saying where to get it.
         ModuleNotFoundError: if the package that carries the data is not installed.
     """
@@ -208,11 +213,13 @@ def load(
             f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
         )
     rest, held_out = _hold_out(raw, test, "test", seed) if raw.test is None else (raw, raw.test)
-    train, validation = _hold_out(rest, valid, "valid", seed)
+    training, validation = _hold_out(rest, valid, "valid", seed)
     if without_class is not None:
-        _check_class(name, train, without_class)
-        train, validation = (_without(part, without_class) for part in (train, validation))
-    parts = (train, validation, held_out)
+        _check_class(name, training, without_class)
+        training, validation = (_without(part, without_class) for part in (training, validation))
+    if train is not None:
+        training = _first(training, train)
+    parts = (training, validation, held_out)
     splits = [_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
     loaded = Dataset(
         name,
@@ -249,6 +256,17 @@ def _hold_out(raw: Raw, amount: int | float, name: str, seed: int) -> tuple[Raw,
     rows = np.concatenate([np.arange(b * raw.block, (b + 1) * raw.block) for b in order])
     rows = torch.from_numpy(rows[rows < size])
     return _take(raw, rows[count:]), _take(raw, rows[:count])
+
+
+def _first(raw: Raw, count: int) -> Raw:
+    """The first so many data."""
+    size = len(raw.values)
+    if positive("data.train", count) > size:
+        raise ValueError(
+            f"expected data.train to be at most {size}, the data that are left to train on; got "
+            f"{count}: hold out less for validation or testing"
+        )
+    return _take(raw, torch.arange(count))
 
 
 def _take(raw: Raw, rows: Tensor) -> Raw:

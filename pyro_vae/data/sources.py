@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,11 @@ from torch import Tensor
 __all__ = ["SOURCES", "Place", "Raw", "root_folder"]
 
 _FREY = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
+_OMNIGLOT = "https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT"
+_AMAT = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+
+#: What reading a file that is not what it should be ends with.
+_DAMAGED = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -90,27 +96,96 @@ def fashion_mnist(place: Place) -> Raw:
 
 def frey(place: Place) -> Raw:
     """1965 frames of Brendan Frey's face, 28 × 20, levels 0…255, from ``frey_rawface.mat``."""
-    from scipy.io import loadmat
-
-    name = "frey_rawface.mat"
-    places = [place.root / name, place.root / "frey" / name]
-    places = [Path(place.path).expanduser()] if place.path else places
-    file = next((p for p in places if p.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(
-            f"expected the Frey Face file at {' or '.join(map(str, places))}; found none: get it "
-            f"from {_FREY} and name it with data.path, or put it into a folder and name that with "
-            f"data.root or PYRO_VAE_DATA"
-        )
+    file = _own(place, "frey_rawface.mat", "frey", "the Frey Face file", _FREY)
     try:
-        frames = loadmat(file)["ff"].T.reshape(-1, 1, 28, 20)
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+        frames = _mat(file)["ff"].T.reshape(-1, 1, 28, 20)
+    except _DAMAGED as error:
         raise ValueError(
             f"expected {file} to hold 28 × 20 faces named ff; it is damaged or another file: get "
             f"it anew from {_FREY}"
         ) from error
     # neighbouring frames of the film are near copies
     return Raw(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
+
+
+def omniglot(place: Place) -> Raw:
+    """24,345 + 8070 letters of 28 × 28 pixels, grey, from the IWAE paper's ``chardata.mat``."""
+    file = _own(place, "chardata.mat", "OMNIGLOT", "the OMNIGLOT file of the IWAE paper", _OMNIGLOT)
+    try:
+        stored = _mat(file)
+        train, test = (_letters(stored[key]) for key in ("data", "testdata"))
+    except _DAMAGED as error:
+        raise ValueError(
+            f"expected {file} to hold 28 × 28 letters in [0, 1] named data and testdata; it is "
+            f"damaged or another file: get it anew from {_OMNIGLOT}"
+        ) from error
+    return Raw(train, None, peak=1, test=Raw(test, None, peak=1))
+
+
+def _letters(columns: np.ndarray) -> Tensor:
+    """Images ``(N, 1, 28, 28)`` of columns of pixels, each column of an image after the other."""
+    images = columns.T.reshape(-1, 1, 28, 28).swapaxes(2, 3).astype(np.float32)
+    if not (images.size and images.min() >= 0 and images.max() <= 1):
+        raise ValueError("grey values outside of [0, 1]")
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def binarized_mnist(place: Place) -> Raw:
+    """50,000 + 10,000 digits of 28 × 28, 0/1, as Larochelle drew them: ``.amat`` files.
+
+    The training file alone is learned from; that of 10,000 validation digits is not read.
+    ``binarized_mnist_test.amat`` lies beside ``binarized_mnist_train.amat``.
+    """
+    name = "binarized_mnist_train.amat"
+    train = _own(place, name, "BinaryMNIST", "Larochelle's binarised digits", _AMAT)
+    test = train.with_name("binarized_mnist_test.amat")
+    if not test.is_file():
+        raise FileNotFoundError(
+            f"expected {test.name} beside {train}; found none: get it from {_AMAT}"
+        )
+    parts = []
+    for file in (train, test):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of an empty file
+                rows = np.loadtxt(file, dtype=np.uint8, ndmin=2).reshape(-1, 1, 28, 28)
+            if not rows.size or rows.max() > 1:
+                raise ValueError("no digits of 0 and 1")
+        except _DAMAGED as error:
+            raise ValueError(
+                f"expected {file} to hold a row of 784 numbers 0 or 1 for each digit; it is "
+                f"damaged or another file: get it anew from {_AMAT}"
+            ) from error
+        parts.append(torch.from_numpy(rows))
+    return Raw(parts[0], None, peak=1, test=Raw(parts[1], None, peak=1))
+
+
+def _mat(file: Path) -> dict[str, Any]:
+    """The arrays of a MATLAB file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return loadmat(file)
+    except MatReadError as error:  # what SciPy calls a file that is cut short; no ValueError
+        raise ValueError(str(error)) from error
+
+
+def _own(place: Place, name: str, folder: str, what: str, source: str) -> Path:
+    """The user's own file: the one that is named, or ``name`` below the folder of data.
+
+    Raises:
+        FileNotFoundError: if there is none, saying where to get it.
+    """
+    places = [place.root / name, place.root / folder / name]
+    places = [Path(place.path).expanduser()] if place.path else places
+    file = next((p for p in places if p.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"expected {what} at {' or '.join(map(str, places))}; found none: get it from {source} "
+            f"and name it with data.path, or put it into a folder and name that with data.root or "
+            f"PYRO_VAE_DATA"
+        )
+    return file
 
 
 def array(place: Place) -> Raw:
@@ -196,7 +271,8 @@ def _labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
 
 
 SOURCES: dict[str, Callable[[Place], Raw]] = {
-    source.__name__: source for source in (array, digits, fashion_mnist, frey, mnist, mnist5k)
+    source.__name__: source
+    for source in (array, binarized_mnist, digits, fashion_mnist, frey, mnist, mnist5k, omniglot)
 }
 
 

@@ -1,0 +1,56 @@
+"""Which of the paper's step sizes for :mod:`experiments.aevb_figure2`: the first 10⁵ data seen.
+
+Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 5: Adagrad's step size is one of
+0.01, 0.02 and 0.1, chosen by the performance on the training set in the first few iterations.
+https://arxiv.org/abs/1312.6114
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pyro_vae as pv
+from pyro_vae.data import Dataset
+from pyro_vae.models import Autoencoder
+
+from . import aevb_figure2
+from .cells import Preset, Table
+from .table import main
+
+STEP_SIZES = (0.01, 0.02, 0.1)
+EPOCHS = {
+    "smoke": {},
+    "small": {"mnist_epochs": 2, "frey_epochs": 62},
+    "paper": {"mnist_epochs": 2, "frey_epochs": 62},
+}
+
+
+def training_bound(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """The lower bound of the first 1000 training data."""
+    row = pv.evaluate(model, data.train.head(1000), num_samples=10).estimates["elbo"]
+    return {"value": row.value, "se": row.se_data, "se_monte_carlo": row.se_monte_carlo}
+
+
+def _short(preset: Preset, epochs: dict[str, int]) -> Preset:
+    return replace(preset, num_samples=50, without=(), values={**preset.values, **epochs})
+
+
+TABLE = Table(
+    name="aevb_pilot",
+    title="Adagrad's step size for AEVB and wake-sleep with ten latents: early training bounds",
+    base=aevb_figure2.BASE,
+    cells={
+        f"{data}, {method}: {step_size}": aevb_figure2.recipe(data, 10, method, step_size)
+        for data, method, step_size in product(aevb_figure2.DATA, aevb_figure2.METHODS, STEP_SIZES)
+    },
+    measures={"training bound": training_bound},
+    presets={
+        name: _short(preset, EPOCHS[name]) for name, preset in aevb_figure2.TABLE.presets.items()
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(TABLE))

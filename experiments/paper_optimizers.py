@@ -1,0 +1,107 @@
+"""Optimisers and step sizes of the authors' code that torch does not have, as a ``--plugin``.
+
+    pyro-vae fit --plugin experiments/paper_optimizers.py \\
+        --fit.optimizer paper_optimizers.AdamFromOne …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["AdamFromOne", "AdamNormGrad", "RoundedSteps"]
+
+
+class AdamFromOne(Adam):
+    """Adam whose second moments start at 1, not 0, so that the first steps are small.
+
+    Of the IWAE's authors' code, as are its defaults. There ε is added to the root of the second
+    moment before its bias is corrected, here after, as in torch: the same after some thousand
+    steps.
+
+    Arguments:
+        params: what is learned.
+        lr: the step size.
+        betas: the decay of the first and the second moment.
+        eps: ε.
+        fused: torch's fused form.
+
+    References:
+        Importance Weighted Autoencoders (Burda et al., 2015), whose code is at
+        https://github.com/yburda/iwae
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.99, 0.999),
+        eps: float = 1e-4,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and not self.state[p]:
+                    on_device = group["capturable"] or group["fused"]
+                    self.state[p] |= {
+                        "step": torch.zeros((), device=p.device if on_device else "cpu"),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.ones_like(p),
+                    }
+        return super().step(closure)
+
+
+class AdamNormGrad(Adam):
+    """Adam of gradients that are divided by their norms, each parameter's by its own.
+
+    Arguments:
+        params: what is learned.
+        lr: the step size.
+        fused: torch's fused form.
+
+    References:
+        VAE with a VampPrior (Tomczak & Welling, 2018), whose code is at
+        https://github.com/jmtomczak/vae_vampprior
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1e-3, fused: bool | None = None
+    ) -> None:
+        super().__init__(params, lr=lr, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad = p.grad / (p.grad.norm() + 1e-7)
+        return super().step(closure)
+
+
+class RoundedSteps(LambdaLR):
+    """3^i epochs at each of the step sizes of :attr:`factors`, i = 0 … 7, and then at the last.
+
+    10^(−i/7), rounded as the IWAE's authors' code does.
+
+    Arguments:
+        optimizer: whose step size is multiplied by them.
+    """
+
+    factors = tuple(round(10 ** (1 - i / 7), 1) / 10 for i in range(8))
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, self._factor)
+
+    @classmethod
+    def _factor(cls, epoch: int) -> float:
+        ends = ((3 ** (i + 1) - 1) // 2 for i in range(8))
+        return cls.factors[min(sum(epoch >= end for end in ends), 7)]
