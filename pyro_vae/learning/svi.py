@@ -37,8 +37,9 @@ class CompiledSVI(SVI):
     devices; the values of those that are no tensors), which leaves a graph of tensor operations
     that TorchInductor fuses; then the optimiser steps, which for ``Joint`` is a single fused
     kernel. On a GPU both are captured as a CUDA graph. The random numbers are those that plain
-    ``SVI`` would draw, so that losses and weights differ by rounding alone; the first gradient of
-    each kind is compared with the eager one.
+    ``SVI`` would draw (with an objective that has looked at the program before), so that losses
+    and weights differ by rounding alone; the first gradient of each kind is compared with the
+    eager one.
 
     What is not a tensor is as it was when a kind of arguments was first met: a program that
     changes by itself, say with a counter of its calls, is not for this class, except for

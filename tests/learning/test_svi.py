@@ -141,7 +141,9 @@ def test_compiled_steps_are_those_of_plain_svi(grey, clip_norm):
             fast = CompiledSVI(
                 vae.model, vae.guide, optim, objectives.ELBO(), draw=lambda i: (train.draw(i),)
             )
-            plain = SVI(vae.model, vae.guide, optim, loss=objectives.ELBO())
+            looked = objectives.ELBO()
+            looked.loss(vae.model, vae.guide, train.fixed(0)[:3])
+            plain = SVI(vae.model, vae.guide, optim, loss=looked)
             pyro.set_rng_seed(1)
             with pyro.get_param_store().scope(), pyro.validation_enabled(False):
                 some = [torch.randint(0, 200, (50,)) for _ in range(60)]
@@ -266,6 +268,8 @@ def steps(objective, args, caplog, model=None, guide=None, **kwargs):
         torch.manual_seed(0)
         program = Branching()
         optim = Joint(ADAM)
+        with pyro.get_param_store().scope():
+            objective.loss(program.model, program.guide, *args)
         pyro.set_rng_seed(2)
         with pyro.get_param_store().scope(), caplog.at_level(logging.WARNING, "pyro_vae"):
             one = make(program.model, program.guide, optim)

@@ -127,8 +127,7 @@ class Objective(PyroELBO):
         found = self._seen[2]
         kinds = (*map(_kind, args), *((name, _kind(kwargs[name])) for name in sorted(kwargs)))
         if kinds not in found:
-            with torch.random.fork_rng():  # a step takes the same draws whether it looks or not
-                found[kinds] = look()
+            found[kinds] = look()
         return found[kinds]
 
     def _scheduled(self, value: float | Schedule) -> float:
