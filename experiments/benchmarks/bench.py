@@ -6,7 +6,7 @@
 or, for some of it, in the environment that ``make`` made:
 
     python experiments/benchmarks/bench.py --only step evaluation
-    python experiments/benchmarks/bench.py --quick --results /tmp/results
+    python experiments/benchmarks/bench.py --quick --results runs/bench
 
 Each topic becomes a file in ``results/``; ``table.py`` makes the README's table of them. A
 figure wants a quiet machine: run nothing else beside it.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = ["Captured", "make_capturable"]
+
+_log = logging.getLogger("pyro_vae")
 
 #: Steps made one kernel after the other before one is captured: libraries allocate in them.
 _WARM_UP = 3
@@ -19,6 +22,8 @@ class Captured:
     Kernels that each take microseconds wait for nobody then. What the function changes in
     place, weights and the optimiser's state, stays where it was; what it draws comes from the
     default generator of the GPU, which a graph keeps moving.
+
+    A function that cannot be captured runs kernel by kernel, and the log says why.
 
     Arguments:
         function: of tensors, giving a tensor; it must not wait for the GPU.
@@ -37,14 +42,24 @@ class Captured:
         for place, tensor in zip(self._inputs, tensors, strict=True):
             place.copy_(tensor)
         self._calls += 1
-        if self._calls <= _WARM_UP:
-            return self._apart()
+        if self._calls == _WARM_UP + 1:
+            self._capture()
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = self._function(*self._inputs)
+            return self._apart()
         self._graph.replay()
         return self._output.clone()
+
+    def _capture(self) -> None:
+        """Records the function, which is not executed."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._output = self._function(*self._inputs)
+        except RuntimeError as error:
+            reason = str(error).strip().partition(chr(10))[0]
+            _log.warning("steps are not captured as a CUDA graph: %s", reason)
+        else:
+            self._graph = graph
 
     def _apart(self) -> Tensor:
         """A call on the stream on which it will be captured."""
