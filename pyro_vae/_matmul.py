@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,8 +24,9 @@ Precision = Literal["float32", "bfloat16"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: The environment's word for the library of float32 products on a CPU: "mkl" or "onednn".
+#: The environment's word for the library of float32 products on a CPU.
 _VARIABLE = "PYRO_VAE_MATMUL"
+_LIBRARIES = ("auto", "mkl", "onednn")
 #: How much larger than MKL's the error of oneDNN's products may be.
 _MOST_ERROR = 4.0
 
@@ -42,10 +46,11 @@ def check_precision(precision: str) -> Precision:
 def products(precision: Precision = "float32") -> Iterator[None]:
     """Matrix products as they were asked for, and as before afterwards.
 
-    float32 products on a CPU are MKL's. On some processors oneDNN is faster, and takes them
-    where the environment variable ``PYRO_VAE_MATMUL`` is ``onednn``: never by itself, for results
-    differ in the last digits. oneDNN may round to bfloat16 on processors that have it; so its
-    error is measured first, and where it is more than four times MKL's it is not used.
+    float32 products on a CPU are MKL's, but on AMD's processors oneDNN's, which is faster there;
+    the environment variable ``PYRO_VAE_MATMUL`` can choose, ``mkl`` or ``onednn``. The clock
+    never does, for their results differ in the last digits. oneDNN may round to bfloat16 on
+    processors that have it; so its error is measured first, and where it is more than four times
+    MKL's it is not used.
 
     Arguments:
         precision: ``bfloat16`` rounds inputs and outputs of linear and convolutional layers;
@@ -54,24 +59,42 @@ def products(precision: Precision = "float32") -> Iterator[None]:
     Raises:
         ValueError: if the environment variable is another word.
     """
-    wanted = os.environ.get(_VARIABLE, "mkl")
-    if wanted not in ("mkl", "onednn"):
-        raise ValueError(f"expected {_VARIABLE} to be mkl or onednn; got {wanted!r}")
-    library = _onednn() if wanted == "onednn" else nullcontext()
+    library = _onednn() if _library() == "onednn" else nullcontext()
     with library, _Rounded() if precision == "bfloat16" else nullcontext():
         yield
 
 
+def _library() -> str:
+    wanted = os.environ.get(_VARIABLE, "auto")
+    if wanted not in _LIBRARIES:
+        raise ValueError(f"expected {_VARIABLE} to be auto, mkl or onednn; got {wanted!r}")
+    if wanted != "auto":
+        return wanted
+    return "onednn" if _vendor() == "AuthenticAMD" else "mkl"
+
+
+@functools.cache
+def _vendor() -> str:
+    """Who made the processor, where the system says."""
+    about = Path("/proc/cpuinfo")
+    text = about.read_text() if about.is_file() else platform.processor()
+    found = re.search(r"AuthenticAMD|GenuineIntel", text)
+    return found[0] if found else ""
+
+
 @contextmanager
 def _onednn() -> Iterator[None]:
-    """oneDNN's products, where they are accurate."""
-    before = torch.get_float32_matmul_precision()
+    """oneDNN's products, where they are accurate; a GPU's are not touched."""
+    if not _accurate():
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
     try:
-        if _accurate():
-            torch.set_float32_matmul_precision("medium")
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setting.fp32_precision = before
 
 
 class _Rounded(TorchFunctionMode):
@@ -108,20 +131,23 @@ def _halved(value: Any) -> Any:
 
 @functools.cache
 def _accurate() -> bool:
-    """Whether oneDNN's float32 products are as accurate as MKL's, tried once."""
+    """Whether oneDNN takes float32 products here and is as accurate as MKL, tried once."""
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if setting is None or not torch.backends.mkldnn.is_available():
+        return False
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 256, 256, generator=generator)
     exact = a.double() @ b.double()
-    before, errors = torch.get_float32_matmul_precision(), {}
-    for name in ("highest", "medium"):
-        torch.set_float32_matmul_precision(name)
-        errors[name] = float(((a @ b).double() - exact).norm() / exact.norm())
-    torch.set_float32_matmul_precision(before)
-    if errors["medium"] <= _MOST_ERROR * errors["highest"]:
+    before, errors = setting.fp32_precision, {}
+    for library, precision in (("MKL", "none"), ("oneDNN", "bf16")):
+        setting.fp32_precision = precision
+        errors[library] = float(((a @ b).double() - exact).norm() / exact.norm())
+    setting.fp32_precision = before
+    if errors["oneDNN"] <= _MOST_ERROR * errors["MKL"]:
         return True
     _log.warning(
         "products are left to MKL: oneDNN's relative error here is %.1e, MKL's %.1e",
-        errors["medium"],
-        errors["highest"],
+        errors["oneDNN"],
+        errors["MKL"],
     )
     return False

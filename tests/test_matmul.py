@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -107,24 +108,60 @@ def test_bad_precisions(vae):
             pv.evaluate(vae, X, num_samples=50, precision="bfloat16", **option)
 
 
-def test_products_are_onednns_only_if_asked_for_and_accurate(monkeypatch, caplog):
-    before = torch.get_float32_matmul_precision()
-    with _matmul.products():
-        assert torch.get_float32_matmul_precision() == before
-    monkeypatch.setenv("PYRO_VAE_MATMUL", "onednn")
-    monkeypatch.setattr(_matmul, "_MOST_ERROR", math.inf)
-    _matmul._accurate.cache_clear()
-    with _matmul.products():
-        assert torch.get_float32_matmul_precision() == "medium"
-    assert torch.get_float32_matmul_precision() == before
-    # one that rounds more than it may
-    monkeypatch.setattr(_matmul, "_MOST_ERROR", 0.0)
-    _matmul._accurate.cache_clear()
-    with caplog.at_level(logging.WARNING, "pyro_vae"), _matmul.products():
-        assert torch.get_float32_matmul_precision() == before
-    assert "products are left to MKL" in caplog.text
-    _matmul._accurate.cache_clear()
+@pytest.fixture
+def library(monkeypatch):
+    """Which library a processor's products are left to, inside."""
+    monkeypatch.delenv("PYRO_VAE_MATMUL", raising=False)
+    monkeypatch.setattr(_matmul, "_accurate", lambda: True)
+
+    def inside() -> str:
+        with _matmul.products():
+            return torch.backends.mkldnn.matmul.fp32_precision
+
+    return inside
+
+
+def test_products_are_onednns_on_amds_processors_or_where_asked_for(library, monkeypatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    for vendor, wanted, expected in (
+        ("AuthenticAMD", "auto", "bf16"),
+        ("GenuineIntel", "auto", before),
+        ("", "auto", before),
+        ("AuthenticAMD", "mkl", before),
+        ("GenuineIntel", "onednn", "bf16"),
+    ):
+        monkeypatch.setattr(_matmul, "_vendor", lambda vendor=vendor: vendor)
+        monkeypatch.setenv("PYRO_VAE_MATMUL", wanted)
+        assert library() == expected, (vendor, wanted)
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
     monkeypatch.setenv("PYRO_VAE_MATMUL", "blis")
-    said = "expected PYRO_VAE_MATMUL to be mkl or onednn; got 'blis'"
-    with pytest.raises(ValueError, match=said), _matmul.products():
-        pass
+    said = "expected PYRO_VAE_MATMUL to be auto, mkl or onednn; got 'blis'"
+    with pytest.raises(ValueError, match=said):
+        library()
+
+
+def test_the_products_of_a_gpu_stay_as_precise_as_they_were(library, monkeypatch):
+    monkeypatch.setenv("PYRO_VAE_MATMUL", "onednn")
+    before = torch.backends.cuda.matmul.fp32_precision
+    with _matmul.products():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert torch.backends.cuda.matmul.fp32_precision == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_onednn_must_be_as_accurate_as_mkl(monkeypatch, caplog):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr(_matmul, "_MOST_ERROR", math.inf)
+    assert _matmul._accurate.__wrapped__()
+    monkeypatch.setattr(_matmul, "_MOST_ERROR", 0.0)
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        assert not _matmul._accurate.__wrapped__()
+    assert "products are left to MKL" in caplog.text
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_whose_processor_it_is_is_read_where_the_system_says():
+    about = Path("/proc/cpuinfo")
+    if about.is_file():
+        found = [name for name in ("AuthenticAMD", "GenuineIntel") if name in about.read_text()]
+        assert _matmul._vendor() == (found or [""])[0]

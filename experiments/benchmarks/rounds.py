@@ -36,23 +36,28 @@ def order(names: Sequence[str], turn: int) -> list[str]:
 
 
 def interleaved(
-    names: Sequence[str], rounds: int, work: Callable[[str], Told]
+    names: Sequence[str],
+    rounds: int,
+    work: Callable[[str], Told],
+    enough: Callable[[Mapping[str, Sequence[Told]]], bool] | None = None,
 ) -> dict[str, list[Told]]:
-    """What ``work(name)`` gives in each round."""
+    """What ``work(name)`` gives in each round; up to twice as many until it is ``enough``."""
     told: dict[str, list[Told]] = {name: [] for name in names}
-    for turn in range(rounds):
+    for turn in range(rounds if enough is None else 2 * rounds):
+        if turn >= rounds and enough is not None and enough(told):
+            break
         for name in order(names, turn):
             told[name].append(work(name))
     return told
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and range, to four digits."""
-    low, median, high = np.percentile(values, [25, 50, 75])
+    """Median, quartiles and range of those that are numbers, to four digits."""
+    low, median, high = np.nanpercentile(values, [25, 50, 75])
     return {
         "median": _rounded(median),
         "quartiles": [_rounded(low), _rounded(high)],
-        "range": [_rounded(min(values)), _rounded(max(values))],
+        "range": [_rounded(np.nanmin(values)), _rounded(np.nanmax(values))],
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from job import Job
 from process import Worker
 from rounds import interleaved
+from steady import Cores, Turn, counted, enough
 
 __all__ = ["Contender", "Measured", "Setting"]
 
@@ -44,7 +45,7 @@ class Measured:
 
     Attributes:
         counts: steps or images in a round.
-        seconds: of a round.
+        seconds: of a round, not a number where the machine did not give every core.
         values: what was found in a round; the limit's are its seconds.
         told: versions, the seconds to make ready and to run once, memory, what kept it busy.
     """
@@ -54,10 +55,16 @@ class Measured:
     values: dict[str, list[list[float]]]
     told: dict[str, dict[str, Any]]
 
+    @property
+    def limits(self) -> list[list[float]]:
+        """The limit's seconds, whole and in parts, of the rounds in which it counts."""
+        pairs = zip(self.values["limit"], self.seconds["limit"], strict=True)
+        return [[v if s == s else s for v in row] for row, s in pairs]
+
     def seconds_per(self, each: int = 1) -> dict[str, list[float]]:
         """Seconds per step, or per sample if a step is ``each`` of them; of the limit its value."""
         return {
-            name: [row[0] for row in self.values[name]]
+            name: [row[0] for row in self.limits]
             if name == "limit"
             else [s / self.counts[name] / each for s in seconds]
             for name, seconds in self.seconds.items()
@@ -120,11 +127,15 @@ class Setting:
                     "seconds_to_make_ready": round(worker.seconds, 2),
                     "seconds_of_first_round": round(first["seconds"], 2),
                 }
-            answers = interleaved(
-                list(known),
-                rounds or self.rounds,
-                lambda name: workers[name].ask(run=counts[name], warm=max(1, counts[name] // 3)),
-            )
+            looks = stack.enter_context(self.start(Contender("cores", "cores", 1), job))
+            cores = Cores(looks, 1 if self.quick or self.device != "cpu" else self.threads)
+
+            def turn(name: str) -> Turn:
+                asked = {"run": counts[name], "warm": max(1, counts[name] // 3)}
+                return cores.turn(lambda: workers[name].ask(**asked))
+
+            wanted = rounds or self.rounds
+            turns = interleaved(list(known), wanted, turn, lambda found: enough(found, wanted))
             for name, worker in workers.items():
                 told[name] |= worker.ask(memory=True)
                 if self.device != "cpu" and name != "limit" and "torch" in worker.versions:
@@ -132,8 +143,8 @@ class Setting:
                     told[name] |= _per(few, worker.ask(profile=few))
         return Measured(
             counts=counts,
-            seconds={name: [a["seconds"] for a in found] for name, found in answers.items()},
-            values={name: [a["values"] for a in found] for name, found in answers.items()},
+            seconds={name: counted(found) for name, found in turns.items()},
+            values={name: [t.answer["values"] for t in found] for name, found in turns.items()},
             told=told,
         )
 

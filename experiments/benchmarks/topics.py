@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -183,13 +184,14 @@ def told(setting: Setting, measured: Measured, each: int = 1) -> dict[str, Any]:
         "rounds": len(seconds["ours"]),
         "threads": setting.threads,
         "device": setting.device,
+        "rounds_that_count": {n: sum(map(math.isfinite, s)) for n, s in measured.seconds.items()},
         "per_round": measured.counts,
         "seconds": {name: summary(found) for name, found in seconds.items()},
         "ratios": ratios(seconds),
         "contenders": measured.told,
     }
     if "limit" in seconds:
-        parts = zip(*measured.values["limit"], strict=True)
+        parts = zip(*measured.limits, strict=True)
         names = ("all", "products", "elements", "bytes")
         result["limit"] = {n: summary(p) for n, p in zip(names, parts, strict=True)}
         result["fraction_of_limit"] = ratio(seconds["limit"], seconds["ours"])

@@ -11,6 +11,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch.nn.utils import clip_grad_norm_
 
+from .gathered import Gathered
+
 __all__ = ["Joint"]
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
@@ -48,6 +50,7 @@ class Joint(PyroOptim):
         self.clip_norm = clip_norm
         self.reduce = reduce
         self.optimizer: torch.optim.Optimizer | None = None
+        self._stepper: Gathered | None = None
         self._names: dict[torch.Tensor, str] = {}
         self._waiting: dict[str, Any] | None = None
 
@@ -72,8 +75,8 @@ class Joint(PyroOptim):
             self.reduce(self._names)
         if self.clip_norm is not None:
             clip_grad_norm_(list(self._names), self.clip_norm)
-        assert self.optimizer is not None
-        self.optimizer.step()
+        assert self._stepper is not None
+        self._stepper.step()
         if self.reduce is not None:
             for parameter in self._names:
                 if parameter not in present:  # SVI does not know of the others' gradients
@@ -83,6 +86,7 @@ class Joint(PyroOptim):
         """Lets named parameters join the optimiser, in this order."""
         if self.optimizer is None:
             self.optimizer = _construct(self.pt_optim_constructor, list(named.values()))
+            self._stepper = Gathered(self.optimizer)
         else:
             self.optimizer.add_param_group({"params": list(named.values())})
         self._names |= {parameter: name for name, parameter in named.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import partial
 
 import pyro
@@ -12,6 +13,7 @@ from components import SMALL
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
+from pyro_vae.learning.gathered import Gathered
 from pyro_vae.learning.optim import Joint
 
 X = (torch.arange(24).reshape(8, 3) % 5 < 2).float()
@@ -106,3 +108,103 @@ def test_parameters_that_take_no_part_stay_where_they_are():
         optim({b})
     assert torch.equal(a, moved) and float(moved) == pytest.approx(0.9)
     assert float(b.detach()) == pytest.approx(0.7, abs=1e-5)
+
+
+# lists that are gathered once
+
+
+def _weights(count=3):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(n + 2, generator=generator)) for n in range(count)]
+
+
+def _stepped(gathered, make, each, steps=12):
+    """Weights and state after steps, with the gathered lists or with torch's own method."""
+    weights = _weights()
+    optimizer = make(weights)
+    stepper = Gathered(optimizer)
+    for step in range(steps):
+        for p in weights:
+            p.grad = torch.sin(3 * p.detach()) + 0.1 * step
+        each(step, optimizer, weights)
+        stepper.step() if gathered else optimizer.step()
+    return [p.detach() for p in weights], optimizer.state_dict()
+
+
+def _nothing(step, optimizer, weights):
+    pass
+
+
+def _reload(step, optimizer, weights):
+    if step == 5:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def _join(step, optimizer, weights):
+    if step == 4:
+        weights.append(torch.nn.Parameter(torch.ones(2)))
+        weights[-1].grad = torch.ones(2)
+        optimizer.add_param_group({"params": [weights[-1]], "lr": 0.5})
+
+
+def _absent(step, optimizer, weights):
+    if step in (3, 7):
+        weights[1].grad = None
+
+
+def _schedule(step, optimizer, weights):
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 / (1 + step)
+        group["betas"] = (0.8, 0.99)
+
+
+@pytest.mark.parametrize("each", [_nothing, _reload, _join, _absent, _schedule])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.Adam, lr=0.1, fused=True),
+        partial(torch.optim.Adam, lr=0.1, weight_decay=0.1, fused=True),
+        partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1, fused=True),
+        partial(torch.optim.Adam, lr=0.1, amsgrad=True, maximize=True, fused=True),
+        partial(torch.optim.Adam, lr=0.1, fused=False),
+        partial(torch.optim.NAdam, lr=0.1),
+    ],
+)
+def test_gathered_steps_are_the_optimizers_own(make, each):
+    weights, state = _stepped(True, make, each)
+    expected, expected_state = _stepped(False, make, each)
+    for a, b in zip(weights, expected, strict=True):
+        assert torch.equal(a, b)
+    assert state["param_groups"] == expected_state["param_groups"]
+    for key, row in expected_state["state"].items():
+        assert all(torch.equal(state["state"][key][name], value) for name, value in row.items())
+
+
+def test_adams_own_method_steps_only_when_it_must():
+    calls = []
+
+    class Watched(Gathered):
+        def _gather(self):
+            calls.append(1)
+            super()._gather()
+
+    weights = _weights()
+    optimizer = torch.optim.Adam(weights, lr=0.1, fused=True)
+    stepper = Watched(optimizer)
+    for _ in range(6):
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        stepper.step()
+    assert len(calls) == 1
+    # a schedule that counts steps, and a hook, must see one
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        stepper.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    hooked = []
+    optimizer.register_step_post_hook(lambda *_: hooked.append(1))
+    stepper.step()
+    stepper.step()
+    assert len(hooked) == 2

@@ -1,0 +1,65 @@
+"""Turns that count: those at whose beginning and end the machine gave every core."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from process import Worker
+
+__all__ = ["Cores", "Turn", "counted", "enough"]
+
+#: Of the speed-up that all threads could have.
+_SPEED_UP = 0.75
+#: How often, and after how many seconds each, the machine is looked at before a turn.
+_LOOKS, _PAUSE = 60, 0.5
+#: The fewest turns of a contender that are steady, or all of its turns count.
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a contender answered, and whether every core was there before and after."""
+
+    answer: dict[str, Any]
+    steady: bool
+
+
+class Cores:
+    """Looks whether the machine gives as many cores as contenders have threads.
+
+    While it does not, whoever multiplies least is favoured, and it comes and goes within
+    seconds, so that not even contenders of one round meet the same machine.
+
+    Arguments:
+        worker: of the contender ``cores``.
+        threads: how many each contender has.
+    """
+
+    def __init__(self, worker: Worker, threads: int) -> None:
+        self._worker, self._threads = worker, threads
+
+    def turn(self, work: Callable[[], dict[str, Any]]) -> Turn:
+        """Lets somebody work once the cores are there, or when no more time can be lost."""
+        before = any(self._there() or time.sleep(_PAUSE) for _ in range(_LOOKS))
+        answer = work()
+        return Turn(answer, before and self._there())
+
+    def _there(self) -> bool:
+        if self._threads == 1:
+            return True
+        return self._worker.ask(run=1)["values"][0] >= _SPEED_UP * self._threads
+
+
+def enough(turns: Mapping[str, Sequence[Turn]], rounds: int) -> bool:
+    """Whether everybody had so many steady turns."""
+    return all(sum(turn.steady for turn in row) >= rounds for row in turns.values())
+
+
+def counted(turns: Sequence[Turn]) -> list[float]:
+    """The seconds of each turn, not a number where it does not count."""
+    few = sum(turn.steady for turn in turns) < _FEWEST
+    return [turn.answer["seconds"] if turn.steady or few else math.nan for turn in turns]

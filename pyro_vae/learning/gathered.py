@@ -1,0 +1,107 @@
+"""Adam's step without a look at each parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+__all__ = ["Gathered"]
+
+
+class Gathered:
+    """Steps a fused ``Adam`` or ``AdamW`` with lists of its tensors that are gathered once.
+
+    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python, which
+    takes as long as the arithmetic of a small network's step. The tensors and the numbers stay
+    the optimiser's own, so that schedules, ``state_dict`` and ``load_state_dict`` are as they
+    were; and ``Optimizer.step`` itself makes the first step, the next one after anything of
+    this changed, and every step in which hooks wait or a parameter has no gradient.
+
+    Arguments:
+        optimizer: any; those of other kinds are stepped as they are.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+        self._groups: list[_Group] = []
+        self._state: Any = None
+        self._sizes: tuple[int, ...] = ()
+        self._method: Any = None
+
+    def step(self) -> None:
+        """Makes a step with the gradients that are there."""
+        if not self._adam:
+            self._optimizer.step()
+            return
+        gradients = self._gradients()
+        if gradients is None:
+            self._optimizer.step()
+            self._gather()
+            return
+        with torch.no_grad():
+            for group, row in zip(self._groups, gradients, strict=True):
+                group.step(row)
+
+    def _gradients(self) -> list[list[Tensor]] | None:
+        """Of each group, if the lists are those of today and nothing else is wanted."""
+        optimizer = self._optimizer
+        if (
+            optimizer.state is not self._state
+            or tuple(len(group["params"]) for group in optimizer.param_groups) != self._sizes
+            or optimizer.__dict__.get("step") is not self._method
+            or optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+        ):
+            return None
+        rows = [[p.grad for p in group.parameters] for group in self._groups]
+        there = [[g for g in row if g is not None] for row in rows]
+        return there if [*map(len, there)] == [*map(len, rows)] else None
+
+    def _gather(self) -> None:
+        """Makes the lists of the optimiser as it is now, if it has a moment for everything."""
+        optimizer = self._optimizer
+        self._state = None
+        groups = optimizer.param_groups
+        if all(map(_fused, groups)) and all(
+            p in optimizer.state for g in groups for p in g["params"]
+        ):
+            self._groups = [_Group(group, optimizer.state) for group in groups]
+            self._state, self._method = optimizer.state, optimizer.__dict__.get("step")
+            self._sizes = tuple(len(group["params"]) for group in groups)
+
+
+class _Group:
+    """The tensors of a group, and the numbers that schedules change."""
+
+    def __init__(self, numbers: dict[str, Any], state: Any) -> None:
+        self._numbers = numbers
+        self.parameters: list[Tensor] = list(numbers["params"])
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+        self._lists = [[state[p][n] for p in self.parameters if n in state[p]] for n in names]
+
+    def step(self, gradients: list[Tensor]) -> None:
+        numbers = self._numbers
+        beta1, beta2 = numbers["betas"]
+        adam(
+            self.parameters,
+            gradients,
+            *self._lists,
+            fused=True,
+            capturable=numbers["capturable"],
+            decoupled_weight_decay=numbers["decoupled_weight_decay"],
+            amsgrad=numbers["amsgrad"],
+            beta1=beta1,
+            beta2=beta2,
+            lr=numbers["lr"],
+            weight_decay=numbers["weight_decay"],
+            eps=numbers["eps"],
+            maximize=numbers["maximize"],
+        )
+
+
+def _fused(group: dict[str, Any]) -> bool:
+    return bool(group.get("fused")) and not group["differentiable"]
