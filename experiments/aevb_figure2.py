@@ -25,7 +25,7 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
-from . import curves
+from . import curves, table
 from .cells import Preset
 from .claims import verdict
 from .curves import Curve, CurveCell, Curves, Found, Watch, claim, difference, gap, reached
@@ -229,7 +229,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(curves.main, TABLE, cell=TABLE.cell, told=told, draw=draw)
+main = partial(table.main, TABLE, told=told, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from pyro_vae.data import Split
 from pyro_vae.evaluation.reciprocal import reciprocal
 from pyro_vae.models import Autoencoder
 
-from . import curves
+from . import curves, table
 from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 from .cells import Preset
 from .claims import verdict
@@ -194,7 +194,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(curves.main, TABLE, cell=TABLE.cell, told=told, draw=draw)
+main = partial(table.main, TABLE, told=told, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

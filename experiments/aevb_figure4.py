@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 
-from . import aevb_figure2, curves
+from . import aevb_figure2, table
 from .gallery import Gallery, SharedCell, all_rows, manifold, show
 
 DATA = ("Frey Face", "MNIST")
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[SharedCell]) -> Figure:
     return figure
 
 
-main = partial(curves.main, TABLE, cell=TABLE.cell, draw=draw)
+main = partial(table.main, TABLE, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

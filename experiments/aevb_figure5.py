@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae import queries
 
-from . import aevb_figure2, aevb_figure4, curves
+from . import aevb_figure2, aevb_figure4, table
 from .gallery import Gallery, SharedCell, all_rows, show
 
 LATENTS = (2, 5, 10, 20)
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[SharedCell]) -> Figure:
     return figure
 
 
-main = partial(curves.main, TABLE, cell=TABLE.cell, draw=draw)
+main = partial(table.main, TABLE, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -103,6 +103,10 @@ class Table:
     def rows(self, preset: str) -> list[str]:
         return [row for row in self.cells if row not in self.presets[preset].without]
 
+    def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> Cell:
+        """One of its rows with a seed; other kinds of tables have other kinds of cells."""
+        return Cell(self, preset, row, seed, runs)
+
     def first(self, row: str, preset: str) -> str:
         """The row that ``row`` is compared with: the first of its group."""
         return next(r for r in self.rows(preset) if group_of(r) == group_of(row))
@@ -111,10 +115,10 @@ class Table:
         """A cell for every row, and for every seed of it that has a folder."""
         cells = []
         for row in self.rows(preset):
-            folder = Cell(self, preset, row, runs=runs).folder.parent
+            folder = runs / self.stem(preset)
             seeds = [re.fullmatch(rf"{slug(row)}-(\d+)", f.name) for f in folder.glob("*")]
             numbers = sorted(int(match[1]) for match in seeds if match) or [0]
-            cells += [Cell(self, preset, row, seed, runs) for seed in numbers]
+            cells += [self.cell(preset, row, seed, runs) for seed in numbers]
         return cells
 
     def stem(self, preset: str) -> str:
@@ -292,6 +296,10 @@ class Cell:
             return f"{self}: {missing}"
         bounds = self.run.read_bounds()
         return f"{self}: ELBO {bounds.elbo:.3f}, log p̂ {bounds.log_evidence:.3f}"
+
+    def more(self) -> dict[str, Any]:
+        """What its record says besides what all cells do."""
+        return {}
 
     @property
     def _measures(self) -> Path:

@@ -219,7 +219,7 @@ def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
         record["bounds"]["bits_per_dim"] = bounds["bits_per_dim"]
     if cell.table.measures:
         record["measures"] = cell.measured()
-    return record
+    return record | cell.more()
 
 
 def _difference(cell: Cell, first: Cell) -> dict[str, float | None] | None:

@@ -1,36 +1,30 @@
 """Figures of a program while it learns: bounds against the number of training data it has seen.
 
 A script declares :class:`Curves`, a table whose rows are also judged at epochs 1, 2, 3, 4, 6, 10 …
-of their training, says what its paper claims of them, draws them, and calls :func:`main`. What was
-judged lies beside the run, datum by datum, so that curves are compared with paired errors.
+of their training, says what its paper claims of them and draws them. What was judged lies beside
+the run, datum by datum, so that curves are compared with paired errors.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pyro_vae import _files
-from pyro_vae._parsing import nearest
 from pyro_vae.data import Dataset, Split
 from pyro_vae.learning import History, checkpoint
 from pyro_vae.learning.fit import find_device
 from pyro_vae.models import Autoencoder
 
-from . import collect
 from .cells import Cell, Table
-from .table import attempt, parsed
 
 __all__ = [
     "Curve",
@@ -44,7 +38,6 @@ __all__ = [
     "difference",
     "frame",
     "gap",
-    "main",
     "plot",
     "reached",
 ]
@@ -158,11 +151,8 @@ class Curves(Table):
     watch: Mapping[str, Watch] = field(default_factory=dict)
     paper_samples: float = math.nan
 
-    def cell(self, preset: str, row: str, seed: int, runs: Path) -> CurveCell:
+    def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> CurveCell:
         return CurveCell(self, preset, row, seed, runs)
-
-    def found(self, preset: str, runs: Path) -> list[Cell]:
-        return [self.cell(preset, c.row, c.seed, runs) for c in super().found(preset, runs)]
 
 
 class CurveCell(Cell):
@@ -203,6 +193,9 @@ class CurveCell(Cell):
     def budget(self) -> dict[str, Any]:
         told, whole = super().budget(), self.table.paper_samples
         return {**told, "paper_samples": whole, "fraction": told["samples_seen"] / whole}
+
+    def more(self) -> dict[str, Any]:
+        return {"curve": self.curve.summary()}
 
     @property
     def _epochs(self) -> list[int]:
@@ -329,106 +322,6 @@ def frame(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.set_ylim(min([y[0], *last - 5]), max([y[1], *last + 5]))
     axes.axis("on")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def main(
-    table: Table,
-    argv: Sequence[str] | None = None,
-    *,
-    cell: Callable[[str, str, int, Path], Cell],
-    told: Callable[[Sequence[Any]], dict[str, Any]] = lambda cells: {},
-    draw: Callable[[dict[str, Any], Sequence[Any]], Figure],
-) -> int:
-    """Runs what is missing of a table, writes and prints what there is, and draws it.
-
-    Arguments:
-        table: the table.
-        argv: the words after the program's name; those it was started with if not given.
-        cell: makes a cell of a preset, a row, a seed and the folder of all runs.
-        told: what the results file says besides the table, of the cells that are complete.
-        draw: the figure, of the results and of the cells that are complete.
-
-    Returns:
-        0, or 1 after printing one sentence that says what went wrong and what to do.
-    """
-    options = parsed(table, argv)
-    file = options.results / f"{table.stem(options.preset)}.json"
-    try:
-        if options.table:
-            print(collect.text(collect.read(file, table.command(options.preset))))
-            return 0
-        make = partial(cell, options.preset)
-        asked = _asked(table, options, make)
-        failed = _work(table, options, asked)
-        cells = _all(table, options, asked)
-        complete = [cell for cell in cells if cell.missing() is None]
-        results = collect.collect(table, options.preset, cells)
-        _add_curves(results, complete)
-        results |= told(complete)
-        if _write(file, results) and complete:
-            figure = draw(results, complete)
-            _files.write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
-        print(f"{collect.text(results)}\nresults: {file}, {file.with_suffix('.png')}")
-        return int(failed)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"{table.name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{table.name}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-
-
-def _asked(table: Table, options: Any, make: Callable[[str, int, Path], Cell]) -> list[Cell]:
-    """The cells that were asked for; what can be refused is refused before the hours of work."""
-    rows = table.rows(options.preset)
-    for name in options.only or []:
-        if name not in rows:
-            raise ValueError(
-                f"expected --only to name rows ({', '.join(rows)}); got {name!r}"
-                f"{nearest(name, rows)}"
-            )
-    cells = [make(row, s, options.folder) for s in options.seeds for row in options.only or rows]
-    for cell in cells:
-        cell.check()
-    return cells
-
-
-def _work(table: Table, options: Any, cells: Sequence[Cell]) -> bool:
-    """Whether one of the cells failed."""
-    if options.slurm and options.jobs is None:
-        raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
-    if options.jobs is None:
-        return any([attempt(cell, options.device) is not None for cell in cells])
-    from . import grid
-
-    logs = options.folder / table.stem(options.preset) / "jobs"
-    return grid.work(cells, logs, options.jobs, options.device, grid.options(options.slurm))
-
-
-def _all(table: Table, options: Any, asked: Sequence[Cell]) -> list[Cell]:
-    """The cells that were asked for and those that have a folder, in the order of the table."""
-    rows = table.rows(options.preset)
-    cells = {(c.row, c.seed): c for c in table.found(options.preset, options.folder)}
-    cells |= {(cell.row, cell.seed): cell for cell in asked}
-    return sorted(cells.values(), key=lambda cell: (rows.index(cell.row), cell.seed))
-
-
-def _add_curves(results: dict[str, Any], cells: Sequence[Cell]) -> None:
-    curves = {(c.row, c.seed): c for c in cells if isinstance(c, CurveCell)}
-    for row, told in results["rows"].items():
-        for record in told["runs"]:
-            if cell := curves.get((row, record["seed"])):
-                record["curve"] = cell.curve.summary()
-
-
-def _write(file: Path, results: dict[str, Any]) -> bool:
-    """Whether there was anything to write."""
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    there = file.with_suffix(".png").is_file() and file.is_file()
-    if there and file.read_text(encoding="utf-8") == text:
-        return False
-    _files.write_text(file, text)
-    return True
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -29,11 +29,8 @@ class Gallery(Table):
 
     lenders: Sequence[Table] = ()
 
-    def cell(self, preset: str, row: str, seed: int, runs: Path) -> SharedCell:
+    def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> SharedCell:
         return SharedCell(self, preset, row, seed, runs)
-
-    def found(self, preset: str, runs: Path) -> list[Cell]:
-        return [self.cell(preset, c.row, c.seed, runs) for c in super().found(preset, runs)]
 
 
 class SharedCell(Cell):

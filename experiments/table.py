@@ -12,9 +12,11 @@ import fcntl
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import _files
 from pyro_vae._parsing import nearest
@@ -22,6 +24,9 @@ from pyro_vae.learning.diagnosis import NonFiniteLossError
 
 from . import collect
 from .cells import Cell, Measure, Preset, Table, group, slug
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "RESULTS",
@@ -42,13 +47,21 @@ RESULTS = Path(__file__).parent / "results"
 _FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
 
 
-def main(table: Table | Sequence[Table], argv: Sequence[str] | None = None) -> int:
-    """Runs what is missing of a table, and writes and prints what there is.
+def main(
+    table: Table | Sequence[Table],
+    argv: Sequence[str] | None = None,
+    *,
+    told: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
+    draw: Callable[[dict[str, Any], Sequence[Any]], Figure] | None = None,
+) -> int:
+    """Runs what is missing of a table, writes and prints what there is, and draws it.
 
     Arguments:
         table: the table, or several whose ``variant`` chooses between them; the first is the one
             that is meant if nothing is said.
         argv: the words after the program's name; those it was started with if not given.
+        told: what the results file says besides, of the cells that are complete.
+        draw: makes a figure of the results and of the cells that are complete.
 
     Returns:
         0, or 1 after printing one sentence that says what went wrong and what to do.
@@ -60,9 +73,16 @@ def main(table: Table | Sequence[Table], argv: Sequence[str] | None = None) -> i
         if options.table:
             print(collect.text(collect.read(file, table.command(options.preset))))
             return 0
-        failed = _work(table, options)
-        print(collect.text(_write(table, options, file)))
-        print(f"results: {file}")
+        asked = _asked(table, options)
+        failed = _work(table, options, asked)
+        # of two processes that end together, the later one must see what the earlier one did
+        with _alone(options.folder / table.stem(options.preset) / "results", wait=True):
+            cells = _all(table, options, asked)
+            results = collect.collect(table, options.preset, cells)
+            complete = [cell for cell in cells if cell.missing() is None]
+            results |= told(complete) if told else {}
+            files = _write(file, results, partial(draw, results, complete) if draw else None)
+        print(f"{collect.text(results)}\nresults: {', '.join(map(str, files))}")
         return int(failed)
     except _FAILURES as error:
         print(f"{table.name}: {_sentence(error)}", file=sys.stderr)
@@ -122,12 +142,8 @@ def parsed(
     return made.parse_args(argv)
 
 
-def _work(table: Table, options: argparse.Namespace) -> bool:
-    """Runs the cells that were asked for; whether one of them failed."""
-    if options.jobs is not None and options.jobs < 1:
-        raise ValueError(f"expected --jobs of at least 1; got {options.jobs}")
-    if options.slurm and options.jobs is None:
-        raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
+def _asked(table: Table, options: argparse.Namespace) -> list[Cell]:
+    """The cells that were asked for; what can be refused is refused before the hours of work."""
     rows = table.rows(options.preset)
     unknown = [name for name in options.only or [] if name not in rows]
     if unknown:
@@ -136,23 +152,40 @@ def _work(table: Table, options: argparse.Namespace) -> bool:
             f"{unknown[0]!r}{nearest(unknown[0], rows)}"
         )
     cells = [
-        Cell(table, options.preset, row, seed, options.folder)
+        table.cell(options.preset, row, seed, options.folder)
         for seed in options.seeds
         for row in options.only or rows
     ]
-    for cell in cells:  # whatever can be refused is refused before the hours of work
+    for cell in cells:
         try:
             cell.check()
         except _FAILURES as error:
             raise ValueError(f"{cell}: {error}") from error
+    return cells
+
+
+def _work(table: Table, options: argparse.Namespace, cells: Sequence[Cell]) -> bool:
+    """Runs cells; whether one of them failed."""
+    if options.jobs is not None and options.jobs < 1:
+        raise ValueError(f"expected --jobs of at least 1; got {options.jobs}")
+    if options.slurm and options.jobs is None:
+        raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
     if options.jobs is not None:
         from . import grid
 
         logs = options.folder / table.stem(options.preset) / "jobs"
         told = grid.options(options.slurm)
         return grid.work(cells, logs, options.jobs, options.device, told)
-    problems = {cell: attempt(cell, options.device) for cell in cells}
-    return any(problem is not None for problem in problems.values())
+    problems = [attempt(cell, options.device) for cell in cells]
+    return any(problem is not None for problem in problems)
+
+
+def _all(table: Table, options: argparse.Namespace, asked: Sequence[Cell]) -> list[Cell]:
+    """The cells that were asked for and those that have a folder, in the order of the table."""
+    rows = table.rows(options.preset)
+    cells = {(c.row, c.seed): c for c in table.found(options.preset, options.folder)}
+    cells |= {(cell.row, cell.seed): cell for cell in asked}
+    return sorted(cells.values(), key=lambda cell: (rows.index(cell.row), cell.seed))
 
 
 def attempt(cell: Cell, device: str) -> str | None:
@@ -188,16 +221,17 @@ def _before(cell: Cell, device: str) -> str | None:
     return problem
 
 
-def _write(table: Table, options: argparse.Namespace, file: Path) -> collect.Results:
-    # of two processes that end together, the later one must see what the earlier one did
-    with _alone(options.folder / table.stem(options.preset) / "results", wait=True):
-        results = collect.collect(
-            table, options.preset, table.found(options.preset, options.folder)
-        )
-        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            _files.write_text(file, text)
-    return results
+def _write(file: Path, results: collect.Results, draw: Callable[[], Figure] | None) -> list[Path]:
+    """Writes results and their figure, if something has changed; the files there are."""
+    picture = file.with_suffix(".png")
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    same = file.is_file() and file.read_text(encoding="utf-8") == text
+    if not same:
+        _files.write_text(file, text)
+    if draw and results["rows"] and not (same and picture.is_file()):
+        figure = draw()
+        _files.write(picture, lambda path: figure.savefig(path, dpi=150))
+    return [path for path in (file, picture) if path == file or (draw and path.is_file())]
 
 
 @contextmanager

@@ -127,8 +127,9 @@ class Setting:
                     "seconds_to_make_ready": round(worker.seconds, 2),
                     "seconds_of_first_round": round(first["seconds"], 2),
                 }
-            looks = stack.enter_context(self.start(Contender("cores", "cores", 1), job))
-            cores = Cores(looks, 1 if self.quick or self.device != "cpu" else self.threads)
+            watched = self.threads > 1 and self.device == "cpu" and not self.quick
+            looks = self.start(Contender("cores", "cores", 1), job) if watched else None
+            cores = Cores(stack.enter_context(looks) if looks else None, self.threads)
 
             def turn(name: str) -> Turn:
                 asked = {"run": counts[name], "warm": max(1, counts[name] // 3)}

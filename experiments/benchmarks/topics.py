@@ -52,7 +52,7 @@ def step(setting: Setting) -> dict[str, Any]:
 
 def iwae(setting: Setting) -> dict[str, Any]:
     """A training step of IWAE with k = 50 of 784–200–200–50 on minibatches of 20."""
-    count = 2 if setting.quick else 15
+    count = 2 if setting.quick else 40
     contenders = [
         Contender("ours", "ours", count, options=best(setting)),
         Contender("ours_eager", "ours", count),
