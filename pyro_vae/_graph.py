@@ -18,6 +18,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 
+from ._malloc import keep_freed_memory
+
 __all__ = ["NotOneGraphError", "compiled", "traced", "tracing"]
 
 #: A function of the tensors it was traced with, in their order.
@@ -72,6 +74,7 @@ def compiled(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
     Raises:
         NotOneGraphError: if Inductor cannot compile here, as without a C++ compiler.
     """
+    keep_freed_memory()
     options: dict[str, Any] = {"fallback_random": True}
     try:
         with torch.no_grad(), warnings.catch_warnings():

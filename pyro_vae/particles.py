@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._chunks import bounded, chunk, pairs_at_once, streamed_pairs
+from ._malloc import keep_freed_memory
 from ._matmul import Precision, check_precision, products
 from ._particle_graph import CompiledRuns, compiled_runs
 from ._particle_run import (
@@ -258,6 +259,7 @@ def stream_particles(
         raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
     num_samples = check_num_samples(num_samples)
     check_precision(precision)
+    keep_freed_memory()
     pairs = streamed_pairs(x, chunk_size)
     size = len(x)
 

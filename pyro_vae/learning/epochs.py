@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import distributed
+from .._malloc import keep_freed_memory
 from .._programs import Program
 from .._random import seeded
 from .batches import Batch, Batches
@@ -64,6 +65,7 @@ class Epochs:
         seed: int,
         compile: bool | None,
     ) -> None:
+        keep_freed_memory()
         self._program, self._objective, self._optim = program, objective, optim
         self._batches, self._seed = batches, seed
         pair = cast(Program, program)

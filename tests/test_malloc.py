@@ -1,0 +1,38 @@
+"""Memory that is freed stays with the process: the next step does not fault it in again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource
+import torch
+from pyro_vae._malloc import keep_freed_memory
+{}
+def work():
+    tensors = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(call: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(call)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_faulted_in_again():
+    pages = 10 * 8 * 1024  # of 4 KiB
+    assert _faults("") > pages / 4
+    assert _faults("assert keep_freed_memory()") < pages / 100
