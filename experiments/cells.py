@@ -27,7 +27,14 @@ from .published import Published
 __all__ = ["Cell", "Measure", "Preset", "Table", "group", "group_of", "slug"]
 
 #: What may differ between a run and the script's words of today: none of it changes a number.
-_MAY_DIFFER = {"fit.device", "data.path", "data.root", "plugin", "start_from"}
+_MAY_DIFFER = {
+    "fit.checkpoint_every",
+    "fit.device",
+    "data.path",
+    "data.root",
+    "plugin",
+    "start_from",
+}
 #: Where the files of ``--plugin`` are that tables name as ``{here}/…``.
 _HERE = Path(__file__).parent
 #: A figure of a trained model besides its bounds: ``value``, ``se`` where it has a standard
