@@ -75,9 +75,14 @@ def _check_gradients(module: nn.Module) -> None:
     gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     # one number to look at; only then, if at all, each gradient
     if not get_total_norm(list(gradients.values())).isfinite():
-        name = next((n for n, g in gradients.items() if not g.isfinite().all()), "")
-        cause = f"that of parameter '{name}' is NaN or infinite though the loss is not"
-        raise NonFiniteLossError("the gradient is not finite", name, cause)
+        largest = {name: float(g.abs().max()) for name, g in gradients.items()}
+        bad = [name for name, size in largest.items() if not math.isfinite(size)]
+        if bad:
+            cause = f"that of parameter '{bad[0]}' is NaN or infinite though the loss is not"
+            raise NonFiniteLossError("the gradient is not finite", bad[0], cause)
+        name = max(largest, key=lambda name: largest[name])
+        cause = f"that of parameter '{name}' is up to {largest[name]:.1e}, whose square overflows"
+        raise NonFiniteLossError("the gradient has no finite norm", name, cause)
 
 
 @torch.no_grad()

@@ -301,6 +301,24 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_with(tmp_path):
     assert (path.read_bytes(), program.loc.item()) == kept[0]
 
 
+def test_a_gradient_whose_square_overflows_names_its_parameter():
+    class Steep(Fragile):
+        def __init__(self):
+            super().__init__("nowhere")
+            self.weight = nn.Parameter(torch.zeros(100))
+
+        @pyro_method
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                # 0 now, and it rises by 1e25 with each weight
+                pyro.sample("z", dist.Normal((1e25 * self.weight).sum(), 1.0))
+
+    message = r"no finite norm in epoch 1, step 1: that of parameter 'weight' is up to \d\.\de\+2\d"
+    with pytest.raises(NonFiniteLossError, match=message) as caught:
+        pv.fit(Steep(), torch.ones(6), epochs=1)
+    assert caught.value.site == "weight"
+
+
 def test_weights_that_overflow_in_the_last_step_are_not_checkpointed(tmp_path):
     program, path = Fragile("nowhere"), tmp_path / "state.pt"
     with pytest.raises(NonFiniteLossError, match="the weights overflowed at the end of epoch 1"):
