@@ -260,9 +260,16 @@ class Cell:
         known = "paper" in self.table.presets and self.row in self.table.rows("paper")
         return paper._described.settings.fit.epochs if known else 0
 
+    @property
+    def failure(self) -> Path:
+        """Where it says why training broke off, if it did."""
+        return self.folder / "failure.txt"
+
     def missing(self) -> str | None:
         """What this cell lacks to stand in the table, or ``None``."""
         try:
+            if self.failure.is_file():
+                return f"failed: {self.failure.read_text(encoding='utf-8').strip()}"
             if not self.run.config.is_file():
                 return "not started"
             self.check()
@@ -282,6 +289,7 @@ class Cell:
             ValueError, OSError, ModuleNotFoundError, NonFiniteLossError: in one sentence.
         """
         preset, progress = self.table.presets[self.preset], sys.stderr.isatty()
+        self.failure.unlink(missing_ok=True)
         experiment = self.experiment(device)
         if not self.run.finished(experiment):
             self._measures.unlink(missing_ok=True)

@@ -204,6 +204,8 @@ def attempt(cell: Cell, device: str) -> str | None:
     except _FAILURES as error:
         problem = _sentence(error)
         print(f"{cell}: {problem}", file=sys.stderr, flush=True)
+        if isinstance(error, NonFiniteLossError):  # a result, too: it would again
+            _files.write_text(cell.failure, f"{problem}\n")
     except Exception:  # a mistake of ours in one row must not cost the night's other rows
         problem = traceback.format_exc()
         print(f"{cell}:\n{problem}", file=sys.stderr, flush=True)

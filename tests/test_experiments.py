@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -503,3 +505,19 @@ def test_rows_that_would_share_a_folder_are_refused():
     assert slug("Frey Face: Student-t") == "frey-face-student-t"
     with pytest.raises(ValueError, match="expected rows that differ in letters or digits"):
         Table("t", "T", "", {"a b": "", "a-b": ""}, {})
+
+
+def test_a_row_whose_training_broke_off_says_so_in_the_results(toy, tmp_path):
+    """It would again, which is a result, too; the others are not held up."""
+    far = {"StandardNormal": TOY.cells["StandardNormal"], "far": "--fit.optimizer.lr 1e30"}
+    base = f"{TOY.base} --fit.optimizer SGD --fit.optimizer.lr 1e-6"
+    table = Table("toy", "Steps", base, far, {"smoke": TOY.presets["smoke"]})
+    assert toy(table=table) == 1
+    found = read(tmp_path)
+    assert [*found["rows"]] == ["StandardNormal"]
+    assert re.match(r"failed: the .* in epoch 1, step \d", found["missing"]["far, seed 0"])
+    # tried again, and forgotten once it is well
+    well = replace(table, cells={**far, "far": "--fit.optimizer.lr 1e-6"})
+    assert toy(table=well) == 0
+    found = read(tmp_path)
+    assert not found["missing"] and [*found["rows"]] == [*far]
