@@ -88,7 +88,7 @@ def _onednn() -> Iterator[None]:
     if not _accurate():
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting = _setting()
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:
@@ -129,10 +129,15 @@ def _halved(value: Any) -> Any:
     return value.bfloat16() if _is_single(value) else value
 
 
+def _setting() -> Any:
+    """What holds oneDNN's precision of products; torch before 2.9 has none for it alone."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
+
+
 @functools.cache
 def _accurate() -> bool:
     """Whether oneDNN takes float32 products here and is as accurate as MKL, tried once."""
-    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    setting = _setting()
     if setting is None or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)

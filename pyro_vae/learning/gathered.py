@@ -81,7 +81,8 @@ class _Group:
         self._numbers = numbers
         self.parameters: list[Tensor] = list(numbers["params"])
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
-        self._lists = [[state[p][n] for p in self.parameters if n in state[p]] for n in names]
+        lists = ([state[p][n] for p in self.parameters if n in state[p]] for n in names)
+        self._averages, self._squares, self._largest, self._steps = lists
 
     def step(self, gradients: list[Tensor]) -> None:
         numbers = self._numbers
@@ -89,7 +90,10 @@ class _Group:
         adam(
             self.parameters,
             gradients,
-            *self._lists,
+            self._averages,
+            self._squares,
+            self._largest,
+            self._steps,
             fused=True,
             capturable=numbers["capturable"],
             decoupled_weight_decay=numbers["decoupled_weight_decay"],
