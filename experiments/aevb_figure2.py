@@ -199,14 +199,6 @@ def claims(found: Mapping[tuple[str, int, str], Curve]) -> Found:
     return told
 
 
-def told(cells: Sequence[CurveCell]) -> dict[str, Any]:
-    """What the results file says besides the table: the claims, for each seed."""
-    return {
-        "paper": {"source": SOURCE, "samples": TABLE.paper_samples},
-        "claims": curves.by_seed(cells, ROWS, claims),
-    }
-
-
 def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     """A panel for each data set and N_z, as in the paper."""
     figure = Figure(figsize=(15, 6.4), layout="constrained")
@@ -228,7 +220,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(table.main, TABLE, told=told, draw=draw)
+main = partial(table.main, TABLE, told=curves.told(SOURCE, TABLE, ROWS, claims), draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

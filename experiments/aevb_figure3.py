@@ -65,6 +65,7 @@ def rulers(
 
 
 SMALL = partial(rulers, annealing=pv.Annealing(num_temperatures=200, num_steps=5))
+FULL = {"mnist": "mnist", "hidden": "[100]", "few": 1000, "few_often": 100, "many": 50000}
 TABLE = Curves(
     name="aevb_figure3",
     title=(
@@ -104,28 +105,12 @@ TABLE = Curves(
         "small": Preset(
             fit="",
             num_data=1000,
-            values={
-                "mnist": "mnist",
-                "hidden": "[100]",
-                "few": 1000,
-                "few_epochs": 5000,
-                "few_often": 100,
-                "many": 50000,
-                "many_epochs": 100,
-            },
+            values={**FULL, "few_epochs": 5000, "many_epochs": 100},
         ),
         "paper": Preset(
             fit="",
             num_data=1000,
-            values={
-                "mnist": "mnist",
-                "hidden": "[100]",
-                "few": 1000,
-                "few_epochs": 60000,
-                "few_often": 100,
-                "many": 50000,
-                "many_epochs": 1200,
-            },
+            values={**FULL, "few_epochs": 60000, "many_epochs": 1200},
         ),
     },
 )
@@ -167,14 +152,6 @@ def claims(found: Mapping[tuple[int, str], Curve]) -> Found:
     return told
 
 
-def told(cells: Sequence[CurveCell]) -> dict[str, Any]:
-    """What the results file says besides the table: the claims, for each seed."""
-    return {
-        "paper": {"source": SOURCE, "samples": TABLE.paper_samples},
-        "claims": curves.by_seed(cells, ROWS, claims),
-    }
-
-
 def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     """A panel for each N_train, as in the paper; AIS as points on the curves of appendix D."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -194,7 +171,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(table.main, TABLE, told=told, draw=draw)
+main = partial(table.main, TABLE, told=curves.told(SOURCE, TABLE, ROWS, claims), draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

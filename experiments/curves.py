@@ -40,6 +40,7 @@ __all__ = [
     "gap",
     "plot",
     "reached",
+    "told",
 ]
 
 #: What a model is said to be worth on some data, ``(N,)`` nats, by the name of the ruler.
@@ -298,6 +299,23 @@ def by_seed(
         for seed in sorted({cell.seed for cell in cells})
         for name, found in claims({rows[c.row]: c.curve for c in cells if c.seed == seed}).items()
     }
+
+
+def told(
+    source: str,
+    table: Curves,
+    rows: Mapping[str, Any],
+    claims: Callable[[Mapping[Any, Curve]], Found],
+) -> Callable[[Sequence[CurveCell]], dict[str, Any]]:
+    """What a results file says of complete cells besides the table: the claims, for each seed.
+
+    Arguments:
+        source: the figure of the paper.
+        table: the table.
+        rows, claims: as in :func:`by_seed`.
+    """
+    paper = {"source": source, "samples": table.paper_samples}
+    return lambda cells: {"paper": paper, "claims": by_seed(cells, rows, claims)}
 
 
 def plot(

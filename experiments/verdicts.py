@@ -96,15 +96,14 @@ def verdict(row: Compared, tolerance: float = TOLERANCE) -> str:
     * ``short of budget``: not so, and training was cut short (then it may only be too low), or too
       few test data were looked at to tell;
     * ``disagrees``: outside by more than two of its errors, with nothing of the above to blame;
-    * ``not judged``: the paper's figure was only remembered, or ours is not finite.
+    * ``not judged``: the paper's figure was only remembered, or ours or its error is not finite.
     """
     difference = row.value - row.published
-    if not row.confirmed or not math.isfinite(difference):
+    if not (row.confirmed and math.isfinite(difference) and math.isfinite(row.error)):
         return "not judged"
-    error = row.error if math.isfinite(row.error) else 0.0
-    if abs(difference) <= tolerance and error <= tolerance:
+    if abs(difference) <= tolerance and row.error <= tolerance:
         return "reproduces"
-    too_few = not row.all_data and abs(difference) - 2 * error <= tolerance
+    too_few = not row.all_data and abs(difference) - 2 * row.error <= tolerance
     too_short = not row.whole and difference < 0
     return "short of budget" if too_few or too_short else "disagrees"
 

@@ -392,7 +392,7 @@ class TestTable2:
 
 def row(value=-86.76, paper=-86.5, fraction=1.0, se=0.25, data=10_000, **more) -> dict:
     """A row of a results file, made up."""
-    estimate = {"value": value, "se_data": se, "se_monte_carlo": 0.01}
+    estimate = {"value": value, "se_data": se, "se_monte_carlo": more.get("mc", 0.01)}
     budget = {"fraction": fraction, "ended_by_itself": more.get("ended", False)}
     run = {
         "bounds": {"estimates": {"log_evidence": estimate}, "num_data": data},
@@ -424,6 +424,7 @@ class TestVerdicts:
             (row(-90.0, data=500, se=1.2), "disagrees"),
             (row(-86.76, confirmed=False), "not judged"),
             (row(None), "not judged"),
+            (row(mc=None), "not judged"),  # an error that nobody knows is not none
         ],
     )
     def test_of_made_up_results(self, made, told):

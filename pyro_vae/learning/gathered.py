@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as all_optimizers
 from torch.optim.adam import adam
 
 __all__ = ["Gathered"]
@@ -14,11 +15,11 @@ __all__ = ["Gathered"]
 class Gathered:
     """Steps a fused ``Adam`` or ``AdamW`` with lists of its tensors that are gathered once.
 
-    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python, which
-    takes as long as the arithmetic of a small network's step. The tensors and the numbers stay
-    the optimiser's own, so that schedules, ``state_dict`` and ``load_state_dict`` are as they
-    were; and ``Optimizer.step`` itself makes the first step, the next one after anything of
-    this changed, and every step in which hooks wait or a parameter has no gradient.
+    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python. The
+    tensors and the numbers stay the optimiser's own, so that schedules, ``state_dict`` and
+    ``load_state_dict`` are as they were; and ``Optimizer.step`` itself makes the first step, the
+    next one after anything of this changed, and every step in which hooks, its own or those of
+    all optimisers, wait or a parameter has no gradient.
 
     Arguments:
         optimizer: any; those of other kinds are stepped as they are.
@@ -53,8 +54,7 @@ class Gathered:
             optimizer.state is not self._state
             or tuple(len(group["params"]) for group in optimizer.param_groups) != self._sizes
             or optimizer.__dict__.get("step") is not self._method
-            or optimizer._optimizer_step_pre_hooks
-            or optimizer._optimizer_step_post_hooks
+            or any(_hooks(optimizer))
         ):
             return None
         rows = [[p.grad for p in group.parameters] for group in self._groups]
@@ -105,6 +105,16 @@ class _Group:
             eps=numbers["eps"],
             maximize=numbers["maximize"],
         )
+
+
+def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    """Whoever wants to be told of a step."""
+    return (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        all_optimizers._global_optimizer_pre_hooks,
+        all_optimizers._global_optimizer_post_hooks,
+    )
 
 
 def _fused(group: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from components import SMALL
 from pyro.infer import SVI, Trace_ELBO
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pyro_vae as pv
 from pyro_vae.learning.gathered import Gathered
@@ -206,5 +207,21 @@ def test_adams_own_method_steps_only_when_it_must():
     hooked = []
     optimizer.register_step_post_hook(lambda *_: hooked.append(1))
     stepper.step()
+    stepper.step()
+    assert len(hooked) == 2
+
+
+def test_hooks_of_all_optimizers_see_every_step():
+    weights, hooked = _weights(), []
+    stepper = Gathered(torch.optim.Adam(weights, lr=0.1, fused=True))
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    stepper.step()
+    handle = register_optimizer_step_post_hook(lambda *_: hooked.append(1))
+    try:
+        stepper.step()
+        stepper.step()
+    finally:
+        handle.remove()
     stepper.step()
     assert len(hooked) == 2
