@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as all_optimizers
 from torch.optim.adam import adam
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Gathered"]
 
@@ -112,8 +112,8 @@ def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     return (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
-        all_optimizers._global_optimizer_pre_hooks,
-        all_optimizers._global_optimizer_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
     )
 
 
