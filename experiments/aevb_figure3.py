@@ -25,18 +25,16 @@ from pyro_vae.evaluation.reciprocal import reciprocal
 from pyro_vae.models import Autoencoder
 
 from . import curves, table
-from .aevb_figure2 import BASE, METHODS
+from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 from .cells import Preset
 from .claims import verdict
 from .curves import Curve, CurveCell, Curves, Found, Watch, claim, difference
 
 SOURCE = "Kingma & Welling 2013, figure 3"
 OBJECTIVES = {
-    **METHODS,
-    "MCEM": """
-        --objective MonteCarloEM --objective.num_steps 10 --objective.updates 5
-        --objective.target 0.9
-    """,
+    **{name: f"{o} --fit.optimizer.lr {STEP_SIZES['MNIST', name]}" for name, o in METHODS.items()},
+    "MCEM": "--objective MonteCarloEM --objective.num_steps 10 --objective.updates 5 "
+    f"--objective.target 0.9 --fit.optimizer.lr {STEP_SIZES['MNIST', 'AEVB']}",
 }
 SIZES = {
     1000: "--data.train {few} --fit.epochs {few_epochs} --fit.checkpoint_every {few_often}",

@@ -16,8 +16,7 @@ import pyro_vae as pv
 from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
-from .aevb_figure2 import BASE, DATA, METHODS, recipe
-from .aevb_figure2 import TABLE as FIGURE_2
+from . import aevb_figure2
 from .cells import Preset, Table
 from .table import main
 
@@ -42,13 +41,15 @@ def _short(preset: Preset, epochs: dict[str, int]) -> Preset:
 TABLE = Table(
     name="aevb_pilot",
     title="Adagrad's step size for AEVB and wake-sleep with ten latents: early training bounds",
-    base=BASE,
+    base=aevb_figure2.BASE,
     cells={
-        f"{data}, {method}: {lr}": f"{recipe(data, 10, method)} --fit.optimizer.lr {lr}"
-        for data, method, lr in product(DATA, METHODS, STEP_SIZES)
+        f"{data}, {method}: {step_size}": aevb_figure2.recipe(data, 10, method, step_size)
+        for data, method, step_size in product(aevb_figure2.DATA, aevb_figure2.METHODS, STEP_SIZES)
     },
     measures={"training bound": training_bound},
-    presets={name: _short(preset, EPOCHS[name]) for name, preset in FIGURE_2.presets.items()},
+    presets={
+        name: _short(preset, EPOCHS[name]) for name, preset in aevb_figure2.TABLE.presets.items()
+    },
 )
 
 if __name__ == "__main__":

@@ -11,55 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adagrad, Adam, Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["AdagradAfterSums", "AdamFromOne", "AdamNormGrad", "RoundedSteps"]
-
-
-class AdagradAfterSums(Adagrad):
-    """Adagrad that for its first steps only sums up squared gradients, and moves nothing.
-
-    Without that its first steps are as long as ``lr`` in every weight, whatever the gradient. There
-    1e-8 is added below the root, here 1e-10 after it, as in torch.
-
-    Arguments:
-        params: what is learned.
-        lr: the step size.
-        only_sums: for how many steps.
-        fused: torch's fused form.
-
-    Raises:
-        ValueError: if ``only_sums`` is negative.
-
-    References:
-        Auto-Encoding Variational Bayes (Kingma & Welling, 2013); ``warmup`` of the first author's
-        code at https://github.com/dpkingma/anglepy
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-2,
-        only_sums: int = 100,
-        fused: bool | None = None,
-    ) -> None:
-        if only_sums < 0:
-            raise ValueError(f"expected only_sums ≥ 0; got {only_sums}")
-        super().__init__(params, lr=lr, fused=fused)
-        self.defaults["only_sums"] = only_sums
-        for group in self.param_groups:
-            group["only_sums"] = only_sums
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        waiting = [(group, group["lr"]) for group in self.param_groups if group["only_sums"]]
-        for group, _ in waiting:
-            group |= {"lr": 0.0, "only_sums": group["only_sums"] - 1}
-        try:
-            return super().step(closure)
-        finally:
-            for group, lr in waiting:
-                group["lr"] = lr
+__all__ = ["AdamFromOne", "AdamNormGrad", "RoundedSteps"]
 
 
 class AdamFromOne(Adam):
