@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,8 @@ def work(
 ) -> bool:
     """Runs the cells that are not finished, so many at a time; whether one of them failed.
 
-    Waits for all of them, and ends them when it is interrupted. The same call goes on.
+    Waits for all of them, and ends them when it is interrupted or terminated. The same call goes
+    on.
 
     Arguments:
         cells: what is to be done.
@@ -85,7 +88,7 @@ def work(
         print(f"{len(waiting)} jobs, {executor.cluster}, {jobs} at a time; logs: {folder}")
     # how the jobs find this package
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    with environment_variables(PYTHONPATH=path):
+    with environment_variables(PYTHONPATH=path), _leaving_when_terminated():
         failed = _all(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
     for cell, job, problem in failed:
         print(f"{cell}: {problem}; its log is {job.paths.stderr}", file=sys.stderr)
@@ -105,6 +108,20 @@ def _executor(folder: Path, device: str, told: Mapping[str, Any]) -> submitit.Au
             f"gpus_per_node, slurm_partition, …); got {dict(told)}: {str(error).splitlines()[0]}"
         ) from error
     return executor
+
+
+@contextmanager
+def _leaving_when_terminated() -> Iterator[None]:
+    """SIGTERM raises SystemExit here; as it is it would leave the jobs to themselves."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _finished(cell: Cell) -> bool:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyro
@@ -26,7 +24,6 @@ import ours
 import rounds
 import scaling
 import setting
-import steady
 import table
 import topics
 from job import Job, fastest
@@ -170,57 +167,6 @@ def test_the_fastest_way_is_found():
     ways = {"slow": lambda: sum(range(300_000)), "fast": lambda: calls.append(0)}
     assert fastest(ways) == "fast"
     assert len(calls) == 2
-
-
-class Looks:
-    """A worker that answers with one speed-up after the other."""
-
-    def __init__(self, *found: float) -> None:
-        self.found = list(found)
-
-    def ask(self, **request):
-        return {"values": [self.found.pop(0)]}
-
-
-@pytest.mark.parametrize(
-    ("found", "counts"),
-    [
-        ([1.9, 1.8], True),  # there before and after
-        ([1.1, 1.2, 1.7, 1.9], True),  # waited for
-        ([1.9, 1.1], False),  # lost on the way
-    ],
-)
-def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
-    monkeypatch.setattr(steady, "_PAUSE", 0)
-    looks: Any = Looks(*found)
-    turn = steady.Cores(looks, 2).turn(lambda: {"seconds": 3.0})
-    assert turn == steady.Turn({"seconds": 3.0}, counts)
-    assert not looks.found
-    assert steady.Cores(None, 2).turn(dict).steady
-
-
-def test_cores_that_never_come_do_not_hold_everything_up(monkeypatch):
-    monkeypatch.setattr(steady, "_PAUSE", 0)
-    looks: Any = Looks(*[1.0] * steady._LOOKS)
-    assert not steady.Cores(looks, 2).turn(dict).steady
-
-
-def test_unsteady_turns_are_made_up_for_and_left_out():
-    steadily = iter([True, False, True, True, True, True])
-    turns = rounds.interleaved(
-        ["a"],
-        3,
-        lambda name: steady.Turn({"seconds": 1.0}, next(steadily)),
-        lambda found: steady.enough(found, 3),
-    )
-    assert [turn.steady for turn in turns["a"]] == [True, False, True, True]
-    seconds = steady.counted(turns["a"])
-    assert [math.isnan(s) for s in seconds] == [False, True, False, False]
-    # in the round that does not count for one, there is no ratio
-    found = rounds.ratio(seconds, [2.0, 0.1, 2.0, 2.0])
-    assert found == {"median": 0.5, "quartiles": [0.5, 0.5], "range": [0.5, 0.5]}
-    # where hardly any is steady all count, and the file says so
-    assert steady.counted([turns["a"][1]] * 5) == [1.0] * 5
 
 
 def test_the_speed_up_of_one_thread_is_one(toy):
@@ -588,52 +534,3 @@ def test_a_busy_machine_is_told(tmp_path, monkeypatch, capsys):
         "expected a quiet machine; got a load of 1.7: threads will wait for each other\n"
     )
     assert table.read(tmp_path)["step"]["load_before"] == 1.7
-
-
-# the table
-
-
-def summarised(median: float) -> dict[str, object]:
-    return {"median": median, "quartiles": [median - 0.0625, median + 0.125]}
-
-
-def test_kept_and_missed_are_computed():
-    results = {
-        "step": {"ratios": {"ours / pyro": summarised(0.3), "ours / torch": summarised(0.5625)}},
-        "iwae": {"ratios": {}},
-    }
-    lines = table.rows(table.CPU, results)
-    assert [line[1:] for line in lines[:4]] == [
-        ["0.3", "0.3 (0.237–0.425)", "kept"],
-        ["0.5", "0.562 (0.5–0.688)", "missed"],
-        ["1.05", "", "not measured"],
-        ["0.4", "", "not measured"],
-    ]
-
-
-def test_a_gpu_is_in_the_table_once_it_was_measured():
-    assert "GPU" not in table.block({})
-    results = {"evaluation-cuda": {"seconds_of_all_images": summarised(8.0)}}
-    (line,) = (x for x in table.block(results).splitlines() if "10,000 digits" in x)
-    assert line == "| GPU: L₅₀₀₀ of 10,000 digits | 10 s | 8 (7.94–8.12) s | kept |"
-
-
-def test_every_figure_stands_in_its_file():
-    # where a topic was measured on all its peers, each of its figures is found in it
-    results = table.read()
-    for figure in (*table.CPU, *table.GPU):
-        if figure.topic in results:
-            assert figure.measured(results) is not None, figure.text
-
-
-def test_the_readme_shows_what_was_measured():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- benchmarks -->" in text, "put what table.py prints between these comments"
-    shown = text.partition("<!-- benchmarks -->\n")[2].partition("\n<!-- /benchmarks -->")[0]
-    assert shown == table.block(table.read())
-
-
-def test_results_are_json_that_others_read():
-    for file in (FOLDER / "results").glob("*.json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        assert {"command", "machine"} <= {*content}, file.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -97,19 +98,25 @@ def test_no_more_jobs_at_a_time_than_were_asked_for():
     assert (Job.most, Job.going) == (3, 0)
 
 
-def test_an_interruption_ends_the_jobs():
+@pytest.mark.parametrize(
+    ("signalled", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
+)
+def test_who_is_interrupted_or_terminated_ends_the_jobs(signalled, raised):
     ended = []
 
     class Job:
         def done(self):
-            raise KeyboardInterrupt
+            signal.raise_signal(signalled)
 
         def cancel(self, check):
             ended.append(self)
 
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(raised), grid._leaving_when_terminated():
         grid._all(list("abc"), 2, lambda cell: Job())
     assert len(ended) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_words_for_slurm():
