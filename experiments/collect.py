@@ -18,7 +18,7 @@ from .published import Published
 if TYPE_CHECKING:
     from .cells import Cell, Table
 
-__all__ = ["Results", "collect", "read", "text"]
+__all__ = ["Results", "collect", "figure", "read", "text"]
 
 #: A results file.
 Results = dict[str, Any]
@@ -121,7 +121,7 @@ def text(results: Results) -> str:
         + ("   published" if any("published" in row for row in rows.values()) else "")
     )
     for name, row in rows.items():
-        told = "".join(f"{_figure(row['runs'], n):>{_width(n)}}" for n in measures)
+        told = "".join(f"{figure(row['runs'], n):>{_width(n)}}" for n in measures)
         told += f"   {row['published']}" if "published" in row else ""
         lines.append(f"{name:{wide}}{_line(row, bits, several)}{told}".rstrip())
     data = ", ".join(f"{n} test data × {k} draws" for n, k in sorted(sizes, reverse=True))
@@ -169,8 +169,11 @@ def _width(measure: str) -> int:
     return max(18, len(measure) + 2)
 
 
-def _figure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """One measure of a row: the mean over its seeds, or what a single one says of itself."""
+def figure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """One measure of a row: the mean over its seeds, or what a single one says of itself.
+
+    Empty if it was not taken.
+    """
     figures = [run["measures"][measure] for run in runs if measure in run.get("measures", {})]
     if not figures:
         return ""

@@ -21,6 +21,7 @@ from typing import Any
 
 from pyro_vae import _files
 
+from .collect import figure
 from .table import RESULTS
 
 __all__ = ["TOLERANCE", "Compared", "block", "compared", "fill", "main", "results", "verdict"]
@@ -126,26 +127,25 @@ def results(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
 
 
 def block(every: Sequence[Mapping[str, Any]]) -> str:
-    """Figures and claims as two tables in Markdown; of one of which there is nothing, one less."""
-    rows = [line for found in every for line in _rows(found)]
-    claims = [line for found in every for line in _claims(found)]
-    parts = []
-    if rows:
-        head = ["", "ours ± se", "paper", "of its training", "verdict", "source"]
-        parts.append(_markdown(head, rows))
-    if claims:
-        head = ["", "the paper says", "ours ± se", "verdict"]
-        parts.append(_markdown(head, claims))
-    return "\n\n".join(parts) or "No results beside a paper's yet."
+    """Each file's figures and claims in Markdown, below its name and the paper's."""
+    return "\n\n".join(filter(None, map(_section, every))) or "No results beside a paper's yet."
+
+
+def _section(found: Mapping[str, Any]) -> str:
+    tables = [
+        (["", "ours ± se", "paper", "of its training", "verdict"], list(_rows(found))),
+        (["the paper says", "ours ± se", "verdict"], list(_claims(found))),
+    ]
+    written = [_markdown(head, lines) for head, lines in tables if lines]
+    return "\n\n".join([_title(found), *written]) if written else ""
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    rows = found.get("rows")
-    for name, row in rows.items() if isinstance(rows, dict) else ():
-        if not (isinstance(row, dict) and "paper" in row and row.get("runs")):
-            continue
+    for name, row in _published(found):
         numbers = compared(row)
         ours = f"{numbers.value:.2f} ± {numbers.se:.2f}"
+        if row["paper"].get("units"):
+            ours += f" / {figure(row['runs'], 'active units')}"
         ours += f" ({numbers.seeds} seeds)" if numbers.seeds > 1 else ""
         said = verdict(numbers)
         if said == "disagrees":
@@ -153,8 +153,15 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
         share = "unknown" if numbers.budget is None else f"{100 * numbers.budget:.3g} %"
         if all(run["budget"]["ended_by_itself"] for run in row["runs"]):
             share += ", ended by itself"
-        title, source = f"{_title(found)}: {name}", row["paper"]["source"]
-        yield [title, ours, row["published"], share, said, source]
+        yield [name, ours, row["published"], share, said]
+
+
+def _published(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows that were run and have a paper's figure, by name."""
+    rows = found.get("rows")
+    for name, row in rows.items() if isinstance(rows, dict) else ():
+        if isinstance(row, dict) and "paper" in row and row.get("runs"):
+            yield name, row
 
 
 def _claims(found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -163,12 +170,15 @@ def _claims(found: Mapping[str, Any]) -> Iterator[list[str]]:
         told = [math.nan if claim[key] is None else claim[key] for key in ("value", "se")]
         unit = " units" if claim.get("of") == "active units" else ""
         ours = "{:+.2f} ± {:.2f}".format(*told) + unit
-        yield [_title(found), claim["sentence"], ours, claim["verdict"]]
+        yield [claim["sentence"], ours, claim["verdict"]]
 
 
 def _title(found: Mapping[str, Any]) -> str:
     variant = ", ".join(found.get("variant", {}).values())
-    return " ".join(filter(None, [f"`{found['name']}`", found["preset"], variant]))
+    name = " ".join(filter(None, [f"**`{found['name']}`**", found["preset"], variant]))
+    sources = [row["paper"]["source"] for _, row in _published(found)]
+    sources += [found["paper"]["source"]] if "paper" in found else []
+    return "; ".join(dict.fromkeys([name, *sources]))
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -401,6 +401,9 @@ def row(value=-86.76, paper=-86.5, fraction=1.0, se=0.25, data=10_000, **more) -
     }
     confirmed = more.get("confirmed", True)
     record = {"value": paper, "source": "a paper, table 1", "confirmed": confirmed}
+    if "units" in more:
+        record["units"] = [19]
+        run["measures"] = {"active units": {"value": more["units"], "se": None}}
     cause = {"suspected_cause": more["cause"]} if "cause" in more else {}
     return {"runs": [run], "paper": record, "published": str(paper), **cause}
 
@@ -444,7 +447,7 @@ class TestVerdicts:
             "preset": "small",
             "variant": {"recipe": "code"},
             "rows": {
-                "first": row(),
+                "first": row(units=12),
                 "second": row(-80.0, cause="a wrong sign"),
                 "third": {"runs": []},
             },
@@ -459,16 +462,17 @@ class TestVerdicts:
         (folder / "other.json").write_text("[1]", encoding="utf-8")
 
     TABLE = """\
-| | ours ± se | paper | of its training | verdict | source |
-| --- | --- | --- | --- | --- | --- |
-| `made_up` small code: first | -86.76 ± 0.25 | -86.5 | 100 % | reproduces | a paper, table 1 |
-| `made_up` small code: second | -80.00 ± 0.25 | -86.5 | 100 % | disagrees: a wrong sign \
-| a paper, table 1 |
+**`made_up`** small code; a paper, table 1
 
-| | the paper says | ours ± se | verdict |
-| --- | --- | --- | --- |
-| `made_up` small code | more is better | +1.00 ± 0.25 | holds |
-| `made_up` small code | more is better | +1.00 ± 0.25 units | holds |"""
+| | ours ± se | paper | of its training | verdict |
+| --- | --- | --- | --- | --- |
+| first | -86.76 ± 0.25 / 12 | -86.5 | 100 % | reproduces |
+| second | -80.00 ± 0.25 | -86.5 | 100 % | disagrees: a wrong sign |
+
+| the paper says | ours ± se | verdict |
+| --- | --- | --- |
+| more is better | +1.00 ± 0.25 | holds |
+| more is better | +1.00 ± 0.25 units | holds |"""
 
     def test_the_table_is_printed_and_put_between_the_marks(self, tmp_path, monkeypatch, capsys):
         self.made(tmp_path)
