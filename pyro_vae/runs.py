@@ -165,14 +165,9 @@ class Run(RunFiles):
         data = experiment.load_data()
         self._check_data(experiment, data, resume=True)
         model = experiment.build_model(data)
-        try:
-            self._load_weights(model)
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"{self.weights} is damaged or belongs to another model than "
-                f"{self.config}: {reason}"
-            ) from error
+        self._load_weights(
+            model, f"{self.weights} is damaged or belongs to another model than {self.config}"
+        )
         return experiment, data, model
 
     def opened(
@@ -301,8 +296,13 @@ class Run(RunFiles):
                 f"resume with its own config.yaml, or choose another --run"
             )
 
-    def _load_weights(self, model: Autoencoder) -> None:
-        model.load_state_dict(safetensors.torch.load_file(self.weights))
+    def _load_weights(self, model: Autoencoder, problem: str) -> None:
+        """Gives the model this run's weights; if they are no such, the problem and why."""
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.weights))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{problem}: {reason}") from error
 
     def _start(self, folder: Path, model: Autoencoder, going_on: bool) -> dict[str, str]:
         """Begins with the weights of the run in ``folder``; says which they are.
@@ -323,14 +323,11 @@ class Run(RunFiles):
                     f"--overwrite"
                 )
             return told
-        try:
-            first._load_weights(model)
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"expected start_from to name a run of the same model; the weights of {folder} do "
-                f"not fit: {reason}"
-            ) from error
+        first._load_weights(
+            model,
+            f"expected start_from to name a run of the same model; the weights of {folder} do not "
+            f"fit",
+        )
         return told
 
     def _experiment(self) -> Experiment:
