@@ -54,7 +54,8 @@ def test_rows_are_jobs_and_failures_are_named_with_their_logs(toy, tmp_path, cap
     assert not bad.run.weights.exists()
     results = json.loads((tmp_path / "toy-smoke.json").read_text(encoding="utf-8"))
     assert list(results["rows"]) == ["good"]
-    assert results["missing"] == {"bad, seed 0": "not started"}  # its folder is put back
+    problem = sentence.removeprefix("bad, seed 0: ")
+    assert results["missing"] == {"bad, seed 0": f"failed: {problem}"}
 
     # what is finished is not submitted, and a job that is killed is not taken for a result
     before = {p: p.stat().st_mtime_ns for p in good.folder.iterdir()}
