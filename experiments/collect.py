@@ -18,7 +18,7 @@ from .published import Published
 if TYPE_CHECKING:
     from .cells import Cell, Table
 
-__all__ = ["Results", "collect", "figure", "read", "text"]
+__all__ = ["Results", "collect", "figure", "read", "share", "text"]
 
 #: A results file.
 Results = dict[str, Any]
@@ -128,10 +128,8 @@ def text(results: Results) -> str:
     better = "lower" if bits else "higher"
     lines += ["", f"{data}; {results['units']}, {better} is better"] if sizes else []
     lines += [_told(claim) for claim in results.get("claims", {}).values()]
-    shares = [r["budget"] for _, r in _runs(results) if "fraction" in r.get("budget", {})]
-    if shares:
-        told = dict.fromkeys(f"{100 * b['fraction']:.3g} %" for b in shares)
-        lines.append(f"of the samples that the paper's training saw: {', '.join(told)}")
+    if told := share(results):
+        lines.append(f"of the samples that the paper's training saw: {told}")
     lines += [f"missing: {cell}: {reason}" for cell, reason in results["missing"].items()]
     return "\n".join(lines)
 
@@ -185,6 +183,13 @@ def figure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
     return f"{value:.4g}{told}"
 
 
+def share(results: Mapping[str, Any]) -> str:
+    """How much of the paper's training the runs saw; empty if nobody knows."""
+    budgets = [run.get("budget", {}) for _, run in _runs(results)]
+    told = [f"{100 * budget['fraction']:.3g} %" for budget in budgets if "fraction" in budget]
+    return ", ".join(dict.fromkeys(told))
+
+
 def _get(record: Mapping[str, Any], *keys: str) -> float:
     """A number in a record; what JSON calls null is not a number."""
     value: Any = record
@@ -193,7 +198,7 @@ def _get(record: Mapping[str, Any], *keys: str) -> float:
     return math.nan if value is None else value
 
 
-def _runs(results: Results) -> list[tuple[str, dict[str, Any]]]:
+def _runs(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, run) for name, row in results["rows"].items() for run in row["runs"]]
 
 

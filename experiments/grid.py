@@ -88,7 +88,7 @@ def work(
         print(f"{len(waiting)} jobs, {executor.cluster}, {jobs} at a time; logs: {folder}")
     # how the jobs find this package
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    with environment_variables(PYTHONPATH=path), _leaving_when_terminated():
+    with environment_variables(PYTHONPATH=path), _jobs_end_with_us():
         failed = _all(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
     for cell, job, problem in failed:
         print(f"{cell}: {problem}; its log is {job.paths.stderr}", file=sys.stderr)
@@ -111,17 +111,24 @@ def _executor(folder: Path, device: str, told: Mapping[str, Any]) -> submitit.Au
 
 
 @contextmanager
-def _leaving_when_terminated() -> Iterator[None]:
-    """SIGTERM raises SystemExit here; as it is it would leave the jobs to themselves."""
+def _jobs_end_with_us() -> Iterator[None]:
+    """SIGTERM raises SystemExit here; as it is it would leave the jobs to themselves.
+
+    SIGINT, by which submitit ends jobs of this machine, is ignored in the background of a shell
+    script; here it has a handler that does nothing, which they do not inherit.
+    """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finished(cell: Cell) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pyro_vae import _files
 
-from .collect import figure
+from .collect import figure, share
 from .table import RESULTS
 
 __all__ = ["TOLERANCE", "Compared", "block", "compared", "fill", "main", "results", "verdict"]
@@ -137,7 +137,10 @@ def _section(found: Mapping[str, Any]) -> str:
         (["the paper says", "ours ± se", "verdict"], list(_claims(found))),
     ]
     written = [_markdown(head, lines) for head, lines in tables if lines]
-    return "\n\n".join([_title(found), *written]) if written else ""
+    if not written:
+        return ""
+    lost = [f"Missing: {'; '.join(found['missing'])}."] if found.get("missing") else []
+    return "\n\n".join([_title(found), *written, *lost])
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -177,7 +180,8 @@ def _title(found: Mapping[str, Any]) -> str:
     variant = ", ".join(found.get("variant", {}).values())
     name = " ".join(filter(None, [f"**`{found['name']}`**", found["preset"], variant]))
     sources = [row["paper"]["source"] for _, row in _published(found)]
-    sources += [found["paper"]["source"]] if "paper" in found else []
+    if "paper" in found:  # of claims alone, whose rows are not told below
+        sources += [found["paper"]["source"], f"{share(found)} of its training"]
     return "; ".join(dict.fromkeys([name, *sources]))
 
 

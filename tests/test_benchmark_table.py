@@ -6,11 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
+
+import table
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import table  # noqa: E402
 
 
 def summarised(median: float) -> dict[str, object]:

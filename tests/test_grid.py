@@ -114,10 +114,21 @@ def test_who_is_interrupted_or_terminated_ends_the_jobs(signalled, raised):
             ended.append(self)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(raised), grid._leaving_when_terminated():
+    with pytest.raises(raised), grid._jobs_end_with_us():
         grid._all(list("abc"), 2, lambda cell: Job())
     assert len(ended) == 2
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_jobs_do_not_inherit_that_interruptions_are_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with grid._jobs_end_with_us():
+            signal.raise_signal(signal.SIGINT)  # ignored as before
+            assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_words_for_slurm():

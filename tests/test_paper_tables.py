@@ -455,6 +455,7 @@ class TestVerdicts:
                 "one": {**claim, "of": "log_evidence"},
                 "two": {**claim, "of": "active units"},
             },
+            "missing": {"third, seed 0": "not started"},
         }
         (folder / "made_up-small.json").write_text(json.dumps(found), encoding="utf-8")
         smoke = json.dumps({**found, "preset": "smoke"})
@@ -472,7 +473,23 @@ class TestVerdicts:
 | the paper says | ours ± se | verdict |
 | --- | --- | --- |
 | more is better | +1.00 ± 0.25 | holds |
-| more is better | +1.00 ± 0.25 units | holds |"""
+| more is better | +1.00 ± 0.25 units | holds |
+
+Missing: third, seed 0."""
+
+    def test_a_figure_says_of_which_paper_and_how_much_of_its_training(self):
+        budgets = [{"budget": {"fraction": share}} for share in (0.1, 0.1, 0.25)]
+        claim = {"sentence": "it rises", "value": 1.0, "se": None, "verdict": "holds"}
+        found = {
+            "name": "curve",
+            "preset": "small",
+            "rows": {"a": {"runs": budgets}},
+            "paper": {"source": "a paper, figure 2"},
+            "claims": {"one": claim},
+        }
+        assert verdicts.block([found]).splitlines()[0] == (
+            "**`curve`** small; a paper, figure 2; 10 %, 25 % of its training"
+        )
 
     def test_the_table_is_printed_and_put_between_the_marks(self, tmp_path, monkeypatch, capsys):
         self.made(tmp_path)
