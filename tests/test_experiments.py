@@ -163,6 +163,16 @@ def test_committed_results_were_made_by_the_words_of_today(file):
             assert {key: record[key] for key in commands} == commands
 
 
+def test_the_page_has_the_tables_of_the_files():
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in COMMITTED]
+    there = {line for results in files for line in collect.text(results).splitlines()}
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    tables = [block for block in blocks if block.startswith("row ")]
+    assert len(tables) > 10
+    assert not [line for block in tables for line in block.splitlines() if line not in there]
+
+
 def test_the_difference_is_paired(toy, tmp_path):
     assert toy() == 0
     first, second = (Run(tmp_path / "runs" / "toy-smoke" / f"{n}-0") for n in FOLDERS)
