@@ -33,6 +33,7 @@ _WHOLE = 0.98
 #: Presets whose figures mean something, and where they stand.
 _PRESETS = ("small", "paper")
 _README = Path(__file__).parents[1] / "README.md"
+_UNKNOWN = "the cause is not known"
 _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
 
@@ -72,11 +73,9 @@ def compared(row: Mapping[str, Any]) -> Compared:
     def mean(key: str) -> float:
         return statistics.fmean(math.nan if f[key] is None else f[key] for f in figures)
 
-    budgets = [run["budget"] for run in runs]
-    shares = [budget.get("fraction") for budget in budgets]
+    shares = [run["budget"].get("fraction") for run in runs]
     least = None if None in shares else min(shares)
     all_data = all(r["bounds"]["num_data"] >= r["data"]["sizes"]["test"] for r in runs)
-    ended = [b["ended_by_itself"] or (b.get("fraction") or 0.0) >= _WHOLE for b in budgets]
     return Compared(
         value=mean("value"),
         se=mean("se_data"),
@@ -85,9 +84,15 @@ def compared(row: Mapping[str, Any]) -> Compared:
         published=row["paper"]["value"],
         confirmed=row["paper"]["confirmed"],
         budget=least,
-        whole=all(ended),
+        whole=_whole(row),
         all_data=all_data,
     )
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    """Whether no run of a row was cut short."""
+    budgets = [run["budget"] for run in row["runs"]]
+    return all(b["ended_by_itself"] or (b.get("fraction") or 0.0) >= _WHOLE for b in budgets)
 
 
 def verdict(row: Compared, tolerance: float = TOLERANCE) -> str:
@@ -152,7 +157,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
         ours += f" ({numbers.seeds} seeds)" if numbers.seeds > 1 else ""
         said = verdict(numbers)
         if said == "disagrees":
-            said += f": {row.get('suspected_cause', 'the cause is not known')}"
+            said += f": {row.get('suspected_cause', _UNKNOWN)}"
         share = "unknown" if numbers.budget is None else f"{100 * numbers.budget:.3g} %"
         if all(run["budget"]["ended_by_itself"] for run in row["runs"]):
             share += ", ended by itself"
@@ -173,7 +178,20 @@ def _claims(found: Mapping[str, Any]) -> Iterator[list[str]]:
         told = [math.nan if claim[key] is None else claim[key] for key in ("value", "se")]
         unit = " units" if claim.get("of") == "active units" else ""
         ours = "{:+.2f} ± {:.2f}".format(*told) + unit
-        yield [claim["sentence"], ours, claim["verdict"]]
+        said = claim["verdict"]
+        said += f": {_suspected(found, claim)}" if said == "reversed" else ""
+        yield [claim["sentence"], ours, said]
+
+
+def _suspected(found: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
+    """Why a claim may be reversed: what its script says, or training that was cut short."""
+    if "suspected_cause" in claim:
+        return claim["suspected_cause"]
+    names = claim.get("weights", found["rows"])
+    rows = [row for name, row in found["rows"].items() if name in names]
+    if not all(map(_whole, rows)):
+        return "short of budget"
+    return next((r["suspected_cause"] for r in rows if "suspected_cause" in r), _UNKNOWN)
 
 
 def _title(found: Mapping[str, Any]) -> str:

@@ -491,6 +491,24 @@ Missing: third, seed 0."""
             "**`curve`** small; a paper, figure 2; 10 %, 25 % of its training"
         )
 
+    @pytest.mark.parametrize(
+        ("fractions", "more", "cause"),
+        [
+            ((1.0, 0.5, 0.1), {}, "short of budget"),
+            ((1.0, 1.0, 0.1), {"weights": {"a": 1.0, "b": -1.0, "before: c": 1.0}}, "a wrong sign"),
+            ((1.0, 1.0, 1.0), {"weights": {"c": 1.0}}, "the cause is not known"),
+            ((0.1, 0.1, 0.1), {"suspected_cause": "another split"}, "another split"),
+        ],
+    )
+    def test_what_is_reversed_has_a_suspected_cause(self, fractions, more, cause):
+        budgets = [{"fraction": share, "ended_by_itself": False} for share in fractions]
+        rows = {n: {"runs": [{"budget": b}]} for n, b in zip("abc", budgets, strict=True)}
+        rows["b"]["suspected_cause"] = "a wrong sign"
+        claim = {"sentence": "it rises", "value": -1.0, "se": 0.1, "verdict": "reversed", **more}
+        found = {"name": "made_up", "preset": "small", "rows": rows, "claims": {"one": claim}}
+        *_, line = verdicts.block([found]).splitlines()
+        assert line == f"| it rises | -1.00 ± 0.10 | reversed: {cause} |"
+
     def test_the_table_is_printed_and_put_between_the_marks(self, tmp_path, monkeypatch, capsys):
         self.made(tmp_path)
         readme = tmp_path / "README.md"
