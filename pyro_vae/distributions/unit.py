@@ -153,4 +153,12 @@ class _Score(torch.autograd.Function):
         x, logits = ctx.saved_tensors
         (grad,) = (grad[..., None] for grad in grads)
         of_x = grad * logits if ctx.needs_input_grad[0] else None
-        return of_x, grad * (x - logits.sigmoid()) if ctx.needs_input_grad[1] else None
+        return of_x, grad * (x - _sigmoid(logits)) if ctx.needs_input_grad[1] else None
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """The sigmoid; in a graph that is to be compiled, of the exponential that the score has."""
+    if not tracing():
+        return logits.sigmoid()
+    e = torch.exp(-logits.abs())
+    return torch.where(logits >= 0, 1.0, e) / (1 + e)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Gathered"]
@@ -15,8 +14,9 @@ __all__ = ["Gathered"]
 class Gathered:
     """Steps a fused ``Adam`` or ``AdamW`` with lists of its tensors that are gathered once.
 
-    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python. The
-    tensors and the numbers stay the optimiser's own, so that schedules, ``state_dict`` and
+    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python, and adds
+    one to each counter by itself; here the counters become views of one tensor. The tensors and
+    the numbers stay the optimiser's own, so that schedules, ``state_dict`` and
     ``load_state_dict`` are as they were; and ``Optimizer.step`` itself makes the first step, the
     next one after anything of this changed, and every step in which hooks, its own or those of
     all optimisers, wait or a parameter has no gradient.
@@ -80,29 +80,32 @@ class _Group:
     def __init__(self, numbers: dict[str, Any], state: Any) -> None:
         self._numbers = numbers
         self.parameters: list[Tensor] = list(numbers["params"])
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         lists = ([state[p][n] for p in self.parameters if n in state[p]] for n in names)
-        self._averages, self._squares, self._largest, self._steps = lists
+        self._averages, self._squares, self._largest = lists
+        self._count = torch.stack([state[p]["step"] for p in self.parameters])
+        self._steps = list(self._count.unbind())
+        for parameter, step in zip(self.parameters, self._steps, strict=True):
+            state[parameter]["step"] = step
 
     def step(self, gradients: list[Tensor]) -> None:
         numbers = self._numbers
         beta1, beta2 = numbers["betas"]
-        adam(
+        kernel = torch._fused_adamw_ if numbers["decoupled_weight_decay"] else torch._fused_adam_
+        self._count += 1
+        kernel(
             self.parameters,
             gradients,
             self._averages,
             self._squares,
             self._largest,
             self._steps,
-            fused=True,
-            capturable=numbers["capturable"],
-            decoupled_weight_decay=numbers["decoupled_weight_decay"],
-            amsgrad=numbers["amsgrad"],
+            lr=numbers["lr"],
             beta1=beta1,
             beta2=beta2,
-            lr=numbers["lr"],
             weight_decay=numbers["weight_decay"],
             eps=numbers["eps"],
+            amsgrad=numbers["amsgrad"],
             maximize=numbers["maximize"],
         )
 
@@ -118,4 +121,6 @@ def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
 
 
 def _fused(group: dict[str, Any]) -> bool:
-    return bool(group.get("fused")) and not group["differentiable"]
+    """Whether one kernel may step a group: it wants one type of numbers, on one device."""
+    kinds = {(p.dtype, p.device) for p in group["params"]}
+    return bool(group.get("fused")) and not group["differentiable"] and len(kinds) == 1

@@ -181,6 +181,17 @@ def test_gathered_steps_are_the_optimizers_own(make, each):
         assert all(torch.equal(state["state"][key][name], value) for name, value in row.items())
 
 
+def test_weights_of_two_types_are_stepped_each_in_its_own():
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2).double())]
+    stepper = Gathered(torch.optim.Adam(weights, lr=0.1, fused=True))
+    for step in range(1, 4):
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        stepper.step()
+        for p in weights:  # of a constant gradient Adam's steps are as long as its step size
+            torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - 0.1 * step))
+
+
 def test_adams_own_method_steps_only_when_it_must():
     calls = []
 

@@ -348,6 +348,18 @@ def test_a_loss_that_becomes_nan_is_found_where_it_came_from(grey):
     assert errors[0] == errors[1] and "in epoch 1, step 2" in errors[0]
 
 
+def test_no_bias_is_copied_to_where_a_product_goes():
+    vae = small_vae()
+    optim = Joint(partial(torch.optim.Adam, lr=1e-3))
+    fast = CompiledSVI(vae.model, vae.guide, optim, objectives.ELBO())
+    x = torch.rand(5, 3).round()
+    fast.step(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        fast.step(x)
+    called = {event.key for event in seen.key_averages()}
+    assert not fast.reasons and "aten::mm" in called and "aten::addmm" not in called
+
+
 def test_the_random_numbers_are_those_of_eager_code():
     def draws(p):
         return torch.bernoulli(p), torch.randn(3, 5) * p, torch.rand(7), torch.empty(20).normal_()
