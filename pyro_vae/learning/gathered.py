@@ -10,6 +10,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 __all__ = ["Gathered"]
 
+#: Whose kernels ``Adam(fused=True)`` and ``AdamW(fused=True)`` end in; torch declares none of them.
+_torch: Any = torch
+
 
 class Gathered:
     """Steps a fused ``Adam`` or ``AdamW`` with lists of its tensors that are gathered once.
@@ -91,7 +94,8 @@ class _Group:
     def step(self, gradients: list[Tensor]) -> None:
         numbers = self._numbers
         beta1, beta2 = numbers["betas"]
-        kernel = torch._fused_adamw_ if numbers["decoupled_weight_decay"] else torch._fused_adam_
+        decoupled = numbers["decoupled_weight_decay"]
+        kernel = _torch._fused_adamw_ if decoupled else _torch._fused_adam_
         self._count += 1
         kernel(
             self.parameters,
