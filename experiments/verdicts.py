@@ -158,10 +158,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
         said = verdict(numbers)
         if said == "disagrees":
             said += f": {row.get('suspected_cause', _UNKNOWN)}"
-        share = "unknown" if numbers.budget is None else f"{100 * numbers.budget:.3g} %"
+        trained = "unknown" if numbers.budget is None else f"{100 * numbers.budget:.3g} %"
         if all(run["budget"]["ended_by_itself"] for run in row["runs"]):
-            share += ", ended by itself"
-        yield [name, ours, row["published"], share, said]
+            trained += ", ended by itself"
+        yield [name, ours, row["published"], trained, said]
 
 
 def _published(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
