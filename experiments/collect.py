@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,9 @@ Results = dict[str, Any]
 _PRINTED = ("elbo", "iwae_5", "iwae_50", "iwae_500", "iwae_5000", "log_evidence", "gap")
 
 
-def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
+def collect(
+    table: Table, preset: str, cells: Sequence[Cell], earlier: Results | None = None
+) -> Results:
     """The results of the cells that are complete, and what the others lack.
 
     Times are left out: on a machine that others use too they say little.
@@ -36,17 +38,22 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         table: the table.
         preset: the preset that the cells were run with.
         cells: a cell for every row and seed that there is, whether complete or not.
+        earlier: results whose runs may be elsewhere: they are kept until a run here replaces them.
     """
     lacks = {cell: cell.missing() for cell in cells}
     complete = {(c.row, c.seed): c for c, reason in lacks.items() if reason is None}
+    ended = {(c.row, c.seed) for c in cells if c.failure.is_file()} | complete.keys()
+    kept = _kept(earlier or {}, table, preset, ended)
     rows: dict[str, dict[str, Any]] = {}
     for row in table.rows(preset):
         first = table.first(row, preset)
-        records = [
-            _record(cell, complete.get((first, cell.seed)))
+        found = {
+            cell.seed: _record(cell, complete.get((first, cell.seed)))
             for cell in complete.values()
             if cell.row == row
-        ]
+        }
+        found |= {seed: record for (name, seed), record in kept.items() if name == row}
+        records = [found[seed] for seed in sorted(found)]
         if records:
             rows[row] = {"words": table.cells[row], "first": first, "runs": records}
             if row in table.published:
@@ -58,7 +65,10 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         for (row, seed), cell in complete.items()
         if cell.start is not None and cell.start.missing() is None
     }
-    claims = {name: weighed(claim, known) for name, claim in table.claims.items()}
+    claims = {
+        name: weighed(claim, known) or _kept_claim(earlier or {}, table, name, kept)
+        for name, claim in table.claims.items()
+    }
     return {
         "name": table.name,
         "title": table.title,
@@ -68,8 +78,43 @@ def collect(table: Table, preset: str, cells: Sequence[Cell]) -> Results:
         "units": "bits per dimension" if table.bits else "nats per datum",
         "rows": rows,
         **({"claims": {n: c for n, c in claims.items() if c is not None}} if claims else {}),
-        "missing": {str(c): reason for c, reason in lacks.items() if reason is not None},
+        "missing": {
+            str(c): reason
+            for c, reason in lacks.items()
+            if reason is not None and (c.row, c.seed) not in kept
+        },
     }
+
+
+def _kept(
+    earlier: Results, table: Table, preset: str, ended: Collection[tuple[str, int]]
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Earlier records of rows and seeds that did not end here, if the words of today make them.
+
+    A difference to a first row that was run here anew would be to another run of it: left out.
+    """
+    kept = {}
+    for row in table.rows(preset):
+        for record in earlier.get("rows", {}).get(row, {}).get("runs", []):
+            seed, first = record["seed"], table.first(row, preset)
+            commands = table.cell(preset, row, seed).commands
+            same = all(record[verb] == command for verb, command in commands.items())
+            if same and (row, seed) not in ended:
+                again = {"difference": None} if (first, seed) in ended else {}
+                kept[row, seed] = record | again
+    return kept
+
+
+def _kept_claim(
+    earlier: Results, table: Table, name: str, kept: Collection[tuple[str, int]]
+) -> dict[str, Any] | None:
+    """What was found of a claim all of whose runs are elsewhere."""
+    told, asked = earlier.get("claims", {}).get(name), table.claims[name]
+    if told is None or told["weights"] != dict(asked.weights):
+        return None
+    there = {(alias, seed) for row, seed in kept for alias in (row, before(row))}
+    wanted = {(row, seed) for row in told["weights"] for seed in told["seeds"]}
+    return told if wanted <= there else None
 
 
 def _published(table: Table, row: str) -> dict[str, Any]:

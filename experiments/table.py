@@ -2,7 +2,8 @@
 
 A script declares a :class:`Table` and calls :func:`main`. Every cell (a row with a seed) is a
 run of its own: one that is finished is skipped, one that was killed goes on, and several
-processes may work on one table at the same time.
+processes may work on one table at the same time. Rows of a results file whose runs are not here
+stay in it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def main(
         # of two processes that end together, the later one must see what the earlier one did
         with _alone(options.folder / table.stem(options.preset) / "results", wait=True):
             cells = _all(table, options, asked)
-            results = collect.collect(table, options.preset, cells)
+            # a figure is drawn of runs that are here: it and its numbers are of the same ones
+            earlier = None if told or draw else _earlier(file, table.command(options.preset))
+            results = collect.collect(table, options.preset, cells, earlier)
             complete = [cell for cell in cells if cell.missing() is None]
             results |= told(complete) if told else {}
             files = _write(file, results, partial(draw, results, complete) if draw else None)
@@ -221,6 +224,17 @@ def _before(cell: Cell, device: str) -> str | None:
         problem = f"begins with {cell.start}, which another process is at: call this again then"
         print(f"{cell}: {problem}", file=sys.stderr, flush=True)
     return problem
+
+
+def _earlier(file: Path, command: str) -> collect.Results | None:
+    """The results that are there: their runs may be on another machine."""
+    if not file.is_file():
+        return None
+    try:
+        return collect.read(file, command)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def _write(file: Path, results: collect.Results, draw: Callable[[], Figure] | None) -> list[Path]:
