@@ -1,4 +1,4 @@
-"""Turns of a benchmark that count: while the machine gives every core."""
+"""Turns of a benchmark that count: while the machine gives every core, and its cache."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import steady
 
 
 class Looks:
-    """A worker that answers with one speed-up after the other."""
+    """A worker that answers with one speed-up, and one rate of passes, after the other."""
 
-    def __init__(self, *found: float) -> None:
-        self.found = list(found)
+    def __init__(self, *found: float | tuple[float, float]) -> None:
+        self.found = [look if isinstance(look, tuple) else (look, 100.0) for look in found]
 
     def ask(self, **request):
-        return {"values": [self.found.pop(0)]}
+        return {"values": [*self.found.pop(0)]}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ class Looks:
         ([1.9, 1.8], True),  # there before and after
         ([1.1, 1.2, 1.7, 1.9], True),  # waited for
         ([1.9, 1.1], False),  # lost on the way
+        ([(1.9, 100.0), (1.9, 70.0)], True),
+        ([(1.9, 100.0), (1.9, 30.0)], False),  # somebody else has the cache
     ],
 )
 def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
@@ -40,6 +42,15 @@ def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
     assert turn == steady.Turn({"seconds": 3.0}, counts)
     assert not looks.found
     assert steady.Cores(None, 2).turn(dict).steady
+
+
+def test_a_cache_that_others_have_is_waited_for(monkeypatch):
+    monkeypatch.setattr(steady, "_PAUSE", 0)
+    looks: Any = Looks((1.9, 100.0), (1.9, 100.0), (1.9, 20.0), (1.9, 90.0), (1.9, 95.0))
+    cores = steady.Cores(looks, 2)
+    assert cores.turn(dict).steady
+    assert cores.turn(dict).steady
+    assert not looks.found
 
 
 def test_cores_that_never_come_do_not_hold_everything_up(monkeypatch):

@@ -45,7 +45,7 @@ class Measured:
 
     Attributes:
         counts: steps or images in a round.
-        seconds: of a round, not a number where the machine did not give every core.
+        seconds: of a round, not a number where the machine was not all there.
         values: what was found in a round; the limit's are its seconds.
         told: versions, the seconds to make ready and to run once, memory, what kept it busy.
     """

@@ -1,4 +1,4 @@
-"""Turns that count: those at whose beginning and end the machine gave every core."""
+"""Turns that count: those at whose beginning and end the machine gave every core, and its cache."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ __all__ = ["Cores", "Turn", "counted", "enough"]
 
 #: Of the speed-up that all threads could have.
 _SPEED_UP = 0.75
+#: Of the best rate of passes over a step's megabytes that there was so far.
+_RATE = 0.6
 #: How often, and after how many seconds each, the machine is looked at before a turn.
 _LOOKS, _PAUSE = 60, 0.5
 #: The fewest turns of a contender that are steady, or all of its turns count.
@@ -22,17 +24,18 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contender answered, and whether every core was there before and after."""
+    """What a contender answered, and whether the machine was all there before and after."""
 
     answer: dict[str, Any]
     steady: bool
 
 
 class Cores:
-    """Looks whether the machine gives as many cores as contenders have threads.
+    """Looks whether the machine gives as many cores as contenders have threads, and its cache.
 
-    While it does not, whoever multiplies least is favoured, and it comes and goes within
-    seconds, so that not even contenders of one round meet the same machine.
+    While it does not, whoever multiplies least, or goes through least memory, is favoured, and
+    it comes and goes within seconds, so that not even contenders of one round meet the same
+    machine.
 
     Arguments:
         worker: of the contender ``cores``; ``None`` if nobody needs to look.
@@ -41,9 +44,10 @@ class Cores:
 
     def __init__(self, worker: Worker | None, threads: int) -> None:
         self._worker, self._threads = worker, threads
+        self._best = 0.0
 
     def turn(self, work: Callable[[], dict[str, Any]]) -> Turn:
-        """Lets somebody work once the cores are there, or when no more time can be lost."""
+        """Lets somebody work once the machine is there, or when no more time can be lost."""
         before = any(self._there() or time.sleep(_PAUSE) for _ in range(_LOOKS))
         answer = work()
         return Turn(answer, before and self._there())
@@ -51,7 +55,9 @@ class Cores:
     def _there(self) -> bool:
         if self._worker is None:
             return True
-        return self._worker.ask(run=1)["values"][0] >= _SPEED_UP * self._threads
+        speed_up, rate = self._worker.ask(run=1)["values"]
+        self._best = max(self._best, rate)
+        return speed_up >= _SPEED_UP * self._threads and rate >= _RATE * self._best
 
 
 def enough(turns: Mapping[str, Sequence[Turn]], rounds: int) -> bool:
