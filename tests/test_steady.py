@@ -1,4 +1,4 @@
-"""Turns of a benchmark that count: while the machine gives every core, and its cache."""
+"""Turns of a benchmark that count: while the machine gives every core, and a cache they share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import steady
 
 
 class Looks:
-    """A worker that answers with one speed-up, and one rate of passes, after the other."""
+    """A worker that answers with one speed-up, and one rate of handing over, after the other."""
 
     def __init__(self, *found: float | tuple[float, float]) -> None:
         self.found = [look if isinstance(look, tuple) else (look, 100.0) for look in found]
@@ -32,7 +32,7 @@ class Looks:
         ([1.1, 1.2, 1.7, 1.9], True),  # waited for
         ([1.9, 1.1], False),  # lost on the way
         ([(1.9, 100.0), (1.9, 70.0)], True),
-        ([(1.9, 100.0), (1.9, 30.0)], False),  # somebody else has the cache
+        ([(1.9, 100.0), (1.9, 30.0)], False),  # moved to where they share none
     ],
 )
 def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
@@ -44,7 +44,7 @@ def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
     assert steady.Cores(None, 2).turn(dict).steady
 
 
-def test_a_cache_that_others_have_is_waited_for(monkeypatch):
+def test_cores_that_share_no_cache_are_waited_for(monkeypatch):
     monkeypatch.setattr(steady, "_PAUSE", 0)
     looks: Any = Looks((1.9, 100.0), (1.9, 100.0), (1.9, 20.0), (1.9, 90.0), (1.9, 95.0))
     cores = steady.Cores(looks, 2)

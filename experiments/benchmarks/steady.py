@@ -1,4 +1,4 @@
-"""Turns that count: those at whose beginning and end the machine gave every core, and its cache."""
+"""Turns that count: those at whose beginning and end the machine was all there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Cores", "Turn", "counted", "enough"]
 
 #: Of the speed-up that all threads could have.
 _SPEED_UP = 0.75
-#: Of the best rate of passes over a step's megabytes that there was so far.
-_RATE = 0.6
+#: Of the best rate so far at which threads handed data over: it is ten times lower, or as it was.
+_RATE = 0.5
 #: How often, and after how many seconds each, the machine is looked at before a turn.
 _LOOKS, _PAUSE = 60, 0.5
 #: The fewest turns of a contender that are steady, or all of its turns count.
@@ -31,9 +31,9 @@ class Turn:
 
 
 class Cores:
-    """Looks whether the machine gives as many cores as contenders have threads, and its cache.
+    """Looks whether the machine gives as many cores as contenders have threads, sharing a cache.
 
-    While it does not, whoever multiplies least, or goes through least memory, is favoured, and
+    While it does not, whoever multiplies least, or whose threads share least, is favoured, and
     it comes and goes within seconds, so that not even contenders of one round meet the same
     machine.
 
