@@ -52,6 +52,8 @@ def split(
     nodes = list(graph.graph.nodes)
     given = [n for n in nodes if n.op == "placeholder"]
     settled = set[Node]() if any(map(_changes, nodes)) else _settled(nodes, given[:changing])
+    settled |= _row_by_row(graph.graph, settled)
+    nodes = list(graph.graph.nodes)
     kept = [n for n in nodes if n in settled and any(user not in settled for user in n.users)]
     once, each = Graph(), Graph()
     known = {node: once.placeholder(node.name) for node in given}
@@ -89,6 +91,26 @@ def _repeat_late(graph: Graph) -> None:
             late.meta = {"val": value}
             node.replace_all_uses_with(late)
             graph.erase_node(node)
+
+
+def _row_by_row(graph: Graph, settled: set[Node]) -> set[Node]:
+    """Lays out the Wᵀ of products x Wᵀ with many x row by row, and gives what does so.
+
+    On a CPU a product otherwise does that each time.
+    """
+    copies = set[Node]()
+    for node in graph.find_nodes(op="call_function", target=_aten.mm.default):
+        right: Any = node.args[1]
+        value = right.meta["val"]
+        if node in settled or right not in settled or value.is_cuda or value.is_contiguous():
+            continue
+        options: Any = {"memory_format": torch.contiguous_format}
+        with graph.inserting_before(node):
+            copy = graph.call_function(_aten.clone.default, (right,), options)
+        copy.meta = {"val": value.new_empty(value.shape)}
+        node.replace_input_with(right, copy)
+        copies.add(copy)
+    return copies
 
 
 def _copied(graph: Graph, nodes: Iterable[Node], known: dict[Node, Node]) -> None:

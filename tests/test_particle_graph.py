@@ -157,6 +157,28 @@ def test_what_no_draw_reaches_is_computed_once():
     assert max(tensor.numel() for tensor in ready) <= 5 * 5
 
 
+def test_fixed_factors_of_products_are_laid_out_once():
+    layer, straight, x = nn.Linear(3, 2), torch.randn(3, 4), torch.randn(5, 3)
+
+    def products(x):
+        return layer(x), x @ straight, x @ x.T
+
+    with torch.no_grad():
+        graph, held = traced(products, x)
+        once, each = split(graph, [x, *held], changing=1)
+        ready = once(x, *held)
+        got = each(x, *held, *ready)
+    nodes = each.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+    rights = [node.args[1] for node in nodes]
+    # a weight is given as it suits the product, what was so before is not copied, x is not fixed
+    assert [right.op for right in rights] == ["placeholder", "placeholder", "call_function"]
+    laid_out = dict(zip(each.graph.find_nodes(op="placeholder"), [x, *held, *ready], strict=True))
+    assert laid_out[rights[0]].is_contiguous() and torch.equal(laid_out[rights[0]], layer.weight.T)
+    assert laid_out[rights[1]].data_ptr() == straight.data_ptr()
+    for a, b in zip(got, products(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_tanh_of_a_graph_is_as_exact_as_float32():
     x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-30, 0, 500)])
     ends = torch.tensor([math.inf, -math.inf, math.nan, 0.0])

@@ -26,7 +26,8 @@ def best(setting: Setting) -> dict[str, Any]:
 
 def step(setting: Setting) -> dict[str, Any]:
     """A training step of 784–400–20 on minibatches of 128."""
-    count = 5 if setting.quick else 60
+    # training is long: while another worked, caches became cold, and take a hundred steps to fill
+    count = 5 if setting.quick else 300
     contenders = [
         Contender("ours", "ours", count, options=best(setting)),
         Contender("ours_eager", "ours", count),
@@ -52,7 +53,7 @@ def step(setting: Setting) -> dict[str, Any]:
 
 def iwae(setting: Setting) -> dict[str, Any]:
     """A training step of IWAE with k = 50 of 784–200–200–50 on minibatches of 20."""
-    count = 2 if setting.quick else 40
+    count = 2 if setting.quick else 120
     contenders = [
         Contender("ours", "ours", count, options=best(setting)),
         Contender("ours_eager", "ours", count),
