@@ -150,6 +150,7 @@ def test_times_are_per_step_or_sample_and_the_limit_is_its_value():
     measured = setting.Measured(
         counts={"ours": 10, "limit": 1},
         seconds={"ours": [5.0], "limit": [77.0]},
+        steady={"ours": 1, "limit": 1},
         values={"ours": [[1.0]], "limit": [[0.25, 0.125, 0.0625, 0.0625]]},
         told={"ours": {"busy_seconds": 0.4, "wall_seconds": 9.0}, "limit": {}},
     )
@@ -486,6 +487,7 @@ def test_every_axis_is_measured(tmp_path, monkeypatch):
         return setting.Measured(
             counts={c.name: c.count for c in contenders},
             seconds={c.name: [c.count * (2.0 if c.name == "pyro" else 1.0)] for c in contenders},
+            steady=dict.fromkeys(names, 1),
             values={name: [[0.0]] for name in names},
             told={name: {"above_mib": 1.0} for name in names},
         )

@@ -68,10 +68,26 @@ def test_unsteady_turns_are_made_up_for_and_left_out():
         lambda found: steady.enough(found, 3),
     )
     assert [turn.steady for turn in turns["a"]] == [True, False, True, True]
-    seconds = steady.counted(turns["a"])
+    seconds = steady.counted(turns)["a"]
     assert [math.isnan(s) for s in seconds] == [False, True, False, False]
     # in the round that does not count for one, there is no ratio
     found = rounds.ratio(seconds, [2.0, 0.1, 2.0, 2.0])
     assert found == {"median": 0.5, "quartiles": [0.5, 0.5], "range": [0.5, 0.5]}
-    # where hardly any is steady all count, and the file says so
-    assert steady.counted([turns["a"][1]] * 5) == [1.0] * 5
+
+
+def _row(steadily):
+    return [steady.Turn({"seconds": 1.0}, there == "1") for there in steadily]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "left_out"),
+    [
+        ("11101", "01111", (1, 1)),  # three rounds in common
+        ("11010", "01111", (0, 0)),  # two: there is no telling with which machine
+        ("00000", "11111", (0, 0)),
+    ],
+)
+def test_where_two_share_hardly_a_steady_round_all_count(ours, theirs, left_out):
+    seconds = steady.counted({"ours": _row(ours), "theirs": _row(theirs), "limit": _row("11111")})
+    found = [sum(map(math.isnan, seconds[name])) for name in ("ours", "theirs")]
+    assert tuple(found) == left_out

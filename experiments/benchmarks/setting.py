@@ -46,12 +46,14 @@ class Measured:
     Attributes:
         counts: steps or images in a round.
         seconds: of a round, not a number where the machine was not all there.
+        steady: in how many rounds the machine was all there.
         values: what was found in a round; the limit's are its seconds.
         told: versions, the seconds to make ready and to run once, memory, what kept it busy.
     """
 
     counts: dict[str, int]
     seconds: dict[str, list[float]]
+    steady: dict[str, int]
     values: dict[str, list[list[float]]]
     told: dict[str, dict[str, Any]]
 
@@ -144,7 +146,8 @@ class Setting:
                     told[name] |= _per(few, worker.ask(profile=few))
         return Measured(
             counts=counts,
-            seconds={name: counted(found) for name, found in turns.items()},
+            seconds=counted(turns),
+            steady={name: sum(t.steady for t in found) for name, found in turns.items()},
             values={name: [t.answer["values"] for t in found] for name, found in turns.items()},
             told=told,
         )

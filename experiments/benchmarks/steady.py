@@ -18,7 +18,7 @@ _SPEED_UP = 0.75
 _RATE = 0.5
 #: How often, and after how many seconds each, the machine is looked at before a turn.
 _LOOKS, _PAUSE = 60, 0.5
-#: The fewest turns of a contender that are steady, or all of its turns count.
+#: The fewest rounds that two contenders share and that are steady for both, or all rounds count.
 _FEWEST = 3
 
 
@@ -65,7 +65,19 @@ def enough(turns: Mapping[str, Sequence[Turn]], rounds: int) -> bool:
     return all(sum(turn.steady for turn in row) >= rounds for row in turns.values())
 
 
-def counted(turns: Sequence[Turn]) -> list[float]:
-    """The seconds of each turn, not a number where it does not count."""
-    few = sum(turn.steady for turn in turns) < _FEWEST
-    return [turn.answer["seconds"] if turn.steady or few else math.nan for turn in turns]
+def counted(turns: Mapping[str, Sequence[Turn]]) -> dict[str, list[float]]:
+    """The seconds of each contender's turns, not a number where a turn does not count.
+
+    Ratios to the first are formed round by round. If with one of the others it shares too few
+    rounds in which both are steady, the machine was never there for long enough: all count.
+    """
+    first = next(iter(turns.values()))
+    shared = (
+        sum(a.steady and b.steady for a, b in zip(first, row, strict=True))
+        for row in turns.values()
+    )
+    every = min(shared) < _FEWEST
+    return {
+        name: [turn.answer["seconds"] if turn.steady or every else math.nan for turn in row]
+        for name, row in turns.items()
+    }

@@ -186,6 +186,7 @@ def told(setting: Setting, measured: Measured, each: int = 1) -> dict[str, Any]:
         "threads": setting.threads,
         "device": setting.device,
         "rounds_that_count": {n: sum(map(math.isfinite, s)) for n, s in measured.seconds.items()},
+        "rounds_steady": measured.steady,
         "per_round": measured.counts,
         "seconds": {name: summary(found) for name, found in seconds.items()},
         "ratios": ratios(seconds),
