@@ -94,9 +94,9 @@ def _repeat_late(graph: Graph) -> None:
 
 
 def _row_by_row(graph: Graph, settled: set[Node]) -> set[Node]:
-    """Lays out the Wᵀ of products x Wᵀ with many x row by row, and gives what does so.
+    """Lays out settled right factors of products, as Wᵀ of x Wᵀ; gives the nodes that do so.
 
-    On a CPU a product otherwise does that each time.
+    On a CPU a product otherwise brings its factor into that order at every call.
     """
     copies = set[Node]()
     for node in graph.find_nodes(op="call_function", target=_aten.mm.default):

@@ -45,6 +45,14 @@ class Figure:
             found = None if found is None else found.get(key)
         return found
 
+    def arithmetic(self, results: Mapping[str, Any]) -> float | None:
+        """What it would be if ours took the arithmetic limit; none where no limit was measured."""
+        seconds = results.get(self.topic, {}).get("seconds", {})
+        peer = self.path[-1].removeprefix("ours / ")
+        if not {"limit", peer} <= {*seconds}:
+            return None
+        return seconds["limit"]["median"] / seconds[peer]["median"]
+
 
 def _ratio(text: str, target: float, topic: str, peer: str) -> Figure:
     return Figure(text, target, topic, ("ratios", f"ours / {peer}"))
@@ -88,26 +96,27 @@ def read(folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def rows(figures: Iterable[Figure], results: Mapping[str, Any]) -> list[list[str]]:
-    """Figure, target, what was measured with its quartiles, and whether that keeps it."""
+    """Figure, target, what was measured with its quartiles, the limit, whether it is kept."""
     table = []
     for figure in figures:
         found = figure.measured(results)
         target = f"{figure.target:g}{figure.unit}"
         if found is None:
-            table.append([figure.text, target, "", "not measured"])
+            table.append([figure.text, target, "", "", "not measured"])
             continue
         low, high = found["quartiles"]
         measured = f"{found['median']:.3g} ({low:.3g}–{high:.3g}){figure.unit}"
         kept = "kept" if found["median"] <= figure.target else "missed"
-        table.append([figure.text, target, measured, kept])
+        limit = figure.arithmetic(results)
+        table.append([figure.text, target, measured, f"{limit:.2g}" if limit else "", kept])
     return table
 
 
 def block(results: Mapping[str, Any]) -> str:
     """The table in Markdown; a GPU's lines are there once one was measured."""
     figures = [*CPU, *(GPU if any(f.topic in results for f in GPU) else ())]
-    lines = [["figure", "at most", "measured (quartiles)", ""], ["---", "---", "---", "---"]]
-    lines += rows(figures, results)
+    heads = ["figure", "at most", "measured (quartiles)", "arithmetic alone", ""]
+    lines = [heads, ["---"] * len(heads), *rows(figures, results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

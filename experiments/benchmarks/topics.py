@@ -26,7 +26,7 @@ def best(setting: Setting) -> dict[str, Any]:
 
 def step(setting: Setting) -> dict[str, Any]:
     """A training step of 784–400–20 on minibatches of 128."""
-    # training is long: while another worked, caches became cold, and take a hundred steps to fill
+    # training is long: whoever has waited finds caches cold, for which short turns pay most
     count = 5 if setting.quick else 300
     contenders = [
         Contender("ours", "ours", count, options=best(setting)),
