@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pyro
 import pytest
+import streams
 
 _NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
 if "PYRO_VAE_DATA" not in os.environ and _NEIGHBOUR.is_dir():
     os.environ["PYRO_VAE_DATA"] = str(_NEIGHBOUR)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    streams.move(item.get_closest_marker("recorded_seed") is None)
 
 
 @pytest.fixture(autouse=True)

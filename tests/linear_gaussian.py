@@ -10,6 +10,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import streams
 import torch
 from pyro.nn import PyroModule, pyro_method
 
@@ -27,7 +28,7 @@ class LinearGaussian(PyroModule):
 
     def __init__(self, latent_dim, data_dim=6, shift=0.0, inflate=1.0, seed=0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = streams.generator(seed)
 
         def draw(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import streams
 import torch
 from pyro.infer import RenyiELBO
 from pyro.nn import PyroModule, pyro_method
@@ -95,7 +96,7 @@ class Mixture(PyroModule):
 
 def data() -> pv.data.Split:
     """Images, with noise for a draw of two latents beside each."""
-    made = torch.Generator().manual_seed(1)
+    made = streams.generator(1)
     x = torch.bernoulli(torch.full((N, 6), 0.3), generator=made)
     return pv.data.Split(x, labels=torch.randn(N, 2, generator=made))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import pytest
+import streams
 import torch
 from components import small_vae
 from torch import Tensor
@@ -52,7 +53,7 @@ def vae():
     return made
 
 
-X = torch.bernoulli(torch.full((9, 40), 0.3), generator=torch.Generator().manual_seed(0))
+X = torch.bernoulli(torch.full((9, 40), 0.3), generator=streams.generator(0))
 
 
 @torch.no_grad()

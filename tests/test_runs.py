@@ -108,6 +108,7 @@ def test_compare_pairs_the_runs(here, capsys):
     assert row.split()[-2:] == ["0.000", "0.000"]
 
 
+@pytest.mark.recorded_seed  # as in the process that is killed, which no offset reaches
 def test_killed_and_resumed_ends_as_if_never_interrupted(here):
     command = [sys.executable, "-m", "pyro_vae", "fit", "--run", "killed"]
     start = [*command, "--config", "x.yaml", "--fit.epochs", "400", "--fit.batch_size", "50"]

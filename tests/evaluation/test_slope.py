@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import streams
 import torch
 from components import PROGRAMS, small_vae
 
@@ -19,7 +20,7 @@ from pyro_vae.evaluation._slope import compiled_path
 from pyro_vae.evaluation.annealing import ais
 from pyro_vae.particles import inspect
 
-X = torch.bernoulli(torch.full((4, 3), 0.5), generator=torch.Generator().manual_seed(0)).double()
+X = torch.bernoulli(torch.full((4, 3), 0.5), generator=streams.generator(0)).double()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import pytest
+import streams
 import torch
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
@@ -25,7 +26,7 @@ class ProbabilisticPCA(PyroModule):
 
     def __init__(self, data_dim=4, latent_dim=1, seed=0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = streams.generator(seed)
         size = (data_dim, latent_dim)
         self.W = nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64))
         self.b = nn.Parameter(torch.zeros(data_dim, dtype=torch.float64))

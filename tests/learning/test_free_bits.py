@@ -8,6 +8,7 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import pytest
+import streams
 import torch
 from components import PRIORS, small_vae
 from pyro import poutine
@@ -128,7 +129,7 @@ class TwoLayers(PyroModule):
 
     def __init__(self, up=False):
         super().__init__()
-        generator = torch.Generator().manual_seed(3)
+        generator = streams.generator(3)
         shapes = {"v": (2, 3), "w": (3, 4), "a": (4, 3), "b": (4, 2), "c": (3, 2)}
         for name, shape in shapes.items():
             value = 0.6 * torch.randn(shape, generator=generator, dtype=D)

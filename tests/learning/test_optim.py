@@ -8,6 +8,7 @@ from functools import partial
 
 import pyro
 import pytest
+import streams
 import torch
 from components import SMALL
 from pyro.infer import SVI, Trace_ELBO
@@ -115,7 +116,7 @@ def test_parameters_that_take_no_part_stay_where_they_are():
 
 
 def _weights(count=3):
-    generator = torch.Generator().manual_seed(0)
+    generator = streams.generator(0)
     return [torch.nn.Parameter(torch.randn(n + 2, generator=generator)) for n in range(count)]
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import pyro
 import pytest
+import streams
 import torch
 from components import SMALL
 from pyro import poutine
@@ -19,7 +20,7 @@ import pyro_vae as pv
 from pyro_vae.models.bayesian import BayesianVAE, GaussianLinear
 
 LINEAR = partial(pv.networks.MLP, hidden=())
-X = torch.bernoulli(torch.full((6, 3), 0.5), generator=torch.Generator().manual_seed(0)).double()
+X = torch.bernoulli(torch.full((6, 3), 0.5), generator=streams.generator(0)).double()
 
 
 def _vae(event_shape=(3,), latent_dim=2, scale=0.2, **parts):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pyro
 import pytest
+import streams
 import torch
 from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, SMALL, data_for, kind
 from pyro.infer import SVI, Predictive, Trace_ELBO
@@ -21,7 +22,7 @@ LINEAR = partial(MLP, hidden=())
 
 def _linear_gaussian(condition, c):
     """x ~ N(W z + V c + b, s² I) with the exact posterior as the guide; data and log p(x|c)."""
-    generator = torch.Generator().manual_seed(5)
+    generator = streams.generator(5)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pyro
 import pytest
+import streams
 import torch
 from components import SMALL, kind
 from pyro import poutine
@@ -51,7 +52,7 @@ class Truth:
     """z₂ ~ N(0, I), z₁ ~ N(A z₂ + a, diag S²), x ~ N(W z₁ + b, s² I), of float64."""
 
     def __init__(self, dims=(3, 2), data_dim=4, diagonal=False):
-        generator = torch.Generator().manual_seed(3)
+        generator = streams.generator(3)
 
         def draw(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)

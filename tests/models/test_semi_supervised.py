@@ -6,6 +6,7 @@ from functools import partial
 
 import pyro
 import pytest
+import streams
 import torch
 from components import SMALL
 from pyro import poutine
@@ -15,7 +16,7 @@ import pyro_vae as pv
 from pyro_vae.models.semi_supervised import SemiSupervisedVAE
 from pyro_vae.particles import inspect
 
-X = torch.bernoulli(torch.full((7, 2, 3), 0.5), generator=torch.Generator().manual_seed(0))
+X = torch.bernoulli(torch.full((7, 2, 3), 0.5), generator=streams.generator(0))
 Y = torch.arange(7) % 4
 
 
