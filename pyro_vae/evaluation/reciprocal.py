@@ -143,24 +143,46 @@ def reciprocal(
 
 def _estimate(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
     """log p̂ and its variance, ``(N,)``, of draws ``(S, C, N, D)`` and their log p ``(S, C, N)``."""
+    rounding = torch.finfo(u.dtype).eps
     u, log_p = u.double(), log_p.double()
     fitted, judged = u[:, ::2].flatten(0, 1), u[:, 1::2]
-    centre = fitted.mean(0)
-    away = (fitted - centre).movedim(0, 1)
-    covariance = away.mT @ away / (len(fitted) - 1)
-    try:
-        q = MultivariateNormal(centre, covariance)
-    except ValueError as error:
-        raise ValueError(
-            f"expected draws that a normal density can be fitted to; their covariance is singular, "
-            f"the chains hardly moved: give more num_samples or a longer warm_up in options "
-            f"({type(error).__name__})"
-        ) from error
+    q = _fitted(fitted, rounding)
     log_ratio = q.log_prob(judged) - log_p[:, 1::2]
     # by chain, because the draws of one resemble each other
     chains = log_ratio.logsumexp(0) - math.log(len(log_ratio))
     value, variance, _ = log_mean_exp(chains, rows)
     return -value, variance
+
+
+def _fitted(draws: Tensor, rounding: float) -> MultivariateNormal:
+    """The normal density with mean and covariance of draws ``(L, N, D)``.
+
+    Arguments:
+        draws: the draws, in double precision.
+        rounding: the relative rounding error of the numbers they were computed with.
+
+    Raises:
+        ValueError: if the draws of a datum do not span all D dimensions.
+    """
+    centre = draws.mean(0)
+    away = (draws - centre).movedim(0, 1)
+    # in units of each dimension's own spread, so that no unit of measurement decides
+    spread = away.norm(dim=-2, keepdim=True).clamp(min=torch.finfo(draws.dtype).tiny)
+    smallest = torch.linalg.svdvals(away / spread).amin(-1)
+    # what rounding alone can make of a singular value that is zero
+    largest = draws.abs().amax(0).unsqueeze(-2)
+    noise = rounding * len(draws) * (largest / spread).amax((-2, -1))
+    flat = smallest <= noise
+    if flat.any():
+        raise ValueError(
+            f"expected draws that a normal density can be fitted to; got a covariance that is "
+            f"singular for {int(flat.sum())} of {len(flat)} data, the chains hardly moved: give "
+            f"more num_samples or a longer warm_up in options"
+        )
+    # the factor of the covariance without the covariance, whose condition is that squared
+    factor = torch.linalg.qr(away / math.sqrt(len(draws) - 1), mode="r").R.mT
+    factor = factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return MultivariateNormal(centre, scale_tril=factor)
 
 
 def _refuse_many(dimensions: int) -> None:

@@ -9,6 +9,7 @@ from linear_gaussian import LinearGaussian
 from scipy import stats
 
 from pyro_vae.evaluation import Bounds, reciprocal
+from pyro_vae.evaluation.reciprocal import _fitted
 
 D = torch.float64
 
@@ -60,13 +61,34 @@ def test_above_five_dimensions_only_if_forced():
     [
         ({"num_chains": 3}, "expected num_chains ≥ 4"),
         ({"num_samples": 0}, "expected num_samples to be a positive integer; got 0"),
-        ({"num_samples": 1, "num_chains": 4}, "their covariance is singular"),
+        ({"num_samples": 1, "num_chains": 4}, "singular for 2 of 2 data"),
     ],
 )
 def test_bad_input(options, message):
     program, x, _ = linear_case(2, 2)
     with pytest.raises(ValueError, match=message):
         reciprocal(program, x, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_draws_are_singular_or_not_whatever_their_units(dtype):
+    for trial in range(100):
+        pyro.set_rng_seed(trial)
+        centre, scale = torch.randn(2, 3, 4, dtype=dtype)
+        scale = 10 ** (3 * scale)
+        line = centre + scale * torch.randn(9, 3, 1, dtype=dtype)
+        full = scale * (centre + torch.randn(9, 3, 4, dtype=dtype))
+        still = centre.expand(9, 3, 4)
+        rounding = torch.finfo(dtype).eps
+        for draws in (line, still, torch.zeros_like(still), full[:4]):
+            with pytest.raises(ValueError, match="singular for 3 of 3 data"):
+                _fitted(draws.double(), rounding)
+        away = (full.double() - full.double().mean(0)).movedim(0, 1)
+        # entries of dimensions in other units compare relative to both units
+        unit = away.norm(dim=1)
+        found = _fitted(full.double(), rounding).covariance_matrix / unit[:, None] / unit[..., None]
+        expected = away.mT @ away / 8 / unit[:, None] / unit[..., None]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_repeats_and_goes_to_a_file(tmp_path):
