@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from components import SMALL
@@ -185,12 +187,17 @@ def test_a_mixture_needs_components():
         likelihoods.MixtureOfDiscretizedLogistics(2, (3,), SMALL, components=0)
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("make", [likelihoods.Categorical, *LOGISTICS.values()])
-def test_learns_bytes(make):
+def test_learns_bytes(make, seed):
     # 50 copies of one datum have log P(x) → 0
     x = torch.tensor([[0.0, 17.0, 128.0, 254.0, 255.0]]).expand(50, 5)
+    pyro.set_rng_seed(seed)
     vae = pv.VAE((5,), 1, likelihood=make, encoder=SMALL, decoder=SMALL)
+    # with a constant rate the locations jump by several levels a step, and any single ELBO
+    # may be the bad one; where the rate ends at zero 28 seeds ended between −2.5 and 0
     optimizer = lambda parameters: torch.optim.Adam(parameters, lr=0.03)  # noqa: E731
-    history = pv.fit(vae, x, epochs=400, batch_size=50, optimizer=optimizer)
+    decay = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=300)
+    history = pv.fit(vae, x, epochs=300, batch_size=50, optimizer=optimizer, schedule=decay)
     assert history["elbo"][0] < -20
-    assert history["elbo"][-1] > -8
+    assert history["elbo"][-1] > -5
