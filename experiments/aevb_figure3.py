@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.data import Split
-from pyro_vae.evaluation.reciprocal import reciprocal
+from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
 from . import curves, table

@@ -33,11 +33,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import _files
+from pyro_vae.core import files
 from pyro_vae.data import Split
 from pyro_vae.evaluation import Bounds
-from pyro_vae.evaluation.annealing import Annealing, ais
-from pyro_vae.evaluation.psis import khat_threshold
+from pyro_vae.evaluation.annealing.sampler import Annealing, ais
+from pyro_vae.evaluation.importance.psis import khat_threshold
 
 from .table import RESULTS, Cell, Preset, Table
 
@@ -285,7 +285,7 @@ def _filled(options: argparse.Namespace, file: Path) -> dict[str, Any]:
 
         def save(found: dict[str, Any], row: str = row) -> None:
             results["models"][row] = found
-            _files.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            files.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
         cell = Cell(TABLE, options.preset, row, runs=options.folder)
         measure(cell, results["models"].get(row, {}), options.device, save)
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     figure = draw(results)
     picture = file.with_suffix(".png")
-    _files.write(picture, lambda temporary: figure.savefig(temporary, dpi=120))
+    files.write(picture, lambda temporary: figure.savefig(temporary, dpi=120))
     print(text(results))
     print(f"results: {file}, {picture}")
     return 0

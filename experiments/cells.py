@@ -15,11 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import _files, config
-from pyro_vae._provenance import weights_checksum
+from pyro_vae.config import experiment
+from pyro_vae.core import files
 from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
-from pyro_vae.runs import Run
+from pyro_vae.runs.provenance import weights_checksum
+from pyro_vae.runs.run import Run
 
 from .claims import Claim
 from .published import Published
@@ -194,7 +195,7 @@ class Cell:
             "evaluate": shlex.join(["pyro-vae", *evaluate]),
         }
 
-    def experiment(self, device: str = "auto") -> config.Experiment:
+    def experiment(self, device: str = "auto") -> experiment.Experiment:
         """
         Raises:
             ValueError: if the words do not describe an experiment.
@@ -202,7 +203,7 @@ class Cell:
         return _experiment([*self.words, "--fit.device", device])
 
     @property
-    def _described(self) -> config.Experiment:
+    def _described(self) -> experiment.Experiment:
         return _described(tuple(self.words))
 
     def check(self) -> None:
@@ -214,7 +215,7 @@ class Cell:
         ours = self._described
         if not self.run.config.is_file():
             return
-        stored = config.parse(self.run.config)
+        stored = experiment.parse(self.run.config)
         changed = {*ours.differences(stored)} - _MAY_DIFFER
         if stored.settings.fit.epochs < ours.settings.fit.epochs:
             changed -= {"fit.epochs"}  # it goes on
@@ -345,7 +346,7 @@ class Cell:
         model.eval()
         for name, measure in absent.items():
             figures[name] = measure(model, data)
-            _files.write_text(self._measures, json.dumps(figures, indent=1) + "\n")
+            files.write_text(self._measures, json.dumps(figures, indent=1) + "\n")
 
     def _trained(self) -> bool:
         """:meth:`Run.finished` for a configuration that was checked, without reading it again."""
@@ -372,13 +373,13 @@ class Cell:
         return pair and all(there[key] == value for key, value in wanted.items())
 
 
-def _experiment(words: Sequence[str]) -> config.Experiment:
-    made = config.parser(words)
-    return config.Experiment(made, config.explained(made, words))
+def _experiment(words: Sequence[str]) -> experiment.Experiment:
+    made = experiment.parser(words)
+    return experiment.Experiment(made, experiment.explained(made, words))
 
 
 @cache
-def _described(words: tuple[str, ...]) -> config.Experiment:
+def _described(words: tuple[str, ...]) -> experiment.Experiment:
     """To be looked at; what is trained is made anew, because an objective learns its program."""
     return _experiment(words)
 

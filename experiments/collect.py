@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_vae.report.tables import paired_difference
 
-from .claims import before, weighed
+from .claims import before
 from .published import Published
+from .weighed_claims import weighed
 
 if TYPE_CHECKING:
     from .cells import Cell, Table

@@ -18,10 +18,10 @@ from zipfile import BadZipFile
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vae import _files
+from pyro_vae.core import files
 from pyro_vae.data import Dataset, Split
 from pyro_vae.learning import History, checkpoint
-from pyro_vae.learning.fit import find_device
+from pyro_vae.learning.training import find_device
 from pyro_vae.models import Autoencoder
 
 from .cells import Cell, Table
@@ -99,7 +99,7 @@ class Curve:
             ) from error
 
     def write(self, file: Path) -> None:
-        _files.write(file, lambda path: np.savez(path, **self.columns))
+        files.write(file, lambda path: np.savez(path, **self.columns))
 
     @property
     def samples(self) -> np.ndarray:

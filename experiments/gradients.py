@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_vae import _files
-from pyro_vae._random import check_seed, seeded
+from pyro_vae.core import files
+from pyro_vae.core.random import check_seed, seeded
 from pyro_vae.learning.objectives import IWAE, MIWAE, PIWAE, Objective
 
 from .table import RESULTS
@@ -293,9 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = measure(options.preset, check_seed(options.seed))
         file = options.results / f"gradients-{options.preset}.json"
-        _files.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         figure = draw(results)
-        _files.write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
+        files.write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
     except (OSError, ValueError) as error:
         print(f"gradients: {error}", file=sys.stderr)
         return 1

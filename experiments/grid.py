@@ -1,7 +1,7 @@
 """The cells of a table as jobs of submitit: on Slurm where there is one, else on this machine.
 
-A job does no more than :func:`experiments.table.attempt`: its run folder is where it goes on after
-it was killed, and what is finished is not submitted. submitit requeues jobs that Slurm ends.
+A job only calls :func:`experiments.attempts.attempt`: a killed job resumes from its run folder, and
+finished cells are not submitted. submitit requeues jobs that Slurm ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from .table import Cell, attempt
+from .attempts import attempt
+from .cells import Cell
 
 try:
     import submitit

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from pyro_vae.data import Dataset
-from pyro_vae.evaluation.annealing import Annealing
-from pyro_vae.evaluation.gaps import gaps
+from pyro_vae.evaluation.annealing.sampler import Annealing
+from pyro_vae.evaluation.inference_gaps.estimator import gaps
 from pyro_vae.models import Autoencoder
 
 from .table import Preset, Table, main

@@ -11,8 +11,8 @@ from scipy.stats import norm
 import pyro_vae as pv
 from pyro_vae import queries
 from pyro_vae.data import Dataset
-from pyro_vae.evaluation.divergences import divergences
-from pyro_vae.evaluation.surgery import surgery
+from pyro_vae.evaluation.latent_diagnostics.elbo_surgery import surgery
+from pyro_vae.evaluation.latent_diagnostics.kl import divergences
 from pyro_vae.models import Autoencoder
 
 __all__ = [
@@ -88,7 +88,7 @@ def mutual_information(model: Autoencoder, data: Dataset) -> dict[str, Any]:
 def accuracy(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     """The fraction of test data whose most probable class is right, and its binomial error."""
     assert isinstance(model, pv.models.SemiSupervisedVAE) and data.test.labels is not None
-    value = model.accuracy(data.test.fixed(0), data.test.labels)
+    value = model.accuracy(data.test.materialize(0), data.test.labels)
     size = len(data.test)
     return {"value": value, "se": (value * (1 - value) / size) ** 0.5, "num_data": size}
 
@@ -109,7 +109,7 @@ def accuracy_by_bayes(model: Autoencoder, data: Dataset) -> dict[str, Any]:
         return {"value": None, "text": "–"}
     some = data.test.head(200)
     assert some.labels is not None
-    x = some.fixed(0)
+    x = some.materialize(0)
     scores = [
         pv.evaluate(model, x, torch.full_like(some.labels, c), num_samples=100)
         for c in range(data.num_classes)
@@ -125,7 +125,7 @@ def lower_half(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     The value is that of the model; what its pixels' own frequencies, or means and standard
     deviations, give the lower half stands beside it, with the paired difference.
     """
-    x, train = data.test.head(100).fixed(0), data.train.fixed(0)
+    x, train = data.test.head(100).materialize(0), data.train.materialize(0)
     observed = queries.mask("lower-half", data.event_shape)
     score = queries.score_missing(model, x, observed=observed, num_samples=2000)
     ours, theirs = score.value, queries.score_pixelwise(train, x, observed)

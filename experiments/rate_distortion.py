@@ -15,9 +15,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyro_vae import _files
+from pyro_vae.core import files
 from pyro_vae.evaluation import Annealing
-from pyro_vae.evaluation.rate_distortion import RateDistortion, rate_distortion
+from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, rate_distortion
 
 from . import collect
 from .measures import active_units, distortion, mutual_information, rate
@@ -141,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = curve(first)
         told = {"command": TABLE.command(chosen.preset), "row": first.row, **found.summary()}
         text = json.dumps(told, indent=1, ensure_ascii=False)
-        _files.write_text(beside, text + "\n")
+        files.write_text(beside, text + "\n")
         figure = draw(collect.read(file, TABLE.command(chosen.preset)), found)
-        _files.write(picture, lambda path: figure.savefig(path, dpi=150))
+        files.write(picture, lambda path: figure.savefig(path, dpi=150))
     except (OSError, ValueError) as error:
         print(f"{TABLE.name}: {error}", file=sys.stderr)
         return 1

@@ -9,21 +9,18 @@ stay in it.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae import _files
-from pyro_vae._parsing import nearest
-from pyro_vae.learning.diagnosis import NonFiniteLossError
+from pyro_vae.core import files
+from pyro_vae.core.validation import did_you_mean
 
 from . import collect
+from .attempts import FAILURES, alone, attempt, sentence
 from .cells import Cell, Measure, Preset, Table, group, slug
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ __all__ = [
     "Measure",
     "Preset",
     "Table",
-    "attempt",
     "chosen",
     "group",
     "main",
@@ -44,8 +40,6 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
-#: What goes wrong in one cell and is said in one sentence, so that the others still run.
-_FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
 
 
 def main(
@@ -77,7 +71,7 @@ def main(
         asked = _asked(table, options)
         failed = _work(table, options, asked)
         # of two processes that end together, the later one must see what the earlier one did
-        with _alone(options.folder / table.stem(options.preset) / "results", wait=True):
+        with alone(options.folder / table.stem(options.preset) / "results", wait=True):
             cells = _all(table, options, asked)
             # a figure is drawn of runs that are here: it and its numbers are of the same ones
             earlier = None if told or draw else _earlier(file, table.command(options.preset))
@@ -87,8 +81,8 @@ def main(
             files = _write(file, results, partial(draw, results, complete) if draw else None)
         print(f"{collect.text(results)}\nresults: {', '.join(map(str, files))}")
         return int(failed)
-    except _FAILURES as error:
-        print(f"{table.name}: {_sentence(error)}", file=sys.stderr)
+    except FAILURES as error:
+        print(f"{table.name}: {sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{table.name}: interrupted; the same command goes on", file=sys.stderr)
@@ -152,7 +146,7 @@ def _asked(table: Table, options: argparse.Namespace) -> list[Cell]:
     if unknown:
         raise ValueError(
             f"expected --only to name rows ({', '.join(rows)}); got "
-            f"{unknown[0]!r}{nearest(unknown[0], rows)}"
+            f"{unknown[0]!r}{did_you_mean(unknown[0], rows)}"
         )
     cells = [
         table.cell(options.preset, row, seed, options.folder)
@@ -162,7 +156,7 @@ def _asked(table: Table, options: argparse.Namespace) -> list[Cell]:
     for cell in cells:
         try:
             cell.check()
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ValueError(f"{cell}: {error}") from error
     return cells
 
@@ -174,7 +168,7 @@ def _work(table: Table, options: argparse.Namespace, cells: Sequence[Cell]) -> b
     if options.slurm and options.jobs is None:
         raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
     if options.jobs is not None:
-        from . import grid
+        from . import grid  # needs submitit, an optional dependency
 
         logs = options.folder / table.stem(options.preset) / "jobs"
         told = grid.options(options.slurm)
@@ -189,41 +183,6 @@ def _all(table: Table, options: argparse.Namespace, asked: Sequence[Cell]) -> li
     cells = {(c.row, c.seed): c for c in table.found(options.preset, options.folder)}
     cells |= {(cell.row, cell.seed): cell for cell in asked}
     return sorted(cells.values(), key=lambda cell: (rows.index(cell.row), cell.seed))
-
-
-def attempt(cell: Cell, device: str) -> str | None:
-    """Does what is still to do of a cell; says what went wrong, and returns it."""
-    problem = _before(cell, device)
-    if problem is not None:
-        return problem
-    try:
-        with _alone(cell.folder) as mine:
-            if not mine:
-                print(f"{cell}: another process is at it", flush=True)
-            elif cell.missing() is None:
-                print(f"{cell}: finished, left as it is", flush=True)
-            else:
-                cell.work(device)
-    except _FAILURES as error:
-        problem = _sentence(error)
-        print(f"{cell}: {problem}", file=sys.stderr, flush=True)
-        if isinstance(error, NonFiniteLossError):  # a result, too: it would again
-            _files.write_text(cell.failure, f"{problem}\n")
-    except Exception:  # a mistake of ours in one row must not cost the night's other rows
-        problem = traceback.format_exc()
-        print(f"{cell}:\n{problem}", file=sys.stderr, flush=True)
-    return problem
-
-
-def _before(cell: Cell, device: str) -> str | None:
-    """Does what is still to do of the cell that this one begins with; says why it cannot begin."""
-    if cell.start is None or cell.start.missing() is None:
-        return None
-    problem = attempt(cell.start, device)
-    if problem is None and cell.start.missing() is not None:
-        problem = f"begins with {cell.start}, which another process is at: call this again then"
-        print(f"{cell}: {problem}", file=sys.stderr, flush=True)
-    return problem
 
 
 def _earlier(file: Path, command: str) -> collect.Results | None:
@@ -243,25 +202,8 @@ def _write(file: Path, results: collect.Results, draw: Callable[[], Figure] | No
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     same = file.is_file() and file.read_text(encoding="utf-8") == text
     if not same:
-        _files.write_text(file, text)
+        files.write_text(file, text)
     if draw and results["rows"] and not (same and picture.is_file()):
         figure = draw()
-        _files.write(picture, lambda path: figure.savefig(path, dpi=150))
+        files.write(picture, lambda path: figure.savefig(path, dpi=150))
     return [path for path in (file, picture) if path == file or (draw and path.is_file())]
-
-
-@contextmanager
-def _alone(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process is the only one in here; a killed one is out by itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import _files
+from pyro_vae.core import files
 
 from .collect import figure, share
 from .table import RESULTS
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
         after = fill(before, table)
         if after != before:
-            _files.write_text(options.readme, after)
+            files.write_text(options.readme, after)
     except (ValueError, OSError) as error:
         print(f"verdicts: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -2,7 +2,6 @@
 
 from . import (
     data,
-    distributed,
     evaluation,
     learning,
     likelihoods,
@@ -12,6 +11,7 @@ from . import (
     priors,
     queries,
 )
+from .core import distributed
 from .evaluation import (
     ActiveUnits,
     Annealing,
@@ -29,7 +29,7 @@ from .evaluation import (
 )
 from .learning import History, fit, initialize, objectives
 from .models import VAE, BayesianVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
-from .particles import log_weights
+from .programs.importance_weights import log_weights
 
 __all__ = [
     "VAE",

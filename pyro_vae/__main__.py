@@ -1,6 +1,6 @@
 """``python -m pyro_vae`` is ``pyro-vae``."""
 
-from .cli import main
+from .cli.app import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

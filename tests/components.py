@@ -11,8 +11,8 @@ from functools import partial
 import torch
 
 import pyro_vae as pv
-from pyro_vae import combinations, likelihoods, networks, posteriors, priors
-from pyro_vae.models import inference
+from pyro_vae import likelihoods, networks, posteriors, priors
+from pyro_vae.models import compatibility, inference
 
 #: One hidden layer is enough to make outputs depend on inputs.
 SMALL = partial(networks.MLP, hidden=(5,))
@@ -173,7 +173,7 @@ COMBINED = [
     (p, q)
     for p in PRIORS
     for q in POSTERIORS
-    if combinations.broken(kind(PRIORS[p]), kind(POSTERIORS[q])) is None
+    if compatibility.broken(kind(PRIORS[p]), kind(POSTERIORS[q])) is None
 ]
 
 

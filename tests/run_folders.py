@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyro_vae import cli
+from pyro_vae.cli import app
 
 TINY = """\
 data: {name: digits, binarize: dynamic}
@@ -27,7 +27,7 @@ def refused(capsys, argv: list[str], message: str, folder: Path) -> None:
     """One sentence on the standard error, status 1, and no file changed."""
     before = snapshot(folder)
     capsys.readouterr()
-    assert cli.main(argv) == 1
+    assert app.main(argv) == 1
     out, err = capsys.readouterr()
     # what a terminal keeps of the progress bar is not part of the message
     last = err[err.index("pyro-vae: ") :]

@@ -18,9 +18,9 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import distributed
-from pyro_vae._programs import Labels
-from pyro_vae._random import seeded
+from pyro_vae.core import distributed
+from pyro_vae.core.components import Labels
+from pyro_vae.core.random import seeded
 
 #: 21 by 5 leaves a last minibatch of one, of which the first of two processes has nothing.
 N, BATCH = 21, 5
@@ -251,7 +251,7 @@ def _noise() -> tuple[float, float, float]:
     with seeded(3):
         common = float(torch.rand(()))
         with seeded(4):
-            distributed.draw_apart()
+            distributed.seed_by_rank()
             own = float(torch.rand(()))
         return common, own, float(torch.rand(()))
 
@@ -294,7 +294,7 @@ def fail() -> None:
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    with distributed.launched():
+    with distributed.process_group():
         if sys.argv[1] == "fail":
             fail()
         result = everything(Path(sys.argv[1]))

@@ -130,7 +130,7 @@ class TestLikelihoods:
         p.check(x)
         outputs = p.outputs_for(x)
         assert outputs.shape == p.network.out_shape
-        p.start_from(x)
+        p.init_from_data(x)
         p.network.forward = lambda z: outputs.expand(*z.shape[:-1], *outputs.shape)
         mean = p(torch.randn(7, 4)).mean
         # most keep 1e-3 off an end, a gate starts at 1e-2, and two levels are few for an integral;

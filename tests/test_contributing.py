@@ -14,7 +14,7 @@ from densities import line
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae._component import NetworkFactory, Shape
+from pyro_vae.core.components import NetworkFactory, Shape
 from pyro_vae.data import Kind
 from pyro_vae.likelihoods.base import PixelLikelihood
 from pyro_vae.networks.base import Init, Network

@@ -72,7 +72,7 @@ def test_programs(name):
     objective = pv.objectives.EnumeratedELBO() if name == "SemiSupervisedVAE" else None
     pv.fit(program, train, objective=objective, epochs=1, batch_size=20, device="cuda")
     there = pv.evaluate(program, x, num_samples=2000).estimates["elbo"]
-    walked = pv.queries.reconstruct(program, x.fixed(0), *_conditions(program, x))
+    walked = pv.queries.reconstruct(program, x.materialize(0), *_conditions(program, x))
     assert walked.x.device.type == next(program.parameters()).device.type
     assert pv.active_units(program, x).num_data == 8
     here = pv.evaluate(program.cpu(), x, num_samples=2000).estimates["elbo"]

@@ -17,7 +17,7 @@ import machine
 import torch
 
 from pyro_vae.evaluation import Annealing, ais, bdmc, evaluate
-from pyro_vae.runs import Run
+from pyro_vae.runs.run import Run
 
 SIZE, CHAINS = 64, 8
 #: From few temperatures to those of the comparison, from q(z|x) and, for the last, from p(z).

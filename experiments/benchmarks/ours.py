@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.learning import CompiledSVI
-from pyro_vae.learning.captured import make_capturable
-from pyro_vae.learning.optim import Joint
+from pyro_vae.learning.cuda_graph import make_capturable
+from pyro_vae.learning.optimizers import FusedOptimizer
 
 __all__ = ["PACKAGES", "TASKS"]
 
@@ -26,7 +26,7 @@ def learn(job: Job, objective) -> Plan:
     """Steps of SVI, gathering minibatches from data on the device."""
     vae = model(job)
     x = torch.from_numpy(job.data.train).to(job.device)
-    optim = Joint(partial(torch.optim.Adam, lr=job.learning_rate))
+    optim = FusedOptimizer(partial(torch.optim.Adam, lr=job.learning_rate))
     take = job.minibatches()
     svi: SVI
     if job.compiled:

@@ -28,7 +28,7 @@ def make(path: Path, hidden: tuple[int, ...], latent_dim: int, epochs: int = 0) 
         epochs: of learning.
     """
     data = pv.data.load("mnist5k", binarize="static", valid=0, test=1000)
-    train, test = (split.fixed(0).flatten(1) for split in (data.train, data.test))
+    train, test = (split.materialize(0).flatten(1) for split in (data.train, data.test))
     pyro.set_rng_seed(0)
     vae = pv.VAE(
         train.shape[1:],

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._component import Shape, positive
-from .._random import check_seed
-from .binarize import CHOICES, Binarize, binarize
-from .dequantize import CHOICES as VALUES
-from .dequantize import Values
+from ..core.components import Shape
+from ..core.random import check_seed
+from ..core.validation import positive_int
 from .kinds import Kind, kind_of
+from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .sources import SOURCES, Place, Raw, root_folder
 from .splits import Split, checksum, is_class
 
@@ -184,8 +183,8 @@ def load(
         ModuleNotFoundError: if the package that carries the data is not installed.
     """
     _choice("data set", name, tuple(SOURCES))
-    _choice("binarize", binarize, CHOICES)
-    _choice("values", values, VALUES)
+    _choice("binarize", binarize, BINARIZE_CHOICES)
+    _choice("values", values, VALUES_CHOICES)
     if values == "dequantized" and binarize != "none":
         raise ValueError(
             f"expected data.binarize to be none for data.values dequantized; got {binarize}: "
@@ -224,7 +223,7 @@ def load(
     loaded = Dataset(
         name,
         *splits,
-        kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].fixed(seed)),
+        kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].materialize(seed)),
         binarize=binarize,
         checksum=checksum(split.values for split in splits),
         values=values if binarize == "none" else "unit",
@@ -261,7 +260,7 @@ def _hold_out(raw: Raw, amount: int | float, name: str, seed: int) -> tuple[Raw,
 def _first(raw: Raw, count: int) -> Raw:
     """The first so many data."""
     size = len(raw.values)
-    if positive("data.train", count) > size:
+    if positive_int("data.train", count) > size:
         raise ValueError(
             f"expected data.train to be at most {size}, the data that are left to train on; got "
             f"{count}: hold out less for validation or testing"
@@ -308,7 +307,7 @@ def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
 def _keep_labels(data: Dataset, count: int, seed: int) -> Dataset:
     """The same data, of which only so many training labels are known."""
     classes, labels = data.num_classes, data.train.labels
-    each, rest = divmod(positive("data.labelled", count), classes)
+    each, rest = divmod(positive_int("data.labelled", count), classes)
     if rest:
         raise ValueError(
             f"expected data.labelled to be a multiple of the {classes} classes, equally many of "

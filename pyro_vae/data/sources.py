@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -277,9 +279,8 @@ SOURCES: dict[str, Callable[[Place], Raw]] = {
 
 
 def _torchvision(name: str, root: Path) -> Raw:
-    from . import _torchvision
 
-    make = getattr(_torchvision.datasets(), name)
+    make = getattr(_torchvision_datasets(), name)
     try:
         train, test = (make(root=root, train=flag, download=True) for flag in (True, False))
     except (OSError, RuntimeError) as error:
@@ -289,3 +290,33 @@ def _torchvision(name: str, root: Path) -> Raw:
         ) from error
     held_out = Raw(test.data[:, None], test.targets, peak=255)
     return Raw(train.data[:, None], train.targets, peak=255, test=held_out)
+
+
+#: Operator declarations live as long as the library object that made them.
+_declared: list[torch.library.Library] = []
+
+
+def _torchvision_datasets() -> ModuleType:
+    """``torchvision.datasets``.
+
+    The wheel that PyPI serves is built for CUDA. Beside a CPU build of torch its operators
+    do not load, and the import fails because it registers a shape rule for ``nms``. The data
+    sets use no operator: declaring the two names is all that the import needs. A matching
+    installation never comes here.
+
+    Raises:
+        ModuleNotFoundError: if torchvision is not installed, saying how to get it.
+    """
+    try:
+        import torchvision.datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
+        import torchvision.datasets
+    return torchvision.datasets

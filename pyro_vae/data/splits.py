@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._component import Shape
-from .._random import seeded
-from .binarize import binarize
-from .dequantize import dequantize
+from ..core.components import Shape
+from ..core.random import seeded
+from .pixel_values import binarize, dequantize
 
-__all__ = ["Split", "checksum", "is_class"]
+__all__ = ["Split", "checksum", "is_class", "materialize"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Split:
         # torch.bernoulli(x), but compiled code draws the same
         return (torch.rand_like(x) < x).to(x.dtype) if self.dynamic else x
 
-    def fixed(self, seed: int) -> Tensor:
+    def materialize(self, seed: int) -> Tensor:
         """All data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
         if self.noisy:
             with seeded(seed, len(self)):
@@ -117,3 +116,8 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def materialize(data: Split | Tensor, seed: int) -> Tensor:
+    """The data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
+    return data.materialize(seed) if isinstance(data, Split) else data

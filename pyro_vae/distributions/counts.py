@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .._component import Shape
+from ..core.components import Shape
 
 __all__ = ["GivenTotal", "NegativeBinomial", "Poisson", "total_of"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, register_kl
 from torch.nn.functional import normalize
 
-from .._component import positive
+from ..core.validation import positive_int
 
 __all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area", "unit_vector"]
 
@@ -151,7 +151,7 @@ def check_dim(latent_dim: int) -> int:
     Raises:
         ValueError: if it is not an integer of at least 2.
     """
-    if positive("latent_dim", latent_dim) < 2:
+    if positive_int("latent_dim", latent_dim) < 2:
         raise ValueError("expected latent_dim ≥ 2 for latents on the unit sphere; got 1")
     return latent_dim
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from .._graph import tracing
+from ..compile.trace import is_tracing
 
 __all__ = ["Beta", "ContinuousBernoulli", "IndependentBernoulli"]
 
@@ -130,7 +130,7 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, logits: Tensor) -> Tensor:
-        if not tracing():
+        if not is_tracing():
             return (x * logits).sub_(_softplus(logits)).sum(-1)
         e = torch.exp(-logits.abs())
         size = e.shape[-1] // _FACTORS
@@ -158,7 +158,7 @@ class _Score(torch.autograd.Function):
 
 def _sigmoid(logits: Tensor) -> Tensor:
     """The sigmoid; in a graph that is to be compiled, of the exponential that the score has."""
-    if not tracing():
+    if not is_tracing():
         return logits.sigmoid()
     e = torch.exp(-logits.abs())
     return torch.where(logits >= 0, 1.0, e) / (1 + e)

@@ -1,15 +1,15 @@
 """Judging a program: bounds on log p(x), estimates of it, and how far to trust them."""
 
-from .annealing import Annealing, ais
-from .bdmc import bdmc
+from .annealing.bidirectional import bdmc
+from .annealing.rate_distortion_curve import RateDistortion, rate_distortion
+from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
-from .divergences import Divergences, divergences
-from .gaps import Gaps, gaps
-from .judging import evaluate
-from .latents import ActiveUnits, Latents, active_units, latents
-from .rate_distortion import RateDistortion, rate_distortion
-from .reciprocal import reciprocal
-from .surgery import Surgery, surgery
+from .evaluator import evaluate
+from .importance.reciprocal_sampling import reciprocal
+from .inference_gaps.estimator import Gaps, gaps
+from .latent_diagnostics.elbo_surgery import Surgery, surgery
+from .latent_diagnostics.kl import Divergences, divergences
+from .latent_diagnostics.summary import ActiveUnits, Latents, active_units, latents
 
 __all__ = [
     "ActiveUnits",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .. import _files
-from . import _table
-from ._estimates import Estimate, estimate, finite
-from .psis import khat_limits, khat_threshold
+from ..core import files
+from .estimates import Estimate, estimate, finite
+from .importance.defensive import draws_of_prior
+from .importance.psis import khat_limits, khat_threshold
 
 if TYPE_CHECKING:
     import xarray
@@ -254,7 +254,7 @@ class Bounds:
         Arguments:
             ks: the L_k to show; all that there are if not given.
         """
-        return _table.text(self, ks)
+        return _table(self, ks)
 
     def __str__(self) -> str:
         return self.table()
@@ -290,7 +290,7 @@ class Bounds:
     def to_netcdf(self, path: str | Path) -> None:
         """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all; ArviZ reads it."""
         tree = self.to_datatree()
-        _files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
     @classmethod
     def from_netcdf(cls, path: str | Path) -> Bounds:
@@ -364,3 +364,106 @@ def _worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
         "median": finite(np.median(some)),
         "worst": finite(some.min() if lowest else some.max()),
     }
+
+
+_HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
+
+
+def _table(bounds: Bounds, ks: Sequence[int] | None = None) -> str:
+    """The estimates, a row each, and below them how far to trust them.
+
+    Arguments:
+        bounds: what to show.
+        ks: the L_k to show; all that there are if not given. The largest is always shown.
+    """
+    last = max(bounds.iwae_per_datum, default=0)
+    hidden = {
+        f"iwae_{k}" for k in bounds.iwae_per_datum if ks is not None and k not in ks and k != last
+    }
+    labels = {name: told for name, told in bounds.labels.items() if name not in hidden}
+    wide = max([14, *(2 + len(label) - label.count(_HAT) for label, _ in labels.values())])
+    lines = [_head(bounds), f"{'':{wide}}{'mean':>11}{'± data':>10}{'± MC':>10}"]
+    estimates = bounds.estimates
+    for name, (label, role) in labels.items():
+        row = estimates[name]
+        numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
+        # the circumflex of p̂ takes no room of its own
+        lines.append(f"{label:{wide + label.count(_HAT)}}{numbers}  {role}")
+    return "\n".join([*lines, *_diagnostics(bounds)])
+
+
+def _head(bounds: Bounds) -> str:
+    what = f"{bounds.num_samples} draws"
+    if "num_samples" in bounds.per_datum:
+        what = f"at most {what}"
+    elif "annealing" in bounds.settings and not {"elbo", "log_evidence"} & bounds.per_datum.keys():
+        what = f"{bounds.settings['annealing']['num_chains']} chains"
+    return f"{len(bounds)} data × {what}; nats per datum, higher is better"
+
+
+def _diagnostics(bounds: Bounds) -> list[str]:
+    data, lines = bounds.per_datum, []
+    if {"khat", "ess"} <= data.keys():
+        khat, ess = data["khat"], data["ess"]
+        lines.append(
+            f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
+            f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
+        )
+    if "tolerance" in bounds.settings:
+        lines.append(_adaptive_line(bounds))
+    if "defensive_khat" in data:
+        lines.append(_defensive_line(bounds))
+    if "precision" in bounds.settings:
+        lines.append(_precision_line(bounds))
+    if "ais_ess" in data or "escalated" in data:
+        lines.append(_ais_line(bounds))
+    return [*lines, *([bounds.warning] if bounds.warning else [])]
+
+
+def _adaptive_line(bounds: Bounds) -> str:
+    tolerance, draws = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
+    errors = np.sqrt(bounds.per_datum["log_evidence_variance"])
+    short = int((~(errors <= tolerance)).sum())
+    low, high = draws.min(), draws.max()
+    spread = f"{low} draws for every datum" if low == high else f"{low} to {high} draws for a datum"
+    return (
+        f"{spread}, {bounds.settings['total_draws']} in all with the pilots that chose how many; "
+        f"for {short} of {len(bounds)} data the standard error of log p̂ is above {tolerance:g}"
+    )
+
+
+def _defensive_line(bounds: Bounds) -> str:
+    share, khat = bounds.settings["defensive"], bounds.per_datum["defensive_khat"]
+    draws = bounds.draws + np.array([draws_of_prior(share, int(n)) for n in bounds.draws])
+    above = int((~(khat < khat_limits(draws))).sum())
+    return (
+        f"with {share:.1%} of draws from the prior: k̂ median {np.median(khat):.2f}, worst "
+        f"{khat.max():.2f}, above its limit for {above} of {len(bounds)} data"
+    )
+
+
+def _precision_line(bounds: Bounds) -> str:
+    told = bounds.settings["precision"]
+    k = told["num_samples"]
+    changes = ", ".join(
+        f"{label} by {told[name]:+.4f} ± {told.get(f'{name}_se', np.nan):.4f}"
+        for name, label in (("elbo", "the ELBO"), ("iwae", f"L_{k}"))
+    )
+    return (
+        f"layers of networks in {told['name']}, which changes {changes} nats per datum "
+        f"(the same {k} draws for {told['num_data']} data)"
+    )
+
+
+def _ais_line(bounds: Bounds) -> str:
+    data, told = bounds.per_datum, ["AIS"]
+    if "escalated" in data:
+        told[0] = f"AIS took {(~np.isnan(data['ais'])).sum()} of {len(bounds)} data"
+    if "annealing" in bounds.settings:
+        told[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
+    for name, label in (("ais_ess", "ESS"), ("acceptance", "acceptance")):
+        some = data.get(name, np.empty(0))
+        some = some[~np.isnan(some)]
+        if len(some):
+            told.append(f"{label} median {np.median(some):.2f}, worst {some.min():.2f}")
+    return "; ".join(told)

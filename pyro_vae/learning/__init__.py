@@ -1,12 +1,12 @@
 """Learning a program: objectives, one optimiser for all parameters, and ``fit``."""
 
-from .fit import fit
 from .history import History
-from .initialize import initialize
-from .objectives.base import Moment
+from .initialization import initialize
+from .objectives.base import StepInfo
 from .objectives.free_bits import FreeBits
 from .schedules import Cyclical, LinearWarmUp, Schedule
 from .svi import CompiledSVI
+from .training import fit
 
 __all__ = [
     "CompiledSVI",
@@ -14,8 +14,8 @@ __all__ = [
     "FreeBits",
     "History",
     "LinearWarmUp",
-    "Moment",
     "Schedule",
+    "StepInfo",
     "fit",
     "initialize",
 ]

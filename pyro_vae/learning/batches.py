@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import distributed
-from .._component import positive
-from .._inputs import fixed, labels_for
-from .._programs import Labels, labels_of
-from ..data.splits import Split
+from ..core import distributed
+from ..core.components import Labels
+from ..core.validation import positive_int
+from ..data.splits import Split, materialize
+from ..programs.base import label_use
+from ..programs.inputs import program_labels
 
 __all__ = ["Batch", "Batches"]
 
@@ -55,15 +56,15 @@ class Batches:
     def __init__(
         self, program: nn.Module, data: Split | Tensor, size: int, labelled_every: int | None = None
     ) -> None:
-        self.data, self.size = data, positive("batch_size", size)
+        self.data, self.size = data, positive_int("batch_size", size)
         if not len(data):
             raise ValueError("expected at least one datum to train on; got none")
-        self.labels = labels_for(program, data)
+        self.labels = program_labels(program, data)
         self._groups = _groups(program, data)
-        self._partial = labels_of(program) is Labels.PARTIAL
+        self._partial = label_use(program) is Labels.PARTIAL
         self._every = labelled_every
         if labelled_every is not None:
-            positive("labelled_every", labelled_every)
+            positive_int("labelled_every", labelled_every)
             self._check_mixture(program)
         _check_statistics(program, [len(rows) for rows, _ in self._groups], self.size)
 
@@ -83,7 +84,7 @@ class Batches:
         for rows, labelled in self._groups:
             index = rows[: self.size].to(self._device)
             part = self.data.at(index) if isinstance(self.data, Split) else self.data[index]
-            firsts.append((fixed(part, 0), *self._labels(index, labelled)))
+            firsts.append((materialize(part, 0), *self._labels(index, labelled)))
         return firsts
 
     def epoch(self) -> Iterator[Batch]:
@@ -106,7 +107,7 @@ class Batches:
     @property
     def largest(self) -> int:
         """Data in this process's share of a full minibatch."""
-        return len(range(self.size)[distributed.share(self.size)])
+        return len(range(self.size)[distributed.shard(self.size)])
 
     @property
     def _device(self) -> torch.device:
@@ -116,11 +117,11 @@ class Batches:
         return (self.labels[index],) if labelled and self.labels is not None else ()
 
     def _shares(self) -> Iterable[tuple[Tensor, bool]]:
-        if distributed.world() == 1:
+        if distributed.world_size() == 1:
             return self._order()
         order = list(self._order())
-        distributed.draw_apart()
-        return [(index[distributed.share(len(index))], labelled) for index, labelled in order]
+        distributed.seed_by_rank()
+        return [(index[distributed.shard(len(index))], labelled) for index, labelled in order]
 
     def _order(self) -> Iterator[tuple[Tensor, bool]]:
         if not self._partial:
@@ -163,7 +164,7 @@ class Batches:
 def _groups(program: nn.Module, data: Split | Tensor) -> list[tuple[Tensor, bool]]:
     """The rows that may share a minibatch, and whether they are called with labels."""
     everything = torch.arange(len(data))
-    if labels_of(program) is not Labels.PARTIAL:
+    if label_use(program) is not Labels.PARTIAL:
         return [(everything, True)]
     known = data.known.cpu() if isinstance(data, Split) else torch.zeros_like(everything) > 0
     groups = [(everything[~known], False), (everything[known], True)]

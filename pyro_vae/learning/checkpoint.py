@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .. import _files
+from ..core import files
 from .history import History
 from .objectives.base import Objective
-from .optim import Joint
+from .optimizers import FusedOptimizer
 
 __all__ = ["CheckpointError", "State", "load", "save"]
 
@@ -32,7 +32,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; the previous checkpoint is untouched.
     """
-    _files.write(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
+    files.write(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class State:
     def __init__(
         self,
         program: nn.Module,
-        optim: Joint,
+        optim: FusedOptimizer,
         scheduler: LRScheduler | None,
         objective: Any,
         settings: dict[str, Any],

@@ -15,15 +15,15 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import distributed
-from .._malloc import keep_freed_memory
-from .._programs import Program
-from .._random import seeded
+from ..compile.allocator import keep_freed_memory
+from ..core import distributed
+from ..core.random import seeded
+from ..programs.base import Program
 from .batches import Batch, Batches
-from .diagnosis import NonFiniteLossError, check_weights, guarded
+from .diagnostics import NonFiniteLossError, check_weights, guarded
 from .objectives import Objective
-from .objectives.base import Moment
-from .optim import Joint
+from .objectives.base import StepInfo
+from .optimizers import FusedOptimizer
 from .svi import CompiledSVI
 
 __all__ = ["TRAINING", "Epochs", "updates"]
@@ -60,7 +60,7 @@ class Epochs:
         self,
         program: nn.Module,
         objective: Any,
-        optim: Joint,
+        optim: FusedOptimizer,
         batches: Batches,
         seed: int,
         compile: bool | None,
@@ -103,7 +103,7 @@ class Epochs:
             total, seen = self._checked_pass(epoch, bar)
         else:
             total, seen = self._pass(epoch, bar)
-        parts = distributed.everyone((total, seen))
+        parts = distributed.all_gather((total, seen))
         return sum(total for total, _ in parts) / sum(seen for _, seen in parts)
 
     def _compiles(self, step: int) -> bool:
@@ -114,7 +114,7 @@ class Epochs:
         """Compiled steps. Nobody looks at their losses: where one was NaN, they are repeated."""
         before = self._state()
         total, seen = self._pass(epoch, bar)
-        if all(distributed.everyone(math.isfinite(total) and _finite(self._program))):
+        if all(distributed.all_gather(math.isfinite(total) and _finite(self._program))):
             return total, seen
         self._restore(before)
         self._compiled = None
@@ -131,7 +131,7 @@ class Epochs:
             for step, batch in enumerate(self._batches.epoch(), 1):
                 number = (epoch - 1) * len(self._batches) + step
                 passed = (number - 1) / len(self._batches)
-                moment = Moment(passed, len(self._batches.data), batch.index)
+                moment = StepInfo(passed, len(self._batches.data), batch.index)
                 try:
                     losses += self._updates(batch, moment, self._compiles(number))
                 except NonFiniteLossError as error:
@@ -144,7 +144,7 @@ class Epochs:
         bar.set_postfix_str(f"{name} {total / max(seen, 1):.2f} nats/datum", refresh=False)
         return total, seen
 
-    def _updates(self, batch: Batch, moment: Moment, compiled: bool) -> Iterator[Any]:
+    def _updates(self, batch: Batch, moment: StepInfo, compiled: bool) -> Iterator[Any]:
         """Makes the updates with a minibatch, and gives the loss of each."""
         if not len(batch.index):
             # this process's share of the minibatch is empty: it follows the others' gradients
@@ -159,7 +159,7 @@ class Epochs:
                 self._tell(replace(moment, update=update))
                 yield self._eager.step(*args)
 
-    def _tell(self, moment: Moment) -> None:
+    def _tell(self, moment: StepInfo) -> None:
         if isinstance(self._objective, Objective):
             self._objective.at(moment)
 

@@ -14,13 +14,13 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from .._formulas import faster
-from .._graph import Graph, NotOneGraphError, compiled, traced
-from .._matmul import products
-from .._programs import owners
-from .captured import Captured
+from ..compile.matmul import matmul_backend
+from ..compile.rewrites import rewrite_formulas
+from ..compile.trace import Graph, NotTraceableError, compile_graph, trace_graph
+from ..core.evaluation_mode import owning_modules
+from .cuda_graph import CudaGraph
 from .objectives.base import Objective
-from .optim import Joint
+from .optimizers import FusedOptimizer
 
 __all__ = ["CompiledSVI"]
 
@@ -35,7 +35,7 @@ class CompiledSVI(SVI):
 
     Program and objective are run once for each kind of arguments (their shapes, types and
     devices; the values of those that are no tensors), which leaves a graph of tensor operations
-    that TorchInductor fuses; then the optimiser steps, which for ``Joint`` is a single fused
+    that TorchInductor fuses; then the optimiser steps, which for ``FusedOptimizer`` is a single fused
     kernel. On a GPU both are captured as a CUDA graph. The random numbers are those that plain
     ``SVI`` would draw (with an objective that has looked at the program before), so that losses
     and weights differ by rounding alone; the first gradient of each kind is compared with the
@@ -48,7 +48,7 @@ class CompiledSVI(SVI):
     Arguments:
         model: the Pyro model.
         guide: its guide.
-        optim: ``pyro_vae.learning.optim.Joint`` for a single optimiser, or any ``PyroOptim``.
+        optim: ``pyro_vae.learning.optimizers.FusedOptimizer`` for a single optimiser, or any ``PyroOptim``.
         loss: an objective of this package.
         draw: makes the arguments of model and guide of those of :meth:`step`, as a part of the
             graph: gathers a minibatch by its index, binarises it.
@@ -76,7 +76,7 @@ class CompiledSVI(SVI):
         self._draw = draw if draw is not None else _as_they_are
         self._worthwhile = worthwhile
         self._steps: dict[tuple, _Step | None] = {}
-        self._owners = list(owners(model, guide))
+        self._owners = list(owning_modules(model, guide))
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Makes a step.
@@ -113,7 +113,7 @@ class CompiledSVI(SVI):
         start = time.perf_counter()
         try:
             return _Step(self, args)
-        except NotOneGraphError as error:
+        except NotTraceableError as error:
             self.reasons.append(str(error))
             _log.warning("the step is not compiled and runs eagerly: %s", error)
             return None
@@ -129,7 +129,9 @@ class _Step:
         self.optim = svi.optim
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         on_gpu = any(leaf.is_cuda for leaf in self.gradient.leaves)
-        self._captured = Captured(self._run, tensors) if on_gpu and _capturable(svi.optim) else None
+        self._captured = (
+            CudaGraph(self._run, tensors) if on_gpu and _capturable(svi.optim) else None
+        )
 
     def __call__(self, args: tuple, scheduled: Mapping[str, float]) -> Tensor:
         for name, value in scheduled.items():
@@ -157,12 +159,12 @@ class _Gradient:
     def __init__(self, svi: CompiledSVI, args: tuple) -> None:
         objective = svi.objective
         if not isinstance(objective, Objective):
-            raise NotOneGraphError(
+            raise NotTraceableError(
                 f"{type(objective).__name__} reads its loss back in every step; "
                 f"pyro_vae.objectives has the same bound without"
             )
-        if objective.not_one_graph:
-            raise NotOneGraphError(f"{type(objective).__name__}: {objective.not_one_graph}")
+        if objective.not_traceable_reason:
+            raise NotTraceableError(f"{type(objective).__name__}: {objective.not_traceable_reason}")
         self._svi, self._like = svi, args
         self.parameters: list[Tensor] = []
         self.leaves: list[Tensor] = []
@@ -172,14 +174,14 @@ class _Gradient:
         self.scheduled = {n: torch.tensor(v, device=device) for n, v in values.items()}
         self._look(args)
         with _buffers_kept(svi._owners):
-            graph, held = traced(self._terms, *tensors, *self.scheduled.values())
+            graph, held = trace_graph(self._terms, *tensors, *self.scheduled.values())
         self._held = held
         inputs = [*tensors, *self.scheduled.values(), *held]
-        self._graph: Graph = compiled(faster(graph, inputs), inputs)
+        self._graph: Graph = compile_graph(rewrite_formulas(graph, inputs), inputs)
         self._compare(tensors)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        with products():
+        with matmul_backend():
             loss, *gradients = self._graph(*tensors, *self.scheduled.values(), *self._held)
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -221,7 +223,7 @@ class _Gradient:
                 graph = self._graph(*inputs, *self._held)
         for a, b in zip(eager, graph, strict=True):
             if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a):
-                raise NotOneGraphError("its compiled gradient is not the eager one")
+                raise NotTraceableError("its compiled gradient is not the eager one")
 
 
 @contextmanager
@@ -247,6 +249,6 @@ def _as_they_are(*args: Any) -> tuple:
 
 def _capturable(optim: Any) -> bool:
     """Whether a CUDA graph may hold the optimiser's step."""
-    if not isinstance(optim, Joint) or optim.optimizer is None:
+    if not isinstance(optim, FusedOptimizer) or optim.optimizer is None:
         return False
     return all(group.get("capturable", False) for group in optim.optimizer.param_groups)

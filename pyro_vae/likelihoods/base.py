@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from .._component import Component, NetworkFactory, Shape, positive
+from ..core.components import Component, NetworkFactory, Shape
+from ..core.validation import positive_int
 from ..data.kinds import Kind, kind_of
 
 __all__ = ["Likelihood", "Measure", "PixelLikelihood", "log_odds"]
@@ -46,7 +47,7 @@ class Likelihood(Component):
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__()
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
         self.event_shape = tuple(event_shape)
 
     @property
@@ -85,7 +86,7 @@ class Likelihood(Component):
             f"not define outputs_for(x): set the network's output_bias to null"
         )
 
-    def start_from(self, x: torch.Tensor) -> None:
+    def init_from_data(self, x: torch.Tensor) -> None:
         """Called once before training: a network with an output bias "data" starts at the mean."""
         start_at = getattr(getattr(self, "network", None), "start_at", None)
         if start_at is not None:

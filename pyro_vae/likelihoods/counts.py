@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .. import distributions
-from .._component import NetworkFactory, Shape
+from ..core.components import NetworkFactory, Shape
 from ..data.kinds import Kind
 from ..distributions import GivenTotal, total_of
 from .base import Likelihood, Measure
@@ -126,11 +126,11 @@ class CountLikelihood(Likelihood):
         return []
 
     @torch.no_grad()
-    def start_from(self, x: torch.Tensor) -> None:
+    def init_from_data(self, x: torch.Tensor) -> None:
         """Called once before training; also finds the median total of the training data."""
         if self.library == "observed" and not self.typical_total:
             self.typical_total.copy_(total_of(x, len(self.event_shape)).median())
-        super().start_from(x)
+        super().init_from_data(x)
 
 
 class DispersedLikelihood(CountLikelihood):

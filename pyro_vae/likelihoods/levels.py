@@ -9,7 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
 from .. import distributions
-from .._component import NetworkFactory, Shape, positive
+from ..core.components import NetworkFactory, Shape
+from ..core.validation import positive_int
 from ..data.kinds import Kind
 from ..distributions import log1mexp
 from .base import Likelihood, log_odds
@@ -49,7 +50,7 @@ class LevelLikelihood(Likelihood):
         levels: int,
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
-        self.levels = positive("levels", levels)
+        self.levels = positive_int("levels", levels)
         self.network = network((latent_dim,), (*outputs, *self.event_shape))
 
     def check(self, x: torch.Tensor) -> None:
@@ -119,7 +120,7 @@ class Categorical(LevelLikelihood):
         self, latent_dim: int, event_shape: Shape, network: NetworkFactory, levels: int = 255
     ) -> None:
         super().__init__(
-            latent_dim, event_shape, network, (positive("levels", levels) + 1,), levels
+            latent_dim, event_shape, network, (positive_int("levels", levels) + 1,), levels
         )
 
     def forward(self, z: torch.Tensor) -> Distribution:
@@ -204,7 +205,7 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
         levels: int = 255,
         components: int = 5,
     ) -> None:
-        outputs = 3 * positive("components", components)
+        outputs = 3 * positive_int("components", components)
         super().__init__(latent_dim, event_shape, network, (outputs,), levels)
         self.components = components
 

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
-from .._component import NetworkFactory, Shape
+from ..core.components import NetworkFactory, Shape
 from ..distributions import BestScale
 from .base import Likelihood, log_odds
 

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
 from .. import distributions
-from .._component import NetworkFactory, Shape
+from ..core.components import NetworkFactory, Shape
 from ..data.kinds import Kind
 from .base import Likelihood, PixelLikelihood, log_odds
 

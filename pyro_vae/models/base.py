@@ -9,11 +9,11 @@ import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from .._component import AbstractModule, Shape, positive
-from .._programs import Labels
+from ..core.components import AbstractModule, Labels, Shape
+from ..core.validation import positive_int
 from ..likelihoods import Likelihood
 
-__all__ = ["Autoencoder", "show"]
+__all__ = ["Autoencoder", "measure_inputs"]
 
 
 class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
@@ -25,7 +25,7 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
     the distribution of that site as ``self.likelihood``. Two class attributes say what it
     wants of the data:
 
-    * ``labels``: what it does with labels, a :class:`~pyro_vae._programs.Labels`;
+    * ``labels``: what it does with labels, a :class:`~pyro_vae.programs.base.Labels`;
     * ``from_data``: the arguments of ``__init__`` that the data decide, attributes of
       :class:`~pyro_vae.data.Dataset`; YAML and the command line do not ask for them.
 
@@ -42,7 +42,7 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()
-        self.event_shape = tuple(positive("every size in event_shape", n) for n in event_shape)
+        self.event_shape = tuple(positive_int("every size in event_shape", n) for n in event_shape)
 
     @abstractmethod
     def model(self, x: torch.Tensor | None = None, *args: Any, size: int = 1) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
         return nn.Module.__repr__(self)
 
 
-def show(network: object, x: torch.Tensor) -> None:
+def measure_inputs(network: object, x: torch.Tensor) -> None:
     """Lets a network that standardises its inputs measure the training data ``x``; once."""
     measure = getattr(network, "measure", None)
     if measure is not None:

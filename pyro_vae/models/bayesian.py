@@ -15,13 +15,15 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from .._component import NetworkFactory, Shape, checked_factory, positive
+from ..core.components import NetworkFactory, Shape, checked_factory
+from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from ._gaussian_linear import GaussianLinear, make_gaussian
+from . import compatibility
 from .base import Autoencoder
+from .gaussian_linear import GaussianLinear, make_gaussian
 
 __all__ = ["BayesianVAE"]
 
@@ -85,7 +87,7 @@ class BayesianVAE(Autoencoder):
         initial_scale: float = 0.01,
     ) -> None:
         super().__init__(event_shape)
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
         if not 0 < initial_scale < math.inf:
             raise ValueError(f"expected initial_scale > 0 and finite; got {initial_scale!r}")
         encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
@@ -93,12 +95,13 @@ class BayesianVAE(Autoencoder):
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
         make_gaussian(self.likelihood, initial_scale)
         self.prior = prior(latent_dim)
+        compatibility.check(self.prior, self.posterior)
         self.prior.bind(self.posterior)
         self.posterior.bind(self.prior, self.likelihood)
         # saved with the weights, because learning may go on; 0: not told yet
         self.register_buffer("num_data", torch.tensor(0))
 
-    def start_from(self, x: Tensor) -> None:
+    def init_from_data(self, x: Tensor) -> None:
         """Notes the number of training data, of which a minibatch is a share.
 
         Anew at every call: who goes on with more data has a smaller share in each minibatch.

@@ -10,15 +10,16 @@ import pyro
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from .._component import NetworkFactory, Shape, checked_factory, positive
-from .._programs import Labels
+from ..core.components import Labels, NetworkFactory, Shape, checked_factory
+from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..networks.base import several
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from ._conditioning import beside, check_conditioned, joined, joint_shape
+from . import compatibility
 from .base import Autoencoder
+from .conditioning import beside, check_conditioned, joined, joint_shape
 
 __all__ = ["ConditionalVAE"]
 
@@ -70,14 +71,14 @@ class ConditionalVAE(Autoencoder):
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
         super().__init__(event_shape)
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_classes: int | None = None
         if isinstance(condition, int):
-            self.num_classes = positive("condition, a number of classes,", condition)
+            self.num_classes = positive_int("condition, a number of classes,", condition)
             self.condition: Shape = (self.num_classes,)
         else:
             sizes = several("condition", "sizes, or a number of classes", condition)
-            self.condition = tuple(positive("every size in condition", n) for n in sizes)
+            self.condition = tuple(positive_int("every size in condition", n) for n in sizes)
         joint = joint_shape(self.event_shape, self.condition)
         checked = checked_factory(encoder, self.event_shape)
         self.posterior = posterior(joint, latent_dim, beside(checked, self.event_shape))
@@ -88,6 +89,7 @@ class ConditionalVAE(Autoencoder):
         )
         self.prior = prior(latent_dim)
         check_conditioned(self.prior, self.posterior)
+        compatibility.check(self.prior, self.posterior)
         self.prior.bind(self.posterior)
 
     @pyro_method

@@ -11,7 +11,8 @@ from pyro.nn import pyro_method
 from pyro.nn.module import PyroModuleList
 from torch import nn
 
-from .._component import NetworkFactory, Shape, checked_factory, positive
+from ..core.components import NetworkFactory, Shape, checked_factory
+from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..networks.base import Network, several
@@ -69,7 +70,7 @@ class HierarchicalVAE(Autoencoder):
     ) -> None:
         super().__init__(event_shape)
         dims = several("latent_dims", "numbers, one for each layer", latent_dims)
-        self.latent_dims = tuple(positive("every number in latent_dims", n) for n in dims)
+        self.latent_dims = tuple(positive_int("every number in latent_dims", n) for n in dims)
         if not self.latent_dims:
             raise ValueError("expected latent_dims to have a number for each layer; got none")
         below = (self.event_shape, *((n,) for n in self.latent_dims[:-1]))

@@ -12,14 +12,15 @@ from pyro.nn import PyroModule
 from pyro.nn.module import PyroModuleList
 from torch import Tensor, nn
 
-from .. import combinations
-from .._component import AbstractModule, NetworkFactory, Shape, Space, positive
+from ..core.components import AbstractModule, NetworkFactory, Shape, Space
+from ..core.validation import positive_int
 from ..likelihoods import Likelihood
 from ..networks import MLP
 from ..networks.base import Init, several
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior
-from .base import show
+from . import compatibility
+from .base import measure_inputs
 
 __all__ = ["BottomUp", "Inference", "TopDown"]
 
@@ -99,11 +100,12 @@ class BottomUp(Inference):
     def bind(self, prior: Prior, likelihood: Likelihood) -> None:
         top = cast("Posterior", self.layers[-1])
         if len(self.layers) == 1:
+            compatibility.check(prior, top)
             prior.bind(top)
             top.bind(prior, likelihood)
             return
         _check_prior(prior)
-        combinations.check(prior, top)
+        compatibility.check(prior, top)
 
 
 class TopDown(Inference):
@@ -156,7 +158,7 @@ class TopDown(Inference):
                 f"expected features to be one number, or one for each of the {len(latent_dims)} "
                 f"layers; got {features}"
             )
-        shapes = [tuple(event_shape), *((positive("features", n),) for n in widths)]
+        shapes = [tuple(event_shape), *((positive_int("features", n),) for n in widths)]
         self.upward = nn.ModuleList(
             [make(*ends) for make, *ends in zip(encoders, shapes, shapes[1:], strict=False)]
         )
@@ -189,9 +191,9 @@ class TopDown(Inference):
                 f"{type(prior).__name__}, of {prior.space}: choose another"
             )
 
-    def start_from(self, x: Tensor) -> None:
+    def init_from_data(self, x: Tensor) -> None:
         """Called once before training: a network that standardises its inputs measures them."""
-        show(self.upward[0], x)
+        measure_inputs(self.upward[0], x)
 
 
 def _product(loc: Tensor, scale: Tensor, other_loc: Tensor, other_scale: Tensor) -> dist.Normal:
@@ -218,7 +220,7 @@ def _check_inner(posterior: Posterior) -> None:
 
 def _check_prior(prior: Prior) -> None:
     """Refuses a prior that is written with q(z_L|x)."""
-    if prior.made_of_posterior:
+    if prior.uses_posterior:
         raise ValueError(
             f"expected a prior that is not made of q(z|x), which a hierarchy does not have in "
             f"closed form; got {type(prior).__name__}: choose MixtureOfNormals or FlowPrior"

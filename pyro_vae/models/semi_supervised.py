@@ -13,16 +13,17 @@ from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from .._component import NetworkFactory, Shape, checked_factory, positive
-from .._inputs import fixed, labels_for
-from .._programs import Labels, evaluating
-from ..data.splits import Split
+from ..core.components import Labels, NetworkFactory, Shape, checked_factory
+from ..core.evaluation_mode import eval_mode
+from ..core.validation import positive_int
+from ..data.splits import Split, materialize
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from ._conditioning import beside, check_conditioned, joined, joint_shape
-from .base import Autoencoder, show
+from . import compatibility
+from .base import Autoencoder, measure_inputs
+from .conditioning import beside, check_conditioned, joined, joint_shape
 
 __all__ = ["SemiSupervisedVAE"]
 
@@ -85,8 +86,8 @@ class SemiSupervisedVAE(Autoencoder):
         class_probs: Sequence[float] | None = None,
     ) -> None:
         super().__init__(event_shape)
-        self.num_classes = positive("num_classes", num_classes)
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.num_classes = positive_int("num_classes", num_classes)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
         self.register_buffer("class_logits", _logits(class_probs, self.num_classes))
         classes = (self.num_classes,)
         checked = checked_factory(encoder, self.event_shape)
@@ -100,6 +101,7 @@ class SemiSupervisedVAE(Autoencoder):
         )
         self.prior = prior(latent_dim)
         check_conditioned(self.prior, self.posterior)
+        compatibility.check(self.prior, self.posterior)
         self.prior.bind(self.posterior)
 
     @pyro_method
@@ -148,9 +150,9 @@ class SemiSupervisedVAE(Autoencoder):
         one_hot = nn.functional.one_hot(y.long(), self.num_classes).to(x.dtype)
         return joined((x, shape), (one_hot, (self.num_classes,)))
 
-    def start_from(self, x: Tensor) -> None:
+    def init_from_data(self, x: Tensor) -> None:
         """Called once before training: a classifier that standardises its inputs measures them."""
-        show(self.classifier, x)
+        measure_inputs(self.classifier, x)
 
     @torch.no_grad()
     def classify(self, data: Split | Tensor, seed: int = 0) -> Tensor:
@@ -167,10 +169,10 @@ class SemiSupervisedVAE(Autoencoder):
         Raises:
             ValueError: if the data cannot be scored.
         """
-        x = fixed(data, seed)
+        x = materialize(data, seed)
         self.check(x)
         parts = x.to(self.class_logits.device).split(_AT_ONCE)
-        with evaluating(self):
+        with eval_mode(self):
             return torch.cat([self.classifier(part).softmax(-1) for part in parts])
 
     def accuracy(self, data: Split | Tensor, y: Tensor | None = None, seed: int = 0) -> float:
@@ -185,7 +187,9 @@ class SemiSupervisedVAE(Autoencoder):
         Raises:
             ValueError: if the data or their classes cannot be scored, or no class is known.
         """
-        x, y = fixed(data, seed), labels_for(self, data) if y is None else y
+        x = materialize(data, seed)
+        if y is None and isinstance(data, Split):
+            y = data.labels
         if y is None:
             raise ValueError("expected the classes of the data; got none: give a Split with labels")
         self.check(x, y)

@@ -9,11 +9,13 @@ import torch
 from pyro.nn import pyro_method
 from torch import nn
 
-from .._component import NetworkFactory, Shape, checked_factory, positive
+from ..core.components import NetworkFactory, Shape, checked_factory
+from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
+from . import compatibility
 from .base import Autoencoder
 
 __all__ = ["VAE"]
@@ -55,11 +57,12 @@ class VAE(Autoencoder):
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
         super().__init__(event_shape)
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
         encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
         self.posterior = posterior(self.event_shape, latent_dim, encoder)
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
         self.prior = prior(latent_dim)
+        compatibility.check(self.prior, self.posterior)
         self.prior.bind(self.posterior)
         self.posterior.bind(self.prior, self.likelihood)
 

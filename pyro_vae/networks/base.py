@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._component import Shape
+from ..core.components import Shape
 
 __all__ = ["Bias", "GatedLinear", "Init", "Network", "Norm", "OutputBias", "between", "several"]
 

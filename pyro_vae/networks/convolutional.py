@@ -10,7 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .._component import Shape, positive
+from ..core.components import Shape
+from ..core.validation import positive_int
 from .base import Bias, Init, Network, Norm, OutputBias, between, several
 from .dense import hidden_layers
 
@@ -132,7 +133,7 @@ class ResNet(Network):
         output_bias: OutputBias = None,
         standardize: bool = False,
     ) -> None:
-        plan = _Plan(kernel, activation, norm, dropout, positive("blocks", blocks))
+        plan = _Plan(kernel, activation, norm, dropout, positive_int("blocks", blocks))
         layers = plan.layers(in_shape, out_shape, channels, hidden, output_bias)
         super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
 
@@ -164,7 +165,7 @@ class _Plan:
     blocks: int = 0
 
     def __post_init__(self) -> None:
-        if positive("kernel", self.kernel) % 2 == 0:
+        if positive_int("kernel", self.kernel) % 2 == 0:
             # an even one has no middle: ⌈H/2⌉ would need more padding on one side
             raise ValueError(f"expected kernel to be odd; got {self.kernel}")
 
@@ -259,5 +260,5 @@ def _halvings(shape: Shape, channels: Shape) -> list[Image]:
     shapes = [(math.prod(planes), height, width)]
     for count in channels:
         height, width = -(-height // 2), -(-width // 2)
-        shapes.append((positive("every number of channels", count), height, width))
+        shapes.append((positive_int("every number of channels", count), height, width))
     return shapes

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from .._component import Shape, positive
+from ..core.components import Shape
+from ..core.validation import positive_int
 from .base import GatedLinear, Init, Network, Norm, OutputBias, between, several
 
 __all__ = ["MLP", "GatedMLP", "hidden_layers"]
@@ -98,7 +99,7 @@ class GatedMLP(Network):
         standardize: bool = False,
     ) -> None:
         hidden = several("hidden", "widths", hidden)
-        widths = [math.prod(in_shape), *(positive("every width in hidden", w) for w in hidden)]
+        widths = [math.prod(in_shape), *(positive_int("every width in hidden", w) for w in hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [GatedLinear(width_in, width_out)]
@@ -121,7 +122,7 @@ def hidden_layers(
     """
     layers: list[nn.Module] = []
     for width_out in several("hidden", "widths", hidden):
-        width_out = positive("every width in hidden", width_out)
+        width_out = positive_int("every width in hidden", width_out)
         layers += [nn.Linear(width, width_out, bias=norm != "batch")]
         layers += between((width_out,), activation, norm, dropout)
         width = width_out

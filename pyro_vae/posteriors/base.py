@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from .._component import Component, NetworkFactory, Shape, Space, positive
-
-if TYPE_CHECKING:
-    from ..likelihoods import Likelihood
-    from ..priors import Prior
+from ..core.components import Component, NetworkFactory, Shape, Space
+from ..core.validation import positive_int
 
 __all__ = ["Posterior"]
 
@@ -27,7 +23,7 @@ class Posterior(Component):
     what it combines with:
 
     * ``space``: where z lives, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
-    * ``scores_anything``: whether log q(z|x) exists at a z that it did not draw itself; not
+    * ``scores_any_value``: whether log q(z|x) exists at a z that it did not draw itself; not
       so for a flow without an inverse;
     * ``self_contained``: whether q(z|x) needs nothing but x; not so if it is refined with
       the model.
@@ -42,22 +38,22 @@ class Posterior(Component):
     """
 
     space: Space = Space.REAL
-    scores_anything: bool = True
+    scores_any_value: bool = True
     self_contained: bool = True
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
 
     @abstractmethod
     def forward(self, x: torch.Tensor) -> Distribution:
         """q(z|x): batch shape ``batch``, event shape ``(latent_dim,)``."""
 
-    def bind(self, prior: Prior, likelihood: Likelihood) -> None:
+    def bind(self, prior: Component, likelihood: Component) -> None:
         """Called once, by the program that owns all three, when it is built. Does nothing here."""
 
-    def start_from(self, x: torch.Tensor) -> None:
+    def init_from_data(self, x: torch.Tensor) -> None:
         """Called once before training: a network that standardises its inputs measures them."""
         measure = getattr(getattr(self, "network", None), "measure", None)
         if measure is not None:

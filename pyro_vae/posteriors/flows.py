@@ -15,13 +15,14 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
 
-from .._autoregressive import (
+from ..core.components import NetworkFactory, Shape
+from ..core.validation import positive_int
+from ..distributions.autoregressive import (
     AffineAutoregressive,
     SplineAutoregressive,
     autoregressive_network,
     check_spline,
 )
-from .._component import NetworkFactory, Shape, positive
 from .base import Posterior
 
 __all__ = [
@@ -89,7 +90,7 @@ class RepeatedFlow(FlowPosterior):
     def __init__(
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
     ) -> None:
-        conditions = positive("flows", flows) * self.numbers(latent_dim)
+        conditions = positive_int("flows", flows) * self.numbers(latent_dim)
         super().__init__(event_shape, latent_dim, network, conditions)
         self.flows = flows
 
@@ -118,7 +119,7 @@ class PlanarFlow(RepeatedFlow):
         https://arxiv.org/abs/1505.05770
     """
 
-    scores_anything = False
+    scores_any_value = False
 
     @staticmethod
     def numbers(latent_dim: int) -> int:
@@ -150,7 +151,7 @@ class RadialFlow(RepeatedFlow):
         https://arxiv.org/abs/1505.05770
     """
 
-    scores_anything = False
+    scores_any_value = False
 
     @staticmethod
     def numbers(latent_dim: int) -> int:
@@ -211,7 +212,7 @@ class SylvesterFlow(FlowPosterior):
         equations 9 and 13. https://arxiv.org/abs/1803.05649
     """
 
-    scores_anything = False
+    scores_any_value = False
 
     def __init__(
         self,
@@ -222,8 +223,8 @@ class SylvesterFlow(FlowPosterior):
         reflections: int = 8,
     ) -> None:
         # R and R̃ share a square: its upper and its lower triangle; two diagonals and b
-        rows = latent_dim + 3 + positive("reflections", reflections)
-        conditions = positive("flows", flows) * rows * latent_dim
+        rows = latent_dim + 3 + positive_int("reflections", reflections)
+        conditions = positive_int("flows", flows) * rows * latent_dim
         super().__init__(event_shape, latent_dim, network, conditions)
         self.flows = flows
 
@@ -263,10 +264,10 @@ class InverseAutoregressiveFlow(FlowPosterior):
         hidden: Shape = (200,),
         context: int = 50,
     ) -> None:
-        super().__init__(event_shape, latent_dim, network, positive("context", context))
+        super().__init__(event_shape, latent_dim, network, positive_int("context", context))
         self.steps = nn.ModuleList(
             autoregressive_network(latent_dim, hidden, [1, 1], context, reverse=bool(step % 2))
-            for step in range(positive("flows", flows))
+            for step in range(positive_int("flows", flows))
         )
 
     def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
@@ -311,12 +312,12 @@ class SplineFlow(FlowPosterior):
         hidden: Shape = (200,),
         context: int = 50,
     ) -> None:
-        super().__init__(event_shape, latent_dim, network, positive("context", context))
+        super().__init__(event_shape, latent_dim, network, positive_int("context", context))
         self.bins, self.bound = check_spline(bins, bound)
         parameters = [bins, bins, bins - 1]
         self.steps = nn.ModuleList(
             autoregressive_network(latent_dim, hidden, parameters, context, reverse=bool(step % 2))
-            for step in range(positive("flows", flows))
+            for step in range(positive_int("flows", flows))
         )
 
     def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:

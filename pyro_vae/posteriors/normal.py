@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from .._component import NetworkFactory, Shape, positive
+from ..core.components import NetworkFactory, Shape
+from ..core.validation import positive_int
 from .base import Posterior
 
 __all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"]
@@ -76,7 +77,7 @@ class LowRankNormal(Posterior):
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, rank: int = 2
     ) -> None:
         super().__init__(event_shape, latent_dim, network)
-        self.network = network(self.event_shape, (2 + positive("rank", rank), latent_dim))
+        self.network = network(self.event_shape, (2 + positive_int("rank", rank), latent_dim))
 
     def forward(self, x: torch.Tensor) -> Distribution:
         out = self.network(x)

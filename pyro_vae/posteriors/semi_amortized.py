@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
 
-from .._component import NetworkFactory, Shape, positive
-from .._programs import evaluating
-from .._random import seeded
-from ._encoder import Encoder
+from ..core.components import Component, NetworkFactory, Shape
+from ..core.evaluation_mode import eval_mode
+from ..core.random import seeded
+from ..core.validation import positive_int
 from .base import Posterior
+from .encoder import Encoder
 from .normal import DiagonalNormal
-
-if TYPE_CHECKING:
-    from ..likelihoods import Likelihood
-    from ..priors import Prior
 
 __all__ = ["SemiAmortized"]
 
@@ -87,17 +83,17 @@ class SemiAmortized(Posterior):
                 f"{type(self.family).__name__}"
             )
         self.space = self.family.space
-        self.scores_anything = self.family.scores_anything
-        self.steps = positive("steps", steps)
+        self.scores_any_value = self.family.scores_any_value
+        self.steps = positive_int("steps", steps)
         self.step_size = step_size
-        self.num_samples = positive("num_samples", num_samples)
+        self.num_samples = positive_int("num_samples", num_samples)
         # in tuples, so that torch registers neither a second time
         self._encoder = tuple(made)
-        self._program: tuple[Prior, Likelihood] | tuple[()] = ()
+        self._program: tuple[Component, Component] | tuple[()] = ()
         self._vectorizes = True
         self._last: tuple[list, Tensor, Tensor, Tensor] | None = None
 
-    def bind(self, prior: Prior, likelihood: Likelihood) -> None:
+    def bind(self, prior: Component, likelihood: Component) -> None:
         self._program = (prior, likelihood)
 
     def forward(self, x: Tensor) -> Distribution:
@@ -133,7 +129,7 @@ class SemiAmortized(Posterior):
     def _refine(self, parameters: Tensor, x: Tensor) -> Tensor:
         """λ_T of ``(N, *outputs)`` λ₀ and ``(N, *event_shape)`` data."""
         slopes = self._slope if self.training else self._repeatable_slopes
-        with evaluating(*self._program), pyro.validation_enabled(False), pyro.poutine.block():
+        with eval_mode(*self._program), pyro.validation_enabled(False), pyro.poutine.block():
             moving = parameters.clone()
             # every number has its own step, so no datum meets another; a slope that is noise of
             # rounding must not become a step

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .. import distributions
-from .._component import NetworkFactory, Shape, Space
+from ..core.components import NetworkFactory, Shape, Space
 from .base import Posterior
 
 __all__ = ["PowerSpherical"]

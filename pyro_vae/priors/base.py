@@ -6,9 +6,8 @@ from abc import abstractmethod
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from .. import combinations
-from .._component import Component, Space, positive
-from ..posteriors import Posterior
+from ..core.components import Component, Encoder, Space
+from ..core.validation import positive_int
 
 __all__ = ["Prior"]
 
@@ -21,7 +20,7 @@ class Prior(Component):
     with the encoder also extends :meth:`bind`. Two attributes say what it combines with:
 
     * ``space``: where z lives, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
-    * ``made_of_posterior``: whether p(z) is written with q.
+    * ``uses_posterior``: whether p(z) is written with q.
 
     Arguments:
         latent_dim: the number of latent variables D.
@@ -31,20 +30,18 @@ class Prior(Component):
     """
 
     space: Space = Space.REAL
-    made_of_posterior: bool = False
+    uses_posterior: bool = False
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = positive("latent_dim", latent_dim)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
 
     @abstractmethod
     def forward(self) -> Distribution:
         """p(z): batch shape ``()``, event shape ``(latent_dim,)``."""
 
-    def bind(self, posterior: Posterior) -> None:
-        """Called once, by the program that owns both, when it is built.
+    def bind(self, posterior: Encoder) -> None:
+        """Receive the posterior, for a prior that depends on it. Does nothing here.
 
-        Raises:
-            ValueError: if the two do not combine, in one sentence.
+        The program that owns both calls it once, when it is built.
         """
-        combinations.check(self, posterior)

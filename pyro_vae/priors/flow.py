@@ -11,13 +11,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import DenseNN
 from torch import nn
 
-from .._autoregressive import (
+from ..core.components import Shape
+from ..core.validation import positive_int
+from ..distributions.autoregressive import (
     AffineAutoregressive,
     SplineAutoregressive,
     autoregressive_network,
     check_spline,
 )
-from .._component import Shape, positive
 from .base import Prior
 
 __all__ = ["FlowPrior"]
@@ -70,12 +71,12 @@ class FlowPrior(Prior):
                 "expected latent_dim ≥ 2 for coupling, which splits the variables; got 1: use "
                 "autoregressive or spline"
             )
-        if not hidden or any(positive("every width in hidden", width) < 1 for width in hidden):
+        if not hidden or any(positive_int("every width in hidden", width) < 1 for width in hidden):
             raise ValueError(f"expected one or more hidden layers; got hidden={hidden!r}")
         self.transform, (self.bins, self.bound) = transform, check_spline(bins, bound)
         self.networks = nn.ModuleList(
             self._network(tuple(hidden), bool(layer % 2))
-            for layer in range(positive("flows", flows))
+            for layer in range(positive_int("flows", flows))
         )
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)

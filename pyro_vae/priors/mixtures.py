@@ -10,9 +10,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
-from .._component import positive
-from .._programs import evaluating
-from ..posteriors import Posterior
+from ..core.components import Encoder
+from ..core.evaluation_mode import eval_mode
+from ..core.validation import positive_int
 from .base import Prior
 
 __all__ = ["MixtureOfNormals", "VampPrior"]
@@ -32,7 +32,7 @@ class MixtureOfNormals(Prior):
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__(latent_dim)
-        positive("components", components)
+        positive_int("components", components)
         self.logits = nn.Parameter(torch.zeros(components))
         # near N(0, I), and yet apart, or all components would receive the same gradient for
         # ever: a draw of N(0, I) tells two of them apart by about a nat, however large D
@@ -72,7 +72,7 @@ class VampPrior(Prior):
         https://arxiv.org/abs/1705.07120
     """
 
-    made_of_posterior = True
+    uses_posterior = True
     pseudo_inputs: nn.Parameter
 
     def __init__(
@@ -83,7 +83,7 @@ class VampPrior(Prior):
         start: Literal["random", "data"] = "random",
     ) -> None:
         super().__init__(latent_dim)
-        self.components = positive("components", components)
+        self.components = positive_int("components", components)
         if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
             raise ValueError(f"expected interval to be (low, high) with low < high; got {interval}")
         if start not in ("random", "data"):
@@ -93,10 +93,9 @@ class VampPrior(Prior):
         if start == "data":
             # kept with the weights: what was learned is not replaced when learning goes on
             self.register_buffer("started", torch.tensor(False))
-        self._posterior: tuple[Posterior, ...] = ()
+        self._posterior: tuple[Encoder, ...] = ()
 
-    def bind(self, posterior: Posterior) -> None:
-        super().bind(posterior)
+    def bind(self, posterior: Encoder) -> None:
         # in a tuple, so that torch does not register the posterior a second time
         self._posterior = (posterior,)
         low, high = self.interval or (-1.0, 1.0)
@@ -104,7 +103,7 @@ class VampPrior(Prior):
         self.pseudo_inputs = nn.Parameter(start)
 
     @torch.no_grad()
-    def start_from(self, x: torch.Tensor) -> None:
+    def init_from_data(self, x: torch.Tensor) -> None:
         """Replaces the pseudo-inputs by random rows of ``x``, once, if asked to.
 
         Raises:
@@ -136,5 +135,5 @@ class VampPrior(Prior):
             u = u.clamp(*self.interval)
         weights = dist.Categorical(logits=u.new_zeros(len(u)))
         # as in evaluation: pseudo-inputs are no data, and batch norm would take them for some
-        with evaluating(self._posterior[0]):
+        with eval_mode(self._posterior[0]):
             return dist.MixtureSameFamily(weights, self._posterior[0](u))

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .. import distributions
-from .._component import Space
+from ..core.components import Space
 from .base import Prior
 
 __all__ = ["DiagonalNormal", "Laplace", "StandardNormal", "StudentT", "UniformSphere"]

@@ -1,9 +1,9 @@
 """What a trained model is for: to make data, to infer the unseen, to judge and to encode."""
 
 from .anomaly import AUROC, anomaly_scores, auroc
-from .encode import encode
+from .encoding import encode
 from .generate import Generated, interpolate, reconstruct, sample, traverse
-from .impute import Imputation, MissingScore, impute, score_missing
+from .imputation import Imputation, MissingScore, impute, score_missing
 from .masks import mask
 from .noise import AdditiveNormal, Flip, Noise
 from .pixelwise import score_pixelwise

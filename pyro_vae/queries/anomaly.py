@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .._programs import Program
 from ..data import Split
 from ..evaluation import evaluate
+from ..programs.base import Program
 
 __all__ = ["AUROC", "anomaly_scores", "auroc"]
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._component import positive
-from .._programs import Program
-from .._sites import unobserved
-from ._runner import Runner, as_pair, checked, mean_of, running
-from ._walks import between, moved_along, typical
+from ..core.validation import positive_int
+from ..programs.base import Program
+from ..programs.sites import latent_sites
+from .latent_paths import between, moved_along, typical
+from .runner import Runner, as_pair, checked, mean_of, running
 
 __all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
 
@@ -59,12 +59,12 @@ def sample(
         ValueError: if the model cannot run without data and none are given, if ``like`` holds
             another number of data, or p(x|z) has no mean where it is asked for.
     """
-    positive("size", size)
+    positive_int("size", size)
     if like is not None and len(like) != size:
         raise ValueError(f"expected like to hold {size} data; got {len(like)}")
     model, _ = as_pair(program)
     with running(program, seed, 23):
-        site, nodes = unobserved(model, size, like, args)
+        site, nodes = latent_sites(model, size, like, args)
     fn = nodes[site]["fn"]
     latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
     return Generated(nodes[site]["value"], mean_of(fn) if mean else None, latents)
@@ -142,7 +142,7 @@ def interpolate(
     """
     if path not in ("spherical", "straight"):
         raise ValueError(f"expected path to be 'spherical' or 'straight'; got {path!r}")
-    if positive("steps", steps) < 2:
+    if positive_int("steps", steps) < 2:
         raise ValueError("expected steps ≥ 2, the two ends; got 1")
     if x_a.shape != x_b.shape:
         raise ValueError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._component import Shape
-from .._near import nearest
+from ..core.components import Shape
+from ..core.validation import did_you_mean
 
 __all__ = ["mask"]
 
@@ -33,7 +33,7 @@ def mask(missing: str, event_shape: Shape, seed: int = 0) -> Tensor:
     if word not in _WORDS or bool(number) != (word in ("random", "every")):
         raise ValueError(
             f"expected missing to be none, lower-half, upper-half, left-half, right-half, "
-            f"random:FRACTION or every:N; got {missing!r}{nearest(missing, _WORDS)}"
+            f"random:FRACTION or every:N; got {missing!r}{did_you_mean(missing, _WORDS)}"
         )
     seen = torch.ones(event_shape, dtype=torch.bool)
     if word == "none":

@@ -11,23 +11,25 @@ import jinja2
 import numpy as np
 import torch
 
-from .. import _files, queries
-from .._component import Space
-from .._inputs import inputs
-from .._programs import Program, evaluating
-from .._random import seeded
+from .. import queries
+from ..core import files
+from ..core.components import Space
+from ..core.evaluation_mode import eval_mode
+from ..core.random import seeded
 from ..data import Split
 from ..data.splits import is_class
 from ..evaluation import Bounds
 from ..models import VAE
-from ..particles import log_weights
+from ..programs.base import Program
+from ..programs.importance_weights import log_weights
+from ..programs.inputs import program_args
 from . import pictures, plots
+from .evaluation_sections import bounds_table, sections
 from .pictures import Picture
-from .rulers import bounds_table, sections
 from .tables import bits_per_dim, flat_settings
 
 if TYPE_CHECKING:
-    from ..runs import Run
+    from ..runs.run import Run
 
 __all__ = ["write_report"]
 
@@ -68,7 +70,7 @@ def write_report(run: Run) -> None:
         absent=[section for section in measured if not section.there],
         inline=inline,
     )
-    _files.write_text(run.report, page)
+    files.write_text(run.report, page)
 
 
 def _judgement(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
@@ -92,7 +94,7 @@ def _judgement(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
     khat = bounds.per_datum["khat"]
     extremes = [int(khat.argmin()), int(khat.argmax())]
     # the raw weights were streamed away: draw those of two data again
-    x, *args = (part[extremes] for part in inputs(program, split, bounds.seed or 0))
+    x, *args = (part[extremes] for part in program_args(program, split, bounds.seed or 0))
     with seeded(bounds.seed or 0, 2):
         log_w = log_weights(program.model, program.guide, x, *args, num_samples=bounds.num_samples)
     titles = [
@@ -120,7 +122,7 @@ def _images(program: Program, split: Split, seed: int) -> Iterator[Picture]:
 def _plane(program: Any, split: Split, seed: int) -> Iterator[Picture]:
     if isinstance(program, VAE) and program.prior.space is Space.REAL:
         yield _manifold(program)
-    x, *args = inputs(program, split, seed)
+    x, *args = program_args(program, split, seed)
     draws = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
     if draws is None or draws.shape[1:] != (2,):
         return
@@ -139,7 +141,7 @@ def _manifold(model: VAE) -> Picture:
     quantiles = (torch.arange(_MANIFOLD) + 0.5) / _MANIFOLD
     ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
     z = torch.cartesian_prod(ticks, ticks)
-    with evaluating(model):
+    with eval_mode(model):
         images = model.likelihood(z).mean
     return pictures.rows(
         "manifold",

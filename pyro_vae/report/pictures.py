@@ -11,12 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import _files, queries
-from .._component import Shape
-from .._inputs import inputs
-from .._programs import Labels, Program, labels_of
+from .. import queries
+from ..core import files
+from ..core.components import Labels, Shape
 from ..data import Split
 from ..data.splits import is_class
+from ..programs.base import Program, label_use
+from ..programs.inputs import program_args
 from . import plots
 
 __all__ = [
@@ -52,7 +53,7 @@ class Picture:
         """Writes ``NAME.png`` into a folder, whole or not at all."""
         path = folder / f"{self.name}.png"
         png = self.png()
-        _files.write(path, lambda file: file.write_bytes(png))
+        files.write(path, lambda file: file.write_bytes(png))
         return path
 
 
@@ -87,13 +88,13 @@ def new_labels(program: Program, split: Split, size: int) -> tuple[Tensor, str]:
         length 0 for a program that is called without.
     """
     labels = split.labels
-    if labels_of(program) is Labels.UNUSED or labels is None:
+    if label_use(program) is Labels.UNUSED or labels is None:
         return torch.empty(0), ""
     if is_class(labels):
         classes = labels[labels >= 0].unique()
         if len(classes):
             return classes.repeat_interleave(COLUMNS), " A row for each class."
-    if labels_of(program) is Labels.PARTIAL:
+    if label_use(program) is Labels.PARTIAL:
         return torch.empty(0), ""
     return labels[:size], " Conditioned on what held-out data are."
 
@@ -110,7 +111,7 @@ def samples(program: Program, split: Split, seed: int) -> Picture:
 
 def reconstructions(program: Program, split: Split, seed: int) -> Picture:
     """Held-out data beside what is left of them after the latents."""
-    x, *args = inputs(program, split.head(4 * COLUMNS), seed)
+    x, *args = program_args(program, split.head(4 * COLUMNS), seed)
     made = queries.reconstruct(program, x, *args, seed=seed)
     assert made.mean is not None
     pairs = torch.stack([_in_rows(x), _in_rows(made.mean)], 1).flatten(0, 1)

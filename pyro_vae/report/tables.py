@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..runs import Run
+    from ..runs.run import Run
 
 __all__ = ["bits_per_dim", "comparison", "flat_settings", "paired_difference"]
 

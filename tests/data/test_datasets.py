@@ -143,13 +143,13 @@ def test_splits_of_one_seed_do_not_share_their_noise(how):
     # validation and test data are drawn with the same seed: their sizes keep them apart
     grey = torch.full((40, 50), 0.5) if how == "dynamic" else torch.full((40, 50), 3.0)
     one = Split(grey, peak=1.0 if how == "dynamic" else 7.0, **{how: True})
-    assert torch.equal(one.fixed(5), one.fixed(5))
-    assert not torch.equal(one.fixed(5), one.fixed(6))
-    first = one.head(30).fixed(5)
-    assert not torch.equal(first, one.fixed(5)[:30])
+    assert torch.equal(one.materialize(5), one.materialize(5))
+    assert not torch.equal(one.materialize(5), one.materialize(6))
+    first = one.head(30).materialize(5)
+    assert not torch.equal(first, one.materialize(5)[:30])
     if how == "dynamic":
         # of 1500 fair coins about half agree: 10 standard errors
-        assert (first == one.fixed(5)[:30]).double().mean() < 0.63
+        assert (first == one.materialize(5)[:30]).double().mean() < 0.63
 
 
 def test_npz_by_key(tmp_path):

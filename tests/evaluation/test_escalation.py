@@ -107,7 +107,7 @@ def test_default_annealing_is_meant_by_true(uneven, monkeypatch):
             {"ais": np.zeros(len(data)), "ais_variance": np.zeros(len(data))},
         )
 
-    monkeypatch.setattr("pyro_vae.evaluation.annealing.ais", noted)
+    monkeypatch.setattr("pyro_vae.evaluation.annealing.sampler.ais", noted)
     pv.evaluate(program, x, shift, num_samples=500, escalate=True)
     # tried out on two data first, so that a refusal costs nothing
     tried, (chosen, *sizes) = told
@@ -128,7 +128,7 @@ def test_what_ais_refuses_is_refused_before_the_draws(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr("pyro_vae.evaluation.judging.stream_particles", never)
+    monkeypatch.setattr("pyro_vae.evaluation.evaluator.stream_particles", never)
     for option in ("ais", "escalate"):
         with pytest.raises(ValueError, match=r"continuous|discrete"):
             pv.evaluate((model, guide), torch.zeros(5, dtype=D), **{option: SHORT})

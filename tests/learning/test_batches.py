@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae._programs import Labels
+from pyro_vae.core.components import Labels
 from pyro_vae.data import Split
 from pyro_vae.learning import checkpoint
 from pyro_vae.learning.batches import Batches

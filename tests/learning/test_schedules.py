@@ -12,9 +12,9 @@ from linear_gaussian import LinearGaussian
 from pyro.infer import SVI
 
 import pyro_vae as pv
-from pyro_vae.catalogue import overview
+from pyro_vae.config.catalogue import overview
 from pyro_vae.learning.objectives import ELBO
-from pyro_vae.learning.objectives.base import Moment
+from pyro_vae.learning.objectives.base import StepInfo
 from pyro_vae.learning.schedules import Cyclical, LinearWarmUp
 
 X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
@@ -103,14 +103,16 @@ def test_without_the_epoch_it_says_how(make):
     vae, objective = small_vae().double(), make(beta=LinearWarmUp(10))
     objective.loss(vae.model, vae.guide, X)  # the bound itself needs none
     for run in (objective.loss_and_grads, objective.differentiable_loss):
-        with pytest.raises(ValueError, match=r"the epoch, with which LinearWarmUp\(.*at\(Moment\("):
+        with pytest.raises(
+            ValueError, match=r"the epoch, with which LinearWarmUp\(.*at\(StepInfo\("
+        ):
             run(vae.model, vae.guide, X)
-    objective.at(Moment(epoch=2.0))
+    objective.at(StepInfo(epoch=2.0))
     assert objective.loss_and_grads(vae.model, vae.guide, X) > 0
 
 
 def test_public_names():
-    assert {"Cyclical", "FreeBits", "LinearWarmUp", "Moment"} <= set(pv.learning.__all__)
+    assert {"Cyclical", "FreeBits", "LinearWarmUp", "StepInfo"} <= set(pv.learning.__all__)
     assert pv.objectives.ELBO(beta=pv.learning.LinearWarmUp(10)).beta == LinearWarmUp(10)
     listed = overview("objectives")
     assert "LinearWarmUp" not in listed and "FreeBits" not in listed and "  ELBO " in listed
@@ -150,7 +152,7 @@ def test_plain_svi_takes_it():
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), objective)
     losses = []
     for step in range(200):
-        objective.at(Moment(step / 20))
+        objective.at(StepInfo(step / 20))
         losses.append(svi.step(X))
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
 

@@ -15,10 +15,11 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import _graph, objectives
-from pyro_vae._inputs import inputs
-from pyro_vae.learning import CompiledSVI, LinearWarmUp, Moment, epochs, svi
-from pyro_vae.learning.optim import Joint
+from pyro_vae import objectives
+from pyro_vae.compile import trace
+from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, epochs, svi
+from pyro_vae.learning.optimizers import FusedOptimizer
+from pyro_vae.programs.inputs import program_args
 
 #: Every objective that is one graph.
 OBJECTIVES = {
@@ -46,7 +47,7 @@ ADAM = partial(torch.optim.Adam, lr=0.01)
 @pytest.fixture
 def interpreted(monkeypatch):
     """The graph as it was recorded, without seconds of compiling for each."""
-    monkeypatch.setattr(svi, "compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr(svi, "compile_graph", lambda graph, inputs: graph)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,9 @@ def hold_to_eager(program, objective, args, monkeypatch, tolerance=1e-10):
     monkeypatch.setattr(svi, "_TOLERANCE", tolerance)
     program.double().train()
     args = tuple(a.double() if a.is_floating_point() else a for a in args)
-    step = CompiledSVI(program.model, program.guide, Joint(ADAM), objective)
+    step = CompiledSVI(program.model, program.guide, FusedOptimizer(ADAM), objective)
     pyro.set_rng_seed(0)
-    objective.at(Moment(0.5, 100, torch.arange(len(args[0]))))
+    objective.at(StepInfo(0.5, 100, torch.arange(len(args[0]))))
     before = [p.detach().clone() for p in program.parameters()]
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         step.step(*args)
@@ -106,14 +107,14 @@ PAIRS += [("HierarchicalVAE", o) for o in OBJECTIVES if ("HierarchicalVAE", o) n
 @pytest.mark.parametrize(("name", "objective"), PAIRS)
 def test_programs_and_objectives(name, objective, interpreted, monkeypatch, digits):
     program = program_for(PROGRAMS[name], digits)
-    pv.initialize(program, digits.train.head(100).fixed(0))
-    args = inputs(program, digits.train.head(6), 0)
+    pv.initialize(program, digits.train.head(100).materialize(0))
+    args = program_args(program, digits.train.head(6), 0)
     hold_to_eager(program, OBJECTIVES[objective](), args, monkeypatch)
 
 
 def test_every_objective_is_a_graph_or_says_why():
     listed = {name.split(",")[0] for name in OBJECTIVES}
-    without = {n for n in objectives.__all__ if getattr(objectives, n).not_one_graph}
+    without = {n for n in objectives.__all__ if getattr(objectives, n).not_traceable_reason}
     assert listed | without == set(objectives.__all__) - {"Objective"}
     assert without == {"EnumeratedELBO", "MonteCarloEM"}
 
@@ -137,12 +138,12 @@ def test_compiled_steps_are_those_of_plain_svi(grey, clip_norm):
     for compiled in (False, True):
         torch.set_default_dtype(torch.float64)
         try:
-            vae, optim = vae_of_digits(grey, torch.float64), Joint(ADAM, clip_norm)
+            vae, optim = vae_of_digits(grey, torch.float64), FusedOptimizer(ADAM, clip_norm)
             fast = CompiledSVI(
                 vae.model, vae.guide, optim, objectives.ELBO(), draw=lambda i: (train.draw(i),)
             )
             looked = objectives.ELBO()
-            looked.loss(vae.model, vae.guide, train.fixed(0)[:3])
+            looked.loss(vae.model, vae.guide, train.materialize(0)[:3])
             plain = SVI(vae.model, vae.guide, optim, loss=looked)
             pyro.set_rng_seed(1)
             with pyro.get_param_store().scope(), pyro.validation_enabled(False):
@@ -267,7 +268,7 @@ def steps(objective, args, caplog, model=None, guide=None, **kwargs):
     for make in (partial(SVI, loss=objective), partial(CompiledSVI, loss=objective, **kwargs)):
         torch.manual_seed(0)
         program = Branching()
-        optim = Joint(ADAM)
+        optim = FusedOptimizer(ADAM)
         with pyro.get_param_store().scope():
             objective.loss(program.model, program.guide, *args)
         pyro.set_rng_seed(2)
@@ -306,7 +307,7 @@ def test_a_graph_that_computes_something_else_is_not_used(monkeypatch, caplog, g
     def wrong(graph, inputs):
         return lambda *args: [2 * value for value in graph(*args)]
 
-    monkeypatch.setattr(svi, "compiled", wrong)
+    monkeypatch.setattr(svi, "compile_graph", wrong)
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         history = pv.fit(vae_of_digits(grey), grey.train.head(200), epochs=1, compile=True)
     plain = pv.fit(vae_of_digits(grey), grey.train.head(200), epochs=1)
@@ -324,7 +325,7 @@ def test_batch_norm_sees_each_minibatch_once(interpreted):
         pyro.set_rng_seed(0)
         objective = objectives.ELBO(analytic_kl=False)
         with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            one = make(vae.model, vae.guide, Joint(ADAM), loss=objective)
+            one = make(vae.model, vae.guide, FusedOptimizer(ADAM), loss=objective)
             if make is SVI:
                 vae.eval()
                 objective.loss(vae.model, vae.guide, x)
@@ -350,7 +351,7 @@ def test_a_loss_that_becomes_nan_is_found_where_it_came_from(grey):
 
 def test_no_bias_is_copied_to_where_a_product_goes():
     vae = small_vae()
-    optim = Joint(partial(torch.optim.Adam, lr=1e-3))
+    optim = FusedOptimizer(partial(torch.optim.Adam, lr=1e-3))
     fast = CompiledSVI(vae.model, vae.guide, optim, objectives.ELBO())
     x = torch.rand(5, 3).round()
     fast.step(x)
@@ -365,8 +366,8 @@ def test_the_random_numbers_are_those_of_eager_code():
         return torch.bernoulli(p), torch.randn(3, 5) * p, torch.rand(7), torch.empty(20).normal_()
 
     p = torch.rand(3, 5)
-    graph, held = _graph.traced(draws, p)
-    fast = _graph.compiled(graph, [p, *held])
+    graph, held = trace.trace_graph(draws, p)
+    fast = trace.compile_graph(graph, [p, *held])
     for seed in range(3):
         torch.manual_seed(seed)
         expected = (*draws(p), torch.rand(1))
@@ -384,7 +385,7 @@ def test_recording_leaves_generators_and_tensors_alone():
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    graph, held = _graph.traced(add, torch.ones(3))
+    graph, held = trace.trace_graph(add, torch.ones(3))
     assert torch.equal(torch.get_rng_state(), state) and total.sum() == 0
     (result,) = graph(torch.ones(3), *held)
     assert total.sum() > 0 and torch.equal(result, total + 1)
@@ -399,12 +400,12 @@ def test_recording_leaves_generators_and_tensors_alone():
     ],
 )
 def test_what_depends_on_numbers_is_no_graph(look):
-    with pytest.raises(_graph.NotOneGraphError):
-        _graph.traced(look, torch.ones(3))
+    with pytest.raises(trace.NotTraceableError):
+        trace.trace_graph(look, torch.ones(3))
 
 
 def test_keyword_arguments_are_refused(grey):
     vae = vae_of_digits(grey)
-    one = CompiledSVI(vae.model, vae.guide, Joint(ADAM), objectives.ELBO())
+    one = CompiledSVI(vae.model, vae.guide, FusedOptimizer(ADAM), objectives.ELBO())
     with pytest.raises(TypeError, match="expected positional arguments; got size: bind others"):
-        one.step(grey.train.head(3).fixed(0), size=3)
+        one.step(grey.train.head(3).materialize(0), size=3)

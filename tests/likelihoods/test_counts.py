@@ -90,8 +90,8 @@ def test_draws_are_of_a_typical_total(name):
     torch.testing.assert_close(share, torch.ones(3).double())  # 1 before it has seen data
     x = torch.zeros(5, 2, 3).double()
     x[:, 0, 0] = torch.tensor([0.0, 3.0, 400.0, 8.0, 6.0])
-    p.start_from(x)
-    p.start_from(10 * x)  # the second time it has no effect
+    p.init_from_data(x)
+    p.init_from_data(10 * x)  # the second time it has no effect
     torch.testing.assert_close((p(z).mean / (1 - gate)).sum((-1, -2)), 6 * share)
     draws = p(z).sample((4000,))
     assert draws.shape == (4000, 3, 2, 3)

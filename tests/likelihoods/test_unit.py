@@ -10,7 +10,7 @@ from components import SMALL
 from scipy import special, stats
 
 from pyro_vae import distributions, likelihoods
-from pyro_vae._graph import traced
+from pyro_vae.compile.trace import trace_graph
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def _eager(x, logits, dims=1):
 
 def _recorded(x, logits, dims=1):
     """The same as it is in a graph, with fewer logarithms."""
-    graph, held = traced(lambda x, logits: (_eager(x, logits, dims),), x, logits)
+    graph, held = trace_graph(lambda x, logits: (_eager(x, logits, dims),), x, logits)
     return graph(x, logits, *held)[0]
 
 
@@ -252,7 +252,7 @@ def test_bernoulli_has_right_gradients_eager_and_recorded():
 
     logits, x = logits.detach(), x.detach()
     logits[:, :5] = torch.tensor([-800.0, -40.0, 0.0, 40.0, 800.0])
-    graph, held = traced(slope, logits, x)
+    graph, held = trace_graph(slope, logits, x)
     expected = x - logits.sigmoid()
     torch.testing.assert_close(graph(logits, x, *held)[0], expected)
     # and datum by datum, as `vmap` has it

@@ -14,7 +14,7 @@ from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 
 import pyro_vae as pv
 from pyro_vae.models.semi_supervised import SemiSupervisedVAE
-from pyro_vae.particles import inspect
+from pyro_vae.programs.importance_weights import find_layout
 
 X = torch.bernoulli(torch.full((7, 2, 3), 0.5), generator=streams.generator(0))
 Y = torch.arange(7) % 4
@@ -131,8 +131,8 @@ def test_classes_run_in_parallel_with_particles(num_particles):
 
 def test_the_mark_does_not_trouble_runs_that_draw_the_class():
     vae = _vae()
-    assert not inspect(vae.model, vae.guide, X).tiled
-    assert not inspect(vae.model, vae.guide, X, Y).tiled
+    assert not find_layout(vae.model, vae.guide, X).tiled
+    assert not find_layout(vae.model, vae.guide, X, Y).tiled
     assert pv.objectives.IWAE(5).loss(vae.model, vae.guide, X) > 0
     with pytest.raises(ValueError, match="reparameterised; site 'y'"):
         pv.objectives.IWAE(5, gradient="dreg").loss_and_grads(vae.model, vae.guide, X)
@@ -177,7 +177,7 @@ def test_splits_with_classes_of_any_integer_type():
         torch.testing.assert_close(model["y"]["log_prob"], expected["y"]["log_prob"])
         pv.fit(_vae(), split, epochs=1, batch_size=3, objective=pv.objectives.EnumeratedELBO(2))
     grey = pv.data.Split(X * 0.5, dynamic=True, labels=Y)
-    seen = vae.classify(grey.fixed(3))
+    seen = vae.classify(grey.materialize(3))
     assert torch.equal(vae.classify(grey, seed=3), seen)
     assert vae.accuracy(grey, seed=3) == float((seen.argmax(-1) == Y).double().mean())
     for data in (X, pv.data.Split(X)):

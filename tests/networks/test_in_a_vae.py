@@ -11,10 +11,11 @@ import torch
 import yaml
 
 import pyro_vae as pv
-from pyro_vae import config, networks
-from pyro_vae._programs import evaluating
-from pyro_vae.cli import main
-from pyro_vae.runs import Run
+from pyro_vae import networks
+from pyro_vae.cli.app import main
+from pyro_vae.config import experiment
+from pyro_vae.core.evaluation_mode import eval_mode
+from pyro_vae.runs.run import Run
 
 NETS = {
     "ConvNet": partial(networks.ConvNet, channels=(6, 8)),
@@ -41,7 +42,7 @@ def test_learns_digits_and_is_judged_per_datum(make, output_bias, digits):
     history = pv.fit(vae, train, valid=digits.valid, epochs=8, batch_size=50, optimizer=ADAM)
     assert history["elbo"][-1] > history["elbo"][0] + 0.5  # a start at the mean is near already
     assert history["valid_elbo"][-1] > history["valid_elbo"][0]
-    x = digits.test.fixed(0)[:30]
+    x = digits.test.materialize(0)[:30]
     bounds = pv.evaluate(vae, x, num_samples=50)
     assert bounds.elbo < bounds.iwae[50]
     # validation is evaluation with one draw: the same data and weights, at 5 standard errors
@@ -50,7 +51,7 @@ def test_learns_digits_and_is_judged_per_datum(make, output_bias, digits):
     assert history["valid_elbo"][-1] == pytest.approx(elbo, abs=5 * 51**0.5 * error)
     assert 5 * 51**0.5 * error < 1.5
     assert vae.training  # and the mode is what it was
-    with torch.no_grad(), evaluating(vae.model, vae.guide):
+    with torch.no_grad(), eval_mode(vae.model, vae.guide):
         alone, among = vae.posterior(x[:1]), vae.posterior(x)
         for a, b in zip((alone.mean, alone.stddev), (among.mean, among.stddev), strict=True):
             torch.testing.assert_close(a, b[:1])
@@ -84,7 +85,7 @@ def test_learns_frey_faces(make, scale, real_data):
     )
     history = pv.fit(vae, data.train.head(200), epochs=5, batch_size=20, optimizer=ADAM)
     assert history["elbo"][-1] > history["elbo"][0] + 10
-    bounds = pv.evaluate(vae, data.test.fixed(0)[:5], num_samples=20)
+    bounds = pv.evaluate(vae, data.test.materialize(0)[:5], num_samples=20)
     assert bounds.elbo < bounds.iwae[20]
 
 
@@ -149,12 +150,12 @@ RESOLVED = {
 
 
 def test_options_on_the_command_line_and_back(tmp_path):
-    made = config.parser()
-    first = config.Experiment(made, config.explained(made, ARGUMENTS))
+    made = experiment.parser()
+    first = experiment.Experiment(made, experiment.explained(made, ARGUMENTS))
     settings = first.settings_dict()["model"]
     assert {side: settings[side] for side in RESOLVED} == RESOLVED
     (tmp_path / "again.yaml").write_text(first.to_yaml())
-    again = config.parse(tmp_path / "again.yaml")
+    again = experiment.parse(tmp_path / "again.yaml")
     assert again.to_yaml() == first.to_yaml()
     vae = again.build_model(SimpleNamespace(event_shape=(1, 8, 8)))
     decoder, encoder = vae.likelihood.network, vae.posterior.network
@@ -182,9 +183,9 @@ def test_every_choice_in_yaml(name, values, tmp_path):
         }
         file = tmp_path / "x.yaml"
         file.write_text(yaml.safe_dump(tree))
-        settings = config.parse(file).settings_dict()
+        settings = experiment.parse(file).settings_dict()
         assert settings["model"]["decoder"]["init_args"][name] == value
-        config.parse(file).build_model(SimpleNamespace(event_shape=(1, 8, 8)))
+        experiment.parse(file).build_model(SimpleNamespace(event_shape=(1, 8, 8)))
 
 
 @pytest.mark.parametrize("file", [None, {"hidden": [7]}, {"class_path": "MLP"}])
@@ -193,7 +194,7 @@ def test_a_class_in_the_place_of_another_has_its_own_defaults(file, tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": {"decoder": file or "MLP"}}))
     arguments = ["--config", str(tmp_path / "x.yaml")] if file else []
     arguments += ARGUMENTS[:6]
-    made = config.parser()
+    made = experiment.parser()
     for words, hidden in (
         (["--model.decoder", "GatedMLP"], [300, 300]),
         (["--model.decoder", "ConvNet"], []),
@@ -203,7 +204,7 @@ def test_a_class_in_the_place_of_another_has_its_own_defaults(file, tmp_path):
         (["--model.decoder.norm", "batch"], (file or {}).get("hidden", [200, 200])),
         (["--model.decoder", "MLP"], (file or {}).get("hidden", [200, 200])),
     ):
-        settings = config.explained(made, [*arguments, *words])
+        settings = experiment.explained(made, [*arguments, *words])
         assert list(settings.model.decoder.init_args.hidden) == hidden, words
 
 

@@ -41,7 +41,7 @@ class TestContract:
 
     def test_on_a_plane(self, make):
         q = random_posterior(make, 2)
-        if not q.scores_anything:
+        if not q.scores_any_value:
             pytest.skip("scores its own draws alone; its log|det J| is tested against autograd")
         fn = q(torch.rand(3, dtype=torch.float64))
         assert plane_integral(fn, 12.0, 401) == pytest.approx(1, abs=5e-3)
@@ -75,7 +75,7 @@ class TestContract:
 
     def test_single_precision_scores_what_it_did_not_draw(self, make):
         vae = small_vae(posterior=make, latent_dim=6)
-        if not (vae.posterior.scores_anything and vae.posterior.self_contained):
+        if not (vae.posterior.scores_any_value and vae.posterior.self_contained):
             pytest.skip("scores its own draws alone, or climbs by another path")
         torch.manual_seed(0)
         for parameter in vae.posterior.parameters():

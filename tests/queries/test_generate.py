@@ -98,7 +98,7 @@ def test_a_path_starts_and_ends_at_the_guides_means(path):
 
 
 def test_the_spherical_path_between_hard_ends():
-    from pyro_vae.queries._walks import End, between
+    from pyro_vae.queries.latent_paths import End, between
 
     a = torch.tensor([[1.0, 0.0, 0.0]]).double().repeat(4, 1)
     b = torch.tensor([[-2.0, 0, 0], [3.0, 0, 0], [0.0, 0, 0], [0.0, 1.0, 0]]).double()

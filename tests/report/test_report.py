@@ -11,10 +11,10 @@ import torch
 from linear_gaussian import LinearGaussian
 
 import pyro_vae as pv
-from pyro_vae.cli import main
+from pyro_vae.cli.app import main
 from pyro_vae.report import plots
 from pyro_vae.report.tables import comparison
-from pyro_vae.runs import Run, RunError
+from pyro_vae.runs.run import Run, RunError
 
 SMALL = [
     *("--data.name", "digits", "--data.binarize", "dynamic", "--fit.epochs", "2"),

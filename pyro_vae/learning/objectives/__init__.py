@@ -1,7 +1,7 @@
 """Objectives: what SVI maximises."""
 
-from ..baselines import MonteCarloEM, WakeSleep
 from .base import Objective
+from .baselines import MonteCarloEM, WakeSleep
 from .elbo import ELBO
 from .enumerated import EnumeratedELBO
 from .reweighted import ReweightedWakeSleep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -13,19 +13,21 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ..._programs import samples, traces
+from ...programs.base import PLATE, sample_sites, trace_program
 from ..schedules import Schedule
 
-__all__ = ["Moment", "Objective", "plate_nesting"]
+__all__ = ["Objective", "PerDatum", "StepInfo", "leaves", "log_weight_prior", "plate_nesting"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepInfo:
     """Where learning is, before a step.
 
     Attributes:
@@ -53,14 +55,14 @@ class Objective(PyroELBO):
 
     #: Why it is not the sum of what it is of parts of a minibatch, if it is not, as a clause:
     #: several processes, which take parts, then refuse it.
-    undivided: str | None = None
+    not_decomposable_reason: str | None = None
 
     #: Why its gradient is no single graph of tensor operations, if it is none, as a clause: such
     #: an objective is not compiled.
-    not_one_graph: str | None = None
+    not_traceable_reason: str | None = None
 
     #: What the next step is of, for what changes with it.
-    _moment: Moment = Moment()
+    _moment: StepInfo = StepInfo()
 
     #: What schedules are at this step, where somebody has computed it.
     _values: Mapping[str, Any] = {}
@@ -68,7 +70,7 @@ class Objective(PyroELBO):
     #: The program that was looked at, and what was seen, by the kinds of its arguments.
     _seen: tuple[Any, Any, dict[tuple, Any]] | None = None
 
-    def at(self, moment: Moment) -> None:
+    def at(self, moment: StepInfo) -> None:
         """Told by :func:`~pyro_vae.fit` before each step what it is of."""
         self._moment = moment
 
@@ -140,7 +142,7 @@ class Objective(PyroELBO):
         if self._moment is Objective._moment:
             raise ValueError(
                 f"expected to be told the epoch, with which {value} changes; got none: call "
-                f"objective.at(Moment(epoch=…)) before each step, as fit does"
+                f"objective.at(StepInfo(epoch=…)) before each step, as fit does"
             )
         return value(self._moment.epoch)
 
@@ -162,8 +164,8 @@ def plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
     Pyro finds its ``max_plate_nesting`` likewise where it is not given one, but prints it.
     """
     with poutine.block():
-        both = traces(model, guide, args, kwargs)
-    sites = [site for found in both for site in samples(found).values()]
+        both = trace_program(model, guide, args, kwargs)
+    sites = [site for found in both for site in sample_sites(found).values()]
     if is_validation_enabled():
         # as Pyro does now, because its checks are weaker once it knows the depth
         for site in sites:
@@ -171,3 +173,67 @@ def plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
             check_site_shape(cast("Any", {**site, "log_prob": log_prob}), cast("int", math.inf))
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
+class PerDatum(Messenger):
+    """Refuses sites outside of the plate, of which there may be some in training mode alone.
+
+    Raises:
+        ValueError: at such a site.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("_deterministic") or site_is_subsample(msg):
+            return
+        if not any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
+            raise ValueError(
+                f'expected every site in the plate "{PLATE}", so that there are weights per datum; '
+                f"got {msg['name']!r} outside of it: use ELBO with gradient 'standard', or sample "
+                f'it inside `with pyro.plate("{PLATE}", len(x)):`'
+            )
+
+
+def leaves(results: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that tensors were computed from, by autograd's own account.
+
+    Not by Pyro's parameter store, which may remember another module's of the same name.
+    """
+    results = list(results)
+    found = {id(t): t for t in results if t.requires_grad and t.is_leaf}
+    waiting: list[Any] = [t.grad_fn for t in results if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        after = {function for function, _ in node.next_functions if function is not None} - seen
+        seen |= after
+        waiting += after
+    return list(found.values())
+
+
+def log_weight_prior(modelled: Iterable[Tensor], guided: Iterable[Tensor]) -> Tensor:
+    """log N(θ; 0, I), but for a constant, of the parameters θ that the model alone uses.
+
+    Constrained ones count as the unconstrained numbers that are learned.
+
+    Arguments:
+        modelled: what the model computed of a run, its log-densities.
+        guided: what the guide did, its draws and their log-densities.
+
+    Raises:
+        ValueError: if the guide uses all of the model's parameters.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 5 and appendix F.
+        https://arxiv.org/abs/1312.6114
+    """
+    shared = {id(leaf) for leaf in leaves(guided)}
+    own = [leaf for leaf in leaves(modelled) if id(leaf) not in shared]
+    if not own:
+        raise ValueError(
+            "expected parameters that the model uses and the guide does not; got none: leave "
+            "map_weights out"
+        )
+    return -0.5 * torch.stack([leaf.square().sum() for leaf in own]).sum()

@@ -14,15 +14,14 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..._component import positive
-from ..._programs import Site, evaluating, samples, traces
-from ...particles import Layout, inspect
-from ...pathwise import run_pathwise
+from ...core.evaluation_mode import eval_mode
+from ...core.validation import positive_int
+from ...programs.base import Site, sample_sites, trace_program
+from ...programs.importance_weights import Layout, find_layout
+from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
-from .base import Objective, plate_nesting
+from .base import Objective, PerDatum, log_weight_prior, plate_nesting
 from .free_bits import FreeBits, rescored
-from .parameters import log_weight_prior
-from .per_datum import PerDatum
 
 __all__ = ["ELBO"]
 
@@ -83,7 +82,7 @@ class ELBO(Objective):
         gradient: Literal["standard", "stl"] = "standard",
         map_weights: bool = False,
     ) -> None:
-        super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
+        super().__init__(positive_int("num_particles", num_particles), vectorize_particles=True)
         check_number("beta", beta, or_schedule=True)
         self.beta = beta
         self.analytic_kl = analytic_kl
@@ -95,7 +94,7 @@ class ELBO(Objective):
             raise ValueError(f"expected map_weights to be true or false; got {map_weights!r}")
 
     @property
-    def undivided(self) -> str | None:
+    def not_decomposable_reason(self) -> str | None:
         return "free bits look at the mean over a minibatch" if self.free_bits.nats else None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -161,7 +160,7 @@ class ELBO(Objective):
         (run,) = estimator._get_traces(model, guide, args, kwargs)
         loss, _ = estimator._differentiable_loss_particle(*run)
         modelled, guided = map(_log_probs, run)
-        guided += [site["value"] for site in samples(run[1].nodes).values()]
+        guided += [site["value"] for site in sample_sites(run[1].nodes).values()]
         run = self.free_bits.apart(*run)
         free = self.free_bits.weights(*run, isinstance(estimator, TraceMeanField_ELBO))
         for_model, for_guide = (_weighed(trace, beta, free) for trace in run)
@@ -190,7 +189,7 @@ class ELBO(Objective):
         if self._moment.num_data is None:
             raise ValueError(
                 "expected to be told the number of training data, of which a minibatch has its "
-                "share of log p(θ); got none: call objective.at(Moment(num_data=…)) before the "
+                "share of log p(θ); got none: call objective.at(StepInfo(num_data=…)) before the "
                 "step, as fit does, or leave map_weights out"
             )
         return len(args[0]) / self._moment.num_data
@@ -211,10 +210,10 @@ class ELBO(Objective):
             kind, layout, nesting = Trace_ELBO, Layout(), math.inf
             with poutine.block():
                 if self.gradient == "stl":
-                    with evaluating(model, guide):
-                        layout = inspect(model, guide, *args, **kwargs)
+                    with eval_mode(model, guide):
+                        layout = find_layout(model, guide, *args, **kwargs)
                 elif self.analytic_kl is not False:
-                    kind = self._choose(*traces(model, guide, args, kwargs))
+                    kind = self._choose(*trace_program(model, guide, args, kwargs))
             several = self.num_particles > 1
             if several:
                 nesting = plate_nesting(model, guide, args, kwargs)
@@ -228,7 +227,7 @@ class ELBO(Objective):
         return self._once(look, model, guide, args, kwargs)
 
     def _choose(self, guide: Mapping[str, Site], model: Mapping[str, Site]) -> type[Trace_ELBO]:
-        guide, model = samples(dict(guide)), samples(dict(model))
+        guide, model = sample_sites(dict(guide)), sample_sites(dict(model))
         obstacle = _obstacle(guide, model)
         if obstacle is None:
             closed, sampled = _closed_forms(guide, model)
@@ -262,7 +261,7 @@ def _weighed(trace: poutine.Trace, beta: float, free: Mapping[str, Tensor]) -> p
     """A run of a model or a guide whose latent terms are multiplied by β and what is not free."""
     latent = {
         name: {"scale": site["scale"] * (beta * free.get(name, 1.0))}
-        for name, site in samples(cast("dict[str, Site]", trace.nodes)).items()
+        for name, site in sample_sites(cast("dict[str, Site]", trace.nodes)).items()
         if not site["is_observed"]
     }
     return rescored(trace, latent)
@@ -270,7 +269,7 @@ def _weighed(trace: poutine.Trace, beta: float, free: Mapping[str, Tensor]) -> p
 
 def _log_probs(trace: Any) -> list[Tensor]:
     """The log-densities of a run of a model or a guide."""
-    return [site["log_prob"] for site in samples(trace.nodes).values()]
+    return [site["log_prob"] for site in sample_sites(trace.nodes).values()]
 
 
 def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:

@@ -12,8 +12,8 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..._component import positive
-from ..._programs import samples
+from ...core.validation import positive_int
+from ...programs.base import sample_sites
 from ..schedules import Schedule, check_number
 from .base import Objective, plate_nesting
 
@@ -55,7 +55,9 @@ class EnumeratedELBO(Objective):
         to 9. https://arxiv.org/abs/1406.5298
     """
 
-    not_one_graph = "Pyro leaves out of the sum what has probability zero, as the numbers have it"
+    not_traceable_reason = (
+        "Pyro leaves out of the sum what has probability zero, as the numbers have it"
+    )
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class EnumeratedELBO(Objective):
         classification_weight: float = 0.0,
         beta: float | Schedule = 1.0,
     ) -> None:
-        super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
+        super().__init__(positive_int("num_particles", num_particles), vectorize_particles=True)
         check_number("classification_weight", classification_weight)
         check_number("beta", beta, or_schedule=True)
         self.classification_weight = classification_weight
@@ -110,7 +112,7 @@ class EnumeratedELBO(Objective):
         for run in estimator._get_traces(model, guide, args, kwargs):
             bound: Any = _compute_dice_elbo(*run)
             loss = loss - bound.detach()
-            latent = [n for n, s in samples(run[1].nodes).items() if not s["is_observed"]]
+            latent = [n for n, s in sample_sites(run[1].nodes).items() if not s["is_observed"]]
             for trace in run:
                 _weigh(trace, latent, beta)
             surrogate = surrogate - _compute_dice_elbo(*run)

@@ -11,9 +11,9 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ..._component import positive
-from ..._divergences import apart, divergence, unwrapped
-from ..._programs import PLATE, Site, samples
+from ...core.validation import positive_int
+from ...programs.base import PLATE, Site, sample_sites
+from ...programs.kl import site_kl, split_independent, unwrap_independent
 
 __all__ = ["FreeBits", "rescored"]
 
@@ -54,7 +54,7 @@ class FreeBits:
         if isinstance(self.nats, bool) or not 0 <= self.nats < math.inf:
             raise ValueError(f"expected free bits of nats ≥ 0 and finite; got {self.nats!r}")
         if self.groups is not None:
-            positive("groups", self.groups)
+            positive_int("groups", self.groups)
 
     def apart(self, model: Trace, guide: Trace) -> tuple[Trace, Trace]:
         """The same run, whose latent sites have a term for each dimension where groups need it.
@@ -64,7 +64,7 @@ class FreeBits:
         """
         if self.nats == 0 or self.groups == 1:
             return model, guide
-        for name, site in samples(cast("dict[str, Site]", guide.nodes)).items():
+        for name, site in sample_sites(cast("dict[str, Site]", guide.nodes)).items():
             if not (site["is_observed"] or site["fn"].has_rsample):
                 raise ValueError(
                     f"expected a guide that is reparameterised for free bits of parts of a site; "
@@ -83,7 +83,7 @@ class FreeBits:
         That is the derivative of max(λ, KL) by KL.
 
         Arguments:
-            model, guide: traces of one run, as :meth:`apart` gives them.
+            model, guide: traces of one run, as :meth:`split_independent` gives them.
             analytic: whether to use the closed forms of the KL that there are.
 
         Returns:
@@ -98,7 +98,7 @@ class FreeBits:
         weights = {}
         for name in _latents(model, guide):
             q, p = guide.nodes[name], model.nodes[name]
-            kl = divergence(q, p, analytic)
+            kl = site_kl(q, p, analytic)
             frames = cast("Site", q)["cond_indep_stack"]
             mean = kl.mean([f.dim for f in frames if f.name in (PLATE, _PARTICLES)], keepdim=True)
             size = mean.numel()
@@ -129,7 +129,7 @@ def rescored(trace: Trace, changes: Mapping[str, Mapping[str, Any]]) -> Trace:
 
 def _latents(model: Trace, guide: Trace) -> list[str]:
     """The latent sites of both that are per datum."""
-    sites = samples(cast("dict[str, Site]", guide.nodes))
+    sites = sample_sites(cast("dict[str, Site]", guide.nodes))
     return [
         name
         for name, site in sites.items()
@@ -140,11 +140,11 @@ def _latents(model: Trace, guide: Trace) -> list[str]:
 
 
 def _apart(name: str, site: Any) -> dict[str, Any]:
-    """:func:`~pyro_vae._divergences.apart`, of a site that can be taken apart."""
-    fn = unwrapped(site["fn"])
+    """:func:`~pyro_vae.programs.kl.split_independent`, of a site that can be taken apart."""
+    fn = unwrap_independent(site["fn"])
     if fn.event_shape:
         raise ValueError(
             f"expected the KL of site {name!r} to be a sum over its dimensions; the density of "
             f"{type(fn).__name__} is no product of theirs: set the groups of free bits to 1"
         )
-    return apart(site)
+    return split_independent(site)

@@ -10,9 +10,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ..._component import positive
-from ..._programs import samples
-from ...particles import log_prob_of, run
+from ...core.validation import positive_int
+from ...programs.base import sample_sites
+from ...programs.importance_weights import log_prob_of, run_particles
 from .weighted import WeightObjective, log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
@@ -51,7 +51,7 @@ class ReweightedWakeSleep(WeightObjective):
     """
 
     def __init__(self, k: int = 5, wake: float = 0.5) -> None:
-        super().__init__(positive("k", k))
+        super().__init__(positive_int("k", k))
         if isinstance(wake, bool) or not 0 <= wake <= 1:
             raise ValueError(f"expected wake in [0, 1]; got {wake!r}")
         self.k, self.wake = k, wake
@@ -63,7 +63,9 @@ class ReweightedWakeSleep(WeightObjective):
         layout = self.layout(model, guide, args, kwargs)
         try:
             with _HoldDraws():
-                particles = run(model, guide, *args, num_samples=self.k, layout=layout, **kwargs)
+                particles = run_particles(
+                    model, guide, *args, num_samples=self.k, layout=layout, **kwargs
+                )
             dreamt = _dreamt(model, guide, args, kwargs) if self.wake < 1 else 0.0
         except (KeyError, NotImplementedError) as error:
             raise ValueError(
@@ -92,7 +94,7 @@ def _dreamt(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
     x, *others = args
     with torch.no_grad():
         dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-    sites: dict[str, Any] = samples(prune_subsample_sites(dream).nodes)  # type: ignore[arg-type]
+    sites: dict[str, Any] = sample_sites(prune_subsample_sites(dream).nodes)  # type: ignore[arg-type]
     seen = [name for name, site in sites.items() if site["infer"].get("was_observed")]
     if len(seen) != 1 or sites[seen[0]]["value"].shape != x.shape:
         told = ", ".join(f"{name!r} of shape {tuple(sites[name]['value'].shape)}" for name in seen)
@@ -103,7 +105,7 @@ def _dreamt(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
     dreamt = sites[seen[0]]["value"].to(x.dtype)
     replayed = poutine.trace(poutine.replay(guide, trace=dream))
     trace = prune_subsample_sites(replayed.get_trace(dreamt, *others, **kwargs))
-    scored: dict[str, Any] = samples(trace.nodes)  # type: ignore[arg-type]
+    scored: dict[str, Any] = sample_sites(trace.nodes)  # type: ignore[arg-type]
     own = [name for name in scored if name not in sites]
     if own:
         raise ValueError(

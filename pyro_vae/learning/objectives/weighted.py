@@ -10,16 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..._component import positive
-from ..._programs import evaluating
-from ...particles import Layout, Particles, inspect, run
-from ...pathwise import run_pathwise
-from .base import Objective
-from .parameters import leaves
-from .per_datum import PerDatum
-from .score import score_term
+from ...core.evaluation_mode import eval_mode
+from ...core.validation import positive_int
+from ...programs.importance_weights import Layout, Particles, find_layout, run_particles
+from ...programs.pathwise import run_pathwise
+from .base import Objective, PerDatum, leaves
 
-__all__ = ["CIWAE", "IWAE", "MIWAE", "PIWAE", "Renyi", "WeightObjective", "log_mean_exp"]
+__all__ = [
+    "CIWAE",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "Renyi",
+    "WeightObjective",
+    "log_mean_exp",
+    "score_term",
+]
 
 Gradient = Literal["standard", "stl", "dreg"]
 
@@ -51,7 +57,7 @@ class WeightObjective(Objective):
     """
 
     def __init__(self, num_particles: int) -> None:
-        super().__init__(positive("num_particles", num_particles), vectorize_particles=True)
+        super().__init__(positive_int("num_particles", num_particles), vectorize_particles=True)
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -76,14 +82,14 @@ class WeightObjective(Objective):
 
     def _standard(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
         layout, count = self.layout(model, guide, args, kwargs), self.num_particles
-        return run(model, guide, *args, num_samples=count, layout=layout, **kwargs)
+        return run_particles(model, guide, *args, num_samples=count, layout=layout, **kwargs)
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
         """How this program's particles are laid out; looked at once."""
 
         def look() -> Layout:
-            with evaluating(model, guide):
-                return inspect(model, guide, *args, **kwargs)
+            with eval_mode(model, guide):
+                return find_layout(model, guide, *args, **kwargs)
 
         return self._once(look, model, guide, args, kwargs)
 
@@ -105,7 +111,7 @@ class GroupedObjective(WeightObjective):
     """
 
     def __init__(self, m: int, k: int, gradient: Gradient) -> None:
-        super().__init__(positive("m", m) * positive("k", k))
+        super().__init__(positive_int("m", m) * positive_int("k", k))
         if gradient not in ("standard", "stl", "dreg"):
             raise ValueError(f"expected gradient to be standard, stl or dreg; got {gradient!r}")
         self.m, self.k, self.gradient = m, k, gradient
@@ -242,7 +248,7 @@ class CIWAE(WeightObjective):
     """
 
     def __init__(self, k: int = 50, beta: float = 0.5) -> None:
-        super().__init__(positive("k", k))
+        super().__init__(positive_int("k", k))
         if isinstance(beta, bool) or not 0 <= beta <= 1:
             raise ValueError(f"expected beta in [0, 1]; got {beta!r}")
         self.k, self.beta = k, beta
@@ -270,7 +276,7 @@ class Renyi(WeightObjective):
     """
 
     def __init__(self, alpha: float = 0.5, k: int = 50) -> None:
-        super().__init__(positive("k", k))
+        super().__init__(positive_int("k", k))
         if isinstance(alpha, bool) or not math.isfinite(alpha):
             raise ValueError(f"expected alpha to be a finite number; got {alpha!r}")
         self.alpha, self.k = alpha, k
@@ -280,3 +286,46 @@ class Renyi(WeightObjective):
         if power == 0:
             return log_weights.mean(0)
         return log_mean_exp(power * log_weights) / power
+
+
+def score_term(particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor | float:
+    """Zero, whose gradient is Σ_n Σ_k (L_n − L_n^{−k}) ∇ log q(z_kn), of draws that hold still.
+
+    Those are of sites that are not reparameterised. With it the gradient of a bound L is that
+    of the mean over all draws: L^{−k}, the bound with the mean of the other log weights in
+    place of the k-th, does not depend on z_k and takes away noise alone. A single draw has no
+    others, and no baseline.
+
+    Arguments:
+        particles: a run, differentiable.
+        bound: what the gradient is of, ``(K, N)`` log weights to ``(N,)``.
+
+    References:
+        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
+        and 8 to 10. https://arxiv.org/abs/1602.06725
+    """
+    held = [
+        particles.log_q[name]
+        for name, draw in particles.latents.items()
+        if particles.log_q[name].requires_grad and not draw.requires_grad
+    ]
+    if not held:
+        return 0.0
+    log_w = particles.log_weights.detach()
+    signal = bound(log_w) - _without_each(log_w, bound)
+    term = (signal * torch.stack(held).sum(0)).sum()
+    return term - term.detach()
+
+
+def _without_each(log_weights: Tensor, bound: Callable[[Tensor], Tensor]) -> Tensor:
+    """The bound without each draw, ``(K, N)``."""
+    count = len(log_weights)
+    if count == 1:
+        return torch.zeros_like(log_weights)
+    # of particle j where k is left out, at [j, k]
+    table = log_weights[:, None].expand(count, count, -1)
+    left_out = torch.eye(count, dtype=torch.bool, device=log_weights.device)[..., None]
+    others = table.masked_fill(left_out, 0.0).sum(0) / (count - 1)
+    without = bound(torch.where(left_out, others, table).flatten(1)).unflatten(0, (count, -1))
+    # impossible draws alone say nothing; 0 is right, too
+    return without.where(without.isfinite(), 0.0)

@@ -1,0 +1,1 @@
+"""Graph tracing and compilation in pure torch, independent of Pyro programs."""

@@ -1,0 +1,1 @@
+"""Experiment configuration: YAML, command-line options and plugins."""

@@ -1,0 +1,48 @@
+"""Evaluation mode for every module that a program runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["eval_mode", "owning_modules"]
+
+
+@contextmanager
+def eval_mode(*programs: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) for every module that runs.
+
+    The modules of a program given as functions are found when they are called.
+    """
+    changed: list[nn.Module] = []
+
+    def switch(module: nn.Module, _: Any = None) -> None:
+        if module.training:
+            module.training = False
+            changed.append(module)
+
+    for owner in owning_modules(*programs):
+        for module in owner.modules():
+            switch(module)
+    hook = register_module_forward_pre_hook(switch)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in changed:
+            module.training = True
+
+
+def owning_modules(*programs: Callable[..., Any]) -> Iterator[nn.Module]:
+    """The modules that programs are methods of."""
+    for program in programs:
+        while isinstance(program, functools.partial):
+            program = program.func
+        owner = getattr(program, "__self__", program)
+        if isinstance(owner, nn.Module):
+            yield owner

@@ -1,0 +1,1 @@
+"""Importance sampling: streaming estimates, PSIS, jackknife and defensive mixtures."""

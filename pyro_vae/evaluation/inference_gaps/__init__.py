@@ -1,0 +1,1 @@
+"""Approximation and amortisation gaps."""

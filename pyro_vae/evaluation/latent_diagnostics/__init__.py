@@ -1,0 +1,1 @@
+"""Diagnostics of the latent space: active units, KL per latent and ELBO surgery."""

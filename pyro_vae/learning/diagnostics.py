@@ -1,0 +1,106 @@
+"""Where a loss that is not finite came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from ..programs.base import sample_sites, trace_program
+
+__all__ = ["NonFiniteLossError", "check_weights", "guarded"]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss, its gradient or a weight became NaN or infinite.
+
+    A loss or gradient is noticed before the weights are updated with it.
+
+    Attributes:
+        what: what is not finite.
+        site: the first sample site whose log-probability is not finite, or the parameter
+            that itself, or whose gradient, is not.
+    """
+
+    def __init__(self, what: str, site: str, cause: str) -> None:
+        super().__init__(what, site, cause)
+        self.what, self.site, self.cause = what, site, cause
+        self.where = ""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}{self.where}: {self.cause}; try a lower learning rate, "
+            f"gradient clipping (clip_norm), or a scale bounded away from zero"
+        )
+
+
+def guarded(objective: Any, module: nn.Module) -> Callable[..., float]:
+    """``objective.loss_and_grads`` that raises if the loss or a gradient is not finite.
+
+    It does so before any weight of ``module`` is updated.
+    """
+
+    def loss_and_grads(model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        state = torch.get_rng_state()
+        loss = objective.loss_and_grads(model, guide, *args, **kwargs)
+        if not math.isfinite(loss):
+            torch.set_rng_state(state)  # the same draws again, looked at one by one
+            cause = _diagnose(model, guide, args, kwargs)
+            raise NonFiniteLossError(f"the loss became {loss}", *cause)
+        _check_gradients(module)
+        return loss
+
+    return loss_and_grads
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raises if a weight is not finite, as after a step that was far too long.
+
+    Raises:
+        NonFiniteLossError: naming the first such parameter.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            cause = f"parameter '{name}' is not finite since the last update"
+            raise NonFiniteLossError("the weights overflowed", name, cause)
+
+
+def _check_gradients(module: nn.Module) -> None:
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    # one number to look at; only then, if at all, each gradient
+    if not get_total_norm(list(gradients.values())).isfinite():
+        largest = {name: float(g.abs().max()) for name, g in gradients.items()}
+        bad = [name for name, size in largest.items() if not math.isfinite(size)]
+        if bad:
+            cause = f"that of parameter '{bad[0]}' is NaN or infinite though the loss is not"
+            raise NonFiniteLossError("the gradient is not finite", bad[0], cause)
+        name = max(largest, key=lambda name: largest[name])
+        cause = f"that of parameter '{name}' is up to {largest[name]:.1e}, whose square overflows"
+        raise NonFiniteLossError("the gradient has no finite norm", name, cause)
+
+
+@torch.no_grad()
+def _diagnose(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[str, str]:
+    with poutine.block(), pyro.validation_enabled(False):
+        guide_sites, model_sites = trace_program(model, guide, args, kwargs)
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        if site["type"] == "param" and not site["value"].isfinite().all():
+            return name, f"parameter '{name}' is not finite since the update before"
+    for program, sites in (("guide", guide_sites), ("model", model_sites)):
+        for name, site in sample_sites(sites).items():
+            log_prob = site["fn"].log_prob(site["value"])
+            bad = int((~log_prob.isfinite()).sum())
+            if bad:
+                family = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+                what = (
+                    f"the log-probability of site '{name}' ({family}) of the {program} is not "
+                    f"finite for {bad} of {log_prob.numel()} data"
+                )
+                return name, what
+    return "", "no single site is to blame: their sum, or a KL, overflowed"

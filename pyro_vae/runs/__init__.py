@@ -1,0 +1,1 @@
+"""Run folders: write, resume, open and compare."""

@@ -1,0 +1,643 @@
+"""The command line: the three surfaces, and one sentence for every bad input."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from run_folders import TINY, refused, snapshot
+
+from pyro_vae.cli import app
+from pyro_vae.runs.run import Run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A run that is trained and evaluated, to be copied by those who damage it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(TINY)
+    run = str(folder / "run")
+    assert app.main(["fit", "--config", str(folder / "tiny.yaml"), "--run", run]) == 0
+    assert app.main(["evaluate", run, "--num-samples", "10", "--ks", "[5]"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(finished, tmp_path, monkeypatch) -> Path:
+    """The current folder, with ``tiny.yaml`` and a finished ``run`` in it."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FIT = ["fit", "--config", "tiny.yaml", "--run", "new"]
+
+BAD_OPTIONS = {
+    "data set": (
+        "--data.name digts",
+        "expected data set to be one of array, .*, digits, .*; got 'digts'; "
+        "did you mean 'digits'\\?",
+    ),
+    "group's option": (
+        "--data.nmae x",
+        "there is no option --data.nmae; .* --data.name\\?",
+    ),
+    "abbreviation": ("--resum", "there is no option --resum; did you mean --resume\\?"),
+    "choice": (
+        "--data.binarize dynamc",
+        "expected data.binarize to be dynamic, static, threshold or none; got 'dynamc'; "
+        "did you mean dynamic\\?",
+    ),
+    "integer": ("--fit.epochs many", "expected fit.epochs to be an integer; got 'many'"),
+    "no epochs": ("--fit.epochs 0", "expected epochs to be a positive integer; got 0"),
+    "prior": (
+        "--model.prior VampPriorr",
+        "expected model.prior to be one of .*MixtureOfNormals, .*VampPrior, or a class "
+        "of a --plugin as module.Class; got 'VampPriorr'; did you mean VampPrior\\?",
+    ),
+    "abstract prior": (
+        "--model.prior Prior",
+        "expected model.prior to be one of .*; got 'Prior'.*",
+    ),
+    "prior's option": (
+        "--model.prior MixtureOfNormals --model.prior.componets 3",
+        "there is no option --model.prior.componets; did you mean components\\?",
+    ),
+    "prior's value": (
+        "--model.prior MixtureOfNormals --model.prior.components many",
+        "expected model.prior.components to be an integer; got 'many'",
+    ),
+    "union": (
+        "--model.likelihood Gaussian --model.likelihood.scale wide",
+        "expected model.likelihood.scale to be a number, learned, per_pixel, decoded or optimal; "
+        "got 'wide'",
+    ),
+    "activation": (
+        "--model.encoder.activation ReLUU",
+        "expected model.encoder.activation to be the name of a class; got 'ReLUU'; "
+        "did you mean ReLU\\?",
+    ),
+    "optimizer": (
+        "--fit.optimizer Adagard",
+        "expected fit.optimizer to be the name of a class; got 'Adagard'; did you mean Adagrad\\?",
+    ),
+    "schedule's needs": (
+        "--fit.schedule StepLR",
+        "expected fit.schedule.step_size; got nothing: see `pyro-vae fit --help`",
+    ),
+    "not a prior": (
+        "--model.prior torch.nn.Linear",
+        "expected model.prior to be a Prior; got 'torch.nn.Linear', which is none",
+    ),
+    "no such class": (
+        "--model.prior pyro_vae.priors.VampPriorr",
+        "expected model.prior to name a class; module pyro_vae.priors has no 'VampPriorr'; "
+        "did you mean VampPrior\\?",
+    ),
+    "stray word": ("stray", "expected options and their values; got 'stray' besides"),
+    "no plugin": (
+        "--plugin no_such_plugin",
+        "expected plugin 'no_such_plugin' to be a Python module beside the YAML file, in the "
+        "current folder or installed; got none: .*",
+    ),
+    "no file": (
+        "--data.name array --data.path none.npy",
+        "expected a .npy or .npz file at data.path; found none at .*none.npy",
+    ),
+    "no path": ("--data.name array", "data set 'array' needs data.path, .*"),
+    "no frey": (
+        "--data.name frey --data.root nowhere",
+        "expected the Frey Face file at .*; found none: get it from https://.* and name it with "
+        "data.path, .*",
+    ),
+    "grey to a Bernoulli": (
+        "--data.binarize none",
+        "Bernoulli scores only 0/1; got 17 levels \\(values in \\[0, 1\\]\\): set data.binarize to "
+        "dynamic, static or threshold, or use .*",
+    ),
+    "too large a split": (
+        "--data.valid 2000",
+        "expected valid to be a fraction below 1 or a number of data below 1617; got 2000",
+    ),
+    "learning rate": (
+        "--fit.optimizer.lr -1",
+        "the optimizer refuses its arguments: Invalid learning rate: -1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_option(case, here, capsys):
+    options, message = BAD_OPTIONS[case]
+    refused(capsys, [*FIT, *options.split()], message, here)
+
+
+@pytest.mark.parametrize("case", ["learning rate", "grey to a Bernoulli", "no file"])
+def test_a_bad_option_does_not_cost_the_run_it_was_to_replace(case, here, capsys):
+    options, message = BAD_OPTIONS[case]
+    argv = ["fit", "--config", "tiny.yaml", "--run", "run", "--overwrite", *options.split()]
+    refused(capsys, argv, message, here)
+
+
+BAD_YAML = {
+    "option": (
+        {"data": {"binarise": "dynamic"}},
+        ".* no option --data.binarise; .*binarize\\?",
+    ),
+    "group": ({"modle": {"latent_dim": 2}}, "there is no option --modle.*"),
+    "not a group": (
+        {"fit": 3},
+        "expected fit in tiny.yaml to hold options .*; got 3",
+    ),
+    "class": ({"objective": "ELBOO"}, "expected objective to be one of CIWAE, .* mean ELBO\\?"),
+    "class's option": (
+        {"model": {"encoder": {"class_path": "MLP", "init_args": {"hiden": [3]}}}},
+        "there is no option --model.encoder.hiden; did you mean hidden\\?",
+    ),
+    "misspelt init_args": (
+        {"model": {"encoder": {"class_path": "MLP", "init_arg": {"hidden": [3]}}}},
+        "there is no option --model.encoder.init_arg.*",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_YAML)
+def test_bad_yaml(case, here, capsys):
+    changes, message = BAD_YAML[case]
+    tree = yaml.safe_load(TINY)
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree))
+    refused(capsys, FIT, message, here)
+
+
+@pytest.mark.parametrize("text", ["data: {name: [", "just words", "- a\n- b\n", ""])
+def test_not_a_configuration(text, here, capsys):
+    Path("tiny.yaml").write_text(text)
+    refused(capsys, FIT, "expected tiny.yaml to (be YAML|hold keys such as data and model).*", here)
+
+
+def test_binarize_must_be_chosen(here, capsys):
+    Path("tiny.yaml").write_text(TINY.replace(", binarize: dynamic", ""))
+    refused(
+        capsys,
+        FIT,
+        "expected data.binarize to be dynamic, static, threshold or none; got nothing: see "
+        "`pyro-vae fit --help`",
+        here,
+    )
+
+
+ARRAYS = {
+    "nan": (
+        np.array([[0.0, np.nan]] * 20),
+        "data set 'array': .* finite values; got 20 NaN .*",
+    ),
+    "empty": (np.zeros((0, 3)), "expected numbers of shape \\(N ≥ 1, …\\) in .*; got float64 .*"),
+    "text": (np.array(["a", "b"]), "expected numbers of shape .*; got <U1 of shape \\(2,\\)"),
+    "pickled": (np.array([{}, None]), "expected .* of numbers; it is another file or damaged"),
+    "negative counts": (
+        np.arange(-20, 20).reshape(20, 2),
+        "Bernoulli scores only 0/1; got real numbers from -20 to 19, \\d\\d of them negative: .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_bad_array(case, here, capsys):
+    values, message = ARRAYS[case]
+    np.save("x.npy", values)
+    data = ["--data.name", "array", "--data.path", "x.npy", "--data.binarize", "none"]
+    refused(capsys, [*FIT, *data], message, here)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY\x01", b"hello"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_a_file_that_is_no_array(content, name, here, capsys):
+    Path(name).write_bytes(content)
+    data = ["--data.name", "array", "--data.path", name]
+    message = "expected .* to be a .npy or .npz file of numbers; it is another file or damaged"
+    refused(capsys, [*FIT, *data], message, here)
+
+
+def test_npz_with_another_key(here, capsys):
+    np.savez("x.npz", images=np.eye(20))
+    data = ["--data.name", "array", "--data.path", "x.npz", "--data.key", "image"]
+    message = "expected data.key to name an array of .*; got 'image', the file has images"
+    refused(capsys, [*FIT, *data], message, here)
+
+
+@pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "trap.Prior"])
+def test_a_class_outside_the_allowed_modules_is_not_imported(path, here, capsys):
+    Path("trap.py").write_text("raise SystemExit('the trap was imported')")
+    sys.path.insert(0, str(here))
+    try:
+        message = (
+            f"expected model.prior to name a class of pyro_vae, torch.nn, torch.optim or a "
+            f"--plugin; got '{path}', which is not imported: for your own module add --plugin .*"
+        )
+        refused(capsys, [*FIT, "--model.prior", path], message, here)
+    finally:
+        sys.path.remove(str(here))
+    assert "trap" not in sys.modules
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    "argv", [[*FIT, "--fit.device", "cuda"], ["evaluate", "run", "--device=cuda"]]
+)
+def test_no_cuda(argv, here, capsys):
+    message = "expected a CUDA device; torch finds none here: use device cpu or auto"
+    refused(capsys, argv, message, here)
+
+
+def truncate(name):
+    file = Path("run", name)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def write(name, content):
+    return lambda: Path("run", name).write_bytes(content)
+
+
+def remove(name):
+    return lambda: Path("run", name).unlink()
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def pickled():
+    torch.save({"format": Trap()}, "run/state.pt")
+
+
+RESUME = ["fit", "--run", "run", "--resume", "--fit.epochs", "2"]
+EVALUATE, COMPARE, REPORT = ["evaluate", "run"], ["compare", "run"], ["report", "run"]
+INCOMPLETE = "the run in run is incomplete, .*: go on with `pyro-vae fit --run run --resume`"
+NO_RUN = "expected run to be the folder of a run; it has no config.yaml"
+
+BAD_RUNS = {
+    "exists": (
+        lambda: None,
+        ["fit", "--config", "tiny.yaml", "--run", "run"],
+        "run already holds a run: go on with --resume, replace it with --overwrite, or choose .*",
+    ),
+    "foreign files": (
+        remove("config.yaml"),
+        ["fit", "--config", "tiny.yaml", "--run", "run", "--overwrite"],
+        "expected run to be a new folder or that of a run; it holds other files .*",
+    ),
+    "a file": (
+        lambda: None,
+        ["fit", "--config", "tiny.yaml", "--run", "tiny.yaml"],
+        "expected tiny.yaml to be a new folder or that of a run; .*",
+    ),
+    "resume and overwrite": (lambda: None, [*RESUME, "--overwrite"], "expected .*; got both"),
+    "incomplete evaluated": (remove("weights.safetensors"), EVALUATE, INCOMPLETE),
+    "incomplete compared": (remove("weights.safetensors"), COMPARE, INCOMPLETE),
+    "incomplete reported": (remove("weights.safetensors"), REPORT, INCOMPLETE),
+    "no run evaluated": (remove("config.yaml"), EVALUATE, NO_RUN),
+    "no run compared": (remove("config.yaml"), COMPARE, NO_RUN),
+    "no run resumed": (remove("config.yaml"), RESUME, NO_RUN),
+    "not evaluated": (
+        remove("bounds.nc"), COMPARE, "the run in run has no bounds yet: `pyro-vae evaluate run`"
+    ),
+    "another configuration": (
+        lambda: None,
+        [*RESUME, "--model.latent_dim", "3", "--fit.batch_size", "7"],
+        "run belongs to another configuration \\(fit.batch_size, model.latent_dim differ\\): .*",
+    ),
+    "num_samples": (
+        lambda: None,
+        [*EVALUATE, "--num-samples", "0"],
+        "expected num_samples to be a positive integer; got 0",
+    ),
+    "truncated state": (
+        lambda: truncate("state.pt"), RESUME, "expected run/state.pt to be .*; it is truncated .*"
+    ),
+    "state with code": (
+        pickled, RESUME, "expected run/state.pt to be .*; .* nothing of it was executed: .*"
+    ),
+    "another's state": (
+        lambda: torch.save({"epoch": 3}, "run/state.pt"),
+        RESUME,
+        "expected run/state.pt to be .*; it was written by something else: .*",
+    ),
+    "truncated weights": (
+        lambda: truncate("weights.safetensors"), EVALUATE, "run/weights.safetensors is damaged.*"
+    ),
+    "foreign weights": (
+        write("weights.safetensors", b"foreign"), EVALUATE, "run/weights.safetensors is damage.*"
+    ),
+    "damaged result": (
+        lambda: truncate("result.json"), EVALUATE, "expected run/result.json to be a JSON obj.*"
+    ),
+    "another result": (
+        write("result.json", b"[]"), COMPARE, "expected run/result.json to be a JSON object; .*"
+    ),
+    "damaged bounds": (
+        lambda: truncate("bounds.nc"), COMPARE, "run/bounds.nc is damaged or foreign: .*"
+    ),
+    "damaged metrics": (
+        write("metrics.jsonl", b"{\n"), REPORT, "expected .* every line of run/metrics.*"
+    ),
+    "damaged config": (
+        write("config.yaml", b"data: {name"), EVALUATE, "run/config.yaml is damaged .* mend it, .*"
+    ),
+    "half a config": (
+        write("config.yaml", b"data:\n  name: digits\n"), EVALUATE,
+        "run/config.yaml is damaged .*expected model.latent_dim and data.binarize to be .*"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_run(case, here, capsys):
+    damage, argv, message = BAD_RUNS[case]
+    damage()
+    refused(capsys, argv, message, here)
+    assert not Path("executed").exists()
+
+
+def test_weights_of_another_model(here, capsys):
+    other = ["fit", "--config", "tiny.yaml", "--run", "other", "--model.latent_dim", "3"]
+    assert app.main(other) == 0
+    shutil.copy("other/weights.safetensors", "run/weights.safetensors")
+    message = "run/weights.safetensors is damaged or belongs to another model than run/config.*"
+    refused(capsys, EVALUATE, message, here)
+
+
+def test_full_disk(here):
+    """A second process whose files the kernel lets grow no further."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pyro_vae import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (12000, 12000))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    before = snapshot(here)
+    done = subprocess.run([sys.executable, "-c", code, *RESUME], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "pyro-vae: could not write run/state.pt, the previous file is kept: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(here) == before
+
+
+def test_a_word_that_is_no_command(here, capsys):
+    message = "expected a command, fit, .*; got 'evlauate'; did you mean evaluate\\?"
+    refused(capsys, ["evlauate"], message, here)
+
+
+def test_short_names_and_nested_options(here):
+    argv = ["--model.prior", "MixtureOfNormals", "--model.prior.components", "20"]
+    argv += ["--model.encoder.activation", "Sigmoid", "--model.decoder.hidden", "[4,5]"]
+    argv += ["--fit.optimizer", "Adagrad", "--fit.optimizer.lr", "0.02"]
+    argv += ["--fit.schedule", "StepLR", "--fit.schedule.step_size", "5"]
+    assert app.main([*FIT, *argv]) == 0
+    settings = yaml.safe_load(Path("new/config.yaml").read_text())
+    model, fit = settings["model"], settings["fit"]
+    assert model["prior"] == {
+        "class_path": "pyro_vae.priors.MixtureOfNormals", "init_args": {"components": 20}
+    }  # fmt: skip
+    assert model["encoder"]["init_args"]["hidden"] == [8]
+    assert model["encoder"]["init_args"]["activation"]["class_path"] == "torch.nn.Sigmoid"
+    assert model["decoder"]["init_args"]["hidden"] == [4, 5]
+    assert fit["optimizer"]["class_path"] == "torch.optim.Adagrad"
+    assert fit["optimizer"]["init_args"]["lr"] == 0.02
+    assert fit["schedule"]["init_args"]["step_size"] == 5
+    _, _, vae = Run("new").open()
+    assert vae.prior.logits.shape == (20,)
+    assert isinstance(vae.posterior.network.layers[1], torch.nn.Sigmoid)
+
+
+PLUGIN = """\
+import torch
+from torch import nn
+import pyro.distributions as dist
+import beside
+from pyro_vae.priors import Prior
+
+
+class Horseshoe(Prior):
+    def __init__(self, latent_dim: int, tau: float = beside.TAU) -> None:
+        super().__init__(latent_dim)
+        self.tau = nn.Parameter(torch.tensor(tau))
+
+    def forward(self):
+        return dist.StudentT(1.0, self.tau.new_zeros(self.latent_dim), self.tau.abs()).to_event(1)
+"""
+
+
+def test_a_plugin_is_found_again_from_anywhere(here, monkeypatch, tmp_path_factory):
+    project = here / "project"
+    project.mkdir()
+    (project / "my_priors.py").write_text(PLUGIN)
+    (project / "beside.py").write_text("TAU = 0.5\n")
+    (project / "tiny.yaml").write_text(TINY)
+    argv = ["fit", "--config", "project/tiny.yaml", "--plugin", "my_priors"]
+    argv += ["--model.prior", "my_priors.Horseshoe", "--run", str(here / "shoe")]
+    assert app.main(argv) == 0
+    settings = yaml.safe_load((here / "shoe" / "config.yaml").read_text())
+    assert settings["plugin"] == [str(project / "my_priors.py")]
+    assert settings["model"]["prior"]["init_args"] == {"tau": 0.5}
+
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for words in (
+        ["evaluate", str(here / "shoe"), "--num-samples", "5"],
+        ["fit", "--run", str(here / "shoe"), "--resume", "--fit.epochs", "2"],
+    ):
+        command = [sys.executable, "-m", "pyro_vae", *words]
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert len(Run(here / "shoe").read_metrics()) == 2
+
+    for module in ("my_priors", "beside"):
+        sys.modules.pop(module)
+    (project / "my_priors.py").rename(project / "moved.py")
+    assert app.main(["evaluate", str(here / "shoe")]) == 1
+    shutil.move(project / "moved.py", elsewhere / "my_priors.py")
+    shutil.move(project / "beside.py", elsewhere / "beside.py")
+    monkeypatch.chdir(elsewhere)
+    assert app.main(["evaluate", str(here / "shoe"), "--num-samples", "5"]) == 0
+
+
+def test_data_named_by_a_relative_path_are_found_from_anywhere(here, monkeypatch, tmp_path):
+    np.save("x.npy", np.eye(20))
+    data = ["--data.name", "array", "--data.path", "x.npy", "--data.valid", "0"]
+    assert app.main([*FIT, *data]) == 0
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert app.main(["evaluate", "../new", "--num-samples", "5"]) == 0
+    # other data at the same place are noticed
+    np.save("../x.npy", np.eye(20)[::-1].copy() * 0)
+    assert app.main(["evaluate", "../new", "--num-samples", "5"]) == 1
+
+
+def test_python_m_is_the_same_program(here):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_vae", "compare", "run"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nats per datum" in done.stdout
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_usage_lists_the_commands(argv, capsys):
+    assert app.main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in HELP)
+
+
+VERBS = {
+    "sample": ("sample run", "sample", []),
+    "reconstruct": (
+        "reconstruct run --num-data 24", "reconstructions", ["24 data; squared error .* ± 0"]
+    ),
+    "interpolate": (
+        "interpolate run --num-data 3 --steps 4 --path straight", "interpolate",
+        ["3 paths of 4 points, straight"],
+    ),
+    "traverse": (
+        "traverse run --dims [1] --values [-1,0,1] --datum 2", "traverse",
+        ["a row each for the latent coordinates 1\n"],
+    ),
+    "in-paint": (
+        "infer run --num-data 3 --num-samples 200 --draws 2", "infer",
+        ["3 data, 32 of 64 pixels seen, 200 proposals each", "log p̂\\(x_mis \\| x_obs\\): -",
+         "independent pixels \\(mean imputation\\): -"],
+    ),
+    "super-resolve": (
+        "infer run --num-data 2 --num-samples 100 --missing every:2 --method hmc", "infer",
+        ["2 data, 16 of 64 pixels seen", "HMC: 0.\\d\\d of the proposals accepted"],
+    ),
+    "denoise": (
+        "infer run --num-data 2 --num-samples 100 --missing none --noise 0.1", "infer",
+        ["64 of 64 pixels seen", "log p̂\\(x_obs\\): -"],
+    ),
+    "anomaly": (
+        "anomaly run --against-class 3 --num-samples 5", "anomaly",
+        ["ELBO: AUROC 0.\\d{4} ± 0.\\d{4}", "log p̂: AUROC"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERBS)
+def test_verb(case, here, capsys):
+    argv, picture, told = VERBS[case]
+    name = {"sample": "samples"}.get(picture, picture)
+    assert app.main(argv.split()) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(words, out) for words in told), out
+    file = here / "run" / "figures" / f"{name}.png"
+    assert f"picture: {file}\n" in out
+    assert file.read_bytes().startswith(b"\x89PNG")
+    # a seed makes the same picture again
+    before = file.read_bytes()
+    assert app.main(argv.split()) == 0 and file.read_bytes() == before
+
+
+def test_encode(here, capsys):
+    assert app.main(["encode", "run", "--output", "codes/z.npz", "--num-data", "7"]) == 0
+    assert "z.mean: float32 (7, 2)\n" in capsys.readouterr().out
+    with np.load("codes/z.npz", allow_pickle=False) as file:
+        _, data, vae = Run("run").open()
+        part = data.test.head(7)
+        expected = vae.posterior(part.materialize(0)).mean
+        np.testing.assert_allclose(file["z.mean"], expected.detach().numpy(), atol=1e-5)
+        np.testing.assert_array_equal(file["labels"], part.labels.numpy())
+
+
+BAD_VERBS = {
+    "no run": ("sample nowhere", "expected nowhere to be the folder of a run; it has no .*"),
+    "word": (
+        "infer run --missing lower",
+        "expected missing to be none, .* or every:N; got 'lower'; did you mean lower-half\\?",
+    ),
+    "fraction": ("infer run --missing random:2", "expected a fraction in .* 'random:'; got '2'"),
+    "step": ("infer run --missing every:1", "expected a whole number from 2 to 8 .*; got '1'"),
+    "number": ("infer run --missing random", "expected missing to be .*; got 'random'.*"),
+    "noise": ("infer run --noise 0.7", "expected a probability of flips in .*; got 0.7"),
+    "method": (
+        "infer run --method gibbs", "expected method to be importance or hmc; got 'gibbs'"
+    ),
+    "draws": ("infer run --draws 0", "expected draws to be a positive integer; got 0"),
+    "proposals": ("infer run --num-samples 5", "expected num_samples ≥ 2 × fills; got 5 .*"),
+    "steps": ("interpolate run --steps 1", "expected steps ≥ 2, the two ends; got 1"),
+    "path": (
+        "interpolate run --path curved",
+        "expected path to be spherical or straight; got 'curved'",
+    ),
+    "num_data": ("interpolate run --num-data 0", "expected num_data to be a positive integer; .*"),
+    "dims": ("traverse run --dims [5]", "expected dims from 0 to 1 of 'z'; got \\[5\\]"),
+    "datum": ("traverse run --datum 999", "expected datum from 0 to 179; got 999"),
+    "neither": ("anomaly run", "expected --against a data set or --against-class a class, .*"),
+    "both": ("anomaly run --against mnist --against-class 1", "expected --against a data set .*"),
+    "class": (
+        "anomaly run --against-class 12",
+        "expected --against-class to be a class of the data, 0, .*9; got 12",
+    ),
+    "shape": (
+        "anomaly run --against mnist5k",
+        "expected data of shape \\(1, 8, 8\\); mnist5k has \\(1, 28, 28\\)",
+    ),
+    "data set": ("anomaly run --against mnits", "expected data set to be one of .*; got 'mnits'.*"),
+    "output": ("encode run", "expected output; got nothing: see `pyro-vae encode --help`"),
+    "seed": ("sample run --seed -1", "expected seed to be an integer ≥ 0; got -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_VERBS)
+def test_bad_verb(case, here, capsys):
+    argv, message = BAD_VERBS[case]
+    refused(capsys, argv.split(), message, here)
+
+
+HELP = {
+    "fit": ["--model.prior", "MixtureOfNormals, StandardNormal,", "Adam",
+            "passes over the training data. (default: 50)", "--overwrite", "{dynamic,static,"],
+    "evaluate": ["--num-samples", "default: 5000", "--ks", "--keep-log-weights"],
+    "bdmc": ["--num-data", "default: 64", "--annealing.num_chains", "{guide,prior}", "--device"],
+    "gaps": ["--train", "--family", "FullCovarianceNormal", "--num-steps", "default: 500"],
+    "latents": ["--threshold", "default: 0.01", "--num-draws"],
+    "rate-distortion": ["--betas", "0.01, 0.02", "--annealing.schedule", "default: adaptive"],
+    "compare": ["runs"],
+    "report": ["run"],
+    "sample": ["run", "--seed"],
+    "reconstruct": ["--num-data", "default: 48"],
+    "interpolate": ["--steps", "default: 10", "{spherical,straight}"],
+    "traverse": ["--dims", "--values", "--datum"],
+    "infer": ["lower-half", "random:FRACTION", "every:N", "{importance,hmc}", "--noise"],
+    "anomaly": ["--against", "--against-class", "DATASET"],
+    "encode": ["--output", "FILE"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        app.main([command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    flat = " ".join(out.split())
+    assert all(words in flat for words in HELP[command])
+    # neither types nor import paths, nor every module that torch has
+    assert not re.search(r"Callable|<class|Config|torch\.ao|pyro_vae\.\w", flat)
+    assert len(out.splitlines()) < 150
+
+
+def test_help_of_a_class(capsys):
+    with pytest.raises(SystemExit):
+        app.main(["fit", "--model.prior.help", "VampPrior"])
+    assert "--model.prior.components" in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""A network of the wrong shape is refused, whoever made it."""
+
+from __future__ import annotations
+
+import copy
+import io
+from functools import partial
+
+import pytest
+import torch
+from components import LIKELIHOODS, POSTERIORS, SMALL
+from torch import nn
+
+from pyro_vae import networks
+from pyro_vae.core.components import checked_factory
+
+
+class Flat(nn.Module):
+    """A user's network that forgets all but the last dimension of what it was asked for."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        self.dims = len(in_shape)
+        self.linear = nn.Linear(int(torch.Size(in_shape).numel()), out_shape[-1])
+
+    def forward(self, x):
+        return self.linear(x.flatten(x.ndim - self.dims))
+
+
+#: Likelihoods that ask for more than one number for each pixel, or for a row of them.
+ROWS = [
+    *("Beta", "Gaussian", "Gaussian, decoded", "Laplace", "StudentT", "Poisson, decoded"),
+    *("Categorical", "DiscretizedLogistic", "NegativeBinomial, decoded"),
+    "ZeroInflatedNegativeBinomial",
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_decoder_without_its_rows_is_refused(name):
+    p = LIKELIHOODS[name](2, (6,), checked_factory(Flat, (6,)))
+    message = r"expected the network's outputs of shape \(60, \d+, 6\) for inputs \(60, 2\); got "
+    with pytest.raises(ValueError, match=message + r"\(60, 6\)"):
+        p(torch.randn(60, 2))
+
+
+def test_the_sentence():
+    network = checked_factory(Flat, (6,))((2,), (1, 6))
+    with pytest.raises(ValueError) as error:
+        network(torch.zeros(60, 2))
+    assert str(error.value) == (
+        "expected the network's outputs of shape (60, 1, 6) for inputs (60, 2); got (60, 6): a "
+        "network maps (…, *in_shape) to (…, *out_shape)"
+    )
+
+
+@pytest.mark.parametrize("name", ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"])
+def test_an_encoder_without_its_rows_is_refused(name):
+    q = POSTERIORS[name]((6,), 2, checked_factory(Flat, (6,)))
+    with pytest.raises(ValueError, match="expected the network's outputs of shape"):
+        q(torch.randn(2, 6))  # as many data as latents: it would broadcast
+
+
+class _Lost(nn.Module):
+    def forward(self, x):
+        return x.sum(0)
+
+
+class _Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("module", "got"), [(_Lost(), r"\(4, 3\)"), (nn.Linear(3, 3), None), (_Pair(), "tuple")]
+)
+def test_batch_dimensions_are_compared_too(module, got):
+    network = checked_factory(lambda *shapes: module, (3,))((3,), (3,))
+    if got is None:
+        assert network(torch.zeros(5, 4, 3)).shape == (5, 4, 3)
+        return
+    with pytest.raises(ValueError, match=rf"shape \(5, 4, 3\) .*; got {got}"):
+        network(torch.zeros(5, 4, 3))
+
+
+class TestNothingElseChanges:
+    factory = staticmethod(checked_factory(SMALL, (6,)))
+
+    def test_the_network_is_the_one_that_was_made(self):
+        network, plain = self.factory((6,), (2, 2)), SMALL((6,), (2, 2))
+        assert type(network) is networks.MLP
+        assert repr(network) == repr(plain)
+        assert list(network.state_dict()) == list(plain.state_dict())
+
+    def test_copied_and_pickled_it_is_still_checked(self):
+        file = io.BytesIO()
+        network = checked_factory(Flat, (6,))((6,), (2, 2))
+        torch.save(network, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+            with pytest.raises(ValueError, match="expected the network's outputs"):
+                twin(torch.zeros(5, 6))
+        twin = copy.deepcopy(self.factory((6,), (2, 2)))
+        assert twin(torch.zeros(5, 6)).shape == (5, 2, 2)
+
+    def test_each_datum_by_itself_under_vmap(self):
+        network = self.factory((6,), (2, 2))
+        x = torch.randn(5, 4, 6)
+        torch.testing.assert_close(torch.func.vmap(network)(x), network(x))
+        with pytest.raises(ValueError, match=r"of shape \(4, 2, 2\) for inputs \(4, 6\); got"):
+            torch.func.vmap(checked_factory(Flat, (6,))((6,), (2, 2)))(x)
+
+
+@pytest.mark.parametrize("make", [networks.ConvNet, partial(networks.ResNet, blocks=1)])
+@pytest.mark.parametrize("event_shape", [(), (6,)])
+def test_networks_of_images_are_for_images(make, event_shape):
+    factory = checked_factory(make, event_shape)
+    message = (
+        r"expected event_shape to end in a height and a width; got \((6,)?\): use an MLP for data "
+        r"that are no images"
+    )
+    # what these parts ask for looks like an image, and is none
+    with pytest.raises(ValueError, match=message):
+        factory(event_shape, (2, 4))
+    with pytest.raises(ValueError, match=message):
+        factory((4,), (2, *event_shape) if event_shape else (2, 1))
+    image = checked_factory(make, (8, 8))
+    assert image((8, 8), (2, 4))(torch.zeros(3, 8, 8)).shape == (3, 2, 4)
+    assert image((4,), (1, 8, 8))(torch.zeros(3, 4)).shape == (3, 1, 8, 8)
+    assert checked_factory(networks.MLP, event_shape)(event_shape, (2, 4)) is not None
