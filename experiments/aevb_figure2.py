@@ -1,19 +1,18 @@
-"""The lower bound against the training data seen: AEVB and wake-sleep, for several N_z.
+"""Lower bound against training examples seen, for AEVB and wake-sleep and several N_z.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 2 and section 5: one layer of tanh
-units in encoder and decoder, 500 of them for MNIST and 200 for Frey Face; weights from N(0, 0.01);
-Adagrad; minibatches of M = 100, L = 1; a prior N(0, I) on the decoder's weights.
+units in encoder and decoder, 500 for MNIST and 200 for Frey Face; weights from N(0, 0.01); Adagrad;
+minibatches of M = 100, L = 1; a prior N(0, I) on the decoder's weights.
 https://arxiv.org/abs/1312.6114
 
-The paper does not say whether 0.01 is a variance: in its first author's code
-(https://github.com/dpkingma/anglepy) it is the standard deviation. That code also sums up squared
-gradients for 100 steps before Adagrad moves, of which the paper says nothing, and which is not done
-here.
+The paper leaves open whether 0.01 is a variance; in its first author's code
+(https://github.com/dpkingma/anglepy) it is the standard deviation. That code also accumulates
+squared gradients for 100 steps before the first Adagrad update, which the paper does not mention
+and this script does not do.
 
-The paper does not say how MNIST was binarised: here once, with a seed, so that nothing but the
-bound keeps a model from overfitting. Test frames of Frey Face are whole blocks of 50 of the film,
-because neighbours are near copies. Which of the paper's step sizes serves training best early on,
-:mod:`experiments.aevb_pilot` says.
+The paper does not describe the binarisation of MNIST. Here it is drawn once with a seed, so that
+only the bound prevents overfitting. The test frames of Frey Face are whole blocks of 50 frames,
+because neighbouring frames are nearly equal. :mod:`experiments.aevb_pilot` chooses the step sizes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,18 @@ from pyro_vae.models import Autoencoder
 
 from . import curves, table
 from .cells import Preset
-from .claims import verdict
-from .curves import Curve, CurveCell, Curves, Found, Watch, claim, difference, gap, reached
+from .claims import claim_verdict
+from .curves import (
+    ClaimRecords,
+    Curve,
+    CurveCell,
+    Curves,
+    EvaluationSchedule,
+    make_claim_record,
+    mean_paired_difference,
+    samples_to_reach,
+    train_test_gap,
+)
 
 SOURCE = "Kingma & Welling 2013, figure 2"
 BASE = """
@@ -59,37 +68,39 @@ METHODS = {
     "AEVB": "--objective ELBO --objective.map_weights true",
     "wake-sleep": "--objective WakeSleep",
 }
-#: Of the paper's 0.01, 0.02 and 0.1, those with the best training bounds of the pilot.
+#: The step sizes, out of the paper's 0.01, 0.02 and 0.1, with the best training bound in the pilot.
 STEP_SIZES = {
     ("MNIST", "AEVB"): 0.02,
     ("MNIST", "wake-sleep"): 0.01,
     ("Frey Face", "AEVB"): 0.01,
     ("Frey Face", "wake-sleep"): 0.01,
 }
-#: Why the paper's second claim may not be found, besides training that was cut short.
-CAUSES = {"Frey Face": "test frames are whole blocks of the film; the paper names no split"}
-#: The paper's axes.
-LIMITS = {"MNIST": (-150.0, -100.0), "Frey Face": (0.0, 1600.0)}
+#: Suspected cause, besides short training, if the paper's second claim is reversed.
+CAUSES = {
+    "Frey Face": "test frames are whole blocks of the film; the paper does not describe its split"
+}
+#: Axis limits of the paper.
+AXIS_LIMITS = {"MNIST": (-150.0, -100.0), "Frey Face": (0.0, 1600.0)}
 
 
-def recipe(data: str, latents: int, method: str, step_size: float | None = None) -> str:
-    """The words of a row, but for those that all rows share."""
+def recipe_args(data: str, latents: int, method: str, step_size: float | None = None) -> str:
+    """Return the arguments of a row, without those that all rows share."""
     step_size = step_size or STEP_SIZES[data, method]
-    words = f"--model.latent_dim {latents} --fit.optimizer.lr {step_size}"
-    return f"{DATA[data]} {METHODS[method]} {words}"
+    args = f"--model.latent_dim {latents} --fit.optimizer.lr {step_size}"
+    return f"{DATA[data]} {METHODS[method]} {args}"
 
 
-def row(data: str, latents: int, method: str) -> str:
-    """The name of a row, which begins with that of its panel."""
+def row_name(data: str, latents: int, method: str) -> str:
+    """Return the name of a row, which starts with that of its panel."""
     return f"{data}, N_z = {latents}: {method}"
 
 
-def bound(model: Autoencoder, data: Split) -> Mapping[str, np.ndarray]:
+def estimate_elbo(model: Autoencoder, data: Split) -> Mapping[str, np.ndarray]:
     return {"elbo": pv.evaluate(model, data, num_samples=10).per_datum["elbo"]}
 
 
 ROWS = {
-    row(data, latents, method): (data, latents, method)
+    row_name(data, latents, method): (data, latents, method)
     for data in DATA
     for latents in LATENTS[data]
     for method in METHODS
@@ -105,15 +116,15 @@ FULL = {
 TABLE = Curves(
     name="aevb_figure2",
     title=(
-        "The lower bound of AEVB and wake-sleep against training data seen, for several numbers of "
-        "latents; MNIST binarised once, Frey Face as densities in [0, 1]"
+        "Lower bound of AEVB and wake-sleep against training examples seen, for several numbers of "
+        "latents; MNIST binarised once, Frey Face as densities on [0, 1]"
     ),
     base=BASE,
-    cells={name: recipe(*what) for name, what in ROWS.items()},
-    watch={
-        "smoke": Watch(bound, num_data=50),
-        "small": Watch(bound, num_data=10000),
-        "paper": Watch(bound, num_data=10000),
+    cells={name: recipe_args(*row) for name, row in ROWS.items()},
+    schedules={
+        "smoke": EvaluationSchedule(estimate_elbo, num_data=50),
+        "small": EvaluationSchedule(estimate_elbo, num_data=10000),
+        "paper": EvaluationSchedule(estimate_elbo, num_data=10000),
     },
     paper_samples=1e8,
     presets={
@@ -131,7 +142,7 @@ TABLE = Curves(
                 "frey_often": 2,
                 "frey_epochs": 3,
             },
-            without=[row(d, n, m) for (d, n, m) in ROWS.values() if n not in (2, 3, 20)],
+            exclude=[row_name(d, n, m) for (d, n, m) in ROWS.values() if n not in (2, 3, 20)],
         ),
         "small": Preset(
             fit="",
@@ -149,80 +160,86 @@ TABLE = Curves(
 )
 
 
-def ahead(where: str, ours: Curve, theirs: Curve) -> Found:
-    """Whether AEVB ends above wake-sleep, and how soon it was where that ends."""
-    value, error = difference(ours.of("elbo")[-1], theirs.of("elbo")[-1])
-    needed = reached(ours.samples, ours.mean("elbo"), theirs.mean("elbo")[-1])
-    spent = int(theirs.samples[-1])
-    soon = "never reached" if needed is None else f"had after {needed / spent:.1%} of the data"
-    sentence = f"{where}: AEVB ends above wake-sleep, whose last test bound it {soon}"
-    more = {"samples_needed": needed, "samples_of_wake_sleep": spent}
-    found = claim(sentence, SOURCE, (value, error), verdict(value, error), **more)
-    return {f"{where}: faster and better": found}
+def compare_methods(panel: str, aevb: Curve, wake_sleep: Curve) -> ClaimRecords:
+    """Evaluate whether AEVB ends above wake-sleep, and when it reaches wake-sleep's final bound."""
+    value, error = mean_paired_difference(aevb.values("elbo")[-1], wake_sleep.values("elbo")[-1])
+    needed = samples_to_reach(aevb.samples, aevb.mean("elbo"), wake_sleep.mean("elbo")[-1])
+    total = int(wake_sleep.samples[-1])
+    reached = "never reaches"
+    if needed is not None:
+        reached = f"reaches after {needed / total:.1%} of the examples"
+    sentence = f"{panel}: AEVB ends above wake-sleep, whose final test bound it {reached}"
+    extra = {"samples_needed": needed, "samples_of_wake_sleep": total}
+    verdict = claim_verdict(value, error)
+    record = make_claim_record(sentence, SOURCE, (value, error), verdict, **extra)
+    return {f"{panel}: faster and better": record}
 
 
-def overfitting(where: str, by_latents: Mapping[int, Curve]) -> Found:
-    """Whether the gap between training and test bound grows with N_z, and what latents cost.
+def compare_latents(data: str, by_latents: Mapping[int, Curve]) -> ClaimRecords:
+    """Evaluate whether the train-test gap grows with N_z, and whether more latents cost nats.
 
-    Paired, because all models are judged by the same data.
+    Differences are paired, because all models are evaluated on the same examples.
     """
-    cause = {"suspected_cause": CAUSES[where]} if where in CAUSES else {}
-    last = {
-        n: [curve.of("elbo", split)[-1] for split in curves.SPLITS]
+    cause = {"suspected_cause": CAUSES[data]} if data in CAUSES else {}
+    final = {
+        n: [curve.values("elbo", split)[-1] for split in curves.SPLITS]
         for n, curve in sorted(by_latents.items())
     }
-    (fewest, few), *_, (most, many) = last.items()
-    grown, error = gap(many[0] - few[0], many[1] - few[1])
-    best = max((n for n in last if n != most), key=lambda n: last[n][1].mean())
-    each = {n: gap(*pair) for n, pair in last.items()}
-    gaps = {n: {"value": value, "se": se} for n, (value, se) in each.items()}
-    cost, cost_error = difference(many[1], last[best][1])
+    (min_latents, smallest), *_, (max_latents, largest) = final.items()
+    growth, error = train_test_gap(largest[0] - smallest[0], largest[1] - smallest[1])
+    best = max((n for n in final if n != max_latents), key=lambda n: final[n][1].mean())
+    estimates = {n: train_test_gap(*pair) for n, pair in final.items()}
+    gaps = {n: {"value": value, "se": se} for n, (value, se) in estimates.items()}
+    gain, gain_error = mean_paired_difference(largest[1], final[best][1])
     return {
-        f"{where}: no overfitting": claim(
-            f"{where}: training − test bound is no greater for N_z = {most} than for {fewest} (by)",
+        f"{data}: no overfitting": make_claim_record(
+            f"{data}: the gap between training and test bound is not larger for "
+            f"N_z = {max_latents} than for N_z = {min_latents} (difference)",
             SOURCE,
-            (grown, error),
-            "holds" if grown <= 2 * error else "reversed",
+            (growth, error),
+            "holds" if growth <= 2 * error else "reversed",
             gaps=gaps,
             **cause,
         ),
-        f"{where}: superfluous latents cost nothing": claim(
-            f"{where}: the test bound is no worse for N_z = {most} than for {best} (better by)",
+        f"{data}: superfluous latents cost nothing": make_claim_record(
+            f"{data}: the test bound is not lower for N_z = {max_latents} than for N_z = {best} "
+            f"(difference)",
             SOURCE,
-            (cost, cost_error),
-            "holds" if cost >= -2 * cost_error else "reversed",
+            (gain, gain_error),
+            "holds" if gain >= -2 * gain_error else "reversed",
             **cause,
         ),
     }
 
 
-def claims(found: Mapping[tuple[str, int, str], Curve]) -> Found:
-    """What the paper says of curves by data, N_z and method."""
-    told: Found = {}
-    for (data, n, method), curve in found.items():
-        if method == "AEVB" and (data, n, "wake-sleep") in found:
-            told |= ahead(f"{data}, N_z = {n}", curve, found[data, n, "wake-sleep"])
+def evaluate_claims(curve_of: Mapping[tuple[str, int, str], Curve]) -> ClaimRecords:
+    """Evaluate the paper's claims, given curves by data, N_z and method."""
+    records: ClaimRecords = {}
+    for (data, n, method), curve in curve_of.items():
+        if method == "AEVB" and (data, n, "wake-sleep") in curve_of:
+            panel = f"{data}, N_z = {n}"
+            records |= compare_methods(panel, curve, curve_of[data, n, "wake-sleep"])
     for data in DATA:
-        by_latents = {n: c for (d, n, m), c in found.items() if (d, m) == (data, "AEVB")}
+        by_latents = {n: c for (d, n, m), c in curve_of.items() if (d, m) == (data, "AEVB")}
         if len(by_latents) > 1:
-            told |= overfitting(data, by_latents)
-    return told
+            records |= compare_latents(data, by_latents)
+    return records
 
 
 def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
-    """A panel for each data set and N_z, as in the paper."""
+    """Draw a panel for each data set and N_z, as in the paper."""
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     panels = figure.subplots(2, 5, squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
-    for name, found in results["rows"].items():
+    for name, row in results["rows"].items():
         data, latents, method = ROWS[name]
         axes = panels[list(DATA).index(data), LATENTS[data].index(latents)]
-        curves.plot(axes, found["runs"], "elbo", method, f"C{list(METHODS).index(method)}")
+        curves.plot_curves(axes, row["runs"], "elbo", method, f"C{list(METHODS).index(method)}")
         axes.set_title(f"{data}, $N_z$ = {latents}", fontsize=10)
         axes.set_xscale("log")
-        curves.frame(axes, (1e5, 1e8), LIMITS[data])
-        axes.set_xlabel("training data seen")
+        curves.set_limits(axes, (1e5, 1e8), AXIS_LIMITS[data])
+        axes.set_xlabel("training examples seen")
     for axes in panels[:, 0]:
         axes.set_ylabel("lower bound, nats per datum")
         if axes.lines:
@@ -230,7 +247,12 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(table.main, TABLE, told=curves.told(SOURCE, TABLE, ROWS, claims), draw=draw)
+main = partial(
+    table.main,
+    TABLE,
+    extra=curves.make_claims_section(SOURCE, TABLE, ROWS, evaluate_claims),
+    draw=draw,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,10 +1,10 @@
-"""The marginal likelihood against training data seen: AEVB, wake-sleep and Monte Carlo EM.
+"""Marginal likelihood against training examples seen: AEVB, wake-sleep and Monte Carlo EM.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 3 and appendices D and E: 3
-latents and 100 tanh units, learned from 1000 or 50,000 digits; log p(x) of the first training and
-test data by the estimator of appendix D, with 50 draws of the posterior and 4 leapfrog steps.
-Annealed importance sampling beside it says whether that was right. Monte Carlo EM, which goes over
-all data again and again with chains of their own, is run on the 1000 alone, as in the paper.
+latents and 100 tanh units, trained on 1000 or 50,000 digits; log p(x) of the first training and
+test examples by the estimator of appendix D, with 50 posterior samples and 4 leapfrog steps.
+Annealed importance sampling checks this estimator. Monte Carlo EM is not an online algorithm and is
+run on 1000 digits only, as in the paper.
 https://arxiv.org/abs/1312.6114
 """
 
@@ -27,8 +27,16 @@ from pyro_vae.models import Autoencoder
 from . import curves, table
 from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 from .cells import Preset
-from .claims import verdict
-from .curves import Curve, CurveCell, Curves, Found, Watch, claim, difference
+from .claims import claim_verdict
+from .curves import (
+    ClaimRecords,
+    Curve,
+    CurveCell,
+    Curves,
+    EvaluationSchedule,
+    make_claim_record,
+    mean_paired_difference,
+)
 
 SOURCE = "Kingma & Welling 2013, figure 3"
 OBJECTIVES = {
@@ -40,10 +48,10 @@ SIZES = {
     1000: "--data.train {few} --fit.epochs {few_epochs} --fit.checkpoint_every {few_often}",
     50000: "--data.train {many} --fit.epochs {many_epochs}",
 }
-#: The paper's axes.
-LIMITS = {1000: (-160.0, -100.0), 50000: (-160.0, -125.0)}
-#: What counts as a reproduction everywhere else counts as right here, nats per datum.
-RIGHT = 0.5
+#: Axis limits of the paper.
+AXIS_LIMITS = {1000: (-160.0, -100.0), 50000: (-160.0, -125.0)}
+#: Difference to AIS, in nats per datum, up to which the estimator of appendix D is correct.
+TOLERANCE = 0.5
 ROWS = {
     f"N_train = {size}: {method}": (size, method)
     for size, method in product(SIZES, OBJECTIVES)
@@ -51,39 +59,41 @@ ROWS = {
 }
 
 
-def rulers(
+def estimate_all(
     model: Autoencoder, data: Split, annealing: pv.Annealing, **options: Any
 ) -> Mapping[str, np.ndarray]:
-    """log p(x): appendix D with as many draws to fit to as to judge by, AIS, and the ELBO."""
+    """Estimate log p(x) by appendix D (samples split evenly to fit and evaluate), AIS and ELBO."""
     chains = {"num_steps": 4, "target": 0.9, **options}
-    paper = reciprocal(model, data, num_samples=25, num_chains=4, options=chains)
+    appendix_d = reciprocal(model, data, num_samples=25, num_chains=4, options=chains)
     return {
-        "appendix D": paper.per_datum["reciprocal"],
+        "appendix D": appendix_d.per_datum["reciprocal"],
         "AIS": pv.ais(model, data, annealing=annealing).per_datum["ais"],
         "elbo": pv.evaluate(model, data, num_samples=10).per_datum["elbo"],
     }
 
 
-SMALL = partial(rulers, annealing=pv.Annealing(num_temperatures=200, num_steps=5))
+SMALL = partial(estimate_all, annealing=pv.Annealing(num_temperatures=200, num_steps=5))
 FULL = {"mnist": "mnist", "hidden": "[100]", "few": 1000, "few_often": 100, "many": 50000}
 TABLE = Curves(
     name="aevb_figure3",
     title=(
-        "log p(x) against training data seen, 3 latents, digits binarised once: the estimator of "
-        "AEVB's appendix D, and annealed importance sampling beside it"
+        "log p(x) against training examples seen, 3 latents, digits binarised once: the estimator "
+        "of AEVB's appendix D and annealed importance sampling"
     ),
     base=f"""
         --data.name {{mnist}} --data.binarize static --data.test 1000 --model.latent_dim 3
         --model.encoder.hidden {{hidden}} --model.decoder.hidden {{hidden}} {BASE}
     """,
     cells={row: f"{SIZES[size]} {OBJECTIVES[method]}" for row, (size, method) in ROWS.items()},
-    watch={
-        "smoke": Watch(
-            partial(rulers, annealing=pv.Annealing(2, 10, 2), warm_up=20), num_data=10, per_decade=1
+    schedules={
+        "smoke": EvaluationSchedule(
+            partial(estimate_all, annealing=pv.Annealing(2, 10, 2), warm_up=20),
+            num_data=10,
+            per_decade=1,
         ),
-        "small": Watch(SMALL, num_data=100, per_decade=4),
-        "paper": Watch(
-            partial(rulers, annealing=pv.Annealing(16, 1000, 10)), num_data=1000, per_decade=4
+        "small": EvaluationSchedule(SMALL, num_data=100, per_decade=4),
+        "paper": EvaluationSchedule(
+            partial(estimate_all, annealing=pv.Annealing(16, 1000, 10)), num_data=1000, per_decade=4
         ),
     },
     paper_samples=6e7,
@@ -116,69 +126,76 @@ TABLE = Curves(
 )
 
 
-def estimator(where: str, curve: Curve) -> Found:
-    """How far appendix D ends from AIS, and at most was on the way, on the same data."""
-    found: Found = {}
+def compare_estimators(run: str, curve: Curve) -> ClaimRecords:
+    """Compare appendix D to AIS on the same examples, at the end and at its largest deviation."""
+    records: ClaimRecords = {}
     for split in curves.SPLITS:
-        value, error = difference(curve.of("appendix D", split)[-1], curve.of("AIS", split)[-1])
-        apart = curve.mean("appendix D", split) - curve.mean("AIS", split)
-        worst = int(np.abs(apart).argmax())
-        found[f"{where}, {split}: estimator"] = claim(
-            f"{where}, {split} data: appendix D is within {RIGHT} nats of AIS (it is above by)",
+        value, error = mean_paired_difference(
+            curve.values("appendix D", split)[-1], curve.values("AIS", split)[-1]
+        )
+        deviation = curve.mean("appendix D", split) - curve.mean("AIS", split)
+        worst = int(np.abs(deviation).argmax())
+        records[f"{run}, {split}: estimator"] = make_claim_record(
+            f"{run}, {split} data: appendix D is within {TOLERANCE} nats of AIS (difference)",
             "Kingma & Welling 2013, appendix D",
             (value, error),
-            _right(value, error),
-            worst={"value": float(apart[worst]), "samples": int(curve.samples[worst])},
+            _tolerance_verdict(value, error),
+            worst={"value": float(deviation[worst]), "samples": int(curve.samples[worst])},
         )
-    return found
+    return records
 
 
-def _right(value: float, error: float) -> str:
-    """Whether a difference is surely within what counts as right, or surely not."""
-    if abs(value) + 2 * error <= RIGHT:
+def _tolerance_verdict(value: float, error: float) -> str:
+    """Return whether a difference is within the tolerance, given its error."""
+    if abs(value) + 2 * error <= TOLERANCE:
         return "holds"
-    return "reversed" if abs(value) - 2 * error > RIGHT else "undecided"
+    return "reversed" if abs(value) - 2 * error > TOLERANCE else "undecided"
 
 
-def ahead(where: str, other: str, ours: Curve, theirs: Curve) -> Found:
-    """Whether AEVB ends with the greater marginal likelihood of test data, by AIS."""
-    value, error = difference(ours.of("AIS")[-1], theirs.of("AIS")[-1])
-    sentence = f"{where}: AEVB ends with a greater marginal likelihood of test data than {other}"
-    found = claim(sentence, SOURCE, (value, error), verdict(value, error))
-    return {f"{where}: better than {other}": found}
+def compare_to_aevb(panel: str, method: str, aevb: Curve, other: Curve) -> ClaimRecords:
+    """Evaluate whether AEVB ends with the higher marginal likelihood of the test data, by AIS."""
+    value, error = mean_paired_difference(aevb.values("AIS")[-1], other.values("AIS")[-1])
+    sentence = f"{panel}: AEVB ends with a higher test marginal likelihood than {method}"
+    record = make_claim_record(sentence, SOURCE, (value, error), claim_verdict(value, error))
+    return {f"{panel}: better than {method}": record}
 
 
-def claims(found: Mapping[tuple[int, str], Curve]) -> Found:
-    """What the paper says of curves by N_train and method."""
-    told: Found = {}
-    for (size, method), curve in found.items():
-        where = f"N_train = {size}"
-        told |= estimator(f"{where}, {method}", curve)
-        if method != "AEVB" and (size, "AEVB") in found:
-            told |= ahead(where, method, found[size, "AEVB"], curve)
-    return told
+def evaluate_claims(curve_of: Mapping[tuple[int, str], Curve]) -> ClaimRecords:
+    """Evaluate the paper's claims, given curves by N_train and method."""
+    records: ClaimRecords = {}
+    for (size, method), curve in curve_of.items():
+        panel = f"N_train = {size}"
+        records |= compare_estimators(f"{panel}, {method}", curve)
+        if method != "AEVB" and (size, "AEVB") in curve_of:
+            records |= compare_to_aevb(panel, method, curve_of[size, "AEVB"], curve)
+    return records
 
 
 def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
-    """A panel for each N_train, as in the paper; AIS as points on the curves of appendix D."""
+    """Draw a panel for each N_train, as in the paper: curves of appendix D and points of AIS."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = dict(zip(SIZES, figure.subplots(1, 2), strict=True))
-    for name, found in results["rows"].items():
+    for name, row in results["rows"].items():
         size, method = ROWS[name]
         color = f"C{list(OBJECTIVES).index(method)}"
-        curves.plot(panels[size], found["runs"], "appendix D", method, color)
-        curves.plot(panels[size], found["runs"], "AIS", "", color, ls="", marker=".")
+        curves.plot_curves(panels[size], row["runs"], "appendix D", method, color)
+        curves.plot_curves(panels[size], row["runs"], "AIS", "", color, ls="", marker=".")
     for size, axes in panels.items():
         axes.set_title(f"$N_{{train}}$ = {size}; points: AIS", fontsize=10)
-        curves.frame(axes, (0, TABLE.paper_samples), LIMITS[size])
-        axes.set_xlabel("training data seen")
+        curves.set_limits(axes, (0, TABLE.paper_samples), AXIS_LIMITS[size])
+        axes.set_xlabel("training examples seen")
         axes.set_ylabel("log p(x), nats per datum")
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-main = partial(table.main, TABLE, told=curves.told(SOURCE, TABLE, ROWS, claims), draw=draw)
+main = partial(
+    table.main,
+    TABLE,
+    extra=curves.make_claims_section(SOURCE, TABLE, ROWS, evaluate_claims),
+    draw=draw,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

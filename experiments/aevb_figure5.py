@@ -1,7 +1,8 @@
-"""Random samples of MNIST for 2, 5, 10 and 20 latents.
+"""Random samples of MNIST with 2, 5, 10 and 20 latents.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 5: latents from N(0, I), shown as
-the mean of p(x|z). Programs of :mod:`experiments.aevb_figure2` and its follower.
+the mean of p(x|z). The programs are those of :mod:`experiments.aevb_figure2` and
+:mod:`experiments.aevb_figure4`.
 https://arxiv.org/abs/1312.6114
 """
 
@@ -17,32 +18,32 @@ from matplotlib.figure import Figure
 from pyro_vae import queries
 
 from . import aevb_figure2, aevb_figure4, table
-from .gallery import Gallery, SharedCell, all_rows, show
+from .gallery import Gallery, SharedCell, include_all_rows, show_images
 
 LATENTS = (2, 5, 10, 20)
 TABLE = Gallery(
     name="aevb_figure5",
-    title="AEVB on MNIST with few and more latents, whose samples are drawn",
+    title="AEVB on MNIST with 2 to 20 latents: random samples",
     base=aevb_figure2.BASE,
     cells={
-        aevb_figure2.row("MNIST", n, "AEVB"): aevb_figure2.recipe("MNIST", n, "AEVB")
+        aevb_figure2.row_name("MNIST", n, "AEVB"): aevb_figure2.recipe_args("MNIST", n, "AEVB")
         for n in LATENTS
     },
-    presets=all_rows(aevb_figure2.TABLE.presets),
-    lenders=[aevb_figure2.TABLE, aevb_figure4.TABLE],
+    presets=include_all_rows(aevb_figure2.TABLE.presets),
+    sources=[aevb_figure2.TABLE, aevb_figure4.TABLE],
 )
-#: Images in a row, and rows.
+#: Number of images on each side.
 SIDE = 10
 
 
 def draw(results: Mapping[str, Any], cells: Sequence[SharedCell]) -> Figure:
-    """A panel for each number of latents, of the first seed."""
+    """Draw a panel for each number of latents, with the first seed."""
     figure = Figure(figsize=(14, 4), layout="constrained")
     panels = dict(zip(TABLE.cells, figure.subplots(1, len(LATENTS)), strict=True))
     for cell in reversed(cells):
-        made = queries.sample(cell.run.open()[2], SIDE**2)
-        assert made.mean is not None
-        show(panels[cell.row], made.mean, SIDE, cell.row)
+        samples = queries.sample(cell.run.open()[2], SIDE**2)
+        assert samples.mean is not None
+        show_images(panels[cell.row], samples.mean, SIDE, cell.row)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Which of the paper's step sizes for :mod:`experiments.aevb_figure2`: the first 10⁵ data seen.
+"""Choice of the step sizes of :mod:`experiments.aevb_figure2` after 10⁵ training examples.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 5: Adagrad's step size is one of
 0.01, 0.02 and 0.1, chosen by the performance on the training set in the first few iterations.
@@ -28,27 +28,27 @@ EPOCHS = {
 }
 
 
-def training_bound(model: Autoencoder, data: Dataset) -> dict[str, Any]:
-    """The lower bound of the first 1000 training data."""
+def measure_training_bound(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """Return the lower bound of the first 1000 training examples."""
     row = pv.evaluate(model, data.train.head(1000), num_samples=10).estimates["elbo"]
     return {"value": row.value, "se": row.se_data, "se_monte_carlo": row.se_monte_carlo}
 
 
-def _short(preset: Preset, epochs: dict[str, int]) -> Preset:
-    return replace(preset, num_samples=50, without=(), values={**preset.values, **epochs})
+def _shorten(preset: Preset, epochs: dict[str, int]) -> Preset:
+    return replace(preset, num_samples=50, exclude=(), values={**preset.values, **epochs})
 
 
 TABLE = Table(
     name="aevb_pilot",
-    title="Adagrad's step size for AEVB and wake-sleep with ten latents: early training bounds",
+    title="Adagrad step sizes for AEVB and wake-sleep with ten latents: early training bounds",
     base=aevb_figure2.BASE,
     cells={
-        f"{data}, {method}: {step_size}": aevb_figure2.recipe(data, 10, method, step_size)
+        f"{data}, {method}: {step_size}": aevb_figure2.recipe_args(data, 10, method, step_size)
         for data, method, step_size in product(aevb_figure2.DATA, aevb_figure2.METHODS, STEP_SIZES)
     },
-    measures={"training bound": training_bound},
+    measures={"training bound": measure_training_bound},
     presets={
-        name: _short(preset, EPOCHS[name]) for name, preset in aevb_figure2.TABLE.presets.items()
+        name: _shorten(preset, EPOCHS[name]) for name, preset in aevb_figure2.TABLE.presets.items()
     },
 )
 

@@ -1,4 +1,4 @@
-"""One attempt at a cell of a table, by a single process, with its failures in one sentence."""
+"""Run a cell under a lock, and report failures in one line."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ from pyro_vae.learning.diagnostics import NonFiniteLossError
 
 from .cells import Cell
 
-__all__ = ["FAILURES", "alone", "attempt", "sentence"]
+__all__ = ["FAILURES", "attempt_cell", "exclusive_lock", "format_error"]
 
-#: What goes wrong in one cell and is said in one sentence, so that the others still run.
+#: Expected failures of a cell, reported in one line; the other cells still run.
 FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
 
 
-def attempt(cell: Cell, device: str) -> str | None:
-    """Does what is still to do of a cell; says what went wrong, and returns it."""
-    problem = _before(cell, device)
+def attempt_cell(cell: Cell, device: str) -> str | None:
+    """Run the unfinished steps of a cell. Print and return the problem, or return ``None``."""
+    problem = _attempt_start(cell, device)
     if problem is not None:
         return problem
     try:
-        with alone(cell.folder) as mine:
-            if not mine:
-                print(f"{cell}: another process is at it", flush=True)
-            elif cell.missing() is None:
-                print(f"{cell}: finished, left as it is", flush=True)
+        with exclusive_lock(cell.folder) as acquired:
+            if not acquired:
+                print(f"{cell}: running in another process, skipped", flush=True)
+            elif cell.incomplete_reason() is None:
+                print(f"{cell}: already finished", flush=True)
             else:
-                cell.work(device)
+                cell.execute(device)
     except FAILURES as error:
-        problem = sentence(error)
+        problem = format_error(error)
         print(f"{cell}: {problem}", file=sys.stderr, flush=True)
-        if isinstance(error, NonFiniteLossError):  # a result, too: it would again
-            files.write_text(cell.failure, f"{problem}\n")
-    except Exception:  # a mistake of ours in one row must not cost the night's other rows
+        if isinstance(error, NonFiniteLossError):  # reproducible, so it is recorded as a result
+            files.atomic_write_text(cell.failure_file, f"{problem}\n")
+    except Exception:  # a bug in one row must not stop the others
         problem = traceback.format_exc()
         print(f"{cell}:\n{problem}", file=sys.stderr, flush=True)
     return problem
 
 
-def _before(cell: Cell, device: str) -> str | None:
-    """Does what is still to do of the cell that this one begins with; says why it cannot begin."""
-    if cell.start is None or cell.start.missing() is None:
+def _attempt_start(cell: Cell, device: str) -> str | None:
+    """Run the cell that this one starts from. Return why this one cannot start, or ``None``."""
+    if cell.start is None or cell.start.incomplete_reason() is None:
         return None
-    problem = attempt(cell.start, device)
-    if problem is None and cell.start.missing() is not None:
-        problem = f"begins with {cell.start}, which another process is at: call this again then"
+    problem = attempt_cell(cell.start, device)
+    if problem is None and cell.start.incomplete_reason() is not None:
+        problem = (
+            f"starts from {cell.start}, which is running in another process: repeat the command "
+            f"when it is finished"
+        )
         print(f"{cell}: {problem}", file=sys.stderr, flush=True)
     return problem
 
 
 @contextmanager
-def alone(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process is the only one in here; a killed one is out by itself."""
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Yield whether this process holds the lock of ``path``. A killed process releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:
         try:
@@ -68,5 +71,6 @@ def alone(path: Path, wait: bool = False) -> Iterator[bool]:
             yield True
 
 
-def sentence(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
+    """Return the message of an error as one line."""
     return " ".join(str(error).split())

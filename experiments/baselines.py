@@ -1,8 +1,8 @@
-"""AEVB beside what it was compared with, on 1000 digits: wake-sleep, Monte Carlo EM, full VB.
+"""AEVB and its baselines on 1000 digits: wake-sleep, Monte Carlo EM and full VB.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 3 with 1000 training digits
 and appendices C, E and F: one layer of 100 tanh units in encoder and decoder, 3 latents,
-initial weights from N(0, 0.01) (taken for the variance), Adagrad, a prior N(0, I) on the
+initial weights from N(0, 0.01) (0.01 read as the variance), Adagrad, a prior N(0, I) on the
 decoder's weights. https://arxiv.org/abs/1312.6114
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sys
 
-from .measures import training_log_evidence
+from .measures import measure_training_log_evidence
 from .table import Preset, Table, main
 
 TABLE = Table(
     name="baselines",
-    title="Marginal likelihood with 3 latents, learned from 1000 binarised MNIST digits",
+    title="Marginal likelihood with 3 latents, trained on 1000 binarised MNIST digits",
     base="""
         --data.name mnist5k --data.test 4000 --data.valid 0 --data.binarize dynamic
         --model.latent_dim 3
@@ -29,7 +29,7 @@ TABLE = Table(
         "Monte Carlo EM": "--objective MonteCarloEM",
         "full VB": "--model BayesianVAE",
     },
-    measures={"training L_1000": training_log_evidence},
+    measures={"training L_1000": measure_training_log_evidence},
     presets={
         "smoke": Preset("--fit.epochs 1", num_samples=50, num_data=20, values={"hidden": "[20]"}),
         "small": Preset("--fit.epochs 1000", num_data=1000, values={"hidden": "[100]"}),

@@ -1,6 +1,6 @@
-"""What a table of a paper is: rows that differ in a few words of ``pyro-vae fit``, and runs.
+"""Tables of experiments: rows with different arguments of ``pyro-vae fit``, each a run folder.
 
-A :class:`Table` is a declaration; a :class:`Cell`, one of its rows with a seed, does the work.
+A :class:`Table` is a declaration. A :class:`Cell`, one row with one seed, trains and evaluates.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pyro_vae.runs.run import Run
 from .claims import Claim
 from .published import Published
 
-__all__ = ["Cell", "Measure", "Preset", "Table", "group", "group_of", "slug"]
+__all__ = ["Cell", "Measure", "Preset", "Table", "get_group", "group_rows", "slug"]
 
-#: What may differ between a run and the script's words of today: none of it changes a number.
-_MAY_DIFFER = {
+#: Settings that may differ between a run and the script, because they do not change the numbers.
+_IGNORED_DIFFERENCES = {
     "fit.checkpoint_every",
     "fit.device",
     "data.path",
@@ -36,53 +36,53 @@ _MAY_DIFFER = {
     "plugin",
     "start_from",
 }
-#: Where the files of ``--plugin`` are that tables name as ``{here}/…``.
+#: Replaces ``{here}`` in arguments such as ``--plugin {here}/paper_optimizers.py``.
 _HERE = Path(__file__).parent
-#: A figure of a trained model besides its bounds: ``value``, ``se`` where it has a standard
-#: error, ``text`` where a number alone does not say it, and what else JSON can hold.
+#: Computes a further result of a trained model as JSON: ``value``, optionally ``se`` (its standard
+#: error), ``text`` (printed in place of the number) and other entries.
 Measure = Callable[[Autoencoder, Dataset], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How much to spend on every cell of a table.
+    """Budget of every cell of a table.
 
     Attributes:
-        fit: further words of ``pyro-vae fit``.
-        num_samples: K, the draws for each test datum.
-        num_data: only the first so many test data.
-        values: what stands for each ``{name}`` in the table's words.
-        without: rows that are left out.
+        fit: further arguments of ``pyro-vae fit``.
+        num_samples: K, the number of samples for each test example.
+        num_data: number of test examples (the first ones); all if not given.
+        values: replacement of each ``{name}`` in the table's arguments.
+        exclude: rows that are not run.
     """
 
     fit: str
     num_samples: int = 5000
     num_data: int | None = None
     values: Mapping[str, object] = field(default_factory=dict)
-    without: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the rows of a table have in common, and how they differ.
+    """Declaration of a table: shared arguments, rows, presets and published results.
 
     Attributes:
-        name: of the script, the run folders and the results file.
-        title: what is compared, and what a reader must know to read the numbers.
-        base: words of ``pyro-vae fit`` for all rows.
-        cells: further words for each row; a row is compared with the first of its group.
-        presets: ``smoke`` (the tests), ``small`` (two cores, minutes) and ``paper`` (hours).
-        bits: print bits per dimension, not nats per datum.
-        measures: further figures of every trained model, by the name of their column.
-        published: what a paper has for a row, as a number with its source, or as text.
-        claims: what a paper says of several rows together.
-        causes: why a row that was given its whole budget may not be what was published; by row,
-            or for all others under "".
-        train_size: how many data the paper's training sees in an epoch.
-        starts: rows that begin with the weights of a row of another table.
-        variant: in which of several ways, and of which data: ``{"recipe": "code"}``. Tables of
-            one script that differ in it are chosen between by options of these names.
-        tag: what stands behind the preset in names of files and folders of this variant.
+        name: name of the script, the run folders and the results file.
+        title: subject of the table, with the facts needed to read its numbers.
+        base: arguments of ``pyro-vae fit`` for all rows.
+        cells: further arguments of each row. A row is compared with the first of its group.
+        presets: ``smoke`` (tests), ``small`` (two cores, minutes) and ``paper`` (hours).
+        bits: whether to print bits per dimension instead of nats per datum.
+        measures: further results of every trained model, by column name.
+        published: the paper's result for a row, as a number with its source or as text.
+        claims: statements of the paper about several rows.
+        causes: suspected cause of a difference from the paper at the full budget, by row; ``""``
+            is the default for all other rows.
+        train_size: number of training examples in an epoch of the paper.
+        starts: rows that start from the weights of a row of another table.
+        variant: values of the options that select this table among several of one script, e.g.
+            ``{"recipe": "code"}``.
+        tag: suffix of this variant's file and folder names, after the preset.
 
     Raises:
         ValueError: if two rows would share a run folder.
@@ -109,38 +109,40 @@ class Table:
             raise ValueError(f"expected rows that differ in letters or digits; got {slugs}")
 
     def rows(self, preset: str) -> list[str]:
-        return [row for row in self.cells if row not in self.presets[preset].without]
+        """Rows that the preset runs."""
+        return [row for row in self.cells if row not in self.presets[preset].exclude]
 
     def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> Cell:
-        """One of its rows with a seed; other kinds of tables have other kinds of cells."""
+        """Return the cell of a row and a seed. Subclasses return their own kind of cell."""
         return Cell(self, preset, row, seed, runs)
 
-    def first(self, row: str, preset: str) -> str:
-        """The row that ``row`` is compared with: the first of its group."""
-        return next(r for r in self.rows(preset) if group_of(r) == group_of(row))
+    def first_row(self, row: str, preset: str) -> str:
+        """Return the row that ``row`` is compared with, the first of its group."""
+        return next(r for r in self.rows(preset) if get_group(r) == get_group(row))
 
-    def found(self, preset: str, runs: Path) -> list[Cell]:
-        """A cell for every row, and for every seed of it that has a folder."""
+    def existing_cells(self, preset: str, runs: Path) -> list[Cell]:
+        """Return a cell for every row and every seed with a run folder (seed 0 if none has one)."""
         cells = []
         for row in self.rows(preset):
             folder = runs / self.stem(preset)
-            seeds = [re.fullmatch(rf"{slug(row)}-(\d+)", f.name) for f in folder.glob("*")]
-            numbers = sorted(int(match[1]) for match in seeds if match) or [0]
-            cells += [self.cell(preset, row, seed, runs) for seed in numbers]
+            matches = [re.fullmatch(rf"{slug(row)}-(\d+)", f.name) for f in folder.glob("*")]
+            seeds = sorted(int(match[1]) for match in matches if match) or [0]
+            cells += [self.cell(preset, row, seed, runs) for seed in seeds]
         return cells
 
     def stem(self, preset: str) -> str:
-        """What its files and folders are called."""
+        """Name of its results file and of its folder of runs."""
         return "-".join(filter(None, [self.name, preset, self.tag]))
 
     def command(self, preset: str) -> str:
-        chosen = [f" --{key} {value}" for key, value in self.variant.items() if self.tag]
-        return f"python -m experiments.{self.name} --preset {preset}{''.join(chosen)}"
+        """Command that runs the table."""
+        variant = [f" --{key} {value}" for key, value in self.variant.items() if self.tag]
+        return f"python -m experiments.{self.name} --preset {preset}{''.join(variant)}"
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One row of a table with one seed: a run folder and the words that make it."""
+    """One row of a table with one seed: a run folder and the arguments that produce it."""
 
     table: Table
     preset: str
@@ -161,239 +163,244 @@ class Cell:
 
     @property
     def start(self) -> Cell | None:
-        """The cell whose weights this one begins with, if it does."""
+        """Cell whose weights this one starts from, or ``None``."""
         if self.row not in self.table.starts:
             return None
         table, row = self.table.starts[self.row]
         return replace(self, table=table, row=row)
 
     @property
-    def words(self) -> list[str]:
-        """The words of ``pyro-vae fit``, but for ``--run``."""
-        return self._words(_HERE)
+    def args(self) -> list[str]:
+        """Arguments of ``pyro-vae fit`` except ``--run``."""
+        return self._make_args(_HERE)
 
-    def _words(self, here: Path) -> list[str]:
+    def _make_args(self, here: Path) -> list[str]:
         preset = self.table.presets[self.preset]
         text = " ".join([self.table.base, self.table.cells[self.row], preset.fit])
         start = [] if self.start is None else ["--start_from", str(self.start.folder)]
-        words = shlex.split(text.format_map({**preset.values, "here": shlex.quote(str(here))}))
-        return [*words, *start, "--fit.seed", str(self.seed)]
+        args = shlex.split(text.format_map({**preset.values, "here": shlex.quote(str(here))}))
+        return [*args, *start, "--fit.seed", str(self.seed)]
 
     @property
     def commands(self) -> dict[str, str]:
-        """The commands that repeat this cell by itself, from the folder of the repository."""
+        """Commands that repeat this cell alone, run in the root of the repository."""
         preset = self.table.presets[self.preset]
-        # not where this process keeps its runs: a results file says the same everywhere
-        usual = Cell(self.table, self.preset, self.row, self.seed)
-        folder = str(usual.folder)
-        words = usual._words(Path("experiments"))
+        # the default run folder, so that results files do not depend on --folder
+        default = Cell(self.table, self.preset, self.row, self.seed)
+        folder = str(default.folder)
+        args = default._make_args(Path("experiments"))
         evaluate = ["evaluate", folder, "--num-samples", str(preset.num_samples)]
         if preset.num_data is not None:
             evaluate += ["--num-data", str(preset.num_data)]
         return {
-            "fit": shlex.join(["pyro-vae", "fit", *words, "--run", folder]),
+            "fit": shlex.join(["pyro-vae", "fit", *args, "--run", folder]),
             "evaluate": shlex.join(["pyro-vae", *evaluate]),
         }
 
     def experiment(self, device: str = "auto") -> experiment.Experiment:
-        """
+        """Return the experiment to run.
+
         Raises:
-            ValueError: if the words do not describe an experiment.
+            ValueError: if the arguments are not valid.
         """
-        return _experiment([*self.words, "--fit.device", device])
+        return _parse_experiment([*self.args, "--fit.device", device])
 
     @property
-    def _described(self) -> experiment.Experiment:
-        return _described(tuple(self.words))
+    def _parsed(self) -> experiment.Experiment:
+        return _parse_cached(tuple(self.args))
 
     def check(self) -> None:
-        """Refuses words that mean nothing, and a run that was made with others.
+        """Check the arguments, and that an existing run was made with the same ones.
 
         Raises:
-            ValueError: in one sentence.
+            ValueError: if they are not valid, or if the run has another configuration or started
+                from other weights.
         """
-        ours = self._described
+        expected = self._parsed
         if not self.run.config.is_file():
             return
-        stored = experiment.parse(self.run.config)
-        changed = {*ours.differences(stored)} - _MAY_DIFFER
-        if stored.settings.fit.epochs < ours.settings.fit.epochs:
-            changed -= {"fit.epochs"}  # it goes on
+        stored = experiment.load_experiment(self.run.config)
+        changed = {*expected.differences(stored)} - _IGNORED_DIFFERENCES
+        if stored.settings.fit.epochs < expected.settings.fit.epochs:
+            changed -= {"fit.epochs"}  # training resumes
         if changed:
             raise ValueError(
-                f"{self.folder} was made with another configuration than the script's of today "
-                f"({', '.join(sorted(changed))} differ): remove it to run the cell anew, or "
-                f"choose another --folder"
+                f"expected {self.folder} to have the configuration of the script; got other values "
+                f"of {', '.join(sorted(changed))}: remove the folder to rerun the cell, or choose "
+                f"another --folder"
             )
-        began = self.run.read_result().get("start", {}).get("weights")
-        if self.start and began and self.start.run.weights.is_file():
-            now = weights_checksum(self.start.run.weights)
-            if now != began:
+        recorded = self.run.read_result().get("start", {}).get("weights")
+        if self.start and recorded and self.start.run.weights.is_file():
+            current = weights_checksum(self.start.run.weights)
+            if current != recorded:
                 raise ValueError(
-                    f"{self.folder} began with other weights than {self.start.folder} has now: "
-                    f"remove it to run the cell anew"
+                    f"expected {self.folder} to start from the weights in {self.start.folder}; "
+                    f"these have changed since: remove the former to rerun the cell"
                 )
 
     def budget(self) -> dict[str, Any]:
-        """What its training saw, beside what the preset ``paper`` would see.
+        """Return the training examples seen by the run, and by the preset ``paper``.
 
-        ``samples_seen`` counts a datum as often as it was learned from, in a run that this one
-        begins with, too; ``fraction`` is that of the paper's. Training that ended by itself,
-        because validation data said so, was not cut short.
+        ``samples_seen`` counts every pass over an example, including those of a run that this one
+        starts from. ``fraction`` is ``samples_seen`` over ``paper_samples``. ``ended_by_itself``
+        marks early stopping on validation data.
         """
         result = self.run.read_result()
-        epochs, planned = result["fit"]["epochs"], self._described.settings.fit.epochs
+        epochs, planned = result["fit"]["epochs"], self._parsed.settings.fit.epochs
         seen = epochs * result["data"]["sizes"]["train"]
         size = self.table.train_size
-        whole = 0 if size is None else size * self._whole_epochs()
+        paper_samples = 0 if size is None else size * self._paper_epochs()
         if self.start is not None:
-            before = self.start.budget()
-            seen += before["samples_seen"]
-            whole += before.get("paper_samples", 0)
-        told = {"epochs": epochs, "samples_seen": seen, "ended_by_itself": epochs < planned}
-        if not whole:
-            return told
-        return {**told, "paper_samples": whole, "fraction": seen / whole}
+            start = self.start.budget()
+            seen += start["samples_seen"]
+            paper_samples += start.get("paper_samples", 0)
+        budget = {"epochs": epochs, "samples_seen": seen, "ended_by_itself": epochs < planned}
+        if not paper_samples:
+            return budget
+        return {**budget, "paper_samples": paper_samples, "fraction": seen / paper_samples}
 
-    def _whole_epochs(self) -> int:
-        """Epochs of the preset ``paper``, if there is one."""
+    def _paper_epochs(self) -> int:
+        """Epochs of the preset ``paper``; 0 if it does not run this row."""
         paper = replace(self, preset="paper")
-        known = "paper" in self.table.presets and self.row in self.table.rows("paper")
-        return paper._described.settings.fit.epochs if known else 0
+        has_paper = "paper" in self.table.presets and self.row in self.table.rows("paper")
+        return paper._parsed.settings.fit.epochs if has_paper else 0
 
     @property
-    def failure(self) -> Path:
-        """Where it says why training broke off, if it did."""
+    def failure_file(self) -> Path:
+        """File with the reason why training failed."""
         return self.folder / "failure.txt"
 
-    def missing(self) -> str | None:
-        """What this cell lacks to stand in the table, or ``None``."""
+    def incomplete_reason(self) -> str | None:
+        """Return why the cell has no complete results yet, or ``None`` if it has."""
         try:
-            if self.failure.is_file():
-                return f"failed: {self.failure.read_text(encoding='utf-8').strip()}"
+            if self.failure_file.is_file():
+                return f"failed: {self.failure_file.read_text(encoding='utf-8').strip()}"
             if not self.run.config.is_file():
                 return "not started"
             self.check()
-            if not self._trained():
-                return "training has not ended"
-            if not self._evaluated():
+            if not self._is_trained():
+                return "training not finished"
+            if not self._is_evaluated():
                 return "not evaluated"
-            absent = [name for name in self.table.measures if name not in self.measured()]
-            return f"not measured: {', '.join(absent)}" if absent else None
+            missing = [name for name in self.table.measures if name not in self.read_measures()]
+            return f"not measured: {', '.join(missing)}" if missing else None
         except ValueError as error:
             return str(error)
 
-    def work(self, device: str = "auto") -> None:
-        """Does what is still to do.
+    def execute(self, device: str = "auto") -> None:
+        """Run the steps that are not done yet: training, evaluation and measures.
 
         Raises:
-            ValueError, OSError, ModuleNotFoundError, NonFiniteLossError: in one sentence.
+            ValueError, OSError, ModuleNotFoundError, NonFiniteLossError: with a one-line message.
         """
         preset, progress = self.table.presets[self.preset], sys.stderr.isatty()
-        self.failure.unlink(missing_ok=True)
+        self.failure_file.unlink(missing_ok=True)
         experiment = self.experiment(device)
-        if not self.run.finished(experiment):
-            self._measures.unlink(missing_ok=True)
+        if not self.run.is_finished(experiment):
+            self._measures_file.unlink(missing_ok=True)
             self.run.fit(experiment, resume=True, progress=progress)
-        if not self._evaluated():
+        if not self._is_evaluated():
             self.run.evaluate(
                 num_samples=preset.num_samples,
                 num_data=preset.num_data,
                 device=device,
                 progress=progress,
             )
-        self._measure()
-        print(self.line(), flush=True)
+        self._take_measures()
+        print(self.status_line(), flush=True)
 
-    def line(self) -> str:
-        """What came out of it, in short; or that it does not have all of it yet."""
-        missing = self.missing()
-        if missing is not None:
-            return f"{self}: {missing}"
+    def status_line(self) -> str:
+        """Return one line with the bounds, or the reason why they are not complete."""
+        reason = self.incomplete_reason()
+        if reason is not None:
+            return f"{self}: {reason}"
         bounds = self.run.read_bounds()
         return f"{self}: ELBO {bounds.elbo:.3f}, log p̂ {bounds.log_evidence:.3f}"
 
-    def more(self) -> dict[str, Any]:
-        """What its record says besides what all cells do."""
+    def extra_record(self) -> dict[str, Any]:
+        """Return further entries of the cell's record in the results file."""
         return {}
 
     @property
-    def _measures(self) -> Path:
+    def _measures_file(self) -> Path:
         return self.folder / "measures.json"
 
-    def measured(self) -> dict[str, Any]:
-        """The figures that the table's measures have given so far, by column.
+    def read_measures(self) -> dict[str, Any]:
+        """Return the stored results of the table's measures, by column.
 
         Raises:
-            ValueError: if their file is damaged.
+            ValueError: if the file is damaged.
         """
-        if not self._measures.is_file():
+        if not self._measures_file.is_file():
             return {}
         try:
-            return json.loads(self._measures.read_text(encoding="utf-8"))
+            return json.loads(self._measures_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{self._measures} is damaged: remove it, and its figures are taken anew"
+                f"{self._measures_file} is damaged: remove it to compute the measures again"
             ) from error
 
-    def _measure(self) -> None:
-        """Takes the measures that are not taken yet, each kept as soon as it is there."""
-        figures = self.measured()
-        absent = {n: m for n, m in self.table.measures.items() if n not in figures}
-        if not absent:
+    def _take_measures(self) -> None:
+        """Compute the missing measures, and save each as soon as it is computed."""
+        measures = self.read_measures()
+        missing = {n: m for n, m in self.table.measures.items() if n not in measures}
+        if not missing:
             return
         _, data, model = self.run.open()
         model.eval()
-        for name, measure in absent.items():
-            figures[name] = measure(model, data)
-            files.write_text(self._measures, json.dumps(figures, indent=1) + "\n")
+        for name, measure in missing.items():
+            measures[name] = measure(model, data)
+            files.atomic_write_text(self._measures_file, json.dumps(measures, indent=1) + "\n")
 
-    def _trained(self) -> bool:
-        """:meth:`Run.finished` for a configuration that was checked, without reading it again."""
+    def _is_trained(self) -> bool:
+        """Whether training is finished; assumes that :meth:`check` has passed."""
         result = self.run.read_result()
         if "fit" not in result or not self.run.weights.is_file():
             return False
-        return result["config"]["fit"]["epochs"] == self._described.settings.fit.epochs
+        return result["config"]["fit"]["epochs"] == self._parsed.settings.fit.epochs
 
-    def _evaluated(self) -> bool:
-        """Whether the bounds are there, and of as many draws and data as the preset says."""
+    def _is_evaluated(self) -> bool:
+        """Whether the bounds exist with the preset's numbers of samples and examples."""
         result, preset = self.run.read_result(), self.table.presets[self.preset]
         if "bounds" not in result or not self.run.bounds.is_file():
             return False
-        there, size = result["bounds"], result["data"]["sizes"]["test"]
-        wanted = {
+        recorded, size = result["bounds"], result["data"]["sizes"]["test"]
+        expected = {
             "split": "test",
             "seed": 0,
             "num_samples": preset.num_samples,
             "num_data": min(size, preset.num_data or size),
         }
-        # a process killed between the two files leaves a pair that does not fit
+        # a process killed between writing the two files leaves them inconsistent
         bounds = self.run.read_bounds()
-        pair = (bounds.num_samples, len(bounds)) == (there["num_samples"], there["num_data"])
-        return pair and all(there[key] == value for key, value in wanted.items())
+        consistent = (bounds.num_samples, len(bounds)) == (
+            recorded["num_samples"],
+            recorded["num_data"],
+        )
+        return consistent and all(recorded[key] == value for key, value in expected.items())
 
 
-def _experiment(words: Sequence[str]) -> experiment.Experiment:
-    made = experiment.parser(words)
-    return experiment.Experiment(made, experiment.explained(made, words))
+def _parse_experiment(args: Sequence[str]) -> experiment.Experiment:
+    parser = experiment.make_experiment_parser(args)
+    return experiment.Experiment(parser, experiment.parse_args(parser, args))
 
 
 @cache
-def _described(words: tuple[str, ...]) -> experiment.Experiment:
-    """To be looked at; what is trained is made anew, because an objective learns its program."""
-    return _experiment(words)
+def _parse_cached(args: tuple[str, ...]) -> experiment.Experiment:
+    """For reading settings only: training needs a fresh experiment, as objectives have state."""
+    return _parse_experiment(args)
 
 
-def group(name: str, base: str, cells: Mapping[str, str]) -> dict[str, str]:
-    """Rows ``name: row`` that share further words and are compared among themselves."""
-    return {f"{name}: {row}": f"{base} {words}" for row, words in cells.items()}
+def group_rows(name: str, base: str, cells: Mapping[str, str]) -> dict[str, str]:
+    """Return rows ``name: row`` with shared arguments, compared within the group."""
+    return {f"{name}: {row}": f"{base} {args}" for row, args in cells.items()}
 
 
-def group_of(row: str) -> str:
-    """The group of a row, or nothing."""
+def get_group(row: str) -> str:
+    """Return the group of a row, or an empty string."""
     return row.rpartition(": ")[0]
 
 
 def slug(row: str) -> str:
-    """A row's name as that of a folder."""
+    """Return the folder name of a row."""
     return re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""What a paper says of several rows together, as one number with its standard error."""
+"""Statements of a paper about several rows, as one number with its standard error."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Claim", "before", "higher", "verdict"]
+__all__ = ["Claim", "claim_verdict", "make_ordering_claim", "start_label"]
 
-#: Standard errors that a number must be away from zero to say anything.
-_CLEAR = 2.0
+#: Distance from zero, in standard errors, at which a claim is decided.
+_NUM_STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sum of rows that is positive if the paper is right.
+    """A weighted sum of rows that is positive if the paper's statement holds.
 
     Attributes:
-        sentence: what the paper says.
-        weights: by what each row is multiplied.
-        measure: the measure that is added up; log p̂ of the test data where none is named, with
-            its error paired datum by datum.
+        sentence: the statement.
+        weights: the weight of each row.
+        measure: the measure that is summed. If not given, log p̂ of the test examples, with a
+            standard error over paired examples.
     """
 
     sentence: str
@@ -28,18 +28,21 @@ class Claim:
     measure: str | None = None
 
 
-def higher(sentence: str, row: str, than: str, measure: str | None = None) -> Claim:
-    """That one row has more than another."""
+def make_ordering_claim(sentence: str, row: str, than: str, measure: str | None = None) -> Claim:
+    """Return the claim that ``row`` has a higher value than ``than``."""
     return Claim(sentence, {row: 1.0, than: -1.0}, measure)
 
 
-def before(row: str) -> str:
-    """What a claim calls the run that a row began with."""
+def start_label(row: str) -> str:
+    """Return the name, in claims, of the run that a row starts from."""
     return f"before: {row}"
 
 
-def verdict(value: float, error: float) -> str:
-    """``holds``, ``reversed``, or ``undecided`` within two standard errors of zero."""
-    if not (math.isfinite(value) and math.isfinite(error)) or abs(value) <= _CLEAR * error:
+def claim_verdict(value: float, error: float) -> str:
+    """Return ``holds``, ``reversed``, or ``undecided`` within two standard errors of zero."""
+    if (
+        not (math.isfinite(value) and math.isfinite(error))
+        or abs(value) <= _NUM_STANDARD_ERRORS * error
+    ):
         return "undecided"
     return "holds" if value > 0 else "reversed"

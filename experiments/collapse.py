@@ -1,4 +1,4 @@
-"""Posterior collapse, made by a deep decoder and cured by annealing and by free bits.
+"""Posterior collapse with a deep decoder, and its remedies: KL warm-up and free bits.
 
 Ladder Variational Autoencoders (Sønderby et al., 2016), section 2.3, for the warm-up, and
 Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import sys
 
-from .measures import active_units
+from .measures import measure_active_units
 from .table import Preset, Table, main
 
 DEEP = "--model.decoder.hidden {deep}"
-WARM = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
-FREE = "--objective.free_bits {nats}"
+WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
+FREE_BITS = "--objective.free_bits {nats}"
 
 TABLE = Table(
     name="collapse",
-    title="Posterior collapse: the active ones of 50 units, dynamically binarised MNIST",
+    title="Posterior collapse: active units out of 50, dynamically binarised MNIST",
     base="""
         --data.name mnist --data.binarize dynamic --data.valid 0 --model.latent_dim 50
         --model.encoder MLP --model.encoder.hidden {hidden}
@@ -26,15 +26,15 @@ TABLE = Table(
     """,
     cells={
         "deep decoder": DEEP,
-        "deep, LinearWarmUp": f"{DEEP} {WARM}",
+        "deep, LinearWarmUp": f"{DEEP} {WARM_UP}",
         "deep, Cyclical": f"""
             {DEEP} --objective.beta Cyclical --objective.beta.period {{period}}
         """,
-        "deep, free bits": f"{DEEP} {FREE}",
-        "deep, LinearWarmUp, free bits": f"{DEEP} {WARM} {FREE}",
+        "deep, free bits": f"{DEEP} {FREE_BITS}",
+        "deep, LinearWarmUp, free bits": f"{DEEP} {WARM_UP} {FREE_BITS}",
         "shallow decoder": "--model.decoder.hidden {hidden}",
     },
-    measures={"active units": active_units},
+    measures={"active units": measure_active_units},
     presets={
         "smoke": Preset(
             fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",

@@ -1,4 +1,4 @@
-"""The numbers of a table, read from its run folders, as a results file and as text."""
+"""Collect the results of a table from its run folders, and format them as text."""
 
 from __future__ import annotations
 
@@ -10,64 +10,72 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae.report.tables import paired_difference
+from pyro_vae.runs.comparison import paired_difference
 
-from .claims import before
+from .claim_evaluation import evaluate_claim
+from .claims import start_label
 from .published import Published
-from .weighed_claims import weighed
 
 if TYPE_CHECKING:
     from .cells import Cell, Table
 
-__all__ = ["Results", "collect", "figure", "read", "share", "text"]
+__all__ = [
+    "Results",
+    "collect_results",
+    "format_budget_fraction",
+    "format_measure",
+    "format_results",
+    "read_results",
+]
 
-#: A results file.
+#: The contents of a results file.
 Results = dict[str, Any]
 
-#: The L_k that are kept; a run's own bounds hold more.
-_PRINTED = ("elbo", "iwae_5", "iwae_50", "iwae_500", "iwae_5000", "log_evidence", "gap")
+#: The estimates that are kept in results files. The bounds of a run have more.
+_KEPT_ESTIMATES = ("elbo", "iwae_5", "iwae_50", "iwae_500", "iwae_5000", "log_evidence", "gap")
 
 
-def collect(
+def collect_results(
     table: Table, preset: str, cells: Sequence[Cell], earlier: Results | None = None
 ) -> Results:
-    """The results of the cells that are complete, and what the others lack.
+    """Return the results of the complete cells, and the reasons why the others are missing.
 
-    Times are left out: on a machine that others use too they say little.
+    Times are not recorded, because they are not comparable between machines.
 
     Arguments:
         table: the table.
-        preset: the preset that the cells were run with.
-        cells: a cell for every row and seed that there is, whether complete or not.
-        earlier: results whose runs may be elsewhere: they are kept until a run here replaces them.
+        preset: the preset of the cells.
+        cells: a cell for every row and seed, complete or not.
+        earlier: earlier results, whose runs may be on another machine. They are kept until a run
+            of ``cells`` replaces them.
     """
-    lacks = {cell: cell.missing() for cell in cells}
-    complete = {(c.row, c.seed): c for c, reason in lacks.items() if reason is None}
-    ended = {(c.row, c.seed) for c in cells if c.failure.is_file()} | complete.keys()
-    kept = _kept(earlier or {}, table, preset, ended)
+    reasons = {cell: cell.incomplete_reason() for cell in cells}
+    complete = {(c.row, c.seed): c for c, reason in reasons.items() if reason is None}
+    ended = {(c.row, c.seed) for c in cells if c.failure_file.is_file()} | complete.keys()
+    kept = _kept_records(earlier or {}, table, preset, ended)
     rows: dict[str, dict[str, Any]] = {}
     for row in table.rows(preset):
-        first = table.first(row, preset)
-        found = {
-            cell.seed: _record(cell, complete.get((first, cell.seed)))
+        first = table.first_row(row, preset)
+        by_seed = {
+            cell.seed: _run_record(cell, complete.get((first, cell.seed)))
             for cell in complete.values()
             if cell.row == row
         }
-        found |= {seed: record for (name, seed), record in kept.items() if name == row}
-        records = [found[seed] for seed in sorted(found)]
+        by_seed |= {seed: record for (name, seed), record in kept.items() if name == row}
+        records = [by_seed[seed] for seed in sorted(by_seed)]
         if records:
             rows[row] = {"words": table.cells[row], "first": first, "runs": records}
             if row in table.published:
-                rows[row] |= _published(table, row)
+                rows[row] |= _published_entry(table, row)
             if len(records) > 1:
-                rows[row]["over_seeds"] = _over_seeds(records, table.bits)
-    known = complete | {
-        (before(row), seed): cell.start
+                rows[row]["over_seeds"] = _seed_summary(records, table.bits)
+    claim_cells = complete | {
+        (start_label(row), seed): cell.start
         for (row, seed), cell in complete.items()
-        if cell.start is not None and cell.start.missing() is None
+        if cell.start is not None and cell.start.incomplete_reason() is None
     }
     claims = {
-        name: weighed(claim, known) or _kept_claim(earlier or {}, table, name, kept)
+        name: evaluate_claim(claim, claim_cells) or _kept_claim(earlier or {}, table, name, kept)
         for name, claim in table.claims.items()
     }
     return {
@@ -81,126 +89,130 @@ def collect(
         **({"claims": {n: c for n, c in claims.items() if c is not None}} if claims else {}),
         "missing": {
             str(c): reason
-            for c, reason in lacks.items()
+            for c, reason in reasons.items()
             if reason is not None and (c.row, c.seed) not in kept
         },
     }
 
 
-def _kept(
+def _kept_records(
     earlier: Results, table: Table, preset: str, ended: Collection[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Earlier records of rows and seeds that did not end here, if the words of today make them.
+    """Return earlier records of unfinished rows and seeds whose commands have not changed.
 
-    A difference to a first row that was run here anew would be to another run of it: left out.
+    The difference to a first row is dropped if that row was run again.
     """
     kept = {}
     for row in table.rows(preset):
         for record in earlier.get("rows", {}).get(row, {}).get("runs", []):
-            seed, first = record["seed"], table.first(row, preset)
+            seed, first = record["seed"], table.first_row(row, preset)
             commands = table.cell(preset, row, seed).commands
-            same = all(record[verb] == command for verb, command in commands.items())
-            if same and (row, seed) not in ended:
-                again = {"difference": None} if (first, seed) in ended else {}
-                kept[row, seed] = record | again
+            unchanged = all(record[verb] == command for verb, command in commands.items())
+            if unchanged and (row, seed) not in ended:
+                update = {"difference": None} if (first, seed) in ended else {}
+                kept[row, seed] = record | update
     return kept
 
 
 def _kept_claim(
     earlier: Results, table: Table, name: str, kept: Collection[tuple[str, int]]
 ) -> dict[str, Any] | None:
-    """What was found of a claim all of whose runs are elsewhere."""
-    told, asked = earlier.get("claims", {}).get(name), table.claims[name]
-    if told is None or told["weights"] != dict(asked.weights):
+    """Return an earlier evaluation of a claim if all of its runs are kept, or ``None``."""
+    record, claim = earlier.get("claims", {}).get(name), table.claims[name]
+    if record is None or record["weights"] != dict(claim.weights):
         return None
-    there = {(alias, seed) for row, seed in kept for alias in (row, before(row))}
-    wanted = {(row, seed) for row in told["weights"] for seed in told["seeds"]}
-    return told if wanted <= there else None
+    available = {(alias, seed) for row, seed in kept for alias in (row, start_label(row))}
+    needed = {(row, seed) for row in record["weights"] for seed in record["seeds"]}
+    return record if needed <= available else None
 
 
-def _published(table: Table, row: str) -> dict[str, Any]:
-    """What the paper has for a row, and why it may differ."""
-    told = table.published[row]
-    if not isinstance(told, Published):
-        return {"published": told}
+def _published_entry(table: Table, row: str) -> dict[str, Any]:
+    """Return the paper's result for a row, and the suspected cause of a difference."""
+    published = table.published[row]
+    if not isinstance(published, Published):
+        return {"published": published}
     cause = table.causes.get(row) or table.causes.get("")
     return {
-        "published": str(told),
-        "paper": told.record(),
+        "published": str(published),
+        "paper": published.record(),
         **({"suspected_cause": cause} if cause else {}),
     }
 
 
-def read(file: Path, command: str) -> Results:
-    """A results file.
+def read_results(file: Path, command: str) -> Results:
+    """Read a results file.
 
     Arguments:
-        file: where it is.
-        command: what writes it, for the message.
+        file: the file.
+        command: the command that writes it, for the error message.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it is damaged.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"expected results in {file}; there are none: `{command}`")
+        raise FileNotFoundError(f"expected results in {file}; found none: run `{command}`")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): `{command}` writes it anew") from None
+        raise ValueError(
+            f"{file} is damaged ({error}): run `{command}` to write it again"
+        ) from None
 
 
-def text(results: Results) -> str:
-    """The table, to be read in a terminal or pasted into a document."""
+def format_results(results: Results) -> str:
+    """Format the table for a terminal or a document."""
     rows, bits = results["rows"], results["units"] == "bits per dimension"
     lines = [*textwrap.wrap(results["title"], 100), ""]
-    wide = max([len("row"), *map(len, rows)])
-    sizes = {(r["bounds"]["num_data"], r["bounds"]["num_samples"]) for _, r in _runs(results)}
-    several = any("over_seeds" in row for row in rows.values())
+    width = max([len("row"), *map(len, rows)])
+    sizes = {(r["bounds"]["num_data"], r["bounds"]["num_samples"]) for _, r in _list_runs(results)}
+    has_seeds = any("over_seeds" in row for row in rows.values())
     last = f"L_{k}" if len({k for _, k in sizes}) == 1 and (k := max(sizes)[1]) else "L_K"
-    head = f"{'row':{wide}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
-    head += f"{'± seeds':>9}" if several else ""
-    measures = list(dict.fromkeys(n for _, r in _runs(results) for n in r.get("measures", {})))
+    head = f"{'row':{width}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
+    head += f"{'± seeds':>9}" if has_seeds else ""
+    measures = list(dict.fromkeys(n for _, r in _list_runs(results) for n in r.get("measures", {})))
     lines.append(
         f"{head}{'− first':>11}{'± paired':>10}{'k̂>limit':>9}"
-        + "".join(f"{name:>{_width(name)}}" for name in measures)
+        + "".join(f"{name:>{_measure_width(name)}}" for name in measures)
         + ("   published" if any("published" in row for row in rows.values()) else "")
     )
     for name, row in rows.items():
-        told = "".join(f"{figure(row['runs'], n):>{_width(n)}}" for n in measures)
-        told += f"   {row['published']}" if "published" in row else ""
-        lines.append(f"{name:{wide}}{_line(row, bits, several)}{told}".rstrip())
-    data = ", ".join(f"{n} test data × {k} draws" for n, k in sorted(sizes, reverse=True))
+        columns = "".join(
+            f"{format_measure(row['runs'], n):>{_measure_width(n)}}" for n in measures
+        )
+        columns += f"   {row['published']}" if "published" in row else ""
+        lines.append(f"{name:{width}}{_format_row(row, bits, has_seeds)}{columns}".rstrip())
+    data = ", ".join(f"{n} test examples × {k} samples" for n, k in sorted(sizes, reverse=True))
     better = "lower" if bits else "higher"
     lines += ["", f"{data}; {results['units']}, {better} is better"] if sizes else []
-    lines += [_told(claim) for claim in results.get("claims", {}).values()]
-    if told := share(results):
-        lines.append(f"of the samples that the paper's training saw: {told}")
+    lines += [_format_claim(claim) for claim in results.get("claims", {}).values()]
+    if fraction := format_budget_fraction(results):
+        lines.append(f"training examples seen, relative to the paper: {fraction}")
     lines += [f"missing: {cell}: {reason}" for cell, reason in results["missing"].items()]
     return "\n".join(lines)
 
 
-def _told(claim: Mapping[str, Any]) -> str:
-    """A claim and what came of it, in a line."""
-    value, error = (_get(claim, key) for key in ("value", "se"))
+def _format_claim(claim: Mapping[str, Any]) -> str:
+    """Format a claim and its verdict as one line."""
+    value, error = (_get_number(claim, key) for key in ("value", "se"))
     kind = "paired" if claim["paired"] else "not paired"
     return f"{claim['verdict']}: {claim['sentence']}: {value:+.3f} ± {error:.3f} ({kind})"
 
 
-def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
-    """The numbers of one row: means over its seeds."""
+def _format_row(row: Mapping[str, Any], bits: bool, has_seeds: bool) -> str:
+    """Format the numbers of one row, means over its seeds."""
     runs = row["runs"]
     digits = 4 if bits else 3
 
     def mean(*keys: str) -> float:
-        return statistics.fmean(_get(run, *keys) for run in runs)
+        return statistics.fmean(_get_number(run, *keys) for run in runs)
 
     kind = ("bounds", "bits_per_dim" if bits else "estimates")
     line = f"{runs[0]['parameters']:12,}{mean(*kind, 'elbo', 'value'):11.{digits}f}"
     line += f"{mean(*kind, 'log_evidence', 'value'):11.{digits}f}"
     line += f"{mean(*kind, 'log_evidence', 'se_data'):9.{digits}f}"
-    if several:
-        line += f"{_get(row, 'over_seeds', 'log_evidence', 'spread'):9.{digits}f}"
+    if has_seeds:
+        line += f"{_get_number(row, 'over_seeds', 'log_evidence', 'spread'):9.{digits}f}"
     if all(run["difference"] for run in runs):
         line += f"{mean('difference', 'value'):11.{digits}f}"
         line += f"{mean('difference', 'se_paired'):10.{digits}f}"
@@ -209,50 +221,50 @@ def _line(row: Mapping[str, Any], bits: bool, several: bool) -> str:
     return f"{line}{round(mean('bounds', 'unreliable')):9}"
 
 
-def _width(measure: str) -> int:
+def _measure_width(measure: str) -> int:
     return max(18, len(measure) + 2)
 
 
-def figure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """One measure of a row: the mean over its seeds, or what a single one says of itself.
+def format_measure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """Format one measure of a row: the mean over its seeds, or the text of a single seed.
 
-    Empty if it was not taken.
+    Empty if the measure is missing.
     """
-    figures = [run["measures"][measure] for run in runs if measure in run.get("measures", {})]
-    if not figures:
+    measures = [run["measures"][measure] for run in runs if measure in run.get("measures", {})]
+    if not measures:
         return ""
-    if len(figures) == 1 and "text" in figures[0]:
-        return figures[0]["text"]
-    value = statistics.fmean(_get(figure, "value") for figure in figures)
-    errors = [_get(figure, "se") for figure in figures]
-    told = f" ± {statistics.fmean(errors):.4g}" if all(map(math.isfinite, errors)) else ""
-    return f"{value:.4g}{told}"
+    if len(measures) == 1 and "text" in measures[0]:
+        return measures[0]["text"]
+    value = statistics.fmean(_get_number(entry, "value") for entry in measures)
+    errors = [_get_number(entry, "se") for entry in measures]
+    suffix = f" ± {statistics.fmean(errors):.4g}" if all(map(math.isfinite, errors)) else ""
+    return f"{value:.4g}{suffix}"
 
 
-def share(results: Mapping[str, Any]) -> str:
-    """How much of the paper's training the runs saw; empty if nobody knows."""
-    budgets = [run.get("budget", {}) for _, run in _runs(results)]
-    told = [f"{100 * budget['fraction']:.3g} %" for budget in budgets if "fraction" in budget]
-    return ", ".join(dict.fromkeys(told))
+def format_budget_fraction(results: Mapping[str, Any]) -> str:
+    """Format the runs' shares of the paper's training; empty if unknown."""
+    budgets = [run.get("budget", {}) for _, run in _list_runs(results)]
+    shares = [f"{100 * budget['fraction']:.3g} %" for budget in budgets if "fraction" in budget]
+    return ", ".join(dict.fromkeys(shares))
 
 
-def _get(record: Mapping[str, Any], *keys: str) -> float:
-    """A number in a record; what JSON calls null is not a number."""
+def _get_number(record: Mapping[str, Any], *keys: str) -> float:
+    """Return a number in a nested record; null and missing entries are NaN."""
     value: Any = record
     for key in keys:
         value = (value or {}).get(key)
     return math.nan if value is None else value
 
 
-def _runs(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _list_runs(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, run) for name, row in results["rows"].items() for run in row["runs"]]
 
 
-def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
-    """What a reader needs to know about one run, and to repeat it."""
+def _run_record(cell: Cell, first: Cell | None) -> dict[str, Any]:
+    """Return the entry of one run: its commands, data, versions and results."""
     result = cell.run.read_result()
     bounds, trained = result["bounds"], result["fit"]
-    estimates = {k: v for k, v in bounds["estimates"].items() if k in _PRINTED}
+    estimates = {k: v for k, v in bounds["estimates"].items() if k in _KEPT_ESTIMATES}
     kept = ("split", "num_data", "num_samples", "seed", "khat", "khat_threshold", "unreliable")
     record = {
         "seed": cell.seed,
@@ -265,34 +277,36 @@ def _record(cell: Cell, first: Cell | None) -> dict[str, Any]:
         "versions": result["versions"],
         "data": {**result["data"], "values": result["config"]["data"]["values"]},
         "bounds": {**{key: bounds[key] for key in kept}, "estimates": estimates},
-        "difference": _difference(cell, first) if first and first is not cell else None,
+        "difference": _paired_difference(cell, first) if first and first is not cell else None,
     }
     if "start" in result:
         record["start"] = result["start"]
     if "bits_per_dim" in bounds:
         record["bounds"]["bits_per_dim"] = bounds["bits_per_dim"]
     if cell.table.measures:
-        record["measures"] = cell.measured()
-    return record | cell.more()
+        record["measures"] = cell.read_measures()
+    return record | cell.extra_record()
 
 
-def _difference(cell: Cell, first: Cell) -> dict[str, float | None] | None:
-    """log p̂ less that of the first row, paired datum by datum, if both scored the same data."""
+def _paired_difference(cell: Cell, first: Cell) -> dict[str, float | None] | None:
+    """Return the paired difference in log p̂ to the first row; ``None`` for other test data."""
     paired = paired_difference(cell.run, first.run, any_values=cell.table.bits)
     if paired is None:
         return None
     value, error = paired
     if cell.table.bits:
-        ours, theirs = (c.run.read_result()["bounds"] for c in (cell, first))
-        both = (_get(b, "bits_per_dim", "log_evidence", "value") for b in (ours, theirs))
-        value, error = next(both) - next(both), error * _bits_per_nat(ours)
-    return {"value": _number(value), "se_paired": _number(error)}
+        bounds, first_bounds = (c.run.read_result()["bounds"] for c in (cell, first))
+        bits, first_bits = (
+            _get_number(b, "bits_per_dim", "log_evidence", "value") for b in (bounds, first_bounds)
+        )
+        value, error = bits - first_bits, error * _bits_per_nat(bounds)
+    return {"value": _to_json_number(value), "se_paired": _to_json_number(error)}
 
 
 def _bits_per_nat(bounds: Mapping[str, Any]) -> float:
-    """The slope of the affine map from nats to bits per dimension, but for its sign.
+    """Return the absolute slope of the affine map from nats to bits per dimension.
 
-    An error goes through it. NaN if all errors are zero or not finite.
+    It is the ratio of standard errors: NaN if all are zero or not finite.
     """
     for name, row in bounds["bits_per_dim"].items():
         for key in ("se_data", "se_monte_carlo"):
@@ -302,20 +316,20 @@ def _bits_per_nat(bounds: Mapping[str, Any]) -> float:
     return math.nan
 
 
-def _over_seeds(records: Sequence[Mapping[str, Any]], bits: bool) -> dict[str, Any]:
-    """Means over seeds, and the standard deviation from one seed to another.
+def _seed_summary(records: Sequence[Mapping[str, Any]], bits: bool) -> dict[str, Any]:
+    """Return means and standard deviations over seeds in the table's unit.
 
-    Both in the table's unit; a gap exists in nats alone.
+    The gap is only available in nats.
     """
     kind = "bits_per_dim" if bits else "estimates"
     columns = {
-        name: [_get(r, "bounds", kind, name, "value") for r in records]
+        name: [_get_number(r, "bounds", kind, name, "value") for r in records]
         for name in ("elbo", "log_evidence", *(() if bits else ("gap",)))
     }
     if all(r["difference"] for r in records):
-        columns["difference"] = [_get(r, "difference", "value") for r in records]
+        columns["difference"] = [_get_number(r, "difference", "value") for r in records]
     return {
-        name: {"mean": _number(statistics.fmean(v)), "spread": _number(_spread(v))}
+        name: {"mean": _to_json_number(statistics.fmean(v)), "spread": _to_json_number(_spread(v))}
         for name, v in columns.items()
     }
 
@@ -324,6 +338,6 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def _number(x: float) -> float | None:
-    """A number as JSON knows it."""
+def _to_json_number(x: float) -> float | None:
+    """Return a number, or ``None`` if it is not finite."""
     return x if math.isfinite(x) else None

@@ -1,4 +1,4 @@
-"""Digits given their class: log p(x | c) of a conditional VAE beside log p(x) of a plain one.
+"""Conditioning on the class: log p(x | c) of a conditional VAE and log p(x) of a plain VAE.
 
 Learning Structured Output Representation using Deep Conditional Generative Models (Sohn et
 al., 2015). https://papers.nips.cc/paper/5775
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .measures import accuracy_by_bayes
+from .measures import measure_accuracy_by_bayes
 from .table import Preset, Table, main
 
 BASE = """
@@ -25,7 +25,7 @@ TABLE = Table(
         "ConditionalVAE": "--model ConditionalVAE --model.latent_dim 20",
         "VAE": "--model.latent_dim 20",
     },
-    measures={"accuracy by Bayes": accuracy_by_bayes},
+    measures={"accuracy by Bayes": measure_accuracy_by_bayes},
     presets={
         "smoke": Preset(
             fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",

@@ -1,4 +1,4 @@
-"""Likelihoods of counts on scikit-learn's digits: 8 × 8 pixels, each a count from 0 to 16."""
+"""Count likelihoods on scikit-learn's digits: 8 × 8 pixels with counts from 0 to 16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .table import Preset, Table, main
 
 TABLE = Table(
     name="counts",
-    title="Likelihoods of counts 0 … 16: a VAE with 10 latents on the digits of scikit-learn",
+    title="Likelihoods of counts 0 … 16: a VAE with 10 latents on scikit-learn's digits",
     base="""
         --data.name digits --data.binarize none --data.values integer --data.valid 0.1
         --model.latent_dim 10
@@ -24,7 +24,7 @@ TABLE = Table(
         "MixtureOfDiscretizedLogistics": """
             --model.likelihood MixtureOfDiscretizedLogistics --model.likelihood.levels 16
         """,
-        # these four also give probability to counts above 16, which never come
+        # these four also give probability to counts above 16, which never occur
         "Poisson": "--model.likelihood Poisson",
         "Poisson with library": """
             --model.likelihood Poisson --model.likelihood.library decoded
@@ -40,7 +40,7 @@ TABLE = Table(
             values={"hidden": "[20]"},
         ),
         "small": Preset(fit="--fit.epochs 400 --fit.patience 40", values={"hidden": "[100]"}),
-        # no paper has this table: the same with more patience
+        # not from a paper: the same with more patience
         "paper": Preset(
             fit="--fit.epochs 4000 --fit.patience 200 --fit.optimizer Adam"
             " --fit.optimizer.lr 0.0003",

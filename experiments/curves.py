@@ -1,8 +1,8 @@
-"""Figures of a program while it learns: bounds against the number of training data it has seen.
+"""Learning curves: bounds during training, against the number of training examples seen.
 
-A script declares :class:`Curves`, a table whose rows are also judged at epochs 1, 2, 3, 4, 6, 10 …
-of their training, says what its paper claims of them and draws them. What was judged lies beside
-the run, datum by datum, so that curves are compared with paired errors.
+A script declares :class:`Curves`, a table whose rows are also evaluated after epochs 1, 2, 3, 4, 6,
+10 … of training, and the claims and the figure of its paper. The values of each example are stored
+in the run folder, so that curves are compared with paired errors.
 """
 
 from __future__ import annotations
@@ -21,61 +21,61 @@ from matplotlib.axes import Axes
 from pyro_vae.core import files
 from pyro_vae.data import Dataset, Split
 from pyro_vae.learning import History, checkpoint
-from pyro_vae.learning.training import find_device
+from pyro_vae.learning.training import resolve_device
 from pyro_vae.models import Autoencoder
 
 from .cells import Cell, Table
 
 __all__ = [
+    "ClaimRecords",
     "Curve",
     "CurveCell",
     "Curves",
-    "Found",
-    "Ruler",
-    "Watch",
-    "by_seed",
-    "claim",
-    "difference",
-    "frame",
-    "gap",
-    "plot",
-    "reached",
-    "told",
+    "Estimators",
+    "EvaluationSchedule",
+    "claims_by_seed",
+    "make_claim_record",
+    "make_claims_section",
+    "mean_paired_difference",
+    "plot_curves",
+    "samples_to_reach",
+    "set_limits",
+    "train_test_gap",
 ]
 
-#: What a model is said to be worth on some data, ``(N,)`` nats, by the name of the ruler.
-Ruler = Callable[[Autoencoder, Split], Mapping[str, np.ndarray]]
-#: What a paper says and what was found, for JSON, by a name: see :func:`claim`.
-Found = dict[str, dict[str, Any]]
+#: Evaluates a model on a split: values ``(N,)`` in nats, by the name of the estimator.
+Estimators = Callable[[Autoencoder, Split], Mapping[str, np.ndarray]]
+#: Evaluated claims for JSON, by name; see :func:`make_claim_record`.
+ClaimRecords = dict[str, dict[str, Any]]
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Watch:
-    """How a program is judged while it learns.
+class EvaluationSchedule:
+    """When and how a program is evaluated during training.
 
     Attributes:
-        ruler: what says how good it is.
-        num_data: of the first so many training data, and of as many test data.
-        per_decade: how often while the number of epochs grows tenfold.
+        estimators: evaluates the program.
+        num_data: number of training and of test examples to evaluate (the first ones).
+        per_decade: number of evaluations while the number of epochs grows tenfold.
     """
 
-    ruler: Ruler
+    estimators: Estimators
     num_data: int
     per_decade: int = 5
 
     def epochs(self, last: int) -> list[int]:
-        """After which epochs, of so many; those of a shorter run are among those of a longer."""
-        rungs = range(math.ceil(self.per_decade * math.log10(last)))
-        return sorted({*(round(10 ** (i / self.per_decade)) for i in rungs), last})
+        """Return the epochs to evaluate after. Those of a shorter run are a subset."""
+        steps = range(math.ceil(self.per_decade * math.log10(last)))
+        return sorted({*(round(10 ** (i / self.per_decade)) for i in steps), last})
 
 
 class Curve:
-    """What rulers said of the same data at several times of one run.
+    """Values of estimators on the same examples at several points of one run.
 
     Arguments:
-        columns: ``samples``, the training data seen, ``(P,)`` in rising order; and for each ruler
-            ``train/NAME`` and ``test/NAME``, ``(P, N)``, nats.
+        columns: ``samples``, the numbers of training examples seen, ``(P,)`` in increasing order;
+            and for each estimator ``train/NAME`` and ``test/NAME``, ``(P, N)`` in nats.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
@@ -83,10 +83,10 @@ class Curve:
 
     @classmethod
     def read(cls, file: Path) -> Curve:
-        """A file of :meth:`write`; an empty curve if there is none.
+        """Read a file of :meth:`write`. A missing file is an empty curve.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the file is damaged.
         """
         if not file.is_file():
             return cls({"samples": np.empty(0, dtype=np.int64)})
@@ -94,62 +94,63 @@ class Curve:
             with np.load(file) as stored:
                 return cls({name: stored[name] for name in stored.files})
         except (ValueError, OSError, EOFError, BadZipFile) as error:
-            raise ValueError(
-                f"{file} is damaged: remove its folder to run the cell anew"
-            ) from error
+            raise ValueError(f"{file} is damaged: remove its folder to rerun the cell") from error
 
     def write(self, file: Path) -> None:
-        files.write(file, lambda path: np.savez(path, **self.columns))
+        files.atomic_write(file, lambda path: np.savez(path, **self.columns))
 
     @property
     def samples(self) -> np.ndarray:
         return self.columns["samples"]
 
     @property
-    def rulers(self) -> list[str]:
+    def estimators(self) -> list[str]:
         return [name.removeprefix("test/") for name in self.columns if name.startswith("test/")]
 
-    def of(self, ruler: str, split: str = "test") -> np.ndarray:
-        """``(P, N)``."""
-        return self.columns[f"{split}/{ruler}"]
+    def values(self, estimator: str, split: str = "test") -> np.ndarray:
+        """Values of all examples, ``(P, N)``."""
+        return self.columns[f"{split}/{estimator}"]
 
-    def mean(self, ruler: str, split: str = "test") -> np.ndarray:
-        """``(P,)``."""
-        return self.of(ruler, split).mean(1)
+    def mean(self, estimator: str, split: str = "test") -> np.ndarray:
+        """Means over the examples, ``(P,)``."""
+        return self.values(estimator, split).mean(1)
 
-    def joined(self, samples: int, figures: Mapping[str, np.ndarray]) -> Curve:
-        """With one time more, of figures ``(N,)`` by column."""
+    def insert(self, samples: int, values: Mapping[str, np.ndarray]) -> Curve:
+        """Return a curve with one more point: values ``(N,)`` by column."""
         if not len(self.samples):
             return Curve(
-                {"samples": np.array([samples]), **{n: v[None] for n, v in figures.items()}}
+                {"samples": np.array([samples]), **{n: v[None] for n, v in values.items()}}
             )
-        at = int(np.searchsorted(self.samples, samples))
-        new = {"samples": np.array(samples), **figures}
-        return Curve({n: np.insert(v, at, new[n], axis=0) for n, v in self.columns.items()})
+        index = int(np.searchsorted(self.samples, samples))
+        point = {"samples": np.array(samples), **values}
+        return Curve({n: np.insert(v, index, point[n], axis=0) for n, v in self.columns.items()})
 
     def summary(self) -> dict[str, Any]:
-        """Means with the standard errors of the data, for JSON."""
-        told: dict[str, Any] = {"samples": self.samples.tolist()}
+        """Return means with standard errors over the examples, for JSON."""
+        summary: dict[str, Any] = {"samples": self.samples.tolist()}
         for split in SPLITS:
-            told[split] = {}
-            for ruler in self.rulers:
-                values = self.of(ruler, split)
+            summary[split] = {}
+            for estimator in self.estimators:
+                values = self.values(estimator, split)
                 error = values.std(1, ddof=1) / math.sqrt(values.shape[1])
-                told[split][ruler] = {"value": _plain(values.mean(1)), "se": _plain(error)}
-            told[split]["num_data"] = values.shape[1]
-        return told
+                summary[split][estimator] = {
+                    "value": _to_json_list(values.mean(1)),
+                    "se": _to_json_list(error),
+                }
+            summary[split]["num_data"] = values.shape[1]
+        return summary
 
 
 @dataclass(frozen=True)
 class Curves(Table):
-    """A table whose programs are judged while they learn.
+    """A table whose programs are evaluated during training.
 
     Attributes:
-        watch: how, by preset.
-        paper_samples: how many training data each run of the paper saw.
+        schedules: the evaluation schedule of each preset.
+        paper_samples: number of training examples seen by a run of the paper.
     """
 
-    watch: Mapping[str, Watch] = field(default_factory=dict)
+    schedules: Mapping[str, EvaluationSchedule] = field(default_factory=dict)
     paper_samples: float = math.nan
 
     def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> CurveCell:
@@ -157,7 +158,7 @@ class Curves(Table):
 
 
 class CurveCell(Cell):
-    """A row with one seed, whose run is judged at several epochs."""
+    """A row with one seed that is evaluated at several epochs."""
 
     table: Curves
 
@@ -169,60 +170,61 @@ class CurveCell(Cell):
     def curve(self) -> Curve:
         return Curve.read(self.file)
 
-    def missing(self) -> str | None:
-        missing = super().missing()
+    def incomplete_reason(self) -> str | None:
+        reason = super().incomplete_reason()
         try:
-            lost = self._lost() if missing is None else []
+            missing = self._missing_epochs() if reason is None else []
         except ValueError as error:
             return str(error)
-        return f"not judged after epochs {', '.join(map(str, lost))}" if lost else missing
+        return f"not evaluated after epochs {', '.join(map(str, missing))}" if missing else reason
 
-    def work(self, device: str = "auto") -> None:
+    def execute(self, device: str = "auto") -> None:
         experiment = self.experiment(device)
-        self._catch_up(device)
-        if not self.run.finished(experiment):
-            self._measures.unlink(missing_ok=True)
+        self._evaluate_checkpoint(device)
+        if not self.run.is_finished(experiment):
+            self._measures_file.unlink(missing_ok=True)
             progress = sys.stderr.isatty()
-            self.run.fit(experiment, resume=True, progress=progress, on_epoch=self._judge)
-        if lost := self._lost():
+            self.run.fit(experiment, resume=True, progress=progress, on_epoch=self._evaluate_epoch)
+        if missing := self._missing_epochs():
             raise ValueError(
-                f"{self.folder} was trained without being judged after epochs "
-                f"{', '.join(map(str, lost))}: remove it to run the cell anew"
+                f"expected {self.folder} to be evaluated during training; epochs "
+                f"{', '.join(map(str, missing))} are missing: remove it to rerun the cell"
             )
-        super().work(device)
+        super().execute(device)
 
     def budget(self) -> dict[str, Any]:
-        told, whole = super().budget(), self.table.paper_samples
-        return {**told, "paper_samples": whole, "fraction": told["samples_seen"] / whole}
+        budget, paper_samples = super().budget(), self.table.paper_samples
+        fraction = budget["samples_seen"] / paper_samples
+        return {**budget, "paper_samples": paper_samples, "fraction": fraction}
 
-    def more(self) -> dict[str, Any]:
+    def extra_record(self) -> dict[str, Any]:
         return {"curve": self.curve.summary()}
 
     @property
     def _epochs(self) -> list[int]:
-        return self.table.watch[self.preset].epochs(self._described.settings.fit.epochs)
+        return self.table.schedules[self.preset].epochs(self._parsed.settings.fit.epochs)
 
-    def _lost(self) -> list[int]:
-        """The epochs after which it should have been judged and was not."""
+    def _missing_epochs(self) -> list[int]:
+        """Return the scheduled epochs without an evaluation."""
         sizes = self.run.read_result().get("data", {}).get("sizes", {})
         seen = {*self.curve.samples.tolist()}
         return [epoch for epoch in self._epochs if epoch * sizes.get("train", 0) not in seen]
 
-    def _judge(self, model: Autoencoder, data: Dataset, history: History) -> None:
+    def _evaluate_epoch(self, model: Autoencoder, data: Dataset, history: History) -> None:
         samples, curve = len(history) * len(data.train), self.curve
         if len(history) not in self._epochs or samples in curve.samples:
             return
-        watch, figures = self.table.watch[self.preset], {}
+        schedule, columns = self.table.schedules[self.preset], {}
         for split, part in zip(SPLITS, (data.train, data.test), strict=True):
-            found = watch.ruler(model, part.head(watch.num_data))
-            figures |= {f"{split}/{ruler}": np.asarray(v, float) for ruler, v in found.items()}
-        curve.joined(samples, figures).write(self.file)
+            values = schedule.estimators(model, part.head(schedule.num_data))
+            columns |= {f"{split}/{name}": np.asarray(v, float) for name, v in values.items()}
+        curve.insert(samples, columns).write(self.file)
 
-    def _catch_up(self, device: str) -> None:
-        """Judges a run that was killed after its state was written and before it was judged."""
+    def _evaluate_checkpoint(self, device: str) -> None:
+        """Evaluate a run that was killed between writing its checkpoint and its evaluation."""
         if not self.run.state.is_file():
             return
-        state = checkpoint.load(self.run.state)
+        state = checkpoint.load_checkpoint(self.run.state)
         history = History(state["history"])
         if len(history) not in self._epochs:
             return
@@ -230,25 +232,26 @@ class CurveCell(Cell):
         data = experiment.load_data()
         model = experiment.build_model(data)
         model.load_state_dict(state["weights"])
-        self._judge(model.to(find_device(device)), data, history)
+        self._evaluate_epoch(model.to(resolve_device(device)), data, history)
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """The mean of figures ``(N,)`` less others of the same data, and its paired standard error."""
-    apart = ours - theirs
-    return float(apart.mean()), float(apart.std(ddof=1) / math.sqrt(len(apart)))
+def mean_paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Return the mean of ``first - second`` over the same examples and its standard error."""
+    differences = first - second
+    standard_error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return float(differences.mean()), float(standard_error)
 
 
-def gap(train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
-    """The mean of some data less that of others, and its standard error."""
+def train_test_gap(train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
+    """Return the training mean minus the test mean, and its standard error."""
     variance = sum(part.var(ddof=1) / len(part) for part in (train, test))
     return float(train.mean() - test.mean()), math.sqrt(variance)
 
 
-def reached(samples: np.ndarray, curve: np.ndarray, level: float) -> float | None:
-    """How many training data it took to come to a level; ``None`` if it never did.
+def samples_to_reach(samples: np.ndarray, curve: np.ndarray, level: float) -> float | None:
+    """Return the number of training examples at which a curve reaches a level, or ``None``.
 
-    Between two points straight in the logarithm of the number of data.
+    Interpolates linearly in the logarithm of the number of examples.
     """
     above = np.flatnonzero(curve >= level)
     if not len(above):
@@ -256,84 +259,90 @@ def reached(samples: np.ndarray, curve: np.ndarray, level: float) -> float | Non
     i = int(above[0])
     if i == 0:
         return float(samples[0])
-    share = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
+    fraction = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
     low, high = np.log(samples[i - 1 : i + 1])
-    return float(np.exp(low + share * (high - low)))
+    return float(np.exp(low + fraction * (high - low)))
 
 
-def claim(
+def make_claim_record(
     sentence: str,
     source: str,
-    found: tuple[float, float],
+    estimate: tuple[float, float],
     verdict: str,
-    **more: Any,
+    **extra: Any,
 ) -> dict[str, Any]:
-    """What a paper says and what was found, as :func:`collect.text` prints it.
+    """Return the record of an evaluated claim, as printed by :func:`collect.format_results`.
 
     Arguments:
-        sentence: what it says, of what.
-        source: where it says so.
-        found: the number that decides it, nats per datum, and its paired standard error.
+        sentence: the paper's statement.
+        source: paper and figure.
+        estimate: the number that decides it, in nats per datum, and its paired standard error.
         verdict: ``holds``, ``reversed`` or ``undecided``.
-        **more: further numbers.
+        **extra: further entries.
     """
-    value, error = (x if math.isfinite(x) else None for x in found)
-    told = {"sentence": sentence, "source": source, "value": value, "se": error, "paired": True}
-    return {**told, "verdict": verdict, **more}
+    value, error = (x if math.isfinite(x) else None for x in estimate)
+    record = {"sentence": sentence, "source": source, "value": value, "se": error, "paired": True}
+    return {**record, "verdict": verdict, **extra}
 
 
-def by_seed(
+def claims_by_seed(
     cells: Sequence[CurveCell],
     rows: Mapping[str, Any],
-    claims: Callable[[Mapping[Any, Curve]], Found],
-) -> Found:
-    """The claims of each seed's curves.
+    claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
+) -> ClaimRecords:
+    """Evaluate the claims separately for each seed.
 
     Arguments:
-        cells: whose curves.
-        rows: what ``claims`` knows each row of a table by.
-        claims: what is to be said of one curve for each row.
+        cells: cells with curves.
+        rows: the key of each row in the argument of ``claims``.
+        claims: evaluates the claims, given one curve for each key.
     """
     return {
-        f"{name}, seed {seed}": {**found, "seed": seed}
+        f"{name}, seed {seed}": {**record, "seed": seed}
         for seed in sorted({cell.seed for cell in cells})
-        for name, found in claims({rows[c.row]: c.curve for c in cells if c.seed == seed}).items()
+        for name, record in claims({rows[c.row]: c.curve for c in cells if c.seed == seed}).items()
     }
 
 
-def told(
+def make_claims_section(
     source: str,
     table: Curves,
     rows: Mapping[str, Any],
-    claims: Callable[[Mapping[Any, Curve]], Found],
+    claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
 ) -> Callable[[Sequence[CurveCell]], dict[str, Any]]:
-    """What a results file says of complete cells besides the table: the claims, for each seed.
+    """Return a function that makes the claims section of a results file from complete cells.
 
     Arguments:
-        source: the figure of the paper.
+        source: paper and figure.
         table: the table.
-        rows, claims: as in :func:`by_seed`.
+        rows, claims: as in :func:`claims_by_seed`.
     """
     paper = {"source": source, "samples": table.paper_samples}
-    return lambda cells: {"paper": paper, "claims": by_seed(cells, rows, claims)}
+    return lambda cells: {"paper": paper, "claims": claims_by_seed(cells, rows, claims)}
 
 
-def plot(
-    axes: Axes, runs: Sequence[Mapping[str, Any]], ruler: str, label: str, color: str, **style: Any
+def plot_curves(
+    axes: Axes,
+    runs: Sequence[Mapping[str, Any]],
+    estimator: str,
+    label: str,
+    color: str,
+    **style: Any,
 ) -> None:
-    """Curves of training and test data, a pair for each run of a results file; "" is no label."""
+    """Plot training and test curves of each run of a results file. ``""`` means no label."""
     for run, first in zip(runs, [True, *(False for _ in runs)], strict=False):
         for split, line in zip(SPLITS, ("-", "--"), strict=True):
-            told = run["curve"]
-            # JSON has null for what was not finite
-            values = np.array(told[split][ruler]["value"], float)
+            curve = run["curve"]
+            # null in JSON stands for values that are not finite
+            values = np.array(curve[split][estimator]["value"], float)
             name = f"{label} ({split})" if first and label else None
-            drawn = {"ls": line, "color": color, "label": name, **style}
-            axes.plot(told["samples"], values, **drawn)
+            axes.plot(
+                curve["samples"], values, **{"ls": line, "color": color, "label": name, **style}
+            )
 
 
-def frame(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-    """The paper's axes, widened where a curve ends outside of them."""
+def set_limits(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
+    """Set the axis limits of the paper, widened if a curve ends outside."""
     ends = np.array([[*np.asarray(line.get_data(), float)[:, -1]] for line in axes.lines])
     right, last = ends[np.isfinite(ends).all(1)].T if len(ends) else np.empty((2, 0))
     axes.set_xlim(min([x[0], *right / 2]), x[1])
@@ -342,5 +351,5 @@ def frame(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain(values: np.ndarray) -> list[float | None]:
+def _to_json_list(values: np.ndarray) -> list[float | None]:
     return [round(x, 5) if math.isfinite(x) else None for x in values.tolist()]

@@ -1,13 +1,13 @@
-"""Flow posteriors beside a diagonal normal, by the recipe of the Sylvester flows' authors.
+"""Flow posteriors and a diagonal normal, with the recipe of the Sylvester flow's authors.
 
 Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018), table 1, MNIST.
 https://arxiv.org/abs/1803.05649
 
-64 latents, four steps of each flow, 50,000 digits binarised once (ours, drawn with a seed),
-Adamax at 5e-4, minibatches of 100, the KL warmed up over 100 epochs, at most 2000 and no more than
-100 without a better validation ELBO. The authors' networks are gated convolutions, six deep; these
-are two convolutions of stride 2 and a layer of 256. ``experiments.posteriors`` compares all
-posteriors in small.
+64 latents, four steps of each flow, 50,000 digits binarised once (ours, drawn with a seed), Adamax
+with step size 5e-4, minibatches of 100, KL warm-up over 100 epochs, at most 2000 epochs, early
+stopping after 100 epochs without a better validation ELBO. The authors' networks are six gated
+convolutions; these are two convolutions of stride 2 and a layer of 256.
+``experiments.posteriors`` compares all posteriors on a smaller scale.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .claims import higher
+from .claims import make_ordering_claim
 from .posteriors import TABLE as POSTERIORS
-from .priors import BASE, PRESETS, warmed
+from .priors import BASE, PRESETS, add_warm_up
 from .published import SYLVESTER
 from .table import Preset, Table, main
 from .vampprior import STATIC
 
-FOUR = "--model.posterior.flows 4"
+FOUR_STEPS = "--model.posterior.flows 4"
 ROWS = {
     "DiagonalNormal": "",
-    "PlanarFlow": FOUR,
-    "InverseAutoregressiveFlow": f"{FOUR} --model.posterior.hidden [320]",
-    "SylvesterFlow": FOUR,
+    "PlanarFlow": FOUR_STEPS,
+    "InverseAutoregressiveFlow": f"{FOUR_STEPS} --model.posterior.hidden [320]",
+    "SylvesterFlow": FOUR_STEPS,
 }
 CONVOLUTIONS = " --model.encoder.kernel 5 --model.decoder.kernel 5"
 
 
-def preset(epochs: int, warm_up: int, num_data: int | None) -> Preset:
-    """So many epochs of the authors' recipe."""
+def make_preset(epochs: int, warm_up: int, num_data: int | None) -> Preset:
+    """Return the authors' recipe for a number of epochs."""
     values = {"network": "ConvNet", "hidden": "[256]", "valid": 10_000}
     fit = f"--fit.epochs {epochs}{CONVOLUTIONS}"
-    return warmed(Preset(fit=fit, num_data=num_data, values=values), warm_up)
+    return add_warm_up(Preset(fit=fit, num_data=num_data, values=values), warm_up)
 
 
 TABLE = Table(
@@ -51,27 +51,27 @@ TABLE = Table(
         --model.latent_dim 64 --fit.patience 100
         --fit.optimizer Adamax --fit.optimizer.lr 0.0005 --fit.optimizer.eps 1e-7
     """,
-    cells={row: f"{POSTERIORS.cells[row]} {words}" for row, words in ROWS.items()},
+    cells={row: f"{POSTERIORS.cells[row]} {args}" for row, args in ROWS.items()},
     published=SYLVESTER,
     claims={
-        row: higher(f"{row} is better than a diagonal normal", row, "DiagonalNormal")
+        row: make_ordering_claim(f"{row} is better than a diagonal normal", row, "DiagonalNormal")
         for row in ROWS
         if row != "DiagonalNormal"
     }
     | {
-        "best": higher(
-            "the Sylvester flow is better than the planar", "SylvesterFlow", "PlanarFlow"
+        "best": make_ordering_claim(
+            "the Sylvester flow is better than the planar flow", "SylvesterFlow", "PlanarFlow"
         )
     },
-    causes={"": "other networks than the authors' gated convolutions; the binarisation is ours"},
+    causes={"": "networks differ from the authors' gated convolutions; the binarisation is ours"},
     train_size=50_000,
     presets={
         "smoke": replace(
-            warmed(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
+            add_warm_up(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
         ),
-        # 0.75 % of the most epochs that the paper allows
-        "small": preset(15, 5, 500),
-        "paper": preset(2000, 100, None),
+        # 0.75 % of the paper's maximum number of epochs
+        "small": make_preset(15, 5, 500),
+        "paper": make_preset(2000, 100, None),
     },
 )
 

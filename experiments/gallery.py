@@ -1,4 +1,4 @@
-"""Pictures of programs that another table has trained, or trains the same way."""
+"""Figures drawn from trained programs, which may be shared with other tables."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vae.report.pictures import grey
+from pyro_vae.report.pictures import to_grey
 
 from .cells import Cell, Preset, Table
 
-__all__ = ["Gallery", "SharedCell", "all_rows", "manifold", "show"]
+__all__ = ["Gallery", "SharedCell", "include_all_rows", "latent_grid", "show_images"]
 
 
 @dataclass(frozen=True)
 class Gallery(Table):
-    """A table whose runs may be those of other tables' rows with the same name and words.
+    """A table that reuses runs of other tables' rows with the same name and arguments.
 
     Attributes:
-        lenders: the other tables.
+        sources: the other tables.
     """
 
-    lenders: Sequence[Table] = ()
+    sources: Sequence[Table] = ()
 
     def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> SharedCell:
         return SharedCell(self, preset, row, seed, runs)
 
 
 class SharedCell(Cell):
-    """A row with one seed, whose run is another table's if that is complete."""
+    """A row with one seed that uses another table's run if that is complete."""
 
     table: Gallery
 
     @property
     def folder(self) -> Path:
-        return super().folder if self._lent is None else self._lent
+        return super().folder if self._shared_folder is None else self._shared_folder
 
     @cached_property
-    def _lent(self) -> Path | None:
-        for lender in self.table.lenders:
-            cell = Cell(lender, self.preset, self.row, self.seed, self.runs)
-            known = self.row in lender.rows(self.preset)
-            if known and cell.words == self.words and cell.missing() is None:
+    def _shared_folder(self) -> Path | None:
+        for source in self.table.sources:
+            cell = Cell(source, self.preset, self.row, self.seed, self.runs)
+            has_row = self.row in source.rows(self.preset)
+            if has_row and cell.args == self.args and cell.incomplete_reason() is None:
                 return cell.folder
         return None
 
 
-def all_rows(presets: Mapping[str, Preset]) -> dict[str, Preset]:
-    """Presets of another table, for rows that they leave out there."""
-    return {name: replace(preset, without=()) for name, preset in presets.items()}
+def include_all_rows(presets: Mapping[str, Preset]) -> dict[str, Preset]:
+    """Return presets of another table that exclude no row."""
+    return {name: replace(preset, exclude=()) for name, preset in presets.items()}
 
 
-def show(axes: Axes, images: Tensor, columns: int, title: str) -> None:
-    """Images ``(rows · columns, *event)``, edge to edge."""
-    pixels = grey(images)
+def show_images(axes: Axes, images: Tensor, columns: int, title: str) -> None:
+    """Draw images ``(rows · columns, *event)`` edge to edge."""
+    pixels = to_grey(images)
     rows = pixels.reshape(-1, columns, *pixels.shape[1:])
     axes.imshow(np.block([[*row] for row in rows]), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=10)
     axes.axis("off")
 
 
-def manifold(side: int) -> Tensor:
-    """Equally likely latents ``(side², 2)``: a grid on the unit square through Φ⁻¹.
+def latent_grid(side: int) -> Tensor:
+    """Return latents ``(side², 2)``: a regular grid on the unit square, mapped through Φ⁻¹.
 
-    The first coordinate rises to the right, the second upwards.
+    The first coordinate increases to the right, the second upwards.
     """
     levels = (torch.arange(side) + 0.5) / side
     quantiles = torch.special.ndtri(levels)

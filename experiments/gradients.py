@@ -1,9 +1,9 @@
-"""Gradients of importance weighted bounds: noise and signal against the number of draws.
+"""Gradients of importance weighted bounds: noise and signal against the number of samples.
 
 The model of Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
 section 4, https://arxiv.org/abs/1802.04537: z ~ N(μ, I), x|z ~ N(z, I) and q(z|x) = N(A x + b,
-2/3 I) in 20 dimensions, 1024 data, and parameters near the best. The gradient is that of the
-mean bound of all data, taken by the objectives themselves.
+2/3 I) in 20 dimensions, 1024 examples, and parameters near the optimum. Gradients are those of the
+mean bound over all examples, as computed by the objectives.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ESTIMATORS: dict[str, Callable[[int], Objective]] = {
     f"MIWAE, {GROUPS} groups": lambda k: MIWAE(GROUPS, k // GROUPS),
     f"PIWAE, {GROUPS} groups": lambda k: PIWAE(GROUPS, k // GROUPS),
 }
-#: What the power of k in the signal-to-noise ratio tends to, for encoder and decoder; that of
-#: ``dreg`` is Tucker et al.'s (2018). ``stl`` of k > 1 is the gradient of no bound.
+#: Asymptotic power of k in the signal-to-noise ratio of encoder and decoder; for ``dreg`` from
+#: Tucker et al. (2018). For k > 1, ``stl`` is biased and not the gradient of a bound.
 THEORY = {
     "IWAE standard": {"encoder": -0.5, "decoder": 0.5},
     "IWAE stl": {"encoder": None, "decoder": 0.5},
@@ -51,35 +51,35 @@ THEORY = {
     f"PIWAE, {GROUPS} groups": {"encoder": -0.5, "decoder": 0.5},
 }
 PARAMETERS = {"encoder": ("A", "b"), "decoder": ("mu",)}
-#: The powers of k are those of many draws: with fewer, what is left of the ELBO's gradient
-#: still falls in the decoder's.
-MANY = 50
+#: Smallest k of the fitted powers. Below, the gradient of the ELBO still contributes and decreases
+#: in the decoder.
+MIN_FITTED_K = 50
 
 
 @dataclass(frozen=True)
-class Preset:
-    """How much work: ``draws`` / k gradients for each k, but within ``repeats``."""
+class Budget:
+    """Number of gradients for each k: ``draws`` / k, clipped to ``repeats``."""
 
     ks: tuple[int, ...]
     num_data: int
     draws: int
     repeats: tuple[int, int]
 
-    def repeated(self, k: int) -> int:
+    def num_repeats(self, k: int) -> int:
         low, high = self.repeats
         return min(max(self.draws // k, low), high)
 
 
 PRESETS = {
-    "smoke": Preset(ks=(1, 10, 50, 100), num_data=32, draws=200, repeats=(10, 20)),
-    "small": Preset(
+    "smoke": Budget(ks=(1, 10, 50, 100), num_data=32, draws=200, repeats=(10, 20)),
+    "small": Budget(
         ks=(1, 2, 5, 10, 20, 50, 100, 200), num_data=1024, draws=9000, repeats=(45, 300)
     ),
 }
 
 
-class Toy(PyroModule):
-    """The program, with parameters N(0, 0.01²) away from those that are best for ``x``."""
+class ToyProgram(PyroModule):
+    """The program, with N(0, 0.01²) noise added to the optimal parameters for ``x``."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -100,8 +100,10 @@ class Toy(PyroModule):
             pyro.sample("z", dist.Normal(mean, math.sqrt(2 / 3)).to_event(1))
 
 
-def gradients(program: Toy, objective: Objective, x: Tensor, repeats: int) -> dict[str, Tensor]:
-    """So many gradients of the mean bound, ``(repeats, parameters)`` for encoder and decoder."""
+def sample_gradients(
+    program: ToyProgram, objective: Objective, x: Tensor, repeats: int
+) -> dict[str, Tensor]:
+    """Return gradients of the mean bound, ``(repeats, parameters)`` for encoder and decoder."""
     rows: dict[str, list[Tensor]] = {part: [] for part in PARAMETERS}
     for _ in range(repeats):
         program.zero_grad()
@@ -112,60 +114,60 @@ def gradients(program: Toy, objective: Objective, x: Tensor, repeats: int) -> di
     return {part: torch.stack(row) for part, row in rows.items()}
 
 
-def statistics(rows: Tensor) -> dict[str, float | None]:
+def gradient_statistics(rows: Tensor) -> dict[str, float | None]:
     """Mean, variance and signal-to-noise ratio of gradients ``(R, P)``, over all P parameters.
 
-    ``mean`` is the root mean square over the parameters of their expected gradients, without
-    what the noise of R gradients adds to it; ``variance`` the mean of their variances, and
-    ``snr`` the first over the root of the second. Standard errors ``se_…`` are the jackknife's;
-    that of ``snr`` is of its logarithm. ``None`` is for a signal that noise has drowned.
+    ``mean`` is the root mean square of the expected gradients, corrected for the noise of R
+    gradients; ``variance`` is the mean variance, and ``snr`` is ``mean`` over its square root.
+    Standard errors ``se_…`` are jackknife estimates, for ``snr`` of its logarithm. ``None`` means
+    that no signal is left after the correction.
     """
     g = rows.double()
     count = len(g)
     total, squares = g.sum(0), g.square().sum(0)
 
-    def of(n: int, total: Tensor, squares: Tensor) -> Tensor:
+    def estimate(n: int, total: Tensor, squares: Tensor) -> Tensor:
         variance = (squares - total.square() / n) / (n - 1)
         signal = (total / n).square() - variance / n
         return torch.stack([signal.mean(-1), variance.mean(-1)], -1)
 
-    square, variance = of(count, total, squares).tolist()
-    each = of(count - 1, total - g, squares - g.square())
-    spread = (count - 1) / math.sqrt(count)  # of pseudo-values, over the root of their number
-    se_square, se_variance = (spread * each.std(0)).tolist()
-    found: dict[str, float | None] = {"variance": variance, "se_variance": se_variance}
-    if square <= 0 or bool((each[:, 0] <= 0).any()):
-        return {"mean": None, "se_mean": None, **found, "snr": None, "se_log_snr": None}
-    logs = 0.5 * (each[:, 0] / each[:, 1]).log()
+    square, variance = estimate(count, total, squares).tolist()
+    jackknife = estimate(count - 1, total - g, squares - g.square())
+    factor = (count - 1) / math.sqrt(count)  # of the standard error of the pseudo-values' mean
+    se_square, se_variance = (factor * jackknife.std(0)).tolist()
+    noise: dict[str, float | None] = {"variance": variance, "se_variance": se_variance}
+    if square <= 0 or bool((jackknife[:, 0] <= 0).any()):
+        return {"mean": None, "se_mean": None, **noise, "snr": None, "se_log_snr": None}
+    logs = 0.5 * (jackknife[:, 0] / jackknife[:, 1]).log()
     mean = math.sqrt(square)
     return {
         "mean": mean,
         "se_mean": se_square / (2 * mean),
-        **found,
+        **noise,
         "snr": mean / math.sqrt(variance),
-        "se_log_snr": float(spread * logs.std()),
+        "se_log_snr": float(factor * logs.std()),
     }
 
 
-def slope(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """The power of k in the signal-to-noise ratio for k ≥ 50, by weighted least squares."""
-    used = [row for row in rows if row["k"] >= MANY and row["snr"] is not None]
+def fit_slope(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """Fit the power of k in the signal-to-noise ratio for k ≥ 50, by weighted least squares."""
+    used = [row for row in rows if row["k"] >= MIN_FITTED_K and row["snr"] is not None]
     if len(used) < 2:
         return None
     log_k = np.log([row["k"] for row in used])
     weight = 1 / np.array([row["se_log_snr"] for row in used]) ** 2
-    away = log_k - np.average(log_k, weights=weight)
-    spread = float((weight * away**2).sum())
-    fitted = float((weight * away * np.log([row["snr"] for row in used])).sum()) / spread
-    return {"slope": fitted, "se": spread**-0.5}
+    centered = log_k - np.average(log_k, weights=weight)
+    precision = float((weight * centered**2).sum())
+    fitted = float((weight * centered * np.log([row["snr"] for row in used])).sum()) / precision
+    return {"slope": fitted, "se": precision**-0.5}
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """Everything that the results file says."""
+def measure_gradients(name: str, seed: int) -> dict[str, Any]:
+    """Return the contents of the results file."""
     preset = PRESETS[name]
     with seeded(seed), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         x = torch.randn(20) + math.sqrt(2) * torch.randn(preset.num_data, 20)
-        program = Toy(x)
+        program = ToyProgram(x)
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for number, (estimator, make) in enumerate(ESTIMATORS.items()):
         rows[estimator] = {part: [] for part in PARAMETERS}
@@ -177,20 +179,20 @@ def measure(name: str, seed: int) -> dict[str, Any]:
                 pyro.get_param_store().scope(),
                 pyro.validation_enabled(False),
             ):
-                found = gradients(program, make(k), x, preset.repeated(k))
-            for part, grads in found.items():
-                row = {"k": k, "repeats": len(grads), **statistics(grads)}
+                samples = sample_gradients(program, make(k), x, preset.num_repeats(k))
+            for part, grads in samples.items():
+                row = {"k": k, "repeats": len(grads), **gradient_statistics(grads)}
                 rows[estimator][part].append(row)
     slopes = {
         estimator: {
-            part: {"fitted": slope(table), "theory": THEORY[estimator][part]}
+            part: {"fitted": fit_slope(table), "theory": THEORY[estimator][part]}
             for part, table in parts.items()
         }
         for estimator, parts in rows.items()
     }
     return {
         "name": "gradients",
-        "title": "Gradients of importance weighted bounds against the number of draws",
+        "title": "Gradients of importance weighted bounds against the number of samples",
         "preset": name,
         "command": f"python -m experiments.gradients --preset {name} --seed {seed}",
         "configuration": {**asdict(preset), "dimensions": 20, "perturbation": 0.01},
@@ -200,18 +202,18 @@ def measure(name: str, seed: int) -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: metadata.version(package) for package in ("pyro-vae", "torch", "pyro-ppl")},
         },
-        "columns": " ".join((statistics.__doc__ or "").split()),
-        "draws": "k is the number of all draws for a datum, also where they are in groups",
+        "columns": " ".join((gradient_statistics.__doc__ or "").split()),
+        "draws": "k is the total number of samples for an example, over all groups",
         "rows": rows,
         "slopes": {
-            "of": f"log snr against log k for k ≥ {MANY}; in theory for k → ∞ in each group",
+            "of": f"log snr against log k for k ≥ {MIN_FITTED_K}; theory: k → ∞ in each group",
             **slopes,
         },
     }
 
 
-def text(results: dict[str, Any]) -> str:
-    """The table as it is printed."""
+def format_results(results: dict[str, Any]) -> str:
+    """Format the table for a terminal."""
     lines = [results["title"], f"{'':18} {'':8} {'k':>4} {'mean':>10} {'variance':>10}   snr"]
     for estimator, parts in results["rows"].items():
         for part, table in parts.items():
@@ -224,21 +226,21 @@ def text(results: dict[str, Any]) -> str:
                     f"{estimator:18} {part:8} {row['k']:4} {mean:>10} {row['variance']:10.2e}   "
                     f"{snr}"
                 )
-            told = results["slopes"][estimator][part]
-            if told["fitted"] is not None:
-                fit, theory = told["fitted"], told["theory"]
-                beside = "" if theory is None else f", {theory:+.1f} in theory"
-                lines.append(f"{'':18} snr ~ k^({fit['slope']:+.2f} ± {fit['se']:.2f}){beside}")
+            slopes = results["slopes"][estimator][part]
+            if slopes["fitted"] is not None:
+                fit, theory = slopes["fitted"], slopes["theory"]
+                expected = "" if theory is None else f", theory {theory:+.1f}"
+                lines.append(f"{'':18} snr ~ k^({fit['slope']:+.2f} ± {fit['se']:.2f}){expected}")
     return "\n".join(lines)
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """The encoder's variance, and both networks' signal-to-noise ratios, against k."""
+    """Draw the encoder's variance and the signal-to-noise ratios of both networks against k."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     noise, signal = figure.subplots(1, 2)
     rows = results["rows"]
     for color, gradient in zip(("C0", "C1", "C2"), ("standard", "stl", "dreg"), strict=True):
-        _curve(noise, rows[f"IWAE {gradient}"]["encoder"], "variance", color, gradient)
+        _plot_curve(noise, rows[f"IWAE {gradient}"]["encoder"], "variance", color, gradient)
     noise.set_ylabel("variance of the encoder's gradient")
     shown = {
         "encoder, standard": ("IWAE standard", "encoder", "C0"),
@@ -247,12 +249,12 @@ def draw(results: dict[str, Any]) -> Figure:
     }
     for label, (estimator, part, color) in shown.items():
         table = rows[estimator][part]
-        _curve(signal, table, "snr", color, label)
+        _plot_curve(signal, table, "snr", color, label)
         power = THEORY[estimator][part]
-        seen = [row for row in table if row["k"] >= MANY and row["snr"] is not None]
-        if seen:
-            ks = np.array([row["k"] for row in seen])
-            middle = seen[len(seen) // 2]
+        fitted = [row for row in table if row["k"] >= MIN_FITTED_K and row["snr"] is not None]
+        if fitted:
+            ks = np.array([row["k"] for row in fitted])
+            middle = fitted[len(fitted) // 2]
             line = middle["snr"] * (ks / middle["k"]) ** power
             signal.plot(ks, line, color=color, ls=":", lw=1)
     signal.plot([], [], color="0.4", ls=":", lw=1, label="theory, $k^{±1/2}$")
@@ -260,17 +262,19 @@ def draw(results: dict[str, Any]) -> Figure:
     for axes in (noise, signal):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("draws k")
+        axes.set_xlabel("samples k")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
 
 
-def _curve(axes: Any, table: Sequence[dict[str, Any]], what: str, color: str, label: str) -> None:
-    seen = [row for row in table if row[what] is not None]
-    ks, values = np.array([(row["k"], row[what]) for row in seen]).reshape(-1, 2).T
+def _plot_curve(
+    axes: Any, table: Sequence[dict[str, Any]], key: str, color: str, label: str
+) -> None:
+    rows = [row for row in table if row[key] is not None]
+    ks, values = np.array([(row["k"], row[key]) for row in rows]).reshape(-1, 2).T
     relative = [
-        row["se_log_snr"] if what == "snr" else row["se_variance"] / row[what] for row in seen
+        row["se_log_snr"] if key == "snr" else row["se_variance"] / row[key] for row in rows
     ]
     factor = np.exp(2 * np.array(relative))
     axes.fill_between(ks, values / factor, values * factor, color=color, alpha=0.25, lw=0)
@@ -278,28 +282,28 @@ def _curve(axes: Any, table: Sequence[dict[str, Any]], what: str, color: str, la
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, writes the numbers and the figure, and prints the table."""
-    made = argparse.ArgumentParser(
+    """Measure, write the numbers and the figure, and print the table."""
+    parser = argparse.ArgumentParser(
         prog="python -m experiments.gradients",
-        description="Gradients of importance weighted bounds against the number of draws",
+        description="Gradients of importance weighted bounds against the number of samples",
         allow_abbrev=False,
     )
-    made.add_argument("--preset", choices=list(PRESETS), default="small")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the numbers go"
+    parser.add_argument("--preset", choices=list(PRESETS), default="small")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
     )
-    options = made.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        results = measure(options.preset, check_seed(options.seed))
+        results = measure_gradients(options.preset, check_seed(options.seed))
         file = options.results / f"gradients-{options.preset}.json"
-        files.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        files.atomic_write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         figure = draw(results)
-        files.write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
+        files.atomic_write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
     except (OSError, ValueError) as error:
         print(f"gradients: {error}", file=sys.stderr)
         return 1
-    print(text(results))
+    print(format_results(results))
     print(f"results: {file}, {file.with_suffix('.png')}")
     return 0
 

@@ -1,7 +1,7 @@
-"""The cells of a table as jobs of submitit: on Slurm where there is one, else on this machine.
+"""Run the cells of a table as submitit jobs, on Slurm or on the local machine.
 
-A job only calls :func:`experiments.attempts.attempt`: a killed job resumes from its run folder, and
-finished cells are not submitted. submitit requeues jobs that Slurm ends.
+A job calls :func:`experiments.attempts.attempt_cell`. A killed job resumes from its run folder,
+finished cells are not submitted, and submitit requeues jobs that reach Slurm's time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .attempts import attempt
+from .attempts import attempt_cell
 from .cells import Cell
 
 try:
@@ -30,141 +30,140 @@ except ModuleNotFoundError as error:
         "'pyro-vae[grid]', or leave --jobs out"
     ) from error
 
-__all__ = ["options", "work"]
+__all__ = ["parse_slurm_options", "run_jobs"]
 
 _ROOT = Path(__file__).parents[1]
-#: Seconds between two looks at the jobs.
-_PAUSE = 0.5
-#: Minutes of a job where nothing else is said; submitit's own are two.
-_MINUTES = 24 * 60
+#: Seconds between polls of the jobs.
+_POLL_SECONDS = 0.5
+#: Default time limit of a job; submitit's is two minutes.
+_DEFAULT_MINUTES = 24 * 60
 
 
 class _Job(Checkpointable):
-    """Works on a cell; submitted again as it is when Slurm's time is up."""
+    """Job that runs a cell, resubmitted unchanged after Slurm's time limit."""
 
     def __call__(self, cell: Cell, device: str) -> str | None:
-        return attempt(cell, device)
+        return attempt_cell(cell, device)
 
 
-def options(words: Sequence[str]) -> dict[str, Any]:
-    """What ``--slurm key=value …`` says; a value is a number where it is one.
+def parse_slurm_options(args: Sequence[str]) -> dict[str, Any]:
+    """Parse ``--slurm key=value …``. Values are parsed as JSON where possible.
 
     Raises:
-        ValueError: if a word is something else.
+        ValueError: if an argument is not of the form ``key=value``.
     """
-    told = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    options = {}
+    for arg in args:
+        key, equals, value = arg.partition("=")
         if not (key and equals):
-            raise ValueError(f"expected --slurm KEY=VALUE; got {word!r}: write timeout_min=60, say")
+            raise ValueError(f"expected --slurm KEY=VALUE; got {arg!r}: e.g. timeout_min=60")
         try:
-            told[key] = json.loads(value)
+            options[key] = json.loads(value)
         except json.JSONDecodeError:
-            told[key] = value
-    return told
+            options[key] = value
+    return options
 
 
-def work(
-    cells: Sequence[Cell], folder: Path, jobs: int, device: str, told: Mapping[str, Any]
+def run_jobs(
+    cells: Sequence[Cell], folder: Path, jobs: int, device: str, options: Mapping[str, Any]
 ) -> bool:
-    """Runs the cells that are not finished, so many at a time; whether one of them failed.
+    """Run unfinished cells as jobs, wait for them, and return whether one failed.
 
-    Waits for all of them, and ends them when it is interrupted or terminated. The same call goes
-    on.
+    The jobs are cancelled if this process is interrupted or terminated; the same call resumes.
 
     Arguments:
-        cells: what is to be done.
-        folder: where the jobs' logs go.
-        jobs: the most jobs at a time.
+        cells: the cells to run.
+        folder: folder of the jobs' logs.
+        jobs: maximum number of jobs at a time.
         device: ``auto``, ``cpu`` or ``cuda``.
-        told: parameters of ``submitit.AutoExecutor``, those of Slurm alone beginning with
+        options: parameters of ``submitit.AutoExecutor``; those for Slurm only start with
             ``slurm_``.
 
     Raises:
-        ValueError: if submitit does not take a parameter.
+        ValueError: if submitit rejects a parameter.
     """
-    executor = _executor(folder, device, told)
-    waiting = [cell for cell in cells if not _finished(cell)]
+    executor = _make_executor(folder, device, options)
+    waiting = [cell for cell in cells if not _is_finished(cell)]
     if waiting:
         print(f"{len(waiting)} jobs, {executor.cluster}, {jobs} at a time; logs: {folder}")
-    # how the jobs find this package
+    # lets the jobs import this package
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    with environment_variables(PYTHONPATH=path), _jobs_end_with_us():
-        failed = _all(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
+    with environment_variables(PYTHONPATH=path), _cancel_jobs_on_exit():
+        failed = _run_queue(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
     for cell, job, problem in failed:
         print(f"{cell}: {problem}; its log is {job.paths.stderr}", file=sys.stderr)
     return bool(failed)
 
 
-def _executor(folder: Path, device: str, told: Mapping[str, Any]) -> submitit.AutoExecutor:
+def _make_executor(folder: Path, device: str, options: Mapping[str, Any]) -> submitit.AutoExecutor:
     executor = submitit.AutoExecutor(folder)
-    usual: dict[str, Any] = {"name": folder.parent.name, "timeout_min": _MINUTES}
+    defaults: dict[str, Any] = {"name": folder.parent.name, "timeout_min": _DEFAULT_MINUTES}
     if executor.cluster == "local" and device != "cpu" and torch.cuda.is_available():
-        usual["gpus_per_node"] = 1  # or submitit hides all of them
+        defaults["gpus_per_node"] = 1  # otherwise submitit hides all GPUs
     try:
-        executor.update_parameters(**{**usual, **told})
+        executor.update_parameters(**{**defaults, **options})
     except (NameError, AssertionError, ValueError) as error:
         raise ValueError(
             f"expected --slurm to name parameters of submitit's AutoExecutor (timeout_min, mem_gb, "
-            f"gpus_per_node, slurm_partition, …); got {dict(told)}: {str(error).splitlines()[0]}"
+            f"gpus_per_node, slurm_partition, …); got {dict(options)}: {str(error).splitlines()[0]}"
         ) from error
     return executor
 
 
 @contextmanager
-def _jobs_end_with_us() -> Iterator[None]:
-    """SIGTERM raises SystemExit here; as it is it would leave the jobs to themselves.
+def _cancel_jobs_on_exit() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that running jobs are cancelled and not orphaned.
 
-    SIGINT, by which submitit ends jobs of this machine, is ignored in the background of a shell
-    script; here it has a handler that does nothing, which they do not inherit.
+    submitit ends local jobs with SIGINT. Shell scripts start background processes with SIGINT
+    ignored, and child processes inherit this; a no-op handler is not inherited.
     """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _finished(cell: Cell) -> bool:
-    done = cell.missing() is None
-    if done:
-        print(f"{cell}: finished, left as it is", flush=True)
-    return done
+def _is_finished(cell: Cell) -> bool:
+    finished = cell.incomplete_reason() is None
+    if finished:
+        print(f"{cell}: already finished", flush=True)
+    return finished
 
 
-def _all(
-    cells: Sequence[Cell], most: int, submit: Callable[[Cell], submitit.Job[str | None]]
+def _run_queue(
+    cells: Sequence[Cell], max_jobs: int, submit: Callable[[Cell], submitit.Job[str | None]]
 ) -> list[tuple[Cell, submitit.Job[str | None], str]]:
-    """Submits cells as others end; those that failed, and why."""
+    """Run at most ``max_jobs`` cells at a time. Return the failed ones with their problems."""
     waiting, failed = list(cells), []
     running: dict[Cell, submitit.Job[str | None]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < most:
+            while waiting and len(running) < max_jobs:
                 cell = waiting.pop(0)
                 running[cell] = submit(cell)
             for cell, job in [item for item in running.items() if item[1].done()]:
                 del running[cell]
-                problem = _problem(job)
-                print(f"{cell}: failed" if problem else cell.line(), flush=True)
+                problem = _get_problem(job)
+                print(f"{cell}: failed" if problem else cell.status_line(), flush=True)
                 if problem:
                     failed.append((cell, job, problem))
-            time.sleep(_PAUSE if running else 0)
+            time.sleep(_POLL_SECONDS if running else 0)
     finally:
         for job in running.values():
             job.cancel(check=False)
     return failed
 
 
-def _problem(job: submitit.Job[str | None]) -> str | None:
-    """What went wrong in a job, in a line."""
+def _get_problem(job: submitit.Job[str | None]) -> str | None:
+    """Return the last line of a job's problem, or ``None`` if it succeeded."""
     try:
         problem = job.result()
     except submitit.core.utils.UncompletedJobError:

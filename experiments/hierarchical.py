@@ -1,4 +1,4 @@
-"""Two layers of latents on MNIST: the model of the IWAE paper, and the ladder.
+"""Two layers of latents on MNIST: the model of the IWAE paper and the ladder VAE.
 
 Importance Weighted Autoencoders (Burda et al., 2015), table 1, and Ladder Variational
 Autoencoders (Sønderby et al., 2016). https://arxiv.org/abs/1509.00519
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .iwae import DATA, OBJECTIVES
 from .iwae import TABLE as ONE_LAYER
-from .measures import active_units
+from .measures import measure_active_units
 from .published import IWAE_TABLE_1
 from .table import Preset, Table, main
 
@@ -29,34 +29,34 @@ TWO_LAYERS = """
     ]'
 """
 LADDER = "--model.inference TopDown"
-# as in the ladder's paper; without it the lower layer's KL was seen to stay near zero
-WARM = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
+# as in the ladder VAE paper; without it the KL of the lower layer stayed near zero
+WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
 
 
-def _deeper(preset: Preset, half: str, rising: int) -> Preset:
-    """The same, with widths for the networks between the layers, and epochs of warm-up."""
+def _add_values(preset: Preset, half: str, rising: int) -> Preset:
+    """Add the widths of the networks between the layers and the warm-up epochs to a preset."""
     return replace(preset, values={**preset.values, "half": half, "rising": rising})
 
 
 TABLE = Table(
     name="hierarchical",
-    title="Two layers, 100 and 50 latents, on binarised MNIST; published after 3280 epochs",
+    title="Two layers, 100 and 50 latents, on binarised MNIST; published: after 3280 epochs",
     base=DATA + TWO_LAYERS,
     cells={
         **OBJECTIVES,
         "ladder, VAE, k = 1": f"{LADDER} --objective ELBO",
-        "ladder, warmed up": f"{LADDER} --objective ELBO {WARM}",
+        "ladder, warmed up": f"{LADDER} --objective ELBO {WARM_UP}",
     },
-    measures={"active units": active_units},
+    measures={"active units": measure_active_units},
     published={row: str(IWAE_TABLE_1["mnist"][f"2 layers: {row}"]) for row in OBJECTIVES},
     presets={
-        "smoke": _deeper(ONE_LAYER.presets["smoke"], "[10]", 1),
+        "smoke": _add_values(ONE_LAYER.presets["smoke"], "[10]", 1),
         "small": replace(
-            _deeper(ONE_LAYER.presets["small"], "[100,100]", 6),
+            _add_values(ONE_LAYER.presets["small"], "[100,100]", 6),
             num_data=2000,
-            without=["VAE, k = 50", "IWAE, k = 50"],
+            exclude=["VAE, k = 50", "IWAE, k = 50"],
         ),
-        "paper": _deeper(ONE_LAYER.presets["paper"], "[100,100]", 200),
+        "paper": _add_values(ONE_LAYER.presets["paper"], "[100,100]", 200),
     },
 )
 

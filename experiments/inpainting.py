@@ -1,4 +1,4 @@
-"""The lower half given the upper one: log p(x_mis | x_obs) beside imputation by pixel means.
+"""Lower half of an image given the upper half: log p(x_mis | x_obs) and a pixelwise baseline.
 
 Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende et
 al., 2014), section 6.4, and Leveraging the Exact Likelihood of Deep Latent Variable Models
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 
-from .measures import lower_half
+from .measures import measure_lower_half
 from .table import Preset, Table, main
 
 TABLE = Table(
     name="inpainting",
-    title="log p(lower half | upper half) of test images, and what independent pixels give",
+    title="log p(lower half | upper half) of test images; in parentheses: independent pixels",
     base="--model.encoder MLP --model.decoder MLP --fit.batch_size 100",
     cells={
         "MNIST: VAE": """
@@ -30,7 +30,7 @@ TABLE = Table(
             --fit.epochs {frey_epochs} --fit.patience 60
         """,
     },
-    measures={"lower half": lower_half},
+    measures={"lower half": measure_lower_half},
     presets={
         "smoke": Preset(
             fit="",

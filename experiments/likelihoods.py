@@ -1,6 +1,6 @@
-"""Likelihoods of grey images in bits per dimension: probabilities of levels, and densities.
+"""Likelihoods of grey images in bits per dimension: probabilities of levels and densities.
 
-A density of uniformly dequantised levels bounds the probability of the levels themselves: A
+The density of uniformly dequantised levels bounds the probability of the levels: A
 note on the evaluation of generative models (Theis et al., 2015), section 3.1.
 https://arxiv.org/abs/1511.01844
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from .table import Preset, Table, group, main
+from .table import Preset, Table, group_rows, main
 
 DISCRETE = "--data.values integer --model.likelihood"
 DENSITY = "--data.values dequantized --model.likelihood"
@@ -31,7 +31,7 @@ MNIST = """
     --model.decoder MLP --model.decoder.hidden {hidden} --model.decoder.output_bias data
     --fit.epochs {mnist_epochs}
 """
-# frames are split by blocks of 50; the validation blocks stop the training
+# split by blocks of 50 frames; training stops early on the validation blocks
 FREY = """
     --data.name frey --data.binarize none --model.latent_dim 10
     --model.encoder MLP --model.encoder.hidden {frey_hidden} --model.encoder.standardize true
@@ -44,10 +44,10 @@ TABLE = Table(
         "Likelihoods p(x|z) of grey images: test bits per dimension. Probabilities of levels "
         "(DiscretizedLogistic to Categorical) and densities (the other rows) are "
         "comparable only because the densities score uniformly dequantised levels: their bits "
-        "are upper bounds of those of the discrete models that they imply."
+        "are upper bounds on those of the implied discrete models."
     ),
     base="--fit.batch_size 100",
-    cells={**group("MNIST", MNIST, ROWS), **group("Frey Face", FREY, ROWS)},
+    cells={**group_rows("MNIST", MNIST, ROWS), **group_rows("Frey Face", FREY, ROWS)},
     presets={
         "smoke": Preset(
             fit="--data.test 0.97",
@@ -60,8 +60,8 @@ TABLE = Table(
                 "frey_hidden": "[5]",
                 "frey_epochs": 1,
             },
-            # seconds: every class once, Categorical in the counts with 17 levels
-            without=["MNIST: Categorical", *(f"Frey Face: {row}" for row in list(ROWS)[2:])],
+            # every likelihood once; Categorical runs in ``counts`` with 17 levels
+            exclude=["MNIST: Categorical", *(f"Frey Face: {row}" for row in list(ROWS)[2:])],
         ),
         "small": Preset(
             fit="",
@@ -74,8 +74,8 @@ TABLE = Table(
                 "frey_hidden": "[200]",
                 "frey_epochs": 120,
             },
-            # 256 outputs for each of 784 pixels: hours on two cores
-            without=["MNIST: Categorical"],
+            # 256 outputs for each of 784 pixels take hours on two cores
+            exclude=["MNIST: Categorical"],
         ),
         "paper": Preset(
             fit="",

@@ -1,4 +1,4 @@
-"""Optimisers and step sizes of the authors' code that torch does not have, as a ``--plugin``.
+"""Optimizers and schedules of the authors' code that torch does not have, as a ``--plugin``.
 
     pyro-vae fit --plugin experiments/paper_optimizers.py \\
         --fit.optimizer paper_optimizers.AdamFromOne …
@@ -18,18 +18,18 @@ __all__ = ["AdamFromOne", "AdamNormGrad", "RoundedSteps"]
 
 
 class AdamFromOne(Adam):
-    """Adam whose second moments start at 1, not 0, so that the first steps are small.
+    """Adam with second moments initialised at 1 instead of 0, so that the first steps are small.
 
-    Of the IWAE's authors' code, as are its defaults. There ε is added to the root of the second
-    moment before its bias is corrected, here after, as in torch: the same after some thousand
-    steps.
+    Algorithm and defaults are those of the IWAE authors' code, which adds ε to the root of the
+    second moment before the bias correction. Here, as in torch, it is added after; the difference
+    vanishes after some thousand steps.
 
     Arguments:
-        params: what is learned.
+        params: the parameters to optimize.
         lr: the step size.
-        betas: the decay of the first and the second moment.
+        betas: the decay rates of the first and second moments.
         eps: ε.
-        fused: torch's fused form.
+        fused: whether to use torch's fused implementation.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), whose code is at
@@ -61,12 +61,12 @@ class AdamFromOne(Adam):
 
 
 class AdamNormGrad(Adam):
-    """Adam of gradients that are divided by their norms, each parameter's by its own.
+    """Adam with the gradient of each parameter divided by its norm.
 
     Arguments:
-        params: what is learned.
+        params: the parameters to optimize.
         lr: the step size.
-        fused: torch's fused form.
+        fused: whether to use torch's fused implementation.
 
     References:
         VAE with a VampPrior (Tomczak & Welling, 2018), whose code is at
@@ -88,12 +88,12 @@ class AdamNormGrad(Adam):
 
 
 class RoundedSteps(LambdaLR):
-    """3^i epochs at each of the step sizes of :attr:`factors`, i = 0 … 7, and then at the last.
+    """Multiply the step size by ``factors[i]`` for 3^i epochs, i = 0 … 7, and then by the last.
 
-    10^(−i/7), rounded as the IWAE's authors' code does.
+    The factors are 10^(−i/7), rounded as in the IWAE authors' code.
 
     Arguments:
-        optimizer: whose step size is multiplied by them.
+        optimizer: the optimizer.
     """
 
     factors = tuple(round(10 ** (1 - i / 7), 1) / 10 for i in range(8))

@@ -1,4 +1,4 @@
-"""Posteriors on MNIST: how much of the gap between ELBO and log p̂ a richer q(z|x) closes.
+"""Posteriors on MNIST: the gap between ELBO and log p̂ for richer families q(z|x).
 
 Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018), table 1, in
 the setting of ``experiments.priors``. https://arxiv.org/abs/1803.05649
@@ -28,7 +28,7 @@ TABLE = Table(
         """,
         "SplineFlow": "--model.posterior SplineFlow",
         "SemiAmortized": "--model.posterior SemiAmortized --model.posterior.steps 5",
-        # on the sphere there is no standard normal: the prior differs too
+        # latents on the sphere need another prior
         "PowerSpherical": "--model.posterior PowerSpherical --model.prior UniformSphere",
     },
     presets=PRESETS,

@@ -1,4 +1,4 @@
-"""Priors on MNIST: what a learned, a mixed or a flowing p(z) gains over N(0, I).
+"""Priors on MNIST: the gain of learned priors, mixtures and flows over N(0, I).
 
 VAE with a VampPrior (Tomczak & Welling, 2018), table 1, on dynamically binarised digits.
 https://arxiv.org/abs/1705.07120
@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from .table import Preset, Table, main
 
-# Where nothing holds the scale of the latents, as in a VampPrior, an encoder whose decoder does
-# not know the pixels' means yet was seen to shrink to a point, for good.
+# The decoder starts at the pixels' means: without this, the VampPrior, which does not fix the scale
+# of the latents, collapsed to a point.
 BASE = """
     --data.name mnist --data.binarize dynamic --data.valid 0 --model.latent_dim 40
     --model.encoder {network} --model.encoder.hidden {hidden}
@@ -26,7 +26,7 @@ PRESETS = {
         num_data=20,
         values={"network": "MLP", "hidden": "[20]", "components": 10},
     ),
-    # without clipping the planar flow of ``experiments.posteriors`` was seen to diverge
+    # without clipping, the planar flow of ``experiments.posteriors`` diverged
     "small": Preset(
         fit="""
             --fit.epochs 15 --fit.optimizer Adam --fit.optimizer.lr 0.002
@@ -43,12 +43,12 @@ PRESETS = {
         values={"network": "GatedMLP", "hidden": "[300,300]", "components": 500},
     ),
 }
-# As the authors of the VampPrior do, and for all rows alike.
+# As in the VampPrior paper, for all rows.
 WARM_UP = " --objective ELBO --objective.beta LinearWarmUp --objective.beta.epochs "
 
 
-def warmed(preset: Preset, epochs: int) -> Preset:
-    """The same with the KL's weight rising from 0 to 1 over so many epochs."""
+def add_warm_up(preset: Preset, epochs: int) -> Preset:
+    """Add KL warm-up over a number of epochs to a preset."""
     return replace(preset, fit=preset.fit + WARM_UP + str(epochs))
 
 
@@ -76,9 +76,9 @@ TABLE = Table(
         "FlowPrior spline": "--model.prior FlowPrior --model.prior.transform spline",
     },
     presets={
-        "smoke": warmed(PRESETS["smoke"], 1),
-        "small": warmed(replace(PRESETS["small"], num_data=300), 5),
-        "paper": warmed(PRESETS["paper"], 100),
+        "smoke": add_warm_up(PRESETS["smoke"], 1),
+        "small": add_warm_up(replace(PRESETS["small"], num_data=300), 5),
+        "paper": add_warm_up(PRESETS["paper"], 100),
     },
 )
 

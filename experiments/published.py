@@ -1,4 +1,4 @@
-"""What the papers print, as numbers with their sources: nats per datum, higher is better."""
+"""Published results with their sources, in nats per datum (higher is better)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = [
     "SYLVESTER",
     "VAMPPRIOR",
     "Published",
-    "iwae_row",
+    "iwae_row_name",
 ]
 
-_IWAE = "Burda, Grosse & Salakhutdinov 2015, arXiv 1509.00519"
+_IWAE_PAPER = "Burda, Grosse & Salakhutdinov 2015, arXiv 1509.00519"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper.
+    """A published log-likelihood.
 
     Attributes:
-        value: a log-likelihood in nats per datum: what papers print as NLL, with its sign changed.
-        source: where it stands.
-        units: the active units of each layer, from the data upwards, where they are told.
-        confirmed: whether the number was read there; one that was only remembered is shown and
-            never judged by.
+        value: the log-likelihood in nats per datum, i.e. minus the NLL that papers print.
+        source: paper and table.
+        units: the number of active units of each layer, bottom up, if published.
+        confirmed: whether the number was checked against the source. Unconfirmed numbers are
+            printed but not compared.
     """
 
     value: float
@@ -37,40 +37,42 @@ class Published:
     confirmed: bool = True
 
     def __str__(self) -> str:
-        told = f"{self.value:.2f}".replace("-", "−")
-        told += f" / {'+'.join(map(str, self.units))}" if self.units else ""
-        return told if self.confirmed else f"{told} (memory)"
+        text = f"{self.value:.2f}".replace("-", "−")
+        text += f" / {'+'.join(map(str, self.units))}" if self.units else ""
+        return text if self.confirmed else f"{text} (unconfirmed)"
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the entry of a results file."""
         units = {"units": list(self.units)} if self.units else {}
-        kept = {"value": self.value, "source": self.source, "confirmed": self.confirmed}
-        return {**kept, **units}
+        record = {"value": self.value, "source": self.source, "confirmed": self.confirmed}
+        return {**record, **units}
 
 
-def _printed(text: str, source: str) -> Published:
-    """Of "NLL / active units", as the paper has it."""
+def _parse_published(text: str, source: str) -> Published:
+    """Parse "NLL / active units", the format of the paper's tables."""
     nll, _, units = text.partition(" / ")
     return Published(-float(nll), source, tuple(int(n) for n in units.split("+")) if units else ())
 
 
-def iwae_row(layers: int, objective: str, k: int) -> str:
-    """What a row of the IWAE paper's tables is called here."""
+def iwae_row_name(layers: int, objective: str, k: int) -> str:
+    """Return the name of a row of the IWAE paper's tables."""
     return f"{layers} layer{'s' if layers > 1 else ''}: {objective}, k = {k}"
 
 
-def _cells(source: str, printed: Mapping[tuple[int, int], tuple[str, str]]) -> dict[str, Published]:
+def _parse_rows(
+    source: str, printed: Mapping[tuple[int, int], tuple[str, str]]
+) -> dict[str, Published]:
     return {
-        iwae_row(layers, objective, k): _printed(text, source)
+        iwae_row_name(layers, objective, k): _parse_published(text, source)
         for (layers, k), pair in printed.items()
         for objective, text in zip(("VAE", "IWAE"), pair, strict=True)
     }
 
 
-#: By data set, then by row. In the VAE's column k draws are averaged.
+#: By data set, then by row. The VAE averages its k samples.
 IWAE_TABLE_1 = {
-    "mnist": _cells(
-        f"{_IWAE}, table 1",
+    "mnist": _parse_rows(
+        f"{_IWAE_PAPER}, table 1",
         {
             (1, 1): ("86.76 / 19", "86.76 / 19"),
             (1, 5): ("86.47 / 20", "85.54 / 22"),
@@ -80,8 +82,8 @@ IWAE_TABLE_1 = {
             (2, 50): ("84.78 / 17+5", "82.90 / 26+7"),
         },
     ),
-    "omniglot": _cells(
-        f"{_IWAE}, table 1",
+    "omniglot": _parse_rows(
+        f"{_IWAE_PAPER}, table 1",
         {
             (1, 1): ("108.11 / 28", "108.11 / 28"),
             (1, 5): ("107.62 / 28", "106.12 / 34"),
@@ -93,11 +95,11 @@ IWAE_TABLE_1 = {
     ),
 }
 IWAE_TABLE_2 = {
-    "VAE, then IWAE, k = 50": _printed("84.88 / 22", f"{_IWAE}, table 2"),
-    "IWAE, k = 50, then VAE": _printed("86.02 / 23", f"{_IWAE}, table 2"),
+    "VAE, then IWAE, k = 50": _parse_published("84.88 / 22", f"{_IWAE_PAPER}, table 2"),
+    "IWAE, k = 50, then VAE": _parse_published("86.02 / 23", f"{_IWAE_PAPER}, table 2"),
 }
-IWAE_TABLE_3 = _cells(
-    f"{_IWAE}, table 3 (Larochelle's binarisation)",
+IWAE_TABLE_3 = _parse_rows(
+    f"{_IWAE_PAPER}, table 3 (Larochelle's binarisation)",
     {
         (1, 1): ("88.71", "88.71"),
         (1, 5): ("88.83", "87.63"),
@@ -108,17 +110,19 @@ IWAE_TABLE_3 = _cells(
     },
 )
 
-_AGAIN = "a reproduction of Tomczak & Welling 2018, arXiv 1705.07120, by others, static MNIST"
+_VAMPPRIOR_SOURCE = (
+    "third-party reproduction of Tomczak & Welling 2018, arXiv 1705.07120, static MNIST"
+)
 VAMPPRIOR = {
-    "StandardNormal": Published(-89.8, _AGAIN),
-    "VampPrior": Published(-85.8, _AGAIN),
+    "StandardNormal": Published(-89.8, _VAMPPRIOR_SOURCE),
+    "VampPrior": Published(-85.8, _VAMPPRIOR_SOURCE),
 }
 
-_FLOWS = "van den Berg et al. 2018, arXiv 1803.05649, table 1"
+_SYLVESTER_SOURCE = "van den Berg et al. 2018, arXiv 1803.05649, table 1"
 SYLVESTER = {
-    "DiagonalNormal": Published(-82.14, _FLOWS, confirmed=False),
-    "PlanarFlow": Published(-81.91, _FLOWS, confirmed=False),
-    "InverseAutoregressiveFlow": Published(-80.79, _FLOWS, confirmed=False),
-    # the paper's orthogonal Sylvester flow (O-SNF); ours is the one of reflections (H-SNF)
-    "SylvesterFlow": Published(-80.22, _FLOWS, confirmed=False),
+    "DiagonalNormal": Published(-82.14, _SYLVESTER_SOURCE, confirmed=False),
+    "PlanarFlow": Published(-81.91, _SYLVESTER_SOURCE, confirmed=False),
+    "InverseAutoregressiveFlow": Published(-80.79, _SYLVESTER_SOURCE, confirmed=False),
+    # the paper's orthogonal variant (O-SNF); ours uses Householder reflections (H-SNF)
+    "SylvesterFlow": Published(-80.22, _SYLVESTER_SOURCE, confirmed=False),
 }

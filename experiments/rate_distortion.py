@@ -1,4 +1,4 @@
-"""Rate and distortion: VAEs trained at several β, and the curve that one decoder allows.
+"""Rate and distortion of VAEs trained at several β, and the curve achievable by one decoder.
 
 Fixing a Broken ELBO (Alemi et al., 2018), figure 3, for the sweep, and Evaluating Lossy
 Compression Rates of Deep Generative Models (Huang, Cao & Grosse, 2020) for the curve, by annealed
@@ -20,15 +20,20 @@ from pyro_vae.evaluation import Annealing
 from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, rate_distortion
 
 from . import collect
-from .measures import active_units, distortion, mutual_information, rate
-from .table import Cell, Preset, Table, parsed
-from .table import main as fill
+from .measures import (
+    measure_active_units,
+    measure_distortion,
+    measure_mutual_information,
+    measure_rate,
+)
+from .table import Cell, Preset, Table, parse_args
+from .table import main as run_table
 
 ROWS = {f"beta {beta}": beta for beta in ("1", "0.1", "0.3", "3", "10")}
 
 TABLE = Table(
     name="rate_distortion",
-    title="ELBO(beta=β), judged at β = 1: what it spends and what it leaves, binarised MNIST",
+    title="ELBO(beta=β), evaluated at β = 1: rate and distortion on binarised MNIST",
     base="""
         --data.name mnist --data.binarize dynamic --data.valid 0 --model.latent_dim 50
         --model.encoder MLP --model.encoder.hidden {hidden}
@@ -37,10 +42,10 @@ TABLE = Table(
     """,
     cells={row: f"--objective.beta {beta}" for row, beta in ROWS.items()},
     measures={
-        "rate": rate,
-        "distortion": distortion,
-        "active units": active_units,
-        "mutual information": mutual_information,
+        "rate": measure_rate,
+        "distortion": measure_distortion,
+        "active units": measure_active_units,
+        "mutual information": measure_mutual_information,
     },
     presets={
         "smoke": Preset(
@@ -66,7 +71,7 @@ TABLE = Table(
     },
 )
 
-#: How the curve of the first row is made: of so many test data, by these chains.
+#: Number of test examples and annealing of the curve of the first row.
 CURVES = {
     "smoke": (4, Annealing(3, 10, 2, initial="prior", schedule="adaptive")),
     "small": (50, Annealing(16, 500, 5, initial="prior", schedule="adaptive")),
@@ -74,31 +79,31 @@ CURVES = {
 }
 
 
-def curve(cell: Cell) -> RateDistortion:
-    """The curve of a trained model, made once and kept beside its run."""
+def load_or_make_curve(cell: Cell) -> RateDistortion:
+    """Return the curve of a trained model, cached in its run folder."""
     file = cell.folder / "curve.nc"
     weights = cell.run.weights.stat().st_mtime_ns
     if not file.is_file() or file.stat().st_mtime_ns < weights:
         size, annealing = CURVES[cell.preset]
         _, data, model = cell.run.open()
-        kept = file.with_suffix(".npz")
-        found = rate_distortion(
+        checkpoint = file.with_suffix(".npz")
+        result = rate_distortion(
             model,
             data.test.head(size),
             annealing=annealing,
-            checkpoint=kept,
+            checkpoint=checkpoint,
             progress=sys.stderr.isatty(),
         )
-        found.to_netcdf(file)
-        kept.unlink(missing_ok=True)
+        result.to_netcdf(file)
+        checkpoint.unlink(missing_ok=True)
     return RateDistortion.from_netcdf(file)
 
 
-def draw(results: Mapping[str, Any], found: RateDistortion) -> Figure:
-    """The plane of rate and distortion: trained programs, and the curve of the first."""
+def draw(results: Mapping[str, Any], curve: RateDistortion) -> Figure:
+    """Draw the trained programs and the curve of the first in the rate-distortion plane."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    rows = found.estimates
+    rows = curve.estimates
     rates, distortions = (
         [[row.value, 2 * row.se_data] for row in rows[name]] for name in ("rate", "distortion")
     )
@@ -111,15 +116,15 @@ def draw(results: Mapping[str, Any], found: RateDistortion) -> Figure:
         marker=".",
         lw=1,
         elinewidth=0.6,
-        label=f"prior and decoder of β = 1, AIS of {len(found)} data ± 2 standard errors",
+        label=f"prior and decoder of β = 1, AIS of {len(curve)} examples ± 2 standard errors",
     )
-    for row, told in results["rows"].items():
-        measured = told["runs"][0]["measures"]
-        x, y = measured["rate"]["value"], measured["distortion"]["value"]
+    for row, entry in results["rows"].items():
+        measures = entry["runs"][0]["measures"]
+        x, y = measures["rate"]["value"], measures["distortion"]["value"]
         axes.plot(x, y, marker="o", color="C3", ls="")
         axes.annotate(f"β = {ROWS[row]}", (x, y), xytext=(6, 4), textcoords="offset points")
     axes.plot([], [], marker="o", color="C3", ls="", label="trained with ELBO(beta=β)")
-    axes.margins(x=0.12)  # for the names of the points on the right
+    axes.margins(x=0.12)  # for the labels on the right
     axes.set_xlabel("rate, nats per datum")
     axes.set_ylabel("distortion, nats per datum")
     axes.spines[["top", "right"]].set_visible(False)
@@ -128,26 +133,26 @@ def draw(results: Mapping[str, Any], found: RateDistortion) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fills the table; once its first row is there, makes the curve and the picture."""
-    status, chosen = fill(TABLE, argv), parsed(TABLE, argv)
-    first = Cell(TABLE, chosen.preset, next(iter(ROWS)), runs=chosen.folder)
-    if status or chosen.table or first.missing() is not None:
+    """Run the table; if its first row is complete, make the curve and the figure."""
+    status, options = run_table(TABLE, argv), parse_args(TABLE, argv)
+    first = Cell(TABLE, options.preset, next(iter(ROWS)), runs=options.folder)
+    if status or options.table or first.incomplete_reason() is not None:
         return status
-    file: Path = chosen.results / f"{TABLE.name}-{chosen.preset}.json"
-    # beside the table's own file, which is the same whether or not there is a curve
-    beside = chosen.results / f"{TABLE.name}_curve-{chosen.preset}.json"
+    file: Path = options.results / f"{TABLE.name}-{options.preset}.json"
+    # a separate file, so that the table's own does not depend on the curve
+    curve_file = options.results / f"{TABLE.name}_curve-{options.preset}.json"
     picture = file.with_suffix(".png")
     try:
-        found = curve(first)
-        told = {"command": TABLE.command(chosen.preset), "row": first.row, **found.summary()}
-        text = json.dumps(told, indent=1, ensure_ascii=False)
-        files.write_text(beside, text + "\n")
-        figure = draw(collect.read(file, TABLE.command(chosen.preset)), found)
-        files.write(picture, lambda path: figure.savefig(path, dpi=150))
+        curve = load_or_make_curve(first)
+        summary = {"command": TABLE.command(options.preset), "row": first.row, **curve.summary()}
+        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        files.atomic_write_text(curve_file, text + "\n")
+        figure = draw(collect.read_results(file, TABLE.command(options.preset)), curve)
+        files.atomic_write(picture, lambda path: figure.savefig(path, dpi=150))
     except (OSError, ValueError) as error:
         print(f"{TABLE.name}: {error}", file=sys.stderr)
         return 1
-    print(f"\n{found}\ncurve: {beside}, {picture}")
+    print(f"\n{curve}\ncurve: {curve_file}, {picture}")
     return 0
 
 

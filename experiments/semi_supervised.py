@@ -1,4 +1,4 @@
-"""M2 on MNIST: how well digits are classified when few of them have labels.
+"""M2 on MNIST: classification accuracy with few labels.
 
 Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), table 1. The
 published accuracies are those of Pyro's own M2 example, whose networks these are.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from .measures import accuracy
+from .measures import measure_accuracy
 from .table import Preset, Table, main
 
 PUBLISHED = {100: 0.932, 600: 0.944, 1000: 0.949, 3000: 0.958}
@@ -29,7 +29,7 @@ TABLE = Table(
         --fit.labelled_every {every} --fit.optimizer Adam
     """,
     cells={f"{count} labels": f"--data.labelled {count}" for count in PUBLISHED},
-    measures={"accuracy": accuracy},
+    measures={"accuracy": measure_accuracy},
     published={f"{count} labels": f"{value:.3f}" for count, value in PUBLISHED.items()},
     presets={
         "smoke": Preset(
@@ -43,9 +43,9 @@ TABLE = Table(
                 "weight": 100,
                 "every": 4,
             },
-            without=["3000 labels"],
+            exclude=["3000 labels"],
         ),
-        # the classifier runs once for each datum and the decoder ten times: it may be large
+        # the classifier may be large: it runs once per example, the decoder ten times
         "small": Preset(
             fit="--fit.epochs 12 --fit.batch_size 100 --fit.optimizer.lr 0.001",
             num_samples=100,
@@ -58,7 +58,7 @@ TABLE = Table(
                 "every": 1,
             },
         ),
-        # as in Pyro's example: a labelled minibatch for each other one has nothing to do there
+        # as in Pyro's example
         "paper": Preset(
             fit="--fit.epochs 200 --fit.batch_size 200 --fit.optimizer.lr 0.00042",
             num_samples=1000,

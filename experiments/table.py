@@ -1,9 +1,9 @@
-"""A table of a paper: rows that differ in a few words of ``pyro-vae fit``, each a run folder.
+"""Command line of the tables: run, resume, print and draw.
 
-A script declares a :class:`Table` and calls :func:`main`. Every cell (a row with a seed) is a
-run of its own: one that is finished is skipped, one that was killed goes on, and several
-processes may work on one table at the same time. Rows of a results file whose runs are not here
-stay in it.
+A script declares a :class:`Table` and calls :func:`main`. Every cell (a row with a seed) has its
+own run folder. Finished cells are skipped, interrupted ones resume, and several processes may
+work on one table at the same time. Rows of a results file whose runs are on another machine are
+kept.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pyro_vae.core import files
 from pyro_vae.core.validation import did_you_mean
 
 from . import collect
-from .attempts import FAILURES, alone, attempt, sentence
-from .cells import Cell, Measure, Preset, Table, group, slug
+from .attempts import FAILURES, attempt_cell, exclusive_lock, format_error
+from .cells import Cell, Measure, Preset, Table, group_rows, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,10 +32,10 @@ __all__ = [
     "Measure",
     "Preset",
     "Table",
-    "chosen",
-    "group",
+    "group_rows",
     "main",
-    "parsed",
+    "parse_args",
+    "select_table",
     "slug",
 ]
 
@@ -46,101 +46,112 @@ def main(
     table: Table | Sequence[Table],
     argv: Sequence[str] | None = None,
     *,
-    told: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
+    extra: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     draw: Callable[[dict[str, Any], Sequence[Any]], Figure] | None = None,
 ) -> int:
-    """Runs what is missing of a table, writes and prints what there is, and draws it.
+    """Run the missing cells of a table, then write, print and draw the results.
 
     Arguments:
-        table: the table, or several whose ``variant`` chooses between them; the first is the one
-            that is meant if nothing is said.
-        argv: the words after the program's name; those it was started with if not given.
-        told: what the results file says besides, of the cells that are complete.
-        draw: makes a figure of the results and of the cells that are complete.
+        table: the table, or several that differ in ``variant``; the first is the default.
+        argv: the command-line arguments; ``sys.argv[1:]`` if not given.
+        extra: makes further entries of the results file from the complete cells.
+        draw: makes a figure from the results and the complete cells.
 
     Returns:
-        0, or 1 after printing one sentence that says what went wrong and what to do.
+        0, or 1 after printing a one-line error, or 130 if interrupted.
     """
-    options = parsed(table, argv)
-    table = chosen(table, options)
+    options = parse_args(table, argv)
+    table = select_table(table, options)
     file = options.results / f"{table.stem(options.preset)}.json"
     try:
         if options.table:
-            print(collect.text(collect.read(file, table.command(options.preset))))
+            print(collect.format_results(collect.read_results(file, table.command(options.preset))))
             return 0
-        asked = _asked(table, options)
-        failed = _work(table, options, asked)
-        # of two processes that end together, the later one must see what the earlier one did
-        with alone(options.folder / table.stem(options.preset) / "results", wait=True):
-            cells = _all(table, options, asked)
-            # a figure is drawn of runs that are here: it and its numbers are of the same ones
-            earlier = None if told or draw else _earlier(file, table.command(options.preset))
-            results = collect.collect(table, options.preset, cells, earlier)
-            complete = [cell for cell in cells if cell.missing() is None]
-            results |= told(complete) if told else {}
-            files = _write(file, results, partial(draw, results, complete) if draw else None)
-        print(f"{collect.text(results)}\nresults: {', '.join(map(str, files))}")
+        requested = _requested_cells(table, options)
+        failed = _run_cells(table, options, requested)
+        # of two processes that finish together, the later one must see the results of the earlier
+        with exclusive_lock(options.folder / table.stem(options.preset) / "results", wait=True):
+            cells = _all_cells(table, options, requested)
+            # figures need the run folders, so their numbers must come from the same runs
+            earlier = (
+                None
+                if extra or draw
+                else _read_earlier_results(file, table.command(options.preset))
+            )
+            results = collect.collect_results(table, options.preset, cells, earlier)
+            complete = [cell for cell in cells if cell.incomplete_reason() is None]
+            results |= extra(complete) if extra else {}
+            written = _write_results(
+                file, results, partial(draw, results, complete) if draw else None
+            )
+        print(f"{collect.format_results(results)}\nresults: {', '.join(map(str, written))}")
         return int(failed)
     except FAILURES as error:
-        print(f"{table.name}: {sentence(error)}", file=sys.stderr)
+        print(f"{table.name}: {format_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{table.name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{table.name}: interrupted; repeat the command to resume", file=sys.stderr)
         return 130
 
 
-def chosen(table: Table | Sequence[Table], options: argparse.Namespace) -> Table:
-    """The table whose variant was asked for."""
-    every = [table] if isinstance(table, Table) else table
-    asked = {key: getattr(options, key) for key in every[0].variant}
-    return next(one for one in every if one.variant == asked)
+def select_table(table: Table | Sequence[Table], options: argparse.Namespace) -> Table:
+    """Return the table of the variant given by the options."""
+    tables = [table] if isinstance(table, Table) else table
+    variant = {key: getattr(options, key) for key in tables[0].variant}
+    return next(candidate for candidate in tables if candidate.variant == variant)
 
 
-def parsed(
+def parse_args(
     tables: Table | Sequence[Table], argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """What the words after the program's name ask for; see :func:`main`."""
-    every = [tables] if isinstance(tables, Table) else tables
-    table = every[0]
-    made = argparse.ArgumentParser(
+    """Parse the command line of :func:`main`."""
+    tables = [tables] if isinstance(tables, Table) else tables
+    table = tables[0]
+    parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{table.name}",
         description=table.title,
         epilog=f"rows: {', '.join(table.cells)}",
         allow_abbrev=False,
     )
-    made.add_argument("--preset", choices=list(table.presets), default="small")
-    made.add_argument("--only", nargs="+", metavar="ROW", help="only these rows")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
-    made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    made.add_argument("--folder", type=Path, default=Path("runs"), help="where the runs are")
-    made.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the numbers go"
+    parser.add_argument(
+        "--preset", choices=list(table.presets), default="small", help="budget; default: small"
     )
-    made.add_argument("--table", action="store_true", help="print the results there are, run none")
-    made.add_argument(
-        "--resume", action="store_true", help="go on where it stopped, as it does without, too"
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run; default: all")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds; default: 0"
     )
-    for key, usual in table.variant.items():
-        choices = list(dict.fromkeys(one.variant[key] for one in every))
-        made.add_argument(f"--{key}", choices=choices, default=usual)
-    made.add_argument(
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
+    )
+    parser.add_argument("--table", action="store_true", help="print existing results, run nothing")
+    parser.add_argument(
+        "--resume", action="store_true", help="no effect: interrupted tables always resume"
+    )
+    for key, default in table.variant.items():
+        choices = list(dict.fromkeys(variant.variant[key] for variant in tables))
+        parser.add_argument(f"--{key}", choices=choices, default=default)
+    parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="rows as jobs of submitit, N at a time: on Slurm where there is one, else here",
+        help="run rows as submitit jobs, N at a time: on Slurm if available, else locally",
     )
-    made.add_argument(
+    parser.add_argument(
         "--slurm",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="of each job: timeout_min=600 mem_gb=16 gpus_per_node=1 slurm_partition=NAME …",
+        help="options of jobs: timeout_min=600 mem_gb=16 gpus_per_node=1 slurm_partition=NAME …",
     )
-    return made.parse_args(argv)
+    return parser.parse_args(argv)
 
 
-def _asked(table: Table, options: argparse.Namespace) -> list[Cell]:
-    """The cells that were asked for; what can be refused is refused before the hours of work."""
+def _requested_cells(table: Table, options: argparse.Namespace) -> list[Cell]:
+    """Return the cells given by the options, checked before any of them runs."""
     rows = table.rows(options.preset)
     unknown = [name for name in options.only or [] if name not in rows]
     if unknown:
@@ -161,49 +172,53 @@ def _asked(table: Table, options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def _work(table: Table, options: argparse.Namespace, cells: Sequence[Cell]) -> bool:
-    """Runs cells; whether one of them failed."""
+def _run_cells(table: Table, options: argparse.Namespace, cells: Sequence[Cell]) -> bool:
+    """Run the cells, and return whether one of them failed."""
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"expected --jobs of at least 1; got {options.jobs}")
     if options.slurm and options.jobs is None:
-        raise ValueError("expected --jobs beside --slurm; got none: say how many at a time")
+        raise ValueError(
+            "expected --jobs with --slurm; got none: give the number of jobs at a time"
+        )
     if options.jobs is not None:
         from . import grid  # needs submitit, an optional dependency
 
         logs = options.folder / table.stem(options.preset) / "jobs"
-        told = grid.options(options.slurm)
-        return grid.work(cells, logs, options.jobs, options.device, told)
-    problems = [attempt(cell, options.device) for cell in cells]
+        slurm = grid.parse_slurm_options(options.slurm)
+        return grid.run_jobs(cells, logs, options.jobs, options.device, slurm)
+    problems = [attempt_cell(cell, options.device) for cell in cells]
     return any(problem is not None for problem in problems)
 
 
-def _all(table: Table, options: argparse.Namespace, asked: Sequence[Cell]) -> list[Cell]:
-    """The cells that were asked for and those that have a folder, in the order of the table."""
+def _all_cells(table: Table, options: argparse.Namespace, requested: Sequence[Cell]) -> list[Cell]:
+    """Return the requested and the existing cells in the order of the table."""
     rows = table.rows(options.preset)
-    cells = {(c.row, c.seed): c for c in table.found(options.preset, options.folder)}
-    cells |= {(cell.row, cell.seed): cell for cell in asked}
+    cells = {(c.row, c.seed): c for c in table.existing_cells(options.preset, options.folder)}
+    cells |= {(cell.row, cell.seed): cell for cell in requested}
     return sorted(cells.values(), key=lambda cell: (rows.index(cell.row), cell.seed))
 
 
-def _earlier(file: Path, command: str) -> collect.Results | None:
-    """The results that are there: their runs may be on another machine."""
+def _read_earlier_results(file: Path, command: str) -> collect.Results | None:
+    """Return the results in an existing file; their runs may be on another machine."""
     if not file.is_file():
         return None
     try:
-        return collect.read(file, command)
+        return collect.read_results(file, command)
     except ValueError as error:
         print(error, file=sys.stderr)
         return None
 
 
-def _write(file: Path, results: collect.Results, draw: Callable[[], Figure] | None) -> list[Path]:
-    """Writes results and their figure, if something has changed; the files there are."""
+def _write_results(
+    file: Path, results: collect.Results, draw: Callable[[], Figure] | None
+) -> list[Path]:
+    """Write results and figure if they have changed. Return the existing files."""
     picture = file.with_suffix(".png")
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    same = file.is_file() and file.read_text(encoding="utf-8") == text
-    if not same:
-        files.write_text(file, text)
-    if draw and results["rows"] and not (same and picture.is_file()):
+    unchanged = file.is_file() and file.read_text(encoding="utf-8") == text
+    if not unchanged:
+        files.atomic_write_text(file, text)
+    if draw and results["rows"] and not (unchanged and picture.is_file()):
         figure = draw()
-        files.write(picture, lambda path: figure.savefig(path, dpi=150))
+        files.atomic_write(picture, lambda path: figure.savefig(path, dpi=150))
     return [path for path in (file, picture) if path == file or (draw and path.is_file())]

@@ -1,13 +1,13 @@
-"""The VampPrior beside N(0, I), by the recipe of its authors' code.
+"""VampPrior and N(0, I), with the recipe of the authors' code.
 
 VAE with a VampPrior (Tomczak & Welling, 2018), table 1, static MNIST, one layer of latents.
 https://arxiv.org/abs/1705.07120
 
 Gated networks 300–300, 40 latents, 500 pseudo-inputs, 50,000 digits binarised once, minibatches of
-100, Adam of normalised gradients at 5e-4, the KL warmed up over 100 epochs, at most 2000 and no
-more than 50 without a better validation ELBO. The binarisation is ours, drawn with a seed, and
-pseudo-inputs begin uniform in [0, 1], or as digits, where the authors' begin near black.
-``experiments.priors`` compares all priors in small.
+100, Adam with normalised gradients and step size 5e-4, KL warm-up over 100 epochs, at most 2000
+epochs, early stopping after 50 epochs without a better validation ELBO. The binarisation is ours,
+drawn with a seed. Pseudo-inputs are initialised uniformly on [0, 1] or as digits, the authors' near
+black. ``experiments.priors`` compares all priors on a smaller scale.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .claims import higher
-from .priors import BASE, PRESETS, warmed
+from .claims import make_ordering_claim
+from .priors import BASE, PRESETS, add_warm_up
 from .priors import TABLE as PRIORS
 from .published import VAMPPRIOR
 from .table import Table, main
@@ -38,20 +38,22 @@ TABLE = Table(
     cells={row: PRIORS.cells[row] for row in (*VAMPPRIOR, "VampPrior from data")},
     published=VAMPPRIOR,
     claims={
-        "VampPrior": higher("the VampPrior is better than N(0, I)", "VampPrior", "StandardNormal")
+        "VampPrior": make_ordering_claim(
+            "the VampPrior is better than N(0, I)", "VampPrior", "StandardNormal"
+        )
     },
     causes={
-        "": "the binarisation is ours, and others than the authors published the figure",
-        "VampPrior": "the binarisation is ours, pseudo-inputs begin elsewhere, and others than "
-        "the authors published the figure",
+        "": "the binarisation is ours, and the published number is not the authors'",
+        "VampPrior": "the binarisation is ours, pseudo-inputs are initialised differently, and "
+        "the published number is not the authors'",
     },
     train_size=50_000,
     presets={
         "smoke": replace(
-            warmed(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
+            add_warm_up(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
         ),
-        # 3 % of the most epochs that the paper allows, and the same part of them warmed up
-        "small": warmed(
+        # 3 % of the paper's maximum number of epochs, with a proportional warm-up
+        "small": add_warm_up(
             replace(
                 PRESETS["paper"],
                 fit="--fit.epochs 60",
@@ -60,7 +62,7 @@ TABLE = Table(
             ),
             20,
         ),
-        "paper": warmed(
+        "paper": add_warm_up(
             replace(PRESETS["paper"], fit="--fit.epochs 2000", values={**PAPER, "valid": 10_000}),
             100,
         ),

@@ -1,9 +1,9 @@
-"""Ours and the papers': the README's table, made of the files in ``results/``.
+"""Compare the results in ``results/`` with the papers, and update ``docs/reproductions.md``.
 
     python -m experiments.verdicts          # or: pyro-vae experiment --table
 
-What was published and what may be the cause of a difference stand in the scripts, and from there in
-the files; whether a figure was reproduced is computed here.
+The published numbers and the suspected causes of differences are declared in the scripts and copied
+to the results files. The verdicts are computed here.
 """
 
 from __future__ import annotations
@@ -21,37 +21,47 @@ from typing import Any
 
 from pyro_vae.core import files
 
-from .collect import figure, share
+from .collect import format_budget_fraction, format_measure
 from .table import RESULTS
 
-__all__ = ["TOLERANCE", "Compared", "block", "compared", "fill", "main", "results", "verdict"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "compare_row",
+    "format_section",
+    "insert_section",
+    "main",
+    "read_all_results",
+    "reproduction_verdict",
+]
 
-#: Nats within which a figure is reproduced.
+#: Difference in nats up to which a result is reproduced.
 TOLERANCE = 0.5
-#: A share of the paper's training that is all of it: minibatches do not divide every set of data.
-_WHOLE = 0.98
-#: Presets whose figures mean something, and where they stand.
+#: Share of the paper's training that counts as all of it, as batches need not divide the data.
+_FULL_BUDGET = 0.98
+#: Presets whose results are compared.
 _PRESETS = ("small", "paper")
-_README = Path(__file__).parents[1] / "README.md"
-_UNKNOWN = "the cause is not known"
+_DOCUMENT = Path(__file__).parents[1] / "docs" / "reproductions.md"
+_UNKNOWN_CAUSE = "cause unknown"
 _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A row of a results file beside what a paper has for it.
+class Comparison:
+    """A row of a results file and the paper's result for it.
 
     Attributes:
-        value: ours, in nats per datum, a mean over seeds.
-        se: its standard error over the test data.
-        error: what stands between ours and the paper's besides the model: ``se`` where only some
-            of the test data were looked at; else Monte Carlo's, because the paper scored the same.
-        seeds: how many.
-        published: the paper's figure.
-        confirmed: whether that was read there, and not remembered.
-        budget: the share of the paper's training, between 0 and 1; unknown if not given.
-        whole: whether training was not cut short: all of the paper's, or ended by itself.
-        all_data: whether all test data were looked at.
+        value: our result in nats per datum, a mean over seeds.
+        se: its standard error over the test examples.
+        error: standard error of the comparison: ``se`` for a subset of the test examples, and the
+            Monte Carlo error if all were evaluated, as in the paper.
+        seeds: number of seeds.
+        published: the paper's result.
+        confirmed: whether the published number was checked against the source.
+        budget: share of the paper's training in [0, 1]; ``None`` if unknown.
+        full_budget: whether training had the paper's full length or stopped early on validation
+            data.
+        all_examples: whether all test examples were evaluated.
     """
 
     value: float
@@ -61,180 +71,186 @@ class Compared:
     published: float
     confirmed: bool
     budget: float | None
-    whole: bool
-    all_data: bool
+    full_budget: bool
+    all_examples: bool
 
 
-def compared(row: Mapping[str, Any]) -> Compared:
-    """A row of a results file that has a paper's figure, in numbers."""
+def compare_row(row: Mapping[str, Any]) -> Comparison:
+    """Compare a row of a results file with its published result."""
     runs = row["runs"]
-    figures = [run["bounds"]["estimates"]["log_evidence"] for run in runs]
+    estimates = [run["bounds"]["estimates"]["log_evidence"] for run in runs]
 
     def mean(key: str) -> float:
-        return statistics.fmean(math.nan if f[key] is None else f[key] for f in figures)
+        return statistics.fmean(math.nan if e[key] is None else e[key] for e in estimates)
 
     shares = [run["budget"].get("fraction") for run in runs]
-    least = None if None in shares else min(shares)
-    all_data = all(r["bounds"]["num_data"] >= r["data"]["sizes"]["test"] for r in runs)
-    return Compared(
+    budget = None if None in shares else min(shares)
+    all_examples = all(r["bounds"]["num_data"] >= r["data"]["sizes"]["test"] for r in runs)
+    return Comparison(
         value=mean("value"),
         se=mean("se_data"),
-        error=mean("se_monte_carlo" if all_data else "se_data"),
+        error=mean("se_monte_carlo" if all_examples else "se_data"),
         seeds=len(runs),
         published=row["paper"]["value"],
         confirmed=row["paper"]["confirmed"],
-        budget=least,
-        whole=_whole(row),
-        all_data=all_data,
+        budget=budget,
+        full_budget=_is_full_budget(row),
+        all_examples=all_examples,
     )
 
 
-def _whole(row: Mapping[str, Any]) -> bool:
-    """Whether no run of a row was cut short."""
+def _is_full_budget(row: Mapping[str, Any]) -> bool:
+    """Whether all runs of a row had the full budget or stopped early."""
     budgets = [run["budget"] for run in row["runs"]]
-    return all(b["ended_by_itself"] or (b.get("fraction") or 0.0) >= _WHOLE for b in budgets)
+    return all(b["ended_by_itself"] or (b.get("fraction") or 0.0) >= _FULL_BUDGET for b in budgets)
 
 
-def verdict(row: Compared, tolerance: float = TOLERANCE) -> str:
-    """Whether a figure was reproduced.
+def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
+    """Return whether a result was reproduced.
 
-    * ``reproduces``: within the tolerance, and known to be: its error is no larger;
-    * ``short of budget``: not so, and training was cut short (then it may only be too low), or too
-      few test data were looked at to tell;
-    * ``disagrees``: outside by more than two of its errors, with nothing of the above to blame;
-    * ``not judged``: the paper's figure was only remembered, or ours or its error is not finite.
+    * ``reproduces``: the difference and its error are within the tolerance;
+    * ``short of budget``: the result is too low after shorter training, or too few test examples
+      were evaluated to decide;
+    * ``disagrees``: the result differs, and neither of these explains it;
+    * ``not compared``: the published number is unconfirmed, or ours or its error is not finite.
     """
     difference = row.value - row.published
     if not (row.confirmed and math.isfinite(difference) and math.isfinite(row.error)):
-        return "not judged"
+        return "not compared"
     if abs(difference) <= tolerance and row.error <= tolerance:
         return "reproduces"
-    too_few = not row.all_data and abs(difference) - 2 * row.error <= tolerance
-    too_short = not row.whole and difference < 0
+    too_few = not row.all_examples and abs(difference) - 2 * row.error <= tolerance
+    too_short = not row.full_budget and difference < 0
     return "short of budget" if too_few or too_short else "disagrees"
 
 
-def results(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
-    """The results files that have a paper's figures, or claims.
+def read_all_results(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
+    """Yield the contents of the results files of the compared presets.
 
     Raises:
-        ValueError: if one is damaged.
+        ValueError: if a file is damaged.
     """
     for file in sorted(folder.glob("*.json")):
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            results = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{file} is damaged ({error}): remove it, and run its script again"
+                f"{file} is damaged ({error}): remove it and run its script again"
             ) from None
-        if isinstance(found, dict) and found.get("preset") in _PRESETS:
-            yield found
+        if isinstance(results, dict) and results.get("preset") in _PRESETS:
+            yield results
 
 
-def block(every: Sequence[Mapping[str, Any]]) -> str:
-    """Each file's figures and claims in Markdown, below its name and the paper's."""
-    return "\n\n".join(filter(None, map(_section, every))) or "No results beside a paper's yet."
+def format_section(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """Format results and claims as Markdown tables, with a title for each file."""
+    return "\n\n".join(filter(None, map(_format_file, all_results))) or "No results yet."
 
 
-def _section(found: Mapping[str, Any]) -> str:
+def _format_file(results: Mapping[str, Any]) -> str:
     tables = [
-        (["", "ours ± se", "paper", "of its training", "verdict"], list(_rows(found))),
-        (["the paper says", "ours ± se", "verdict"], list(_claims(found))),
+        (["", "ours ± se", "paper", "share of training", "verdict"], list(_figure_lines(results))),
+        (["claim of the paper", "ours ± se", "verdict"], list(_claim_lines(results))),
     ]
-    written = [_markdown(head, lines) for head, lines in tables if lines]
-    if not written:
+    formatted = [_format_markdown(head, lines) for head, lines in tables if lines]
+    if not formatted:
         return ""
-    lost = [f"Missing: {'; '.join(found['missing'])}."] if found.get("missing") else []
-    return "\n\n".join([_title(found), *written, *lost])
+    missing = [f"Missing: {'; '.join(results['missing'])}."] if results.get("missing") else []
+    return "\n\n".join([_format_title(results), *formatted, *missing])
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    for name, row in _published(found):
-        numbers = compared(row)
-        ours = f"{numbers.value:.2f} ± {numbers.se:.2f}"
+def _figure_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    for name, row in _published_rows(results):
+        comparison = compare_row(row)
+        ours = f"{comparison.value:.2f} ± {comparison.se:.2f}"
         if row["paper"].get("units"):
-            ours += f" / {figure(row['runs'], 'active units')}"
-        ours += f" ({numbers.seeds} seeds)" if numbers.seeds > 1 else ""
-        said = verdict(numbers)
-        if said == "disagrees":
-            said += f": {row.get('suspected_cause', _UNKNOWN)}"
-        trained = "unknown" if numbers.budget is None else f"{100 * numbers.budget:.3g} %"
+            ours += f" / {format_measure(row['runs'], 'active units')}"
+        ours += f" ({comparison.seeds} seeds)" if comparison.seeds > 1 else ""
+        verdict = reproduction_verdict(comparison)
+        if verdict == "disagrees":
+            verdict += f": {row.get('suspected_cause', _UNKNOWN_CAUSE)}"
+        share = "unknown" if comparison.budget is None else f"{100 * comparison.budget:.3g} %"
         if all(run["budget"]["ended_by_itself"] for run in row["runs"]):
-            trained += ", ended by itself"
-        yield [name, ours, row["published"], trained, said]
+            share += ", stopped early"
+        yield [name, ours, row["published"], share, verdict]
 
 
-def _published(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows that were run and have a paper's figure, by name."""
-    rows = found.get("rows")
+def _published_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the names and entries of the rows that have runs and a published result."""
+    rows = results.get("rows")
     for name, row in rows.items() if isinstance(rows, dict) else ():
         if isinstance(row, dict) and "paper" in row and row.get("runs"):
             yield name, row
 
 
-def _claims(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    claims = found.get("claims")
+def _claim_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    claims = results.get("claims")
     for claim in claims.values() if isinstance(claims, dict) else ():
-        told = [math.nan if claim[key] is None else claim[key] for key in ("value", "se")]
+        value, error = (math.nan if claim[key] is None else claim[key] for key in ("value", "se"))
         unit = " units" if claim.get("of") == "active units" else ""
-        ours = "{:+.2f} ± {:.2f}".format(*told) + unit
-        said = claim["verdict"]
-        said += f": {_suspected(found, claim)}" if said == "reversed" else ""
-        yield [claim["sentence"], ours, said]
+        verdict = claim["verdict"]
+        if verdict == "reversed":
+            verdict += f": {_suspected_cause(results, claim)}"
+        yield [claim["sentence"], f"{value:+.2f} ± {error:.2f}{unit}", verdict]
 
 
-def _suspected(found: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
-    """Why a claim may be reversed: what its script says, or training that was cut short."""
+def _suspected_cause(results: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
+    """Return the suspected cause of a reversed claim: declared by the script, or short training."""
     if "suspected_cause" in claim:
         return claim["suspected_cause"]
-    names = claim.get("weights", found["rows"])
-    rows = [row for name, row in found["rows"].items() if name in names]
-    if not all(map(_whole, rows)):
+    names = claim.get("weights", results["rows"])
+    rows = [row for name, row in results["rows"].items() if name in names]
+    if not all(map(_is_full_budget, rows)):
         return "short of budget"
-    return next((r["suspected_cause"] for r in rows if "suspected_cause" in r), _UNKNOWN)
+    return next((r["suspected_cause"] for r in rows if "suspected_cause" in r), _UNKNOWN_CAUSE)
 
 
-def _title(found: Mapping[str, Any]) -> str:
-    variant = ", ".join(found.get("variant", {}).values())
-    name = " ".join(filter(None, [f"**`{found['name']}`**", found["preset"], variant]))
-    sources = [row["paper"]["source"] for _, row in _published(found)]
-    if "paper" in found:  # of claims alone, whose rows are not told below
-        sources += [found["paper"]["source"], f"{share(found)} of its training"]
+def _format_title(results: Mapping[str, Any]) -> str:
+    variant = ", ".join(results.get("variant", {}).values())
+    name = " ".join(filter(None, [f"**`{results['name']}`**", results["preset"], variant]))
+    sources = [row["paper"]["source"] for _, row in _published_rows(results)]
+    if "paper" in results:  # claims only: the table below has no column for the share of training
+        share = f"{format_budget_fraction(results)} of the paper's training"
+        sources += [results["paper"]["source"], share]
     return "; ".join(dict.fromkeys([name, *sources]))
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def _format_markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("|  |", "| |")
 
 
-def fill(document: str, table: str) -> str:
-    """The document with the table between its marks; the document itself where it has none."""
+def insert_section(document: str, section: str) -> str:
+    """Return the document with ``section`` between its marks, unchanged if it has no marks."""
     begin, end = map(re.escape, _MARKS)
-    inside = f"{_MARKS[0]}\n{table}\n{_MARKS[1]}"
-    return re.sub(f"{begin}.*?{end}", lambda _: inside, document, flags=re.DOTALL)
+    replacement = f"{_MARKS[0]}\n{section}\n{_MARKS[1]}"
+    return re.sub(f"{begin}.*?{end}", lambda _: replacement, document, flags=re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the tables, and writes them between the README's marks, if it has them."""
-    made = argparse.ArgumentParser(
+    """Print the comparison, and write it between the marks of the document."""
+    parser = argparse.ArgumentParser(
         prog="python -m experiments.verdicts",
-        description="ours and the papers': figures, claims, and whether they were reproduced",
+        description="Compare the results with the papers: published numbers, claims and verdicts",
         allow_abbrev=False,
     )
-    made.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    made.add_argument("--readme", type=Path, default=_README, metavar="FILE")
-    options = made.parse_args(argv)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
+    )
+    parser.add_argument(
+        "--document", type=Path, default=_DOCUMENT, metavar="FILE", help="document to update"
+    )
+    options = parser.parse_args(argv)
     try:
-        table = block(list(results(options.results)))
-        before = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
-        after = fill(before, table)
+        section = format_section(list(read_all_results(options.results)))
+        document = options.document
+        before = document.read_text(encoding="utf-8") if document.is_file() else ""
+        after = insert_section(before, section)
         if after != before:
-            files.write_text(options.readme, after)
+            files.atomic_write_text(document, after)
     except (ValueError, OSError) as error:
         print(f"verdicts: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(table)
+    print(section)
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Variational autoencoders as Pyro programs, learned by SVI, judged by importance sampling."""
+"""Variational autoencoders as Pyro programs, trained by SVI, evaluated by importance sampling."""
+
+from typing import TYPE_CHECKING, Any
 
 from . import (
     data,
@@ -12,6 +14,7 @@ from . import (
     queries,
 )
 from .core import distributed
+from .core.components import Labels, NetworkFactory, Shape, Space
 from .evaluation import (
     ActiveUnits,
     Annealing,
@@ -31,6 +34,9 @@ from .learning import History, fit, initialize, objectives
 from .models import VAE, BayesianVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from .programs.importance_weights import log_weights
 
+if TYPE_CHECKING:
+    from .runs import Run, compare, load
+
 __all__ = [
     "VAE",
     "ActiveUnits",
@@ -41,12 +47,18 @@ __all__ = [
     "Gaps",
     "HierarchicalVAE",
     "History",
+    "Labels",
     "Latents",
+    "NetworkFactory",
     "RateDistortion",
+    "Run",
     "SemiSupervisedVAE",
+    "Shape",
+    "Space",
     "active_units",
     "ais",
     "bdmc",
+    "compare",
     "data",
     "distributed",
     "evaluate",
@@ -57,6 +69,7 @@ __all__ = [
     "latents",
     "learning",
     "likelihoods",
+    "load",
     "log_weights",
     "models",
     "networks",
@@ -67,4 +80,19 @@ __all__ = [
     "rate_distortion",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+#: Imported on first use: parsers and run folders take time that `import pyro_vae` need not.
+_LAZY = ("Run", "compare", "load")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from . import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,4 +1,4 @@
-"""``python -m pyro_vae`` is ``pyro-vae``."""
+"""Entry point of ``python -m pyro_vae``, the same as ``pyro-vae``."""
 
 from .cli.app import main
 

@@ -1,4 +1,4 @@
-"""Two latent sites that the model and the guide draw in opposite orders."""
+"""Pyro program with two latent sites, sampled in opposite order by model and guide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ D = torch.float64
 
 
 class Chain(PyroModule):
-    """z2 → z1 → x with a guide x → z1 → z2 whose second site depends on the first's draw."""
+    """Model z2 → z1 → x with guide x → z1 → z2, whose second site depends on the first."""
 
     def __init__(self):
         super().__init__()

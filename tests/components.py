@@ -1,7 +1,7 @@
-"""Every component once, by name: one dictionary drives the contract test of all of them.
+"""All components by name, the parameters of the contract tests.
 
-A public component that is missing here fails ``test_every_component_is_listed``. Edge cases
-are entries of their own.
+``test_every_component_is_listed`` fails if a public component is missing here. Edge cases have
+separate entries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.models import compatibility, inference
 
-#: One hidden layer is enough to make outputs depend on inputs.
+#: A small network: one hidden layer is enough for outputs that depend on the inputs.
 SMALL = partial(networks.MLP, hidden=(5,))
 
 PRIORS = {
@@ -28,10 +28,10 @@ PRIORS = {
     "StudentT": priors.StudentT,
     "StandardNormal": priors.StandardNormal,
     "MixtureOfNormals": partial(priors.MixtureOfNormals, components=3),
-    "MixtureOfNormals of one": partial(priors.MixtureOfNormals, components=1),
+    "MixtureOfNormals, one component": partial(priors.MixtureOfNormals, components=1),
     "UniformSphere": priors.UniformSphere,
     "VampPrior": partial(priors.VampPrior, components=3),
-    "VampPrior, free": partial(priors.VampPrior, components=2, interval=None),
+    "VampPrior, no interval": partial(priors.VampPrior, components=2, interval=None),
     "VampPrior, from data": partial(priors.VampPrior, components=2, start="data"),
 }
 POSTERIORS = {
@@ -57,12 +57,12 @@ LIKELIHOODS = {
     "Beta": likelihoods.Beta,
     "Binomial": partial(likelihoods.Binomial, levels=16),
     "Categorical": partial(likelihoods.Categorical, levels=16),
-    "Categorical, of two": partial(likelihoods.Categorical, levels=1),
+    "Categorical, two levels": partial(likelihoods.Categorical, levels=1),
     "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
     "DiscretizedLogistic": likelihoods.DiscretizedLogistic,
-    "DiscretizedLogistic, of two": partial(likelihoods.DiscretizedLogistic, levels=1),
+    "DiscretizedLogistic, two levels": partial(likelihoods.DiscretizedLogistic, levels=1),
     "Gaussian": likelihoods.Gaussian,
-    "Gaussian, fixed": partial(likelihoods.Gaussian, scale=0.3),
+    "Gaussian, fixed scale": partial(likelihoods.Gaussian, scale=0.3),
     "Gaussian, per pixel": partial(likelihoods.Gaussian, scale="per_pixel"),
     "Gaussian, decoded": partial(likelihoods.Gaussian, scale="decoded", mean="sigmoid"),
     "Gaussian, optimal": partial(likelihoods.Gaussian, scale="optimal"),
@@ -71,7 +71,7 @@ LIKELIHOODS = {
     "MixtureOfDiscretizedLogistics": partial(
         likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=3
     ),
-    "MixtureOfDiscretizedLogistics of one": partial(
+    "MixtureOfDiscretizedLogistics, one component": partial(
         likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=1
     ),
     "NegativeBinomial": likelihoods.NegativeBinomial,
@@ -81,7 +81,7 @@ LIKELIHOODS = {
     "Poisson, decoded": partial(likelihoods.Poisson, library="decoded"),
     "Poisson, observed": partial(likelihoods.Poisson, library="observed"),
     "StudentT": likelihoods.StudentT,
-    "StudentT, fixed": partial(likelihoods.StudentT, df=3.0, scale=0.5),
+    "StudentT, fixed df and scale": partial(likelihoods.StudentT, df=3.0, scale=0.5),
     "ZeroInflatedNegativeBinomial": likelihoods.ZeroInflatedNegativeBinomial,
     "ZeroInflatedNegativeBinomial, decoded": partial(
         likelihoods.ZeroInflatedNegativeBinomial, library="decoded"
@@ -117,12 +117,12 @@ NETWORKS = {
         networks.ResNet, channels=(3, 4), hidden=(5,), norm="layer", output_bias="data"
     ),
 }
-#: Programs, but for the arguments that the data decide.
+#: Programs, without the arguments that are determined by the data.
 PROGRAMS = {
     "VAE": partial(pv.VAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
     "BayesianVAE": partial(pv.BayesianVAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
     "ConditionalVAE": partial(pv.ConditionalVAE, latent_dim=3, encoder=SMALL, decoder=SMALL),
-    "ConditionalVAE, of images": partial(
+    "ConditionalVAE, images": partial(
         pv.ConditionalVAE,
         latent_dim=3,
         encoder=partial(networks.ConvNet, channels=(3,)),
@@ -131,7 +131,7 @@ PROGRAMS = {
     "HierarchicalVAE": partial(
         pv.HierarchicalVAE, latent_dims=(4, 2), encoders=SMALL, decoders=SMALL
     ),
-    "HierarchicalVAE, of three": partial(
+    "HierarchicalVAE, three layers": partial(
         pv.HierarchicalVAE,
         latent_dims=(4, 3, 2),
         inference=partial(inference.BottomUp, posterior=posteriors.FullCovarianceNormal),
@@ -153,45 +153,46 @@ PROGRAMS = {
 
 
 def program_for(make, data):
-    """A program of :data:`PROGRAMS` for a ``Dataset``."""
-    return make(**{name: getattr(data, name) for name in kind(make).from_data})
+    """Create a program of :data:`PROGRAMS` for a ``Dataset``."""
+    return make(**{name: getattr(data, name) for name in component_class(make).from_data})
 
 
 def data_for(likelihood, size):
-    """Random data that a likelihood can score: 0/1, but for one of an open interval."""
+    """Return random data that a likelihood can score: binary, or inside (0, 1) for Beta."""
     x = torch.bernoulli(torch.full((size, *likelihood.event_shape), 0.5))
     return 0.25 + x / 2 if isinstance(likelihood, likelihoods.Beta) else x
 
 
-def kind(make):
-    """The class that a factory makes an instance of."""
+def component_class(make):
+    """Return the class of the instances that a factory creates."""
     return getattr(make, "func", make)
 
 
-#: The names of the priors and posteriors that combine.
-COMBINED = [
+#: Names of the compatible pairs of prior and posterior.
+COMPATIBLE_PAIRS = [
     (p, q)
     for p in PRIORS
     for q in POSTERIORS
-    if compatibility.broken(kind(PRIORS[p]), kind(POSTERIORS[q])) is None
+    if compatibility.find_violation(component_class(PRIORS[p]), component_class(POSTERIORS[q]))
+    is None
 ]
 
 
 def small_vae(prior=None, posterior=None, latent_dim=2, event_shape=(3,), **parts):
-    """A small VAE; a prior or a posterior that is not given is one that combines."""
+    """Create a small VAE; the default prior or posterior is compatible with the other one."""
     if prior is None:
-        sphere = posterior is not None and kind(posterior) is posteriors.PowerSpherical
+        sphere = posterior is not None and component_class(posterior) is posteriors.PowerSpherical
         prior = priors.UniformSphere if sphere else priors.StandardNormal
     if posterior is None:
-        sphere = kind(prior) is priors.UniformSphere
+        sphere = component_class(prior) is priors.UniformSphere
         posterior = posteriors.PowerSpherical if sphere else posteriors.DiagonalNormal
     parts = {"encoder": SMALL, "decoder": SMALL, **parts}
     return pv.VAE(event_shape, latent_dim, prior=prior, posterior=posterior, **parts)
 
 
-def random_posterior(make, degrees=1):
-    """A posterior of so many degrees of freedom; on the sphere that is one dimension more."""
-    latent_dim = degrees + (kind(make) is posteriors.PowerSpherical)
+def random_posterior(make, intrinsic_dim=1):
+    """Create a posterior with random weights; ``latent_dim`` is one higher on the sphere."""
+    latent_dim = intrinsic_dim + (component_class(make) is posteriors.PowerSpherical)
     vae = small_vae(posterior=make, latent_dim=latent_dim).double().eval()
     for parameter in vae.posterior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

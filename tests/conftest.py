@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed seed, an empty parameter store, real data if there are."""
+"""Fixtures of all tests: a fixed seed, an empty parameter store, and real data if available."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pyro
 import pytest
 import streams
 
-_NEIGHBOUR = Path(__file__).parents[2] / "shared" / "data"
-if "PYRO_VAE_DATA" not in os.environ and _NEIGHBOUR.is_dir():
-    os.environ["PYRO_VAE_DATA"] = str(_NEIGHBOUR)
+_SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+if "PYRO_VAE_DATA" not in os.environ and _SHARED_DATA.is_dir():
+    os.environ["PYRO_VAE_DATA"] = str(_SHARED_DATA)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    streams.move(item.get_closest_marker("recorded_seed") is None)
+    streams.enable_offset(item.get_closest_marker("recorded_seed") is None)
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def clean_state():
+    """Clear the parameter store and set the seed."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
@@ -29,8 +30,8 @@ def fresh():
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real MNIST and Frey Face."""
+    """Folder with MNIST and Frey Face."""
     folder = Path(os.environ.get("PYRO_VAE_DATA", ""))
     if not (folder / "MNIST" / "raw").is_dir():
-        pytest.skip("PYRO_VAE_DATA names no folder with MNIST")
+        pytest.skip("no MNIST in the folder PYRO_VAE_DATA")
     return folder

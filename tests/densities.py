@@ -1,4 +1,4 @@
-"""Whether a density and its samples agree, in the few dimensions where that can be seen."""
+"""Numerical checks of a density and its samples in one or two dimensions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from scipy import stats
 from pyro_vae import distributions
 
 
-class Line(NamedTuple):
-    """A density along one coordinate.
+class DensityGrid(NamedTuple):
+    """A density on a grid of one coordinate.
 
     Attributes:
-        at: increasing values of the coordinate.
-        density: with respect to it.
+        points: increasing values of the coordinate.
+        density: density with respect to the coordinate.
     """
 
-    at: np.ndarray
+    points: np.ndarray
     density: np.ndarray
 
     @property
     def integral(self) -> float:
-        return float(np.trapezoid(self.density, self.at))
+        return float(np.trapezoid(self.density, self.points))
 
     def agrees(self, draws: torch.Tensor) -> bool:
-        """Kolmogorov–Smirnov of draws of the coordinate. False alarm 1e-4 for each call."""
-        steps = np.diff(self.at) * (self.density[1:] + self.density[:-1]) / 2
+        """Kolmogorov–Smirnov test of draws of the coordinate, with false-alarm rate 1e-4."""
+        steps = np.diff(self.points) * (self.density[1:] + self.density[:-1]) / 2
         cdf = np.concatenate([[0.0], np.cumsum(steps)])
         draws = draws.detach().double().numpy()
-        return stats.kstest(draws, lambda v: np.interp(v, self.at, cdf)).pvalue > 1e-4
+        return stats.kstest(draws, lambda v: np.interp(v, self.points, cdf)).pvalue > 1e-4
 
 
 def is_spherical(fn) -> bool:
@@ -41,15 +41,15 @@ def is_spherical(fn) -> bool:
 
 
 @torch.no_grad()
-def line(fn, low=-12.0, high=12.0, points=4801) -> Line:
-    """The density of a distribution of one degree of freedom: of ℝ, or of the circle by angle.
+def density_grid(fn, low=-12.0, high=12.0, points=4801) -> DensityGrid:
+    """Evaluate a density on a grid of ℝ, or of the circle (by angle).
 
-    A flow without an inverse is asked on a grid that it has itself pushed through.
+    A flow without an inverse is evaluated on a grid that it has transformed.
     """
     if is_spherical(fn):
-        at = torch.linspace(-math.pi, math.pi, points, dtype=torch.float64)
-        z = torch.stack([at.cos(), at.sin()], -1)
-        return Line(at.numpy(), fn.log_prob(z).exp().numpy())
+        angle = torch.linspace(-math.pi, math.pi, points, dtype=torch.float64)
+        z = torch.stack([angle.cos(), angle.sin()], -1)
+        return DensityGrid(angle.numpy(), fn.log_prob(z).exp().numpy())
     z = torch.linspace(low, high, points, dtype=torch.float64)[:, None]
     try:
         log_prob = fn.log_prob(z)
@@ -59,17 +59,17 @@ def line(fn, low=-12.0, high=12.0, points=4801) -> Line:
             z = transform(z)
         log_prob = fn.log_prob(z)
     order = z[:, 0].argsort()
-    return Line(z[order, 0].numpy(), log_prob[order].exp().numpy())
+    return DensityGrid(z[order, 0].numpy(), log_prob[order].exp().numpy())
 
 
 def coordinate(fn, draws: torch.Tensor) -> torch.Tensor:
-    """The coordinate of :func:`line` of draws ``(n, 1)``, or of ``(n, 2)`` from the circle."""
+    """Return the grid coordinate of draws ``(n, 1)``, or of ``(n, 2)`` on the circle."""
     return torch.atan2(draws[:, 1], draws[:, 0]) if is_spherical(fn) else draws[:, 0]
 
 
 @torch.no_grad()
 def plane_integral(fn, half_width=12.0, points=481) -> float:
-    """∫ p over two degrees of freedom: of ℝ², or of the sphere in three dimensions."""
+    """Integrate a density over ℝ², or over the unit sphere in three dimensions."""
     if is_spherical(fn):
         height = torch.linspace(-1, 1, 4 * points, dtype=torch.float64)
         angle = 2 * math.pi * torch.arange(points, dtype=torch.float64) / points

@@ -1,7 +1,7 @@
-"""A model whose log p(x), posterior and ELBO are known in closed form, as a Pyro program.
+"""Linear-Gaussian Pyro program with log p(x), posterior and ELBO in closed form.
 
-z ~ N(0, I), x | z ~ N(W z + b, s² I); the guide is the exact posterior, or a known distance
-away from it.
+z ~ N(0, I), x | z ~ N(W z + b, s² I). The guide is the exact posterior, or has a known KL
+divergence from it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import math
 
 import pyro
 import pyro.distributions as dist
-import streams
 import torch
 from pyro.nn import PyroModule, pyro_method
 
 
 class LinearGaussian(PyroModule):
-    """The program.
+    """Linear-Gaussian model and guide.
 
     Arguments:
-        latent_dim: the number D of latents.
+        latent_dim: the number D of latent variables.
         data_dim: the number P of observed variables.
-        shift: how many posterior standard deviations the guide's mean is off.
-        inflate: the guide's standard deviations over the posterior's.
-        seed: of W and b.
+        shift: offset of the guide's mean, in posterior standard deviations.
+        inflate: ratio of the guide's standard deviations to those of the posterior.
+        seed: seed of W and b, without the offset of ``PYRO_VAE_TEST_SEED``: it decides how hard the
+            problem is, e.g. how far the posterior is from a diagonal normal.
     """
 
     def __init__(self, latent_dim, data_dim=6, shift=0.0, inflate=1.0, seed=0):
         super().__init__()
-        generator = streams.generator(seed)
+        generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -49,12 +49,12 @@ class LinearGaussian(PyroModule):
         return self.marginal.sample((size,))
 
     def log_evidence(self, x):
-        """log p(x), ``(N,)``."""
+        """Return log p(x), ``(N,)``."""
         return self.marginal.log_prob(x)
 
     @property
     def divergence(self):
-        """KL(q ‖ posterior), the same for every datum."""
+        """KL(q ‖ posterior), which is the same for all examples."""
         d, c = self.latent_dim, self.inflate
         return 0.5 * (d * (c**2 - 1 - 2 * math.log(c)) + d * self.shift**2)
 

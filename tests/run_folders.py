@@ -1,4 +1,4 @@
-"""A small run for the tests of the command line, and what a refusal must look like."""
+"""Helpers for command-line tests: a small configuration and a check of error messages."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ fit: {epochs: 1, batch_size: 500, device: cpu}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files below a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def refused(capsys, argv: list[str], message: str, folder: Path) -> None:
-    """One sentence on the standard error, status 1, and no file changed."""
+def assert_error(capsys, argv: list[str], message: str, folder: Path) -> None:
+    """Check that a command fails with status 1 and one sentence, and changes no file."""
     before = snapshot(folder)
     capsys.readouterr()
     assert app.main(argv) == 1
     out, err = capsys.readouterr()
-    # what a terminal keeps of the progress bar is not part of the message
-    last = err[err.index("pyro-vae: ") :]
-    assert re.fullmatch(f"pyro-vae: {message}\n", last), last
+    # skip the progress bar
+    error = err[err.index("pyro-vae: ") :]
+    assert re.fullmatch(f"pyro-vae: {message}\n", error), error
     assert "Traceback" not in err
     assert out == ""
     assert snapshot(folder) == before

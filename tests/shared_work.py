@@ -1,4 +1,4 @@
-"""What the tests of several processes do in each of them, and by themselves to compare with."""
+"""Work for the multi-process tests, run in each process and in one process for comparison."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pyro_vae.core import distributed
 from pyro_vae.core.components import Labels
 from pyro_vae.core.random import seeded
 
-#: 21 by 5 leaves a last minibatch of one, of which the first of two processes has nothing.
+#: The last minibatch of 21 examples has a single one, and is empty in the first of two processes.
 N, BATCH = 21, 5
-small = {name: partial(pv.networks.MLP, hidden=(4,)) for name in ("encoder", "decoder")}
+SMALL_NETWORKS = {name: partial(pv.networks.MLP, hidden=(4,)) for name in ("encoder", "decoder")}
 
 
-class Told(dist.Normal):
-    """N(loc, scale) with a draw that somebody made out of given noise."""
+class GivenNoiseNormal(dist.Normal):
+    """N(loc, scale) with samples computed from given noise."""
 
     def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor) -> None:
         super().__init__(loc, scale)
@@ -37,29 +37,29 @@ class Told(dist.Normal):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.loc + self.scale * self.noise
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Told:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> GivenNoiseNormal:
         parts = (self.loc, self.scale, self.noise)
-        return Told(*(part.expand(batch_shape) for part in parts))
+        return GivenNoiseNormal(*(part.expand(batch_shape) for part in parts))
 
 
-class ToldVAE(PyroModule):
-    """A VAE whose noise comes with the data, and a weight w ~ N(0, 1) that all data share."""
+class GivenNoiseVAE(PyroModule):
+    """A VAE with noise given as part of the data, and a global weight w ~ N(0, 1)."""
 
     labels = Labels.CONDITION
 
-    def __init__(self, share: bool = True) -> None:
+    def __init__(self, scale_global: bool = True) -> None:
         super().__init__()
         self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(2, 6)
         self.mean = nn.Parameter(torch.zeros(()))
-        self.share = share
+        self.scale_global = scale_global
 
-    def _weight(self, x: Tensor, fn: Any) -> Tensor:
-        with pyro.poutine.scale(scale=len(x) / N if self.share else 1.0):
+    def _sample_weight(self, x: Tensor, fn: Any) -> Tensor:
+        with pyro.poutine.scale(scale=len(x) / N if self.scale_global else 1.0):
             return pyro.sample("w", fn)
 
     @pyro_method
     def model(self, x: Tensor, noise: Tensor) -> None:
-        w = self._weight(x, dist.Normal(torch.zeros(()), 1.0))
+        w = self._sample_weight(x, dist.Normal(torch.zeros(()), 1.0))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + w).to_event(1), obs=x)
@@ -67,14 +67,14 @@ class ToldVAE(PyroModule):
     @pyro_method
     def guide(self, x: Tensor, noise: Tensor) -> None:
         scale = torch.full((), 0.5)
-        self._weight(x, Told(self.mean, scale, torch.full((), 0.3)))
+        self._sample_weight(x, GivenNoiseNormal(self.mean, scale, torch.full((), 0.3)))
         with pyro.plate("data", len(x)):
             loc, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", Told(loc, log_scale.exp(), noise).to_event(1))
+            pyro.sample("z", GivenNoiseNormal(loc, log_scale.exp(), noise).to_event(1))
 
 
 class Mixture(PyroModule):
-    """y ~ Cat(π), x ~ Π Bernoulli(p_y): summed out, there is no noise at all."""
+    """y ~ Cat(π), x ~ Π Bernoulli(p_y), deterministic if y is summed out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,27 +94,27 @@ class Mixture(PyroModule):
             pyro.sample("y", q, infer={"enumerate": "parallel"})
 
 
-def data() -> pv.data.Split:
-    """Images, with noise for a draw of two latents beside each."""
-    made = streams.generator(1)
-    x = torch.bernoulli(torch.full((N, 6), 0.3), generator=made)
-    return pv.data.Split(x, labels=torch.randn(N, 2, generator=made))
+def make_split() -> pv.data.Split:
+    """Create binary data, with the noise of two latents as the labels."""
+    generator = streams.generator(1)
+    x = torch.bernoulli(torch.full((N, 6), 0.3), generator=generator)
+    return pv.data.Split(x, labels=torch.randn(N, 2, generator=generator))
 
 
-def vae(seed: int = 0, **parts: Any) -> pv.VAE:
+def make_vae(seed: int = 0, **parts: Any) -> pv.VAE:
     with seeded(seed):
-        return pv.VAE((6,), 2, **{**small, **parts})
+        return pv.VAE((6,), 2, **{**SMALL_NETWORKS, **parts})
 
 
-def told(epochs: int = 3, program: Any = None, **options: Any) -> dict[str, Any]:
-    """A fit that is the same however many processes do it."""
+def fit_given_noise(epochs: int = 3, program: Any = None, **options: Any) -> dict[str, Any]:
+    """Run a fit with results that do not depend on the number of processes."""
     if program is None:
-        # every process its own: all must start from the first one's
+        # different weights in each process: all must start from those of rank 0
         with seeded(distributed.rank()):
-            program = ToldVAE()
+            program = GivenNoiseVAE()
     history = pv.fit(
         program,
-        data(),
+        make_split(),
         **{
             "epochs": epochs,
             "batch_size": BATCH,
@@ -128,49 +128,51 @@ def told(epochs: int = 3, program: Any = None, **options: Any) -> dict[str, Any]
     return {"weights": program.state_dict(), "elbo": history["elbo"], "lr": history["lr"]}
 
 
-def mixture(**options: Any) -> dict[str, Any]:
+def fit_mixture(**options: Any) -> dict[str, Any]:
     with seeded(distributed.rank()):
         program = Mixture()
-    return told(program=program, objective=pv.objectives.EnumeratedELBO(), **options)
+    return fit_given_noise(program=program, objective=pv.objectives.EnumeratedELBO(), **options)
 
 
-#: By name, fits whose result is that of one process with the whole minibatch.
-TRUTHS: dict[str, Callable[[], dict[str, Any]]] = {
-    "ELBO": told,
-    "sampled KL": partial(told, objective=pv.objectives.ELBO(analytic_kl=False, beta=0.5)),
-    "MAP": partial(told, objective=pv.objectives.ELBO(map_weights=True)),
-    "Pyro's own": partial(told, objective=pyro.infer.Trace_ELBO()),
-    "momentum": partial(told, optimizer=partial(torch.optim.SGD, lr=1e-3, momentum=0.9)),
-    "enumerated": mixture,
+#: Fits with the same result as one process with the whole minibatch, by name.
+EXACT_FITS: dict[str, Callable[[], dict[str, Any]]] = {
+    "ELBO": fit_given_noise,
+    "sampled KL": partial(
+        fit_given_noise, objective=pv.objectives.ELBO(analytic_kl=False, beta=0.5)
+    ),
+    "MAP": partial(fit_given_noise, objective=pv.objectives.ELBO(map_weights=True)),
+    "Pyro's own": partial(fit_given_noise, objective=pyro.infer.Trace_ELBO()),
+    "momentum": partial(fit_given_noise, optimizer=partial(torch.optim.SGD, lr=1e-3, momentum=0.9)),
+    "enumerated": fit_mixture,
 }
 
 
-def freely() -> dict[str, Any]:
-    """A fit with noise and early stopping, in which every process draws its own."""
-    program = vae(distributed.rank())
+def fit_early_stopping() -> dict[str, Any]:
+    """Run a fit with early stopping and different noise in each process."""
+    program = make_vae(distributed.rank())
     history = pv.fit(
         program,
-        data(),
-        valid=data().head(5),
+        make_split(),
+        valid=make_split().head(5),
         epochs=30,
         patience=2,
         batch_size=BATCH,
         optimizer=partial(torch.optim.Adam, lr=0.3),
         device="cpu",
     )
-    told = {name: history[name] for name in ("elbo", "valid_elbo", "lr", "step")}
-    return {"weights": program.state_dict(), "best": history.best_epoch, **told}
+    series = {name: history[name] for name in ("elbo", "valid_elbo", "lr", "step")}
+    return {"weights": program.state_dict(), "best": history.best_epoch, **series}
 
 
-def bayesian() -> dict[str, Any]:
+def fit_bayesian() -> dict[str, Any]:
     with seeded(0):
-        program = pv.BayesianVAE((6,), 2, **small)
-    pv.fit(program, data(), epochs=2, batch_size=BATCH, device="cpu")
+        program = pv.BayesianVAE((6,), 2, **SMALL_NETWORKS)
+    pv.fit(program, make_split(), epochs=2, batch_size=BATCH, device="cpu")
     return {"weights": program.state_dict()}
 
 
-#: What every ruler is asked of the same data.
-RULERS: dict[str, dict[str, Any]] = {
+#: Options of ``evaluate`` for each estimator.
+ESTIMATORS: dict[str, dict[str, Any]] = {
     "weights": {"num_samples": 60, "keep_log_weights": True, "corrected": True, "ks": (5,)},
     "defensive": {"num_samples": 30, "defensive": 0.3},
     "adaptive": {"num_samples": 1600, "tolerance": 0.05, "ks": (5,)},
@@ -179,28 +181,31 @@ RULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def judged(name: str, rows: slice = slice(None), seed: int = 7, **options: Any) -> pv.Bounds:
-    return pv.evaluate(vae(), data().values[rows], seed=seed, **RULERS[name], **options)
+def run_evaluation(
+    name: str, rows: slice = slice(None), seed: int = 7, **options: Any
+) -> pv.Bounds:
+    x = make_split().values[rows]
+    return pv.evaluate(make_vae(), x, seed=seed, **ESTIMATORS[name], **options)
 
 
-#: What is refused, and how the sentence begins and ends.
-REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+#: Calls that raise, with a pattern for the message.
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "free bits": (
-        partial(told, objective=pv.objectives.ELBO(free_bits=0.1)),
-        r"expected an objective that is a sum over .* got ELBO, but free bits look at the mean",
+        partial(fit_given_noise, objective=pv.objectives.ELBO(free_bits=0.1)),
+        r"expected an objective that is a sum over .* got ELBO, but free bits depend on the mean",
     ),
     "chains": (
-        partial(told, objective=pv.objectives.MonteCarloEM()),
-        r"expected an objective .* got MonteCarloEM, but the chain of a datum stays",
+        partial(fit_given_noise, objective=pv.objectives.MonteCarloEM()),
+        r"expected an objective .* got MonteCarloEM, but each process keeps the chains",
     ),
     "joint bound": (
-        partial(told, objective=RenyiELBO(num_particles=2)),
-        r"expected an objective .* got RenyiELBO, but nothing is known",
+        partial(fit_given_noise, objective=RenyiELBO(num_particles=2)),
+        r"expected an objective .* got RenyiELBO, but it is not known",
     ),
     "batch norm": (
         lambda: pv.fit(
-            vae(encoder=partial(pv.networks.MLP, hidden=(4,), norm="batch")),
-            data(),
+            make_vae(encoder=partial(pv.networks.MLP, hidden=(4,), norm="batch")),
+            make_split(),
             batch_size=6,
             epochs=1,
             device="cpu",
@@ -209,36 +214,40 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "best scale": (
         lambda: pv.fit(
-            vae(likelihood=partial(pv.likelihoods.Gaussian, scale="optimal")),
-            data(),
+            make_vae(likelihood=partial(pv.likelihoods.Gaussian, scale="optimal")),
+            make_split(),
             batch_size=5,
             epochs=1,
             device="cpu",
         ),
-        r"expected a program whose data do not meet .* got 'likelihood.average_moment'",
+        r"expected a program that treats examples independently.* got 'likelihood.average_moment'",
     ),
     "shared site": (
-        lambda: told(program=ToldVAE(share=False)),
-        r"expected sites in the plate 'data' .* got 'w', which would be counted otherwise",
+        lambda: fit_given_noise(program=GivenNoiseVAE(scale_global=False)),
+        r"expected sites whose scale is constant in the plate 'data' .* got 'w', whose scale is "
+        r"not",
     ),
     "other seed": (
-        lambda: told(seed=distributed.rank()),
-        r"expected the same settings and data in all 2 processes; got another seed in process 1",
+        lambda: fit_given_noise(seed=distributed.rank()),
+        r"expected the same settings and data in all 2 processes; got a different seed in "
+        r"process 1",
     ),
     "other data": (
-        lambda: pv.fit(vae(), data().head(N - distributed.rank()), epochs=1, device="cpu"),
-        r"expected the same settings .* got another number of data in process 1",
+        lambda: pv.fit(
+            make_vae(), make_split().head(N - distributed.rank()), epochs=1, device="cpu"
+        ),
+        r"expected the same settings .* got a different number of examples in process 1",
     ),
     "too few": (
-        lambda: pv.evaluate(vae(), data().values[:1], num_samples=30),
-        r"expected a datum for each of 2 processes at least; got 1: start fewer",
+        lambda: pv.evaluate(make_vae(), make_split().values[:1], num_samples=30),
+        r"expected at least one example for each of 2 processes; got 1: start fewer",
     ),
 }
 
 
-def _refusals() -> dict[str, str]:
+def _error_messages() -> dict[str, str]:
     messages = {}
-    for name, (call, _) in REFUSED.items():
+    for name, (call, _) in ERRORS.items():
         try:
             call()
         except ValueError as error:
@@ -246,36 +255,36 @@ def _refusals() -> dict[str, str]:
     return messages
 
 
-def _noise() -> tuple[float, float, float]:
-    """A number that all draw, one of each process's own, and one of all again."""
+def _draw_noise() -> tuple[float, float, float]:
+    """Draw a shared number, one that depends on the rank, and a shared number again."""
     with seeded(3):
         common = float(torch.rand(()))
         with seeded(4):
             distributed.seed_by_rank()
-            own = float(torch.rand(()))
-        return common, own, float(torch.rand(()))
+            by_rank = float(torch.rand(()))
+        return common, by_rank, float(torch.rand(()))
 
 
-def everything(folder: Path) -> dict[str, Any]:
-    """All of it, in one of two processes."""
-    mine = folder / f"rank{distributed.rank()}"
-    found: dict[str, Any] = {name: fit() for name, fit in TRUTHS.items()}
-    found["freely"], found["bayesian"] = freely(), bayesian()
-    found["refused"], found["noise"] = _refusals(), _noise()
-    # a file of each, to see who writes; and one for both, to resume from
-    told(epochs=2, checkpoint=mine / "state.pt")
-    found["paused"] = told(epochs=2, checkpoint=folder / "state.pt")
-    found["resumed"] = told(epochs=3, checkpoint=folder / "state.pt", resume=True)
-    for name in RULERS:
-        bounds = judged(name, checkpoint=folder / f"{name}.npz")
-        found[f"bounds {name}"] = bounds.to_datatree()["bounds"].to_dataset().to_dict()
+def run_all(folder: Path) -> dict[str, Any]:
+    """Run all of this module's work in one of two processes."""
+    rank_folder = folder / f"rank{distributed.rank()}"
+    results: dict[str, Any] = {name: fit() for name, fit in EXACT_FITS.items()}
+    results["early_stopping"], results["bayesian"] = fit_early_stopping(), fit_bayesian()
+    results["errors"], results["noise"] = _error_messages(), _draw_noise()
+    # one file per rank, to check which process writes; and a common one, to resume from
+    fit_given_noise(epochs=2, checkpoint=rank_folder / "state.pt")
+    results["paused"] = fit_given_noise(epochs=2, checkpoint=folder / "state.pt")
+    results["resumed"] = fit_given_noise(epochs=3, checkpoint=folder / "state.pt", resume=True)
+    for name in ESTIMATORS:
+        bounds = run_evaluation(name, checkpoint=folder / f"{name}.npz")
+        results[f"bounds {name}"] = bounds.to_datatree()["bounds"].to_dataset().to_dict()
         if name == "weights":
-            found["raw"] = torch.from_numpy(bounds.log_weights)
-    return found
+            results["log_weights"] = torch.from_numpy(bounds.log_weights)
+    return results
 
 
 def fail() -> None:
-    """A datum that the second of two processes meets has no weight."""
+    """Evaluate data with an example of NaN weight in the second of two processes."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -297,7 +306,7 @@ if __name__ == "__main__":
     with distributed.process_group():
         if sys.argv[1] == "fail":
             fail()
-        result = everything(Path(sys.argv[1]))
-        mine = Path(sys.argv[1]) / f"rank{distributed.rank()}.pt"
+        result = run_all(Path(sys.argv[1]))
+        file = Path(sys.argv[1]) / f"rank{distributed.rank()}.pt"
     result["threads"] = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
-    torch.save(result, mine)
+    torch.save(result, file)

@@ -1,9 +1,9 @@
-"""The tests' streams of random numbers, all of which ``PYRO_VAE_TEST_SEED`` moves together.
+"""Random streams of the tests, shifted together by ``PYRO_VAE_TEST_SEED``.
 
-A test that passes with one stream only is a false alarm on the next processor or release of
-torch. With ``PYRO_VAE_TEST_SEED=1`` every seed that a test or the package sets is moved by
-the same amount, so that equal seeds still give equal numbers and other seeds other numbers.
-Tests marked ``recorded_seed`` keep their seeds: they compare with numbers recorded once.
+A test that only passes with one random stream may fail on another processor or torch version.
+``PYRO_VAE_TEST_SEED=1`` shifts all seeds that tests and the package set by the same amount, so
+equal seeds stay equal and different seeds stay different. Tests marked ``recorded_seed`` keep
+their seeds, as they compare with recorded numbers.
 """
 
 from __future__ import annotations
@@ -11,50 +11,61 @@ from __future__ import annotations
 import functools
 import os
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-#: Far apart, so that ``range(20)`` has no seed in common with that of another offset.
+#: Large, so that small seeds such as ``range(20)`` do not overlap between offsets.
 STEP = 1_000_003
 
 offset = int(os.environ.get("PYRO_VAE_TEST_SEED", "0"))
-_moving = True
+_enabled = True
 
 
-def move(moving: bool) -> None:
-    """Whether the offset counts from here on; it does from the start."""
-    global _moving
-    _moving = moving
+def enable_offset(enabled: bool) -> None:
+    """Enable or disable the offset; it is enabled initially."""
+    global _enabled
+    _enabled = enabled
 
 
-def moved(seed: int) -> int:
-    """``seed`` with the offset; within 32 bits, which NumPy takes."""
-    return (seed + STEP * offset) % 2**32 if _moving and offset else seed
+def shift_seed(seed: int) -> int:
+    """Add the offset to ``seed``, modulo 2³² as NumPy requires."""
+    return (seed + STEP * offset) % 2**32 if _enabled and offset else seed
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator of torch with the offset: ``torch.Generator`` itself cannot be wrapped."""
-    return torch.Generator().manual_seed(moved(seed))
+    """Return a torch generator with a shifted seed, as ``torch.Generator`` cannot be wrapped."""
+    return torch.Generator().manual_seed(shift_seed(seed))
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+#: Code for ``python -c`` in a subprocess that gives it the same streams.
+PRELUDE = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import streams\n"
+
+
+def pyro_vae(*args: str) -> list[str]:
+    """Return the command ``python -m pyro_vae`` with these arguments and the same streams."""
+    code = "import runpy; runpy.run_module('pyro_vae', run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", PRELUDE + code, *args]
+
+
+def _with_shifted_seed(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], int):
-            args = (moved(args[0]), *args[1:])
-        elif args and isinstance(args[0], list):  # entropy of numpy.random.default_rng
-            args = ([moved(0), *args[0]] if _moving else args[0], *args[1:])
+            args = (shift_seed(args[0]), *args[1:])
         return function(*args, **kwargs)
 
     return call
 
 
-# pyro.set_rng_seed, and with it the package's `seeded`, go through these too
+# pyro.set_rng_seed and the package's `seeded` call these functions too. Lists of entropy are not
+# shifted, so that subprocesses without the offset split named data sets alike
 if offset:
-    torch.manual_seed = _wrapped(torch.manual_seed)
-    np.random.seed = _wrapped(np.random.seed)
-    np.random.default_rng = _wrapped(np.random.default_rng)
-    random.seed = _wrapped(random.seed)
+    torch.manual_seed = _with_shifted_seed(torch.manual_seed)
+    np.random.seed = _with_shifted_seed(np.random.seed)
+    np.random.default_rng = _with_shifted_seed(np.random.default_rng)
+    random.seed = _with_shifted_seed(random.seed)

@@ -1,4 +1,4 @@
-"""The contract of every prior, likelihood, posterior and network."""
+"""Contract of all priors, likelihoods, posteriors and networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from components import (
-    COMBINED,
+    COMPATIBLE_PAIRS,
     LIKELIHOODS,
     NETWORKS,
     POSTERIORS,
@@ -26,21 +26,21 @@ from torch.distributions.transforms import SigmoidTransform
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, posteriors, priors
 from pyro_vae.data import Kind
-from pyro_vae.distributions import GivenTotal
+from pyro_vae.distributions import ConditionedOnTotal
 
-FAMILIES = {priors: PRIORS, likelihoods: LIKELIHOODS, posteriors: POSTERIORS, networks: NETWORKS}
+COMPONENTS = {priors: PRIORS, likelihoods: LIKELIHOODS, posteriors: POSTERIORS, networks: NETWORKS}
 
 
-@pytest.mark.parametrize("module", FAMILIES, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", COMPONENTS, ids=lambda m: m.__name__)
 def test_every_component_is_listed(module):
     public = {n for n in module.__all__ if not inspect.isabstract(getattr(module, n))}
-    listed = {name.split(",")[0].split(" ")[0] for name in FAMILIES[module]}
+    listed = {name.split(",")[0].split(" ")[0] for name in COMPONENTS[module]}
     assert public == listed
 
 
 @torch.no_grad()
 def _integral(fn, low=-12.0, high=12.0, points=1201, dims=1):
-    """∫ exp(log p) over a grid, by the trapezoid rule."""
+    """Integrate exp(log p) over a grid with the trapezoidal rule."""
     axis = torch.linspace(low, high, points, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims)
     weights = torch.full((points,), float(axis[1] - axis[0]), dtype=torch.float64)
@@ -50,37 +50,38 @@ def _integral(fn, low=-12.0, high=12.0, points=1201, dims=1):
 
 
 @torch.no_grad()
-def _agrees(fn, draws, low=-12.0, high=12.0, points=4801):
-    """Kolmogorov–Smirnov of 1-D samples against the integrated density.
+def _samples_match_density(fn, samples, low=-12.0, high=12.0, points=4801):
+    """Kolmogorov–Smirnov test of 1-D samples against the integrated density.
 
-    False alarm 1e-4 for each call.
+    False alarm 1e-4 per call.
     """
     axis = torch.linspace(low, high, points, dtype=torch.float64)
     density = fn.log_prob(axis[:, None]).exp()
     cdf = torch.cumsum(density, 0).numpy() * float(axis[1] - axis[0])
-    return stats.kstest(draws, lambda v: np.interp(v, axis.numpy(), cdf)).pvalue > 1e-4
+    return stats.kstest(samples, lambda v: np.interp(v, axis.numpy(), cdf)).pvalue > 1e-4
 
 
-def _counts_agree(draws, probabilities):
-    """χ² of discrete samples, rare values pooled. False alarm 1e-4 for each call."""
+def _samples_match_probabilities(samples, probabilities):
+    """χ² test of discrete samples, with rare values pooled. False alarm 1e-4 per call."""
     order = probabilities.argsort(descending=True)
-    common = order[probabilities[order] * len(draws) >= 5]
-    seen = torch.stack([(draws == value).sum() for value in common]).double()
-    expected = probabilities[common] * len(draws)
-    rest = len(draws) - torch.stack([seen.sum(), expected.sum()])
-    if rest[1] > 1:
-        seen, expected = torch.cat([seen, rest[:1]]), torch.cat([expected, rest[1:]])
-    statistic = float(((seen - expected) ** 2 / expected).sum())
-    return stats.chi2.sf(statistic, len(seen) - 1) > 1e-4
+    common = order[probabilities[order] * len(samples) >= 5]
+    observed = torch.stack([(samples == value).sum() for value in common]).double()
+    expected = probabilities[common] * len(samples)
+    pooled = len(samples) - torch.stack([observed.sum(), expected.sum()])
+    if pooled[1] > 1:
+        observed = torch.cat([observed, pooled[:1]])
+        expected = torch.cat([expected, pooled[1:]])
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    return stats.chi2.sf(statistic, len(observed) - 1) > 1e-4
 
 
 def _noisy_data(likelihood, size):
-    """Data of shape (size, 2, 3) for a likelihood: four pixels that vary, two that never do."""
-    whole = likelihood.support in (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
-    top = getattr(likelihood, "levels", 1 if likelihood.support is Kind.BINARY else 20)
+    """Return data (size, 2, 3) for a likelihood: four random pixels and two constant ones."""
+    discrete = likelihood.supported_kind in (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
+    top = getattr(likelihood, "levels", 1 if likelihood.supported_kind is Kind.BINARY else 20)
     rates = torch.tensor([[0.3, 0.5, 0.6], [0.9, 1.0, 0.0]])
     x = torch.binomial(torch.full((size, 2, 3), float(top)), rates.expand(size, 2, 3))
-    x = x if whole else x / top
+    x = x if discrete else x / top
     return x.clamp(1e-3, 1 - 1e-3) if isinstance(likelihood, likelihoods.Beta) else x
 
 
@@ -102,55 +103,56 @@ class TestLikelihoods:
     def test_density_and_samples(self, make):
         p = make(2, (1,), SMALL).double().eval()
         fn = p(torch.randn(2, dtype=torch.float64))
-        if isinstance(fn, GivenTotal):
-            fn = fn.given(torch.tensor(7.0, dtype=torch.float64))
+        if isinstance(fn, ConditionedOnTotal):
+            fn = fn.conditional(torch.tensor(7.0, dtype=torch.float64))
         if isinstance(p, likelihoods.Beta):
-            # infinite at both ends of (0, 1), but not so on the scale of the log odds
+            # the density can be infinite at 0 and 1; that of the log odds is bounded
             fn = dist.TransformedDistribution(fn, SigmoidTransform().inv)
-        draws = fn.sample((4000,))[:, 0]
-        if p.support in (Kind.BINARY, Kind.LEVELS, Kind.COUNTS):
-            top = getattr(p, "levels", 1 if p.support is Kind.BINARY else 400)
+        samples = fn.sample((4000,))[:, 0]
+        if p.supported_kind in (Kind.BINARY, Kind.LEVELS, Kind.COUNTS):
+            top = getattr(p, "levels", 1 if p.supported_kind is Kind.BINARY else 400)
             values = torch.arange(top + 1, dtype=torch.float64)[:, None]
             probabilities = fn.log_prob(values).exp()
             assert float(probabilities.sum()) == pytest.approx(1, abs=1e-6)
-            assert _counts_agree(draws.long(), probabilities)
+            assert _samples_match_probabilities(samples.long(), probabilities)
             assert float(fn.mean) == pytest.approx(float(probabilities @ values[:, 0]), rel=1e-6)
         else:
-            low, high = (0.0, 1.0) if p.support is Kind.UNIT else (-40.0, 40.0)
+            low, high = (0.0, 1.0) if p.supported_kind is Kind.UNIT else (-40.0, 40.0)
             if isinstance(p, likelihoods.Beta):
-                low, high = -30.0, 30.0  # beyond, x itself is rounded to 1
-            # a Student t with few degrees of freedom has 1e-4 beyond ±40
+                low, high = -30.0, 30.0  # beyond, x is rounded to 1
+            # a Student t with few degrees of freedom has mass 1e-4 beyond ±40
             assert _integral(fn, low, high, 16_001) == pytest.approx(1, abs=1e-3)
-            assert _agrees(fn, draws.numpy(), low, high, 16_001)
+            assert _samples_match_density(fn, samples.numpy(), low, high, 16_001)
 
     @torch.no_grad()
-    def test_starts_at_the_mean_of_the_data(self, make):
+    def test_initial_mean_is_that_of_the_data(self, make):
         p = make(4, (2, 3), SMALL).eval()
         x = _noisy_data(p, 400)
         p.check(x)
-        outputs = p.outputs_for(x)
+        outputs = p.initial_outputs(x)
         assert outputs.shape == p.network.out_shape
         p.init_from_data(x)
         p.network.forward = lambda z: outputs.expand(*z.shape[:-1], *outputs.shape)
         mean = p(torch.randn(7, 4)).mean
-        # most keep 1e-3 off an end, a gate starts at 1e-2, and two levels are few for an integral;
-        # torch's continuous Bernoulli has no mean outside [0.066, 0.934]
-        room = 0.07 if isinstance(p, likelihoods.ContinuousBernoulli) else 0.015
+        # most are clamped to 1e-3 from the ends, gates start at 1e-2, and two levels are coarse for
+        # an integral; the mean of torch's ContinuousBernoulli is limited to [0.066, 0.934]
+        tolerance = 0.07 if isinstance(p, likelihoods.ContinuousBernoulli) else 0.015
         expected = x.mean(0).expand_as(mean)
-        torch.testing.assert_close(mean, expected, atol=room * float(x.max()), rtol=0)
+        torch.testing.assert_close(mean, expected, atol=tolerance * float(x.max()), rtol=0)
 
     @torch.no_grad()
     def test_any_particle_dimensions(self, make):
         p = make(4, (2, 3), SMALL).eval()
         z, x = torch.randn(3, 7, 5, 4), data_for(p, 5)
-        every = p(z).log_prob(x)
-        assert every.shape == (3, 7, 5)
-        torch.testing.assert_close(every[2, 6, 1:2], p(z[2, 6, 1:2]).log_prob(x[1:2]))
-        # as a Pyro plate makes it of one that does not depend on the particles
-        wide = p(z[0, 0]).expand((7, 5))
-        assert wide.batch_shape == (7, 5) and wide.mean.shape == wide.sample().shape == (7, 5, 2, 3)
-        torch.testing.assert_close(wide.log_prob(x), p(z[0, 0]).log_prob(x).expand(7, 5))
-        torch.testing.assert_close(wide.mean[3], p(z[0, 0]).mean)
+        log_p = p(z).log_prob(x)
+        assert log_p.shape == (3, 7, 5)
+        torch.testing.assert_close(log_p[2, 6, 1:2], p(z[2, 6, 1:2]).log_prob(x[1:2]))
+        # a Pyro plate expands a distribution that does not depend on the particles
+        expanded = p(z[0, 0]).expand((7, 5))
+        assert expanded.batch_shape == (7, 5)
+        assert expanded.mean.shape == expanded.sample().shape == (7, 5, 2, 3)
+        torch.testing.assert_close(expanded.log_prob(x), p(z[0, 0]).log_prob(x).expand(7, 5))
+        torch.testing.assert_close(expanded.mean[3], p(z[0, 0]).mean)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_dtypes(self, make, dtype):
@@ -168,9 +170,9 @@ class TestNetworks:
     def test_any_batch_dimensions(self, make, in_shape, out_shape):
         network = make(in_shape, out_shape)
         x = torch.randn(7, 5, *in_shape)
-        assert network(x).shape == (7, 5, *out_shape)  # and batch norm has its statistics
+        assert network(x).shape == (7, 5, *out_shape)  # also updates the statistics of batch norm
         out = network.eval()(x)
-        # every batch element by itself
+        # batch elements are independent
         for index in ((), (3,), (3, 2), (slice(2, 2),)):
             torch.testing.assert_close(network(x[index]), out[index])
         expected = ", ".join(map(str, in_shape))
@@ -181,24 +183,24 @@ class TestNetworks:
         network = make(in_shape, out_shape).double()
         network(torch.randn(50, *in_shape, dtype=torch.float64)).square().sum().backward()
         for name, parameter in network.named_parameters():
-            # where a gradient vanishes (a bias that a norm takes away again) rounding is left
+            # a gradient of zero (a bias before a norm) would leave rounding errors only
             assert parameter.grad is not None and parameter.grad.abs().sum() > 1e-10, name
 
-    def test_dtypes_and_state(self, make, in_shape, out_shape):
+    def test_dtypes_and_state_dict(self, make, in_shape, out_shape):
         network, other = (make(in_shape, out_shape) for _ in range(2))
         network(torch.randn(50, *in_shape))
         x = torch.randn(5, *in_shape)
         expected = network.eval()(x)
         assert other.load_state_dict(network.state_dict()) and other.eval()
         torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
-        wide = other.double()(x.double())
-        assert wide.dtype == torch.float64
-        torch.testing.assert_close(wide.float(), expected)
+        double = other.double()(x.double())
+        assert double.dtype == torch.float64
+        torch.testing.assert_close(double.float(), expected)
 
 
-@pytest.mark.parametrize(("prior", "posterior"), COMBINED)
+@pytest.mark.parametrize(("prior", "posterior"), COMPATIBLE_PAIRS)
 def test_both_kl_estimators_agree(prior, posterior):
-    # in expectation: 4000 particles each, at 5 standard errors (false alarm < 1e-5)
+    # in expectation: 4000 particles each, 5 standard errors (false alarm < 1e-5)
     vae = small_vae(PRIORS[prior], POSTERIORS[posterior]).double()
     x = torch.bernoulli(torch.full((1, 3), 0.5, dtype=torch.float64))
     pyro.set_rng_seed(0)
@@ -212,7 +214,7 @@ def test_both_kl_estimators_agree(prior, posterior):
 
 
 class TestReferences:
-    """Against slow, obvious formulas."""
+    """Comparison with direct formulas in SciPy and NumPy."""
 
     @torch.no_grad()
     def test_mixture_of_normals(self):
@@ -267,13 +269,13 @@ class TestReferences:
         torch.nn.init.normal_(inflated.log_total_count)
         logits, gates = inflated.network(z)
         r, gate = inflated.log_total_count.exp().numpy(), gates.sigmoid().numpy()
-        # scipy's p is the probability of stopping, ours of going on
+        # scipy's p is 1 − probs of torch
         pmf = stats.nbinom.pmf(counts, r, 1 - logits.sigmoid().numpy())
         expected = np.log(gate * (counts == 0) + (1 - gate) * pmf).sum()
         assert float(inflated(z).log_prob(x)) == pytest.approx(expected)
 
     @torch.no_grad()
-    def test_normals_with_correlations(self):
+    def test_correlated_normals(self):
         x = torch.randn(3, dtype=torch.float64)
         z = torch.randn(4, dtype=torch.float64)
         full = posteriors.FullCovarianceNormal((3,), 4, SMALL).double()
@@ -325,7 +327,7 @@ def test_bad_arguments(make, message):
         make()
 
 
-def test_vamp_prior_must_be_bound():
+def test_unbound_vamp_prior_raises():
     with pytest.raises(RuntimeError, match="call bind\\(posterior\\) first"):
         priors.VampPrior(2)()
 
@@ -346,7 +348,7 @@ def test_vamp_prior_must_be_bound():
         ("Gaussian", torch.tensor([[0.0, math.nan, 1.0]]), r"got 1 NaN or infinite of 3"),
     ],
 )
-def test_data_without_density_are_refused(likelihood, x, message):
+def test_data_without_density_raise(likelihood, x, message):
     vae = pv.VAE((3,), 2, likelihood=LIKELIHOODS[likelihood], encoder=SMALL, decoder=SMALL)
     with pytest.raises(ValueError, match=message):
         vae.check(x)
@@ -357,7 +359,7 @@ def test_data_without_density_are_refused(likelihood, x, message):
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 3, 1), (3,), (0, 3)])
-def test_data_of_another_shape_are_refused(shape):
+def test_data_of_another_shape_raise(shape):
     vae = pv.VAE((3,), 2, encoder=SMALL, decoder=SMALL)
     with pytest.raises(ValueError, match=r"expected x.shape \(N ≥ 1, 3\); got \("):
         vae.check(torch.zeros(shape))

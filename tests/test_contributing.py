@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from components import SMALL, small_vae
-from densities import line
+from densities import density_grid
 from torch import nn
 
 import pyro_vae as pv
@@ -39,7 +39,7 @@ def shown():
 
 def test_the_prior(shown):
     fn = small_vae(shown["Logistic"], latent_dim=1).double().prior()
-    along = line(fn, -40.0, 40.0)
+    along = density_grid(fn, -40.0, 40.0)
     assert along.integral == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match=r"expected scale > 0; got 0\.0"):
         shown["Logistic"](2, scale=0.0)
@@ -48,7 +48,7 @@ def test_the_prior(shown):
 def test_the_likelihood(shown):
     vae = small_vae(likelihood=shown["Exponential"])
     x = torch.rand(40, 3) * torch.tensor([0.5, 5.0, 50.0])
-    vae.likelihood.network.forward = lambda z: vae.likelihood.outputs_for(x).expand(len(z), 3)
+    vae.likelihood.network.forward = lambda z: vae.likelihood.initial_outputs(x).expand(len(z), 3)
     torch.testing.assert_close(vae.likelihood(torch.zeros(1, 2)).mean[0], x.mean(0))
     vae.check(x)
     with pytest.raises(ValueError, match=r"Exponential scores x ≥ 0; got -0\.5: use Gaussian"):

@@ -1,4 +1,4 @@
-"""What the documents and the experiments show runs as written, only shorter."""
+"""Code and commands in the documents run as written, with smaller numbers."""
 
 from __future__ import annotations
 
@@ -6,80 +6,188 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import pyro_vae as pv
 from pyro_vae.cli.app import main
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README", "docs/components", "docs/data", "docs/estimators", "docs/command-line")
 
-_WALK = ["--annealing.num_chains=2", "--annealing.num_temperatures=5", "--annealing.num_steps=2"]
-#: Further words that make a command of the README short.
-SHORTER = {
+_ANNEALING = [
+    "--annealing.num_chains=2",
+    "--annealing.num_temperatures=5",
+    "--annealing.num_steps=2",
+]
+#: Options that make a documented command fast.
+FAST_OPTIONS = {
     "evaluate": ["--num-data", "40"],
-    "bdmc": ["--num-data", "3", "--num-samples", "60", *_WALK],
-    "gaps": ["--num-data", "3", "--num-steps", "5", "--num-samples", "60", *_WALK],
+    "bdmc": ["--num-data", "3", "--num-samples", "60", *_ANNEALING],
+    "gaps": ["--num-data", "3", "--num-steps", "5", "--num-samples", "60", *_ANNEALING],
     "latents": ["--num-data", "40", "--num-draws", "100"],
-    "rate-distortion": ["--num-data", "3", *_WALK],
+    "rate-distortion": ["--num-data", "3", *_ANNEALING],
+}
+VERBS = {
+    *("fit", "evaluate", "compare", "report", *FAST_OPTIONS),
+    *("sample", "reconstruct", "interpolate", "traverse", "infer", "anomaly", "encode"),
 }
 
 
-def _blocks(document):
-    return re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+def text(page):
+    return (ROOT / f"{page}.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_s_python(tmp_path, monkeypatch):
-    block, uses, rulers, _ = _blocks(README)
-    monkeypatch.chdir(tmp_path)
-    shorter = block.replace("epochs=50", "epochs=1").replace("5000", "60")
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", text(page), re.DOTALL)
+
+
+def execute(code, scope, replacements=()):
+    for old, new in dict(replacements).items():
+        assert old in code, (old, code)
+        code = code.replace(old, new)
+    exec(compile(code, "documentation", "exec"), scope)
+
+
+def table_structure(printed):
+    """The two header lines of a printed table of bounds, and the role of each row by its label."""
+    head, columns, *lines = printed.strip().splitlines()
+    body = lines[: next(i for i, line in enumerate(lines) if line.startswith("k̂"))]
+    cells = [re.split(r"\s{2,}", line.strip()) for line in body]
+    return {"head": head, "columns": columns.split(), **{row[0]: row[-1] for row in cells}}
+
+
+@pytest.fixture
+def trained():
+    """The names that the documents' code assumes: a VAE after one epoch, and its data."""
+    data = pv.data.load("mnist5k", binarize="dynamic")
+    vae = pv.VAE(data.event_shape, latent_dim=2)
+    pv.fit(vae, data.train, epochs=1)
+    return {"pv": pv, "data": data, "vae": vae}
+
+
+def test_readme_quick_start(capsys):
+    quick_start, own_program, _, own_prior = blocks("README")
     scope: dict = {}
-    exec(compile(shorter, "README.md", "exec"), scope)
+    code = quick_start.replace("data.train)", "data.train, epochs=1)")
+    code = code.replace("data.test)", "data.test, num_samples=60, ks=(5, 50))")
+    assert code.count("epochs=1") == code.count("num_samples=60") == 1
+    execute(code, scope)
+    # the README shows what is printed: the same head, columns, rows and roles
+    shown = re.search(r"```\n(\d+ examples.*?)```", text("README"), re.DOTALL)
+    assert shown is not None
+    recorded = table_structure(shown[1])
+    del recorded["L_500"]
+    recorded["L_60"] = recorded.pop("L_5000")
+    assert table_structure(capsys.readouterr().out.replace("× 60 ", "× 5000 ")) == recorded
+
+    scope |= {"model": scope["vae"].model, "guide": scope["vae"].guide}
+    scope["x"] = scope["data"].test.materialize(0)[:7]
+    execute(own_program.replace("1000", "60"), scope)
+    assert scope["log_w"].shape == (60, 7)
+    assert scope["bounds"].elbo < scope["bounds"].log_evidence
+    execute(own_prior, scope)
+    torch.testing.assert_close(scope["vae"].prior().base_dist.scale, torch.ones(20))
+
+
+def test_components_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _ = blocks("docs/components")
+    scope: dict = {}
+    execute(code, scope, {"epochs=50": "epochs=1", "5000": "60"})
     assert scope["bounds"].iwae.keys() == {5, 50, 60}
     assert scope["bounds"].elbo < scope["bounds"].iwae[60]
     assert (tmp_path / "bounds.nc").is_file()
-    exec(compile(uses, "README.md", "exec"), scope)
-    x, seen, guess = (scope[name] for name in ("x", "seen", "guess"))
-    assert bool((guess.x[:, :, seen] == x[:, seen]).all())
-    assert bool((scope["score"].value < 0).all())
+
+
+def test_data_page(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load, queries = blocks("docs/data")
+    execute(load, trained)
+    execute(queries, trained)
+    x, observed, imputed = (trained[name] for name in ("x", "observed", "imputed"))
+    assert bool((imputed.x[:, :, observed] == x[:, observed]).all())
+    assert bool((trained["score"].value < 0).all())
     assert (tmp_path / "codes.npz").is_file()
-    shorter = rulers.replace("5000", "60").replace("num_steps=100", "num_steps=5")
-    shorter = shorter.replace("num_temperatures=50", "num_temperatures=5").replace("20", "4")
-    exec(compile(shorter, "README.md", "exec"), scope)
-    assert scope["judged"].estimates["ais"].value > scope["judged"].elbo
-    gap = scope["enclosed"].estimates["bdmc_gap"]
+
+
+def test_estimators_page(trained):
+    (code,) = blocks("docs/estimators")
+    fast = {
+        "5000": "60",
+        "num_steps=100": "num_steps=5",
+        "num_temperatures=50": "num_temperatures=5",
+    }
+    execute(code, trained, fast | {"(20)": "(4)", "vae, 20": "vae, 4", "(200)": "(40)"})
+    assert trained["bounds"].estimates["ais"].value > trained["bounds"].elbo
+    gap = trained["sandwich"].estimates["bdmc_gap"]
     assert gap.value > -4 * gap.se_monte_carlo
 
 
-def test_the_readme_s_commands(tmp_path, monkeypatch, capsys):
-    (config,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+def test_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # the README's run of 50 epochs on 4050 digits, shortened
-    Path("vamp.yaml").write_text(
-        config.replace("epochs: 50", "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}"),
-        encoding="utf-8",
-    )
-    *_, plugin = _blocks(README)
-    assert plugin.startswith("# my_priors.py\n")
+    (config,) = blocks("docs/components", "yaml")
+    _, plugin = blocks("docs/components")
+    assert plugin.startswith("# my_priors.py\n") and config.startswith("# vamp.yaml\n")
     Path("my_priors.py").write_text(plugin, encoding="utf-8")
-    lines = [n for n in README.splitlines() if n.startswith("pyro-vae ") and "experiments" not in n]
+    Path("experiments").mkdir()
+    demo = (ROOT / "experiments" / "demo.yaml").read_text(encoding="utf-8")
+    # 150 and 50 epochs on 4050 digits, shortened
+    for file, settings, epochs in (
+        ("vamp.yaml", config, "epochs: 50"),
+        ("experiments/demo.yaml", demo, "epochs: 150"),
+    ):
+        assert epochs in settings and "dynamic}" in settings
+        short = settings.replace(epochs, "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}")
+        Path(file).write_text(short, encoding="utf-8")
     ran = set()
-    for line in lines:
-        words = line.split("#")[0].replace("5000", "60").split()[1:]
-        if "runs/mnist_vae" in line or "runs/frey_vae" in line:
-            continue
-        words += SHORTER.get(words[0], [])
-        if {"--ais", "--escalate"} & {*words}:
-            words += _WALK
-        if words[0] == "compare":
-            main(["evaluate", "runs/mog", "--num-samples", "60", "--num-data", "40"])
-        assert main(words) == 0, (line, capsys.readouterr().err)
-        ran.add(words[0])
-    assert ran == {
-        *("fit", "evaluate", "compare", "report", *SHORTER),
-        *("sample", "reconstruct", "interpolate", "traverse", "infer", "anomaly", "encode"),
-    }
+    for page in PAGES:
+        for line in text(page).splitlines():
+            if not line.startswith("pyro-vae ") or "runs/mnist_vae" in line:
+                continue
+            args = line.split("#")[0].replace("5000", "60").split()[1:]
+            args += FAST_OPTIONS.get(args[0], [])
+            if {"--ais", "--escalate"} & {*args}:
+                args += _ANNEALING
+            if args[0] == "fit" and "--resume" not in args:
+                args += ["--overwrite"]
+            if args[0] == "compare" and "runs/mog" in args:
+                main(["evaluate", "runs/mog", "--num-samples", "60", "--num-data", "40"])
+            assert main(args) == 0, (line, capsys.readouterr().err)
+            ran.add(args[0])
+    assert ran == VERBS
+    scope = {"pv": pv}
+    for page in ("README", "docs/command-line"):
+        (code,) = (code for code in blocks(page) if "pv.load" in code)
+        execute(code, scope)
+    assert "log p̂ − first" in capsys.readouterr().out
+
+
+def test_links_and_pages():
+    """Every relative link in the documents names a file, and every anchor a heading."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "experiments" / "README.md"]
+    for page in pages:
+        content = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)", content):
+            if "://" in link:
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path) if path else page
+            assert target.exists(), (page.name, link)
+            if anchor:
+                headings = re.findall(
+                    r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE
+                )
+                slugs = {
+                    re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings
+                }
+                assert anchor in slugs, (page.name, link)
+
+
+def test_readme_is_one_page():
+    assert len(text("README").splitlines()) <= 150
 
 
 @pytest.mark.parametrize(
@@ -89,9 +197,9 @@ def test_every_experiment_runs(file, tmp_path, real_data):
     name = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["name"]
     valid = {"mnist": 59_000, "mnist5k": 4_000, "frey": 200}[name]
     run = Run(tmp_path / "run")
-    words = ["--fit.epochs", "1", "--data.valid", str(valid), "--run", str(run.folder)]
-    assert main(["fit", "--config", str(file), *words]) == 0
-    words = ["--num-samples", "50", "--num-data", "20"]
-    assert main(["evaluate", str(run.folder), *words]) == 0
+    args = ["--fit.epochs", "1", "--data.valid", str(valid), "--run", str(run.folder)]
+    assert main(["fit", "--config", str(file), *args]) == 0
+    args = ["--num-samples", "50", "--num-data", "20"]
+    assert main(["evaluate", str(run.folder), *args]) == 0
     assert main(["report", str(run.folder)]) == 0
     assert run.report.is_file()

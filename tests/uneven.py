@@ -1,4 +1,4 @@
-"""A linear-Gaussian program whose guide is a different distance off for every datum."""
+"""Linear-Gaussian program whose guide has a different error for each example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro.nn import pyro_method
 
 
 class Uneven(LinearGaussian):
-    """``model(x, shift)``: the guide's mean is ``shift``, ``(N,)``, standard deviations off."""
+    """``model(x, shift)``: the guide's mean is off by ``shift``, ``(N,)``, standard deviations."""
 
     @pyro_method
     def model(self, x, shift):

@@ -1,15 +1,15 @@
-"""This package and its peers side by side: each in a process of its own, one at work at a time.
+"""Benchmark this package against its peers, one process per contender, one at a time.
 
     make bench
     make bench-gpu
 
-or, for some of it, in the environment that ``make`` made:
+To run some of the topics in the environment that ``make`` created:
 
     python experiments/benchmarks/bench.py --only step evaluation
     python experiments/benchmarks/bench.py --quick --results runs/bench
 
-Each topic becomes a file in ``results/``; ``table.py`` makes the README's table of them. A
-figure wants a quiet machine: run nothing else beside it.
+Each topic writes one file in ``results/``; ``table.py`` prints the table in docs/performance.md
+from these files. Run nothing else on the machine at the same time.
 """
 
 from __future__ import annotations
@@ -24,59 +24,62 @@ from typing import Any
 
 import machine
 import torch
+from harness import Harness, log
 from process import WorkerError
 from rounds import DisagreementError
-from scaling import scaling
-from setting import Setting, say
-from topics import evaluation, import_time, iwae, step
+from scaling import measure_scaling
+from topics import measure_evaluation, measure_import_time, measure_iwae, measure_step
 
 __all__ = ["TOPICS", "main"]
 
-#: Where ``make`` puts the peers' environment.
-PEERS = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
-TOPICS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "step": step,
-    "iwae": iwae,
-    "evaluation": evaluation,
-    "import_time": import_time,
-    "scaling": scaling,
+#: The interpreter of the peers' environment that ``make`` creates.
+PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
+TOPICS: dict[str, Callable[[Harness], dict[str, Any]]] = {
+    "step": measure_step,
+    "iwae": measure_iwae,
+    "evaluation": measure_evaluation,
+    "import_time": measure_import_time,
+    "scaling": measure_scaling,
 }
-#: A load from which two threads of one contender wait for somebody else's.
-BUSY = 0.5
-#: What a GPU changes.
-ON_GPU = ("step", "iwae", "evaluation")
+#: Above this load, the threads of a contender compete with other processes for the cores.
+MAX_LOAD = 0.5
+#: Topics whose results depend on a GPU.
+GPU_TOPICS = ("step", "iwae", "evaluation")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Measures the topics; 1 if something went wrong, which is said in a sentence."""
-    parser = _parser()
-    args = parser.parse_args(words)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; return 1 after an error, which is printed in one sentence."""
+    parser = _make_parser()
+    args = parser.parse_args(argv)
     if args.quick and args.results is None:
-        parser.error("expected --results FOLDER with --quick: its figures are none to keep")
+        parser.error(
+            "expected --results FOLDER with --quick; got none: quick results must not replace "
+            "those in results/"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         print(
-            "expected a CUDA device for --device cuda; torch finds none here: make bench measures "
-            "the CPU",
+            "expected a CUDA device for --device cuda; torch finds none: run make bench to "
+            "measure the CPU",
             file=sys.stderr,
         )
         return 1
     if args.check:
         return 0
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    if load is not None and load > BUSY:
-        say(f"expected a quiet machine; got a load of {load:.1f}: threads will wait for each other")
-    topics = args.only or (ON_GPU if args.device == "cuda" else tuple(TOPICS))
+    if load is not None and load > MAX_LOAD:
+        log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
+    topics = args.only or (GPU_TOPICS if args.device == "cuda" else tuple(TOPICS))
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(
+        harness = Harness(
             folder=Path(folder),
-            peers=args.peers or (None if args.quick else PEERS),
+            peers=args.peers or (None if args.quick else PEER_PYTHON),
             device=args.device,
             threads=args.threads,
             quick=args.quick,
         )
         for topic in topics:
             try:
-                result = TOPICS[topic](setting)
+                result = TOPICS[topic](harness)
             except (WorkerError, DisagreementError) as error:
                 print(f"{topic}: {error}", file=sys.stderr)
                 return 1
@@ -84,24 +87,26 @@ def main(words: Sequence[str] | None = None) -> int:
             command = f"python experiments/benchmarks/bench.py --only {topic}"
             command += f" --device {args.device}" if args.device != "cpu" else ""
             result = {"load_before": load, **result}
-            machine.write(name, command, result, args.results or machine.RESULTS)
+            machine.write_result(name, command, result, args.results or machine.RESULTS)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=tuple(TOPICS), help="these topics alone")
+    parser.add_argument("--only", nargs="+", choices=tuple(TOPICS), help="run only these topics")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=cores, help="of every contender")
+    parser.add_argument("--threads", type=int, default=cores, help="threads per contender")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="few steps; peers of the other environment only if --peers is given",
+        help="run a few steps only, and the peers' environment only with --peers",
     )
-    parser.add_argument("--check", action="store_true", help="only look whether it could run")
-    parser.add_argument("--results", type=Path, help="where files go, instead of results/")
-    parser.add_argument("--peers", type=Path, help="another Python that has the peers")
+    parser.add_argument(
+        "--check", action="store_true", help="only check that the benchmarks can run"
+    )
+    parser.add_argument("--results", type=Path, help="output folder (default: results/)")
+    parser.add_argument("--peers", type=Path, help="Python interpreter that has the peers")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""How much of the time the device works: kernels of a GPU, operators of a CPU."""
+"""Time for which the device is busy: kernels of a GPU, operators of a CPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from job import Run
 
-__all__ = ["covered", "profiled"]
+__all__ = ["profile_run", "union_length"]
 
 
-def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of intervals: kernels that run at once count once."""
+def union_length(intervals: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals: concurrent kernels count once."""
     total, end = 0.0, float("-inf")
     for first, last in sorted(intervals):
         total += max(0.0, last - max(first, end))
@@ -20,14 +20,14 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def profiled(run: Run) -> dict[str, Any]:
-    """Runs under torch's profiler, which itself takes time.
+def profile_run(run: Run) -> dict[str, Any]:
+    """Run under torch's profiler, which adds overhead.
 
     Returns:
-        ``busy_seconds``, in which kernels ran (on a CPU, in which torch's operators did), and
+        ``busy_seconds``, the time covered by kernels (on a CPU, by torch's operators), and
         ``wall_seconds``.
     """
-    # only those who ask for it have torch
+    # imported lazily: some contenders' environments lack torch
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -39,5 +39,5 @@ def profiled(run: Run) -> dict[str, Any]:
         seconds = time.perf_counter() - start
     kind = "CUDA" if on_gpu else "CPU"
     events = [e for e in profiler.events() or [] if e.device_type.name == kind]
-    busy = covered((e.time_range.start, e.time_range.end) for e in events)
+    busy = union_length((e.time_range.start, e.time_range.end) for e in events)
     return {"busy_seconds": busy / 1e6, "wall_seconds": seconds}

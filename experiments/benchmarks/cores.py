@@ -1,10 +1,9 @@
-"""Whether the machine gives its cores, and a cache that they share, at this moment.
+"""Measurement of the cores and the shared cache that the machine currently provides.
 
-The host of a virtual machine may put two of its processors on one core for some seconds, of
-which the machine's own figures show nothing: two threads then multiply no faster than one. Or
-it puts them where they share no cache, and what one thread wrote the other reads many times
-slower, of which neither products nor passes that each thread makes over its own part show
-anything.
+The host of a virtual machine may temporarily schedule two virtual processors on one core, which
+the guest cannot see: two threads then multiply no faster than one. Or it schedules them on cores
+without a common cache: reading data that another thread wrote is then many times slower, which
+matrix products and elementwise passes do not reveal.
 """
 
 from __future__ import annotations
@@ -18,39 +17,41 @@ from job import Job, Plan
 __all__ = ["PACKAGES", "TASKS"]
 
 PACKAGES = ("torch",)
-#: Rows and columns of the product, and seconds of each measurement.
+#: Size of the square matrices, and duration of each measurement in seconds.
 _SIZE, _SECONDS = 512, 0.05
-#: Numbers in an array that threads hand over to each other: 2 MiB.
-_NUMBERS = 1 << 19
+#: Elements of the array that threads exchange (2 MiB).
+_EXCHANGED = 1 << 19
 
 
-def there(job: Job) -> Plan:
-    """``[speed-up, rate]``: of all threads over one, and how often data changes hands in a second.
+def plan_core_check(job: Job) -> Plan:
+    """Plan a check of the cores.
 
-    The speed-up is about the threads' number if every one has a core.
+    Returns:
+        A plan whose runs return ``[speed-up, rate]``: the speed-up of all threads over one, about
+        the number of threads if each has a core, and the data exchanges between threads per second.
     """
     a, b = torch.randn(_SIZE, _SIZE), torch.randn(_SIZE, _SIZE)
-    handed = torch.ones(_NUMBERS)
+    exchanged = torch.ones(_EXCHANGED)
     out, threads = torch.empty(_SIZE, _SIZE), torch.get_num_threads()
 
-    def products(number: int) -> float:
-        torch.set_num_threads(number)
-        return _rate(lambda: torch.mm(a, b, out=out))
+    def matmul_rate(num_threads: int) -> float:
+        torch.set_num_threads(num_threads)
+        return _measure_rate(lambda: torch.mm(a, b, out=out))
 
-    def hand_over() -> None:
-        nonlocal handed
-        # whoever wrote the first half reads the second
-        handed = handed.flip(0)
+    def exchange() -> None:
+        nonlocal exchanged
+        # each thread reads the half that the other one wrote
+        exchanged = exchanged.flip(0)
 
-    def look() -> list[float]:
-        one, every = products(1), products(threads)
-        return [every / one, _rate(hand_over)]
+    def run() -> list[float]:
+        single, parallel = matmul_rate(1), matmul_rate(threads)
+        return [parallel / single, _measure_rate(exchange)]
 
-    return lambda count: look
+    return lambda count: run
 
 
-def _rate(work: Callable[[], object]) -> float:
-    """How often in a second."""
+def _measure_rate(work: Callable[[], object]) -> float:
+    """Return the calls per second."""
     work()
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < _SECONDS:
@@ -59,4 +60,4 @@ def _rate(work: Callable[[], object]) -> float:
     return count / (time.perf_counter() - start)
 
 
-TASKS = {"step": there, "iwae": there, "evaluation": there}
+TASKS = {"step": plan_core_check, "iwae": plan_core_check, "evaluation": plan_core_check}

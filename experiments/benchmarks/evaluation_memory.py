@@ -1,8 +1,8 @@
-"""How much memory ``evaluate`` takes beyond what the process had before the call.
+"""Peak memory of ``evaluate`` above the size of the process before the call.
 
-A 784–200–200–50 VAE with its initial weights and random binary data: the cost does not depend
-on what the weights are. Each case runs in a process of its own, whose peak resident size the
-kernel records.
+The model is a 784–200–200–50 VAE with initial weights, the data are random and binary; the cost
+does not depend on the values of the weights. Each case runs in its own process, whose peak
+resident size is read from the kernel.
 
     python experiments/benchmarks/evaluation_memory.py
 """
@@ -17,19 +17,19 @@ from pathlib import Path
 
 import machine
 
-#: (data, draws per datum): the whole MNIST test set, and a few data very thoroughly.
+#: (examples, samples per example): the size of the MNIST test set, and few examples with a large K.
 CASES = [(10_000, 5_000), (10, 1_000_000)]
 LIMIT_MIB = 1024
 
 
 def resident_mib() -> float:
-    """The resident size now."""
+    """Current resident size of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
-def measure(num_data: int, num_samples: int) -> dict[str, int]:
-    """Evaluates in this process."""
+def measure_memory(num_data: int, num_samples: int) -> dict[str, int]:
+    """Run ``evaluate`` in this process and return its memory use."""
     import pyro
     import torch
 
@@ -38,7 +38,7 @@ def measure(num_data: int, num_samples: int) -> dict[str, int]:
     pyro.set_rng_seed(0)
     vae = pv.VAE((784,), 50)
     x = torch.bernoulli(torch.full((num_data, 784), 0.3))
-    # what torch and ArviZ load at their first use is not the evaluator's
+    # load the lazily imported parts of torch and ArviZ before measuring
     pv.evaluate(vae, x[:2], num_samples=500)
     before = resident_mib()
     bounds = pv.evaluate(vae, x, num_samples=num_samples, progress=True)
@@ -55,14 +55,14 @@ def measure(num_data: int, num_samples: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(*map(int, sys.argv[1:]))))
+        print(json.dumps(measure_memory(*map(int, sys.argv[1:]))))
     else:
         rows = []
         for case in CASES:
-            words = [sys.executable, __file__, *map(str, case)]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, __file__, *map(str, case)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout))
-        machine.write(
+        machine.write_result(
             "evaluation_memory",
             "python experiments/benchmarks/evaluation_memory.py",
             {"what": "pv.evaluate, 784–200–200–50, float32", "limit_mib": LIMIT_MIB, "rows": rows},

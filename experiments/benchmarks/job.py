@@ -1,4 +1,4 @@
-"""What a contender is told to do. Every environment reads it, so NumPy is all it needs."""
+"""Description of a contender's task. Requires only NumPy, because every environment imports it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Job", "Plan", "Problem", "Run", "fastest"]
+__all__ = ["Job", "Plan", "Problem", "Run", "find_fastest"]
 
-#: Does the planned work, to its end, and gives what it found: timed.
+#: Executes the planned steps or images and returns their values. This call is timed.
 Run = Callable[[], list[float]]
-#: Makes ready so many steps or images, as whoever trains or judges finds them: not timed.
+#: Prepares the given number of steps or images. This call is not timed.
 Plan = Callable[[int], Run]
 #: The weight ``(out, in)`` and the bias ``(out,)`` of a layer.
 Layer = tuple[np.ndarray, np.ndarray]
@@ -26,14 +26,14 @@ class Job:
     """A task with its sizes.
 
     Attributes:
-        task: ``step`` and ``iwae``, of which ``Run`` gives the mean loss in nats per datum;
-            ``evaluation``, of which it gives L_K of every image.
-        problem: the file with the data and the weights that all contenders start from.
-        batch: data in a minibatch.
-        num_samples: K, of the IWAE bound and of L_K.
+        task: ``step`` or ``iwae``, for which ``Run`` returns the mean loss in nats per datum;
+            ``evaluation``, for which it returns L_K of every image.
+        problem: the file with the data and the initial weights, shared by all contenders.
+        batch: examples in a minibatch.
+        num_samples: K of the IWAE bound and of L_K.
         device: ``cpu`` or ``cuda``.
-        compiled: for contenders that come eager and compiled.
-        learning_rate: Adam's.
+        compiled: whether contenders with an eager and a compiled variant compile.
+        learning_rate: Adam's learning rate.
     """
 
     task: str
@@ -55,29 +55,32 @@ class Job:
     def data(self) -> Problem:
         return Problem(self.problem)
 
-    def minibatches(self) -> Callable[[int], np.ndarray]:
-        """Gives the rows ``(count, batch)`` of the next minibatches, the same for everybody."""
+    def make_minibatch_sampler(self) -> Callable[[int], np.ndarray]:
+        """Return a function that gives the rows ``(count, batch)`` of the next minibatches.
+
+        The order of the rows is the same for all contenders.
+        """
         rng = np.random.default_rng(0)
-        waiting = np.empty(0, dtype=np.int64)
+        pending = np.empty(0, dtype=np.int64)
         size = len(self.data.train)
 
-        def take(count: int) -> np.ndarray:
-            nonlocal waiting
-            while len(waiting) < count * self.batch:
-                waiting = np.concatenate([waiting, rng.permutation(size)])
-            rows, waiting = np.split(waiting, [count * self.batch])
+        def next_rows(count: int) -> np.ndarray:
+            nonlocal pending
+            while len(pending) < count * self.batch:
+                pending = np.concatenate([pending, rng.permutation(size)])
+            rows, pending = np.split(pending, [count * self.batch])
             return rows.reshape(count, self.batch)
 
-        return take
+        return next_rows
 
 
 class Problem:
-    """Real binary digits, and the weights of a VAE of them: Bernoulli, tanh between layers.
+    """Binarised digits and the weights of a VAE (Bernoulli likelihood, tanh activations).
 
     Attributes:
         train, test: 0/1 as float32, ``(N, 784)``.
-        encoder: layers, the last of which gives μ and then log σ.
-        decoder: layers, the last of which gives the logits.
+        encoder: layers; the last one outputs μ followed by log σ.
+        decoder: layers; the last one outputs the logits.
     """
 
     def __init__(self, path: str) -> None:
@@ -85,12 +88,12 @@ class Problem:
             arrays: dict[str, Any] = dict(file)
         self.train = arrays["train"].astype(np.float32)
         self.test = arrays["test"].astype(np.float32)
-        self.encoder = _layers(arrays, "encoder")
-        self.decoder = _layers(arrays, "decoder")
+        self.encoder = _read_layers(arrays, "encoder")
+        self.decoder = _read_layers(arrays, "decoder")
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """The widths of the encoder's hidden layers, which are the decoder's in reverse."""
+        """Widths of the encoder's hidden layers; the decoder has them in reverse order."""
         return tuple(len(bias) for _, bias in self.encoder[:-1])
 
     @property
@@ -103,23 +106,23 @@ class Problem:
 
     @property
     def heads(self) -> tuple[Layer, Layer]:
-        """The encoder's last layer as two: of μ and of log σ."""
+        """The encoder's last layer, split into the layers of μ and log σ."""
         weight, bias = self.encoder[-1]
         (loc, log_scale), (loc_bias, log_scale_bias) = np.split(weight, 2), np.split(bias, 2)
         return (loc, loc_bias), (log_scale, log_scale_bias)
 
 
-def _layers(arrays: dict[str, Any], name: str) -> list[Layer]:
+def _read_layers(arrays: dict[str, Any], name: str) -> list[Layer]:
     count = sum(key.startswith(f"{name}.") for key in arrays) // 2
     return [(arrays[f"{name}.{i}.weight"], arrays[f"{name}.{i}.bias"]) for i in range(count)]
 
 
-def fastest(ways: dict[str, Callable[[], object]]) -> str:
-    """The name of the way that takes least time, each after a first call that is not timed."""
+def find_fastest(candidates: dict[str, Callable[[], object]]) -> str:
+    """Return the name of the fastest function. Each is called once before it is timed."""
     seconds = {}
-    for name, way in ways.items():
-        way()
+    for name, candidate in candidates.items():
+        candidate()
         start = time.perf_counter()
-        way()
+        candidate()
         seconds[name] = time.perf_counter() - start
     return min(seconds, key=lambda name: seconds[name])

@@ -1,4 +1,4 @@
-"""What a benchmark's result file says of the machine, and how it is written."""
+"""Description of the machine and output of result files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def describe() -> dict[str, Any]:
-    """Processor, threads and versions."""
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, the number of threads and the versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -32,9 +32,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write(name: str, command: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Writes ``NAME.json`` in a folder, ``results/`` if none is given, and prints it."""
-    content = {"command": command, "machine": describe(), **result}
+def write_result(name: str, command: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write ``NAME.json`` to a folder (default: ``results/``) and print it."""
+    content = {"command": command, "machine": describe_machine(), **result}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The contender that is this package."""
+"""This package as a contender."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.learning import CompiledSVI
-from pyro_vae.learning.cuda_graph import make_capturable
+from pyro_vae.learning.cuda_graph import enable_capturable
 from pyro_vae.learning.optimizers import FusedOptimizer
 
 __all__ = ["PACKAGES", "TASKS"]
@@ -22,28 +22,28 @@ __all__ = ["PACKAGES", "TASKS"]
 PACKAGES = ("torch", "pyro-ppl", "pyro-vae")
 
 
-def learn(job: Job, objective) -> Plan:
-    """Steps of SVI, gathering minibatches from data on the device."""
-    vae = model(job)
+def plan_training(job: Job, objective) -> Plan:
+    """Plan steps of SVI on minibatches gathered from data on the device."""
+    vae = make_vae(job)
     x = torch.from_numpy(job.data.train).to(job.device)
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=job.learning_rate))
-    take = job.minibatches()
+    next_rows = job.make_minibatch_sampler()
     svi: SVI
     if job.compiled:
         optim.add(dict(vae.named_parameters()))
         if job.device == "cuda" and optim.optimizer is not None:
-            make_capturable(optim.optimizer)
+            enable_capturable(optim.optimizer)
         svi = CompiledSVI(vae.model, vae.guide, optim, objective, draw=lambda rows: (x[rows],))
     else:
         svi = SVI(vae.model, vae.guide, optim, loss=objective)
 
     def plan(count: int) -> Run:
-        rows = torch.from_numpy(take(count)).to(job.device)
+        rows = torch.from_numpy(next_rows(count)).to(job.device)
 
         def run() -> list[float]:
             with pyro.validation_enabled(False):
                 if job.compiled:
-                    # nobody looks at a loss before all are there, as in ``fit``
+                    # synchronise once, after all steps, as ``fit`` does
                     total = float(torch.stack([cast(Tensor, svi.step(i)) for i in rows]).sum())
                 else:
                     total = sum(cast(float, svi.step(x[index])) for index in rows)
@@ -54,13 +54,13 @@ def learn(job: Job, objective) -> Plan:
     return plan
 
 
-def log_weights(job: Job) -> Plan:
-    """L_K of each image from ``log_weights``, as one call."""
-    vae = model(job).eval()
+def plan_log_weights(job: Job) -> Plan:
+    """Plan L_K of each image by one call of ``log_weights``."""
+    vae = make_vae(job).eval()
     x = torch.from_numpy(job.data.test).to(job.device)
 
     def plan(count: int) -> Run:
-        images = repeated(x, count)
+        images = cycle_examples(x, count)
 
         def run() -> list[float]:
             log_w = pv.log_weights(vae.model, vae.guide, images, num_samples=job.num_samples)
@@ -71,14 +71,17 @@ def log_weights(job: Job) -> Plan:
     return plan
 
 
-def evaluate(job: Job) -> Plan:
-    """The same from ``evaluate``, which also gives L_5, L_50, L_500, ELBO, ESS, k̂ and errors."""
-    vae = model(job).eval()
+def plan_evaluate(job: Job) -> Plan:
+    """Plan L_K of each image by ``evaluate``.
+
+    ``evaluate`` also returns L_5, L_50, L_500, the ELBO, ESS, k̂ and standard errors.
+    """
+    vae = make_vae(job).eval()
     x = torch.from_numpy(job.data.test).to(job.device)
     seed = 0
 
     def plan(count: int) -> Run:
-        images = repeated(x, count)
+        images = cycle_examples(x, count)
 
         def run() -> list[float]:
             nonlocal seed
@@ -91,13 +94,13 @@ def evaluate(job: Job) -> Plan:
     return plan
 
 
-def repeated(x: Tensor, count: int) -> Tensor:
-    """``count`` data, from the start again if there are fewer."""
+def cycle_examples(x: Tensor, count: int) -> Tensor:
+    """Return ``count`` examples, starting again at the first if there are fewer."""
     return x[torch.arange(count, device=x.device) % len(x)]
 
 
-def model(job: Job) -> pv.VAE:
-    """The VAE with the problem's weights, on the device."""
+def make_vae(job: Job) -> pv.VAE:
+    """Return the VAE with the problem's weights, on the device."""
     problem = job.data
     vae = pv.VAE(
         problem.train.shape[1:],
@@ -118,8 +121,8 @@ def model(job: Job) -> pv.VAE:
 
 
 TASKS = {
-    "step": lambda job: learn(job, pv.objectives.ELBO()),
-    "iwae": lambda job: learn(job, pv.objectives.IWAE(job.num_samples)),
-    "evaluation": log_weights,
-    "evaluate": evaluate,
+    "step": lambda job: plan_training(job, pv.objectives.ELBO()),
+    "iwae": lambda job: plan_training(job, pv.objectives.IWAE(job.num_samples)),
+    "evaluation": plan_log_weights,
+    "evaluate": plan_evaluate,
 }

@@ -1,4 +1,4 @@
-"""Makes the file that all contenders start from: digits and the weights of a VAE."""
+"""Creation of the file shared by all contenders: digits and the weights of a VAE."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 
 import pyro_vae as pv
 
-__all__ = ["make"]
+__all__ = ["make_problem"]
 
 
-def make(path: Path, hidden: tuple[int, ...], latent_dim: int, epochs: int = 0) -> Path:
-    """Writes ``mnist5k``, binarised once, 4000 to train on and 1000 to judge, and weights.
+def make_problem(path: Path, hidden: tuple[int, ...], latent_dim: int, epochs: int = 0) -> Path:
+    """Write statically binarised ``mnist5k`` (4000 training, 1000 test examples) and weights.
 
-    They are learned for some epochs, or a contender that forgot the KL divergence, which is
-    nothing before, would not be found out.
+    The weights are trained for some epochs. With initial weights the KL divergence is near zero,
+    and a contender that omits it would go unnoticed.
 
     Arguments:
         path: the ``.npz`` file to write.
-        hidden: the widths of the encoder's hidden layers; the decoder has them in reverse.
-        latent_dim: the number of latent variables.
-        epochs: of learning.
+        hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
+        latent_dim: number of latent variables.
+        epochs: number of training epochs.
     """
     data = pv.data.load("mnist5k", binarize="static", valid=0, test=1000)
     train, test = (split.materialize(0).flatten(1) for split in (data.train, data.test))

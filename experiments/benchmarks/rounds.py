@@ -1,7 +1,7 @@
-"""Side by side: who works when, and what is made of the times.
+"""Interleaved rounds and their summaries.
 
-A shared machine's speed drifts by more than contenders differ. So they take turns, and a ratio
-is formed within each turn, where both had the same machine.
+The speed of a shared machine drifts by more than the contenders differ. Contenders therefore take
+turns, and ratios are computed within each round.
 """
 
 from __future__ import annotations
@@ -13,117 +13,124 @@ import numpy as np
 
 __all__ = [
     "DisagreementError",
-    "agree_on_estimates",
-    "agree_on_losses",
-    "interleaved",
-    "order",
-    "ratio",
-    "ratios",
-    "summary",
+    "check_estimates_agree",
+    "check_losses_agree",
+    "interleave",
+    "rotate",
+    "summarise",
+    "summarise_ratio",
+    "summarise_ratios",
 ]
 
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 class DisagreementError(ValueError):
-    """Contenders that do not compute the same must not be compared."""
+    """The results of the contenders differ, so that their times must not be compared."""
 
 
-def order(names: Sequence[str], turn: int) -> list[str]:
-    """Who works when in a round: in turn, and each time another first."""
+def rotate(names: Sequence[str], turn: int) -> list[str]:
+    """Return the order of contenders in a round; each round starts with the next contender."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
 
 
-def interleaved(
+def interleave(
     names: Sequence[str],
     rounds: int,
-    work: Callable[[str], Told],
-    enough: Callable[[Mapping[str, Sequence[Told]]], bool] | None = None,
-) -> dict[str, list[Told]]:
-    """What ``work(name)`` gives in each round; up to twice as many until it is ``enough``."""
-    told: dict[str, list[Told]] = {name: [] for name in names}
-    for turn in range(rounds if enough is None else 2 * rounds):
-        if turn >= rounds and enough is not None and enough(told):
+    work: Callable[[str], T],
+    is_enough: Callable[[Mapping[str, Sequence[T]]], bool] | None = None,
+) -> dict[str, list[T]]:
+    """Return the results of ``work(name)`` in each round.
+
+    With ``is_enough``, up to ``rounds`` further rounds run until it is true.
+    """
+    results: dict[str, list[T]] = {name: [] for name in names}
+    for turn in range(rounds if is_enough is None else 2 * rounds):
+        if turn >= rounds and is_enough is not None and is_enough(results):
             break
-        for name in order(names, turn):
-            told[name].append(work(name))
-    return told
+        for name in rotate(names, turn):
+            results[name].append(work(name))
+    return results
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and range of those that are numbers, to four digits."""
+def summarise(values: Sequence[float]) -> dict[str, Any]:
+    """Return median, quartiles and range, ignoring NaN, to four digits."""
     low, median, high = np.nanpercentile(values, [25, 50, 75])
     return {
-        "median": _rounded(median),
-        "quartiles": [_rounded(low), _rounded(high)],
-        "range": [_rounded(np.nanmin(values)), _rounded(np.nanmax(values))],
+        "median": _round(median),
+        "quartiles": [_round(low), _round(high)],
+        "range": [_round(np.nanmin(values)), _round(np.nanmax(values))],
     }
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """The summary of ours / theirs, formed round by round."""
-    return summary([a / b for a, b in zip(ours, theirs, strict=True)])
+def summarise_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Return the summary of ours / theirs, computed round by round."""
+    return summarise([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """Of ours to each of the others, and of ours without a compiler to Pyro."""
+def summarise_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """Return the ratios of ours to each other contender, and of ours in eager mode to Pyro."""
     pairs = [("ours", name) for name in seconds if name != "ours"]
     if {"ours_eager", "pyro"} <= {*seconds}:
         pairs.append(("ours_eager", "pyro"))
-    return {f"{a} / {b}": ratio(seconds[a], seconds[b]) for a, b in pairs}
+    return {f"{a} / {b}": summarise_ratio(seconds[a], seconds[b]) for a, b in pairs}
 
 
-def agree_on_losses(losses: Mapping[str, Sequence[float]], tolerance: float = 0.03) -> None:
-    """Refuses contenders that do not learn the same: mean losses of each round, nats per datum.
+def check_losses_agree(losses: Mapping[str, Sequence[float]], tolerance: float = 0.03) -> None:
+    """Check that all contenders train alike.
 
-    They start from the same weights and go through the same minibatches, so only their noise
-    differs, and where it took Adam's first steps, which are as long for a small gradient as for
-    a large one: that is one or two parts in a hundred. One that left out the KL divergence
-    would be off by ten, one that left out its optimiser by twenty within a few rounds.
+    They start from the same weights and see the same minibatches. Their losses differ by their
+    noise and its effect on Adam's first steps, whose length does not depend on the gradient's
+    magnitude: 1 to 2 %. A contender without the KL divergence would be off by 10 %, one without
+    an optimiser by 20 % within a few rounds.
+
+    Arguments:
+        losses: the mean loss of each contender and round, in nats per datum.
+        tolerance: maximum relative distance from the median of all contenders.
 
     Raises:
-        DisagreementError: naming the first that is further from the median of all.
+        DisagreementError: naming the first contender beyond the tolerance.
     """
     for turn, values in enumerate(zip(*losses.values(), strict=True)):
-        middle = float(np.nanmedian(values))
+        median = float(np.nanmedian(values))
         for name, value in zip(losses, values, strict=True):
-            if not abs(value - middle) <= tolerance * abs(middle):
+            if not abs(value - median) <= tolerance * abs(median):
                 raise DisagreementError(
-                    f"expected the loss of {name!r} in round {turn} to be {middle:.2f} nats per "
-                    f"datum, the median of all, to within {tolerance:.0%}; got {value:.2f}: it "
-                    f"does other work than the others"
+                    f"expected the loss of {name!r} in round {turn} within {tolerance:.0%} of the "
+                    f"median of all contenders, {median:.2f} nats per datum; got {value:.2f}: the "
+                    f"contenders do not do the same work"
                 )
 
 
-def agree_on_estimates(estimates: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Refuses contenders whose L_K of the same images differ by more than Monte Carlo error.
+def check_estimates_agree(estimates: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Check that the contenders' L_K of the same images agree within Monte Carlo error.
 
-    The error of the mean over images is known from its spread over rounds, pooled over
-    contenders, for all draw as many samples from the same q. Five standard errors of a
-    difference, which 20 degrees of freedom exceed once in 10,000 times.
+    The error of the mean over images is estimated from its spread over rounds, pooled over
+    contenders, because all draw the same number of samples from the same q. The tolerance is five
+    standard errors of a difference; with 20 degrees of freedom the false-alarm rate is 1e-4.
 
     Arguments:
-        estimates: for each contender and round L_K of each image, in nats; the images that
-            all have judged are compared.
+        estimates: L_K of each image in nats, for each contender and round; only the images
+            common to all contenders are compared.
 
     Raises:
-        DisagreementError: naming the first that is further from the mean of all.
+        DisagreementError: naming the first contender beyond the tolerance.
     """
     common = min(len(row) for rows in estimates.values() for row in rows)
     means = {name: [np.mean(row[:common]) for row in rows] for name, rows in estimates.items()}
     variance = np.mean([np.var(values, ddof=1) for values in means.values()])
-    middle = np.mean([np.mean(values) for values in means.values()])
+    center = np.mean([np.mean(values) for values in means.values()])
     for name, values in means.items():
-        # float32 sums of 784 pixels differ in the fourth digit after the point
+        # float32 sums over 784 pixels differ in the fourth decimal
         error = 5 * np.sqrt(variance / len(values)) + 1e-3
-        if not abs(np.mean(values) - middle) <= error:
+        if not abs(np.mean(values) - center) <= error:
             raise DisagreementError(
-                f"expected the mean L_K of {name!r} on {common} images to be {middle:.3f} nats, "
-                f"that of all, to within {error:.3f}; got {np.mean(values):.3f}: it judges "
-                f"otherwise than the others"
+                f"expected the mean L_K of {name!r} on {common} images within {error:.3f} nats of "
+                f"the mean of all contenders, {center:.3f}; got {np.mean(values):.3f}: the "
+                f"contenders do not compute the same estimate"
             )
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""From the interpreter's first import to the end of a contender's first step, in seconds.
+"""Print the seconds from the first import to the end of a contender's first step.
 
 python startup.py MODULE JOB
 """

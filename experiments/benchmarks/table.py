@@ -1,9 +1,9 @@
-"""The README's table of speed, made of the files that ``bench.py`` wrote.
+"""Print the table of benchmarks in docs/performance.md from the results of ``bench.py``.
 
     python experiments/benchmarks/table.py
 
-What is to be reached is here and what was measured in ``results/``; whether it was reached is
-computed.
+The targets are defined in this module and the measurements are read from ``results/``. Paste the
+output between the ``<!-- benchmarks -->`` marks of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CPU", "GPU", "Figure", "block", "read", "rows"]
+__all__ = ["CPU_METRICS", "GPU_METRICS", "Metric", "format_rows", "format_table", "read_results"]
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the table.
+class Metric:
+    """A row of the table.
 
     Attributes:
-        text: what is measured.
-        target: it shall be at most this.
-        topic: the file of the result.
-        path: the keys under which the summary stands in it.
-        unit: of both, nothing for ratios.
+        text: the row's label.
+        target: upper limit for the median.
+        topic: the result file, without its extension.
+        path: keys of the summary in that file.
+        unit: unit of target and measurement; empty for ratios.
     """
 
     text: str
@@ -38,15 +38,18 @@ class Figure:
     path: tuple[str, ...]
     unit: str = ""
 
-    def measured(self, results: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Its median and quartiles; none if the topic was not measured, or not this part."""
-        found: Any = results.get(self.topic)
+    def find_summary(self, results: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the median and quartiles, or ``None`` if they were not measured."""
+        value: Any = results.get(self.topic)
         for key in self.path:
-            found = None if found is None else found.get(key)
-        return found
+            value = None if value is None else value.get(key)
+        return value
 
-    def arithmetic(self, results: Mapping[str, Any]) -> float | None:
-        """What it would be if ours took the arithmetic limit; none where no limit was measured."""
+    def ratio_at_limit(self, results: Mapping[str, Any]) -> float | None:
+        """Return the ratio if this package ran at the arithmetic limit.
+
+        ``None`` if the limit or the peer was not measured.
+        """
         seconds = results.get(self.topic, {}).get("seconds", {})
         peer = self.path[-1].removeprefix("ours / ")
         if not {"limit", peer} <= {*seconds}:
@@ -54,71 +57,72 @@ class Figure:
         return seconds["limit"]["median"] / seconds[peer]["median"]
 
 
-def _ratio(text: str, target: float, topic: str, peer: str) -> Figure:
-    return Figure(text, target, topic, ("ratios", f"ours / {peer}"))
+def _make_ratio(text: str, target: float, topic: str, peer: str) -> Metric:
+    return Metric(text, target, topic, ("ratios", f"ours / {peer}"))
 
 
-CPU = (
-    _ratio("step, 784–400–20, batch 128: ours / Pyro `SVI.step`", 0.30, "step", "pyro"),
-    _ratio("the same: ours / plain PyTorch", 0.50, "step", "torch"),
-    _ratio("the same: ours / NumPyro, jitted `lax.scan`", 1.05, "step", "numpyro"),
-    _ratio(
+CPU_METRICS = (
+    _make_ratio("step, 784–400–20, batch 128: ours / Pyro `SVI.step`", 0.30, "step", "pyro"),
+    _make_ratio("the same: ours / plain PyTorch", 0.50, "step", "torch"),
+    _make_ratio("the same: ours / NumPyro, jitted `lax.scan`", 1.05, "step", "numpyro"),
+    _make_ratio(
         "IWAE step, k = 50, 784–200–200–50, batch 20: ours / Pyro `RenyiELBO`",
         *(0.40, "iwae", "pyro"),
     ),
-    _ratio(
+    _make_ratio(
         "L₅₀₀₀, per sample: ours / Pyro `vectorized_importance_weights`",
         *(0.55, "evaluation", "pyro"),
     ),
-    _ratio("the same: ours / JAX, jitted", 0.40, "evaluation", "jax"),
-    _ratio("the same: ours / pythae `get_nll`", 0.20, "evaluation", "pythae"),
-    _ratio("the same: ours / arithmetic limit", 1.6, "evaluation", "limit"),
-    _ratio("`import pyro_vae` / `import torch, pyro`", 1.2, "import_time", "torch_and_pyro"),
+    _make_ratio("the same: ours / JAX, jitted", 0.40, "evaluation", "jax"),
+    _make_ratio("the same: ours / pythae `get_nll`", 0.20, "evaluation", "pythae"),
+    _make_ratio("the same: ours / arithmetic limit", 1.6, "evaluation", "limit"),
+    _make_ratio("`import pyro_vae` / `import torch, pyro`", 1.2, "import_time", "torch_and_pyro"),
 )
 
-GPU = (
-    _ratio("GPU: step, ours / Pyro `SVI.step`", 0.05, "step-cuda", "pyro"),
-    _ratio("GPU: step, ours / plain PyTorch", 0.20, "step-cuda", "torch"),
-    _ratio("GPU: step, ours / NumPyro, jitted `lax.scan`", 1.05, "step-cuda", "numpyro"),
-    _ratio("GPU: step, ours / time of its kernels", 2.0, "step-cuda", "its kernels"),
-    Figure(
+GPU_METRICS = (
+    _make_ratio("GPU: step, ours / Pyro `SVI.step`", 0.05, "step-cuda", "pyro"),
+    _make_ratio("GPU: step, ours / plain PyTorch", 0.20, "step-cuda", "torch"),
+    _make_ratio("GPU: step, ours / NumPyro, jitted `lax.scan`", 1.05, "step-cuda", "numpyro"),
+    _make_ratio("GPU: step, ours / time of its kernels", 2.0, "step-cuda", "its kernels"),
+    Metric(
         "GPU: L₅₀₀₀ of 10,000 digits",
         *(10.0, "evaluation-cuda", ("seconds_of_all_images",), " s"),
     ),
 )
 
 
-def read(folder: Path = RESULTS) -> dict[str, Any]:
-    """The results, by topic."""
+def read_results(folder: Path = RESULTS) -> dict[str, Any]:
+    """Return the contents of the result files, by topic."""
     return {
         file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")
     }
 
 
-def rows(figures: Iterable[Figure], results: Mapping[str, Any]) -> list[list[str]]:
-    """Figure, target, what was measured with its quartiles, the limit, whether it is kept."""
-    table = []
-    for figure in figures:
-        found = figure.measured(results)
-        target = f"{figure.target:g}{figure.unit}"
-        if found is None:
-            table.append([figure.text, target, "", "", "not measured"])
+def format_rows(metrics: Iterable[Metric], results: Mapping[str, Any]) -> list[list[str]]:
+    """Return label, target, median with quartiles, ratio at the limit and verdict of each row."""
+    rows = []
+    for metric in metrics:
+        summary = metric.find_summary(results)
+        target = f"{metric.target:g}{metric.unit}"
+        if summary is None:
+            rows.append([metric.text, target, "", "", "not measured"])
             continue
-        low, high = found["quartiles"]
-        measured = f"{found['median']:.3g} ({low:.3g}–{high:.3g}){figure.unit}"
-        kept = "kept" if found["median"] <= figure.target else "missed"
-        limit = figure.arithmetic(results)
-        table.append([figure.text, target, measured, f"{limit:.2g}" if limit else "", kept])
-    return table
+        low, high = summary["quartiles"]
+        measured = f"{summary['median']:.3g} ({low:.3g}–{high:.3g}){metric.unit}"
+        verdict = "met" if summary["median"] <= metric.target else "missed"
+        limit = metric.ratio_at_limit(results)
+        rows.append([metric.text, target, measured, f"{limit:.2g}" if limit else "", verdict])
+    return rows
 
 
-def block(results: Mapping[str, Any]) -> str:
-    """The table in Markdown; a GPU's lines are there once one was measured."""
-    figures = [*CPU, *(GPU if any(f.topic in results for f in GPU) else ())]
-    heads = ["figure", "at most", "measured (quartiles)", "arithmetic alone", ""]
-    lines = [heads, ["---"] * len(heads), *rows(figures, results)]
+def format_table(results: Mapping[str, Any]) -> str:
+    """Return the table in Markdown. GPU rows appear once a GPU was measured."""
+    measured_gpu = any(metric.topic in results for metric in GPU_METRICS)
+    metrics = [*CPU_METRICS, *(GPU_METRICS if measured_gpu else ())]
+    head = ["benchmark", "target (at most)", "median (quartiles)", "at arithmetic limit", ""]
+    lines = [head, ["---"] * len(head), *format_rows(metrics, results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(block(read()) + "\n")
+    sys.stdout.write(format_table(read_results()) + "\n")

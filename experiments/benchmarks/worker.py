@@ -1,12 +1,16 @@
-"""The process that a contender works in: one line in, one line out, nothing in between.
+"""Worker process of a contender, driven by JSON lines on stdin and stdout.
 
     python worker.py MODULE JOB THREADS
 
-It first answers ``{"versions": …, "seconds": …}``, the time that making ready took. After that
-a line ``{"run": 100, "warm": 30}`` is 30 steps that do not count and 100 that do, answered with
-the seconds and values of these; ``{"memory": true}`` asks for the most memory it had above its
-imports and data; ``{"profile": 100}`` for how long the device was busy. What goes wrong is
-``{"error": …}``.
+After setup it sends ``{"versions": …, "seconds": …}`` with the setup time. It then answers each
+request with one line:
+
+- ``{"run": 100, "warm": 30}`` runs 30 untimed and 100 timed steps, and returns the seconds and
+  values of the latter;
+- ``{"memory": true}`` returns the peak memory above imports and data;
+- ``{"profile": 100}`` returns the time for which the device was busy.
+
+An error is sent as ``{"error": …}``.
 """
 
 from __future__ import annotations
@@ -28,36 +32,38 @@ __all__ = ["main"]
 
 
 def main(module: str, text: str, threads: str) -> None:
-    # libraries print what they like; the line to the driver is not theirs
+    # keep stdout for answers: whatever libraries print to it goes to stderr
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(answer: dict[str, Any]) -> None:
+    def send(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
 
     try:
-        keep_to(int(threads))
+        limit_cores(int(threads))
         contender, job = import_module(module), Job.loads(text)
         _ = job.data
-        memory = Memory()
+        memory = PeakMemory()
         start = time.perf_counter()
         plan = contender.TASKS[job.task](job)
         seconds = time.perf_counter() - start
-        say({"seconds": seconds, "versions": {p: metadata.version(p) for p in contender.PACKAGES}})
+        versions = {package: metadata.version(package) for package in contender.PACKAGES}
+        send({"seconds": seconds, "versions": versions})
         for line in sys.stdin:
-            say(answer(json.loads(line), plan, memory))
+            send(handle_request(json.loads(line), plan, memory))
     except Exception as error:
-        say({"error": f"{type(error).__name__}: {error}"})
+        send({"error": f"{type(error).__name__}: {error}"})
         raise
 
 
-def answer(request: dict[str, Any], plan: Plan, memory: Memory) -> dict[str, Any]:
+def handle_request(request: dict[str, Any], plan: Plan, memory: PeakMemory) -> dict[str, Any]:
+    """Return the answer to one request."""
     if "memory" in request:
-        return memory.above()
+        return memory.measure()
     if "profile" in request:
-        return busy.profiled(plan(request["profile"]))
+        return busy.profile_run(plan(request["profile"]))
     if "warm" in request:
-        # a process that has waited finds its memory cold, which costs short turns most
+        # caches are cold after waiting for the other contenders
         plan(request["warm"])()
     run = plan(request["run"])
     start = time.perf_counter()
@@ -65,32 +71,33 @@ def answer(request: dict[str, Any], plan: Plan, memory: Memory) -> dict[str, Any
     return {"seconds": time.perf_counter() - start, "values": values}
 
 
-def keep_to(threads: int) -> None:
-    """Lets the process have so many cores, from which every library counts its threads."""
+def limit_cores(threads: int) -> None:
+    """Restrict the process to ``threads`` cores; libraries choose their threads accordingly."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-class Memory:
-    """The most memory this process has had since now, where the kernel tells."""
+class PeakMemory:
+    """Peak memory of this process since creation of this object, on Linux."""
 
     def __init__(self) -> None:
         with suppress(OSError):
-            # from here on the kernel's high-water mark is that of what follows
+            # resets the kernel's peak resident size
             Path("/proc/self/clear_refs").write_text("5")
-        self.before = _mib("VmRSS")
+        self.before = _read_mib("VmRSS")
 
-    def above(self) -> dict[str, float | None]:
-        before, peak = self.before, _mib("VmHWM")
+    def measure(self) -> dict[str, float | None]:
+        """Return the memory at creation and the peak above it, in MiB."""
+        before, peak = self.before, _read_mib("VmHWM")
         above = None if peak is None or before is None else round(peak - before, 1)
         return {"before_mib": before, "above_mib": above}
 
 
-def _mib(name: str) -> float | None:
+def _read_mib(name: str) -> float | None:
     status = Path("/proc/self/status")
     text = status.read_text() if status.is_file() else ""
-    found = re.search(rf"{name}:\s+(\d+) kB", text)
-    return round(int(found[1]) / 1024, 1) if found else None
+    match = re.search(rf"{name}:\s+(\d+) kB", text)
+    return round(int(match[1]) / 1024, 1) if match else None
 
 
 if __name__ == "__main__":

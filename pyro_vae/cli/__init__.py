@@ -1,4 +1,4 @@
-"""The command line, `pyro-vae`."""
+"""The command line interface ``pyro-vae``."""
 
 from .app import main
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line that take a trained model's measure by slower rulers."""
+"""Commands for the slower diagnostics of a trained model."""
 
 from __future__ import annotations
 
@@ -7,113 +7,128 @@ from typing import Any
 from .. import posteriors
 from ..config import experiment, jsonargparse_compat
 from ..evaluation import Annealing
-from ..evaluation.annealing.rate_distortion_curve import BETAS
-from ..evaluation.bounds import PRINTED
+from ..evaluation.annealing.rate_distortion_curve import DEFAULT_BETAS
+from ..evaluation.bounds import DEFAULT_KS
 from ..runs import evaluations
 from ..runs.run import Run
-from .options import Command, add_annealing, add_device, parser, with_data
+from .options import Command, add_annealing, add_device, make_data_parser, make_parser
 
 __all__ = ["COMMANDS"]
 
 
-def bdmc(words: list[str]) -> None:
-    """enclose log p(x) of data that the model simulates, by annealing both ways"""
-    made = parser(bdmc)
-    made.add_argument("run", type=str, help="the folder of a finished run")
-    made.add_argument("--num-data", type=int, default=64, help="how many data to simulate")
-    made.add_argument(
-        "--num-samples", type=int, default=5000, help="draws for each datum, K, for L_K beside it"
+def bdmc(args: list[str]) -> None:
+    """Bound log p(x) of simulated data from both sides by bidirectional Monte Carlo."""
+    parser = make_parser(bdmc)
+    parser.add_argument("run", type=str, help="folder of a finished run")
+    parser.add_argument(
+        "--num-data", type=int, default=64, metavar="N", help="number of examples to simulate"
     )
-    made.add_argument("--seed", type=int, default=0, help="of the data and the draws")
-    add_device(made)
-    add_annealing(made, "how to anneal, both ways")
-    run, options = _parsed(made, words)
-    print(evaluations.bdmc(run, progress=True, **options).table(PRINTED))
-    _print_files(run, "bdmc")
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=5000,
+        metavar="K",
+        help="importance samples per example, for comparison with L_K",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and the sampling")
+    add_device(parser)
+    add_annealing(parser, "forward and reverse annealing")
+    run, options = _parse_run(parser, args)
+    print(evaluations.evaluate_bdmc(run, progress=True, **options).table(DEFAULT_KS))
+    _print_next_step(run, "bdmc")
 
 
-def gaps(words: list[str]) -> None:
-    """split log p(x) − ELBO into what the encoder and what the posterior's family lose"""
-    known = jsonargparse_compat.names(posteriors)
-    made = with_data(gaps, 100)
-    made.add_argument("--train", action="store_true", help="compare with as many training data")
-    made.add_argument(
+def gaps(args: list[str]) -> None:
+    """Split log p(x) − ELBO into the amortisation gap and the approximation gap."""
+    known = jsonargparse_compat.component_names(posteriors)
+    parser = make_data_parser(gaps, 100)
+    parser.add_argument(
+        "--train", action="store_true", help="compare with the same number of training examples"
+    )
+    parser.add_argument(
         "--family",
         type=str | None,
         default=None,
         metavar="POSTERIOR",
-        help=f"refit this one in place of the model's own (one of {', '.join(known)})",
+        help=f"variational family to refit instead of the model's own (one of {', '.join(known)})",
     )
-    made.add_argument(
+    parser.add_argument(
         "--richer",
         type=str | None,
         default="FullCovarianceNormal",
         metavar="POSTERIOR",
-        help="a richer one, to see what it would close, or null",
+        help="richer variational family, to see how much of the gap it closes, or null",
     )
-    made.add_argument("--num-steps", type=int, default=500, help="of Adam, for each datum")
-    made.add_argument("--step-size", type=float, default=0.05, help="the first of them")
-    made.add_argument("--num-draws", type=int, default=4, help="for each datum in a step")
-    made.add_argument("--num-samples", type=int, default=5000, help="draws that judge each q")
-    made.add_argument("--no-ais", action="store_true", help="importance sampling alone")
-    add_device(made)
-    add_annealing(made, "how to anneal")
-    run, options = _parsed(made, words)
+    parser.add_argument("--num-steps", type=int, default=500, help="Adam steps per example")
+    parser.add_argument("--step-size", type=float, default=0.05, help="initial step size of Adam")
+    parser.add_argument("--num-draws", type=int, default=4, help="samples per example and step")
+    parser.add_argument(
+        "--num-samples", type=int, default=5000, help="samples per example to evaluate each q"
+    )
+    parser.add_argument(
+        "--no-ais", action="store_true", help="use importance sampling only, without AIS"
+    )
+    add_device(parser)
+    add_annealing(parser, "annealed importance sampling")
+    run, options = _parse_run(parser, args)
     for key in ("family", "richer"):
-        options[key] = _posterior(key, options[key], known)
+        options[key] = _find_posterior(key, options[key], known)
     if options.pop("no_ais"):
         options["annealing"] = None
-    print(evaluations.gaps(run, progress=True, **options))
-    _print_files(run, "gaps")
+    print(evaluations.evaluate_gaps(run, progress=True, **options))
+    _print_next_step(run, "gaps")
 
 
-def latents(words: list[str]) -> None:
-    """count active units, and tell what each latent costs and what all say of the data"""
-    made = with_data(latents, None)
-    made.add_argument("--num-samples", type=int, default=64, help="draws for each datum")
-    made.add_argument(
-        "--num-draws", type=int, default=10_000, help="draws from the aggregate posterior"
+def latents(args: list[str]) -> None:
+    """Measure active units, the KL of each latent and the mutual information with the data."""
+    parser = make_data_parser(latents, None)
+    parser.add_argument("--num-samples", type=int, default=64, help="samples per example")
+    parser.add_argument(
+        "--num-draws", type=int, default=10_000, help="samples from the aggregate posterior"
     )
-    made.add_argument(
+    parser.add_argument(
         "--threshold",
         type=float,
         default=0.01,
-        help="the variance of a unit's posterior mean above which it is active",
+        help="a unit is active if the variance of its posterior mean exceeds this threshold",
     )
-    add_device(made)
-    run, options = _parsed(made, words)
-    print(evaluations.latents(run, progress=True, **options))
-    _print_files(run, "latents")
+    add_device(parser)
+    run, options = _parse_run(parser, args)
+    print(evaluations.evaluate_latents(run, progress=True, **options))
+    _print_next_step(run, "latents")
 
 
-def rate_distortion(words: list[str]) -> None:
-    """trace the best trade of rate for distortion that prior and decoder allow"""
-    made = with_data(rate_distortion, 100)
-    made.add_argument(
-        "--betas", type=list[float], default=list(BETAS), help="minus the inverse slopes to look at"
+def rate_distortion(args: list[str]) -> None:
+    """Compute the rate–distortion curve of the prior and the decoder by AIS."""
+    parser = make_data_parser(rate_distortion, 100)
+    parser.add_argument(
+        "--betas",
+        type=list[float],
+        default=list(DEFAULT_BETAS),
+        help="points of the curve, β = −1/slope",
     )
-    add_device(made)
-    add_annealing(made, "how to anneal, which must be from the prior and adaptive")
-    made.set_defaults({"annealing.initial": "prior", "annealing.schedule": "adaptive"})
-    run, options = _parsed(made, words)
-    curve, own = evaluations.rate_distortion(run, progress=True, **options)
+    add_device(parser)
+    add_annealing(parser, "annealing, from the prior with the adaptive schedule")
+    parser.set_defaults({"annealing.initial": "prior", "annealing.schedule": "adaptive"})
+    run, options = _parse_run(parser, args)
+    curve, own = evaluations.evaluate_rate_distortion(run, progress=True, **options)
     print(curve)
-    print(f"q itself: rate {own.rate:.3f}, distortion {own.distortion:.3f}, at or above the curve")
-    _print_files(run, "rate_distortion")
+    print(f"q itself: rate {own.rate:.3f}, distortion {own.distortion:.3f}, on or above the curve")
+    _print_next_step(run, "rate_distortion")
 
 
 COMMANDS: tuple[Command, ...] = (bdmc, gaps, latents, rate_distortion)
 
 
-def _parsed(made: Any, words: list[str]) -> tuple[Run, dict[str, Any]]:
-    """The run, and what else was said, which may be refused before anything is opened."""
-    options = experiment.explained(made, words).as_dict()
+def _parse_run(parser: Any, args: list[str]) -> tuple[Run, dict[str, Any]]:
+    """Return the run and the options, which are checked before any file is opened."""
+    options = experiment.parse_args(parser, args).as_dict()
     if "annealing" in options:
         options["annealing"] = Annealing(**options["annealing"])
     return Run(options.pop("run")), options
 
 
-def _posterior(key: str, name: str | None, known: list[str]) -> Any:
+def _find_posterior(key: str, name: str | None, known: list[str]) -> Any:
     if name is not None and name not in known:
         raise ValueError(
             f"expected {key} to be one of {', '.join(known)}; got {name!r}"
@@ -122,5 +137,5 @@ def _posterior(key: str, name: str | None, known: list[str]) -> Any:
     return None if name is None else getattr(posteriors, name)
 
 
-def _print_files(run: Run, name: str) -> None:
-    print(f"per datum: {run.ruler(name)}   next: pyro-vae report {run.folder}")
+def _print_next_step(run: Run, name: str) -> None:
+    print(f"per-example results: {run.evaluation_file(name)}   next: pyro-vae report {run.folder}")

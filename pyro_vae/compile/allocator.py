@@ -1,4 +1,4 @@
-"""Memory of the last step for the next one."""
+"""Tune the C allocator to reuse freed memory."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import functools
 
 __all__ = ["keep_freed_memory"]
 
-#: glibc's names for what ``mallopt`` sets, from malloc.h.
+#: Parameters of glibc's ``mallopt``, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Free memory at the end of the heap that is kept, and blocks that come from the heap; of the
-#: latter glibc takes no more.
-_TRIM, _MMAP = 256 << 20, 32 << 20
+#: Bytes of free memory kept at the top of the heap, and the largest block allocated on the heap
+#: (32 MiB is glibc's limit).
+_TRIM_BYTES, _MMAP_BYTES = 256 << 20, 32 << 20
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Lets this process keep what it frees, up to 256 MiB, where its C library is glibc.
+    """Make glibc keep up to 256 MiB of freed memory instead of returning it to the system.
 
-    A step, or a chunk of an evaluation, allocates and frees the same megabytes as the one before.
-    glibc may hand them back to the system in between, and then every page is faulted in anew.
+    Consecutive training steps, or chunks of an evaluation, allocate and free the same megabytes.
+    If glibc returns them to the system in between, every page is faulted in again.
 
     Returns:
-        Whether that could be set.
+        Whether the setting was applied: ``False`` for other C libraries.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or Windows
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP) and mallopt(_M_TRIM_THRESHOLD, _TRIM))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES) and mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES))

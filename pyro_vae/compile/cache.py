@@ -1,4 +1,4 @@
-"""When to compile, and what was compiled before."""
+"""Cache of compiled graphs, and the decision when compiling pays off."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ __all__ = ["compile_cached", "log_not_compiled", "worth_compiling"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Numbers of the widest sites, over all particles and data, from which on compiling is worth its
-#: seconds: some 2.7 million pairs of images of 784 pixels, about 25 s of one processor.
-_WORTHWHILE = 1 << 31
-#: Compiled graphs of this process, by their code and what they were compiled for.
-_known: dict[tuple[Any, ...], Graph] = {}
-#: As many are kept.
-_MOST_KNOWN = 32
-#: Why programs were not compiled, for nobody wants to read it twice.
-_told: set[str] = set()
+#: Elements of the widest site, over all particles and examples, above which compiling pays off:
+#: about 2.7 million pairs of 784-pixel images, or 25 s on one CPU core.
+_MIN_ELEMENTS = 1 << 31
+#: Compiled graphs of this process, by their code and input metadata.
+_cache: dict[tuple[Any, ...], Graph] = {}
+_MAX_CACHED = 32
+#: Reasons that were already logged.
+_logged: set[str] = set()
 
 
-def worth_compiling(numbers: float) -> bool:
-    """Whether so many numbers to compute are worth compiling: by count, not by the clock."""
-    return numbers >= _WORTHWHILE
+def worth_compiling(num_elements: float) -> bool:
+    """Whether a computation of this many elements is large enough to compile.
+
+    Decided by size rather than by timing, so that it is reproducible.
+    """
+    return num_elements >= _MIN_ELEMENTS
 
 
 def log_not_compiled(error: NotTraceableError) -> None:
-    """Says once why something is not compiled."""
-    if str(error) not in _told:
-        _told.add(str(error))
+    """Log once why a program is not compiled."""
+    if str(error) not in _logged:
+        _logged.add(str(error))
         _log.warning("the program is not compiled and runs eagerly: %s", error)
 
 
 def compile_cached(graph: GraphModule, inputs: list[Tensor]) -> Graph:
-    """The graph compiled, now or before: whoever asks again pays for the tracing only.
+    """Compile a graph, or return it from the cache of this process.
 
     Raises:
-        NotOneGraphError: as :func:`~pyro_vae.compile.trace.compile_graph` does.
+        NotTraceableError: as :func:`~pyro_vae.compile.trace.compile_graph` does.
     """
     if any(node.op == "get_attr" for node in graph.graph.nodes):
-        return compile_graph(graph, inputs)  # what it holds is not in its code
-    about = tuple((v.shape, v.stride(), v.dtype, v.device) for v in inputs)
-    key = (graph.code, about, torch.get_num_threads())
-    if key not in _known:
-        while len(_known) >= _MOST_KNOWN:
-            del _known[next(iter(_known))]
-        _known[key] = compile_graph(graph, inputs)
-    return _known[key]
+        return compile_graph(graph, inputs)  # its code does not contain these tensors
+    metadata = tuple((v.shape, v.stride(), v.dtype, v.device) for v in inputs)
+    key = (graph.code, metadata, torch.get_num_threads())
+    if key not in _cache:
+        while len(_cache) >= _MAX_CACHED:
+            del _cache[next(iter(_cache))]
+        _cache[key] = compile_graph(graph, inputs)
+    return _cache[key]

@@ -1,4 +1,4 @@
-"""A graph in two: what no draw reaches, to be done once, and the rest, to be done for each draw."""
+"""Hoist work that does not depend on the samples (e.g. the encoder) out of a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .rewrites import FormulaRewriter
 __all__ = ["hoist_invariants"]
 
 _aten = torch.ops.aten
-#: What makes a constant, in the shape of a tensor whose numbers it does not read.
+#: Operations that create a constant with the shape of their input.
 _CONSTANTS = (
     _aten.empty_like.default,
     _aten.full_like.default,
@@ -29,60 +29,65 @@ _CONSTANTS = (
 def hoist_invariants(
     graph: GraphModule, inputs: Sequence[Tensor], changing: int = 0
 ) -> tuple[GraphModule, GraphModule]:
-    """Takes out of a graph what is the same at every call on the same inputs.
+    """Split a graph into a part that runs once and a part that runs for each sample.
 
-    An encoder's outputs, the components of a prior, the casts of weights: whatever is computed
-    from the inputs without a random number. Not taken out is what costs nothing where it is, and
-    memory where it is kept: constants, and numbers repeated for every draw.
+    Hoists everything that depends on the inputs but not on random numbers: an encoder's outputs,
+    the components of a prior, casts of weights. Constants and expanded tensors are not hoisted,
+    as they are cheap to recompute but cost memory to store.
 
     Arguments:
-        graph: of :func:`~pyro_vae.compile.trace.trace_graph`. One that changes its inputs stays whole.
-        inputs: what it is called with.
-        changing: how many of them, the first, are new at every call: nothing of them is settled.
+        graph: a graph of :func:`~pyro_vae.compile.trace.trace_graph`. If it changes its inputs in
+            place, nothing is hoisted.
+        inputs: example inputs.
+        changing: number of leading inputs that differ between calls: work that depends on them
+            is not hoisted.
 
     Returns:
-        ``once``, of the inputs, giving a tuple of tensors; and ``each``, of the inputs and then
-        those tensors, giving what the graph gives, by the same random operations in the same
-        order. Some of the others are done by formulas that are faster when they are fused.
+        ``once``, which maps the inputs to a tuple of tensors; and ``each``, which maps the inputs
+        followed by those tensors to the outputs of the graph. Random operations keep their order;
+        others may be replaced by the formulas of :class:`~.rewrites.FormulaRewriter`.
     """
     functional = torch.func.functionalize(FormulaRewriter(graph).run)
     with torch.random.fork_rng():
         graph = make_fx(functional, tracing_mode="fake")(*inputs)
-    _repeat_late(graph.graph)
+    _expand_late(graph.graph)
     nodes = list(graph.graph.nodes)
-    given = [n for n in nodes if n.op == "placeholder"]
-    settled = set[Node]() if any(map(_changes, nodes)) else _settled(nodes, given[:changing])
-    settled |= _row_by_row(graph.graph, settled)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    changed = placeholders[:changing]
+    hoisted = set[Node]() if any(map(_is_mutating, nodes)) else _find_hoistable(nodes, changed)
+    hoisted |= _make_contiguous(graph.graph, hoisted)
     nodes = list(graph.graph.nodes)
-    kept = [n for n in nodes if n in settled and any(user not in settled for user in n.users)]
+    outputs = [n for n in nodes if n in hoisted and any(user not in hoisted for user in n.users)]
     once, each = Graph(), Graph()
-    known = {node: once.placeholder(node.name) for node in given}
-    _copied(once, (node for node in nodes if node in settled), known)
-    once.output(tuple(known[node] for node in kept))
-    known = {}
-    for node in (*given, *kept):
-        known[node] = each.placeholder(node.name)
-        known[node].meta = node.meta
-    _copied(each, (node for node in nodes if node not in settled and node not in known), known)
+    copies = {node: once.placeholder(node.name) for node in placeholders}
+    _copy_nodes(once, (node for node in nodes if node in hoisted), copies)
+    once.output(tuple(copies[node] for node in outputs))
+    copies = {}
+    for node in (*placeholders, *outputs):
+        copies[node] = each.placeholder(node.name)
+        copies[node].meta = node.meta
+    _copy_nodes(
+        each, (node for node in nodes if node not in hoisted and node not in copies), copies
+    )
     return GraphModule(graph, once), GraphModule(graph, each)
 
 
-def _repeat_late(graph: Graph) -> None:
-    """Makes f(x repeated) to f(x) repeated: a logarithm of what all draws share is taken once."""
+def _expand_late(graph: Graph) -> None:
+    """Replace f(expand(x)) by expand(f(x)), which computes values shared by all samples once."""
     if any(node.target is _aten.as_strided.default for node in graph.nodes):
-        return  # which reads a memory layout that is another now
+        return  # as_strided depends on the memory layout, which changes
     for node in graph.find_nodes(op="call_function", target=_aten.view.default):
         node.target = _aten.reshape.default
     for node in list(graph.nodes):
-        if _draws(node) or not _pointwise(node) or len(node.all_input_nodes) != 1:
+        if _is_random(node) or not _is_pointwise(node) or len(node.all_input_nodes) != 1:
             continue
         if node.target is _aten.clone.default:
-            continue  # it is there for the layout
-        (repeated,) = node.all_input_nodes
-        source = repeated
+            continue  # it sets the memory layout
+        (expanded,) = node.all_input_nodes
+        source = expanded
         while source.target is _aten.expand.default:
             source = source.args[0]
-        if _numel(source) < _numel(repeated):
+        if _numel(source) < _numel(expanded):
             value = node.meta["val"]
             with graph.inserting_before(node):
                 first = graph.node_copy(node, lambda _, source=source: source)
@@ -93,16 +98,19 @@ def _repeat_late(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _row_by_row(graph: Graph, settled: set[Node]) -> set[Node]:
-    """Lays out settled right factors of products, as Wᵀ of x Wᵀ; gives the nodes that do so.
+def _make_contiguous(graph: Graph, hoisted: set[Node]) -> set[Node]:
+    """Make hoisted right factors of matrix products contiguous, such as Wᵀ in x Wᵀ.
 
-    On a CPU a product otherwise brings its factor into that order at every call.
+    On a CPU every product would otherwise pack its right factor again.
+
+    Returns:
+        The new nodes.
     """
     copies = set[Node]()
     for node in graph.find_nodes(op="call_function", target=_aten.mm.default):
         right: Any = node.args[1]
         value = right.meta["val"]
-        if node in settled or right not in settled or value.is_cuda or value.is_contiguous():
+        if node in hoisted or right not in hoisted or value.is_cuda or value.is_contiguous():
             continue
         options: Any = {"memory_format": torch.contiguous_format}
         with graph.inserting_before(node):
@@ -113,62 +121,63 @@ def _row_by_row(graph: Graph, settled: set[Node]) -> set[Node]:
     return copies
 
 
-def _copied(graph: Graph, nodes: Iterable[Node], known: dict[Node, Node]) -> None:
+def _copy_nodes(graph: Graph, nodes: Iterable[Node], copies: dict[Node, Node]) -> None:
     for node in nodes:
-        known[node] = graph.node_copy(node, known.__getitem__)
+        copies[node] = graph.node_copy(node, copies.__getitem__)
 
 
-def _settled(nodes: list[Node], changing: list[Node]) -> set[Node]:
-    """What to do once."""
-    drawn = set(changing)
+def _find_hoistable(nodes: list[Node], changing: list[Node]) -> set[Node]:
+    """Nodes to compute once: neither random nor dependent on changing inputs, and worth storing."""
+    variant = set(changing)
     for node in nodes:
-        if node.op == "output" or _draws(node) or any(n in drawn for n in node.all_input_nodes):
-            drawn.add(node)
-    same = [node for node in nodes if node not in drawn and node.op != "placeholder"]
+        random = node.op == "output" or _is_random(node)
+        if random or any(n in variant for n in node.all_input_nodes):
+            variant.add(node)
+    invariant = [node for node in nodes if node not in variant and node.op != "placeholder"]
     needed: set[Node] = set()
-    for node in reversed(same):
-        if not _cheap(node) or any(user in needed for user in node.users):
+    for node in reversed(invariant):
+        if not _is_cheap(node) or any(user in needed for user in node.users):
             needed.add(node)
-    settled: set[Node] = set()
-    for node in same:
+    hoisted: set[Node] = set()
+    for node in invariant:
         inputs = node.all_input_nodes
-        ready = all(n.op == "placeholder" or n in settled for n in inputs)
-        # a number repeated for every draw would only be read from memory instead
+        ready = all(n.op == "placeholder" or n in hoisted for n in inputs)
+        # storing an expanded tensor would replace cheap arithmetic by memory traffic
         grows = _numel(node) > max(map(_numel, inputs), default=0)
         if node in needed or (ready and not grows):
-            settled.add(node)
-    return settled
+            hoisted.add(node)
+    return hoisted
 
 
-def _changes(node: Node) -> bool:
+def _is_mutating(node: Node) -> bool:
     """Whether a node changes a tensor in place."""
     schema: Any = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
-def _draws(node: Node) -> bool:
-    """Whether a node draws random numbers, or may."""
+def _is_random(node: Node) -> bool:
+    """Whether a node may draw random numbers."""
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op not in ("placeholder", "call_function")
     if not isinstance(node.target, torch._ops.OpOverload):
-        return True  # a function of functions, which may hold anything
+        return True  # a higher-order operator, which may contain any operation
     return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _cheap(node: Node) -> bool:
-    """Whether a node makes a constant, looks at a tensor, or is done number by number."""
+def _is_cheap(node: Node) -> bool:
+    """Whether a node creates a constant or a view, or works pointwise."""
     target: Any = node.target
     if target is operator.getitem or target in _CONSTANTS or not node.all_input_nodes:
         return True
-    return target.is_view or _pointwise(node)
+    return target.is_view or _is_pointwise(node)
 
 
-def _pointwise(node: Node) -> bool:
+def _is_pointwise(node: Node) -> bool:
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _numel(node: Node) -> int:
-    """The numbers in a node's tensor, or in the largest of several."""
+    """Number of elements of a node's tensor, or of its largest tensor."""
     value = node.meta.get("val")
-    several = value if isinstance(value, list | tuple) else [value]
-    return max((v.numel() for v in several if isinstance(v, Tensor)), default=0)
+    values = value if isinstance(value, list | tuple) else [value]
+    return max((v.numel() for v in values if isinstance(v, Tensor)), default=0)

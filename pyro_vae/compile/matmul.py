@@ -1,4 +1,4 @@
-"""How products of matrices are made: by which library, and in which precision."""
+"""Backend library and precision of matrix products."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["Precision", "check_precision", "matmul_backend"]
 
-#: What the linear and convolutional layers of networks compute in.
+#: Precision of the linear and convolutional layers.
 Precision = Literal["float32", "bfloat16"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: The environment's word for the library of float32 products on a CPU.
+#: Environment variable that selects the library of float32 products on a CPU.
 _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
-#: How much larger than MKL's the error of oneDNN's products may be.
-_MOST_ERROR = 4.0
+#: Largest accepted ratio of oneDNN's error to MKL's.
+_MAX_ERROR_RATIO = 4.0
 
 
 def check_precision(precision: str) -> Precision:
-    """``precision`` if it is one.
+    """Return ``precision`` if it is valid.
 
     Raises:
-        ValueError: if it is another word.
+        ValueError: if it is neither ``float32`` nor ``bfloat16``.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"expected precision to be float32 or bfloat16; got {precision!r}")
@@ -44,51 +44,51 @@ def check_precision(precision: str) -> Precision:
 
 @contextmanager
 def matmul_backend(precision: Precision = "float32") -> Iterator[None]:
-    """Matrix products as they were asked for, and as before afterwards.
+    """Set the library and the precision of matrix products within a context.
 
-    float32 products on a CPU are MKL's, but on AMD's processors oneDNN's, which is faster there;
-    the environment variable ``PYRO_VAE_MATMUL`` can choose, ``mkl`` or ``onednn``. The clock
-    never does, for their results differ in the last digits. oneDNN may round to bfloat16 on
-    processors that have it; so its error is measured first, and where it is more than four times
-    MKL's it is not used.
+    float32 products on a CPU use MKL, except on AMD processors, where oneDNN is faster. Set the
+    environment variable ``PYRO_VAE_MATMUL`` to ``mkl`` or ``onednn`` to choose. The choice never
+    depends on timings, because the results differ in the last digits. oneDNN may round to
+    bfloat16 on processors that support it, so its error is measured first: if it is more than
+    four times that of MKL, MKL is used.
 
     Arguments:
         precision: ``bfloat16`` rounds inputs and outputs of linear and convolutional layers;
-            all else, distributions and sums, stays as it is.
+            everything else, such as distributions and sums, keeps its precision.
 
     Raises:
-        ValueError: if the environment variable is another word.
+        ValueError: if the environment variable has another value.
     """
     library = _onednn() if _library() == "onednn" else nullcontext()
-    with library, _Rounded() if precision == "bfloat16" else nullcontext():
+    with library, _BFloat16Layers() if precision == "bfloat16" else nullcontext():
         yield
 
 
 def _library() -> str:
-    wanted = os.environ.get(_VARIABLE, "auto")
-    if wanted not in _LIBRARIES:
-        raise ValueError(f"expected {_VARIABLE} to be auto, mkl or onednn; got {wanted!r}")
-    if wanted != "auto":
-        return wanted
+    library = os.environ.get(_VARIABLE, "auto")
+    if library not in _LIBRARIES:
+        raise ValueError(f"expected {_VARIABLE} to be auto, mkl or onednn; got {library!r}")
+    if library != "auto":
+        return library
     return "onednn" if _vendor() == "AuthenticAMD" else "mkl"
 
 
 @functools.cache
 def _vendor() -> str:
-    """Who made the processor, where the system says."""
-    about = Path("/proc/cpuinfo")
-    text = about.read_text() if about.is_file() else platform.processor()
-    found = re.search(r"AuthenticAMD|GenuineIntel", text)
-    return found[0] if found else ""
+    """Vendor of the processor; an empty string if unknown."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    match = re.search(r"AuthenticAMD|GenuineIntel", text)
+    return match[0] if match else ""
 
 
 @contextmanager
 def _onednn() -> Iterator[None]:
-    """oneDNN's products, where they are accurate; a GPU's are not touched."""
-    if not _accurate():
+    """Use oneDNN for float32 products on the CPU if it is accurate."""
+    if not _is_accurate():
         yield
         return
-    setting = _setting()
+    setting = _onednn_setting()
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:
@@ -97,17 +97,17 @@ def _onednn() -> Iterator[None]:
         setting.fp32_precision = before
 
 
-class _Rounded(TorchFunctionMode):
-    """Layers of networks in bfloat16, of float32 numbers to float32 numbers."""
+class _BFloat16Layers(TorchFunctionMode):
+    """Compute float32 layers in bfloat16 and return float32."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _LAYERS or not any(map(_is_single, args)):
+        if func not in _LAYERS or not any(map(_is_float32, args)):
             return func(*args, **kwargs)
-        args = tuple(map(_halved, args))
-        return func(*args, **{n: _halved(v) for n, v in kwargs.items()}).float()
+        args = tuple(map(_to_bfloat16, args))
+        return func(*args, **{n: _to_bfloat16(v) for n, v in kwargs.items()}).float()
 
 
 _LAYERS: tuple[Callable[..., Tensor], ...] = (
@@ -121,23 +121,23 @@ _LAYERS: tuple[Callable[..., Tensor], ...] = (
 )
 
 
-def _is_single(value: Any) -> bool:
+def _is_float32(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype is torch.float32
 
 
-def _halved(value: Any) -> Any:
-    return value.bfloat16() if _is_single(value) else value
+def _to_bfloat16(value: Any) -> Any:
+    return value.bfloat16() if _is_float32(value) else value
 
 
-def _setting() -> Any:
-    """What holds oneDNN's precision of products; torch before 2.9 has none for it alone."""
+def _onednn_setting() -> Any:
+    """Object with oneDNN's matmul precision; ``None`` before torch 2.9."""
     return getattr(torch.backends.mkldnn, "matmul", None)
 
 
 @functools.cache
-def _accurate() -> bool:
-    """Whether oneDNN takes float32 products here and is as accurate as MKL, tried once."""
-    setting = _setting()
+def _is_accurate() -> bool:
+    """Whether oneDNN computes float32 products here about as accurately as MKL; cached."""
+    setting = _onednn_setting()
     if setting is None or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -148,10 +148,10 @@ def _accurate() -> bool:
         setting.fp32_precision = precision
         errors[library] = float(((a @ b).double() - exact).norm() / exact.norm())
     setting.fp32_precision = before
-    if errors["oneDNN"] <= _MOST_ERROR * errors["MKL"]:
+    if errors["oneDNN"] <= _MAX_ERROR_RATIO * errors["MKL"]:
         return True
     _log.warning(
-        "products are left to MKL: oneDNN's relative error here is %.1e, MKL's %.1e",
+        "using MKL for matrix products: oneDNN's relative error is %.1e here, MKL's %.1e",
         errors["oneDNN"],
         errors["MKL"],
     )

@@ -1,4 +1,4 @@
-"""Operations by formulas that cost less once they are fused, and are as exact in float32."""
+"""Rewrite graph operations into formulas that are faster when fused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 __all__ = ["FormulaRewriter", "rewrite_formulas"]
 
 _aten = torch.ops.aten
-#: Beyond it tanh is 1 in float32.
-_END = 7.90531110763549805
-#: tanh(x) = x P(x²) / Q(x²), from the highest power down: a minimax approximation of Eigen's.
+#: tanh(x) = 1 in float32 for larger x.
+_TANH_LIMIT = 7.90531110763549805
+#: tanh(x) = x P(x²) / Q(x²), highest power first: the minimax approximation of Eigen.
 _P = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
@@ -30,40 +30,42 @@ _Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.893525
 
 @torch.no_grad()
 def rewrite_formulas(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
-    """A graph of ATen operations that gives the same, with some of them replaced.
+    """Return an equivalent graph of ATen operations with faster formulas.
 
     Arguments:
         graph: the graph.
-        inputs: what it is called with.
+        inputs: example inputs.
+
+    See :class:`FormulaRewriter` for the formulas.
     """
     return make_fx(FormulaRewriter(graph).run, tracing_mode="fake")(*inputs)
 
 
 class FormulaRewriter(Interpreter):
-    """A graph of ATen operations, with some replaced.
+    """Interpreter of a graph of ATen operations that replaces some of them.
 
-    * A layer's bias is added after the product, as a part of what comes next, and not copied to
-      where the product goes. It is a difference from the negative, because of a sum TorchInductor
-      makes ``addmm`` again.
-    * float32 tanh on a CPU is a ratio of polynomials, within 3e-7 of it relative to it: a third of
-      the time of the vector library's, and the formula of Eigen and XLA.
+    * The bias of a layer is added after the product, so that it can be fused with the next
+      operation. It is written as subtraction of the negative, because TorchInductor would turn a
+      sum into ``addmm`` again.
+    * float32 tanh on a CPU is a ratio of polynomials, as in Eigen and XLA, with relative error
+      below 3e-7. It takes a third of the time of the vector library.
     """
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is _aten.addmm.default and not kwargs and args[0].ndim == 1:
             bias, a, b = args
             return torch.mm(a, b) - (-bias)
-        if target is _aten.tanh.default and _single(args[0]):
+        if target is _aten.tanh.default and _is_cpu_float32(args[0]):
             return _tanh(args[0])
         return super().call_function(target, args, kwargs)
 
 
-def _single(x: Tensor) -> bool:
+def _is_cpu_float32(x: Tensor) -> bool:
     return x.dtype is torch.float32 and x.device.type == "cpu"
 
 
 def _tanh(x: Tensor) -> Tensor:
-    x = x.clamp(-_END, _END)
+    x = x.clamp(-_TANH_LIMIT, _TANH_LIMIT)
     square = x * x
     return x * _polynomial(_P, square) / _polynomial(_Q, square)
 

@@ -1,8 +1,7 @@
-"""A function of tensors, Pyro programs and all, as one flat graph; and that graph compiled.
+"""Trace a function of tensors, such as a Pyro program, into a flat graph and compile it.
 
-Pyro's handlers decide in Python which operations there are, and cost more than the operations of a
-small network. Run once under ``make_fx`` they leave nothing but the operations, which
-TorchInductor fuses.
+Pyro's handlers run in Python and cost more than the operations of a small network. Tracing with
+``make_fx`` leaves only the tensor operations, which TorchInductor fuses.
 """
 
 from __future__ import annotations
@@ -22,63 +21,62 @@ from .allocator import keep_freed_memory
 
 __all__ = ["NotTraceableError", "compile_graph", "is_tracing", "trace_graph"]
 
-#: A function of the tensors it was traced with, in their order.
+#: A compiled function of the tensors of its graph, in order.
 Graph = Callable[..., tuple[Tensor, ...]]
 
 
 class NotTraceableError(RuntimeError):
-    """A function is no single graph of tensor operations, or none can be compiled here."""
+    """Raised if a function cannot be traced into a single graph or compiled."""
 
 
 @torch.no_grad()
 def trace_graph(
     function: Callable[..., tuple[Tensor, ...]], *args: Tensor
 ) -> tuple[GraphModule, list[Tensor]]:
-    """The operations of ``function(*args)``, whatever Python was between them.
+    """Trace ``function(*args)`` into a graph of ATen operations.
 
-    Shapes, and Python's own values, are those of this call; draws are made anew at every call
-    of the graph. Random generators, and tensors of floating point that the function changes in
-    place, are as before; counters, as batch norm has one, may move.
+    Shapes and Python values are fixed to those of this call; each call of the graph draws fresh
+    random numbers. Tracing leaves random generators, and floating-point tensors that the function
+    changes in place, unchanged; counters, such as that of batch norm, may advance.
 
     Arguments:
-        function: of tensors, giving a tuple of tensors. It may use others that it finds elsewhere,
-            and change them in place.
-        *args: what it is called with.
+        function: maps tensors to a tuple of tensors. It may read tensors from its closure, such
+            as parameters, and change them in place.
+        *args: example inputs.
 
     Returns:
-        The graph, to be called with ``args`` and then the tensors it found elsewhere; and those
-        tensors themselves, detached: they share their memory, so that the graph sees what
-        becomes of them.
+        The graph, called with ``args`` followed by the tensors of the closure; and the latter,
+        detached. They share memory with the originals, so the graph sees later updates.
 
     Raises:
-        NotOneGraphError: if which operations there are depends on the numbers in a tensor, or if
-            an operation cannot be recorded.
+        NotTraceableError: if control flow depends on tensor values, or an operation cannot be
+            traced.
     """
     try:
-        with torch.random.fork_rng(), pyro.validation_enabled(False), _NothingRead():
+        with torch.random.fork_rng(), pyro.validation_enabled(False), _ItemAsTensor():
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-    except Exception as error:  # whatever cannot be recorded says so in its own way
+    except Exception as error:  # operations raise errors of various types
         raise NotTraceableError(_first_line(error)) from error
-    return graph, _lifted(graph)
+    return graph, _lift_closure(graph)
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
-    """A graph from :func:`trace_graph`, fused by TorchInductor; torch caches what that gives on disk.
+    """Compile a graph of :func:`trace_graph` with TorchInductor, which caches its code on disk.
 
-    It draws the same random numbers as the graph uncompiled would.
+    The compiled graph draws the same random numbers as the original.
 
     Arguments:
         graph: the graph.
-        inputs: what it will be called with; shapes, types and devices hold for every call.
+        inputs: example inputs; shapes, dtypes and devices are fixed.
 
     Raises:
-        NotOneGraphError: if Inductor cannot compile here, as without a C++ compiler.
+        NotTraceableError: if Inductor cannot compile the graph, e.g. without a C++ compiler.
     """
     keep_freed_memory()
     options: dict[str, Any] = {"fallback_random": True}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Inductor's own, of what it tries
+            warnings.simplefilter("ignore")  # Inductor's internal warnings
             function: Any = torch._inductor.compile(graph, list(inputs), options=options)
     except Exception as error:
         raise NotTraceableError(_first_line(error)) from error
@@ -86,12 +84,12 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
 
 
 def is_tracing() -> bool:
-    """Whether a graph is being recorded, in which many small operations cost nothing."""
+    """Whether a graph is being traced, so that many small operations cost nothing."""
     return get_proxy_mode() is not None
 
 
-class _NothingRead(TorchFunctionMode):
-    """While a graph is recorded a number that is read stays a tensor, if that is enough."""
+class _ItemAsTensor(TorchFunctionMode):
+    """Keep the result of ``.item()`` a tensor during tracing."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -101,27 +99,27 @@ class _NothingRead(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _lifted(graph: GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that a graph holds."""
+def _lift_closure(graph: GraphModule) -> list[Tensor]:
+    """Turn the tensors stored in a graph into inputs, and return them."""
     nodes = graph.graph
-    held: dict[str, Any] = {}
+    lifted: dict[str, Any] = {}
     last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
     for node in [node for node in nodes.nodes if node.op == "get_attr"]:
-        if node.target not in held:
+        if node.target not in lifted:
             with nodes.inserting_after(last):
-                last = held[node.target] = nodes.placeholder(f"held_{len(held)}")
+                last = lifted[node.target] = nodes.placeholder(f"lifted_{len(lifted)}")
             last.meta = node.meta
-        node.replace_all_uses_with(held[node.target])
+        node.replace_all_uses_with(lifted[node.target])
         nodes.erase_node(node)
-    tensors = [getattr(graph, name).detach() for name in held]
-    for name in held:
+    tensors = [getattr(graph, name).detach() for name in lifted]
+    for name in lifted:
         delattr(graph, name)
     graph.recompile()
     return tensors
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, of errors that were made of others the first that says something."""
+    """First line of the innermost message in a chain of errors without messages."""
     while not str(error).strip() and error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,4 +1,4 @@
-"""The components there are, read off their classes and docstrings: nothing is listed twice."""
+"""Component catalogue for ``pyro-vae list``, generated from the classes and their docstrings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from .. import likelihoods, models, networks, posteriors, priors
 from ..core.validation import did_you_mean
 from ..data import Kind
 from ..learning import objectives
-from ..models.compatibility import RULES, broken
-from .jsonargparse_compat import names
+from ..models.compatibility import RULES, find_violation
+from .jsonargparse_compat import component_names
 
-__all__ = ["COMBINATIONS", "FAMILIES", "combinations", "describe", "overview"]
+__all__ = [
+    "COMBINATIONS",
+    "COMPONENT_KINDS",
+    "describe_component",
+    "list_combinations",
+    "list_components",
+]
 
-#: The kinds of components by the name of their module.
-FAMILIES: dict[str, ModuleType] = {
+#: The modules of the component kinds by name.
+COMPONENT_KINDS: dict[str, ModuleType] = {
     "priors": priors,
     "likelihoods": likelihoods,
     "posteriors": posteriors,
@@ -25,98 +31,111 @@ FAMILIES: dict[str, ModuleType] = {
     "models": models,
     "objectives": objectives,
 }
-#: What a user asks for to see which of them go together.
+#: The argument of ``list`` that selects the compatibility tables.
 COMBINATIONS = "combinations"
-#: What a program supplies by itself when it makes a component.
-_SUPPLIED = {"self", "latent_dim", "event_shape", "network", "in_shape", "out_shape"}
+#: Constructor arguments set by the program, not by the user.
+_SET_BY_PROGRAM = {"self", "latent_dim", "event_shape", "network", "in_shape", "out_shape"}
 
 
-def overview(family: str | None = None) -> str:
-    """Every component of a family, or of all, with a line and the paper for each.
+def list_components(kind: str | None = None) -> str:
+    """List the components of one kind, or of all kinds, each with a summary and its references.
 
     Raises:
-        ValueError: if there is no such family, with the nearest one.
+        ValueError: if the kind is unknown; the message suggests the closest one.
     """
-    if family == COMBINATIONS:
-        return combinations()
-    shown = FAMILIES if family is None else {family: _family(family)}
+    if kind == COMBINATIONS:
+        return list_combinations()
+    shown = COMPONENT_KINDS if kind is None else {kind: _kind_module(kind)}
     blocks = []
     for name, module in shown.items():
         lines = [f"{name}:"]
-        for component in names(module):
+        for component in component_names(module):
             doc = inspect.getdoc(getattr(module, component)) or ""
             lines.append(f"  {component:30} {doc.splitlines()[0]}")
-            lines += [f"  {'':30} {paper}" for paper in _papers(doc)]
+            lines += [f"  {'':30} {reference}" for reference in _references(doc)]
         blocks.append("\n".join(lines))
-    if family is None:
-        blocks.append(combinations())
+    if kind is None:
+        blocks.append(list_combinations())
     return "\n\n".join(blocks)
 
 
-def combinations() -> str:
-    """Which priors go with which posteriors, and which likelihoods with which data."""
+def list_combinations() -> str:
+    """List the posteriors that work with each prior and the data kinds of each likelihood."""
     lines = [f"{COMBINATIONS}:", f"  {'prior':30} posteriors"]
-    every = names(posteriors)
-    for prior in names(priors):
-        fit = [q for q in every if not broken(getattr(priors, prior), getattr(posteriors, q))]
-        rest = [q for q in every if q not in fit]
-        told = ", ".join(fit) if len(fit) <= len(rest) else f"all but {', '.join(rest)}"
-        lines.append(f"  {prior:30} {told if rest else 'all'}")
-    lines.append("  SemiAmortized goes with what its family goes with, but not with VampPrior.")
-    lines += [f"  Needed: {rule.expected}: {rule.remedy}." for rule in RULES]
+    all_posteriors = component_names(posteriors)
+    for name in component_names(priors):
+        prior = getattr(priors, name)
+        allowed = [q for q in all_posteriors if not find_violation(prior, getattr(posteriors, q))]
+        excluded = [q for q in all_posteriors if q not in allowed]
+        if not excluded:
+            text = "all"
+        elif len(allowed) <= len(excluded):
+            text = ", ".join(allowed)
+        else:
+            text = f"all but {', '.join(excluded)}"
+        lines.append(f"  {name:30} {text}")
+    lines.append(
+        "  SemiAmortized works with the priors of its variational family, except VampPrior."
+    )
+    lines += [f"  Required: {rule.expected}: {rule.remedy}." for rule in RULES]
     kinds = [str(kind) for kind in Kind]
     lines += ["", f"  {'likelihood':30} {'  '.join(kinds)}"]
-    for likelihood in names(likelihoods):
-        cls = getattr(likelihoods, likelihood)
-        cells = ("yes" if cls.scores(kind) else "–" for kind in Kind)
+    for name in component_names(likelihoods):
+        likelihood = getattr(likelihoods, name)
+        cells = ("yes" if likelihood.supports(kind) else "–" for kind in Kind)
         row = "  ".join(f"{cell:{len(kind)}}" for cell, kind in zip(cells, kinds, strict=True))
-        lines.append(f"  {likelihood:30} {row.rstrip()}")
-    lines.append("  Those with an argument `levels` refuse data above it.")
+        lines.append(f"  {name:30} {row.rstrip()}")
+    lines.append("  Likelihoods with an argument `levels` reject values above it.")
     return "\n".join(lines)
 
 
-def describe(family: str, component: str) -> str:
-    """One component: what it is, and the arguments that a user gives.
+def describe_component(kind: str, component: str) -> str:
+    """Return the signature of a component, without arguments set by the program, and its docstring.
 
     Raises:
-        ValueError: if there is no such family or component, with the nearest one.
+        ValueError: if the kind or the component is unknown; the message suggests the closest
+            name.
     """
-    module = _family(family)
-    known = names(module)
+    module = _kind_module(kind)
+    known = component_names(module)
     if component not in known:
         raise ValueError(
-            f"expected one of the {family} {', '.join(known)}; got {component!r}"
+            f"expected one of the {kind} {', '.join(known)}; got {component!r}"
             f"{did_you_mean(component, known)}"
         )
     cls = getattr(module, component)
-    # a program is supplied by nobody but the data
-    supplied = getattr(cls, "from_data", _SUPPLIED)
-    given = [p for p in inspect.signature(cls).parameters.values() if p.name not in supplied]
-    lines = [f"{component}({', '.join(map(_argument, given))})", "", inspect.getdoc(cls) or ""]
+    # programs get some arguments from the data, other components from the program
+    hidden = getattr(cls, "from_data", _SET_BY_PROGRAM)
+    shown = [p for p in inspect.signature(cls).parameters.values() if p.name not in hidden]
+    lines = [
+        f"{component}({', '.join(map(_format_parameter, shown))})",
+        "",
+        inspect.getdoc(cls) or "",
+    ]
     return "\n".join(lines)
 
 
-def _family(name: str) -> ModuleType:
-    if name not in FAMILIES:
-        known = [*FAMILIES, COMBINATIONS]
+def _kind_module(name: str) -> ModuleType:
+    if name not in COMPONENT_KINDS:
+        known = [*COMPONENT_KINDS, COMBINATIONS]
         raise ValueError(
             f"expected one of {', '.join(known)}; got {name!r}{did_you_mean(name, known)}"
         )
-    return FAMILIES[name]
+    return COMPONENT_KINDS[name]
 
 
-def _argument(parameter: inspect.Parameter) -> str:
+def _format_parameter(parameter: inspect.Parameter) -> str:
     default: Any = parameter.default
     if default is inspect.Parameter.empty:
         return parameter.name
     return f"{parameter.name}={default.__name__ if inspect.isclass(default) else repr(default)}"
 
 
-def _papers(doc: str) -> list[str]:
-    """The references of a docstring's ``References:``, a line for each."""
-    _, found, after = doc.partition("References:\n")
-    if not found:
+def _references(doc: str) -> list[str]:
+    """Return the entries of the docstring section ``References:``, one line each."""
+    _, heading, section = doc.partition("References:\n")
+    if not heading:
         return []
-    text = re.sub(r"\s+", " ", inspect.cleandoc("\n" + after).split("\n\n")[0]).strip()
-    # a reference ends with its address
+    text = re.sub(r"\s+", " ", inspect.cleandoc("\n" + section).split("\n\n")[0]).strip()
+    # a reference ends with its URL
     return re.sub(r"(https?://\S+) (?!http)", r"\1\n", text).split("\n")

@@ -1,4 +1,4 @@
-"""jsonargparse with short class names, a help page to read, and errors of one sentence."""
+"""jsonargparse with short class names, a readable help page and one-sentence errors."""
 
 from __future__ import annotations
 
@@ -25,134 +25,139 @@ from ..core.validation import did_you_mean
 
 __all__ = [
     "SUPPRESS",
-    "allow",
-    "allowed",
-    "denied",
+    "allow_imports",
+    "component_names",
     "did_you_mean",
-    "lacking",
-    "make",
-    "names",
-    "parse",
-    "unknown",
+    "import_denied_message",
+    "is_importable",
+    "make_base_parser",
+    "missing_class_message",
+    "parse_or_explain",
+    "unknown_name_message",
 ]
 
-Made = TypeVar("Made", bound=ArgumentParser)
+AnyParser = TypeVar("AnyParser", bound=ArgumentParser)
 
-#: A class path imports its module, so only these are allowed, and the user's own plugins.
-_ALLOWED = ["pyro_vae", "torch.nn", "torch.optim"]
-#: The modules of torch whose classes have short names; others hold private twins of them.
-_TORCH = (torch.nn, torch.optim, torch.optim.lr_scheduler)
-
-#: Their base classes, which are no choice.
-_BASES = ("LRScheduler", "Module", "Optimizer")
-
-#: The functions of jsonargparse that have other rules.
+#: A class path imports its module, so only these modules and the user's plugins are allowed.
+_ALLOWED_MODULES = ["pyro_vae", "torch.nn", "torch.optim"]
+#: The torch modules whose classes have short names; other torch modules reuse the same names.
+_TORCH_MODULES = (torch.nn, torch.optim, torch.optim.lr_scheduler)
+#: Base classes, which the help does not offer as choices.
+_BASE_CLASSES = ("LRScheduler", "Module", "Optimizer")
+#: The functions of jsonargparse replaced by :func:`_patched_class_rules`.
 _PATCHED = ("get_all_subclass_paths", "discard_init_args_on_class_path_change")
 
 _plugins: set[str] = set()
 
 
-def allow(plugins: Iterable[str]) -> None:
-    """Lets class paths name ``plugins``, pyro_vae and torch's networks and optimisers alone."""
+def allow_imports(plugins: Iterable[str]) -> None:
+    """Restrict class paths to pyro_vae, ``torch.nn``, ``torch.optim`` and ``plugins``."""
     _plugins.update(plugins)
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED, *sorted(_plugins)]
+        import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED_MODULES, *sorted(_plugins)]
     )
 
 
-def allowed(path: str) -> bool:
-    """Whether a class path is one of those."""
-    known = [*_ALLOWED, *_plugins]
-    return any(path == name or path.startswith(f"{name}.") for name in known)
+def is_importable(path: str) -> bool:
+    """Whether a class path lies in an allowed module."""
+    modules = [*_ALLOWED_MODULES, *_plugins]
+    return any(path == name or path.startswith(f"{name}.") for name in modules)
 
 
-def make(kind: type[Made] = ArgumentParser, **kwargs: Any) -> Made:
-    """A parser without abbreviations, which would turn a typing error into another option."""
-    return kind(exit_on_error=False, allow_abbrev=False, formatter_class=_Help, **kwargs)
+def make_base_parser(cls: type[AnyParser] = ArgumentParser, **kwargs: Any) -> AnyParser:
+    """Return a parser that rejects abbreviated options, as a typo could match another option."""
+    return cls(exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
 
 
-def names(module: Any) -> list[str]:
-    """The classes of a module's ``__all__`` that can be instantiated."""
+def component_names(module: Any) -> list[str]:
+    """Return the concrete classes in a module's ``__all__``."""
     public = (getattr(module, name) for name in module.__all__)
-    return [c.__name__ for c in public if inspect.isclass(c) and not _abstract(c)]
+    return [c.__name__ for c in public if inspect.isclass(c) and not _is_abstract(c)]
 
 
-def unknown(slot: str, name: object, known: Sequence[str]) -> str:
-    """The sentence for a short name that there is not."""
+def unknown_name_message(option: str, name: object, known: Sequence[str]) -> str:
+    """Return the error message for an unknown short class name."""
     return (
-        f"expected {slot} to be one of {', '.join(known)}, or a class of a --plugin as "
+        f"expected {option} to be one of {', '.join(known)}, or a class of a --plugin as "
         f"module.Class; got {name!r}{did_you_mean(str(name), known)}"
     )
 
 
-def denied(slot: str, path: str) -> str:
-    """The sentence for a class path that is not imported."""
+def import_denied_message(option: str, path: str) -> str:
+    """Return the error message for a class path outside the allowed modules."""
     return (
-        f"expected {slot} to name a class of {', '.join(_ALLOWED)} or a --plugin; got {path!r}, "
-        f"which is not imported: for your own module add --plugin {path.split('.')[0]}"
+        f"expected {option} to be a class of {', '.join(_ALLOWED_MODULES)} or a --plugin; got "
+        f"{path!r}: to use your own module add --plugin {path.split('.')[0]}"
     )
 
 
-def lacking(slot: str, module: str, name: str) -> str:
-    """The sentence for a class that a module does not have."""
+def missing_class_message(option: str, module: str, name: str) -> str:
+    """Return the error message for a class that its module does not define."""
     known = [n for n in dir(importlib.import_module(module)) if not n.startswith("_")]
-    return f"expected {slot} to name a class; module {module} has no {name!r}{did_you_mean(name, known)}"
+    return (
+        f"expected {option} to be the path of a class; module {module} has no {name!r}"
+        f"{did_you_mean(name, known)}"
+    )
 
 
-def parse(made: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """``made.parse_args(argv)``, whose errors are one sentence with the nearest right name.
+def parse_or_explain(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Return ``parser.parse_args(argv)``, with errors rewritten as one plain sentence.
 
     Raises:
-        ValueError: if the arguments do not parse.
+        ValueError: if the arguments are invalid.
     """
     try:
-        with _our_rules():
-            return made.parse_args(list(argv))
+        with _patched_class_rules():
+            return parser.parse_args(list(argv))
     except ArgumentError as error:
-        raise ValueError(_Explainer(made)(str(error))) from None
+        raise ValueError(_ErrorExplainer(parser)(str(error))) from None
 
 
-def _abstract(cls: type) -> bool:
-    # a class outside ABC may mark abstract methods too, and is as useless to a user
+def _is_abstract(cls: type) -> bool:
+    # inspect.isabstract misses abstract methods of classes that do not derive from ABC
     methods = (getattr(cls, name, None) for name in dir(cls))
     return any(getattr(method, "__isabstractmethod__", False) for method in methods)
 
 
 @contextmanager
-def _our_rules() -> Iterator[None]:
-    """Makes jsonargparse read classes as a user means them.
+def _patched_class_rules() -> Iterator[None]:
+    """Change two rules of jsonargparse for class names.
 
-    A short name is a class of ours, of a plugin or of torch's public modules. jsonargparse
-    takes it for any loaded subclass, so that ``Sigmoid`` is ambiguous (torch has a quantised
-    one) and ``MLP`` becomes so once torchvision is imported.
+    Short names resolve to classes of pyro_vae, of plugins or of torch's public modules.
+    jsonargparse searches all loaded subclasses, so that ``Sigmoid`` is ambiguous (torch has a
+    quantised one) and ``MLP`` becomes ambiguous once torchvision is imported.
 
-    A class named in the place of another starts with its own defaults. jsonargparse hands it
-    the other's arguments where both have them, so that ``--model.decoder ConvNet`` would get
-    the widths and the activation that are ``MLP``'s defaults.
+    A class that replaces another one starts from its own defaults. jsonargparse passes on the
+    arguments common to both, so that ``--model.decoder ConvNet`` would get the widths and the
+    activation that are the defaults of ``MLP``.
     """
-    every, keep = (getattr(_typehints, name) for name in _PATCHED)
-    torchs = {module.__name__ for module in _TORCH}
+    originals = tuple(getattr(_typehints, name) for name in _PATCHED)
+    find_subclasses = originals[0]
+    torch_modules = {module.__name__ for module in _TORCH_MODULES}
 
-    def public(*args: Any, **kwargs: Any) -> list[str]:
-        paths = every(*args, **kwargs)
-        ours = {"pyro_vae", *_plugins}
-        return [p for p in paths if p.split(".")[0] in ours or p.rpartition(".")[0] in torchs]
+    def find_public_subclasses(*args: Any, **kwargs: Any) -> list[str]:
+        paths = find_subclasses(*args, **kwargs)
+        packages = {"pyro_vae", *_plugins}
+        return [
+            p for p in paths if p.split(".")[0] in packages or p.rpartition(".")[0] in torch_modules
+        ]
 
-    def forget(_: Any, before: Any, now: Any) -> None:
+    def discard_all_init_args(_: Any, before: Any, now: Any) -> None:
         if before and "init_args" in before and before["class_path"] != now["class_path"]:
             before["init_args"] = Namespace()
 
-    for name, ours in zip(_PATCHED, (public, forget), strict=True):
-        setattr(_typehints, name, ours)
+    replacements = (find_public_subclasses, discard_all_init_args)
+    for name, replacement in zip(_PATCHED, replacements, strict=True):
+        setattr(_typehints, name, replacement)
     try:
         yield
     finally:
-        for name, theirs in zip(_PATCHED, (every, keep), strict=True):
-            setattr(_typehints, name, theirs)
+        for name, original in zip(_PATCHED, originals, strict=True):
+            setattr(_typehints, name, original)
 
 
-class _Help(DefaultHelpFormatter):
-    """Help that shows class names where jsonargparse shows types and import paths."""
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help formatter that shows class names instead of types and import paths."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, **{**kwargs, "max_help_position": 28})
@@ -162,8 +167,8 @@ class _Help(DefaultHelpFormatter):
             return action.help or ""
         if not isinstance(action, _typehints.ActionTypeHint):
             return super()._get_help_string(action)
-        listed = re.findall(r"(\w+)(?=,|$)", action.extra_help().partition("subclasses: ")[2])
-        known = getattr(action, "names", [name for name in listed if name not in _BASES])
+        subclasses = re.findall(r"(\w+)(?=,|$)", action.extra_help().partition("subclasses: ")[2])
+        known = getattr(action, "names", [c for c in subclasses if c not in _BASE_CLASSES])
         details = [f"one of {', '.join(known)}"] if known else []
         if action.required:
             details.append("required")
@@ -176,105 +181,110 @@ class _Help(DefaultHelpFormatter):
         return text.replace("``", "")
 
 
-class _Explainer:
-    """Turns the parser's messages, which quote types and namespaces, into one sentence."""
+class _ErrorExplainer:
+    """Rewrites the parser's messages, which quote types and namespaces, as one sentence."""
 
-    def __init__(self, made: ArgumentParser) -> None:
-        self.made = made
+    def __init__(self, parser: ArgumentParser) -> None:
+        self.parser = parser
 
     def __call__(self, message: str) -> str:
         self.message = " ".join(message.split())
-        # messages nest: a class's own parser reports its option within that of the class
+        # messages nest: the parser of a class reports its options within those of the class
         self.key = ".".join(re.findall(r'Parser key "([\w.\-]+)"', self.message))
         for pattern, explain in self._RULES.items():
-            found = re.search(pattern, self.message)
-            if found:
-                return explain(self, *found.groups())
+            match = re.search(pattern, self.message)
+            if match:
+                return explain(self, *match.groups())
         return self.message
 
-    def _unknown(self, name: str) -> str:
-        options = [o for a in self.made._actions for o in a.option_strings]
+    def _unknown_option(self, name: str) -> str:
+        options = [o for a in self.parser._actions for o in a.option_strings]
         path = re.search(r"class_path[=\s]'([\w.]+)'", self.message)
         if path:
             module, _, cls = path[1].rpartition(".")
             parameters = inspect.signature(getattr(importlib.import_module(module), cls)).parameters
-            return f"there is no option --{name}{did_you_mean(name.rpartition('.')[2], parameters)}"
-        return f"there is no option --{name}{did_you_mean(f'--{name}', options)}"
+            return f"unknown option --{name}{did_you_mean(name.rpartition('.')[2], parameters)}"
+        return f"unknown option --{name}{did_you_mean(f'--{name}', options)}"
 
-    def _no_class(self, name: str) -> str:
-        known = {n for m in _TORCH for n in dir(m) if inspect.isclass(getattr(m, n))}
-        action = next((a for a in self.made._actions if a.dest == self.key), None)
+    def _invalid_class_name(self, name: str) -> str:
+        known = {n for m in _TORCH_MODULES for n in dir(m) if inspect.isclass(getattr(m, n))}
+        action = next((a for a in self.parser._actions if a.dest == self.key), None)
         return (
             f"expected {self.key} to be the name of a class; got {name!r}"
             f"{did_you_mean(name, getattr(action, 'names', known))}"
         )
 
-    def _required(self, missing: str) -> str:
+    def _missing_options(self, missing: str) -> str:
         prefix = f"{self.key}." if self.key else ""
-        told = []
+        options = []
         for name in missing.split(", "):
-            action = next((a for a in self.made._actions if a.dest == prefix + name), None)
-            choices = _choices(getattr(action, "_typehint", None))
-            told.append(f"{prefix}{name}" + (f" to be {_either(choices)}" if choices else ""))
-        # one that is explained comes last, so that the sentence reads on
-        told.sort(key=lambda words: " " in words)
-        return f"expected {' and '.join(told)}; got nothing: see `{self.made.prog} --help`"
+            action = next((a for a in self.parser._actions if a.dest == prefix + name), None)
+            choices = _literal_choices(getattr(action, "_typehint", None))
+            options.append(f"{prefix}{name}" + (f" to be {_join_or(choices)}" if choices else ""))
+        # options with choices come last, so that the sentence is readable
+        options.sort(key=lambda option: " " in option)
+        return f"expected {' and '.join(options)}; got nothing: see `{self.parser.prog} --help`"
 
-    def _value(self, value: str) -> str:
-        kinds: list[str] = []
+    def _invalid_value(self, value: str) -> str:
+        types: list[str] = []
         for cls, literal in re.findall(
             r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", self.message
         ):
-            kinds += re.findall(r"'(.*?)'", literal) if literal else [_WORDS.get(cls, f"a {cls}")]
-        return (
-            f"expected {self.key} to be {_either(kinds)}; got {value!r}{did_you_mean(value, kinds)}"
-        )
+            types += (
+                re.findall(r"'(.*?)'", literal) if literal else [_TYPE_NAMES.get(cls, f"a {cls}")]
+            )
+        hint = did_you_mean(value, types)
+        return f"expected {self.key} to be {_join_or(types)}; got {value!r}{hint}"
 
-    _RULES: dict[str, Callable[..., str]] = {  # noqa: RUF012 (a table, never changed)
-        r"[Uu]nrecognized arguments: --([\w.\-]+)": _unknown,
-        r"[Uu]nrecognized arguments: (.+)": lambda self, words: (
-            f"expected options and their values; got {words!r} besides"
+    _RULES: dict[str, Callable[..., str]] = {  # noqa: RUF012 (never modified)
+        r"[Uu]nrecognized arguments: --([\w.\-]+)": _unknown_option,
+        r"[Uu]nrecognized arguments: (.+)": lambda self, args: (
+            f"expected only options and their values; got unexpected {args!r}"
         ),
         r"Group '([\w.]+)' does not accept option '([\w.]+)'": lambda self, group, name: (
-            self._unknown(f"{group}.{name}")
+            self._unknown_option(f"{group}.{name}")
         ),
-        r"Option '([\w.]+)' is not accepted": lambda self, name: self._unknown(
+        r"Option '([\w.]+)' is not accepted": lambda self, name: self._unknown_option(
             f"{self.key}.{name}" if self.key else name
         ),
-        r"Importing '([\w.]+)' is not allowed": lambda self, path: denied(self.key, path),
-        r"Expected a dot import path string: (.+?)\.? (?:Got|-|Given|$)": _no_class,
-        r"Expected a dot import path string: (.+?)\.?$": _no_class,
+        r"Importing '([\w.]+)' is not allowed": lambda self, path: import_denied_message(
+            self.key, path
+        ),
+        r"Expected a dot import path string: (.+?)\.? (?:Got|-|Given|$)": _invalid_class_name,
+        r"Expected a dot import path string: (.+?)\.?$": _invalid_class_name,
         r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>": lambda self, path, base: (
-            f"expected {self.key} to be a {base}; got {path!r}, which is none"
+            f"expected {self.key} to be a subclass of {base}; got {path!r}"
         ),
-        r"module '([\w.]+)' has no attribute '(\w+)'": lambda self, module, name: lacking(
-            self.key, module, name
+        r"module '([\w.]+)' has no attribute '(\w+)'": lambda self, module, name: (
+            missing_class_message(self.key, module, name)
         ),
-        r"(?:arguments are|is) required: (.+?)(?: - Expected|$)": _required,
-        r"Dict must include a class_path.*? but got (\{.*\})": lambda self, got: (
-            f"expected {self.key} to be a class name, or class_path and init_args; got {got}"
+        r"(?:arguments are|is) required: (.+?)(?: - Expected|$)": _missing_options,
+        r"Dict must include a class_path.*? but got (\{.*\})": lambda self, value: (
+            f"expected {self.key} to be a class name, or class_path and init_args; got {value}"
         ),
-        r"Expected an? (?:<class|typing\.L).*?(?:Got|Given) value: (.*?)(?:\. Got|$)": _value,
+        r"Expected an? (?:<class|typing\.L).*?(?:Got|Given) value: (.*?)(?:\. Got|$)": (
+            _invalid_value
+        ),
     }
 
 
-#: How a sentence calls a type.
-_WORDS = {
+#: Plain names of types for error messages.
+_TYPE_NAMES = {
     "NoneType": "null",
     "bool": "true or false",
-    "dict": "options and their values",
+    "dict": "a mapping of options",
     "float": "a number",
     "int": "an integer",
     "list": "a list",
-    "str": "a text",
+    "str": "a string",
     "tuple": "a list",
 }
 
 
-def _choices(typehint: Any) -> list[str]:
-    text = re.search(r"Literal\[(.*?)\]", str(typehint))
-    return re.findall(r"'(.*?)'", text[1]) if text else []
+def _literal_choices(typehint: Any) -> list[str]:
+    match = re.search(r"Literal\[(.*?)\]", str(typehint))
+    return re.findall(r"'(.*?)'", match[1]) if match else []
 
 
-def _either(words: Sequence[str]) -> str:
-    return " or ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+def _join_or(choices: Sequence[str]) -> str:
+    return " or ".join([*([", ".join(choices[:-1])] if choices[1:] else []), choices[-1]])

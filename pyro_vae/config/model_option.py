@@ -1,8 +1,8 @@
-"""The slot ``model``: any program by its name, whose arguments are then options of their own.
+"""The option ``--model``: select a program by name and expose its arguments as options.
 
-For jsonargparse a class's arguments are below ``init_args`` and no part of the help page. Here
-the name is read first, and the parser made off that class: ``--model.prior`` is an option of
-every program that has a prior. A model without a name is a ``VAE``.
+jsonargparse puts the arguments of a class below ``init_args`` and leaves them out of the help
+page. Here the class name is read first and the parser is generated from that class, so that
+``--model.prior`` is an option of every program with a prior. The default program is ``VAE``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ from .. import likelihoods, models, networks, posteriors, priors
 from ..core.components import Shape
 from ..models import VAE, Autoencoder, inference
 from . import jsonargparse_compat
-from .raw_settings import contents
+from .raw_settings import read_configs
 
-__all__ = ["Parser", "flat", "name_classes", "options", "program_in", "slots"]
+__all__ = [
+    "ExperimentParser",
+    "find_program",
+    "flatten_model",
+    "model_class_options",
+    "set_class_names",
+    "strip_program_name",
+]
 
-#: The options that name the program.
-_NAMING = ("--model", "--model.class_path", "--model.help")
-#: What a factory of a component returns, and the module whose public classes are short names.
-_FAMILIES: dict[type, ModuleType] = {
+#: The options that select the program.
+_PROGRAM_OPTIONS = ("--model", "--model.class_path", "--model.help")
+#: Base class of a component kind -> module whose public classes have short names.
+_COMPONENT_MODULES: dict[type, ModuleType] = {
     priors.Prior: priors,
     likelihoods.Likelihood: likelihoods,
     posteriors.Posterior: posteriors,
@@ -39,167 +46,172 @@ _FAMILIES: dict[type, ModuleType] = {
 }
 
 
-class Parser(ArgumentParser):
-    """The parser of an experiment with a program of class ``program``."""
+class ExperimentParser(ArgumentParser):
+    """Parser of an experiment with a program of class ``program``."""
 
     program: type[Autoencoder] = VAE
-    _named: type[Autoencoder] = VAE
+    _selected: type[Autoencoder] = VAE
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        self._named = VAE
+        self._selected = VAE
         return super().parse_args(*args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """The options in a YAML file, those of another program than this parser's forgotten."""
+        """Parse the options in a YAML file, ignoring the model options of any other program."""
         tree = yaml.safe_load(content)
         if isinstance(tree, dict) and "model" in tree:
-            self._named = _named(tree["model"], self._named)
-            tree["model"] = flat(tree["model"]) if self._named is self.program else {}
+            self._selected = _select_program(tree["model"], self._selected)
+            is_ours = self._selected is self.program
+            tree["model"] = flatten_model(tree["model"]) if is_ours else {}
             content = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return super().parse_string(content, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """YAML that is read as the same program, also where ``--print_config`` prints it."""
+        """Return YAML that selects the same program, also for ``--print_config``."""
         text = super().dump(*args, **kwargs)
-        return text if self.program is VAE else _with_name(text, self.program)
+        return text if self.program is VAE else _add_class_path(text, self.program)
 
 
-def program_in(argv: Sequence[str]) -> type[Autoencoder]:
-    """The class that a YAML file or the command line names last; else ``VAE``.
+def find_program(argv: Sequence[str]) -> type[Autoencoder]:
+    """Return the class selected last by a YAML file or the command line; ``VAE`` by default.
 
     Raises:
-        ValueError: if the name is not that of a program, with the nearest that is.
+        ValueError: if the name is not a program; the message suggests the closest one.
     """
     program: type[Autoencoder] = VAE
-    for content in contents(argv):
-        program = _named(content.get("model"), program)
-    for group in _groups(argv):
-        if name := _name_in(group):
-            program = _found(name)
+    for content in read_configs(argv):
+        program = _select_program(content.get("model"), program)
+    for group in _split_options(argv):
+        if name := _program_name(group):
+            program = _resolve_program(name)
     return program
 
 
-def options(argv: Sequence[str]) -> list[str]:
-    """The words without those that name the program, ``init_args`` left out.
+def strip_program_name(argv: Sequence[str]) -> list[str]:
+    """Return the arguments without those that select the program, and without ``init_args``.
 
     Raises:
-        SystemExit: after the help of a program, if that is what they ask for.
+        SystemExit: after printing the help of a program, if the arguments request it.
     """
     kept: list[str] = []
-    for group in _groups(argv):
-        name = _name_in(group)
+    for group in _split_options(argv):
+        name = _program_name(group)
         if name and group[0].startswith("--model.help"):
-            _print_help(_found(name))
+            _print_program_help(_resolve_program(name))
             raise SystemExit(0)
         if not name:
             kept += [re.sub(r"^--model\.init_args\.", "--model.", group[0]), *group[1:]]
     return kept
 
 
-def slots(program: type[Autoencoder]) -> dict[str, list[str]]:
-    """The options of a program that name a class, and the short names of our own there."""
-    found = {"model": jsonargparse_compat.names(models)}
+def model_class_options(program: type[Autoencoder]) -> dict[str, list[str]]:
+    """Return the options of a program whose value is a class, with the known short names."""
+    options = {"model": jsonargparse_compat.component_names(models)}
     hints = get_type_hints(program.__init__)
     for name in inspect.signature(program).parameters:
-        for family in _families(hints.get(name)):
-            found[f"model.{name}"] = jsonargparse_compat.names(family)
-    return found
+        for module in _find_component_modules(hints.get(name)):
+            options[f"model.{name}"] = jsonargparse_compat.component_names(module)
+    return options
 
 
-def name_classes(made: ArgumentParser, known: Mapping[str, list[str]]) -> None:
-    """Gives the options that name a class the short names that their help shows."""
-    for action in made._actions:
+def set_class_names(parser: ArgumentParser, known: Mapping[str, list[str]]) -> None:
+    """Set the short names shown in the help of the options whose value is a class."""
+    for action in parser._actions:
         if action.dest in known and action.dest != "model":
             vars(action)["names"] = known[action.dest]
-            # jsonargparse does not do it where a list of classes may stand, too
+            # jsonargparse does not convert the default of an option that also accepts a list
             if inspect.isclass(action.default):
-                made.set_defaults({action.dest: {"class_path": get_import_path(action.default)}})
+                parser.set_defaults({action.dest: {"class_path": get_import_path(action.default)}})
 
 
-def flat(model: Any) -> dict[str, Any]:
-    """The options of a model, as YAML has them with or without the name of its class."""
+def flatten_model(model: Any) -> dict[str, Any]:
+    """Return the options of a model in YAML, written with or without its class name."""
     if not isinstance(model, dict):
         return {}
     if "class_path" not in model:
         return model
-    rest = {key: value for key, value in model.items() if key not in ("class_path", "init_args")}
-    return {**(model.get("init_args") or {}), **rest}
+    options = {k: value for k, value in model.items() if k not in ("class_path", "init_args")}
+    return {**(model.get("init_args") or {}), **options}
 
 
-def _with_name(text: str, program: type[Autoencoder]) -> str:
-    """YAML in which the model has the name of its class."""
+def _add_class_path(text: str, program: type[Autoencoder]) -> str:
+    """Return the YAML with the class path of the model."""
     tree = yaml.safe_load(text)
-    ours = getattr(models, program.__name__, None) is program
-    module = models.__name__ if ours else program.__module__
+    is_built_in = getattr(models, program.__name__, None) is program
+    module = models.__name__ if is_built_in else program.__module__
     path = f"{module}.{program.__qualname__}"
     tree["model"] = {"class_path": path, "init_args": tree["model"]}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def _named(model: Any, before: type[Autoencoder]) -> type[Autoencoder]:
+def _select_program(model: Any, default: type[Autoencoder]) -> type[Autoencoder]:
     name = model.get("class_path") if isinstance(model, dict) else model
-    return before if name is None else _found(name)
+    return default if name is None else _resolve_program(name)
 
 
-def _found(name: Any) -> type[Autoencoder]:
-    known = jsonargparse_compat.names(models)
+def _resolve_program(name: Any) -> type[Autoencoder]:
+    known = jsonargparse_compat.component_names(models)
     if not isinstance(name, str) or "." not in name:
         if name not in known:
-            raise ValueError(jsonargparse_compat.unknown("model", name, known))
+            raise ValueError(jsonargparse_compat.unknown_name_message("model", name, known))
         return getattr(models, name)
     module, _, attribute = name.rpartition(".")
-    if not jsonargparse_compat.allowed(name):
-        raise ValueError(jsonargparse_compat.denied("model", name))
+    if not jsonargparse_compat.is_importable(name):
+        raise ValueError(jsonargparse_compat.import_denied_message("model", name))
     try:
         cls = getattr(importlib.import_module(module), attribute, None)
     except ImportError:
-        raise ValueError(f"expected model to name a class; there is no module {module}") from None
+        raise ValueError(
+            f"expected model to be the path of a class; cannot import module {module}"
+        ) from None
     if cls is None:
-        raise ValueError(jsonargparse_compat.lacking("model", module, attribute))
+        raise ValueError(jsonargparse_compat.missing_class_message("model", module, attribute))
     if not (inspect.isclass(cls) and issubclass(cls, Autoencoder)) or inspect.isabstract(cls):
-        raise ValueError(f"expected model to be an Autoencoder; got {name!r}, which is none")
+        raise ValueError(f"expected model to be a concrete subclass of Autoencoder; got {name!r}")
     return cls
 
 
-def _groups(argv: Sequence[str]) -> Iterator[list[str]]:
-    """Every option with its values, and before them the words without an option."""
+def _split_options(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield every option with its values, preceded by the positional arguments."""
     group: list[str] = []
-    for word in argv:
-        if word.startswith("--") and group:
+    for arg in argv:
+        if arg.startswith("--") and group:
             yield group
             group = []
-        group.append(word)
+        group.append(arg)
     if group:
         yield group
 
 
-def _name_in(group: Sequence[str]) -> str | None:
-    """The name of a program that an option and its values give, if they do."""
+def _program_name(group: Sequence[str]) -> str | None:
+    """Return the program name given by an option and its values, if any."""
     option, equals, inline = group[0].partition("=")
     value = inline if equals else next(iter(group[1:]), "")
-    # what is no name is a file, or the options themselves as YAML
+    # any other value is a file name or a YAML mapping of options
     is_name = re.fullmatch(r"[A-Za-z_][\w.]*", value) and not value.endswith((".yaml", ".yml"))
-    return value if option in _NAMING and is_name else None
+    return value if option in _PROGRAM_OPTIONS and is_name else None
 
 
-def _families(hint: Any) -> Iterator[ModuleType]:
-    """The family of the components that a factory makes, or each factory of a list."""
+def _find_component_modules(hint: Any) -> Iterator[ModuleType]:
+    """Yield the module of the components made by a factory, or by a list of factories."""
     if get_origin(hint) is not collections.abc.Callable:
         for inner in get_args(hint):
-            yield from _families(inner)
+            yield from _find_component_modules(inner)
         return
     inputs, output = get_args(hint)
     if output is nn.Module and inputs == [Shape, Shape]:
         yield networks
-    elif output in _FAMILIES:
-        yield _FAMILIES[output]
+    elif output in _COMPONENT_MODULES:
+        yield _COMPONENT_MODULES[output]
 
 
-def _print_help(program: type[Autoencoder]) -> None:
-    made = jsonargparse_compat.make(description=f"Help for --model.help={program.__name__}")
-    made.add_class_arguments(program, "model", skip={*program.from_data})
-    name_classes(made, slots(program))
-    for action in made._actions:
+def _print_program_help(program: type[Autoencoder]) -> None:
+    parser = jsonargparse_compat.make_base_parser(
+        description=f"Help for --model.help={program.__name__}"
+    )
+    parser.add_class_arguments(program, "model", skip={*program.from_data})
+    set_class_names(parser, model_class_options(program))
+    for action in parser._actions:
         if action.dest == "model" or action.dest.endswith("help"):
             action.help = jsonargparse_compat.SUPPRESS
-    made.print_help()
+    parser.print_help()

@@ -1,1 +1,1 @@
-"""Building blocks that every other package uses."""
+"""Base classes and utilities shared by all subpackages."""

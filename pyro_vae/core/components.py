@@ -1,4 +1,4 @@
-"""The base of every exchangeable part."""
+"""Base class and interfaces of the interchangeable components."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-#: The shape of one datum or of one network output, without batch dimensions.
+#: The shape of one example or one network output, without batch dimensions.
 Shape = tuple[int, ...]
 
-#: ``factory(in_shape, out_shape)`` makes a module that maps ``(*batch, *in_shape)`` to
+#: ``factory(in_shape, out_shape)`` returns a module that maps ``(*batch, *in_shape)`` to
 #: ``(*batch, *out_shape)`` for any leading batch dimensions.
 NetworkFactory = Callable[[Shape, Shape], nn.Module]
 
 
 @runtime_checkable
 class DataInitialized(Protocol):
-    """A module that looks at the training data once, before training."""
+    """A module that is initialised once from the training data, before training."""
 
     def init_from_data(self, x: Tensor) -> None:
-        """Starts from data ``x``, ``(N, *event_shape)``; does nothing the second time."""
+        """Initialize from data ``x``, ``(N, *event_shape)``; later calls do nothing."""
 
 
 class Encoder(Protocol):
-    """An approximate posterior q(z|x), as a prior that depends on it (VampPrior) sees it."""
+    """Interface of an approximate posterior q(z|x), for priors that depend on it (VampPrior)."""
 
     event_shape: Shape
     latent_dim: int
 
     def __call__(self, x: Tensor) -> Distribution:
-        """q(z|x): batch shape ``batch``, event shape ``(latent_dim,)``."""
+        """Return q(z|x) with batch shape ``batch`` and event shape ``(latent_dim,)``."""
         ...
 
 
 class Space(Enum):
-    """Where latent variables live."""
+    """Sample space of the latent variables."""
 
     REAL = "ℝ^D"
     SPHERE = "the unit sphere"
@@ -50,44 +50,44 @@ class Space(Enum):
 
 
 class Labels(Enum):
-    """What a program does with what is known of a datum besides the datum itself."""
+    """How a program uses the labels of the examples."""
 
-    #: ``model(x)``: they are not looked at.
+    #: ``model(x)``: labels are ignored.
     UNUSED = "unused"
-    #: ``model(x, labels)`` is p(x | labels), and ``guide(x, labels)`` goes with it.
+    #: ``model(x, labels)`` is p(x | labels), with ``guide(x, labels)``.
     CONDITION = "condition"
-    #: ``model(x, labels)`` is p(x, labels), to learn from where they are known (not −1), and
-    #: ``model(x)`` is p(x).
+    #: ``model(x, labels)`` is p(x, labels), trained on the known labels (not −1); ``model(x)``
+    #: is p(x).
     PARTIAL = "partial"
 
 
 class AbstractModule(ABCMeta, type(PyroModule)):
-    """Joins the metaclasses of ``ABC`` and ``PyroModule``, which Python refuses to guess."""
+    """Metaclass of modules that are both abstract base classes and ``PyroModule``."""
 
 
 class Component(PyroModule, ABC, metaclass=AbstractModule):
     """A module whose ``forward`` returns a distribution: a prior, a likelihood or a posterior."""
 
     def __repr__(self) -> str:
-        # PyroModule renames the class; the user knows it under the name that was written
+        # PyroModule renames the class; print the name that the user knows
         return nn.Module.__repr__(self)
 
 
 def checked_factory(factory: NetworkFactory, event_shape: Shape) -> NetworkFactory:
-    """The same factory, whose networks are refused where they would give wrong numbers in silence.
+    """Network factory whose networks check the shape of their outputs.
 
-    A network that forgets a dimension of its outputs broadcasts in a density, and one of images
-    takes any two dimensions for a height and a width. Nothing is wrapped: a network keeps its
-    class and the names of its weights.
+    Guards against silent errors: an output that lacks a dimension would broadcast in a density,
+    and an image network would treat any two dimensions as height and width. Networks are not
+    wrapped, so they keep their class and parameter names.
 
     Arguments:
         factory: makes an encoder or a decoder.
-        event_shape: the shape of one datum.
+        event_shape: the shape of one example.
 
     Returns:
-        A factory that raises a ``ValueError`` if it makes a network of images for data that are
-        none. Its networks raise one if they are called and do not map ``(*batch, *in_shape)``
-        to ``(*batch, *out_shape)``.
+        A factory that raises a ``ValueError`` if it makes an image network for data that are not
+        images. A network raises a ``ValueError`` when called if it does not map
+        ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
     """
     return partial(_make_checked, factory, tuple(event_shape))
 
@@ -99,10 +99,10 @@ def _make_checked(
     if getattr(network, "images_only", False) and len(event_shape) < 2:
         raise ValueError(
             f"expected event_shape to end in a height and a width; got {event_shape}: use an MLP "
-            f"for data that are no images"
+            f"for data that are not images"
         )
     if isinstance(network, nn.Module):
-        # of the module's level, so that the network can be copied and pickled
+        # a module-level function, so that the network can be copied and pickled
         check = partial(_check_outputs, tuple(in_shape), tuple(out_shape))
         network.register_forward_hook(check)
     return network
@@ -116,6 +116,6 @@ def _check_outputs(
     got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if got != expected:
         raise ValueError(
-            f"expected the network's outputs of shape {expected} for inputs {tuple(x.shape)}; got "
-            f"{got}: a network maps (…, *in_shape) to (…, *out_shape)"
+            f"expected network outputs of shape {expected} for inputs of shape {tuple(x.shape)}; "
+            f"got {got}: a network must map (…, *in_shape) to (…, *out_shape)"
         )

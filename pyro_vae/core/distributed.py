@@ -1,7 +1,7 @@
-"""Several processes at one task, started by ``torchrun``: who they are, what they tell each other.
+"""Data-parallel training and evaluation in processes started by ``torchrun``.
 
-With one process, which is the rule, everything here is there and costs nothing. Processes find
-each other by ``torch.distributed``: tensors on the processor travel by gloo, on GPUs by NCCL.
+A thin layer over ``torch.distributed`` (gloo on CPUs, NCCL on GPUs). With a single process every
+function works and costs nothing.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Where processes that torchrun started leave word for each other outside of collectives.
+#: Key-value store of torchrun, for communication outside of collectives.
 _store: Any = None
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if _together() else 0
+    """Return the rank of this process, 0 without ``torch.distributed``."""
+    return dist.get_rank() if _is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
-    return dist.get_world_size() if _together() else 1
+    """Return the number of processes, 1 without ``torch.distributed``."""
+    return dist.get_world_size() if _is_initialized() else 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return rank() == 0
 
 
@@ -69,17 +69,18 @@ def is_torchrun() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the processes that ``torchrun`` has started, if it has, and parts at the end.
+    """Join the process group of ``torchrun``, and leave it on exit.
 
-    Inside, :func:`~pyro_vae.fit` and :func:`~pyro_vae.evaluate` share their work among the
-    processes, which all must call them, with the same arguments. Instead of this, somebody may
-    call ``torch.distributed.init_process_group`` himself. After an exception nobody waits for
-    the others, which may be gone: the process should end.
+    Does nothing if ``torchrun`` did not start this process or if a process group exists, e.g.
+    from ``torch.distributed.init_process_group``. Inside, :func:`~pyro_vae.fit` and
+    :func:`~pyro_vae.evaluate` shard their work; all processes must call them with the same
+    arguments. After an exception there is no final barrier, as other processes may have ended:
+    exit the process.
 
     Example::
 
         # torchrun --nproc-per-node 2 script.py
-        with pv.distributed.launched():
+        with pv.distributed.process_group():
             pv.fit(vae, data.train)
             bounds = pv.evaluate(vae, data.test)
     """
@@ -89,25 +90,25 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available() and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
-    # torch.optim imports this at its first step, and its functions have the group that is there
-    # then as a default: it would never be freed, and its threads abort the process at the end
+    # torch.optim imports this module at its first step, and its functions keep the current group
+    # as a default argument: the group would never be freed, and its threads would abort on exit
     import_module("torch.distributed.nn.functional")
-    _store, number, count = next(iter(rendezvous("env://")))
-    dist.init_process_group(store=_store, rank=number, world_size=count)
+    _store, rank, world_size = next(iter(rendezvous("env://")))
+    dist.init_process_group(store=_store, rank=rank, world_size=world_size)
     try:
         yield
     except BaseException:
-        # gloo's threads would abort the process; NCCL's might wait for others for ever
+        # destroy the gloo group, whose threads would abort the process; with NCCL this could block
         if not torch.cuda.is_available():
             dist.destroy_process_group()
         raise
-    all_gather(None)  # nobody leaves while another still works
+    all_gather(None)  # barrier: wait until all processes are done
     dist.destroy_process_group()
     _store = None
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all processes, by rank, in all of them; nobody goes on before all are here.
+    """Gather the values of all processes, in order of rank; also a barrier.
 
     Raises:
         ConnectionError: if another process has ended.
@@ -115,48 +116,51 @@ def all_gather(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with _noticing():
+    with _detect_lost_process():
         dist.all_gather_object(values, value)
     return values
 
 
-def check_same_across_ranks(told: Mapping[str, Any]) -> None:
-    """Refuses processes that were told different things.
+def check_same_across_ranks(settings: Mapping[str, Any]) -> None:
+    """Check that all processes have the same settings.
 
     Raises:
-        ValueError: naming what differs from the first process.
+        ValueError: if they differ, naming the settings that differ from rank 0.
     """
-    first, *others = all_gather(dict(told))
+    first, *others = all_gather(dict(settings))
     for number, other in enumerate(others, 1):
-        wrong = [name for name in first if first[name] != other.get(name)]
-        if wrong:
+        different = [name for name in first if first[name] != other.get(name)]
+        if different:
             raise ValueError(
-                f"expected the same settings and data in all {world_size()} processes; got another "
-                f"{', '.join(wrong)} in process {number}: give all of them the same arguments"
+                f"expected the same settings and data in all {world_size()} processes; got a "
+                f"different {', '.join(different)} in process {number}: start all processes with "
+                f"the same arguments"
             )
 
 
 def shard(size: int) -> slice:
-    """Which of so many things are this process's: neighbours, as many as others' give or take 1."""
+    """Return the contiguous shard of ``size`` items of this process; shard sizes differ by ≤ 1."""
     return slice(size * rank() // world_size(), size * (rank() + 1) // world_size())
 
 
 def check_shardable(size: int) -> None:
-    """
+    """Check that every process gets at least one example.
+
     Raises:
-        ValueError: if a process would have none of so many data.
+        ValueError: if there are fewer examples than processes.
     """
     if size < world_size():
         raise ValueError(
-            f"expected a datum for each of {world_size()} processes at least; got {size}: start fewer"
+            f"expected at least one example for each of {world_size()} processes; got {size}: "
+            f"start fewer processes"
         )
 
 
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces gradients by their sums over the processes, in one message for each dtype.
+    """Sum gradients over the processes in place, with one all-reduce per dtype and device.
 
-    What has a gradient nowhere goes without; what has one in some of the processes has it in
-    all of them afterwards.
+    A parameter with a gradient in only some of the processes has one in all of them afterwards;
+    without a gradient anywhere, ``grad`` stays ``None``.
 
     Raises:
         ConnectionError: if another process has ended.
@@ -167,57 +171,57 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
     for group in groups.values():
-        _sum_gradients(group)
+        _all_reduce_group(group)
 
 
-def _sum_gradients(parameters: list[Tensor]) -> None:
-    there = parameters[0].new_tensor([p.grad is not None for p in parameters])
+def _all_reduce_group(parameters: list[Tensor]) -> None:
+    has_grad = parameters[0].new_tensor([p.grad is not None for p in parameters])
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([there, *(g.flatten() for g in gradients)])
-    with _noticing():
+    flat = torch.cat([has_grad, *(g.flatten() for g in gradients)])
+    with _detect_lost_process():
         dist.all_reduce(flat)
-    there, *sums = flat.split([len(parameters), *(p.numel() for p in parameters)])
-    # read back where it matters alone: that waits for a GPU
-    lacking = any(p.grad is None for p in parameters)
-    somewhere = there.tolist() if lacking else [1.0] * len(parameters)
-    for parameter, total, known in zip(parameters, sums, somewhere, strict=True):
-        if known:
+    has_grad, *sums = flat.split([len(parameters), *(p.numel() for p in parameters)])
+    # tolist() synchronises with the GPU: avoid it unless a gradient is missing
+    any_missing = any(p.grad is None for p in parameters)
+    counts = has_grad.tolist() if any_missing else [1.0] * len(parameters)
+    for parameter, total, count in zip(parameters, sums, counts, strict=True):
+        if count:
             parameter.grad = total.view_as(parameter)
 
 
 @torch.no_grad()
 def broadcast_parameters(program: nn.Module) -> None:
-    """Gives a program the weights and buffers that it has in the first process."""
+    """Copy the parameters and buffers of rank 0 to all processes."""
     if world_size() == 1:
         return
-    held = [*program.parameters(), *program.buffers()]
-    sent: list[Any] = [[t.cpu() for t in held] if is_main_process() else None]
-    with _noticing():
-        dist.broadcast_object_list(sent)
-    for tensor, value in zip(held, sent[0], strict=True):
+    tensors = [*program.parameters(), *program.buffers()]
+    message: list[Any] = [[t.cpu() for t in tensors] if is_main_process() else None]
+    with _detect_lost_process():
+        dist.broadcast_object_list(message)
+    for tensor, value in zip(tensors, message[0], strict=True):
         tensor.copy_(value)
 
 
 def rank_entropy() -> tuple[int, ...]:
-    """What to seed with besides the seed, so that processes draw different numbers."""
+    """Return additional seed entropy by which the processes get different random streams."""
     return () if world_size() == 1 else (rank(), world_size())
 
 
 def rank_seed(seed: int) -> int:
-    """A seed of this process's own; ``seed`` itself if there are no others."""
+    """Derive a seed for this process; ``seed`` itself with a single process."""
     if world_size() == 1:
         return seed
     return int(np.random.SeedSequence([seed, *rank_entropy()]).generate_state(1)[0])
 
 
 def seed_by_rank() -> None:
-    """From now on every process draws numbers of its own, seeded by one that all have drawn."""
+    """Give each process its own random stream, seeded from a number drawn from the common one."""
     common = int(torch.randint(2**31, ()))
     pyro.set_rng_seed(rank_seed(common))
 
 
 def rank_file(path: Path | None) -> Path | None:
-    """The file of this process beside ``path``; ``path`` itself if there are no others."""
+    """Return the file of this process next to ``path``; ``path`` with a single process."""
     if path is None or world_size() == 1:
         return path
     return path.with_name(f"{path.name}.{rank() + 1}of{world_size()}")
@@ -225,7 +229,7 @@ def rank_file(path: Path | None) -> Path | None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process goes first, the others when it is done: they find what it fetched."""
+    """Run the block on rank 0 first, then on the others, e.g. to download a file only once."""
     if not is_main_process():
         all_gather(None)
     yield
@@ -234,53 +238,53 @@ def main_process_first() -> Iterator[None]:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process: the current one, or with several processes one for each.
+    """Return the GPU of this process: the current one, or one GPU per process if distributed.
 
     Raises:
         ValueError: if there are more processes than GPUs on this machine.
     """
     if world_size() == 1:
         return torch.device("cuda")
-    here, count = _local_rank(), torch.cuda.device_count()
-    if here >= count:
+    local_rank, count = _local_rank(), torch.cuda.device_count()
+    if local_rank >= count:
         raise ValueError(
-            f"expected a GPU for each process on this machine; got {count} for {here + 1} "
-            f"processes or more: start fewer, or use device cpu"
+            f"expected a GPU for each process on this machine; got {count} for at least "
+            f"{local_rank + 1} processes: start fewer, or use device cpu"
         )
-    torch.cuda.set_device(here)
-    return torch.device("cuda", here)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def is_first_failure() -> bool:
-    """Whether this process is the first to ask: what all stumble over is told once.
+    """Whether this process is the first to fail, so that a common error is printed once.
 
-    Answered by torchrun's own store, which is there when processes are not.
+    Uses torchrun's store, which outlives the processes.
     """
     if _store is None:
         return True
     try:
         return _store.add("pyro_vae/failed", 1) == 1
-    except RuntimeError:  # it is gone, and torchrun with it
+    except RuntimeError:  # torchrun and its store have ended
         return is_main_process()
 
 
 def _local_rank() -> int:
-    """The number of this process on its machine."""
+    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank() % max(1, torch.cuda.device_count())))
 
 
-def _together() -> bool:
+def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
-    """Says it in one sentence when the others are no longer there."""
+def _detect_lost_process() -> Iterator[None]:
+    """Turn the error of a failed collective into a ``ConnectionError``."""
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConnectionError(
-            f"process {rank()} of {world_size()} has lost the others, one of which has ended: what it "
-            f"says tells why ({reason})"
+            f"process {rank()} of {world_size()} lost its connection because another process "
+            f"ended: see the error of that process ({reason})"
         ) from error

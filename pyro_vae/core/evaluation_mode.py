@@ -1,4 +1,4 @@
-"""Evaluation mode for every module that a program runs."""
+"""Context manager that puts all modules of a program into evaluation mode."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["eval_mode", "owning_modules"]
 
 @contextmanager
 def eval_mode(*programs: Callable[..., Any]) -> Iterator[None]:
-    """Evaluation mode (no dropout, fixed batch statistics) for every module that runs.
+    """Put all modules of the programs into evaluation mode (no dropout, fixed batch statistics).
 
-    The modules of a program given as functions are found when they are called.
+    Modules that a plain function calls are switched when they are first called.
     """
     changed: list[nn.Module] = []
 
@@ -39,7 +39,7 @@ def eval_mode(*programs: Callable[..., Any]) -> Iterator[None]:
 
 
 def owning_modules(*programs: Callable[..., Any]) -> Iterator[nn.Module]:
-    """The modules that programs are methods of."""
+    """Yield the modules whose methods the programs are."""
     for program in programs:
         while isinstance(program, functools.partial):
             program = program.func

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["leftovers", "write", "write_text"]
+__all__ = ["atomic_write", "atomic_write_text", "stale_temporary_files"]
 
 
-def write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Lets ``writer`` fill a temporary file beside ``path``, then renames it to ``path``.
+def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file atomically.
 
-    A reader, or a run that is killed, sees the old file or the new one, never a part.
+    ``writer`` fills a temporary file in the same folder, which is then renamed to ``path``. A
+    reader, or a run that is killed, sees either the old file or the new one, never a partial
+    one.
 
     Raises:
-        OSError: if it cannot be written (a full disk, say); the old file is untouched.
+        OSError: if the file cannot be written, e.g. because the disk is full; the old file is
+            kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = _temporary(path)
+    prefix, suffix = _temporary_affixes(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
@@ -30,7 +33,7 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         writer(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes private files; these are meant to be read like any other
+        # mkstemp creates private files; use the default permissions instead
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -43,19 +46,19 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def leftovers(path: Path) -> list[Path]:
-    """The temporary files of a :func:`write` to ``path`` that was killed."""
-    prefix, suffix = _temporary(path)
+def stale_temporary_files(path: Path) -> list[Path]:
+    """Temporary files left behind by a killed :func:`atomic_write` to ``path``."""
+    prefix, suffix = _temporary_affixes(path)
     return list(path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """:func:`write` for a string."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a string atomically, see :func:`atomic_write`."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _temporary(path: Path) -> tuple[str, str]:
-    """What the temporary names for ``path`` begin and end with."""
-    # some writers choose a format by the suffix, so the temporary name keeps it; torch refuses
-    # a name whose only dot is the first letter
+def _temporary_affixes(path: Path) -> tuple[str, str]:
+    """Prefix and suffix of the temporary file names for ``path``."""
+    # keep the suffix, as some writers choose the format by it; torch rejects names whose only
+    # dot is the first character
     return f".{path.stem}-", path.suffix or ".part"

@@ -1,4 +1,4 @@
-"""Randomness that is repeatable and leaves the caller's generators as they were."""
+"""Reproducible random streams that leave the caller's generators unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_seed", "seeded"]
 
 
 def check_seed(seed: int) -> int:
-    """``seed`` if it can seed a generator.
+    """Return ``seed`` if it is valid.
 
     Raises:
         ValueError: if it is not an integer ≥ 0.
@@ -29,13 +29,13 @@ def check_seed(seed: int) -> int:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seeds torch (every device), NumPy and ``random`` from the numbers given.
+    """Seed torch (all devices), NumPy and ``random`` within a context.
 
-    The numbers are hashed together, so that ``seeded(seed, epoch)`` gives every epoch its
-    own stream: a resumed run needs to know only which epoch it is in. On leaving, all
-    generators are as they were before.
+    The numbers in ``entropy`` are hashed together: ``seeded(seed, epoch)`` gives each epoch its
+    own stream, so a resumed run only needs to know its epoch. The previous state of all
+    generators is restored on exit.
     """
-    # pyro.set_rng_seed hands the seed to NumPy, which takes 32 bits
+    # pyro.set_rng_seed also seeds NumPy, which takes 32 bits
     seed = int(np.random.SeedSequence([*map(check_seed, entropy)]).generate_state(1)[0])
     state = get_rng_state()
     with torch.random.fork_rng(_devices()):
@@ -47,7 +47,7 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 def _devices() -> list[int]:
-    """The GPUs whose generators are used: of several processes each has a GPU of its own."""
+    """GPUs whose generators are in use: in a distributed run, only that of this process."""
     if distributed.world_size() > 1 and torch.cuda.is_available():
         return [torch.cuda.current_device()]
     return list(range(torch.cuda.device_count()))

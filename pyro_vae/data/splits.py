@@ -1,4 +1,4 @@
-"""Some data as they are stored, with their labels, and as a likelihood sees them."""
+"""Splits of a data set: stored values, labels, and the values that a likelihood sees."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from ..core.components import Shape
 from ..core.random import seeded
 from .pixel_values import binarize, dequantize
 
-__all__ = ["Split", "checksum", "is_class", "materialize"]
+__all__ = ["Split", "are_class_labels", "checksum", "materialize"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some data, as stored and as a likelihood sees them.
+    """Examples as stored, with the transform to the values that a likelihood sees.
 
     Attributes:
-        values: as stored, ``(N, *event_shape)``: images stay bytes, a quarter of the memory.
-        peak: what the stored values are divided by.
-        dynamic: whether pixels are drawn anew, Bernoulli(value), at every use.
-        labels: ``(N, …)``, if there are any: a class for each datum, an integer that is −1
-            where it is not known, or any tensor that a program conditions on.
-        noisy: whether levels are dequantised with new noise at every use; ``peak`` is then
+        values: the stored values, ``(N, *event_shape)``; images stay bytes, which takes a quarter
+            of the memory.
+        peak: the divisor of the stored values.
+        dynamic: whether pixels are resampled from Bernoulli(value) on every use.
+        labels: optional labels, ``(N, …)``: integer classes, −1 where unknown, or any tensor that
+            a program conditions on.
+        noisy: whether levels are dequantised with fresh noise on every use; ``peak`` is then
             the highest level.
 
     Raises:
-        ValueError: if it is to be both ``dynamic`` and ``noisy``, or if there are not as many
-            labels as data.
+        ValueError: if both ``dynamic`` and ``noisy`` are set, or if the number of labels differs
+            from the number of examples.
     """
 
     values: Tensor
@@ -42,10 +43,12 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.dynamic and self.noisy:
-            raise ValueError("expected a split to be dynamic or noisy; got both: 0/1 need no noise")
+            raise ValueError(
+                "expected a split to be dynamic or noisy; got both: binary values need no noise"
+            )
         if self.labels is not None and self.labels.shape[:1] != self.values.shape[:1]:
             raise ValueError(
-                f"expected a label for each of {len(self)} data; got labels of shape "
+                f"expected one label for each of {len(self)} examples; got labels of shape "
                 f"{tuple(self.labels.shape)}"
             )
 
@@ -54,22 +57,22 @@ class Split:
 
     @property
     def event_shape(self) -> Shape:
-        """The shape of one datum."""
+        """Shape of one example."""
         return tuple(self.values.shape[1:])
 
     @property
-    def known(self) -> Tensor:
-        """Which data have a label, ``(N,)`` booleans, on the device of the data."""
+    def has_label(self) -> Tensor:
+        """Mask of the examples with a known label, ``(N,)``, on the device of the data."""
         if self.labels is None:
             return torch.zeros(len(self), dtype=torch.bool, device=self.values.device)
-        if is_class(self.labels):
+        if are_class_labels(self.labels):
             return self.labels >= 0
         return torch.ones(len(self), dtype=torch.bool, device=self.labels.device)
 
     def draw(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """The data at ``index`` as a likelihood sees them, on the device of the data.
+        """Return the examples at ``index`` as a likelihood sees them, on the device of the data.
 
-        Dynamic binarisation and dequantisation draw from torch's global generator at every
+        Dynamic binarisation and dequantisation sample from torch's global generator on every
         call.
         """
         x = self.values[index].to(torch.get_default_dtype())
@@ -77,11 +80,11 @@ class Split:
             return dequantize(x, self.peak)
         if self.peak != 1.0:
             x = x / self.peak
-        # torch.bernoulli(x), but compiled code draws the same
+        # torch.bernoulli(x) in a form for which compiled code draws the same samples
         return (torch.rand_like(x) < x).to(x.dtype) if self.dynamic else x
 
     def materialize(self, seed: int) -> Tensor:
-        """All data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
+        """Return all examples as a likelihood sees them, with randomness fixed by ``seed``."""
         if self.noisy:
             with seeded(seed, len(self)):
                 return self.draw()
@@ -91,27 +94,27 @@ class Split:
         return binarize(grey, "static", seed, len(self)).to(grey.dtype)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same data on another device."""
+        """Return the split with its tensors on ``device``."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, values=self.values.to(device), labels=labels)
 
     def at(self, index: Tensor | slice) -> Split:
-        """The data at ``index``, with their labels."""
+        """Return the examples at ``index``, with their labels."""
         labels = None if self.labels is None else self.labels[index]
         return replace(self, values=self.values[index], labels=labels)
 
     def head(self, size: int) -> Split:
-        """The first ``size`` data."""
+        """Return the first ``size`` examples."""
         return self.at(slice(size))
 
 
-def is_class(labels: Tensor) -> bool:
-    """Whether labels are classes, one integer for each datum, and not a tensor of numbers."""
+def are_class_labels(labels: Tensor) -> bool:
+    """Whether labels are classes, i.e. one integer per example."""
     return labels.ndim == 1 and not labels.is_floating_point()
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the numbers in tensors, in this order, whatever device holds them."""
+    """Return the SHA-256 of the tensors' values, in order and independent of the device."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
@@ -119,5 +122,5 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 
 
 def materialize(data: Split | Tensor, seed: int) -> Tensor:
-    """The data as a likelihood sees them, what is drawn anew drawn once with ``seed``."""
+    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``."""
     return data.materialize(seed) if isinstance(data, Split) else data

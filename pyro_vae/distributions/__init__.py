@@ -1,26 +1,26 @@
-"""Distributions that torch and Pyro do not have, or not for all numbers, by what they are of."""
+"""Distributions missing from torch and Pyro, or numerically unstable there, by their values."""
 
-from .counts import GivenTotal, NegativeBinomial, Poisson, total_of
+from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
 from .levels import CategoricalLevels, DiscretizedLogistic, log1mexp
-from .real import BestScale
-from .sphere import PowerSpherical, UniformSphere, check_dim, log_area, unit_vector
+from .real import OptimalScale
+from .sphere import PowerSpherical, UniformSphere, check_sphere_dim, log_sphere_area, unit_vector
 from .unit import Beta, ContinuousBernoulli, IndependentBernoulli
 
 __all__ = [
-    "BestScale",
     "Beta",
     "CategoricalLevels",
+    "ConditionedOnTotal",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
-    "GivenTotal",
     "IndependentBernoulli",
     "NegativeBinomial",
+    "OptimalScale",
     "Poisson",
     "PowerSpherical",
     "UniformSphere",
-    "check_dim",
+    "check_sphere_dim",
     "log1mexp",
-    "log_area",
-    "total_of",
+    "log_sphere_area",
+    "sum_counts",
     "unit_vector",
 ]

@@ -1,4 +1,4 @@
-"""Autoregressive transforms, shared by the priors and the posteriors that are made of them."""
+"""Autoregressive transforms for flow priors and posteriors."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def autoregressive_network(
     *,
     reverse: bool = False,
 ) -> nn.Module:
-    """Pyro's masked network: what it says of a variable depends on those before it alone.
+    """Make Pyro's masked network: the outputs for a variable depend only on earlier variables.
 
     Arguments:
         latent_dim: the number of variables D.
         hidden: the widths of the hidden layers.
-        parameters: how many numbers of each kind it says of a variable.
-        context: how many further inputs everything may depend on.
-        reverse: count the variables from the last to the first.
+        parameters: the number of outputs per variable, for each kind of parameter.
+        context: the number of additional inputs that all outputs may depend on.
+        reverse: order the variables from the last to the first.
 
     Raises:
-        ValueError: if there is no hidden layer, or one is narrower than D, so that not every
-            variable could be heard.
+        ValueError: if there is no hidden layer, or if one is narrower than D, which would mask
+            some variables completely.
     """
     for width in hidden:
         positive_int("every width in hidden", width)
     if not hidden or min(hidden) < latent_dim:
         raise ValueError(
             f"expected one or more hidden layers of an autoregressive network, each at least as "
-            f"wide as the {latent_dim} latents; got hidden={tuple(hidden)}: widen them"
+            f"wide as the {latent_dim} latents; got hidden={tuple(hidden)}: use wider layers"
         )
     order = torch.arange(latent_dim)
     options = {
@@ -58,7 +58,7 @@ def autoregressive_network(
         "nonlinearity": nn.ELU(),
     }
     with warnings.catch_warnings():
-        # of a single variable, which is a sensible limit
+        # a single variable is a valid special case
         warnings.filterwarnings("ignore", message=".*input_dim = 1")
         if context:
             return ConditionalAutoRegressiveNN(latent_dim, context, list(hidden), **options)
@@ -66,13 +66,13 @@ def autoregressive_network(
 
 
 class AffineAutoregressive(transforms.AffineAutoregressive):
-    """Pyro's transform, with an inverse for any type of numbers (Pyro's starts from float32).
+    """Pyro's affine transform with an inverse for any dtype (Pyro's starts from float32).
 
     Arguments:
-        network: from :func:`autoregressive_network`, of parameters ``[1, 1]``; its
+        network: from :func:`autoregressive_network`, with parameters ``[1, 1]``; its
             ``permutation`` is the order of the variables.
-        context: its further inputs ``(*batch, context)``, if it has any.
-        stable: σ x + (1 − σ) m with σ in (0, 1), in place of exp(s) x + m.
+        context: optional additional inputs of the network, ``(*batch, context)``.
+        stable: use σ x + (1 − σ) m with σ in (0, 1) instead of exp(s) x + m.
     """
 
     def __init__(
@@ -82,35 +82,35 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
         *,
         stable: bool = False,
     ) -> None:
-        # a function hides the network: its parameters are those of whoever made it
-        super().__init__(lambda x: _said(network, x, context), stable=stable)
+        # a lambda, so that the network is not registered here: its owner has the parameters
+        super().__init__(lambda x: _apply_network(network, x, context), stable=stable)
         self.order = cast(Tensor, network.permutation)
         self._inverse = self._invert
 
     def _invert(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
         index = torch.arange(y.shape[-1], device=y.device)
-        # one variable after the other: those that are not right yet may be far off, and a
-        # masked 0 · ∞ would spoil those that are
+        # update one variable at a time: later ones may still be far off, and a masked 0 · ∞
+        # would turn the finished ones into NaN
         for variable in self.order:
-            miss = y - self._call(x)
-            assert self._cached_log_scale is not None  # the call has just set it
-            step = miss * torch.exp(-self._cached_log_scale)
+            residual = y - self._call(x)
+            assert self._cached_log_scale is not None  # set by _call
+            step = residual * torch.exp(-self._cached_log_scale)
             x = torch.where(index == variable, x + step, x)
         return x
 
 
 class SplineAutoregressive(transforms.SplineAutoregressive):
-    """Pyro's transform of rational-quadratic splines, inverted in float64.
+    """Pyro's rational-quadratic spline transform, inverted in float64.
 
-    In float32 the root that inverts a spline loses its digits, or is that of a negative number.
+    In float32 the square root in the inverse loses its digits, or its argument becomes negative.
 
     Arguments:
-        network: from :func:`autoregressive_network`, of parameters ``[bins, bins, bins − 1]``.
+        network: from :func:`autoregressive_network`, with parameters ``[bins, bins, bins − 1]``.
         latent_dim: the number of variables D.
         bins: the number of segments of each spline.
-        bound: where the splines end.
-        context: the network's further inputs ``(*batch, context)``, if it has any.
+        bound: the splines act on [−bound, bound]; the transform is the identity outside.
+        context: optional additional inputs of the network, ``(*batch, context)``.
     """
 
     def __init__(
@@ -122,7 +122,11 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
         context: Tensor | None = None,
     ) -> None:
         super().__init__(
-            latent_dim, lambda x: _said(network, x, context), bins, bound, order="quadratic"
+            latent_dim,
+            lambda x: _apply_network(network, x, context),
+            bins,
+            bound,
+            order="quadratic",
         )
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -137,25 +141,26 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
 
 
 def check_spline(bins: int, bound: float) -> tuple[int, float]:
-    """``bins`` and ``bound`` if there are such splines.
+    """Return ``bins`` and ``bound`` if they are valid.
 
     Raises:
-        ValueError: if there are not.
+        ValueError: if ``bins`` is not an integer from 1 to 1000, or ``bound`` is not positive
+            and finite.
     """
-    if positive_int("bins", bins) > _MOST_BINS:
-        raise ValueError(f"expected bins ≤ {_MOST_BINS}; got {bins}")
+    if positive_int("bins", bins) > _MAX_BINS:
+        raise ValueError(f"expected bins ≤ {_MAX_BINS}; got {bins}")
     if not 0 < bound < math.inf:
         raise ValueError(f"expected bound > 0 and finite; got {bound}")
     return bins, bound
 
 
-#: Pyro gives every bin a thousandth of the width at least.
-_MOST_BINS = 1000
+#: Pyro's minimum bin width is a thousandth of the total.
+_MAX_BINS = 1000
 
 
-def _said(network: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+def _apply_network(network: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
     if context is None:
         return network(x)
-    # Pyro's network stretches the context over x only; a mixture needs the other way too
+    # Pyro's network expands only the context to match x; a mixture also needs x expanded
     batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
     return network(x.expand(*batch, -1), context=context)

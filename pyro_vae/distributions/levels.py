@@ -15,7 +15,7 @@ __all__ = ["CategoricalLevels", "DiscretizedLogistic", "log1mexp"]
 
 
 class CategoricalLevels(dist.Categorical):
-    """``Categorical`` over the numbers 0 … n: it has moments, and its draws are numbers."""
+    """``Categorical`` over the levels 0 … n, with moments and floating-point samples."""
 
     @property
     def mean(self) -> Tensor:
@@ -26,7 +26,7 @@ class CategoricalLevels(dist.Categorical):
         return self.probs @ self._levels**2 - self.mean**2
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        # an encoder that is shown a draw wants it as it wants the data
+        # samples have the dtype of the data, so that an encoder accepts them
         return super().sample(sample_shape).to(self.probs.dtype)
 
     @property
@@ -36,16 +36,16 @@ class CategoricalLevels(dist.Categorical):
 
 
 class DiscretizedLogistic(TorchDistribution):
-    """A logistic variable rounded to the integers 0 … n; what lies beyond goes to the ends.
+    """Logistic variable rounded to the integers 0 … n, with the tails assigned to the ends.
 
     P(j) = σ(b) − σ(a) with a = (j − ½ − μ)/s and b = (j + ½ − μ)/s, but a = −∞ at level 0 and
-    b = ∞ at level n. It is computed as log σ(b) + log σ(−a) + log(1 − exp(a − b)), in which
-    nothing cancels, however far the tail and whatever the scale: no probability is clamped.
+    b = ∞ at level n. Computed as log σ(b) + log σ(−a) + log(1 − exp(a − b)), which does not
+    cancel in the tails or at any scale. No probability is clamped.
 
     Arguments:
         loc: μ, in levels.
-        log_scale: log s, s in levels. It is the logarithm, because the derivative by s itself
-            overflows where s is small.
+        log_scale: log s, with s in levels. The logarithm, because the derivative with respect to
+            s overflows for small s.
         levels: n, the highest level.
 
     References:
@@ -102,12 +102,12 @@ class DiscretizedLogistic(TorchDistribution):
 
     @property
     def _inverse_scale(self) -> Tensor:
-        # at the square root of the largest number every level is at a limit: a point, or ends
-        most = torch.finfo(self.log_scale.dtype).max ** 0.5
-        return (-self.log_scale).exp().clamp(1 / most, most)
+        # beyond these limits the distribution is a point mass, or split between the two ends
+        limit = torch.finfo(self.log_scale.dtype).max ** 0.5
+        return (-self.log_scale).exp().clamp(1 / limit, limit)
 
     def _moment(self, weight: Callable[[int], float]) -> Tensor:
-        """Σ_j weight(j) P(x ≥ j), one level at a time: all at once they would fill the memory."""
+        """Return Σ_j weight(j) P(x ≥ j), one level at a time to bound memory."""
         inverse = self._inverse_scale
         total = torch.zeros_like(self.loc)
         for level in range(1, self.levels + 1):
@@ -116,10 +116,10 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 − exp(−x)) for x > 0, accurate at both ends."""
+    """Return log(1 − exp(−x)) for x > 0, accurate for small and for large x."""
     return torch.where(
         x > _LOG_2,
-        # where 1 − exp(−x) is near 1, its distance from 1 would be rounded away
+        # 1 − exp(−x) near 1 would round away its distance from 1
         torch.log1p(-torch.exp(-x.clamp(min=_LOG_2))),
         torch.log(-torch.expm1(-x.clamp(max=_LOG_2))),
     )

@@ -8,18 +8,18 @@ from typing import Any
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["BestScale"]
+__all__ = ["OptimalScale"]
 
 
-class BestScale(TorchDistribution):
-    """A family of location and scale that scores values with the scale that is best for them.
+class OptimalScale(TorchDistribution):
+    """Location-scale distribution whose ``log_prob`` uses the optimal scale for the value.
 
-    Only what is scored sees the values, so the scale is found there. Draws and moments are
-    those of ``base_dist``.
+    The optimal scale depends on the value, so it is computed in ``log_prob``. Samples and
+    moments are those of ``base_dist``.
 
     Arguments:
-        base_dist: a ``Normal`` or the like, with the scale for everything else.
-        best: the scale for residuals x − μ, of the shape of the values scored.
+        base_dist: a location-scale distribution such as ``Normal``.
+        optimal_scale: maps residuals x − μ, of the shape of the value, to the scale.
     """
 
     arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
@@ -27,10 +27,10 @@ class BestScale(TorchDistribution):
     def __init__(
         self,
         base_dist: Any,
-        best: Callable[[Tensor], Tensor],
+        optimal_scale: Callable[[Tensor], Tensor],
         validate_args: bool | None = None,
     ) -> None:
-        self.base_dist, self.best = base_dist, best
+        self.base_dist, self.optimal_scale = base_dist, optimal_scale
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args)
 
     @constraints.dependent_property
@@ -49,12 +49,14 @@ class BestScale(TorchDistribution):
     def variance(self) -> Tensor:
         return self.base_dist.variance
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> BestScale:
-        return BestScale(self.base_dist.expand(batch_shape), self.best, self._validate_args)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> OptimalScale:
+        return OptimalScale(
+            self.base_dist.expand(batch_shape), self.optimal_scale, self._validate_args
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         loc = self.base_dist.loc
-        return type(self.base_dist)(loc, self.best(value - loc)).log_prob(value)
+        return type(self.base_dist)(loc, self.optimal_scale(value - loc)).log_prob(value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.base_dist.rsample(sample_shape)

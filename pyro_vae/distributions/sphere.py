@@ -1,4 +1,4 @@
-"""Distributions on the unit sphere S^{D−1} ⊂ ℝ^D, with densities in its surface measure."""
+"""Distributions on the unit sphere S^{D−1} ⊂ ℝ^D, with densities in the surface measure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.functional import normalize
 
 from ..core.validation import positive_int
 
-__all__ = ["PowerSpherical", "UniformSphere", "check_dim", "log_area", "unit_vector"]
+__all__ = ["PowerSpherical", "UniformSphere", "check_sphere_dim", "log_sphere_area", "unit_vector"]
 
 
 class UniformSphere(TorchDistribution):
-    """The uniform distribution on the sphere: every point has density 1 / area(S^{D−1}).
+    """Uniform distribution on the sphere, with density 1 / area(S^{D−1}).
 
     Arguments:
-        like: any tensor ``(*batch, D)``: its shape, type and device are the distribution's.
+        like: a tensor ``(*batch, D)`` that sets the shape, dtype and device.
     """
 
     arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
@@ -36,7 +36,7 @@ class UniformSphere(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The centre of the ball, which is not on the sphere."""
+        """The centre of the ball, which does not lie on the sphere."""
         return torch.zeros_like(self._like)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -45,15 +45,15 @@ class UniformSphere(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # zero times the value: of its shape
-        return (0.0 * value).sum(-1).expand(value.shape[:-1]) - log_area(self.event_shape[0])
+        # zero times the value, for its shape
+        return (0.0 * value).sum(-1).expand(value.shape[:-1]) - log_sphere_area(self.event_shape[0])
 
     def entropy(self) -> Tensor:
-        return self._like.new_full(self.batch_shape, log_area(self.event_shape[0]))
+        return self._like.new_full(self.batch_shape, log_sphere_area(self.event_shape[0]))
 
 
 class PowerSpherical(TorchDistribution):
-    """p(z) ∝ (1 + μᵀz)^κ on the sphere: like von Mises–Fisher, but sampled without rejection.
+    """p(z) ∝ (1 + μᵀz)^κ on the sphere: similar to von Mises–Fisher, sampled without rejection.
 
     Arguments:
         loc: μ, unit vectors ``(*batch, D)``, D ≥ 2.
@@ -85,7 +85,7 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def _beta(self) -> tuple[Tensor, Tensor]:
-        """α and β of (1 + μᵀz)/2 ~ Beta(α, β)."""
+        """Parameters α and β of (1 + μᵀz)/2 ~ Beta(α, β)."""
         half = (self.event_shape[0] - 1) / 2
         return half + self.concentration, torch.full_like(self.concentration, half)
 
@@ -97,22 +97,22 @@ class PowerSpherical(TorchDistribution):
 
     @property
     def _log_normalizer(self) -> Tensor:
-        """log ∫ ((1 + μᵀz)/2)^κ dz, in float64: its gammas cancel to a small rest."""
+        """log ∫ ((1 + μᵀz)/2)^κ dz, in float64 because the gamma terms nearly cancel."""
         alpha, beta = (part.double() for part in self._beta)
         log_gammas = torch.lgamma(alpha) - torch.lgamma(alpha + beta)
         return 2 * beta * math.log(2) + beta * math.log(math.pi) + log_gammas
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        # (1 ± cos)/2 both, or the second would be rounded away near μ
-        parts = Dirichlet(torch.stack(self._beta, -1).expand(*shape[:-1], 2)).rsample()
-        up, down = parts[..., :1], parts[..., 1:]
-        around = normalize(self.loc.new_empty(*shape[:-1], shape[-1] - 1).normal_(), dim=-1)
-        tiny = torch.finfo(parts.dtype).tiny
-        across = 2 * (up * down).clamp_min(tiny).sqrt() * around
-        # the reflection that takes the first axis, or its opposite, to μ: the farther of the two
+        # sample both (1 ± cos)/2: one minus the other would lose precision near μ
+        halves = Dirichlet(torch.stack(self._beta, -1).expand(*shape[:-1], 2)).rsample()
+        up, down = halves[..., :1], halves[..., 1:]
+        direction = normalize(self.loc.new_empty(*shape[:-1], shape[-1] - 1).normal_(), dim=-1)
+        tiny = torch.finfo(halves.dtype).tiny
+        tangent = 2 * (up * down).clamp_min(tiny).sqrt() * direction
+        # reflect the first axis, or its opposite if that is farther away, onto μ
         sign = torch.where(self.loc[..., :1] > 0, -1.0, 1.0)
-        z = torch.cat([sign * (up - down), across], -1)
+        z = torch.cat([sign * (up - down), tangent], -1)
         axis = torch.cat([sign, torch.zeros_like(self.loc[..., 1:])], -1)
         normal = normalize(axis - self.loc, dim=-1)
         return normalize(z - 2 * (normal * z).sum(-1, keepdim=True) * normal, dim=-1)
@@ -120,14 +120,14 @@ class PowerSpherical(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # (1 + μᵀz)/2 = 1 − |μ − z|²/4, exact where it matters, near μ; never quite −log 0
+        # (1 + μᵀz)/2 = 1 − |μ − z|²/4, accurate near μ; clamped to avoid log 0
         below = (self.loc - value).square().sum(-1) / 4
         below = below.clamp_max(1 - torch.finfo(below.dtype).eps)
         log_prob = self.concentration * torch.log1p(-below)
         return log_prob - self._log_normalizer.to(log_prob.dtype)
 
     def entropy(self) -> Tensor:
-        """In nats, ``(*batch,)``."""
+        """Entropy in nats, ``(*batch,)``."""
         alpha, beta = (part.double() for part in self._beta)
         mean_log = torch.digamma(alpha) - torch.digamma(alpha + beta)
         entropy = self._log_normalizer - self.concentration.double() * mean_log
@@ -135,21 +135,21 @@ class PowerSpherical(TorchDistribution):
 
 
 def unit_vector(x: Tensor) -> Tensor:
-    """x / |x| along the last dimension; some unit vector where x is zero and has no direction."""
-    none = x.square().sum(-1, keepdim=True) < torch.finfo(x.dtype).tiny
-    return normalize(torch.where(none, 1.0, x), dim=-1)
+    """Return x / |x| along the last dimension, or an arbitrary unit vector where x is zero."""
+    is_zero = x.square().sum(-1, keepdim=True) < torch.finfo(x.dtype).tiny
+    return normalize(torch.where(is_zero, 1.0, x), dim=-1)
 
 
-def log_area(dim: int) -> float:
-    """The logarithm of the surface area of S^{D−1}, for D = ``dim``."""
+def log_sphere_area(dim: int) -> float:
+    """Return the logarithm of the surface area of S^{D−1}, for D = ``dim``."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
-def check_dim(latent_dim: int) -> int:
-    """``latent_dim`` if a sphere in so many dimensions is a continuum.
+def check_sphere_dim(latent_dim: int) -> int:
+    """Return ``latent_dim`` if it is at least 2, the lowest dimension of a connected sphere.
 
     Raises:
-        ValueError: if it is not an integer of at least 2.
+        ValueError: if ``latent_dim`` is not an integer ≥ 2.
     """
     if positive_int("latent_dim", latent_dim) < 2:
         raise ValueError("expected latent_dim ≥ 2 for latents on the unit sphere; got 1")
@@ -158,4 +158,4 @@ def check_dim(latent_dim: int) -> int:
 
 @register_kl(PowerSpherical, UniformSphere)
 def _kl_power_spherical_uniform(q: PowerSpherical, p: UniformSphere) -> Tensor:
-    return log_area(q.event_shape[0]) - q.entropy()
+    return log_sphere_area(q.event_shape[0]) - q.entropy()

@@ -14,30 +14,29 @@ from ..compile.trace import is_tracing
 
 __all__ = ["Beta", "ContinuousBernoulli", "IndependentBernoulli"]
 
-#: Factors between 1 and 2 whose product gets one logarithm: 2^16 is far from overflowing.
+#: Number of factors between 1 and 2 per logarithm: their product, up to 2^16, cannot overflow.
 _FACTORS = 16
 
 
 class Beta(dist.Beta):
-    """``Beta`` scored in float64: in float32 log Γ of large concentrations cancels."""
+    """``Beta`` evaluated in float64: in float32 log Γ of large concentrations cancels."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         ones, zeros = self.concentration1.double(), self.concentration0.double()
-        wide = dist.Beta(ones, zeros, validate_args=False)
-        return wide.log_prob(value.double()).to(self.concentration1.dtype)
+        double = dist.Beta(ones, zeros, validate_args=False)
+        return double.log_prob(value.double()).to(self.concentration1.dtype)
 
 
 class ContinuousBernoulli(TorchDistribution):
     """p(x) = exp(f x) / Z(f) on [0, 1], with Z(f) = (exp f − 1) / f; λ = sigmoid(f).
 
-    torch's own keeps λ off 0 and 1 by 1e-7 in float32, so that its density no longer
-    integrates to 1 beyond |f| ≈ 15, and grey images have such pixels: an f of −500 is a mean of
-    1/500.
+    torch's implementation clamps λ to 1e-7 from 0 and 1 in float32, so its density does not
+    integrate to 1 beyond |f| ≈ 15. Grey images have such pixels: f = −500 is a mean of 1/500.
 
     Arguments:
-        logits: f, any real numbers, ``(*batch,)``.
+        logits: f, any real values, ``(*batch,)``.
 
     References:
         The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -58,52 +57,52 @@ class ContinuousBernoulli(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E[x] = 1 / (1 − exp(−f)) − 1/f, and ½ + f/12 − f³/720 near 0."""
-        # where the formula's rounding, eps / f, is the series' next term, f⁵ / 30240
-        f, near = self._away_from_zero((30_240 * torch.finfo(self.logits.dtype).eps) ** (1 / 6))
+        # the limit at which the rounding error, eps / f, equals the next term, f⁵ / 30240
+        f, is_small = self._away_from_zero((30_240 * torch.finfo(self.logits.dtype).eps) ** (1 / 6))
         size = f.abs()
-        # of −|f|, and reflected for f > 0: exp(|f|) would overflow
+        # computed from −|f| and reflected for f > 0: exp(|f|) would overflow
         low = 1 / size + torch.exp(-size) / torch.expm1(-size)
-        small = torch.where(near, self.logits, 0.0)
+        small = torch.where(is_small, self.logits, 0.0)
         series = 0.5 + small / 12 - small**3 / 720
-        return torch.where(near, series, torch.where(f > 0, 1 - low, low))
+        return torch.where(is_small, series, torch.where(f > 0, 1 - low, low))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        f, near = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
+        f, is_small = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
         size = f.abs()
-        # log Z, of |f| and reflected for f > 0: exp(f) would overflow
+        # log Z, computed from |f| and reflected for f > 0: exp(f) would overflow
         log_z = torch.log(-torch.expm1(-size) / size) + f.clamp(min=0)
-        log_z = torch.where(near, self.logits / 2 + self.logits.square() / 24, log_z)
+        log_z = torch.where(is_small, self.logits / 2 + self.logits.square() / 24, log_z)
         return self.logits * value - log_z
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        f, near = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
+        f, is_small = self._away_from_zero(torch.finfo(self.logits.dtype).eps ** 0.25)
         size = -f.abs()
-        # the inverse of the distribution function for a density that falls
-        falling = torch.log1p(u * torch.expm1(size)) / size
-        x = torch.where(f > 0, 1 - falling, falling)
-        # the inverse to first order, so that the draw moves with f also at 0
+        # inverse cdf of the decreasing density, f < 0
+        decreasing = torch.log1p(u * torch.expm1(size)) / size
+        x = torch.where(f > 0, 1 - decreasing, decreasing)
+        # first-order inverse cdf, so that the sample has a gradient also at f = 0
         series = u + self.logits * u * (1 - u) / 2
-        return torch.where(near, series, x).clamp(0.0, 1.0)
+        return torch.where(is_small, series, x).clamp(0.0, 1.0)
 
     def _away_from_zero(self, limit: float) -> tuple[Tensor, Tensor]:
-        """f, where formulas may divide by it, and where a series has to stand for them."""
-        near = self.logits.abs() < limit
-        return torch.where(near, limit, self.logits), near
+        """Return f with small values replaced by ``limit``, and the mask of the small values."""
+        is_small = self.logits.abs() < limit
+        return torch.where(is_small, limit, self.logits), is_small
 
 
 class IndependentBernoulli(dist.Independent):
-    """``Bernoulli(logits=l).to_event(n)``, scored in fewer passes over the pixels.
+    """``Bernoulli(logits=l).to_event(n)``, evaluated in fewer passes over the pixels.
 
-    log p(x) = Σ_i x_i l_i − softplus(l_i). In a graph that is to be compiled the softplus has one
-    exponential for each pixel and one logarithm for 16 of them,
-    Σ log(1 + e^{−|l|}) = log Π (1 + e^{−|l|}), which is as accurate: the product is kept less 1.
+    log p(x) = Σ_i x_i l_i − softplus(l_i). In a traced graph, the softplus takes one exponential
+    per pixel but one logarithm per 16 pixels, Σ log(1 + e^{−|l|}) = log Π (1 + e^{−|l|}). To keep
+    full accuracy, the product minus 1 is accumulated.
 
     Arguments:
-        base_distribution: the ``Bernoulli`` of the pixels, ``(*batch, *event)``.
+        base_distribution: the ``Bernoulli`` of single pixels, ``(*batch, *event)``.
         reinterpreted_batch_ndims: n, the number of event dimensions.
     """
 
@@ -115,16 +114,16 @@ class IndependentBernoulli(dist.Independent):
         if not self.reinterpreted_batch_ndims:
             return x * logits - _softplus(logits)
         batch = logits.ndim - self.reinterpreted_batch_ndims
-        return _Score.apply(x.flatten(batch), logits.flatten(batch))  # type: ignore[return-value]
+        return _BernoulliLogProb.apply(x.flatten(batch), logits.flatten(batch))  # type: ignore[return-value]
 
 
 def _softplus(logits: Tensor) -> Tensor:
-    """log(1 + e^l), and l where that rounds to it, in float64, too."""
+    """Return log(1 + e^l), or l where the two are equal in float64."""
     return F.softplus(logits, threshold=40)
 
 
-class _Score(torch.autograd.Function):
-    """Σ_i x_i l_i − softplus(l_i) of ``(*batch, n)`` pixels, with a gradient of few passes."""
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ_i x_i l_i − softplus(l_i) for pixels ``(*batch, n)``, with a gradient in few passes."""
 
     generate_vmap_rule = True
 
@@ -134,14 +133,14 @@ class _Score(torch.autograd.Function):
             return (x * logits).sub_(_softplus(logits)).sum(-1)
         e = torch.exp(-logits.abs())
         size = e.shape[-1] // _FACTORS
-        grouped, rest = e.split([size * _FACTORS, e.shape[-1] - size * _FACTORS], -1)
-        softplus = torch.log1p(rest).sum(-1)
+        grouped, remainder = e.split([size * _FACTORS, e.shape[-1] - size * _FACTORS], -1)
+        softplus = torch.log1p(remainder).sum(-1)
         if size:
             first, *others = grouped.unflatten(-1, (_FACTORS, size)).unbind(-2)
-            less_one = first
+            product_minus_1 = first
             for factor in others:
-                less_one = less_one + factor + less_one * factor
-            softplus = softplus + torch.log1p(less_one).sum(-1)
+                product_minus_1 = product_minus_1 + factor + product_minus_1 * factor
+            softplus = softplus + torch.log1p(product_minus_1).sum(-1)
         return (x * logits - logits.clamp(min=0)).sum(-1) - softplus
 
     @staticmethod
@@ -152,12 +151,12 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, logits = ctx.saved_tensors
         (grad,) = (grad[..., None] for grad in grads)
-        of_x = grad * logits if ctx.needs_input_grad[0] else None
-        return of_x, grad * (x - _sigmoid(logits)) if ctx.needs_input_grad[1] else None
+        grad_x = grad * logits if ctx.needs_input_grad[0] else None
+        return grad_x, grad * (x - _sigmoid(logits)) if ctx.needs_input_grad[1] else None
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
-    """The sigmoid; in a graph that is to be compiled, of the exponential that the score has."""
+    """Return the sigmoid; in a traced graph, from the exponential that the forward pass uses."""
     if not is_tracing():
         return logits.sigmoid()
     e = torch.exp(-logits.abs())

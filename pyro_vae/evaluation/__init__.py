@@ -1,4 +1,4 @@
-"""Judging a program: bounds on log p(x), estimates of it, and how far to trust them."""
+"""Bounds on log p(x), estimates of it, and diagnostics of their reliability."""
 
 from .annealing.bidirectional import bdmc
 from .annealing.rate_distortion_curve import RateDistortion, rate_distortion

@@ -1,4 +1,4 @@
-"""``Bounds``: what is known of log p(x), datum by datum, with errors and diagnostics."""
+"""Bounds on log p(x) and estimates of it, per example, with errors and diagnostics."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..core import files
-from .estimates import Estimate, estimate, finite
-from .importance.defensive import draws_of_prior
-from .importance.psis import khat_limits, khat_threshold
+from .estimates import Estimate, estimate_mean, finite_or_none
+from .importance.defensive import count_prior_samples
+from .importance.psis import khat_threshold, khat_thresholds
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["PRINTED", "Bounds"]
+__all__ = ["DEFAULT_KS", "Bounds"]
 
 _Key = TypeVar("_Key", str, int)
 
-#: The L_k that papers print.
-PRINTED = (5, 50, 500, 5000)
+#: Values of k reported by default, as is common in papers.
+DEFAULT_KS = (5, 50, 500, 5000)
 
 _LOWER, _ESTIMATE, _UPPER, _GAP = "lower bound", "estimate", "upper bound", "gap"
 
-#: What a row of the table is called, and what it is to log p(x). L_k come after the ELBO.
+#: Label and role of each row of the table. The rows L_k follow the ELBO.
 _ROWS = {
     "elbo": ("ELBO", _LOWER),
     "psis": ("log p̂ PSIS", _ESTIMATE),
@@ -42,7 +42,7 @@ _ROWS = {
     "upper": ("BDMC", _UPPER),
 }
 
-#: Rows that are the difference of two others, if both are there.
+#: Rows that are the difference of two others: shown if both are available.
 _GAPS = {
     "gap": ("log_evidence", "elbo"),
     "ais_gap": ("ais", "elbo"),
@@ -52,37 +52,36 @@ _GAPS = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """What several rulers say of log p(x), datum by datum.
+    """Bounds on log p(x) and estimates of it, per example.
 
     All values are in nats per datum; higher is better. The ELBO and every L_k are lower
-    bounds of log p(x) in expectation; log p̂ is L_K, the tightest of them, read as an estimate
-    whose bias is downwards. Other rulers add columns of their own.
+    bounds on log p(x) in expectation. log p̂ is L_K, the tightest of them, read as an estimate
+    with a downward bias. Other estimators add columns.
 
-    A row of the table is a column NAME with its Monte Carlo variance in NAME_variance; NaN
-    where a datum was not judged by that ruler, and then there is no row. By name:
+    Each row of the table is a column NAME with its Monte Carlo variance in NAME_variance. A
+    column with NaN, for examples that an estimator skipped, has no row. Columns:
 
     ========================  ==========================================================
-    ``elbo``                  the evidence lower bound
-    ``psis``, ``jackknife``   log p̂ of smoothed weights, and with its bias corrected
-    ``defensive``             log p̂ by a mixture of q and the prior
+    ``elbo``                  evidence lower bound
+    ``psis``, ``jackknife``   log p̂ from smoothed weights; log p̂ with its bias corrected
+    ``defensive``             log p̂ with a mixture of q and the prior as proposal
     ``log_evidence``          log p̂ = L_K
-    ``refitted``, ``richer``  the ELBO of q refitted to each datum, of a richer family
+    ``refitted``, ``richer``  ELBO with q refitted per example; with a richer family
     ``ais``                   annealed importance sampling
     ``escalated``             AIS where k̂ is bad, log p̂ elsewhere
-    ``reciprocal``            the estimator of posterior draws and a fitted density
-    ``upper``                 reverse annealing from exact posterior draws
+    ``reciprocal``            reciprocal importance sampling from posterior samples
+    ``upper``                 reverse annealing from exact posterior samples
     ========================  ==========================================================
 
     Attributes:
-        num_samples: the number K of draws for each datum, the most where it was chosen datum
-            by datum.
-        per_datum: arrays of length N: those named above that there are, their variances,
+        num_samples: the number K of samples per example; the maximum if it varies.
+        per_datum: arrays of length N: the available columns of those above, their variances,
             ``gap_variance``, and diagnostics such as ``khat``, ``ess`` and ``acceptance``.
-        iwae_per_datum: L_k of each datum, ``(N,)``, by k.
+        iwae_per_datum: L_k of each example, ``(N,)``, by k.
         iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
-        log_weights: the raw log weights ``(K, N)``, if they were kept.
-        seed: the seed of the draws.
-        settings: how the rulers were set, as plain values for JSON.
+        log_weights: the raw log weights ``(K, N)``, if kept.
+        seed: the random seed.
+        settings: the settings of the estimators, as JSON-serialisable values.
     """
 
     num_samples: int
@@ -108,82 +107,83 @@ class Bounds:
 
     @property
     def log_evidence(self) -> float:
-        """log p̂(x), nats per datum: an estimate whose bias, of order 1/K, is downwards."""
+        """log p̂(x), nats per datum; it has a downward bias of order 1/K."""
         return self.estimates["log_evidence"].value
 
     @property
     def gap(self) -> float:
-        """log p̂ − ELBO, nats per datum: about E_x KL(q(z|x) ‖ p(z|x))."""
+        """log p̂ − ELBO, nats per datum: approximately E_x KL(q(z|x) ‖ p(z|x))."""
         return self.estimates["gap"].value
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """``elbo``, ``iwae_5`` …, ``log_evidence``, ``gap`` and others with their errors."""
+        """Mean and standard errors by row: ``elbo``, ``iwae_5``, …, ``log_evidence``, ``gap``."""
         return {name: self._estimate(name) for name in self.labels}
 
     @property
     def labels(self) -> dict[str, tuple[str, str]]:
-        """What a table calls each of :attr:`estimates`, and what it is to log p(x)."""
+        """Label and role (lower bound, estimate, …) of each of :attr:`estimates`."""
         bounds = {f"iwae_{k}": (f"L_{k}", _LOWER) for k in self.iwae_per_datum}
-        names = {name: told for name, told in _ROWS.items() if self._complete(name)}
-        first = {name: names.pop(name) for name in ("elbo",) if name in names}
+        rows = {name: row for name, row in _ROWS.items() if self._is_complete(name)}
+        first = {name: rows.pop(name) for name in ("elbo",) if name in rows}
         gaps = {
-            name: (f"{names[high][0]} − {(first | names)[low][0]}", _GAP)
+            name: (f"{rows[high][0]} − {(first | rows)[low][0]}", _GAP)
             for name, (high, low) in _GAPS.items()
-            if high in names and low in first | names
+            if high in rows and low in first | rows
         }
-        return first | bounds | names | gaps
+        return first | bounds | rows | gaps
 
     @property
-    def draws(self) -> np.ndarray:
-        """The number of draws of each datum, ``(N,)``."""
+    def sample_counts(self) -> np.ndarray:
+        """The number of samples of each example, ``(N,)``."""
         return self.per_datum.get("num_samples", np.full(len(self), self.num_samples))
 
     @property
-    def khat_limits(self) -> np.ndarray:
-        """The k̂ above which log p̂ is not to be trusted, ``(N,)``."""
-        return khat_limits(self.draws)
+    def khat_thresholds(self) -> np.ndarray:
+        """The k̂ of each example above which log p̂ is unreliable, ``(N,)``."""
+        return khat_thresholds(self.sample_counts)
 
     @property
     def unreliable(self) -> np.ndarray:
-        """The indices of the data whose k̂ says that log p̂ is not to be trusted.
+        """Indices of the examples whose k̂ is too high for log p̂ to be reliable.
 
-        None where there is no k̂ because nothing was sampled by importance.
+        Empty if there is no k̂ because no importance sampling was done.
         """
         if "khat" not in self.per_datum:
             return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(~(self.per_datum["khat"] < self.khat_limits))
+        return np.flatnonzero(~(self.per_datum["khat"] < self.khat_thresholds))
 
     @property
     def warning(self) -> str | None:
-        """One plain sentence if some estimates cannot be trusted, else ``None``."""
+        """A warning if some estimates are unreliable, else ``None``."""
         count = len(self.unreliable)
         if not count:
             return None
         if np.isnan(self.per_datum["khat"]).all():
             return (
-                f"With {self.num_samples} draws there is no k̂ (it needs 25 or more), so nothing is "
-                f"known of the weights' tail: log p̂ is a lower bound in expectation, no more."
+                f"k̂ needs at least 25 samples, but there are {self.num_samples}: the reliability "
+                f"of log p̂ is unknown; it is a lower bound in expectation."
             )
-        low, high = self.khat_limits.min(), self.khat_limits.max()
-        limit = f"{high:.2f}" if low == high else f"its limit, {low:.2f} to {high:.2f}"
-        draws = f"{self.num_samples} draws" if "num_samples" not in self.per_datum else "its draws"
-        remedy = "More draws or a better guide would help."
+        low, high = self.khat_thresholds.min(), self.khat_thresholds.max()
+        excess = (
+            f"k̂ > {high:.2g}" if low == high else f"k̂ above its threshold ({low:.2g}–{high:.2g})"
+        )
+        samples = f"{'up to ' * ('num_samples' in self.per_datum)}{self.num_samples} samples"
+        remedy = "Use more samples or a better guide."
         if "escalated" in self.labels or "ais" in self.labels:
-            remedy = "AIS does not rest on these weights."
+            remedy = "AIS does not use these weights."
         return (
-            f"For {count} of {len(self)} data k̂ is above {limit}: there the weights' tail "
-            f"is so heavy that log p̂ from {draws}, and its Monte Carlo error, "
-            f"cannot be trusted; ELBO and L_k remain lower bounds in expectation. {remedy}"
+            f"{excess} for {count} of {len(self)} examples: the importance weights are too "
+            f"heavy-tailed for log p̂ ({samples}) or its standard error to be reliable. The ELBO "
+            f"and L_k remain lower bounds in expectation. {remedy}"
         )
 
     @property
     def plateau(self) -> int | None:
-        """The smallest k from which L_k rises no further than log p̂ can be told from noise.
+        """The smallest k whose L_k is within the Monte Carlo noise of log p̂.
 
-        L_k rises for ever, ever less: this is where log p̂ − L_k is at most twice the Monte
-        Carlo standard error of log p̂. ``None`` if no k < K is there, or if most k̂ are bad or
-        there are none, so that the noise is not known.
+        The noise is twice the standard error of log p̂. ``None`` if no k < K qualifies, or if
+        most k̂ are bad or missing, so that the noise is unknown.
         """
         if "khat" not in self.per_datum or 2 * len(self.unreliable) > len(self):
             return None
@@ -193,39 +193,39 @@ class Bounds:
                 return k
         return None
 
-    def merged(self, other: Bounds) -> Bounds:
-        """The columns of two bounds of the same data, side by side.
+    def merge(self, other: Bounds) -> Bounds:
+        """Return the columns of two bounds on the same examples.
 
-        What only one of them can say (the number of draws, raw weights) is taken from the one
-        that sampled by importance, and from this one if both or neither did.
+        ``num_samples``, ``seed`` and raw weights come from the one with importance sampling;
+        from this one if both or neither have it.
 
         Raises:
-            ValueError: if they are of different numbers of data, or have a column in common
-                whose values differ.
+            ValueError: if the numbers of examples differ, or if a common column has different
+                values.
         """
         if len(self) != len(other):
             raise ValueError(
-                f"expected bounds of the same data; got {len(self)} data and {len(other)}: "
+                f"expected bounds on the same examples; got {len(self)} and {len(other)} examples: "
                 f"evaluate both on the same split"
             )
-        columns = _joined(self.per_datum, other.per_datum)
-        weighed = [b for b in (self, other) if "log_evidence" in b.per_datum or b.iwae_per_datum]
-        first = weighed[0] if weighed else self
+        columns = _merge_columns(self.per_datum, other.per_datum)
+        sampled = [b for b in (self, other) if "log_evidence" in b.per_datum or b.iwae_per_datum]
+        first = sampled[0] if sampled else self
         raw = other.log_weights if self.log_weights is None else self.log_weights
         return Bounds(
             num_samples=first.num_samples,
             per_datum=columns,
-            iwae_per_datum=_joined(self.iwae_per_datum, other.iwae_per_datum),
-            iwae_variance=_joined(self.iwae_variance, other.iwae_variance),
+            iwae_per_datum=_merge_columns(self.iwae_per_datum, other.iwae_per_datum),
+            iwae_variance=_merge_columns(self.iwae_variance, other.iwae_variance),
             log_weights=raw,
             seed=other.seed if first.seed is None else first.seed,
             settings={**other.settings, **self.settings},
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the table as plain numbers, for JSON. Non-finite ones become null."""
+        """Return the numbers of the table for JSON; non-finite ones become null."""
         data = self.per_datum
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "num_data": len(self),
             "num_samples": self.num_samples,
             "seed": self.seed,
@@ -233,39 +233,38 @@ class Bounds:
             "estimates": {name: row.summary() for name, row in self.estimates.items()},
         }
         if "khat" in data:
-            limit = finite(khat_threshold(self.num_samples))
-            told |= {"khat": _worst(data["khat"]), "khat_threshold": limit}
-            told |= {"unreliable": len(self.unreliable)}
+            threshold = finite_or_none(khat_threshold(self.num_samples))
+            values |= {"khat": _median_and_worst(data["khat"]), "khat_threshold": threshold}
+            values |= {"unreliable": len(self.unreliable)}
         if "ess" in data:
-            told["ess"] = _worst(data["ess"], lowest=True)
+            values["ess"] = _median_and_worst(data["ess"], lowest=True)
         if "defensive_khat" in data:
-            told["defensive_khat"] = _worst(data["defensive_khat"])
+            values["defensive_khat"] = _median_and_worst(data["defensive_khat"])
         if "ais_ess" in data:
-            told["ais_ess"] = _worst(data["ais_ess"], lowest=True)
+            values["ais_ess"] = _median_and_worst(data["ais_ess"], lowest=True)
         if "acceptance" in data:
-            told["acceptance"] = _worst(data["acceptance"], lowest=True)
+            values["acceptance"] = _median_and_worst(data["acceptance"], lowest=True)
         if "escalated" in data:
-            told["escalated"] = len(self.unreliable)
-        return told | ({"settings": self.settings} if self.settings else {})
+            values["escalated"] = len(self.unreliable)
+        return values | ({"settings": self.settings} if self.settings else {})
 
     def table(self, ks: Sequence[int] | None = None) -> str:
-        """The estimates as text.
+        """Return the estimates as a text table.
 
         Arguments:
-            ks: the L_k to show; all that there are if not given.
+            ks: the L_k to show; all by default.
         """
-        return _table(self, ks)
+        return _format_bounds(self, ks)
 
     def __str__(self) -> str:
         return self.table()
 
     def to_datatree(self) -> xarray.DataTree:
-        """The results per datum as an ``xarray.DataTree``.
+        """Return the results per example as an ``xarray.DataTree``.
 
-        Group ``bounds`` holds ``elbo``, ``iwae`` (k, datum), ``log_evidence``, ``khat``, ``ess``
-        and variances, and the columns of other rulers; its attribute ``settings`` is JSON.
-        Group ``sample_stats`` holds the raw ``log_weight`` (chain, draw, datum), if they were
-        kept.
+        Group ``bounds`` has ``elbo``, ``iwae`` (k, datum), ``log_evidence``, ``khat``, ``ess``,
+        variances, and the columns of other estimators; its attribute ``settings`` is JSON.
+        Group ``sample_stats`` has the raw ``log_weight`` (chain, draw, datum), if kept.
         """
         import xarray
 
@@ -288,16 +287,16 @@ class Bounds:
         return xarray.DataTree.from_dict(groups)
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all; ArviZ reads it."""
+        """Write :meth:`to_datatree` atomically to a NetCDF file, which ArviZ can read."""
         tree = self.to_datatree()
-        files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
     @classmethod
     def from_netcdf(cls, path: str | Path) -> Bounds:
-        """Reads what :meth:`to_netcdf` wrote.
+        """Read a file written by :meth:`to_netcdf`.
 
         Raises:
-            ValueError: if the file is not one of these.
+            ValueError: if the file is not in this format.
         """
         import xarray
 
@@ -308,11 +307,13 @@ class Bounds:
         except FileNotFoundError:
             raise
         except (OSError, KeyError, IndexError, json.JSONDecodeError) as error:
-            raise ValueError(f"expected {path} to hold bounds from pyro_vae; {error}") from error
+            raise ValueError(
+                f"expected {path} to contain bounds saved by pyro_vae; {error}"
+            ) from error
 
     @classmethod
     def from_datatree(cls, tree: xarray.DataTree) -> Bounds:
-        """Of what :meth:`to_datatree` made."""
+        """Return the bounds in a tree made by :meth:`to_datatree`."""
         bounds = tree["bounds"].to_dataset()
         ks = [int(k) for k in bounds["k"]] if "iwae" in bounds else []
         raw = tree["sample_stats/log_weight"].to_numpy()[0] if "sample_stats" in tree else None
@@ -326,82 +327,84 @@ class Bounds:
             settings=json.loads(bounds.attrs.get("settings", "{}")),
         )
 
-    def _complete(self, name: str) -> bool:
-        """Whether every datum was judged by a ruler."""
+    def _is_complete(self, name: str) -> bool:
+        """Whether an estimator has a value for every example."""
         data = self.per_datum
-        judged = name in data and f"{name}_variance" in data
-        return judged and not np.isnan(data[name]).any()
+        exists = name in data and f"{name}_variance" in data
+        return exists and not np.isnan(data[name]).any()
 
     def _estimate(self, name: str) -> Estimate:
         data = self.per_datum
         if name in _GAPS:
             high, low = _GAPS[name]
-            with np.errstate(invalid="ignore"):  # a datum without density has no gap
+            with np.errstate(invalid="ignore"):  # the gap of −∞ and −∞ is NaN
                 values = data[high] - data[low]
-            # rulers with draws of their own have independent errors
-            apart = data[f"{high}_variance"] + data[f"{low}_variance"]
-            return estimate(values, data.get(f"{name}_variance", apart))
+            # estimators with separate samples have independent errors
+            independent = data[f"{high}_variance"] + data[f"{low}_variance"]
+            return estimate_mean(values, data.get(f"{name}_variance", independent))
         if name.startswith("iwae_"):
             k = int(name.removeprefix("iwae_"))
-            return estimate(self.iwae_per_datum[k], self.iwae_variance[k])
-        return estimate(data[name], data[f"{name}_variance"])
+            return estimate_mean(self.iwae_per_datum[k], self.iwae_variance[k])
+        return estimate_mean(data[name], data[f"{name}_variance"])
 
 
-def _joined(first: dict[_Key, np.ndarray], other: dict[_Key, np.ndarray]) -> dict[_Key, np.ndarray]:
-    for key in first.keys() & other.keys():
-        if not np.array_equal(first[key], other[key], equal_nan=True):
+def _merge_columns(
+    first: dict[_Key, np.ndarray], second: dict[_Key, np.ndarray]
+) -> dict[_Key, np.ndarray]:
+    for key in first.keys() & second.keys():
+        if not np.array_equal(first[key], second[key], equal_nan=True):
             raise ValueError(
-                f"expected bounds with columns of their own; got different values of {key!r} in "
-                f"both: leave one of them out"
+                f"expected bounds whose common columns agree; got different values of {key!r}: "
+                f"drop the column from one of them"
             )
-    return {**first, **other}
+    return {**first, **second}
 
 
-def _worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
-    """The median and the worst, of the data that have a value."""
-    some = values if np.isnan(values).all() else values[~np.isnan(values)]
+def _median_and_worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
+    """Return the median and the maximum (minimum if ``lowest``), ignoring NaN."""
+    known = values if np.isnan(values).all() else values[~np.isnan(values)]
     return {
-        "median": finite(np.median(some)),
-        "worst": finite(some.min() if lowest else some.max()),
+        "median": finite_or_none(np.median(known)),
+        "worst": finite_or_none(known.min() if lowest else known.max()),
     }
 
 
 _HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
 
 
-def _table(bounds: Bounds, ks: Sequence[int] | None = None) -> str:
-    """The estimates, a row each, and below them how far to trust them.
+def _format_bounds(bounds: Bounds, ks: Sequence[int] | None = None) -> str:
+    """Return one row per estimate, followed by the diagnostics.
 
     Arguments:
-        bounds: what to show.
-        ks: the L_k to show; all that there are if not given. The largest is always shown.
+        bounds: the bounds.
+        ks: the L_k to show; all by default. The largest is always shown.
     """
     last = max(bounds.iwae_per_datum, default=0)
     hidden = {
         f"iwae_{k}" for k in bounds.iwae_per_datum if ks is not None and k not in ks and k != last
     }
-    labels = {name: told for name, told in bounds.labels.items() if name not in hidden}
-    wide = max([14, *(2 + len(label) - label.count(_HAT) for label, _ in labels.values())])
-    lines = [_head(bounds), f"{'':{wide}}{'mean':>11}{'± data':>10}{'± MC':>10}"]
+    labels = {name: row for name, row in bounds.labels.items() if name not in hidden}
+    width = max([14, *(2 + len(label) - label.count(_HAT) for label, _ in labels.values())])
+    lines = [_format_head(bounds), f"{'':{width}}{'mean':>11}{'± data':>10}{'± MC':>10}"]
     estimates = bounds.estimates
     for name, (label, role) in labels.items():
         row = estimates[name]
         numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-        # the circumflex of p̂ takes no room of its own
-        lines.append(f"{label:{wide + label.count(_HAT)}}{numbers}  {role}")
-    return "\n".join([*lines, *_diagnostics(bounds)])
+        # the combining circumflex of p̂ has no width
+        lines.append(f"{label:{width + label.count(_HAT)}}{numbers}  {role}")
+    return "\n".join([*lines, *_format_diagnostics(bounds)])
 
 
-def _head(bounds: Bounds) -> str:
-    what = f"{bounds.num_samples} draws"
+def _format_head(bounds: Bounds) -> str:
+    size = f"{bounds.num_samples} samples"
     if "num_samples" in bounds.per_datum:
-        what = f"at most {what}"
+        size = f"up to {size}"
     elif "annealing" in bounds.settings and not {"elbo", "log_evidence"} & bounds.per_datum.keys():
-        what = f"{bounds.settings['annealing']['num_chains']} chains"
-    return f"{len(bounds)} data × {what}; nats per datum, higher is better"
+        size = f"{bounds.settings['annealing']['num_chains']} chains"
+    return f"{len(bounds)} examples × {size}; nats per datum, higher is better"
 
 
-def _diagnostics(bounds: Bounds) -> list[str]:
+def _format_diagnostics(bounds: Bounds) -> list[str]:
     data, lines = bounds.per_datum, []
     if {"khat", "ess"} <= data.keys():
         khat, ess = data["khat"], data["ess"]
@@ -410,60 +413,62 @@ def _diagnostics(bounds: Bounds) -> list[str]:
             f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
         )
     if "tolerance" in bounds.settings:
-        lines.append(_adaptive_line(bounds))
+        lines.append(_format_tolerance(bounds))
     if "defensive_khat" in data:
-        lines.append(_defensive_line(bounds))
+        lines.append(_format_defensive(bounds))
     if "precision" in bounds.settings:
-        lines.append(_precision_line(bounds))
+        lines.append(_format_precision(bounds))
     if "ais_ess" in data or "escalated" in data:
-        lines.append(_ais_line(bounds))
+        lines.append(_format_ais(bounds))
     return [*lines, *([bounds.warning] if bounds.warning else [])]
 
 
-def _adaptive_line(bounds: Bounds) -> str:
-    tolerance, draws = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
+def _format_tolerance(bounds: Bounds) -> str:
+    tolerance, counts = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
     errors = np.sqrt(bounds.per_datum["log_evidence_variance"])
-    short = int((~(errors <= tolerance)).sum())
-    low, high = draws.min(), draws.max()
-    spread = f"{low} draws for every datum" if low == high else f"{low} to {high} draws for a datum"
+    above = int((~(errors <= tolerance)).sum())
+    low, high = counts.min(), counts.max()
+    samples = f"{low}" if low == high else f"{low} to {high}"
     return (
-        f"{spread}, {bounds.settings['total_draws']} in all with the pilots that chose how many; "
-        f"for {short} of {len(bounds)} data the standard error of log p̂ is above {tolerance:g}"
+        f"{samples} samples per example, {bounds.settings['total_draws']} in total including "
+        f"pilots; standard error of log p̂ above {tolerance:g} for {above} of {len(bounds)} examples"
     )
 
 
-def _defensive_line(bounds: Bounds) -> str:
+def _format_defensive(bounds: Bounds) -> str:
     share, khat = bounds.settings["defensive"], bounds.per_datum["defensive_khat"]
-    draws = bounds.draws + np.array([draws_of_prior(share, int(n)) for n in bounds.draws])
-    above = int((~(khat < khat_limits(draws))).sum())
+    counts = bounds.sample_counts
+    counts = counts + np.array([count_prior_samples(share, int(n)) for n in counts])
+    above = int((~(khat < khat_thresholds(counts))).sum())
     return (
-        f"with {share:.1%} of draws from the prior: k̂ median {np.median(khat):.2f}, worst "
-        f"{khat.max():.2f}, above its limit for {above} of {len(bounds)} data"
+        f"defensive mixture with {share:.1%} of samples from the prior: k̂ median "
+        f"{np.median(khat):.2f}, worst {khat.max():.2f}, above its threshold for {above} of "
+        f"{len(bounds)} examples"
     )
 
 
-def _precision_line(bounds: Bounds) -> str:
-    told = bounds.settings["precision"]
-    k = told["num_samples"]
+def _format_precision(bounds: Bounds) -> str:
+    change = bounds.settings["precision"]
+    k = change["num_samples"]
     changes = ", ".join(
-        f"{label} by {told[name]:+.4f} ± {told.get(f'{name}_se', np.nan):.4f}"
+        f"{label} by {change[name]:+.4f} ± {change.get(f'{name}_se', np.nan):.4f}"
         for name, label in (("elbo", "the ELBO"), ("iwae", f"L_{k}"))
     )
     return (
-        f"layers of networks in {told['name']}, which changes {changes} nats per datum "
-        f"(the same {k} draws for {told['num_data']} data)"
+        f"network layers in {change['name']} change {changes} nats per datum "
+        f"(same {k} samples for {change['num_data']} examples)"
     )
 
 
-def _ais_line(bounds: Bounds) -> str:
-    data, told = bounds.per_datum, ["AIS"]
+def _format_ais(bounds: Bounds) -> str:
+    data, parts = bounds.per_datum, ["AIS"]
     if "escalated" in data:
-        told[0] = f"AIS took {(~np.isnan(data['ais'])).sum()} of {len(bounds)} data"
+        parts[0] = f"AIS used for {(~np.isnan(data['ais'])).sum()} of {len(bounds)} examples"
     if "annealing" in bounds.settings:
-        told[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
+        parts[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
     for name, label in (("ais_ess", "ESS"), ("acceptance", "acceptance")):
-        some = data.get(name, np.empty(0))
-        some = some[~np.isnan(some)]
-        if len(some):
-            told.append(f"{label} median {np.median(some):.2f}, worst {some.min():.2f}")
-    return "; ".join(told)
+        values = data.get(name, np.empty(0))
+        values = values[~np.isnan(values)]
+        if len(values):
+            parts.append(f"{label} median {np.median(values):.2f}, worst {values.min():.2f}")
+    return "; ".join(parts)

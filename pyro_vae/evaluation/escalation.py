@@ -1,4 +1,4 @@
-"""Annealed importance sampling in an evaluation: of all data, or of those with a bad k̂."""
+"""Annealed importance sampling in an evaluation, for all examples or those with a bad k̂."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ import torch
 
 from ..programs.inputs import ProgramInputs
 from .bounds import Bounds
-from .importance.adaptive import some
+from .importance.adaptive import select_examples
 
 if TYPE_CHECKING:
     from .annealing.sampler import Annealing
 
-__all__ = ["annealed", "chosen", "escalated", "try_out"]
+__all__ = ["check_ais_supported", "merge_escalated", "resolve_annealing", "run_ais"]
 
 
-def chosen(ais: bool | Annealing, escalate: bool | Annealing) -> Annealing | None:
-    """How to anneal, if it was asked for.
+def resolve_annealing(ais: bool | Annealing, escalate: bool | Annealing) -> Annealing | None:
+    """Return the annealing settings, or ``None`` if neither option is set.
 
     Raises:
-        ValueError: if there are two answers.
+        ValueError: if the two options have different settings.
     """
     from .annealing.sampler import Annealing
 
-    told = [option for option in (ais, escalate) if isinstance(option, Annealing)]
-    if len(told) > 1 and told[0] != told[1]:
+    settings = [option for option in (ais, escalate) if isinstance(option, Annealing)]
+    if len(settings) > 1 and settings[0] != settings[1]:
         raise ValueError(
-            "expected one Annealing for ais and escalate; got two that differ: AIS of all data "
-            "has those with a bad k̂ among them"
+            "expected the same Annealing for ais and escalate; got two that differ: set one only, "
+            "since AIS of all examples includes those with a bad k̂"
         )
-    return told[0] if told else Annealing() if ais or escalate else None
+    return settings[0] if settings else Annealing() if ais or escalate else None
 
 
-def try_out(given: ProgramInputs, annealing: Annealing) -> None:
-    """Lets AIS refuse the program before anything else is computed.
+def check_ais_supported(inputs: ProgramInputs, annealing: Annealing) -> None:
+    """Run AIS briefly on two examples so that errors occur before the expensive work.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if AIS does not support the program.
     """
     short = replace(annealing, num_chains=2, num_temperatures=1, num_steps=1)
-    few = torch.arange(min(2, len(given.x)))
-    annealed(given, short, seed=0, checkpoint=None, progress=False, rows=few.numpy())
+    rows = torch.arange(min(2, len(inputs.x)))
+    run_ais(inputs, short, seed=0, checkpoint=None, progress=False, rows=rows.numpy())
 
 
-def annealed(
-    given: ProgramInputs,
+def run_ais(
+    inputs: ProgramInputs,
     annealing: Annealing,
     seed: int,
     checkpoint: Path | None,
     progress: bool,
     rows: np.ndarray | None = None,
 ) -> Bounds:
-    """AIS of some of the data, NaN for all others; of none of them, no more than how."""
+    """Run AIS on the given rows (all by default); the other rows are NaN."""
     from .annealing.sampler import ais
 
-    size = len(given.x)
+    size = len(inputs.x)
     rows = np.arange(size) if rows is None else rows
     if not len(rows):
-        nothing = {"ais": np.full(size, np.nan)}
+        empty = {"ais": np.full(size, np.nan)}
         settings = {"annealing": asdict(annealing)}
-        return Bounds(annealing.num_chains, nothing, seed=seed, settings=settings)
-    part = some(given, torch.from_numpy(rows))
-    found = ais(
+        return Bounds(annealing.num_chains, empty, seed=seed, settings=settings)
+    part = select_examples(inputs, torch.from_numpy(rows))
+    bounds = ais(
         (part.model, part.guide),
         part.x,
         *part.args,
@@ -76,19 +76,19 @@ def annealed(
         **part.kwargs,
     )
     columns = {}
-    for name, values in found.per_datum.items():
+    for name, values in bounds.per_datum.items():
         columns[name] = np.full(size, np.nan)
         columns[name][rows] = values
-    return replace(found, per_datum=columns)
+    return replace(bounds, per_datum=columns)
 
 
-def escalated(bounds: Bounds, annealed: Bounds) -> Bounds:
-    """AIS with the row of those data that it took and of log p̂ elsewhere."""
+def merge_escalated(bounds: Bounds, ais: Bounds) -> Bounds:
+    """Add the column ``escalated`` to AIS: AIS where k̂ is bad and log p̂ elsewhere."""
     bad = np.zeros(len(bounds), dtype=bool)
     bad[bounds.unreliable] = True
-    ours, theirs = bounds.per_datum, annealed.per_datum
     columns = {}
-    for name in ("", "_variance"):
-        other = theirs.get(f"ais{name}", np.full(len(bounds), np.nan))
-        columns[f"escalated{name}"] = np.where(bad, other, ours[f"log_evidence{name}"])
-    return replace(annealed, per_datum={**theirs, **columns})
+    for suffix in ("", "_variance"):
+        annealed = ais.per_datum.get(f"ais{suffix}", np.full(len(bounds), np.nan))
+        evidence = bounds.per_datum[f"log_evidence{suffix}"]
+        columns[f"escalated{suffix}"] = np.where(bad, annealed, evidence)
+    return replace(ais, per_datum={**ais.per_datum, **columns})

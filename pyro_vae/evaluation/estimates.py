@@ -1,4 +1,4 @@
-"""A figure of many data, with its errors."""
+"""Mean of per-example values with its standard errors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Estimate", "estimate", "finite"]
+__all__ = ["Estimate", "estimate_mean", "finite_or_none"]
 
 
 class Estimate(NamedTuple):
-    """A mean over data, in nats, with its two standard errors.
+    """Mean over examples, in nats, with two standard errors.
 
     Attributes:
-        value: the mean over data.
-        se_data: the spread of the data: how far the mean over *other* data of the same kind
-            would be. Includes the Monte Carlo noise. NaN for a single datum.
-        se_monte_carlo: the noise of the draws alone: how far a repetition on the *same* data
-            would be. NaN where a single draw cannot tell.
+        value: the mean over the examples.
+        se_data: the standard error for the population of examples: the spread of the mean over
+            *other* examples of the same kind. Includes the Monte Carlo noise. NaN for a single
+            example.
+        se_monte_carlo: the standard error from sampling alone: the spread of a repetition on the
+            *same* examples. NaN where a single sample does not determine it.
     """
 
     value: float
@@ -26,12 +27,12 @@ class Estimate(NamedTuple):
     se_monte_carlo: float
 
     def summary(self) -> dict[str, float | None]:
-        """Its numbers for JSON; those that are not finite become null."""
-        return {key: finite(number) for key, number in self._asdict().items()}
+        """Return the numbers for JSON; non-finite ones become null."""
+        return {key: finite_or_none(number) for key, number in self._asdict().items()}
 
 
-def estimate(values: np.ndarray, variances: np.ndarray) -> Estimate:
-    """The mean of values ``(N,)`` whose Monte Carlo variances are given."""
+def estimate_mean(values: np.ndarray, variances: np.ndarray) -> Estimate:
+    """Return the mean of values ``(N,)`` with given Monte Carlo variances."""
     size = len(values)
     spread = float(values.std(ddof=1)) if size > 1 else math.nan
     return Estimate(
@@ -41,6 +42,6 @@ def estimate(values: np.ndarray, variances: np.ndarray) -> Estimate:
     )
 
 
-def finite(value: float) -> float | None:
-    """A number as JSON knows it: null if it is not finite."""
+def finite_or_none(value: float) -> float | None:
+    """Return a finite number as it is and ``None`` (null in JSON) otherwise."""
     return float(value) if math.isfinite(value) else None

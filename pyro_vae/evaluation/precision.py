@@ -1,4 +1,4 @@
-"""What networks in bfloat16 change in the bounds."""
+"""Effect of bfloat16 networks on the bounds."""
 
 from __future__ import annotations
 
@@ -13,59 +13,62 @@ from ..programs.importance_weights import log_weights
 from ..programs.inputs import ProgramInputs
 from .importance import adaptive
 
-__all__ = ["check_supported", "precision_change"]
+__all__ = ["check_precision_supported", "measure_precision_change"]
 
-#: The data and the draws for each that the change is measured on, at most.
-_DATA, _DRAWS = 64, 64
+#: The maximum numbers of examples, and of samples per example, that the change is measured on.
+_MAX_EXAMPLES, _MAX_SAMPLES = 64, 64
 
 
-def check_supported(precision: str, corrected: bool, defensive: bool) -> None:
-    """Refuses what is no precision, and estimators that would be told apart by its errors.
+def check_precision_supported(precision: str, corrected: bool, defensive: bool) -> None:
+    """Raise for an unknown precision, and for estimators that are finer than its rounding.
 
     Raises:
-        ValueError: for another word, or for bfloat16 together with such an estimator.
+        ValueError: if the precision is unknown, or is bfloat16 with ``corrected`` or
+            ``defensive``.
     """
     if check_precision(precision) != "float32" and (corrected or defensive):
-        asked = "corrected" if corrected else "defensive"
+        option = "corrected" if corrected else "defensive"
         raise ValueError(
-            f"expected {asked} estimates with precision float32; got {precision}, whose errors "
-            f"are larger than what they correct: leave one of the two out"
+            f"expected precision float32 with {option} estimates; got {precision}, whose rounding "
+            f"errors exceed the correction: drop one of the two options"
         )
 
 
-def precision_change(given: ProgramInputs, precision: Precision, seed: int) -> dict[str, Any]:
-    """The change of the ELBO and of L_k on the same draws, beside float32.
+def measure_precision_change(
+    inputs: ProgramInputs, precision: Precision, seed: int
+) -> dict[str, Any]:
+    """Return the change of the ELBO and L_k relative to float32 with the same samples.
 
     Arguments:
-        given: the program and the data, of which up to 64 are taken, evenly spread.
-        precision: of the layers of the networks.
-        seed: of the draws.
+        inputs: the program and the data; up to 64 evenly spaced examples are used.
+        precision: the precision of the network layers.
+        seed: the random seed.
 
     Returns:
-        ``name``, ``num_data``, ``num_samples`` and, in nats per datum, ``elbo`` and ``iwae``,
-        how much higher the mean is than in float32, with standard errors ``elbo_se`` and
-        ``iwae_se`` over the data if there are several.
+        ``name``, ``num_data``, ``num_samples`` and the mean changes ``elbo`` and ``iwae`` in nats
+        per datum, positive if higher than in float32, with standard errors ``elbo_se`` and
+        ``iwae_se`` over the examples if there is more than one.
     """
-    size = len(given.x)
-    rows = torch.arange(min(size, _DATA)) * size // min(size, _DATA)
+    size = len(inputs.x)
+    rows = torch.arange(min(size, _MAX_EXAMPLES)) * size // min(size, _MAX_EXAMPLES)
     try:
-        model, guide, x, args, kwargs = adaptive.some(given, rows)
-    except ValueError:  # a program that knows its data as a whole alone
-        model, guide, x, args, kwargs = given
-    found = {}
+        model, guide, x, args, kwargs = adaptive.select_examples(inputs, rows)
+    except ValueError:  # the program only runs on the full data set
+        model, guide, x, args, kwargs = inputs
+    log_w = {}
     for name in ("float32", precision):
         with seeded(seed, 6):
-            found[name] = log_weights(
-                model, guide, x, *args, num_samples=_DRAWS, precision=name, **kwargs
+            log_w[name] = log_weights(
+                model, guide, x, *args, num_samples=_MAX_SAMPLES, precision=name, **kwargs
             ).double()
-    reference, rounded = found["float32"], found[precision]
+    reference, rounded = log_w["float32"], log_w[precision]
     changes = {
         "elbo": rounded.mean(0) - reference.mean(0),
         "iwae": rounded.logsumexp(0) - reference.logsumexp(0),
     }
-    told: dict[str, Any] = {"name": precision, "num_data": len(x), "num_samples": _DRAWS}
+    result: dict[str, Any] = {"name": precision, "num_data": len(x), "num_samples": _MAX_SAMPLES}
     for name, change in changes.items():
-        told[name] = float(change.mean())
+        result[name] = float(change.mean())
         if len(x) > 1:
-            told[f"{name}_se"] = float(change.std()) / math.sqrt(len(x))
-    return told
+            result[f"{name}_se"] = float(change.std()) / math.sqrt(len(x))
+    return result

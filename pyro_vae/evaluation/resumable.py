@@ -1,4 +1,4 @@
-"""Long computations in blocks of data, of which those that are finished are kept."""
+"""Long computations in blocks of examples, with a checkpoint of the finished blocks."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from ..core import files
 from ..core.random import seeded
 from ..data.splits import checksum
 
-__all__ = ["fingerprint", "in_blocks"]
+__all__ = ["compute_fingerprint", "compute_in_blocks"]
 
-#: What a checkpoint holds besides the columns.
+#: Name of the checkpoint entry with the fingerprint.
 _KEY = "_key"
-#: What of a module's attributes, besides its weights, decides what it does.
-_SETTING = (
+#: Types of module attributes that enter the fingerprint in addition to the weights.
+_SETTING_TYPES = (
     Tensor | bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType
 )
-#: What is looked into where a function, or an object with methods, refers to it.
-_REFERRED = _SETTING | nn.Module | list | Mapping | functools.partial | types.MethodType
+#: Types that enter the fingerprint when a function, or an object with methods, refers to them.
+_REFERENCED_TYPES = (
+    _SETTING_TYPES | nn.Module | list | Mapping | functools.partial | types.MethodType
+)
 
 
-def in_blocks(
+def compute_in_blocks(
     compute: Callable[[slice, Callable[[float], None]], Mapping[str, Tensor]],
     size: int,
     *,
@@ -45,32 +47,31 @@ def in_blocks(
     progress: bool = False,
     desc: str = "",
 ) -> dict[str, np.ndarray]:
-    """Columns per datum, computed block by block; a computation that was killed goes on.
+    """Compute columns per example block by block, and resume from a checkpoint.
 
-    Every block has random numbers of its own, so that what follows from a block does not
-    depend on which others ran before it in this process: a resumed computation gives the same
-    bits. The checkpoint is left where it is at the end, for the caller to remove once the
-    result is safe.
+    Every block has its own random stream, which does not depend on the blocks before it: a
+    resumed computation gives the same bits. The checkpoint is not deleted at the end; the caller
+    can delete it when the result is saved.
 
     Arguments:
-        compute: ``compute(rows, advance)`` gives columns of leading size ``len(rows)`` for a
-            block; it may call ``advance(share)`` to say how much of it, between 0 and 1, it
-            has done since the last call.
-        size: the number N of data.
-        block: how many of them to hand over at once.
-        entropy: what every block is seeded with, together with where it starts.
-        checkpoint: a file for what is finished; ``None`` keeps nothing.
-        key: the :func:`fingerprint` of all that the columns depend on.
-        progress: show a progress bar on the standard error.
-        desc: what it is called.
+        compute: ``compute(rows, advance)`` returns the columns of a block, of leading size
+            ``len(rows)``. It may call ``advance(share)`` with the share of the block, between 0
+            and 1, that was computed since the last call.
+        size: the number N of examples.
+        block: the number of examples per block.
+        entropy: the seed; the start of the block is appended.
+        checkpoint: a file for the finished blocks; ``None`` disables checkpoints.
+        key: the :func:`compute_fingerprint` of everything that the columns depend on.
+        progress: show a progress bar on standard error.
+        desc: the label of the progress bar.
 
     Returns:
-        By name, ``(N, …)``.
+        Arrays ``(N, …)`` by name.
 
     Raises:
-        ValueError: if the checkpoint is that of another computation, or is none.
+        ValueError: if the file is not a checkpoint, or is one of another computation.
     """
-    key = fingerprint(key, size, block, list(entropy))
+    key = compute_fingerprint(key, size, block, list(entropy))
     done = {} if checkpoint is None else _read(Path(checkpoint), key)
     first = len(next(iter(done.values()))) if done else 0
     with tqdm(
@@ -84,128 +85,130 @@ def in_blocks(
         for start in range(first, size, block):
             rows = slice(start, min(start + block, size))
             with seeded(*entropy, start):
-                found = compute(rows, _advance(bar, rows))
-            new = {name: column.detach().cpu().numpy() for name, column in found.items()}
+                columns = compute(rows, _advance(bar, rows))
+            new = {name: column.detach().cpu().numpy() for name, column in columns.items()}
             done = {n: np.concatenate([done[n], v]) if done else v for n, v in new.items()}
-            bar.update(rows.stop - bar.n)  # whatever it said of itself on the way
+            bar.update(rows.stop - bar.n)  # correct the shares reported within the block
             if checkpoint is not None:
                 _write(Path(checkpoint), key, done)
     return done
 
 
-def fingerprint(*parts: Any) -> str:
-    """A hash of whatever decides a result: settings, data, programs.
+def compute_fingerprint(*parts: Any) -> str:
+    """Return a hash of everything that determines a result: settings, data, programs.
 
     Arguments:
-        *parts: tensors; programs and other callables, of which the weights count, numbers
-            that their modules hold, their own code and what it refers to in its file, and what
-            Pyro's parameter store has; ``None`` and what JSON can hold, or has a ``repr`` that
-            says all of it; tuples, lists and dictionaries of these.
+        *parts: tensors; programs and other callables, hashed by their weights, the numbers in
+            their modules, their code and the objects of the same file that it refers to, and
+            Pyro's parameter store; ``None``, JSON values and objects with a complete ``repr``;
+            tuples, lists and dictionaries of these.
     """
     digest = hashlib.sha256()
-    for word in _words(parts, set()):
-        digest.update(word.encode())
+    for token in _tokens(parts, set()):
+        digest.update(token.encode())
         digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _words(part: Any, seen: set[int]) -> Iterator[str]:
-    """What tells a part from others; ``seen`` are functions and objects that were looked into."""
+def _tokens(part: Any, visited: set[int]) -> Iterator[str]:
+    """Yield strings that identify a part; ``visited`` are ids of functions and objects."""
     if isinstance(part, Tensor):
         yield f"{part.dtype} {tuple(part.shape)} {checksum([part.detach()])}"
     elif isinstance(part, Mapping):
         for name, value in part.items():
             yield str(name)
-            yield from _words(value, seen)
+            yield from _tokens(value, visited)
     elif isinstance(part, tuple | list):
         yield str(len(part))
         for value in part:
-            yield from _words(value, seen)
+            yield from _tokens(value, visited)
     elif isinstance(part, functools.partial):
-        yield from _words((part.func, part.args, part.keywords), seen)
+        yield from _tokens((part.func, part.args, part.keywords), visited)
     elif isinstance(part, nn.Module):
-        yield from _of_module(part, seen)
+        yield from _module_tokens(part, visited)
     elif isinstance(part, type):
         yield f"{part.__module__}.{part.__qualname__}"
     elif callable(part):
-        yield from _of_callable(part, seen)
+        yield from _callable_tokens(part, visited)
         store = pyro.get_param_store()
-        yield from _words(dict(sorted(store.get_state()["params"].items())), seen)
+        yield from _tokens(dict(sorted(store.get_state()["params"].items())), visited)
     else:
         yield (
             repr(part)
             if part is None or isinstance(part, float)
-            else json.dumps(part, default=_told)
+            else json.dumps(part, default=_stable_repr)
         )
 
 
-def _told(part: Any) -> str:
-    """The ``repr`` of an object, without where it happens to be in memory."""
+def _stable_repr(part: Any) -> str:
+    """Return the ``repr`` of an object without its memory address."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
-def _of_module(module: nn.Module, seen: set[int]) -> Iterator[str]:
-    """Weights and buffers, and the numbers and words that decide what is done with them."""
+def _module_tokens(module: nn.Module, visited: set[int]) -> Iterator[str]:
+    """Yield tokens of the weights, the buffers and the settings of a module."""
     for path, part in module.named_modules():
         yield f"{path} {type(part).__qualname__}"
         for name, value in sorted(vars(part).items()):
             if name.startswith("_") or name == "training":
                 continue
-            if isinstance(value, _SETTING):
-                yield from _words((name, value), seen)
-    yield from _words(dict(module.state_dict()), seen)
+            if isinstance(value, _SETTING_TYPES):
+                yield from _tokens((name, value), visited)
+    yield from _tokens(dict(module.state_dict()), visited)
 
 
-def _of_callable(part: Any, seen: set[int]) -> Iterator[str]:
-    """A function, or a method of somebody: its code, and what it is about.
+def _callable_tokens(part: Any, visited: set[int]) -> Iterator[str]:
+    """Yield tokens of a function or method: its code, its object and the names it refers to.
 
-    A program that is made of plain functions has its weights in their closures and among the
-    names of their file, of which Pyro's store may know nothing yet.
+    The weights of a program of plain functions are in their closures and in the globals of their
+    file, and may not be in Pyro's parameter store yet.
     """
     yield getattr(part, "__qualname__", type(part).__qualname__)
     owner = getattr(part, "__self__", None)
-    for new in (owner, getattr(part, "__func__", part)):
-        if new is None or id(new) in seen or isinstance(new, types.ModuleType):
+    for item in (owner, getattr(part, "__func__", part)):
+        if item is None or id(item) in visited or isinstance(item, types.ModuleType):
             continue
-        seen.add(id(new))
-        if isinstance(new, nn.Module):
-            yield from _of_module(new, seen)
-        elif isinstance(new, types.FunctionType):
-            yield from _of_code(new.__code__)
-            about = inspect.getclosurevars(new)
-            defaults = (new.__defaults__, new.__kwdefaults__)
-            yield from _referred({"defaults": defaults, **about.nonlocals}, new, seen)
-            yield from _referred(about.globals, new, seen)
-        elif not isinstance(new, type):
-            yield from _referred(getattr(new, "__dict__", {}), None, seen)
+        visited.add(id(item))
+        if isinstance(item, nn.Module):
+            yield from _module_tokens(item, visited)
+        elif isinstance(item, types.FunctionType):
+            yield from _code_tokens(item.__code__)
+            names = inspect.getclosurevars(item)
+            defaults = (item.__defaults__, item.__kwdefaults__)
+            yield from _reference_tokens({"defaults": defaults, **names.nonlocals}, item, visited)
+            yield from _reference_tokens(names.globals, item, visited)
+        elif not isinstance(item, type):
+            yield from _reference_tokens(getattr(item, "__dict__", {}), None, visited)
 
 
-def _referred(
-    names: Mapping[str, Any], by: types.FunctionType | None, seen: set[int]
+def _reference_tokens(
+    names: Mapping[str, Any], function: types.FunctionType | None, visited: set[int]
 ) -> Iterator[str]:
-    """What is referred to by name; functions of other files are known by theirs."""
+    """Yield tokens of the named objects; functions of other files only by their names."""
     for name, value in sorted(names.items()):
-        foreign = by is not None and getattr(value, "__module__", None) != by.__module__
+        foreign = function is not None and (
+            getattr(value, "__module__", None) != function.__module__
+        )
         if isinstance(value, types.FunctionType) and foreign:
             yield f"{name} {value.__module__}.{value.__qualname__}"
-        elif isinstance(value, _REFERRED):
+        elif isinstance(value, _REFERENCED_TYPES):
             yield name
-            yield from _words(value, seen)
+            yield from _tokens(value, visited)
 
 
-def _of_code(code: types.CodeType) -> Iterator[str]:
+def _code_tokens(code: types.CodeType) -> Iterator[str]:
     yield f"{code.co_code.hex()} {code.co_names}"
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _of_code(constant)
-        elif isinstance(constant, frozenset):  # in no order that another process would repeat
+            yield from _code_tokens(constant)
+        elif isinstance(constant, frozenset):  # its order varies by process
             yield from sorted(map(repr, constant))
         else:
             yield repr(constant)
 
 
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
-    """What is finished; nothing if there is no file yet."""
+    """Return the finished columns; empty if there is no file yet."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = dict(file)
@@ -213,13 +216,13 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
         return {}
     except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"expected {path} to be a checkpoint; it cannot be read as one: remove it, or name "
-            f"another file"
+            f"expected {path} to be a checkpoint; got a file that cannot be read: delete it, or "
+            f"choose another file"
         ) from error
     if _KEY not in columns or str(columns.pop(_KEY)) != key:
         raise ValueError(
-            f"expected {path} to be a checkpoint of this computation; it is of one with other "
-            f"settings, data or weights: remove it, or name another file"
+            f"expected {path} to be a checkpoint of this computation; got one with other settings, "
+            f"data or weights: delete it, or choose another file"
         )
     return columns
 
@@ -227,17 +230,17 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 def _write(path: Path, key: str, columns: Mapping[str, np.ndarray]) -> None:
     def writer(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            held: dict[str, Any] = {_KEY: np.array(key), **columns}
-            np.savez(file, **held)
+            entries: dict[str, Any] = {_KEY: np.array(key), **columns}
+            np.savez(file, **entries)
 
-    files.write(path, writer)
+    files.atomic_write(path, writer)
 
 
 def _advance(bar: tqdm, rows: slice) -> Callable[[float], None]:
-    """Moves the bar by a share of a block."""
+    """Return a callback that advances the bar by a share of a block."""
 
     def advance(share: float) -> None:
-        # shares that were rounded may add up to more than there is
+        # rounded shares may add up to more than 1
         bar.update(min(share * (rows.stop - rows.start), rows.stop - bar.n))
 
     return advance

@@ -1,4 +1,4 @@
-"""An evaluation that several processes share: each judges some of the data, and all get all."""
+"""Evaluation distributed over processes: each evaluates a shard, all return the full result."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ import torch
 from ..core import distributed
 from ..programs.inputs import ProgramInputs
 from .bounds import Bounds
-from .importance.adaptive import some
+from .importance.adaptive import select_examples
 
-__all__ = ["joined", "mine"]
+__all__ = ["merge_shards", "shard_inputs"]
 
 _Key = TypeVar("_Key", str, int)
 
 
-def mine(given: ProgramInputs) -> tuple[ProgramInputs, int]:
-    """The program with this process's share of the data, and the number of the first of them.
+def shard_inputs(inputs: ProgramInputs) -> tuple[ProgramInputs, int]:
+    """Return this process's shard of the inputs and the index of its first example.
 
     Raises:
-        ValueError: if a process would have none, or if the program cannot be run on some alone.
+        ValueError: if a shard would be empty, or if the program cannot run on a subset of the
+            examples.
     """
-    size = len(given.x)
+    size = len(inputs.x)
     if distributed.world_size() == 1:
-        return given, 0
+        return inputs, 0
     distributed.check_shardable(size)
-    share = distributed.shard(size)
-    return some(given, torch.arange(share.start, share.stop)), share.start
+    shard = distributed.shard(size)
+    return select_examples(inputs, torch.arange(shard.start, shard.stop)), shard.start
 
 
-def joined(parts: Sequence[Bounds], seed: int) -> Bounds:
-    """The bounds of all data from those of shares of them, in order.
+def merge_shards(shards: Sequence[Bounds], seed: int) -> Bounds:
+    """Concatenate the bounds of consecutive shards.
 
-    A ruler that some of the shares had no use for says NaN there.
+    A column that is missing in some shards is NaN there.
 
     Arguments:
-        parts: what was found of each share, by the same rulers.
-        seed: what the seeds of the parts were made of.
+        shards: the bounds of each shard, from the same estimators.
+        seed: the seed from which the seeds of the shards were derived.
     """
-    first, *others = parts
+    first, *others = shards
     if not others:
         return first
-    raw = [part.log_weights for part in parts if part.log_weights is not None]
+    raw = [shard.log_weights for shard in shards if shard.log_weights is not None]
     settings = dict(first.settings)
     if "total_draws" in settings:
-        settings["total_draws"] = sum(part.settings["total_draws"] for part in parts)
-    sizes = [len(part) for part in parts]
+        settings["total_draws"] = sum(shard.settings["total_draws"] for shard in shards)
+    sizes = [len(shard) for shard in shards]
     return replace(
         first,
-        per_datum=_columns(sizes, [part.per_datum for part in parts]),
-        iwae_per_datum=_columns(sizes, [part.iwae_per_datum for part in parts]),
-        iwae_variance=_columns(sizes, [part.iwae_variance for part in parts]),
+        per_datum=_concatenate_columns(sizes, [shard.per_datum for shard in shards]),
+        iwae_per_datum=_concatenate_columns(sizes, [shard.iwae_per_datum for shard in shards]),
+        iwae_variance=_concatenate_columns(sizes, [shard.iwae_variance for shard in shards]),
         log_weights=np.concatenate(raw, 1) if raw else None,
         seed=seed,
         settings=settings,
     )
 
 
-def _columns(
-    sizes: Iterable[int], parts: Sequence[dict[_Key, np.ndarray]]
+def _concatenate_columns(
+    sizes: Iterable[int], shards: Sequence[dict[_Key, np.ndarray]]
 ) -> dict[_Key, np.ndarray]:
-    names = dict.fromkeys(name for part in parts for name in part)
-    pairs = list(zip(sizes, parts, strict=True))
+    names = dict.fromkeys(name for shard in shards for name in shard)
+    pairs = list(zip(sizes, shards, strict=True))
     return {
-        name: np.concatenate([part.get(name, np.full(size, np.nan)) for size, part in pairs])
+        name: np.concatenate([shard.get(name, np.full(size, np.nan)) for size, shard in pairs])
         for name in names
     }

@@ -1,4 +1,4 @@
-"""Minibatches: which data, in which order, with which labels."""
+"""Minibatches with shuffling, labels and sharding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.splits import Split, materialize
 from ..programs.base import label_use
 from ..programs.inputs import program_labels
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "BatchLoader"]
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,33 @@ class Batch:
     """A minibatch.
 
     Attributes:
-        index: which of the training data are in it, ``(batch,)``.
-        labelled: whether its labels are looked at.
+        index: training-set indices of its examples, ``(batch,)``.
+        labelled: whether the program is called with labels.
     """
 
     index: Tensor
     labelled: bool
 
 
-class Batches:
-    """The training data of a program in minibatches, in a new order in every epoch.
+class BatchLoader:
+    """Minibatches of the training data of a program, reshuffled in every epoch.
 
-    A program that conditions on labels is given them in every minibatch. One that learns from
-    labels where they are known (``PARTIAL``) has minibatches that are labelled, called
-    ``(x, labels)``, and others that are not, called ``(x)``; none is mixed.
+    A program that conditions on labels gets labels with every minibatch. A program with partial
+    labels (``PARTIAL``) is called with ``(x, labels)`` on minibatches of labelled examples and with
+    ``(x)`` on minibatches of unlabelled ones; no minibatch mixes the two.
 
     Arguments:
-        program: what is to be trained.
-        data: the training data, on the device where they are used.
-        size: data in a minibatch; the last of a group may be smaller.
-        labelled_every: after so many minibatches without labels comes one with labels, the
-            labelled data starting over as often as needed, each time in a new order; an epoch
-            is then a pass over the others. Every datum once if not given.
+        program: the program to train.
+        data: training data, on the training device.
+        size: examples per minibatch; the last minibatch of a group may be smaller.
+        labelled_every: number of unlabelled minibatches between two labelled ones. An epoch is
+            then a pass over the unlabelled examples; the labelled ones repeat as often as needed,
+            reshuffled each time. If not given, an epoch contains every example once.
 
     Raises:
-        ValueError: if there are no data, if labels are missing that the program conditions on,
-            if ``labelled_every`` is given where not some data have labels and others none, or
-            is more than the minibatches without, or if batch norm would see a single datum.
+        ValueError: if there are no examples, if required labels are missing, if
+            ``labelled_every`` is given for a data set that is not partially labelled or exceeds the
+            number of unlabelled minibatches, or if batch norm would get a single example.
     """
 
     def __init__(
@@ -58,65 +58,65 @@ class Batches:
     ) -> None:
         self.data, self.size = data, positive_int("batch_size", size)
         if not len(data):
-            raise ValueError("expected at least one datum to train on; got none")
+            raise ValueError("expected at least one training example; got none")
         self.labels = program_labels(program, data)
-        self._groups = _groups(program, data)
+        self._groups = _group_by_label(program, data)
         self._partial = label_use(program) is Labels.PARTIAL
         self._every = labelled_every
         if labelled_every is not None:
             positive_int("labelled_every", labelled_every)
-            self._check_mixture(program)
-        _check_statistics(program, [len(rows) for rows, _ in self._groups], self.size)
+            self._check_labelled_every(program)
+        _check_batch_norm(program, [len(rows) for rows, _ in self._groups], self.size)
 
     def __len__(self) -> int:
-        """The number of minibatches in an epoch."""
+        """Return the number of minibatches per epoch."""
         sizes = [-(-len(rows) // self.size) for rows, _ in self._groups]
         return sum(sizes) if self._every is None else sizes[0] + sizes[0] // self._every
 
     def to(self, device: torch.device) -> None:
-        """Moves the data, and the labels that are looked at."""
+        """Move the data and the labels in use to a device, in place."""
         self.data = self.data.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
 
-    def first(self) -> list[tuple[Tensor, ...]]:
-        """The first minibatch of each kind, always the same, as model and guide take it."""
-        firsts = []
+    def example_args(self) -> list[tuple[Tensor, ...]]:
+        """Return program arguments of a fixed minibatch with and, if applicable, without labels."""
+        examples = []
         for rows, labelled in self._groups:
             index = rows[: self.size].to(self._device)
-            part = self.data.at(index) if isinstance(self.data, Split) else self.data[index]
-            firsts.append((materialize(part, 0), *self._labels(index, labelled)))
-        return firsts
+            subset = self.data.at(index) if isinstance(self.data, Split) else self.data[index]
+            examples.append((materialize(subset, 0), *self._label_args(index, labelled)))
+        return examples
 
-    def epoch(self) -> Iterator[Batch]:
-        """The minibatches of an epoch, whose order comes from torch's global generator.
+    def iter_epoch(self) -> Iterator[Batch]:
+        """Iterate over the minibatches of an epoch, shuffled by torch's global generator.
 
-        Of several processes each has its share of every minibatch, which may be empty. All must
-        come here with generators in the same state, and leave with different ones.
+        With several processes, each gets its shard of every minibatch, which may be empty. Their
+        generators must agree before the call; afterwards they differ by rank.
         """
-        for index, labelled in self._shares():
+        for index, labelled in self._sharded_order():
             yield Batch(index, labelled)
 
-    def arguments(self, index: Tensor, labelled: bool = True) -> tuple[Tensor, ...]:
-        """What model and guide are called with: ``(x,)`` or ``(x, labels)``.
+    def make_args(self, index: Tensor, labelled: bool = True) -> tuple[Tensor, ...]:
+        """Return the program arguments of a minibatch: ``(x,)`` or ``(x, labels)``.
 
-        What is drawn anew at every use comes from torch's global generator.
+        Dynamic binarisation samples from torch's global generator.
         """
         x = self.data.draw(index) if isinstance(self.data, Split) else self.data[index]
-        return (x, *self._labels(index, labelled))
+        return (x, *self._label_args(index, labelled))
 
     @property
-    def largest(self) -> int:
-        """Data in this process's share of a full minibatch."""
+    def shard_size(self) -> int:
+        """Examples in this process's shard of a full minibatch."""
         return len(range(self.size)[distributed.shard(self.size)])
 
     @property
     def _device(self) -> torch.device:
         return self.data.values.device if isinstance(self.data, Split) else self.data.device
 
-    def _labels(self, index: Tensor, labelled: bool) -> tuple[Tensor, ...]:
+    def _label_args(self, index: Tensor, labelled: bool) -> tuple[Tensor, ...]:
         return (self.labels[index],) if labelled and self.labels is not None else ()
 
-    def _shares(self) -> Iterable[tuple[Tensor, bool]]:
+    def _sharded_order(self) -> Iterable[tuple[Tensor, bool]]:
         if distributed.world_size() == 1:
             return self._order()
         order = list(self._order())
@@ -128,64 +128,64 @@ class Batches:
             order = torch.randperm(len(self.data)).to(self._device)
             yield from ((index, True) for index in order.split(self.size))
         elif self._every is None:
-            parts = [(_shuffled(rows), labelled) for rows, labelled in self._groups]
-            batches = [(b, labelled) for rows, labelled in parts for b in rows.split(self.size)]
+            groups = [(_shuffle(rows), labelled) for rows, labelled in self._groups]
+            batches = [(b, labelled) for rows, labelled in groups for b in rows.split(self.size)]
             for i in torch.randperm(len(batches)).tolist():
                 index, labelled = batches[i]
                 yield index.to(self._device), labelled
         else:
-            (unknown, _), (known, _) = self._groups
-            with_labels = _endless(known, self.size)
-            for i, index in enumerate(_shuffled(unknown).split(self.size), 1):
+            (unlabelled, _), (labelled, _) = self._groups
+            labelled_batches = _cycle_batches(labelled, self.size)
+            for i, index in enumerate(_shuffle(unlabelled).split(self.size), 1):
                 yield index.to(self._device), False
                 if i % self._every == 0:
-                    yield next(with_labels).to(self._device), True
+                    yield next(labelled_batches).to(self._device), True
 
-    def _check_mixture(self, program: nn.Module) -> None:
+    def _check_labelled_every(self, program: nn.Module) -> None:
         if not self._partial:
             raise ValueError(
-                f"expected labelled_every only for a program that learns with and without labels; "
-                f"got {type(program).__name__}: leave it out"
+                f"expected labelled_every only for a program with partial labels; got "
+                f"{type(program).__name__}: leave it out"
             )
         if len(self._groups) < 2:
-            known = len(self.data) if self._groups[0][1] else 0
+            count = len(self.data) if self._groups[0][1] else 0
             raise ValueError(
-                f"expected some data with labels and some without for labelled_every; got {known} "
-                f"of {len(self.data)} with labels: leave it out"
+                f"expected both labelled and unlabelled examples for labelled_every; got {count} "
+                f"of {len(self.data)} examples with labels: leave it out"
             )
-        without = -(-len(self._groups[0][0]) // self.size)
-        if self._every is not None and self._every > without:
+        unlabelled = -(-len(self._groups[0][0]) // self.size)
+        if self._every is not None and self._every > unlabelled:
             raise ValueError(
-                f"expected labelled_every to be at most {without}, the minibatches without labels "
-                f"in an epoch, or no label is ever looked at; got {self._every}"
+                f"expected labelled_every to be at most {unlabelled}, the number of unlabelled "
+                f"minibatches per epoch, so that labels are used; got {self._every}"
             )
 
 
-def _groups(program: nn.Module, data: Split | Tensor) -> list[tuple[Tensor, bool]]:
-    """The rows that may share a minibatch, and whether they are called with labels."""
-    everything = torch.arange(len(data))
+def _group_by_label(program: nn.Module, data: Split | Tensor) -> list[tuple[Tensor, bool]]:
+    """Return the rows that may share a minibatch, and whether they come with labels."""
+    rows = torch.arange(len(data))
     if label_use(program) is not Labels.PARTIAL:
-        return [(everything, True)]
-    known = data.known.cpu() if isinstance(data, Split) else torch.zeros_like(everything) > 0
-    groups = [(everything[~known], False), (everything[known], True)]
-    return [(rows, labelled) for rows, labelled in groups if len(rows)]
+        return [(rows, True)]
+    known = data.has_label.cpu() if isinstance(data, Split) else torch.zeros_like(rows) > 0
+    groups = [(rows[~known], False), (rows[known], True)]
+    return [(group, labelled) for group, labelled in groups if len(group)]
 
 
-def _shuffled(rows: Tensor) -> Tensor:
+def _shuffle(rows: Tensor) -> Tensor:
     return rows[torch.randperm(len(rows))]
 
 
-def _endless(rows: Tensor, size: int) -> Iterator[Tensor]:
+def _cycle_batches(rows: Tensor, size: int) -> Iterator[Tensor]:
     while True:
-        yield from _shuffled(rows).split(size)
+        yield from _shuffle(rows).split(size)
 
 
-def _check_statistics(program: nn.Module, groups: list[int], size: int) -> None:
-    """What would end the first epoch at its last minibatch is refused before it."""
-    mixes = any(isinstance(m, _BatchNorm) for m in program.modules())
-    for count in groups if mixes else ():
+def _check_batch_norm(program: nn.Module, group_sizes: list[int], size: int) -> None:
+    """Raise if batch norm would get a minibatch of one example."""
+    has_batch_norm = any(isinstance(m, _BatchNorm) for m in program.modules())
+    for count in group_sizes if has_batch_norm else ():
         if (count - 1) % size == 0:
             raise ValueError(
-                f"batch norm needs statistics: expected at least 2 data in every minibatch; got 1 "
-                f"in the last of {count} data by {size}: choose another batch_size"
+                f"expected at least 2 examples in every minibatch, for batch norm; got 1 in the "
+                f"last minibatch of {count} examples by {size}: choose another batch_size"
             )

@@ -1,4 +1,4 @@
-"""A step as one launch of a GPU."""
+"""Capture the training step as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["CudaGraph", "make_capturable"]
+__all__ = ["CudaGraph", "enable_capturable"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Steps made one kernel after the other before one is captured: libraries allocate in them.
-_WARM_UP = 3
+#: Eager calls before capture, in which libraries allocate their workspaces.
+_WARM_UP_CALLS = 3
 
 
 class CudaGraph:
-    """A function of tensors on a GPU, captured as a CUDA graph after its first calls.
+    """Function of GPU tensors, captured as a CUDA graph after its first calls.
 
-    Kernels that each take microseconds wait for nobody then. What the function changes in
-    place, weights and the optimiser's state, stays where it was; what it draws comes from the
-    default generator of the GPU, which a graph keeps moving.
+    Replaying a graph avoids the launch overhead of small kernels. Tensors that the function
+    updates in place (weights, optimizer state) keep their storage. Random numbers come from the
+    default generator of the GPU, which advances with every replay.
 
-    A function that cannot be captured runs kernel by kernel, and the log says why.
+    A function that cannot be captured runs eagerly, and the reason is logged.
 
     Arguments:
-        function: of tensors, giving a tensor; it must not wait for the GPU.
-        like: what it will be called with; shapes, types and devices hold for every call.
+        function: maps tensors to a tensor, without device synchronisation.
+        like: example inputs, whose shapes, dtypes and devices hold for every call.
     """
 
     def __init__(self, function: Callable[..., Tensor], like: Sequence[Tensor]) -> None:
@@ -39,18 +39,18 @@ class CudaGraph:
         self._output = torch.empty(())
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        for place, tensor in zip(self._inputs, tensors, strict=True):
-            place.copy_(tensor)
+        for static, tensor in zip(self._inputs, tensors, strict=True):
+            static.copy_(tensor)
         self._calls += 1
-        if self._calls == _WARM_UP + 1:
+        if self._calls == _WARM_UP_CALLS + 1:
             self._capture()
         if self._graph is None:
-            return self._apart()
+            return self._run_eagerly()
         self._graph.replay()
         return self._output.clone()
 
     def _capture(self) -> None:
-        """Records the function, which is not executed."""
+        """Record the function without executing it."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream):
@@ -61,8 +61,8 @@ class CudaGraph:
         else:
             self._graph = graph
 
-    def _apart(self) -> Tensor:
-        """A call on the stream on which it will be captured."""
+    def _run_eagerly(self) -> Tensor:
+        """Run the function on the stream used for capture."""
         current = torch.cuda.current_stream(self._inputs[0].device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -71,10 +71,10 @@ class CudaGraph:
         return output
 
 
-def make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Lets a CUDA graph hold an optimiser's step, if torch has that form of it.
+def enable_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Enable torch's ``capturable`` mode of an optimizer, if it has one.
 
-    Its step size is then a tensor that schedules change in place.
+    The learning rate becomes a tensor that schedules update in place.
     """
     for group in optimizer.param_groups:
         if "capturable" in group:

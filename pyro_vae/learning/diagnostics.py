@@ -1,4 +1,4 @@
-"""Where a loss that is not finite came from."""
+"""Diagnose NaN and infinite losses, gradients and weights."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.nn.utils import get_total_norm
 
 from ..programs.base import sample_sites, trace_program
 
-__all__ = ["NonFiniteLossError", "check_weights", "guarded"]
+__all__ = ["NonFiniteLossError", "check_finite_weights", "make_checked_loss_and_grads"]
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss, its gradient or a weight became NaN or infinite.
 
-    A loss or gradient is noticed before the weights are updated with it.
+    Non-finite losses and gradients are detected before the weights are updated.
 
     Attributes:
-        what: what is not finite.
-        site: the first sample site whose log-probability is not finite, or the parameter
-            that itself, or whose gradient, is not.
+        what: the quantity that is not finite.
+        site: the first sample site whose log-probability is not finite, or the first parameter
+            that is not finite or has a non-finite gradient.
     """
 
     def __init__(self, what: str, site: str, cause: str) -> None:
@@ -40,17 +40,14 @@ class NonFiniteLossError(RuntimeError):
         )
 
 
-def guarded(objective: Any, module: nn.Module) -> Callable[..., float]:
-    """``objective.loss_and_grads`` that raises if the loss or a gradient is not finite.
-
-    It does so before any weight of ``module`` is updated.
-    """
+def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[..., float]:
+    """Wrap ``objective.loss_and_grads`` to raise if the loss or a gradient is not finite."""
 
     def loss_and_grads(model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         state = torch.get_rng_state()
         loss = objective.loss_and_grads(model, guide, *args, **kwargs)
         if not math.isfinite(loss):
-            torch.set_rng_state(state)  # the same draws again, looked at one by one
+            torch.set_rng_state(state)  # repeat the same samples, to check each site
             cause = _diagnose(model, guide, args, kwargs)
             raise NonFiniteLossError(f"the loss became {loss}", *cause)
         _check_gradients(module)
@@ -59,26 +56,26 @@ def guarded(objective: Any, module: nn.Module) -> Callable[..., float]:
     return loss_and_grads
 
 
-def check_weights(module: nn.Module) -> None:
-    """Raises if a weight is not finite, as after a step that was far too long.
+def check_finite_weights(module: nn.Module) -> None:
+    """Raise if a parameter is not finite, e.g. after too large a step.
 
     Raises:
         NonFiniteLossError: naming the first such parameter.
     """
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
-            cause = f"parameter '{name}' is not finite since the last update"
+            cause = f"parameter '{name}' is not finite after the last update"
             raise NonFiniteLossError("the weights overflowed", name, cause)
 
 
 def _check_gradients(module: nn.Module) -> None:
     gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    # one number to look at; only then, if at all, each gradient
+    # check the total norm first: one device synchronisation instead of one per gradient
     if not get_total_norm(list(gradients.values())).isfinite():
         largest = {name: float(g.abs().max()) for name, g in gradients.items()}
         bad = [name for name, size in largest.items() if not math.isfinite(size)]
         if bad:
-            cause = f"that of parameter '{bad[0]}' is NaN or infinite though the loss is not"
+            cause = f"that of parameter '{bad[0]}' is NaN or infinite, but the loss is finite"
             raise NonFiniteLossError("the gradient is not finite", bad[0], cause)
         name = max(largest, key=lambda name: largest[name])
         cause = f"that of parameter '{name}' is up to {largest[name]:.1e}, whose square overflows"
@@ -91,16 +88,16 @@ def _diagnose(model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[str, s
         guide_sites, model_sites = trace_program(model, guide, args, kwargs)
     for name, site in (*guide_sites.items(), *model_sites.items()):
         if site["type"] == "param" and not site["value"].isfinite().all():
-            return name, f"parameter '{name}' is not finite since the update before"
+            return name, f"parameter '{name}' is not finite after the previous update"
     for program, sites in (("guide", guide_sites), ("model", model_sites)):
         for name, site in sample_sites(sites).items():
             log_prob = site["fn"].log_prob(site["value"])
             bad = int((~log_prob.isfinite()).sum())
             if bad:
                 family = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
-                what = (
+                cause = (
                     f"the log-probability of site '{name}' ({family}) of the {program} is not "
-                    f"finite for {bad} of {log_prob.numel()} data"
+                    f"finite for {bad} of {log_prob.numel()} values"
                 )
-                return name, what
-    return "", "no single site is to blame: their sum, or a KL, overflowed"
+                return name, cause
+    return "", "the log-probability of every site is finite, but their sum or a KL overflowed"

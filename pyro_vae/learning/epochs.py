@@ -1,4 +1,4 @@
-"""A pass over the data: which steps it has, eager or compiled."""
+"""Training epochs with eager or compiled steps."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from ..compile.allocator import keep_freed_memory
 from ..core import distributed
 from ..core.random import seeded
 from ..programs.base import Program
-from .batches import Batch, Batches
-from .diagnostics import NonFiniteLossError, check_weights, guarded
+from .batches import Batch, BatchLoader
+from .diagnostics import NonFiniteLossError, check_finite_weights, make_checked_loss_and_grads
 from .objectives import Objective
 from .objectives.base import StepInfo
 from .optimizers import FusedOptimizer
 from .svi import CompiledSVI
 
-__all__ = ["TRAINING", "Epochs", "updates"]
+__all__ = ["TRAINING_STREAM", "EpochRunner", "updates_per_batch"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: The stream of random numbers that epochs draw from.
-TRAINING = 0
-#: Steps after which there were so many that compiling would have paid. Whoever goes on from there
-#: loses at most as much again, and a run that is resumed, or told to go on for longer, takes the
-#: same steps as one that was never interrupted.
-_MANY_STEPS = 2500
+#: Random stream of the training epochs.
+TRAINING_STREAM = 0
+#: Eager steps before compilation with ``compile=None``: about the number at which compilation pays
+#: off, so the total cost is at most twice the optimum. As it is fixed, resumed and extended runs
+#: take the same steps as uninterrupted ones.
+_EAGER_STEPS = 2500
 
 
-def updates(objective: Any) -> int:
-    """How many updates are made with each minibatch."""
+def updates_per_batch(objective: Any) -> int:
+    """Return the number of updates per minibatch."""
     return objective.updates if isinstance(objective, Objective) else 1
 
 
-class Epochs:
-    """Passes over the data, each with a stream of random numbers of its own.
+class EpochRunner:
+    """Runs training epochs, each with its own random stream.
 
     Arguments:
-        program: what learns.
-        objective: by what.
-        optim: with what.
-        batches: from what.
-        seed: of the order of the data and of all draws.
-        compile: whether full minibatches take a compiled step; ``None`` for those after the
-            first 2500.
+        program: the program to train.
+        objective: the training objective.
+        optim: the optimizer.
+        batches: the training minibatches.
+        seed: seed of the data order and of all samples.
+        compile: whether steps on full minibatches are compiled; ``None`` for those after the
+            first 2500 steps.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Epochs:
         program: nn.Module,
         objective: Any,
         optim: FusedOptimizer,
-        batches: Batches,
+        batches: BatchLoader,
         seed: int,
         compile: bool | None,
     ) -> None:
@@ -69,107 +69,113 @@ class Epochs:
         self._program, self._objective, self._optim = program, objective, optim
         self._batches, self._seed = batches, seed
         pair = cast(Program, program)
-        step = guarded(objective, program)
+        step = make_checked_loss_and_grads(objective, program)
         self._eager = SVI(pair.model, pair.guide, optim, loss=objective.loss, loss_and_grads=step)
         self._compiled: CompiledSVI | None = None
-        self._eager_steps = _MANY_STEPS if compile is None else 0
-        if updates(objective) > 1:
+        self._eager_steps = _EAGER_STEPS if compile is None else 0
+        if updates_per_batch(objective) > 1:
             if compile:
                 name = type(objective).__name__
-                _log.warning("steps run eagerly: %s makes several with each minibatch", name)
+                _log.warning("steps run eagerly: %s makes several updates per minibatch", name)
         elif compile is not False:
             self._compiled = CompiledSVI(
                 pair.model,
                 pair.guide,
                 optim,
                 loss=objective,
-                draw=batches.arguments,
-                worthwhile=lambda index, labelled: len(index) == batches.largest,
+                draw=batches.make_args,
+                worthwhile=lambda index, labelled: len(index) == batches.shard_size,
             )
 
     @property
     def compile_seconds(self) -> float:
-        """How long it took to compile steps so far."""
+        """Total time spent on compilation."""
         return self._compiled.compile_seconds if self._compiled else 0.0
 
     def run(self, epoch: int, bar: tqdm) -> float:
-        """The next pass; the mean objective of the data of all processes, in nats per datum.
+        """Train for one epoch.
+
+        Returns:
+            The mean objective over the examples of all processes, in nats per datum.
 
         Raises:
             NonFiniteLossError: naming epoch, step and site.
         """
         bar.set_description(f"epoch {epoch}")
-        if self._compiles(epoch * len(self._batches)):
-            total, seen = self._checked_pass(epoch, bar)
+        if self._is_compiled_step(epoch * len(self._batches)):
+            total, count = self._run_with_recovery(epoch, bar)
         else:
-            total, seen = self._pass(epoch, bar)
-        parts = distributed.all_gather((total, seen))
-        return sum(total for total, _ in parts) / sum(seen for _, seen in parts)
+            total, count = self._run_epoch(epoch, bar)
+        results = distributed.all_gather((total, count))
+        return sum(total for total, _ in results) / sum(count for _, count in results)
 
-    def _compiles(self, step: int) -> bool:
-        """Whether that step, counted from the first of all, is a compiled one."""
+    def _is_compiled_step(self, step: int) -> bool:
+        """Whether a step, counted from the start of training, is compiled."""
         return self._compiled is not None and step > self._eager_steps
 
-    def _checked_pass(self, epoch: int, bar: tqdm) -> tuple[float, int]:
-        """Compiled steps. Nobody looks at their losses: where one was NaN, they are repeated."""
+    def _run_with_recovery(self, epoch: int, bar: tqdm) -> tuple[float, int]:
+        """Run an epoch of compiled steps; if it diverges, repeat it eagerly.
+
+        Compiled steps do not check their losses, to avoid device synchronisation.
+        """
         before = self._state()
-        total, seen = self._pass(epoch, bar)
-        if all(distributed.all_gather(math.isfinite(total) and _finite(self._program))):
-            return total, seen
+        total, count = self._run_epoch(epoch, bar)
+        if all(distributed.all_gather(math.isfinite(total) and _has_finite_weights(self._program))):
+            return total, count
         self._restore(before)
         self._compiled = None
         bar.update(-len(self._batches))
-        # either it is found where it came from, or it was the compiled step's alone
-        return self._pass(epoch, bar)
+        # eager steps either raise an error that names the cause, or succeed
+        return self._run_epoch(epoch, bar)
 
-    def _pass(self, epoch: int, bar: tqdm) -> tuple[float, int]:
-        """The objective summed over the data seen, and their number."""
+    def _run_epoch(self, epoch: int, bar: tqdm) -> tuple[float, int]:
+        """Return the objective summed over the examples seen, and their number."""
         losses: list[Any] = []
-        seen = 0
-        # the epoch's own stream: to resume, nothing of the generators needs to be stored
-        with seeded(self._seed, TRAINING, epoch), pyro.validation_enabled(False):
-            for step, batch in enumerate(self._batches.epoch(), 1):
-                number = (epoch - 1) * len(self._batches) + step
-                passed = (number - 1) / len(self._batches)
-                moment = StepInfo(passed, len(self._batches.data), batch.index)
+        count = 0
+        # one stream per epoch: resuming does not need the state of the generators
+        with seeded(self._seed, TRAINING_STREAM, epoch), pyro.validation_enabled(False):
+            for step, batch in enumerate(self._batches.iter_epoch(), 1):
+                total_steps = (epoch - 1) * len(self._batches) + step
+                progress = (total_steps - 1) / len(self._batches)
+                info = StepInfo(progress, len(self._batches.data), batch.index)
                 try:
-                    losses += self._updates(batch, moment, self._compiles(number))
+                    losses += self._train_batch(batch, info, self._is_compiled_step(total_steps))
                 except NonFiniteLossError as error:
                     error.where = f" in epoch {epoch}, step {step}"
                     raise
-                seen += updates(self._objective) * len(batch.index)
+                count += updates_per_batch(self._objective) * len(batch.index)
                 bar.update()
-        total = -_sum(losses)
+        total = -_sum_losses(losses)
         name = type(self._objective).__name__
-        bar.set_postfix_str(f"{name} {total / max(seen, 1):.2f} nats/datum", refresh=False)
-        return total, seen
+        bar.set_postfix_str(f"{name} {total / max(count, 1):.2f} nats/datum", refresh=False)
+        return total, count
 
-    def _updates(self, batch: Batch, moment: StepInfo, compiled: bool) -> Iterator[Any]:
-        """Makes the updates with a minibatch, and gives the loss of each."""
+    def _train_batch(self, batch: Batch, info: StepInfo, compiled: bool) -> Iterator[Any]:
+        """Make the updates with a minibatch and yield their losses."""
         if not len(batch.index):
-            # this process's share of the minibatch is empty: it follows the others' gradients
-            for _ in range(updates(self._objective)):
+            # an empty shard still takes part in the gradient reduction
+            for _ in range(updates_per_batch(self._objective)):
                 self._optim(())
         elif compiled and self._compiled is not None:
-            self._tell(moment)
+            self._set_step(info)
             yield self._compiled.step(batch.index, batch.labelled)
         else:
-            args = self._batches.arguments(batch.index, batch.labelled)
-            for update in range(updates(self._objective)):
-                self._tell(replace(moment, update=update))
+            args = self._batches.make_args(batch.index, batch.labelled)
+            for update in range(updates_per_batch(self._objective)):
+                self._set_step(replace(info, update=update))
                 yield self._eager.step(*args)
 
-    def _tell(self, moment: StepInfo) -> None:
+    def _set_step(self, info: StepInfo) -> None:
         if isinstance(self._objective, Objective):
-            self._objective.at(moment)
+            self._objective.set_step(info)
 
     def _state(self) -> dict[str, Any]:
-        remembers = isinstance(self._objective, Objective)
+        has_state = isinstance(self._objective, Objective)
         return copy.deepcopy(
             {
                 "program": self._program.state_dict(),
                 "optim": self._optim.get_state(),
-                "objective": self._objective.state_dict() if remembers else None,
+                "objective": self._objective.state_dict() if has_state else None,
             }
         )
 
@@ -180,16 +186,16 @@ class Epochs:
             self._objective.load_state_dict(state["objective"])
 
 
-def _finite(program: nn.Module) -> bool:
+def _has_finite_weights(program: nn.Module) -> bool:
     try:
-        check_weights(program)
+        check_finite_weights(program)
     except NonFiniteLossError:
         return False
     return True
 
 
-def _sum(losses: list[Any]) -> float:
-    """A sum that is read from the device once."""
+def _sum_losses(losses: list[Any]) -> float:
+    """Return the sum, with a single device synchronisation."""
     tensors = [loss for loss in losses if isinstance(loss, Tensor)]
     total = float(torch.stack(tensors).double().sum()) if tensors else 0.0
     return total + math.fsum(loss for loss in losses if not isinstance(loss, Tensor))

@@ -1,4 +1,4 @@
-"""Adam's step without a look at each parameter."""
+"""Fused Adam steps with cached tensor lists."""
 
 from __future__ import annotations
 
@@ -10,112 +10,111 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 __all__ = ["FusedAdamStepper"]
 
-#: Whose kernels ``Adam(fused=True)`` and ``AdamW(fused=True)`` end in; torch declares none of them.
+#: Gives access to the kernels of ``Adam(fused=True)``, which have no type stubs.
 _torch: Any = torch
 
 
 class FusedAdamStepper:
-    """Steps a fused ``Adam`` or ``AdamW`` with lists of its tensors that are gathered once.
+    """Steps a fused ``Adam`` or ``AdamW`` with cached lists of its tensors.
 
-    ``Optimizer.step`` finds parameters, moments and counters anew each time, in Python, and adds
-    one to each counter by itself; here the counters become views of one tensor. The tensors and
-    the numbers stay the optimiser's own, so that schedules, ``state_dict`` and
-    ``load_state_dict`` are as they were; and ``Optimizer.step`` itself makes the first step, the
-    next one after anything of this changed, and every step in which hooks, its own or those of
-    all optimisers, wait or a parameter has no gradient.
+    ``Optimizer.step`` collects parameters, moments and step counters in Python in every step, and
+    increments each counter separately. Here the lists are cached and the counters are views of one
+    tensor. Tensors and hyperparameters stay those of the optimizer, so schedules, ``state_dict``
+    and ``load_state_dict`` work as usual. ``Optimizer.step`` is called for the first step, after
+    any change of the optimizer, and whenever there are hooks or a parameter has no gradient.
 
     Arguments:
-        optimizer: any; those of other kinds are stepped as they are.
+        optimizer: any optimizer; those other than fused Adam are stepped as usual.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-        self._groups: list[_Group] = []
+        self._is_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+        self._groups: list[_ParameterGroup] = []
         self._state: Any = None
         self._sizes: tuple[int, ...] = ()
-        self._method: Any = None
+        self._step_method: Any = None
 
     def step(self) -> None:
-        """Makes a step with the gradients that are there."""
-        if not self._adam:
+        """Step with the current gradients."""
+        if not self._is_adam:
             self._optimizer.step()
             return
-        gradients = self._gradients()
+        gradients = self._cached_gradients()
         if gradients is None:
             self._optimizer.step()
-            self._gather()
+            self._cache_groups()
             return
         with torch.no_grad():
-            for group, row in zip(self._groups, gradients, strict=True):
-                group.step(row)
+            for group, group_gradients in zip(self._groups, gradients, strict=True):
+                group.step(group_gradients)
 
-    def _gradients(self) -> list[list[Tensor]] | None:
-        """Of each group, if the lists are those of today and nothing else is wanted."""
+    def _cached_gradients(self) -> list[list[Tensor]] | None:
+        """Return the gradients of each group, or ``None`` if the cached lists cannot be used."""
         optimizer = self._optimizer
         if (
             optimizer.state is not self._state
             or tuple(len(group["params"]) for group in optimizer.param_groups) != self._sizes
-            or optimizer.__dict__.get("step") is not self._method
+            or optimizer.__dict__.get("step") is not self._step_method
             or any(_hooks(optimizer))
         ):
             return None
-        rows = [[p.grad for p in group.parameters] for group in self._groups]
-        there = [[g for g in row if g is not None] for row in rows]
-        return there if [*map(len, there)] == [*map(len, rows)] else None
+        gradients = [[p.grad for p in group.parameters] for group in self._groups]
+        present = [[g for g in group if g is not None] for group in gradients]
+        return present if [*map(len, present)] == [*map(len, gradients)] else None
 
-    def _gather(self) -> None:
-        """Makes the lists of the optimiser as it is now, if it has a moment for everything."""
+    def _cache_groups(self) -> None:
+        """Cache the tensor lists, if every parameter has optimizer state."""
         optimizer = self._optimizer
         self._state = None
         groups = optimizer.param_groups
-        if all(map(_fused, groups)) and all(
+        if all(map(_is_fused, groups)) and all(
             p in optimizer.state for g in groups for p in g["params"]
         ):
-            self._groups = [_Group(group, optimizer.state) for group in groups]
-            self._state, self._method = optimizer.state, optimizer.__dict__.get("step")
+            self._groups = [_ParameterGroup(group, optimizer.state) for group in groups]
+            self._state, self._step_method = optimizer.state, optimizer.__dict__.get("step")
             self._sizes = tuple(len(group["params"]) for group in groups)
 
 
-class _Group:
-    """The tensors of a group, and the numbers that schedules change."""
+class _ParameterGroup:
+    """Tensors and hyperparameters of one parameter group."""
 
-    def __init__(self, numbers: dict[str, Any], state: Any) -> None:
-        self._numbers = numbers
-        self.parameters: list[Tensor] = list(numbers["params"])
+    def __init__(self, options: dict[str, Any], state: Any) -> None:
+        self._options = options
+        self.parameters: list[Tensor] = list(options["params"])
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         lists = ([state[p][n] for p in self.parameters if n in state[p]] for n in names)
-        self._averages, self._squares, self._largest = lists
+        self._exp_avgs, self._exp_avg_sqs, self._max_exp_avg_sqs = lists
         self._count = torch.stack([state[p]["step"] for p in self.parameters])
         self._steps = list(self._count.unbind())
         for parameter, step in zip(self.parameters, self._steps, strict=True):
             state[parameter]["step"] = step
 
     def step(self, gradients: list[Tensor]) -> None:
-        numbers = self._numbers
-        beta1, beta2 = numbers["betas"]
-        decoupled = numbers["decoupled_weight_decay"]
+        options = self._options
+        beta1, beta2 = options["betas"]
+        decoupled = options["decoupled_weight_decay"]
         kernel = _torch._fused_adamw_ if decoupled else _torch._fused_adam_
         self._count += 1
         kernel(
             self.parameters,
             gradients,
-            self._averages,
-            self._squares,
-            self._largest,
+            self._exp_avgs,
+            self._exp_avg_sqs,
+            self._max_exp_avg_sqs,
             self._steps,
-            lr=numbers["lr"],
+            lr=options["lr"],
             beta1=beta1,
             beta2=beta2,
-            weight_decay=numbers["weight_decay"],
-            eps=numbers["eps"],
-            amsgrad=numbers["amsgrad"],
-            maximize=numbers["maximize"],
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+            amsgrad=options["amsgrad"],
+            maximize=options["maximize"],
         )
 
 
 def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """Whoever wants to be told of a step."""
+    """Return the hooks of the optimizer and the global hooks."""
     return (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
@@ -124,7 +123,7 @@ def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     )
 
 
-def _fused(group: dict[str, Any]) -> bool:
-    """Whether one kernel may step a group: it wants one type of numbers, on one device."""
-    kinds = {(p.dtype, p.device) for p in group["params"]}
-    return bool(group.get("fused")) and not group["differentiable"] and len(kinds) == 1
+def _is_fused(group: dict[str, Any]) -> bool:
+    """Whether one fused kernel can step a group: one dtype and one device."""
+    types = {(p.dtype, p.device) for p in group["params"]}
+    return bool(group.get("fused")) and not group["differentiable"] and len(types) == 1

@@ -1,4 +1,4 @@
-"""What a fit tells of its epochs."""
+"""Training history: one record per epoch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["History"]
 
 @dataclass
 class History:
-    """What happened in each epoch.
+    """Metrics of each epoch.
 
-    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (updates so
-    far), ``elbo`` (the objective, averaged over the epoch's minibatches), ``valid_elbo`` (the
-    ELBO of the validation data after the epoch, if there are any), both in nats per datum,
-    ``lr`` and ``seconds``; ``compile_seconds`` of these where steps were compiled.
+    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (total updates),
+    ``elbo`` (the objective averaged over the epoch's minibatches) and ``valid_elbo`` (the ELBO of
+    the validation data after the epoch, if any), both in nats per datum, ``lr`` and ``seconds``,
+    of which ``compile_seconds`` were spent on compilation, if any.
 
     Attributes:
-        epochs: one mapping for each epoch.
-        best_epoch: the epoch whose weights were kept, if training could stop early.
+        epochs: one mapping per epoch.
+        best_epoch: the epoch whose weights were kept, with early stopping.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Starting a program from its training data."""
+"""Data-dependent initialisation of a program."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from ..core.components import DataInitialized
 from ..networks.base import Network
 
-__all__ = ["initialize", "starts_from_data"]
+__all__ = ["initialize", "needs_data_initialization"]
 
 
 @torch.no_grad()
 def initialize(program: nn.Module, x: Tensor) -> None:
-    """Lets every module of a program that starts from data see the training data.
+    """Initialize the modules of a program that depend on the training data.
 
-    A decoder with ``output_bias="data"`` starts at their mean, for example. ``fit`` does this
-    by itself, before the first step; who learns with Pyro's own ``SVI`` calls it before. What
-    has started from data does not start a second time, also not after it was saved and read.
+    For example, a decoder with ``output_bias="data"`` starts at the mean of the data. ``fit`` calls
+    this before the first step; with Pyro's ``SVI``, call it yourself. Modules that are already
+    initialised from data, including loaded ones, are left unchanged.
 
     Arguments:
         program: an ``nn.Module`` (a ``PyroModule``); its modules with a method
-            ``init_from_data(x)`` start, in place.
-        x: the training data as a likelihood sees them, ``(N, *event_shape)``.
+            ``init_from_data(x)`` are initialised in place.
+        x: training data as seen by the likelihood, ``(N, *event_shape)``.
 
     Raises:
-        ValueError: if a network with ``output_bias="data"`` or ``standardize=True`` is one that
-            nothing shows the data to.
+        ValueError: if a network with ``output_bias="data"`` or ``standardize=True`` is not
+            initialised by any module.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), whose code starts the decoder's
@@ -37,28 +37,28 @@ def initialize(program: nn.Module, x: Tensor) -> None:
     """
     modules = [module for module in program.modules() if isinstance(module, DataInitialized)]
     if modules:
-        held = next(chain(program.parameters(), program.buffers()), x)
-        x = x.to(held.device)
+        tensor = next(chain(program.parameters(), program.buffers()), x)
+        x = x.to(tensor.device)
     for module in modules:
         module.init_from_data(x)
-    for name, option in _waiting(program):
-        raise ValueError(_NEVER_STARTED[option].format(name))
+    for name, option in _uninitialized_networks(program):
+        raise ValueError(_UNINITIALIZED_MESSAGES[option].format(name))
 
 
-def starts_from_data(program: nn.Module) -> bool:
-    """Whether any module of the program has a use for :func:`initialize`."""
-    known = any(isinstance(module, DataInitialized) for module in program.modules())
-    return known or any(_waiting(program))
+def needs_data_initialization(program: nn.Module) -> bool:
+    """Whether :func:`initialize` affects any module of the program."""
+    has_modules = any(isinstance(module, DataInitialized) for module in program.modules())
+    return has_modules or any(_uninitialized_networks(program))
 
 
-def _waiting(program: nn.Module) -> Iterator[tuple[str, str]]:
-    """Networks told to look at the training data that have not, and by which option."""
+def _uninitialized_networks(program: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the networks still to be initialised from data, with the option that requires it."""
     for name, module in program.named_modules():
-        if isinstance(module, Network) and module.waits:
-            yield name, module.waits
+        if isinstance(module, Network) and module.uninitialized_option:
+            yield name, module.uninitialized_option
 
 
-_NEVER_STARTED = {
+_UNINITIALIZED_MESSAGES = {
     "output_bias": (
         "expected output_bias 'data' only for the decoder that a likelihood keeps as "
         "self.network; got it for {}: set its output_bias to null"

@@ -1,4 +1,4 @@
-"""One torch optimiser over all parameters, in the form that Pyro's SVI takes."""
+"""One torch optimizer over all parameters, for Pyro's SVI."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
 
 class FusedOptimizer(PyroOptim):
-    """A ``PyroOptim`` that steps every parameter with a single torch optimiser.
+    """A ``PyroOptim`` that steps all parameters with a single torch optimizer.
 
-    ``pyro.optim`` makes one torch optimiser for each parameter, and their overhead is most of
-    an ``SVI.step`` of a small network. Here one optimiser, fused where torch has a fused
-    form, updates them all; a norm can be clipped over all of them, too.
+    ``pyro.optim`` creates one torch optimizer per parameter, whose overhead dominates an
+    ``SVI.step`` of a small network. Here one optimizer, fused if torch supports it, updates all
+    parameters, and gradients can be clipped by their global norm.
 
     Arguments:
-        optimizer: ``optimizer(params)`` makes the torch optimiser, for example
+        optimizer: ``optimizer(params)`` creates the torch optimizer, for example
             ``partial(torch.optim.Adam, lr=1e-3)``.
-        clip_norm: the largest norm of the gradient of all parameters together. SVI's
-            gradient is that of the loss summed over the minibatch.
-        reduce: called with the parameters when their gradients are there, before they are
-            clipped: several processes sum them here.
+        clip_norm: maximum global norm of the gradients. SVI's gradient is that of the loss
+            summed over the minibatch.
+        reduce: called with the parameters before clipping, to reduce their gradients across
+            processes.
 
     Example::
 
@@ -52,24 +52,24 @@ class FusedOptimizer(PyroOptim):
         self.optimizer: torch.optim.Optimizer | None = None
         self._stepper: FusedAdamStepper | None = None
         self._names: dict[torch.Tensor, str] = {}
-        self._waiting: dict[str, Any] | None = None
+        self._pending_state: dict[str, Any] | None = None
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The parameters stepped so far, by name, in the optimiser's order."""
+        """All parameters by name, in the optimizer's order."""
         return {name: parameter for parameter, name in self._names.items()}
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        """Steps; parameters not seen before join the optimiser."""
+        """Take a step; new parameters are added to the optimizer first."""
         present = set(params)
         new = [p for p in present if p not in self._names]
         if new:
             store = pyro.get_param_store()
-            # SVI hands over a set: sorted, or sums over parameters would vary with its order
+            # SVI passes a set: sort it, so that sums over parameters have a fixed order
             self.add(dict(sorted((str(store.param_name(p)), p) for p in new)))
         for parameter in self._names:
             if parameter not in present:
-                # SVI leaves zeros, with which momentum would go on moving it
+                # SVI leaves zero gradients, with which momentum would keep moving the parameter
                 parameter.grad = None
         if self.reduce is not None:
             self.reduce(self._names)
@@ -79,50 +79,51 @@ class FusedOptimizer(PyroOptim):
         self._stepper.step()
         if self.reduce is not None:
             for parameter in self._names:
-                if parameter not in present:  # SVI does not know of the others' gradients
+                if parameter not in present:  # SVI does not zero the reduced gradients of these
                     parameter.grad = None
 
     def add(self, named: dict[str, torch.Tensor]) -> None:
-        """Lets named parameters join the optimiser, in this order."""
+        """Add named parameters to the optimizer, in this order."""
         if self.optimizer is None:
-            self.optimizer = _construct(self.pt_optim_constructor, list(named.values()))
+            self.optimizer = _create_optimizer(self.pt_optim_constructor, list(named.values()))
             self._stepper = FusedAdamStepper(self.optimizer)
         else:
             self.optimizer.add_param_group({"params": list(named.values())})
         self._names |= {parameter: name for name, parameter in named.items()}
-        if self._waiting and self._waiting["names"] == list(self.parameters):
-            self.optimizer.load_state_dict(self._waiting["optimizer"])
-            self._waiting = None
+        if self._pending_state and self._pending_state["names"] == list(self.parameters):
+            self.optimizer.load_state_dict(self._pending_state["optimizer"])
+            self._pending_state = None
 
     def get_state(self) -> dict[str, Any]:
-        """The optimiser's state and the names of its parameters, in order."""
+        """Return the optimizer's state and the names of its parameters, in order."""
         state = self.optimizer.state_dict() if self.optimizer else {}
         return {"names": list(self.parameters), "optimizer": state}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state from :meth:`get_state`, at once or when its parameters are there."""
+        """Restore a state from :meth:`get_state`, once all its parameters have been added."""
         if self.optimizer is not None and state_dict["names"] == list(self.parameters):
             self.optimizer.load_state_dict(state_dict["optimizer"])
         else:
-            self._waiting = state_dict
+            self._pending_state = state_dict
 
 
-def _construct(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer:
-    """The torch optimiser, fused unless the user chose or torch has no fused form of it."""
+def _create_optimizer(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """Create the torch optimizer, fused if supported and not set by the user."""
     try:
-        optimizer = _fused(factory, params) or factory(params)
+        optimizer = _create_fused(factory, params) or factory(params)
     except ValueError as error:
-        raise ValueError(f"the optimizer refuses its arguments: {error}") from error
+        raise ValueError(f"invalid arguments of the optimizer: {error}") from error
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
-            f"expected an optimizer that steps once for each gradient; {type(optimizer).__name__} "
-            f"evaluates the loss many times, which draws anew each time: use Adam, say"
+            f"expected an optimizer that evaluates the loss once per step; got "
+            f"{type(optimizer).__name__}, whose evaluations would use different samples: use Adam, "
+            f"for example"
         )
     return optimizer
 
 
-def _fused(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer | None:
+def _create_fused(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer | None:
     if getattr(factory, "keywords", {}).get("fused") is not None:
         return None
     try:

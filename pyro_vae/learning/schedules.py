@@ -1,4 +1,4 @@
-"""Schedules: numbers that change while a program learns."""
+"""Schedules of hyperparameters over epochs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["Cyclical", "LinearWarmUp", "Schedule", "check_number"]
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """The base of all schedules: a number for every moment of learning.
+    """Base class of schedules: the value of a hyperparameter as a function of the epoch.
 
-    A new schedule is a frozen dataclass and defines :meth:`__call__`.
+    A subclass is a frozen dataclass that defines :meth:`__call__`.
     """
 
     @abstractmethod
     def __call__(self, epoch: float) -> float:
-        """The number after ``epoch`` passes over the data, 0 at first, with its fraction."""
+        """Return the value after ``epoch`` epochs, a fractional number that starts at 0."""
 
 
 @dataclass(frozen=True)
 class LinearWarmUp(Schedule):
-    """Rises from ``start`` to ``end`` over so many epochs, and stays there.
+    """Linear increase from ``start`` to ``end`` over the first epochs, constant afterwards.
 
     Arguments:
-        epochs: how long it takes.
-        start: the number at first.
-        end: the number at last.
+        epochs: duration of the increase.
+        start: initial value.
+        end: final value.
 
     Raises:
         ValueError: if ``epochs`` is not positive, or ``start`` or ``end`` is negative.
@@ -46,24 +46,24 @@ class LinearWarmUp(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, least=1e-12)
+        check_number("epochs", self.epochs, minimum=1e-12)
         check_number("start", self.start)
         check_number("end", self.end)
 
     def __call__(self, epoch: float) -> float:
-        part = min(1.0, epoch / self.epochs)
-        return self.start + part * (self.end - self.start)
+        fraction = min(1.0, epoch / self.epochs)
+        return self.start + fraction * (self.end - self.start)
 
 
 @dataclass(frozen=True)
 class Cyclical(Schedule):
-    """Rises from ``start`` to ``end`` again and again, and rests at ``end`` in between.
+    """Periodic linear increase from ``start`` to ``end``, constant for the rest of each period.
 
     Arguments:
-        period: the epochs from one beginning to the next.
-        rising: the fraction of a period in which it rises.
-        start: the number at each beginning.
-        end: the number at which it rests.
+        period: length of a period in epochs.
+        rising: fraction of a period in which the value increases.
+        start: value at the start of each period.
+        end: value after the increase.
 
     Raises:
         ValueError: if ``period`` is not positive, ``rising`` is not in (0, 1], or ``start`` or
@@ -80,29 +80,34 @@ class Cyclical(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("period", self.period, least=1e-12)
-        check_number("rising", self.rising, least=1e-12, most=1.0)
+        check_number("period", self.period, minimum=1e-12)
+        check_number("rising", self.rising, minimum=1e-12, maximum=1.0)
         check_number("start", self.start)
         check_number("end", self.end)
 
     def __call__(self, epoch: float) -> float:
-        part = min(1.0, epoch / self.period % 1.0 / self.rising)
-        return self.start + part * (self.end - self.start)
+        fraction = min(1.0, epoch / self.period % 1.0 / self.rising)
+        return self.start + fraction * (self.end - self.start)
 
 
 def check_number(
-    name: str, value: Any, *, least: float = 0.0, most: float = math.inf, or_schedule: bool = False
+    name: str,
+    value: Any,
+    *,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    or_schedule: bool = False,
 ) -> None:
-    """Refuses what is no number ≥ ``least``, ≤ ``most`` and finite, nor a schedule if it may be.
+    """Raise unless ``value`` is a finite number in the given range or an allowed schedule.
 
     Raises:
-        ValueError: saying what was expected of ``name``.
+        ValueError: naming the argument and the expected range.
     """
     if or_schedule and isinstance(value, Schedule):
         return
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not least <= number <= most or number == math.inf:
-        bounds = "> 0" if least else "≥ 0"
-        limit = f" and ≤ {most:g}" if most < math.inf else ""
-        other = ", or a schedule" if or_schedule else ""
-        raise ValueError(f"expected {name} {bounds}{limit} and finite{other}; got {value!r}")
+    if not minimum <= number <= maximum or number == math.inf:
+        bounds = "> 0" if minimum else "≥ 0"
+        limit = f" and ≤ {maximum:g}" if maximum < math.inf else ""
+        alternative = ", or a schedule" if or_schedule else ""
+        raise ValueError(f"expected {name} {bounds}{limit} and finite{alternative}; got {value!r}")

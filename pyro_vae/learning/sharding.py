@@ -1,4 +1,4 @@
-"""Whether several processes can share the minibatches of a program."""
+"""Check that a program can be trained on several processes."""
 
 from __future__ import annotations
 
@@ -13,84 +13,84 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..core import distributed
 from ..core.random import seeded
 from ..programs.base import PLATE, Program, Site, sample_sites, trace_program
-from .batches import Batches
+from .batches import BatchLoader
 from .objectives import Objective
 
 __all__ = ["check_decomposable"]
 
 
-def check_decomposable(program: nn.Module, objective: Any, batches: Batches) -> None:
-    """Refuses what is not the same learned from parts of a minibatch, whose gradients are summed.
+def check_decomposable(program: nn.Module, objective: Any, batches: BatchLoader) -> None:
+    """Raise if the loss is not a sum over the examples of a minibatch.
 
-    That is a loss that is no sum over the data: an objective that says so, and a program in
-    which the data of a minibatch meet, or that counts something once for a minibatch whatever
-    its size. Nothing is looked at where there is one process.
+    Several processes train on shards of a minibatch and sum their gradients. This rules out
+    objectives that are not decomposable, programs in which the examples of a minibatch interact,
+    and terms that do not scale with the minibatch. With one process, everything is allowed.
 
     Raises:
-        ValueError: saying what it is.
+        ValueError: naming the objective, module or site at fault.
     """
     if distributed.world_size() == 1:
         return
     _check_objective(objective)
     if any(isinstance(module, _BatchNorm) for module in program.modules()):
         raise ValueError(
-            "expected no batch norm with several processes, which see parts of a minibatch and so "
-            "other statistics; got some: use norm 'layer', or one process"
+            "expected no batch norm with several processes, because its statistics would be those "
+            "of a shard of the minibatch; got some: use norm 'layer', or one process"
         )
-    for args in batches.first():
+    for args in batches.example_args():
         _check_program(program, args)
 
 
 def _check_objective(objective: Any) -> None:
     name = type(objective).__name__
     if isinstance(objective, Objective):
-        why = objective.not_decomposable_reason
+        reason = objective.not_decomposable_reason
     elif isinstance(objective, Trace_ELBO | TraceEnum_ELBO):
-        why = None
+        reason = None
     else:
-        why = "nothing is known of its being a sum over the data"
-    if why:
+        reason = "it is not known to be a sum over examples"
+    if reason:
         raise ValueError(
-            f"expected an objective that is a sum over the data, of which several processes can "
-            f"take parts; got {name}, but {why}: use one process, or another objective"
+            f"expected an objective that is a sum over examples, to train on several processes; "
+            f"got {name}, but {reason}: use one process, or another objective"
         )
 
 
 def _check_program(program: Any, args: tuple[Tensor, ...]) -> None:
-    """Compares what a minibatch's sites weigh with those of the half of it."""
+    """Compare the scales of the sites for a minibatch and for half of it."""
     size = len(args[0])
     half = -(-size // 2)
     before = {name: buffer.clone() for name, buffer in program.named_buffers()}
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False), pyro.poutine.block():
-        whole, part = (_sites(program, tuple(t[:count] for t in args)) for count in (size, half))
+        full, partial = (_run_sites(program, tuple(t[:n] for t in args)) for n in (size, half))
     changed = [n for n, b in program.named_buffers() if not torch.equal(b, before[n])]
     for name, buffer in program.named_buffers():
         buffer.copy_(before[name])
     if changed:
         raise ValueError(
-            f"expected a program whose data do not meet in training, so that several processes can "
-            f"take parts of a minibatch; got {changed[0]!r}, which keeps what a minibatch is like "
-            f"as a whole: set it otherwise, or use one process"
+            f"expected a program that treats examples independently, to train on several "
+            f"processes; got {changed[0]!r}, which is updated from the whole minibatch: disable "
+            f"it, or use one process"
         )
-    for key, site in whole.items():
-        if key not in part:
+    for key, site in full.items():
+        if key not in partial:
             continue
-        each = any(frame.name == PLATE for frame in site["cond_indep_stack"])
-        expected = 1.0 if each else half / size
-        ratio = torch.as_tensor(part[key]["scale"]) / torch.as_tensor(site["scale"])
+        in_plate = any(frame.name == PLATE for frame in site["cond_indep_stack"])
+        expected = 1.0 if in_plate else half / size
+        ratio = torch.as_tensor(partial[key]["scale"]) / torch.as_tensor(site["scale"])
         if not torch.allclose(ratio, torch.full_like(ratio, expected), rtol=1e-4):
             raise ValueError(
-                f"expected sites in the plate {PLATE!r} that weigh the same in any minibatch, or "
-                f"outside of it by the minibatch's share of the data, so that several processes "
-                f"can take parts; got {key[1]!r}, which would be counted otherwise than by one: "
-                f"use pyro.poutine.scale(scale=len(x) / num_data), or one process"
+                f"expected sites whose scale is constant in the plate {PLATE!r} and proportional "
+                f"to the minibatch outside of it, to train on several processes; got {key[1]!r}, "
+                f"whose scale is not: use pyro.poutine.scale(scale=len(x) / num_data), or one "
+                f"process"
             )
 
 
-def _sites(program: Program, args: tuple[Tensor, ...]) -> dict[tuple[int, str], Site]:
-    """The sites of guide and model, each scored once: some look at the minibatch only then."""
-    both = map(sample_sites, trace_program(program.model, program.guide, args, {}))
-    found = {(i, name): site for i, sites in enumerate(both) for name, site in sites.items()}
-    for site in found.values():
+def _run_sites(program: Program, args: tuple[Tensor, ...]) -> dict[tuple[int, str], Site]:
+    """Return the sites of guide and model, each scored once, because scoring may update buffers."""
+    traces = map(sample_sites, trace_program(program.model, program.guide, args, {}))
+    sites = {(i, name): site for i, trace in enumerate(traces) for name, site in trace.items()}
+    for site in sites.values():
         site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return found
+    return sites

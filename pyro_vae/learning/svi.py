@@ -1,4 +1,4 @@
-"""Pyro's SVI with a step whose gradient is one compiled graph."""
+"""SVI with compiled steps."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ __all__ = ["CompiledSVI"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: How far a compiled gradient may be from the eager one, in its norm: both round.
+#: Relative tolerance (in norm) between compiled and eager gradients, which differ by rounding.
 _TOLERANCE = 1e-3
 
 
 class CompiledSVI(SVI):
-    """Pyro's ``SVI`` whose step is one graph: draw, guide, model, objective and gradient.
+    """Pyro's ``SVI`` with compiled steps: sampling, guide, model, objective and gradient.
 
-    Program and objective are run once for each kind of arguments (their shapes, types and
-    devices; the values of those that are no tensors), which leaves a graph of tensor operations
-    that TorchInductor fuses; then the optimiser steps, which for ``FusedOptimizer`` is a single fused
-    kernel. On a GPU both are captured as a CUDA graph. The random numbers are those that plain
-    ``SVI`` would draw (with an objective that has looked at the program before), so that losses
-    and weights differ by rounding alone; the first gradient of each kind is compared with the
-    eager one.
+    Model, guide and objective are traced once per signature of the arguments (shapes, dtypes and
+    devices of tensors, values of other arguments). TorchInductor compiles the resulting graph; the
+    optimizer step follows, with ``FusedOptimizer`` as a single fused kernel. On a GPU both are
+    captured as a CUDA graph. The random numbers are those of plain ``SVI`` (with an objective that
+    has run on the program before), so losses and weights differ by rounding only. The first
+    gradient of each signature is checked against the eager one.
 
-    What is not a tensor is as it was when a kind of arguments was first met: a program that
-    changes by itself, say with a counter of its calls, is not for this class, except for
-    schedules of the objective and for its modules' training mode.
+    Everything that is not a tensor is fixed at tracing time. Programs with Python state that
+    changes between calls, such as a counter, are not supported; schedules of the objective and
+    the training mode of modules are.
 
     Arguments:
         model: the Pyro model.
-        guide: its guide.
-        optim: ``pyro_vae.learning.optimizers.FusedOptimizer`` for a single optimiser, or any ``PyroOptim``.
+        guide: the Pyro guide.
+        optim: ``pyro_vae.learning.optimizers.FusedOptimizer`` for a single optimizer, or any
+            ``PyroOptim``.
         loss: an objective of this package.
-        draw: makes the arguments of model and guide of those of :meth:`step`, as a part of the
-            graph: gathers a minibatch by its index, binarises it.
-        worthwhile: says of the arguments of :meth:`step` whether they come often enough to be
-            compiled.
+        draw: maps the arguments of :meth:`step` to those of model and guide, inside the graph;
+            for instance gathers a minibatch by index and binarises it.
+        worthwhile: predicate on the arguments of :meth:`step`: whether they occur often enough to
+            compile.
 
     Attributes:
-        compile_seconds: how long tracing, compiling and comparing took so far.
-        reasons: why steps are not compiled, if some are not: these run eagerly.
+        compile_seconds: total time spent on tracing, compiling and checking.
+        reasons: reasons why steps run eagerly, if any do.
     """
 
     def __init__(
@@ -73,46 +73,47 @@ class CompiledSVI(SVI):
         self.objective = loss
         self.compile_seconds = 0.0
         self.reasons: list[str] = []
-        self._draw = draw if draw is not None else _as_they_are
+        self._draw = draw if draw is not None else _identity
         self._worthwhile = worthwhile
-        self._steps: dict[tuple, _Step | None] = {}
+        self._steps: dict[tuple, _CompiledStep | None] = {}
         self._owners = list(owning_modules(model, guide))
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Makes a step.
+        """Take one optimisation step.
 
         Returns:
-            The loss, minus the objective summed over the data, in nats: a tensor without
-            dimensions, which nobody has waited for.
+            The loss (minus the objective, summed over the minibatch, in nats) as a scalar tensor,
+            without device synchronisation.
 
         Raises:
-            TypeError: if keyword arguments are given; ``draw`` may add what the program needs.
+            TypeError: if keyword arguments are given; use ``draw`` to add them.
         """
         if kwargs:
             raise TypeError(
-                f"expected positional arguments; got {', '.join(kwargs)}: bind others with partial"
+                f"expected positional arguments; got {', '.join(kwargs)}: bind keyword arguments "
+                f"with functools.partial"
             )
         if self._worthwhile is not None and not self._worthwhile(*args):
-            return self._eagerly(args)
-        key = (*map(_kind, args), *(owner.training for owner in self._owners))
+            return self._step_eagerly(args)
+        key = (*map(_tensor_signature, args), *(owner.training for owner in self._owners))
         if key not in self._steps:
             self._steps[key] = self._compile(args)
         step = self._steps[key]
         if step is None:
-            return self._eagerly(args)
-        return step(args, self._scheduled())
+            return self._step_eagerly(args)
+        return step(args, self._schedule_values())
 
-    def _eagerly(self, args: tuple) -> Tensor:
+    def _step_eagerly(self, args: tuple) -> Tensor:
         loss: Any = super().step(*self._draw(*args))
         return torch.as_tensor(loss, dtype=torch.float64)
 
-    def _scheduled(self) -> dict[str, float]:
-        return self.objective.scheduled() if isinstance(self.objective, Objective) else {}
+    def _schedule_values(self) -> dict[str, float]:
+        return self.objective.schedule_values() if isinstance(self.objective, Objective) else {}
 
-    def _compile(self, args: tuple) -> _Step | None:
+    def _compile(self, args: tuple) -> _CompiledStep | None:
         start = time.perf_counter()
         try:
-            return _Step(self, args)
+            return _CompiledStep(self, args)
         except NotTraceableError as error:
             self.reasons.append(str(error))
             _log.warning("the step is not compiled and runs eagerly: %s", error)
@@ -121,23 +122,23 @@ class CompiledSVI(SVI):
             self.compile_seconds += time.perf_counter() - start
 
 
-class _Step:
-    """The step for one kind of arguments."""
+class _CompiledStep:
+    """Compiled step for one signature of the arguments."""
 
     def __init__(self, svi: CompiledSVI, args: tuple) -> None:
-        self.gradient = _Gradient(svi, args)
+        self.gradient = _GradientGraph(svi, args)
         self.optim = svi.optim
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         on_gpu = any(leaf.is_cuda for leaf in self.gradient.leaves)
-        self._captured = (
-            CudaGraph(self._run, tensors) if on_gpu and _capturable(svi.optim) else None
+        self._cuda_graph = (
+            CudaGraph(self._run, tensors) if on_gpu and _is_capturable(svi.optim) else None
         )
 
-    def __call__(self, args: tuple, scheduled: Mapping[str, float]) -> Tensor:
-        for name, value in scheduled.items():
-            self.gradient.scheduled[name].fill_(value)
+    def __call__(self, args: tuple, schedule_values: Mapping[str, float]) -> Tensor:
+        for name, value in schedule_values.items():
+            self.gradient.schedules[name].fill_(value)
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        return self._captured(*tensors) if self._captured else self._run(*tensors)
+        return self._cuda_graph(*tensors) if self._cuda_graph else self._run(*tensors)
 
     def _run(self, *tensors: Tensor) -> Tensor:
         loss = self.gradient(*tensors)
@@ -147,21 +148,21 @@ class _Step:
         return loss
 
 
-class _Gradient:
-    """The graph from the tensors among the arguments to the loss and every parameter's ``grad``.
+class _GradientGraph:
+    """Compiled graph from tensor arguments to the loss and each parameter's ``grad``.
 
     Attributes:
-        parameters: those that the program asks for.
-        leaves: those of them with a gradient.
-        scheduled: what schedules are at the next step, each a tensor without dimensions.
+        parameters: parameters used by the program.
+        leaves: parameters with a gradient.
+        schedules: scalar tensors with the values of schedules at the next step.
     """
 
     def __init__(self, svi: CompiledSVI, args: tuple) -> None:
         objective = svi.objective
         if not isinstance(objective, Objective):
             raise NotTraceableError(
-                f"{type(objective).__name__} reads its loss back in every step; "
-                f"pyro_vae.objectives has the same bound without"
+                f"{type(objective).__name__} reads its loss back on the host in every step; use an "
+                f"objective of pyro_vae.objectives"
             )
         if objective.not_traceable_reason:
             raise NotTraceableError(f"{type(objective).__name__}: {objective.not_traceable_reason}")
@@ -170,65 +171,69 @@ class _Gradient:
         self.leaves: list[Tensor] = []
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         device = tensors[0].device
-        values = svi._scheduled()
-        self.scheduled = {n: torch.tensor(v, device=device) for n, v in values.items()}
-        self._look(args)
-        with _buffers_kept(svi._owners):
-            graph, held = trace_graph(self._terms, *tensors, *self.scheduled.values())
-        self._held = held
-        inputs = [*tensors, *self.scheduled.values(), *held]
+        values = svi._schedule_values()
+        self.schedules = {n: torch.tensor(v, device=device) for n, v in values.items()}
+        self._initialize_objective(args)
+        with _preserve_buffers(svi._owners):
+            graph, constants = trace_graph(
+                self._loss_and_gradients, *tensors, *self.schedules.values()
+            )
+        self._constants = constants
+        inputs = [*tensors, *self.schedules.values(), *constants]
         self._graph: Graph = compile_graph(rewrite_formulas(graph, inputs), inputs)
-        self._compare(tensors)
+        self._check_gradients(tensors)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         with matmul_backend():
-            loss, *gradients = self._graph(*tensors, *self.scheduled.values(), *self._held)
+            loss, *gradients = self._graph(*tensors, *self.schedules.values(), *self._constants)
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
         return loss
 
-    def _look(self, args: tuple) -> None:
-        """Lets the objective choose an estimator before it is traced."""
-        with torch.no_grad(), torch.random.fork_rng(), _buffers_kept(self._svi._owners):
+    def _initialize_objective(self, args: tuple) -> None:
+        """Run the objective once, so that it selects its estimator before tracing."""
+        with torch.no_grad(), torch.random.fork_rng(), _preserve_buffers(self._svi._owners):
             self._svi.objective.loss(self._svi.model, self._svi.guide, *self._svi._draw(*args))
 
-    def _terms(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The loss and the gradients, as Pyro's ``SVI`` gets at them."""
-        svi, count = self._svi, len(tensors) - len(self.scheduled)
-        given = dict(zip(self.scheduled, tensors[count:], strict=True))
-        places = iter(tensors[:count])
-        args = [next(places) if isinstance(like, Tensor) else like for like in self._like]
+    def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the loss and the gradients, as computed by Pyro's ``SVI``."""
+        svi, count = self._svi, len(tensors) - len(self.schedules)
+        schedule_values = dict(zip(self.schedules, tensors[count:], strict=True))
+        tensor_args = iter(tensors[:count])
+        args = [next(tensor_args) if isinstance(like, Tensor) else like for like in self._like]
         with (
             torch.enable_grad(),
             poutine.trace(param_only=True) as capture,
-            svi.objective.given(given),
+            svi.objective.override_schedules(schedule_values),
         ):
-            loss, surrogate = svi.objective.terms(svi.model, svi.guide, *svi._draw(*args))
+            loss, surrogate = svi.objective.loss_and_surrogate(
+                svi.model, svi.guide, *svi._draw(*args)
+            )
         sites = cast("Any", capture.trace.nodes).values()
-        found = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
-        self.parameters = list(found.values())
-        learned = [p for p in self.parameters if p.requires_grad]
-        slopes = torch.autograd.grad(surrogate, learned, allow_unused=True)
-        pairs = [(p, slope) for p, slope in zip(learned, slopes, strict=True) if slope is not None]
+        by_id = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
+        self.parameters = list(by_id.values())
+        trainable = [p for p in self.parameters if p.requires_grad]
+        gradients = torch.autograd.grad(surrogate, trainable, allow_unused=True)
+        pairs = [(p, g) for p, g in zip(trainable, gradients, strict=True) if g is not None]
         self.leaves = [p for p, _ in pairs]
-        return (loss, *(slope for _, slope in pairs))
+        return (loss, *(g for _, g in pairs))
 
-    def _compare(self, tensors: list[Tensor]) -> None:
-        """Holds the first gradient to the eager one, of the same draws."""
-        inputs = [*tensors, *self.scheduled.values()]
-        with pyro.validation_enabled(False), _buffers_kept(self._svi._owners):
+    def _check_gradients(self, tensors: list[Tensor]) -> None:
+        """Raise if the first gradient differs from the eager one with the same random numbers."""
+        inputs = [*tensors, *self.schedules.values()]
+        with pyro.validation_enabled(False), _preserve_buffers(self._svi._owners):
             with torch.random.fork_rng():
-                eager = self._terms(*inputs)
+                eager = self._loss_and_gradients(*inputs)
             with torch.random.fork_rng():
-                graph = self._graph(*inputs, *self._held)
+                graph = self._graph(*inputs, *self._constants)
         for a, b in zip(eager, graph, strict=True):
             if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a):
-                raise NotTraceableError("its compiled gradient is not the eager one")
+                raise NotTraceableError("the compiled gradient differs from the eager gradient")
 
 
 @contextmanager
-def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Lets statistics that a run changes, as batch norm's, be as they were before it."""
+def _preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore buffers that a run changes, such as batch-norm statistics."""
     buffers = [buffer for module in modules for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -239,16 +244,16 @@ def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _kind(arg: Any) -> Any:
+def _tensor_signature(arg: Any) -> Any:
     return (arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg
 
 
-def _as_they_are(*args: Any) -> tuple:
+def _identity(*args: Any) -> tuple:
     return args
 
 
-def _capturable(optim: Any) -> bool:
-    """Whether a CUDA graph may hold the optimiser's step."""
+def _is_capturable(optim: Any) -> bool:
+    """Whether the optimizer step can be captured in a CUDA graph."""
     if not isinstance(optim, FusedOptimizer) or optim.optimizer is None:
         return False
     return all(group.get("capturable", False) for group in optim.optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): how a decoder's outputs score a datum."""
+"""Likelihoods p(x|z), parameterised by the outputs of a decoder."""
 
 from .base import Likelihood
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial

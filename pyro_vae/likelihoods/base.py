@@ -1,4 +1,4 @@
-"""What every likelihood is."""
+"""Base classes of the likelihoods."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from ..core.components import Component, NetworkFactory, Shape
 from ..core.validation import positive_int
 from ..data.kinds import Kind, kind_of
 
-__all__ = ["Likelihood", "Measure", "PixelLikelihood", "log_odds"]
+__all__ = ["Likelihood", "Measure", "PixelLikelihood", "clamped_logit"]
 
-#: What log p(x) is the logarithm of; the last is a p(x | ℓ) of counts with total ℓ.
+#: The quantity whose logarithm log p(x) is; the last is p(x | ℓ) for counts with total ℓ.
 Measure = Literal["probability", "density", "given the total"]
 
-#: The kinds of values that have probabilities, not densities.
-_INTEGER = (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
+#: Kinds of values with probabilities instead of densities.
+_DISCRETE_KINDS = (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
 
 
 class Likelihood(Component):
-    """The base of all likelihoods.
+    """Base class of likelihoods p(x|z).
 
-    A new likelihood defines ``forward(z) -> Distribution``: ``z`` has shape
-    ``(*batch, latent_dim)``, the distribution batch shape ``batch`` and event shape
-    ``event_shape``. In ``__init__`` it asks ``network(in_shape, out_shape)`` for the
-    outputs it needs and keeps the network as ``self.network``, where one with an output bias
-    "data" is started. Two class attributes say which data it can score:
+    A subclass defines ``forward(z) -> Distribution``: ``z`` has shape ``(*batch, latent_dim)``,
+    the distribution has batch shape ``batch`` and event shape ``event_shape``. Its ``__init__``
+    calls ``network(in_shape, out_shape)`` and stores the decoder as ``self.network``, where
+    :meth:`init_from_data` finds it. Two class attributes describe the data it can score:
 
-    * ``support``: the widest :class:`~pyro_vae.data.Kind` of values with a density;
-    * ``remedy``: what a user should do who has other values.
+    * ``supported_kind``: the widest :class:`~pyro_vae.data.Kind` of values it can score;
+    * ``hint``: advice for users with other values, appended to the error message.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
     """
 
-    support: ClassVar[Kind] = Kind.REAL
-    remedy: ClassVar[str] = "choose a likelihood for such values"
+    supported_kind: ClassVar[Kind] = Kind.REAL
+    hint: ClassVar[str] = "choose a likelihood for these values"
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__()
@@ -51,69 +50,69 @@ class Likelihood(Component):
         self.event_shape = tuple(event_shape)
 
     @property
-    def codes(self) -> bool:
-        """Whether p(x|z) is a probability of integers, so that −log₂ of it is a code's length."""
-        return self.support in _INTEGER
+    def has_code_length(self) -> bool:
+        """Whether p(x|z) is a probability of discrete x, so that −log₂ p(x|z) is a code length."""
+        return self.supported_kind in _DISCRETE_KINDS
 
     @property
     def measure(self) -> Measure:
-        """What p(x|z) is. Two that are not the same do not compare in nats."""
-        return "probability" if self.codes else "density"
+        """Type of p(x|z). Values in nats are comparable only between likelihoods of one type."""
+        return "probability" if self.has_code_length else "density"
 
     @classmethod
-    def scores(cls, kind: Kind) -> bool:
-        """Whether values of this kind have a density."""
-        return cls.support.includes(kind)
+    def supports(cls, kind: Kind) -> bool:
+        """Whether the likelihood can score values of this kind."""
+        return cls.supported_kind.includes(kind)
 
     @abstractmethod
     def forward(self, z: torch.Tensor) -> Distribution:
-        """p(x|z): batch shape ``batch``, event shape ``event_shape``."""
+        """Return p(x|z), with batch shape ``batch`` and event shape ``event_shape``."""
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        """What the network should say at first, so that p(x|z) has about the data's mean.
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        """Return decoder outputs for which p(x|z) has approximately the mean of the data.
 
         Arguments:
             x: the training data, ``(N, *event_shape)``.
 
         Returns:
-            one output of the network.
+            One output of the network.
 
         Raises:
-            ValueError: here, because a likelihood must know this of itself.
+            ValueError: in this base class, because subclasses define the method.
         """
         raise ValueError(
-            f"expected a likelihood that can start at the data's mean; {type(self).__name__} does "
-            f"not define outputs_for(x): set the network's output_bias to null"
+            f"expected a likelihood that defines initial_outputs(x), for output_bias 'data'; got "
+            f"{type(self).__name__}: set the output_bias of the decoder to null"
         )
 
     def init_from_data(self, x: torch.Tensor) -> None:
-        """Called once before training: a network with an output bias "data" starts at the mean."""
-        start_at = getattr(getattr(self, "network", None), "start_at", None)
-        if start_at is not None:
-            start_at(lambda: self.outputs_for(x))
+        """Initialise a decoder with ``output_bias="data"`` at the mean of the training data."""
+        init_output_bias = getattr(getattr(self, "network", None), "init_output_bias", None)
+        if init_output_bias is not None:
+            init_output_bias(lambda: self.initial_outputs(x))
 
     def check(self, x: torch.Tensor) -> None:
-        """Refuses data ``x`` of shape ``(N, *event_shape)`` that has no density under p(x|z).
+        """Raise if the likelihood cannot score the data ``x``, ``(N, *event_shape)``.
 
         Raises:
-            ValueError: in one sentence, with what was expected, what came and the remedy.
+            ValueError: if ``x`` has values of another kind; the message includes ``hint``.
         """
-        got = kind_of(x)
-        if not self.scores(got):
+        kind = kind_of(x)
+        if not self.supports(kind):
             raise ValueError(
-                f"{type(self).__name__} scores only {self.support}; got {got.describe(x)}: "
-                f"{self.remedy}"
+                f"{type(self).__name__} scores only {self.supported_kind}; got {kind.describe(x)}: "
+                f"{self.hint}"
             )
 
 
 class PixelLikelihood(Likelihood):
-    """The base of likelihoods whose decoder says one number for each pixel, by ``network(z)``."""
+    """Base class of likelihoods with one decoder output per pixel, ``network(z)``."""
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)
         self.network = network((latent_dim,), self.event_shape)
 
 
-def log_odds(mean: torch.Tensor) -> torch.Tensor:
-    """log m / (1 − m), for a mean in [0, 1] that is kept off the ends as Burda et al. do."""
+def clamped_logit(mean: torch.Tensor) -> torch.Tensor:
+    """Return log m / (1 − m) for a mean clamped to [1e-3, 1 − 1e-3], as in Burda et al."""
     return mean.clamp(1e-3, 1 - 1e-3).logit()

@@ -13,44 +13,44 @@ from torch import nn
 from .. import distributions
 from ..core.components import NetworkFactory, Shape
 from ..data.kinds import Kind
-from ..distributions import GivenTotal, total_of
+from ..distributions import ConditionedOnTotal, sum_counts
 from .base import Likelihood, Measure
 
 __all__ = ["CountLikelihood", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
 
 class CountLikelihood(Likelihood):
-    """The base of likelihoods of counts; it says what the rate of a pixel may be.
+    """Base class of likelihoods of counts, which defines the rates.
 
-    A new one defines :meth:`family`, and ``rows`` and :attr:`log_unit` if they differ.
+    A subclass defines :meth:`pixel_distribution` and, if they differ from the defaults,
+    ``params_per_pixel`` and :attr:`log_mean_offset`.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
-        library: how the total ℓ of a datum (a cell's library size) enters.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
+        library: role of the total count ℓ of an example (the library size of a cell).
 
-            * ``None``: it does not, the rates are exp f_i(z) in the family's unit;
-            * ``"decoded"``: the rates are ℓ(z) softmax(f(z))_i over all pixels. log ℓ is the
-              mean of one more row of decoder outputs, so that any network can say it;
-            * ``"observed"``: the rates are ℓ softmax(f(z))_i with ℓ = Σ_i x_i of the datum
-              that is scored, 1 if it is empty. That is p(x | z, ℓ), a density given the total
-              as a covariate: it does *not* compare with the other two, nor with any p(x),
-              because the total is not predicted. Draws and means are for the median total of
-              the training data.
+            * ``None``: not used; the mean is exp(f_i(z)), times r_i for negative binomials;
+            * ``"decoded"``: the rates are ℓ(z) softmax(f(z))_i, with the softmax over all pixels.
+              log ℓ is the mean of one additional row of decoder outputs, so any network works;
+            * ``"observed"``: the rates are ℓ softmax(f(z))_i with ℓ = Σ_i x_i of the example
+              being scored, or 1 if it is empty. This is p(x | z, ℓ), with the total as a
+              covariate. It is *not* comparable with the other two or with any p(x), because the
+              total is not predicted. Samples and means use the median total of the training data.
 
     Raises:
-        ValueError: if ``library`` is another.
+        ValueError: if ``library`` is invalid.
 
     References:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
         https://doi.org/10.1038/s41592-018-0229-2
     """
 
-    support = Kind.COUNTS
-    remedy = "set data.values to integer, or choose a likelihood of real values"
-    #: How many numbers the family needs of the decoder for each pixel; f is the first.
-    rows: ClassVar[int] = 1
+    supported_kind = Kind.COUNTS
+    hint = "set data.values to integer, or choose a likelihood of real values"
+    #: Number of decoder outputs per pixel; f is the first.
+    params_per_pixel: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -65,15 +65,15 @@ class CountLikelihood(Likelihood):
                 f"expected library to be None, 'decoded' or 'observed'; got {library!r}"
             )
         self.library = library
-        rows = self.rows + (library == "decoded")
+        rows = self.params_per_pixel + (library == "decoded")
         self.network = network((latent_dim,), (rows, *event_shape) if rows > 1 else event_shape)
         if library == "observed":
-            # 0 where it is not known yet
+            # 0 before initialisation
             self.register_buffer("typical_total", torch.zeros(()))
 
     @property
-    def codes(self) -> bool:
-        # who is told the total for nothing has not paid for all of x
+    def has_code_length(self) -> bool:
+        # p(x | z, ℓ) leaves out the code length of the total
         return self.library != "observed"
 
     @property
@@ -81,60 +81,62 @@ class CountLikelihood(Likelihood):
         return "given the total" if self.library == "observed" else super().measure
 
     @property
-    def log_unit(self) -> torch.Tensor | float:
-        """The logarithm of the mean at f = 0."""
+    def log_mean_offset(self) -> torch.Tensor | float:
+        """Logarithm of the mean at f = 0."""
         return 0.0
 
     @abstractmethod
-    def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
-        """The distribution of single pixels: batch shape ``(*batch, *event_shape)``.
+    def pixel_distribution(self, f: torch.Tensor, *extra: torch.Tensor) -> Distribution:
+        """Return the distribution of single pixels, of batch shape ``(*batch, *event_shape)``.
 
         Arguments:
-            f: their mean is exp(f + :attr:`log_unit`).
-            *rest: the other rows of the decoder's outputs.
+            f: the log-mean minus :attr:`log_mean_offset`.
+            *extra: the remaining rows of decoder outputs.
         """
 
     def forward(self, z: torch.Tensor) -> Distribution:
         dims = len(self.event_shape)
         outputs = self.network(z)
-        many = self.rows + (self.library == "decoded") > 1
-        f, *rest = outputs.unbind(-1 - dims) if many else (outputs,)
+        has_rows = self.params_per_pixel + (self.library == "decoded") > 1
+        f, *extra = outputs.unbind(-1 - dims) if has_rows else (outputs,)
         if self.library is None:
-            return self.family(f, *rest).to_event(dims)
+            return self.pixel_distribution(f, *extra).to_event(dims)
         log_share = f.flatten(f.ndim - dims).log_softmax(-1).reshape(f.shape) if dims else 0 * f
 
-        def given(log_total: torch.Tensor) -> Distribution:
+        def conditional(log_total: torch.Tensor) -> Distribution:
             log_rate = log_share + log_total[(...,) + (None,) * dims]
-            return self.family(log_rate - self.log_unit, *rest).to_event(dims)
+            return self.pixel_distribution(log_rate - self.log_mean_offset, *extra).to_event(dims)
 
         if self.library == "decoded":
-            log_total = rest.pop()
-            return given(log_total.flatten(f.ndim - dims).mean(-1) if dims else log_total)
-        typical = self.typical_total.clamp(min=1)
-        return GivenTotal(lambda t: given(t.log()), typical, z.shape[:-1], self.event_shape)
+            log_total = extra.pop()
+            return conditional(log_total.flatten(f.ndim - dims).mean(-1) if dims else log_total)
+        typical_total = self.typical_total.clamp(min=1)
+        return ConditionedOnTotal(
+            lambda t: conditional(t.log()), typical_total, z.shape[:-1], self.event_shape
+        )
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        log_mean = x.mean(0).clamp(min=_LEAST).log()
-        f = log_mean - (self.log_unit if self.library is None else 0.0)
-        rows = [f, *self.rest_for(x)]
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        log_mean = x.mean(0).clamp(min=_MIN_MEAN).log()
+        f = log_mean - (self.log_mean_offset if self.library is None else 0.0)
+        rows = [f, *self.initial_extra_outputs(x)]
         if self.library == "decoded":
             rows.append(log_mean.exp().sum().log().expand_as(f))
         return torch.stack(rows) if len(rows) > 1 else f
 
-    def rest_for(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What the decoder should say at first in the other rows."""
+    def initial_extra_outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the initial decoder outputs of the remaining rows."""
         return []
 
     @torch.no_grad()
     def init_from_data(self, x: torch.Tensor) -> None:
-        """Called once before training; also finds the median total of the training data."""
+        """Initialise the decoder, and compute the median total of the training data."""
         if self.library == "observed" and not self.typical_total:
-            self.typical_total.copy_(total_of(x, len(self.event_shape)).median())
+            self.typical_total.copy_(sum_counts(x, len(self.event_shape)).median())
         super().init_from_data(x)
 
 
 class DispersedLikelihood(CountLikelihood):
-    """The base of likelihoods of counts with a dispersion r_i, a free parameter of each pixel."""
+    """Base class of likelihoods of counts with a learned dispersion r_i per pixel."""
 
     def __init__(
         self,
@@ -147,62 +149,63 @@ class DispersedLikelihood(CountLikelihood):
         self.log_total_count = nn.Parameter(torch.zeros(self.event_shape))
 
     @property
-    def log_unit(self) -> torch.Tensor:
+    def log_mean_offset(self) -> torch.Tensor:
         return self.log_total_count
 
 
 class NegativeBinomial(DispersedLikelihood):
-    """p(x|z) = Π_i NB(x_i; r_i, logit f_i(z)), for counts that vary more than Poisson's.
+    """p(x|z) = Π_i NB(x_i; r_i, logit f_i(z)), for overdispersed counts.
 
-    x has mean r exp(f) and variance r exp(f) (1 + exp(f)); the dispersion r_i is a free
-    parameter of each pixel. With a ``library``, ``"decoded"`` or ``"observed"``, the mean is
-    the rate ℓ softmax(f)_i, and log rate − log r stands for f.
+    x has mean r exp(f) and variance r exp(f) (1 + exp(f)); the dispersion r_i is a learned
+    parameter per pixel. With ``library`` ``"decoded"`` or ``"observed"``, the mean is the rate
+    ℓ softmax(f)_i, and f is replaced by log rate − log r.
 
     References:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
         https://doi.org/10.1038/s41592-018-0229-2
     """
 
-    def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
+    def pixel_distribution(self, f: torch.Tensor, *extra: torch.Tensor) -> Distribution:
         return distributions.NegativeBinomial(self.log_total_count, f)
 
 
 class Poisson(CountLikelihood):
     """p(x|z) = Π_i Poisson(x_i; exp f_i(z)), for counts.
 
-    With a ``library``, ``"decoded"`` or ``"observed"``, the rate is ℓ softmax(f)_i.
+    With ``library`` ``"decoded"`` or ``"observed"``, the rate is ℓ softmax(f)_i.
 
     References:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
         https://doi.org/10.1038/s41592-018-0229-2
     """
 
-    def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
+    def pixel_distribution(self, f: torch.Tensor, *extra: torch.Tensor) -> Distribution:
         return distributions.Poisson(f)
 
 
 class ZeroInflatedNegativeBinomial(DispersedLikelihood):
     """p(x|z) = Π_i [π_i 1(x_i = 0) + (1 − π_i) NB(x_i; r_i, f_i)], π_i and f_i from the decoder.
 
-    With a ``library``, ``"decoded"`` or ``"observed"``, the mean of NB is the rate
-    ℓ softmax(f)_i.
+    With ``library`` ``"decoded"`` or ``"observed"``, the mean of NB is the rate ℓ softmax(f)_i.
 
     References:
         Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
         https://doi.org/10.1038/s41592-018-0229-2
     """
 
-    rows = 2
+    params_per_pixel = 2
 
-    def family(self, f: torch.Tensor, *rest: torch.Tensor) -> Distribution:
-        (gate_logits,) = rest
+    def pixel_distribution(self, f: torch.Tensor, *extra: torch.Tensor) -> Distribution:
+        (gate_logits,) = extra
         counts = distributions.NegativeBinomial(self.log_total_count, f)
         return dist.ZeroInflatedDistribution(counts, gate_logits=gate_logits)
 
-    def rest_for(self, x: torch.Tensor) -> list[torch.Tensor]:
-        # a gate that is all but open, so that the mean is that of NB
-        return [torch.full_like(x[0], _CLOSED).logit()]
+    def initial_extra_outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        # a low probability of extra zeros, so that the mean is close to that of NB
+        return [torch.full_like(x[0], _INITIAL_GATE).logit()]
 
 
-#: The least mean and the probability of a closed gate to start at.
-_LEAST, _CLOSED = 1e-3, 1e-2
+#: Lower bound of the initial mean.
+_MIN_MEAN = 1e-3
+#: Initial probability of extra zeros.
+_INITIAL_GATE = 1e-2

@@ -1,4 +1,4 @@
-"""Likelihoods of integer levels 0, 1, … n, such as the bytes of an image."""
+"""Likelihoods of integer levels 0 … n, such as the bytes of an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.components import NetworkFactory, Shape
 from ..core.validation import positive_int
 from ..data.kinds import Kind
 from ..distributions import log1mexp
-from .base import Likelihood, log_odds
+from .base import Likelihood, clamped_logit
 
 __all__ = [
     "Binomial",
@@ -25,21 +25,21 @@ __all__ = [
 
 
 class LevelLikelihood(Likelihood):
-    """The base of likelihoods of the levels 0 … n, which refuse whatever is higher.
+    """Base class of likelihoods of the levels 0 … n.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
-        outputs: the shape of what the decoder says of one pixel, written before ``event_shape``.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
+        outputs: the shape of the decoder outputs for one pixel, which precedes ``event_shape``.
         levels: n, the highest level.
 
     Raises:
         ValueError: if ``levels`` is not a positive integer.
     """
 
-    support = Kind.COUNTS
-    remedy = "set data.values to integer, or choose a likelihood of real values"
+    supported_kind = Kind.COUNTS
+    hint = "set data.values to integer, or choose a likelihood of real values"
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class LevelLikelihood(Likelihood):
         if x.max() > self.levels:
             raise ValueError(
                 f"{type(self).__name__} with levels={self.levels} scores 0 … {self.levels}; got a "
-                f"value of {int(x.max())}: set levels to the highest there is"
+                f"value of {int(x.max())}: set levels to the highest value in the data"
             )
 
-    def decoded(self, z: torch.Tensor) -> torch.Tensor:
-        """The decoder's outputs, those of one pixel last: ``(*batch, *event_shape, outputs)``."""
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the decoder outputs, those of a pixel last: ``(*batch, *event_shape, K)``."""
         return self.network(z).movedim(-1 - len(self.event_shape), -1)
 
 
@@ -70,9 +70,9 @@ class Binomial(LevelLikelihood):
     """p(x|z) = Π_i Binomial(x_i; n, sigmoid(f_i(z))), for levels 0 … n.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
 
     Raises:
@@ -80,7 +80,7 @@ class Binomial(LevelLikelihood):
 
     References:
         Practical Lossless Compression with Latent Variables using Bits Back Coding (Townsend
-        et al., 2019), section 3, whose beta-binomial varies more. https://arxiv.org/abs/1901.04866
+        et al., 2019), section 3, which uses a beta-binomial. https://arxiv.org/abs/1901.04866
     """
 
     def __init__(
@@ -92,20 +92,20 @@ class Binomial(LevelLikelihood):
         fn = dist.Binomial(self.levels, logits=self.network(z))
         return fn.to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        return log_odds(x.mean(0) / self.levels)
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        return clamped_logit(x.mean(0) / self.levels)
 
 
 class Categorical(LevelLikelihood):
-    """p(x|z) = Π_i softmax(f_i(z))_{x_i}: a free probability for each of the levels 0 … n.
+    """p(x|z) = Π_i softmax(f_i(z))_{x_i}, with a free probability for each of the levels 0 … n.
 
-    The most flexible likelihood of levels, and the one with the most outputs: n + 1 for each
-    pixel, which know nothing of the levels' order.
+    The most flexible likelihood of levels, with the most decoder outputs: n + 1 per pixel. It
+    ignores the order of the levels.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder, of outputs ``(n + 1, *event_shape)``.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory, with outputs ``(n + 1, *event_shape)``.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
 
     Raises:
@@ -124,14 +124,14 @@ class Categorical(LevelLikelihood):
         )
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        fn = distributions.CategoricalLevels(logits=self.decoded(z))
+        fn = distributions.CategoricalLevels(logits=self.decode(z))
         return fn.to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        seen = x.reshape(len(x), -1).long()
-        counts = x.new_zeros(self.levels + 1, seen.shape[1])
-        counts.scatter_add_(0, seen, x.new_ones(()).expand_as(seen))
-        # one datum of every level in equal parts keeps the unseen ones possible
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        levels = x.reshape(len(x), -1).long()
+        counts = x.new_zeros(self.levels + 1, levels.shape[1])
+        counts.scatter_add_(0, levels, x.new_ones(()).expand_as(levels))
+        # one pseudo-example, spread evenly over the levels, keeps every probability positive
         frequencies = (counts + 1 / len(counts)) / (len(x) + 1)
         return frequencies.log().reshape(-1, *self.event_shape)
 
@@ -139,14 +139,14 @@ class Categorical(LevelLikelihood):
 class DiscretizedLogistic(LevelLikelihood):
     """p(x|z) = Π_i DL(x_i; μ_i(z), s_i(z)), a logistic variable rounded to the levels 0 … n.
 
-    The probability of a level is that of the interval of ± ½ around it; what lies beyond an
-    end belongs to the end. The decoder says f and g: the location is μ = n (f + 1) / 2, so that
-    f from −1 to 1 spans the levels, and the scale is s = exp(g) n / 2, in the same unit.
+    The probability of a level is that of the interval of ± ½ around it; the tails are assigned
+    to the lowest and highest level. The decoder outputs f and g: the location is
+    μ = n (f + 1) / 2, so that f from −1 to 1 spans the levels, and the scale is s = exp(g) n / 2.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder, of outputs ``(2, *event_shape)``: f and g.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory, with outputs ``(2, *event_shape)``: f and g.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
 
     Raises:
@@ -163,30 +163,30 @@ class DiscretizedLogistic(LevelLikelihood):
         super().__init__(latent_dim, event_shape, network, (2,), levels)
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        loc, log_scale = self.decoded(z).unbind(-1)
+        loc, log_scale = self.decode(z).unbind(-1)
         return _logistic(loc, log_scale, self.levels).to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack(_location_and_scale(x, self.levels))
 
 
 class MixtureOfDiscretizedLogistics(LevelLikelihood):
     """p(x|z) = Π_i Σ_k π_ik(z) DL(x_i; μ_ik(z), s_ik(z)), mixtures of rounded logistics.
 
-    Of each component the decoder says log π, f and g: the location is
-    μ = n (f + 1) / 2, so that f from −1 to 1 spans the levels 0 … n, and the scale is
-    s = exp(g) n / 2, in the same unit. What lies beyond an end belongs to the end.
+    The decoder outputs log π, f and g for each component: the location is μ = n (f + 1) / 2, so
+    that f from −1 to 1 spans the levels 0 … n, and the scale is s = exp(g) n / 2. The tails are
+    assigned to the lowest and highest level.
 
-    Every pixel and every channel is independent of the others given z. PixelCNN++ lets the
-    locations of green and blue depend on the channels before; that is left out here.
+    All pixels and channels are independent given z. Unlike in PixelCNN++, the locations of green
+    and blue do not depend on the preceding channels.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder, of outputs ``(3 * components, *event_shape)``:
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory, with outputs ``(3 * components, *event_shape)``:
             all log π, then all f, then all g.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
-        components: the number of logistics in the mixture of a pixel.
+        components: the number of mixture components per pixel.
 
     Raises:
         ValueError: if ``levels`` or ``components`` is not a positive integer.
@@ -210,13 +210,13 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
         self.components = components
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        logits, loc, log_scale = self.decoded(z).chunk(3, -1)
+        logits, loc, log_scale = self.decode(z).chunk(3, -1)
         pixels = dist.MixtureSameFamily(
             dist.Categorical(logits=logits), _logistic(loc, log_scale, self.levels)
         )
         return pixels.to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         # components that start alike stay alike; with other scales the mean is the same
         octaves = torch.arange(self.components, dtype=x.dtype, device=x.device)
         octaves = octaves - (self.components - 1) / 2
@@ -228,7 +228,7 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
 def _logistic(
     loc: torch.Tensor, log_scale: torch.Tensor, levels: int
 ) -> distributions.DiscretizedLogistic:
-    """From the decoder's unit, in which the levels span −1 to 1, to levels."""
+    """Rescale decoder outputs, for which the levels span −1 to 1, to levels."""
     half = levels / 2
     return distributions.DiscretizedLogistic(half * (loc + 1), log_scale + math.log(half), levels)
 
@@ -236,13 +236,13 @@ def _logistic(
 def _location_and_scale(
     x: torch.Tensor, levels: int, factor: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs with the mean of ``x``, and a scale ``factor`` times as wide as that of ``x``.
+    """Return outputs with the mean of ``x`` and ``factor`` times the scale of ``x``.
 
-    The mean m of a logistic whose tails are moved to the ends 0 and n is
-    s log (1 + e^{μ/s}) − s log (1 + e^{(μ−n)/s}); this is solved for μ.
+    The mean m of a logistic with its tails assigned to 0 and n is
+    s log (1 + e^{μ/s}) − s log (1 + e^{(μ−n)/s}), which is solved for μ.
     """
     mean = x.mean(0).clamp(1e-3 * levels, (1 - 1e-3) * levels)
-    # a logistic has standard deviation s π / √3; a pixel that never changes gets half a level
+    # a logistic has standard deviation s π / √3; constant pixels get half a level
     scale = factor * (x.std(0, correction=0) * math.sqrt(3) / math.pi).clamp(min=0.5)
     loc = mean + scale * (log1mexp(mean / scale) - log1mexp((levels - mean) / scale))
     return 2 * loc / levels - 1, (2 * scale / levels).log()

@@ -1,4 +1,4 @@
-"""Likelihoods of real values: a location and a scale for every pixel."""
+"""Likelihoods of real values, with a location and a scale per pixel."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from ..core.components import NetworkFactory, Shape
-from ..distributions import BestScale
-from .base import Likelihood, log_odds
+from ..distributions import OptimalScale
+from .base import Likelihood, clamped_logit
 
 __all__ = ["Gaussian", "Laplace", "StudentT"]
 
-#: The weight of a minibatch in the running average of the best scale, as in batch norm.
+#: Weight of a minibatch in the running average of the optimal scale, as in batch norm.
 _MOMENTUM = 0.1
 
 
 class LocationScale(Likelihood):
-    """The base of likelihoods with a location μ_i(z) and a scale σ_i; it says what σ may be.
+    """Base class of likelihoods with a location μ_i(z) and a scale σ_i.
 
-    A new one defines :meth:`family`.
+    A subclass defines :meth:`pixel_distribution`.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
-        scale: σ. A number fixes it; ``"learned"`` is one free parameter for all pixels,
-            ``"per_pixel"`` one for each pixel, ``"decoded"`` a function σ_i(z) of the
-            decoder, as in AEVB. ``"optimal"`` is one for all pixels that needs no learning:
-            in training the best there is for the minibatch (for a normal σ² = mean (x − μ)²,
-            over pixels, data and particles), in evaluation a constant, the running average
-            of those, so that p(x|z) is a density.
-        mean: ``"identity"``, or ``"sigmoid"`` to keep μ in (0, 1), as AEVB does for faces.
-        min_scale: is added to every σ that is not fixed; ``"optimal"`` is at least that. A
-            pixel that never changes has unbounded density as σ → 0; this bounds it, for a
-            normal at −log(√(2π) ``min_scale``) nats.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
+        scale: σ. A number fixes it; ``"learned"`` is one learned parameter for all pixels,
+            ``"per_pixel"`` one per pixel, and ``"decoded"`` a decoder output σ_i(z), as in AEVB.
+            ``"optimal"`` is one value for all pixels, without gradient descent: in training,
+            the maximum-likelihood scale of the minibatch (for a normal, σ² is the mean of
+            (x − μ)² over pixels, examples and particles); in evaluation, a constant from the
+            running average over minibatches, so that p(x|z) is a density.
+        mean: ``"identity"``, or ``"sigmoid"`` to restrict μ to (0, 1), as in AEVB for faces.
+        min_scale: added to every σ that is not fixed; lower bound for ``"optimal"``. The density
+            of a constant pixel is unbounded as σ → 0; this bounds it, for a normal by
+            −log(√(2π) ``min_scale``) nats.
 
     Raises:
         ValueError: if a fixed ``scale`` or ``min_scale`` is not positive and finite, if ``mean``
-            is another, or if ``scale`` is ``"optimal"`` and the family's optimum has no closed
-            form.
+            is invalid, or if ``scale`` is ``"optimal"`` and the optimal scale has no closed form.
 
     References:
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021),
         section 3.2 ("optimal"). https://arxiv.org/abs/2006.13202
     """
 
-    remedy = "clean the data first"
-    #: The best σ is (mean |x − μ|^power)^(1 / power); ``None`` without a closed form.
+    hint = "clean the data first"
+    #: The optimal σ is (mean |x − μ|^power)^(1 / power); ``None`` without a closed form.
     power: ClassVar[int | None] = None
 
     def __init__(
@@ -78,7 +77,7 @@ class LocationScale(Likelihood):
             shape = self.event_shape if scale == "per_pixel" else ()
             self.log_scale = nn.Parameter(torch.zeros(shape))
         elif scale == "optimal":
-            self._start_averaging()
+            self._init_running_average()
         elif scale != "decoded":
             if isinstance(scale, str | bool) or not 0 < scale < math.inf:
                 raise ValueError(
@@ -93,45 +92,44 @@ class LocationScale(Likelihood):
         loc, *decoded = self.network(z).unbind(-1 - len(self.event_shape))
         loc = self.squash(loc)
         if self.scale == "optimal":
-            fn = self.family(loc, self._scale_of(self.average_moment))
-            fn = BestScale(fn, self._best_scale) if self.training else fn
+            fn = self.pixel_distribution(loc, self._scale_from_moment(self.average_moment))
+            fn = OptimalScale(fn, self._optimal_scale) if self.training else fn
         else:
             log_scale = self.log_scale if self.log_scale is not None else decoded[0]
-            fn = self.family(loc, self.min_scale + log_scale.exp())
+            fn = self.pixel_distribution(loc, self.min_scale + log_scale.exp())
         return fn.to_event(len(self.event_shape))
 
     @abstractmethod
-    def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
-        """The distribution of single pixels: batch shape ``(*batch, *event_shape)``."""
+    def pixel_distribution(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
+        """Return the distribution of single pixels, of batch shape ``(*batch, *event_shape)``."""
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         rows = [self.unsquash(x.mean(0))]
         if self.scale == "decoded":
             rows.append(x.std(0, correction=0).clamp(min=self.min_scale).log())
         return torch.stack(rows)
 
-    def _start_averaging(self) -> None:
+    def _init_running_average(self) -> None:
         if self.power is None:
             raise ValueError(
-                f"{type(self).__name__} has no scale 'optimal', because its best scale has no "
-                f"closed form: choose 'learned'"
+                f"{type(self).__name__} does not support scale 'optimal', because its optimal "
+                f"scale has no closed form: choose 'learned'"
             )
         self.register_buffer("average_moment", torch.ones(()))
         self.register_buffer("batches_averaged", torch.zeros((), dtype=torch.long))
 
-    # Detached: where σ is at its best the likelihood does not change with it to first order,
-    # so that the gradient by μ is that of −N D / power · log(mean |x − μ|^power) all the same
-    # (the envelope theorem).
+    # Detached: at the optimal σ the derivative of the likelihood with respect to σ is zero, so
+    # the gradient for μ is that of −N D / power · log(mean |x − μ|^power) (envelope theorem).
     @torch.no_grad()
-    def _best_scale(self, residual: torch.Tensor) -> torch.Tensor:
+    def _optimal_scale(self, residual: torch.Tensor) -> torch.Tensor:
         assert self.power is not None
         moment = residual.abs().pow(self.power).mean()
         weight = torch.where(self.batches_averaged == 0, 1.0, _MOMENTUM).to(moment)
         self.average_moment.lerp_(moment, weight)
         self.batches_averaged.add_(1)
-        return self._scale_of(moment)
+        return self._scale_from_moment(moment)
 
-    def _scale_of(self, moment: torch.Tensor) -> torch.Tensor:
+    def _scale_from_moment(self, moment: torch.Tensor) -> torch.Tensor:
         assert self.power is not None
         return moment.pow(1 / self.power).clamp(min=self.min_scale)
 
@@ -147,7 +145,7 @@ class Gaussian(LocationScale):
 
     power = 2
 
-    def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
+    def pixel_distribution(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         return dist.Normal(loc, scale)
 
 
@@ -155,13 +153,13 @@ class Laplace(LocationScale):
     """p(x|z) = Π_i Laplace(x_i; μ_i(z), σ_i), for real data: the L1 loss as a likelihood.
 
     References:
-        Regression Quantiles (Koenker & Bassett, 1978), of which the median's is this one.
+        Regression Quantiles (Koenker & Bassett, 1978), for the median.
         https://doi.org/10.2307/1913643
     """
 
     power = 1
 
-    def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
+    def pixel_distribution(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         return dist.Laplace(loc, scale)
 
 
@@ -169,17 +167,17 @@ class StudentT(LocationScale):
     """p(x|z) = Π_i t_ν(x_i; μ_i(z), σ_i), for real data with outliers.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder.
-        df: ν, the degrees of freedom; above 1, so that there is a mean to draw.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory.
+        df: ν, the degrees of freedom; above 1, so that the mean exists.
         scale: σ, a number, ``"learned"``, ``"per_pixel"`` or ``"decoded"``.
         mean: ``"identity"`` or ``"sigmoid"``.
-        min_scale: is added to every σ that is not fixed.
+        min_scale: added to every σ that is not fixed.
 
     Raises:
-        ValueError: if ``df`` is not above 1 and finite, a scale is not positive and finite, or
-            ``mean`` is another.
+        ValueError: if ``df`` is not above 1 and finite, if a scale is not positive and finite,
+            or if ``mean`` is invalid.
 
     References:
         Student-t Variational Autoencoder for Robust Density Estimation (Takahashi et al.,
@@ -198,12 +196,12 @@ class StudentT(LocationScale):
     ) -> None:
         super().__init__(latent_dim, event_shape, network, scale, mean, min_scale)
         if not 1 < df < math.inf:
-            raise ValueError(f"expected df > 1 and finite; got {df}: Gaussian is the limit")
+            raise ValueError(f"expected df > 1 and finite; got {df}: use Gaussian for df → ∞")
         self.df = df
 
-    def family(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
+    def pixel_distribution(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
         return dist.StudentT(self.df, loc, scale)
 
 
-#: μ as a function of the decoder's output, and back.
-_MEANS = {"identity": (nn.Identity, torch.clone), "sigmoid": (nn.Sigmoid, log_odds)}
+#: Map from decoder output to μ, and its inverse.
+_MEANS = {"identity": (nn.Identity, torch.clone), "sigmoid": (nn.Sigmoid, clamped_logit)}

@@ -1,4 +1,4 @@
-"""Likelihoods of values in [0, 1]: binary pixels and grey ones."""
+"""Likelihoods of values in [0, 1]: binary and grey pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from .. import distributions
 from ..core.components import NetworkFactory, Shape
 from ..data.kinds import Kind
-from .base import Likelihood, PixelLikelihood, log_odds
+from .base import Likelihood, PixelLikelihood, clamped_logit
 
 __all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
 
@@ -22,36 +22,36 @@ class Bernoulli(PixelLikelihood):
         https://arxiv.org/abs/1312.6114
     """
 
-    support = Kind.BINARY
-    remedy = "set data.binarize to dynamic, static or threshold, or use ContinuousBernoulli"
+    supported_kind = Kind.BINARY
+    hint = "set data.binarize to dynamic, static or threshold, or use ContinuousBernoulli"
 
     def forward(self, z: torch.Tensor) -> Distribution:
         pixels = dist.Bernoulli(logits=self.network(z))
         return distributions.IndependentBernoulli(pixels, len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        return log_odds(x.mean(0))
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        return clamped_logit(x.mean(0))
 
 
 class Beta(Likelihood):
     """p(x|z) = Π_i Beta(x_i; κ_i m_i, κ_i (1 − m_i)), a density on the open interval (0, 1).
 
-    The decoder says two numbers for each pixel: the mean is m_i(z) = sigmoid(f_i(z)), the
-    concentration κ_i(z) = exp(g_i(z)), at most exp(12). At 0 and 1 the density is zero or
-    infinite, so data that hold them are refused.
+    The decoder has two outputs per pixel: the mean is m_i(z) = sigmoid(f_i(z)), the
+    concentration is κ_i(z) = exp(g_i(z)), at most exp(12). Data that contain 0 or 1, where the
+    density is zero or infinite, raise an error.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        event_shape: the shape of one datum.
-        network: the factory of the decoder, of outputs ``(2, *event_shape)``: f and g.
+        latent_dim: the number of latent dimensions D.
+        event_shape: the shape of one example.
+        network: the decoder factory, with outputs ``(2, *event_shape)``: f and g.
 
     References:
         Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004),
         equation 4. https://doi.org/10.1080/0266476042000214501
     """
 
-    support = Kind.UNIT
-    remedy = "dequantise the data (data.values: dequantized), or use ContinuousBernoulli"
+    supported_kind = Kind.UNIT
+    hint = "dequantise the data (data.values: dequantized), or use ContinuousBernoulli"
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)
@@ -59,53 +59,55 @@ class Beta(Likelihood):
 
     def forward(self, z: torch.Tensor) -> Distribution:
         f, log_concentration = self.network(z).unbind(-1 - len(self.event_shape))
-        # a pixel that never changes has unbounded density as κ → ∞, where numbers overflow
-        concentration = log_concentration.clamp(max=_MOST).exp()
-        # a sigmoid that underflows to 0 would be no concentration
+        # the density of a constant pixel is unbounded as κ → ∞, which would overflow
+        concentration = log_concentration.clamp(max=_MAX_LOG_CONCENTRATION).exp()
+        # a concentration must be positive, even if the sigmoid underflows
         tiny = torch.finfo(f.dtype).tiny
         ones, zeros = ((concentration * side.sigmoid()).clamp(min=tiny) for side in (f, -f))
         return distributions.Beta(ones, zeros).to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
         # the variance is m (1 − m) / (κ + 1)
         variance = x.var(0, correction=0).clamp(min=1e-6)
         concentration = mean * (1 - mean) / variance - 1
-        return torch.stack([mean.logit(), concentration.clamp(min=1e-1).log().clamp(max=_MOST)])
+        return torch.stack(
+            [mean.logit(), concentration.clamp(min=1e-1).log().clamp(max=_MAX_LOG_CONCENTRATION)]
+        )
 
     @classmethod
-    def scores(cls, kind: Kind) -> bool:
+    def supports(cls, kind: Kind) -> bool:
         return kind is Kind.UNIT
 
     def check(self, x: torch.Tensor) -> None:
         super().check(x)
-        ends = int(((x == 0) | (x == 1)).sum())
-        if ends:
+        num_ends = int(((x == 0) | (x == 1)).sum())
+        if num_ends:
             raise ValueError(
-                f"Beta scores only values inside (0, 1); got {ends} of {x.numel()} that are 0 or "
-                f"1: {self.remedy}"
+                f"Beta scores only values inside (0, 1); got {num_ends} of {x.numel()} equal to 0 "
+                f"or 1: {self.hint}"
             )
 
 
 class ContinuousBernoulli(PixelLikelihood):
     """p(x|z) = Π_i CB(x_i; λ_i = sigmoid(f_i(z))), a density on [0, 1].
 
-    The Bernoulli formula, normalised for grey values, which makes it a likelihood of them.
+    The Bernoulli formula, normalised to a density of grey values.
 
     References:
         The continuous Bernoulli: fixing a pervasive error in variational autoencoders
         (Loaiza-Ganem & Cunningham, 2019), equation 3. https://arxiv.org/abs/1907.06845
     """
 
-    support = Kind.UNIT
-    remedy = "scale the data to [0, 1] (data.values: unit), or use Gaussian"
+    supported_kind = Kind.UNIT
+    hint = "scale the data to [0, 1] (data.values: unit), or use Gaussian"
 
     def forward(self, z: torch.Tensor) -> Distribution:
         fn = distributions.ContinuousBernoulli(self.network(z))
         return fn.to_event(len(self.event_shape))
 
-    def outputs_for(self, x: torch.Tensor) -> torch.Tensor:
-        # the mean rises with the logit and has no inverse in closed form: the interval is halved
+    def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
+        # the mean increases with the logit; its inverse has no closed form: use bisection
         mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
         low, high = torch.full_like(mean, -2e3), torch.full_like(mean, 2e3)
         for _ in range(60):
@@ -115,5 +117,5 @@ class ContinuousBernoulli(PixelLikelihood):
         return (low + high) / 2
 
 
-#: The largest log κ: a standard deviation of 1/800 at the mean ½, a third of a byte's step.
-_MOST = 12.0
+#: Upper bound of log κ: a standard deviation of 1/800 at mean ½, a third of one grey level of 255.
+_MAX_LOG_CONCENTRATION = 12.0

@@ -1,4 +1,4 @@
-"""Pyro programs: each has a ``model`` and a ``guide``, every per-datum site in plate "data"."""
+"""Pyro programs: a ``model`` and a ``guide`` with all per-datum sites in the plate "data"."""
 
 from . import inference
 from .base import Autoencoder

@@ -1,4 +1,4 @@
-"""What every program of this package is."""
+"""Base class of the programs of this package."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from ..core.components import AbstractModule, Labels, Shape
 from ..core.validation import positive_int
 from ..likelihoods import Likelihood
 
-__all__ = ["Autoencoder", "measure_inputs"]
+__all__ = ["Autoencoder", "init_standardization"]
 
 
 class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
-    """The base of all programs: a Pyro model of data, and its guide, the encoder.
+    """Base class of programs: a Pyro model of the data and its guide, the encoder.
 
-    A new program defines ``model(x=None, …, size=1)`` and ``guide(x, …)``, each a
-    ``pyro_method`` with every per-datum site inside ``pyro.plate("data", …)``. The observed
-    site is ``"x"``, and without ``x`` the model makes ``size`` new data. The program keeps
-    the distribution of that site as ``self.likelihood``. Two class attributes say what it
-    wants of the data:
+    Subclasses define ``model(x=None, …, size=1)`` and ``guide(x, …)``, each a ``pyro_method``
+    with every per-datum site inside ``pyro.plate("data", …)``. The observed site is ``"x"``;
+    without ``x`` the model samples ``size`` new examples. The distribution of this site is
+    stored as ``self.likelihood``. Two class attributes describe how the program uses the data:
 
-    * ``labels``: what it does with labels, a :class:`~pyro_vae.programs.base.Labels`;
-    * ``from_data``: the arguments of ``__init__`` that the data decide, attributes of
-      :class:`~pyro_vae.data.Dataset`; YAML and the command line do not ask for them.
+    * ``labels``: how it uses labels, a :class:`~pyro_vae.core.components.Labels`;
+    * ``from_data``: the arguments of ``__init__`` that are determined by the data, attributes
+      of :class:`~pyro_vae.data.Dataset`. They are not set in YAML or on the command line.
 
     Arguments:
-        event_shape: the shape of one datum.
+        event_shape: shape of one example.
 
     Raises:
         ValueError: if an entry of ``event_shape`` is not a positive integer.
@@ -46,17 +45,17 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
 
     @abstractmethod
     def model(self, x: torch.Tensor | None = None, *args: Any, size: int = 1) -> torch.Tensor:
-        """p(x, latents) for data ``(N, *event_shape)``, or for ``size`` new data."""
+        """Run p(x, latents) on data ``(N, *event_shape)``, or sample ``size`` new examples."""
 
     @abstractmethod
     def guide(self, x: torch.Tensor, *args: Any, size: int = 1) -> Any:
-        """q(latents | x) for data ``(N, *event_shape)``."""
+        """Run q(latents | x) on data ``(N, *event_shape)``."""
 
     def check(self, x: torch.Tensor, *args: Any) -> None:
-        """Refuses data that this program cannot score.
+        """Raise if this program cannot score the data.
 
         Raises:
-            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, if the type is
+            ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, if the dtype is
                 not that of the weights, or if the likelihood has no density at a value.
         """
         if x.shape[1:] != self.event_shape or not len(x):
@@ -64,15 +63,15 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
             raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}")
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
-            raise ValueError(f"expected x of {dtype}, as the model's weights are; got {x.dtype}")
+            raise ValueError(f"expected x of {dtype}, like the model's weights; got {x.dtype}")
         self.likelihood.check(x)
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
 
-def measure_inputs(network: object, x: torch.Tensor) -> None:
-    """Lets a network that standardises its inputs measure the training data ``x``; once."""
-    measure = getattr(network, "measure", None)
-    if measure is not None:
-        measure(x)
+def init_standardization(network: object, x: torch.Tensor) -> None:
+    """Compute a network's input statistics from the training data, if it standardises inputs."""
+    fit_standardization = getattr(network, "fit_standardization", None)
+    if fit_standardization is not None:
+        fit_standardization(x)

@@ -1,4 +1,4 @@
-"""The variational autoencoder whose decoder's weights have a posterior too."""
+"""Variational autoencoder with a posterior over the decoder's weights."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from . import compatibility
 from .base import Autoencoder
-from .gaussian_linear import GaussianLinear, make_gaussian
+from .compatibility import check_compatible
+from .gaussian_linear import GaussianLinear, replace_linear_layers
 
 __all__ = ["BayesianVAE"]
 
-#: Marks a site that stands for weights and tells nothing of its datum: no latent to look at.
+#: Marks a site that represents noise of the weights and is not a latent of the example.
 _IS_NOISE: Any = {"is_noise": True}
 
 
 class BayesianVAE(Autoencoder):
     """θ ~ N(0, I), z ~ p(z), x ~ p(x | z, θ), with the guide q(θ) q(z|x): full variational Bayes.
 
-    θ are the weights of the decoder's linear layers, q(θ) = N(μ, diag σ²). They are shared by all
-    data, and in training a minibatch of M from N data weighs log p(θ) − log q(θ) by M / N, so
-    that the bound is that of log p(x_1, …, x_N), a share of which each minibatch has.
+    θ are the weights of the decoder's linear layers, with q(θ) = N(μ, diag σ²). They are shared by
+    all examples. In training, a minibatch of M out of N examples scales log p(θ) − log q(θ) by
+    M / N, so that the sum over minibatches is a bound on log p(x_1, …, x_N).
 
-    In evaluation, and where new data are made, p(x) is that of one more datum: the posterior
-    predictive E_q(θ) E_p(z) p(x | z, θ). Every datum and particle then has weights of its own,
-    and each layer's outputs, W a + b of Gaussian W and b, are drawn in their place: they are
-    N(W̄ a + b̄, σ_W² a² + σ_b²), independent, made of standard normal sites inside the plate, which
-    have the same density in model and guide. Bounds of :func:`~pyro_vae.evaluate` hence lack
-    KL(q(θ) ‖ p(θ)) / N, which the objective in training has.
+    In evaluation and generation, p(x) is the posterior predictive of a new example,
+    E_q(θ) E_p(z) p(x | z, θ). Each example and particle has independent weights, which are
+    sampled through the outputs of each layer (local reparameterisation): W a + b with Gaussian W
+    and b is N(W̄ a + b̄, σ_W² a² + σ_b²). The noise consists of standard normal sites inside the
+    plate, with the same density in model and guide. The bounds of :func:`~pyro_vae.evaluate`
+    therefore do not include KL(q(θ) ‖ p(θ)) / N, which the training objective includes.
 
-    θ are sites of ``pyro.sample`` in model and guide, and no :class:`~pyro.nn.PyroSample`: that
-    draws a weight where it is looked at, here inside the plate, where it would be one for each
-    datum, and ``nn.Linear`` cannot take weights that differ between particles.
+    θ are ``pyro.sample`` sites in model and guide, and not a :class:`~pyro.nn.PyroSample`, which
+    samples a weight on attribute access. Here this would be inside the plate, once per example,
+    and ``nn.Linear`` does not support weights that differ between particles.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
         prior: ``prior(latent_dim)``, p(z).
-        likelihood: ``likelihood(latent_dim, event_shape, decoder)``, p(x | z, θ); what it
-            learns besides the decoder (a Gaussian's σ) has no posterior.
+        likelihood: ``likelihood(latent_dim, event_shape, decoder)``, p(x | z, θ). Its parameters
+            outside the decoder (such as a Gaussian's σ) have no posterior.
         posterior: ``posterior(event_shape, latent_dim, encoder)``, q(z|x).
         encoder: ``encoder(in_shape, out_shape)``, the network of q(z|x).
-        decoder: ``decoder(in_shape, out_shape)``, the network of p(x | z, θ), whose weights are
-            all those of linear layers, each used once for a datum. As it is made it gives μ.
-        initial_scale: every σ before training.
+        decoder: ``decoder(in_shape, out_shape)``, the network of p(x | z, θ). All its weights
+            belong to linear layers, each used once per example. Its initial weights are μ.
+        initial_scale: initial value of every σ.
 
     Raises:
-        ValueError: if a number is out of range, the parts do not combine, or the decoder has
-            other weights; when it is trained without :func:`~pyro_vae.fit`, if
-            :func:`~pyro_vae.initialize` did not tell it the number of training data.
+        ValueError: if a number is out of range, the parts cannot be combined, or the decoder has
+            other weights; in training without :func:`~pyro_vae.fit`, if the number of training
+            examples was not set with :func:`~pyro_vae.initialize`.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix F.
@@ -93,90 +93,93 @@ class BayesianVAE(Autoencoder):
         encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
         self.posterior = posterior(self.event_shape, latent_dim, encoder)
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
-        make_gaussian(self.likelihood, initial_scale)
+        replace_linear_layers(self.likelihood, initial_scale)
         self.prior = prior(latent_dim)
-        compatibility.check(self.prior, self.posterior)
+        check_compatible(self.prior, self.posterior)
         self.prior.bind(self.posterior)
         self.posterior.bind(self.prior, self.likelihood)
-        # saved with the weights, because learning may go on; 0: not told yet
+        # part of the state, for resumed training; 0 until it is set
         self.register_buffer("num_data", torch.tensor(0))
 
     def init_from_data(self, x: Tensor) -> None:
-        """Notes the number of training data, of which a minibatch is a share.
+        """Set the number of training examples, which scales log p(θ) in a minibatch.
 
-        Anew at every call: who goes on with more data has a smaller share in each minibatch.
+        Updated at every call, for training that is resumed with other data.
         """
         self.num_data.fill_(len(x))
 
     @pyro_method
     def model(self, x: Tensor | None = None, size: int = 1) -> Tensor:
-        """p(θ) p(z) p(x | z, θ) for data ``x``, or ``size`` new data of the posterior predictive.
+        """Run p(θ) p(z) p(x | z, θ) on data ``x``, or sample the posterior predictive.
 
         Returns:
-            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
-        own = x is None or not self.training
-        shared = {} if own else self._weights(x, GaussianLinear.prior)
+        per_datum = x is None or not self.training
+        weights = {} if per_datum else self._sample_weights(x, GaussianLinear.prior)
         with pyro.plate("data", size if x is None else len(x)):
-            noise = self._noise() if own else {}
+            noise = self._sample_noise() if per_datum else {}
             z = pyro.sample("z", self.prior())
-            with self._with(shared, noise):
+            with self._use_samples(weights, noise):
                 likelihood = self.likelihood(z)
             return pyro.sample("x", likelihood, obs=x)
 
     @pyro_method
     def guide(self, x: Tensor, size: int = 1) -> Tensor:
-        """q(θ) q(z|x) for data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(θ) q(z|x) on data ``x`` of shape ``(N, *event_shape)``.
 
         Returns:
             z, of shape ``(*particles, N, latent_dim)``.
         """
         if self.training:
-            self._weights(x, GaussianLinear.posterior)
+            self._sample_weights(x, GaussianLinear.posterior)
         with pyro.plate("data", len(x)):
             if not self.training:
-                self._noise()
+                self._sample_noise()
             return pyro.sample("z", self.posterior(x))
 
-    def _layers(self) -> dict[str, GaussianLinear]:
+    def _gaussian_layers(self) -> dict[str, GaussianLinear]:
         modules = self.likelihood.named_modules()
         return {name: m for name, m in modules if isinstance(m, GaussianLinear)}
 
-    def _weights(
-        self, x: Tensor | None, of: Callable[[GaussianLinear, str], Distribution]
+    def _sample_weights(
+        self, x: Tensor | None, distribution: Callable[[GaussianLinear, str], Distribution]
     ) -> dict[str, dict[str, Tensor]]:
-        """Draws of all weights, shared by all data: by layer, and by name."""
-        count = int(self.num_data)
-        if not count or x is None:
+        """Sample weights shared by all examples, by layer and parameter name."""
+        num_data = int(self.num_data)
+        if not num_data or x is None:
             raise ValueError(
-                "expected to be told the number of training data, of which a minibatch has its "
-                "share of log p(θ): call pyro_vae.initialize(program, x) with all of them first"
+                "expected num_data, the number of training examples that scales log p(θ); got "
+                "none: call pyro_vae.initialize(program, x) with all of them first"
             )
-        with poutine.scale(scale=len(x) / count):
+        with poutine.scale(scale=len(x) / num_data):
             return {
-                name: {part: pyro.sample(f"{name}.{part}", of(layer, part)) for part in layer.parts}
-                for name, layer in self._layers().items()
+                layer_name: {
+                    name: pyro.sample(f"{layer_name}.{name}", distribution(layer, name))
+                    for name in layer.param_names
+                }
+                for layer_name, layer in self._gaussian_layers().items()
             }
 
-    def _noise(self) -> dict[str, Tensor]:
-        """For each layer the noise of its outputs, ``(*particles, N, outputs)``."""
+    def _sample_noise(self) -> dict[str, Tensor]:
+        """Sample the noise of each layer's outputs, ``(*particles, N, outputs)``."""
         noise = {}
-        for name, layer in self._layers().items():
+        for name, layer in self._gaussian_layers().items():
             zeros = layer.weight.new_zeros(layer.out_features)
             normal = dist.Normal(zeros, 1.0).to_event(1)
             noise[name] = pyro.sample(f"{name}.noise", normal, infer=_IS_NOISE)
         return noise
 
     @contextmanager
-    def _with(
+    def _use_samples(
         self, weights: Mapping[str, Mapping[str, Tensor]], noise: Mapping[str, Tensor]
     ) -> Iterator[None]:
-        """Makes the layers use these draws."""
-        layers = self._layers()
+        """Use these samples in the layers inside this context."""
+        layers = self._gaussian_layers()
         try:
             for name, layer in layers.items():
-                layer.hold(weights.get(name), noise.get(name))
+                layer.set_samples(weights.get(name), noise.get(name))
             yield
         finally:
             for layer in layers.values():
-                layer.hold()
+                layer.set_samples()

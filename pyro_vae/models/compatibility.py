@@ -1,4 +1,4 @@
-"""Which priors and posteriors combine: the rules, as data, and the table they make."""
+"""Rules for combining priors and posteriors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..core.components import Space
 from ..posteriors import Posterior
 from ..priors import Prior
 
-__all__ = ["RULES", "Rule", "broken", "check"]
+__all__ = ["RULES", "Rule", "check_compatible", "find_violation"]
 
 
 class _Prior(Protocol):
-    """What the rules ask of a prior; its class and its instances can answer."""
+    """Attributes of a prior that the rules use, of a class or an instance."""
 
     space: Space
     uses_posterior: bool
 
 
 class _Posterior(Protocol):
-    """What the rules ask of a posterior."""
+    """Attributes of a posterior that the rules use, of a class or an instance."""
 
     space: Space
     scores_any_value: bool
@@ -30,12 +30,12 @@ class _Posterior(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """One reason why a prior and a posterior may not combine.
+    """A condition that a prior and a posterior must satisfy to be combined.
 
     Attributes:
-        holds: whether a prior and a posterior keep the rule.
-        expected: what it asks for, as a sentence goes on.
-        remedy: what to do.
+        holds: predicate of a prior and a posterior, true if they satisfy the rule.
+        expected: requirement, as a phrase that follows "expected".
+        remedy: suggested fix.
     """
 
     holds: Callable[[_Prior, _Posterior], bool]
@@ -47,34 +47,34 @@ RULES = (
     Rule(
         lambda prior, posterior: prior.space is posterior.space,
         "a prior and a posterior of latents in the same space",
-        "UniformSphere goes with PowerSpherical, and all others with each other",
+        "combine UniformSphere with PowerSpherical, and all others with each other",
     ),
     Rule(
         lambda prior, posterior: posterior.scores_any_value or not prior.uses_posterior,
-        "a posterior with a density at any z, which a prior made of q(z|u) needs",
-        "planar, radial and Sylvester flows have no inverse; InverseAutoregressiveFlow, "
-        "SplineFlow and HouseholderFlow have one",
+        "a posterior with a density at any z, because the prior is defined by q(z|u)",
+        "planar, radial and Sylvester flows have no inverse; use InverseAutoregressiveFlow, "
+        "SplineFlow or HouseholderFlow",
     ),
     Rule(
         lambda prior, posterior: posterior.self_contained or not prior.uses_posterior,
-        "a posterior that does not need the model, as the prior here is made of it",
-        "choose a prior other than VampPrior, or a posterior that is not refined",
+        "a posterior that does not depend on the model, because the prior is defined by it",
+        "use a prior other than VampPrior, or a posterior other than SemiAmortized",
     ),
 )
 
 
-def broken(prior: _Prior, posterior: _Posterior) -> Rule | None:
-    """The first rule that the two break, if they do not combine."""
+def find_violation(prior: _Prior, posterior: _Posterior) -> Rule | None:
+    """Return the first rule that the pair violates, or ``None`` if it can be combined."""
     return next((rule for rule in RULES if not rule.holds(prior, posterior)), None)
 
 
-def check(prior: Prior, posterior: Posterior) -> None:
-    """Refuses a prior and a posterior that do not combine.
+def check_compatible(prior: Prior, posterior: Posterior) -> None:
+    """Raise if a prior and a posterior cannot be combined.
 
     Raises:
-        ValueError: in one sentence, with what was expected, what came and what to do.
+        ValueError: if they violate one of :data:`RULES`.
     """
-    rule = broken(prior, posterior)
+    rule = find_violation(prior, posterior)
     if rule is not None:
         raise ValueError(
             f"expected {rule.expected}; got prior {type(prior).__name__} with posterior "

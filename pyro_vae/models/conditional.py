@@ -1,4 +1,4 @@
-"""The variational autoencoder of data given a condition."""
+"""Conditional variational autoencoder."""
 
 from __future__ import annotations
 
@@ -14,41 +14,46 @@ from ..core.components import Labels, NetworkFactory, Shape, checked_factory
 from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
-from ..networks.base import several
+from ..networks.base import as_tuple
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from . import compatibility
 from .base import Autoencoder
-from .conditioning import beside, check_conditioned, joined, joint_shape
+from .compatibility import check_compatible
+from .conditioning import (
+    check_conditional_parts,
+    concat_flattened,
+    concat_shape,
+    make_conditional_factory,
+)
 
 __all__ = ["ConditionalVAE"]
 
 
 class ConditionalVAE(Autoencoder):
-    """z ~ p(z), x ~ p(x | z, c), with the encoder q(z | x, c) as the guide; c is always given.
+    """z ~ p(z), x ~ p(x | z, c), with the encoder q(z | x, c) as the guide, given a condition c.
 
-    c is a class or any tensor; nothing models it. Its numbers, a class as a one-hot vector, go
-    beside the latents into the decoder and beside the datum into the encoder: an encoder of
-    images sees each as one more channel that is constant.
+    c is a class or a tensor, and is always observed, not modelled. It is concatenated (a class
+    as a one-hot vector) with the latents as the decoder's input, and with the flattened example
+    as the encoder's. An image encoder receives each number of c as a constant channel.
 
     Arguments:
-        event_shape: the shape of one datum.
-        condition: the number C of classes, c then being integers 0 … C − 1 of shape ``(N,)``;
-            or the shape of one condition, c being ``(N, *condition)`` numbers, of which C is
-            then the count. They enter the networks as they are: scale them to about 1.
-        latent_dim: the number of latent variables D.
-        prior: ``prior(latent_dim)``, p(z); not one that is written with the encoder, which
-            here needs a condition.
+        event_shape: shape of one example.
+        condition: number of classes C, for integer c in 0 … C − 1 of shape ``(N,)``; or the
+            shape of one condition, for c of shape ``(N, *condition)``, where C is its number of
+            elements. Tensors are not rescaled: scale them to about 1.
+        latent_dim: number of latent variables D.
+        prior: ``prior(latent_dim)``, p(z). It must not depend on the encoder, which needs a
+            condition here.
         likelihood: ``likelihood(latent_dim + C, event_shape, decoder)``, p(x | z, c), of z
-            beside c.
+            and c concatenated.
         posterior: ``posterior((prod(event_shape) + C,), latent_dim, encoder)``, q(z | x, c), of
-            the datum as one vector beside c.
+            the flattened example and c concatenated.
         encoder: ``encoder(in_shape, out_shape)``, the network of q(z | x, c).
         decoder: ``decoder(in_shape, out_shape)``, the network of p(x | z, c).
 
     Raises:
-        ValueError: if a number is not a positive integer or the parts do not combine; if model
-            or guide are called without a condition for each datum.
+        ValueError: if a number is not a positive integer or the parts cannot be combined; if
+            model or guide is called without one condition per example.
 
     References:
         Learning Structured Output Representation using Deep Conditional Generative Models (Sohn
@@ -77,107 +82,109 @@ class ConditionalVAE(Autoencoder):
             self.num_classes = positive_int("condition, a number of classes,", condition)
             self.condition: Shape = (self.num_classes,)
         else:
-            sizes = several("condition", "sizes, or a number of classes", condition)
+            sizes = as_tuple("condition", "sizes, or a number of classes", condition)
             self.condition = tuple(positive_int("every size in condition", n) for n in sizes)
-        joint = joint_shape(self.event_shape, self.condition)
+        joint = concat_shape(self.event_shape, self.condition)
         checked = checked_factory(encoder, self.event_shape)
-        self.posterior = posterior(joint, latent_dim, beside(checked, self.event_shape))
+        self.posterior = posterior(
+            joint, latent_dim, make_conditional_factory(checked, self.event_shape)
+        )
         self.likelihood = likelihood(
             latent_dim + math.prod(self.condition),
             self.event_shape,
             checked_factory(decoder, self.event_shape),
         )
         self.prior = prior(latent_dim)
-        check_conditioned(self.prior, self.posterior)
-        compatibility.check(self.prior, self.posterior)
+        check_conditional_parts(self.prior, self.posterior)
+        check_compatible(self.prior, self.posterior)
         self.prior.bind(self.posterior)
 
     @pyro_method
     def model(self, x: Tensor | None = None, c: Tensor | None = None, size: int = 1) -> Tensor:
-        """p(z) p(x | z, c) for data ``x``, or for new data.
+        """Run p(z) p(x | z, c) on data ``x``, or sample new examples.
 
         Arguments:
-            x: the data, ``(N, *event_shape)``.
-            c: their conditions, ``(N,)`` integers or ``(N, *condition)``. Without ``x`` there
-                is a new datum for each of them, or ``size`` of a single one.
-            size: the number of new data of a single condition.
+            x: data, ``(N, *event_shape)``.
+            c: conditions, ``(N,)`` integers or ``(N, *condition)``. Without ``x`` the model
+                samples one new example for each condition, or ``size`` for a single condition.
+            size: number of new examples for a single condition.
 
         Returns:
-            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
-        code = self._coded(c)
+        code = self._encode(c)
         if x is None and len(code) == 1:
             code = code.expand(size, *self.condition)
         with self._plate(len(code) if x is None else len(x), code):
             z = pyro.sample("z", self.prior())
-            both = joined((z, (self.latent_dim,)), (code, self.condition))
-            return pyro.sample("x", self.likelihood(both), obs=x)
+            inputs = concat_flattened((z, (self.latent_dim,)), (code, self.condition))
+            return pyro.sample("x", self.likelihood(inputs), obs=x)
 
     @pyro_method
     def guide(self, x: Tensor, c: Tensor | None = None, size: int = 1) -> Tensor:
-        """q(z | x, c) for data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(z | x, c) on data ``x`` of shape ``(N, *event_shape)``.
 
         Arguments:
-            x: the data.
-            c: their conditions, ``(N,)`` integers or ``(N, *condition)``.
-            size: not looked at; for the model.
+            x: data.
+            c: conditions, ``(N,)`` integers or ``(N, *condition)``.
+            size: ignored; for compatibility with the model.
 
         Returns:
             z, of shape ``(*particles, N, latent_dim)``.
         """
-        code = self._coded(c)
+        code = self._encode(c)
         with self._plate(len(x), code):
-            both = joined((x, self.event_shape), (code, self.condition))
-            return pyro.sample("z", self.posterior(both))
+            inputs = concat_flattened((x, self.event_shape), (code, self.condition))
+            return pyro.sample("z", self.posterior(inputs))
 
     def check(self, x: Tensor, *args: Tensor) -> None:
-        """Refuses data, or conditions of them, that this program cannot score.
+        """Raise if this program cannot score the data or their conditions.
 
         Arguments:
-            x: the data, ``(N, *event_shape)``.
-            *args: their conditions, c.
+            x: data, ``(N, *event_shape)``.
+            *args: conditions c.
 
         Raises:
-            ValueError: as every program; and if the conditions are missing, are not one for
-                each datum, are classes out of range, or are NaN or infinite.
+            ValueError: as :meth:`Autoencoder.check`; and if conditions are missing, not one per
+                example, classes out of range, NaN or infinite.
         """
         super().check(x)
         c = args[0] if args else None
-        code = self._coded(c, ranged=True)
+        code = self._encode(c, check_range=True)
         if len(code) != len(x):
-            raise ValueError(self._expected(f"{len(code)} for {len(x)} data"))
+            raise ValueError(self._error_message(f"{len(code)} for {len(x)} examples"))
         if not code.isfinite().all():
-            raise ValueError(self._expected("NaN or infinite ones"))
+            raise ValueError(self._error_message("NaN or infinite values"))
 
     def _plate(self, size: int, code: Tensor) -> pyro.plate:
         if len(code) != size:
-            raise ValueError(self._expected(f"{len(code)} for {size} data"))
+            raise ValueError(self._error_message(f"{len(code)} for {size} examples"))
         return pyro.plate("data", size)
 
-    def _coded(self, c: Tensor | None, ranged: bool = False) -> Tensor:
-        """Conditions as numbers, ``(N, *condition)``: classes as one-hot vectors."""
+    def _encode(self, c: Tensor | None, check_range: bool = False) -> Tensor:
+        """Return conditions as numbers, ``(N, *condition)``, with classes as one-hot vectors."""
         if c is None:
-            raise ValueError(self._expected("none"))
+            raise ValueError(self._error_message("none"))
         dtype = next(self.parameters()).dtype
         if self.num_classes is None:
             if c.ndim != 1 + len(self.condition) or c.shape[1:] != self.condition:
-                raise ValueError(self._expected(f"shape {tuple(c.shape)}"))
+                raise ValueError(self._error_message(f"shape {tuple(c.shape)}"))
             return c.to(dtype)
         if c.ndim != 1 or c.is_floating_point() or c.is_complex():
-            raise ValueError(self._expected(f"shape {tuple(c.shape)} of {c.dtype}"))
-        # looking at the values waits for the device, so only the public entries do
-        if ranged and len(c):
-            least, most = int(c.min()), int(c.max())  # of c's type, C might not be itself
-            if not 0 <= least <= most < self.num_classes:
-                raise ValueError(self._expected(f"{least} to {most}"))
+            raise ValueError(self._error_message(f"shape {tuple(c.shape)} of {c.dtype}"))
+        # reading the values synchronises with the device, so only `check` does
+        if check_range and len(c):
+            low, high = int(c.min()), int(c.max())  # as int: C may overflow the dtype of c
+            if not 0 <= low <= high < self.num_classes:
+                raise ValueError(self._error_message(f"{low} to {high}"))
         return nn.functional.one_hot(c.long(), self.num_classes).to(dtype)
 
-    def _expected(self, got: str) -> str:
+    def _error_message(self, got: str) -> str:
         if self.num_classes is not None:
             expected = f"a class from 0 to {self.num_classes - 1}"
         else:
             expected = f"numbers of shape {self.condition}"
         return (
-            f"expected as the condition of each datum {expected}; got {got}: give the labels "
-            f"beside the data"
+            f"expected {expected} as the condition of each example; got {got}: pass the labels "
+            f"with the data"
         )

@@ -1,4 +1,4 @@
-"""Giving one network several tensors: data beside their labels, latents beside a condition."""
+"""Concatenated network inputs: examples with labels, latents with conditions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from torch import Tensor, nn
 from ..core.components import NetworkFactory, Shape
 from ..posteriors import Posterior
 from ..priors import Prior
-from .base import measure_inputs
+from .base import init_standardization
 
-__all__ = ["beside", "check_conditioned", "joined", "joint_shape"]
+__all__ = [
+    "check_conditional_parts",
+    "concat_flattened",
+    "concat_shape",
+    "make_conditional_factory",
+]
 
 
-def joint_shape(*shapes: Shape) -> Shape:
-    """The shape of what :func:`joined` makes of one of each: ``(total size,)``."""
+def concat_shape(*shapes: Shape) -> Shape:
+    """Return the event shape of :func:`concat_flattened`, ``(total size,)``."""
     return (sum(map(math.prod, shapes)),)
 
 
-def joined(*parts: tuple[Tensor, Shape]) -> Tensor:
-    """Tensors side by side, as one vector for each datum.
+def concat_flattened(*parts: tuple[Tensor, Shape]) -> Tensor:
+    """Flatten the event dimensions of tensors and concatenate them.
 
     Arguments:
-        *parts: tensors ``(*batch, *shape)``, each with its ``shape``. Batch dimensions
-            broadcast: one datum may go with many latents, or with every class in turn.
+        *parts: pairs of a tensor ``(*batch, *shape)`` and its event shape ``shape``. Batch
+            dimensions broadcast, for example one example against many latents or all classes.
 
     Returns:
         A tensor ``(*batch, total size)``.
@@ -37,40 +42,41 @@ def joined(*parts: tuple[Tensor, Shape]) -> Tensor:
     return torch.cat([t.expand(*batch, -1) for t in flat], -1)
 
 
-def beside(factory: NetworkFactory, event_shape: Shape) -> NetworkFactory:
-    """The same factory, for encoders of a datum beside its condition.
+def make_conditional_factory(factory: NetworkFactory, event_shape: Shape) -> NetworkFactory:
+    """Return a factory of encoders of an example and its condition.
 
     Arguments:
-        factory: makes an encoder. One of images gets the condition as constant channels.
-        event_shape: the shape of one datum.
+        factory: factory of encoders. Image encoders receive the condition as constant
+            channels.
+        event_shape: shape of one example.
 
     Returns:
-        A factory of networks whose inputs are what :func:`joined` makes of data and conditions.
+        A factory of networks for inputs from :func:`concat_flattened`, an example followed by
+        its condition.
     """
-    return partial(_Beside, factory, tuple(event_shape))
+    return partial(_ConditionalEncoder, factory, tuple(event_shape))
 
 
-def check_conditioned(prior: Prior, posterior: Posterior) -> None:
-    """Refuses a prior and a posterior that can do only with q(z|x) or p(x|z).
+def check_conditional_parts(prior: Prior, posterior: Posterior) -> None:
+    """Raise if the posterior needs p(x|z), or the prior q(z|x), without a condition.
 
     Raises:
-        ValueError: in one sentence, with what was expected, what came and what to do.
+        ValueError: if one of them cannot be used in a conditional program.
     """
     if not posterior.self_contained:
         raise ValueError(
-            f"expected a posterior that needs nothing but its inputs; got "
-            f"{type(posterior).__name__}, which is refined with p(x|z), and that needs a "
-            f"condition here: choose another"
+            f"expected a posterior that depends on its inputs alone; got "
+            f"{type(posterior).__name__}, which needs p(x|z) without a condition: choose another"
         )
     if prior.uses_posterior:
         raise ValueError(
-            f"expected a prior of its own; got {type(prior).__name__}, which is written with "
-            f"q(z|x), and that needs a condition here: choose another"
+            f"expected a prior that does not depend on the posterior; got "
+            f"{type(prior).__name__}, which needs q(z|x) without a condition: choose another"
         )
 
 
-class _Beside(nn.Module):
-    """An encoder of one vector, a datum and then its condition."""
+class _ConditionalEncoder(nn.Module):
+    """An encoder of a vector, the concatenation of an example and its condition."""
 
     def __init__(
         self, factory: NetworkFactory, event_shape: Shape, in_shape: Shape, out_shape: Shape
@@ -79,26 +85,26 @@ class _Beside(nn.Module):
         self.event_shape = event_shape
         self.sizes = (math.prod(event_shape), in_shape[0] - math.prod(event_shape))
         *planes, height, width = event_shape if len(event_shape) > 1 else (0, 0)
-        self.image = (math.prod(planes) + self.sizes[1], height, width)
-        # whether a network is one of images it says itself, once it is made
-        network = factory(self.image if height else in_shape, out_shape)
-        self.of_images = getattr(network, "images_only", False)
-        if height and not self.of_images:
+        self.image_shape = (math.prod(planes) + self.sizes[1], height, width)
+        # only the network itself knows whether it takes images, so it has to be created first
+        network = factory(self.image_shape if height else in_shape, out_shape)
+        self.takes_images = getattr(network, "images_only", False)
+        if height and not self.takes_images:
             network = factory(in_shape, out_shape)
         self.network: Any = network
 
-    def measure(self, x: Tensor) -> None:
-        """Hands the training data, without conditions, on to a network that standardises."""
-        measure_inputs(self.network, x)
+    def fit_standardization(self, x: Tensor) -> None:
+        """Compute the network's input statistics from examples without their conditions."""
+        init_standardization(self.network, x)
 
-    def forward(self, both: Tensor) -> Tensor:
-        x, c = both.split(self.sizes, -1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        x, c = inputs.split(self.sizes, -1)
         if getattr(self.network, "standardize", False):
-            # undoes for c beforehand what the network, once it has measured, does to all inputs
+            # the network standardises all its inputs; invert that for c in advance
             scale = self.network.input_scale
             c = self.network.input_mean + torch.where(scale > 0, scale, 1.0) * c
-        if not self.of_images:
+        if not self.takes_images:
             return self.network(torch.cat([x, c], -1))
-        batch, (_, height, width) = x.shape[:-1], self.image
+        batch, (_, height, width) = x.shape[:-1], self.image_shape
         channels = c[..., None, None].expand(*batch, self.sizes[1], height, width)
         return self.network(torch.cat([x.reshape(*batch, -1, height, width), channels], -3))

@@ -1,4 +1,4 @@
-"""Linear layers of Gaussian weights, for decoders whose weights have a posterior."""
+"""Linear layers with Gaussian weights, for decoders with a posterior over their weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 
-__all__ = ["GaussianLinear", "make_gaussian"]
+__all__ = ["GaussianLinear", "replace_linear_layers"]
 
 
 class GaussianLinear(nn.Module):
-    """A linear layer of Gaussian weights, ``(*batch, inputs)`` to ``(*batch, outputs)``.
+    """Linear layer with Gaussian weights, ``(*batch, inputs)`` to ``(*batch, outputs)``.
 
-    It uses its weights' means, unless it holds draws.
+    The layer uses the mean weights unless :meth:`set_samples` has set sampled weights or noise.
 
     Arguments:
-        linear: the layer whose weights are the means.
-        scale: the standard deviation of every weight at first.
+        linear: layer that provides the means of the weights.
+        scale: initial standard deviation of all weights.
 
     Raises:
-        ValueError: if it is called twice with one noise, or with another number of inputs.
+        ValueError: if called twice with the same noise, or with noise for another number of
+            outputs.
 
     References:
         Variational Dropout and the Local Reparameterization Trick (Kingma et al., 2015),
@@ -37,40 +38,43 @@ class GaussianLinear(nn.Module):
         super().__init__()
         self.out_features = linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.parts = [name for name, _ in linear.named_parameters()]
-        for part in self.parts:
-            log_scale = torch.full_like(getattr(self, part), math.log(scale))
-            self.register_parameter(f"{part}_log_scale", nn.Parameter(log_scale.detach()))
-        self.hold()
+        self.param_names = [name for name, _ in linear.named_parameters()]
+        for name in self.param_names:
+            log_scale = torch.full_like(getattr(self, name), math.log(scale))
+            self.register_parameter(f"{name}_log_scale", nn.Parameter(log_scale.detach()))
+        self.set_samples()
 
-    def hold(self, drawn: Mapping[str, Tensor] | None = None, noise: Tensor | None = None) -> None:
-        """Notes draws to use from now on, or without any goes back to the means.
+    def set_samples(
+        self, weights: Mapping[str, Tensor] | None = None, noise: Tensor | None = None
+    ) -> None:
+        """Use these samples from now on, or the means if there are none.
 
         Arguments:
-            drawn: ``weight``, ``(*particles, outputs, inputs)``, and ``bias``, if there is one.
-            noise: of the outputs, ``(*batch, outputs)``, each input having weights of its own;
-                it serves once.
+            weights: ``weight``, ``(*particles, outputs, inputs)``, and ``bias`` if the layer has
+                one, shared by all inputs of a particle.
+            noise: noise of the outputs, ``(*batch, outputs)``, equivalent to independent weights
+                for each input. It is used once.
         """
-        self.drawn, self.noise, self.served = drawn, noise, False
+        self.sampled_weights, self.noise, self.noise_used = weights, noise, False
 
-    def prior(self, part: str) -> Distribution:
-        """p of the weight or the bias: N(0, I)."""
-        mean = getattr(self, part)
+    def prior(self, name: str) -> Distribution:
+        """Return p(weight) or p(bias), N(0, I)."""
+        mean = getattr(self, name)
         return dist.Normal(torch.zeros_like(mean), 1.0).to_event(mean.ndim)
 
-    def posterior(self, part: str) -> Distribution:
-        """q of the weight or the bias: N(μ, diag σ²)."""
-        mean = getattr(self, part)
-        return dist.Normal(mean, getattr(self, f"{part}_log_scale").exp()).to_event(mean.ndim)
+    def posterior(self, name: str) -> Distribution:
+        """Return q(weight) or q(bias), N(μ, diag σ²)."""
+        mean = getattr(self, name)
+        return dist.Normal(mean, getattr(self, f"{name}_log_scale").exp()).to_event(mean.ndim)
 
     def forward(self, a: Tensor) -> Tensor:
-        if self.drawn is not None:
-            return self._of_shared_weights(a, **self.drawn)
+        if self.sampled_weights is not None:
+            return self._apply_weights(a, **self.sampled_weights)
         mean = nn.functional.linear(a, self.weight, self.bias)
-        return mean if self.noise is None else self._noisy(a, mean, self.noise)
+        return mean if self.noise is None else self._apply_noise(a, mean, self.noise)
 
-    def _of_shared_weights(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        # a network may have made one batch dimension of several; the particles' is the leftmost
+    def _apply_weights(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        # networks may flatten batch dimensions; particles are the leftmost in any case
         shape, particles = a.shape[:-1], weight.shape[:-2].numel()
         weight = weight.reshape(particles, *weight.shape[-2:])
         out = a.reshape(particles, -1, a.shape[-1]) @ weight.mT
@@ -78,48 +82,49 @@ class GaussianLinear(nn.Module):
             out = out + bias.reshape(particles, 1, -1)
         return out.reshape(*shape, self.out_features)
 
-    def _noisy(self, a: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-        # the same weights a second time would need the joint law of both outputs
-        if self.served or noise.numel() != mean.numel():
-            outputs = mean.numel() + self.served * noise.numel()
+    def _apply_noise(self, a: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+        # reusing the same weights would require the joint distribution of both outputs
+        if self.noise_used or noise.numel() != mean.numel():
+            num_outputs = mean.numel() + self.noise_used * noise.numel()
             raise ValueError(
-                f"expected a decoder that uses each linear layer once for a datum; got "
-                f"{outputs} outputs of one for {noise.numel()}: use an MLP or a GatedMLP"
+                f"expected a decoder that uses each linear layer once per example; got "
+                f"{num_outputs} outputs of one layer instead of {noise.numel()}: use an MLP or a "
+                f"GatedMLP"
             )
-        self.served = True
-        variances = [(2 * getattr(self, f"{part}_log_scale")).exp() for part in self.parts]
+        self.noise_used = True
+        variances = [(2 * getattr(self, f"{name}_log_scale")).exp() for name in self.param_names]
         scale = nn.functional.linear(a.square(), *variances).sqrt()
         return mean + scale * noise.reshape(mean.shape)
 
 
-def make_gaussian(likelihood: Likelihood, scale: float) -> None:
-    """Replaces the linear layers of a likelihood's networks, in place.
+def replace_linear_layers(likelihood: Likelihood, scale: float) -> None:
+    """Replace the linear layers of a likelihood's networks with :class:`GaussianLinear`, in place.
 
     Arguments:
-        likelihood: p(x | z, θ), θ the weights of its networks.
-        scale: the standard deviation of every weight at first.
+        likelihood: p(x | z, θ), where θ are the weights of its networks.
+        scale: initial standard deviation of all weights.
 
     Raises:
-        ValueError: if there are none, or if other modules of the networks have weights too.
+        ValueError: if there are no linear layers, or if other modules have weights too.
     """
-    made: dict[nn.Linear, GaussianLinear] = {}
+    replaced: dict[nn.Linear, GaussianLinear] = {}
     for parent in list(likelihood.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward:
-                if child not in made:  # it may stand in two places, of the same weights
-                    made[child] = GaussianLinear(child, scale)
-                    # a network that is one layer keeps the check of its outputs' shape
-                    made[child]._forward_hooks.update(child._forward_hooks)
-                setattr(parent, name, made[child])
+                if child not in replaced:  # a layer with tied weights may occur twice
+                    replaced[child] = GaussianLinear(child, scale)
+                    # if the layer is the whole network, it has the check of the output shape
+                    replaced[child]._forward_hooks.update(child._forward_hooks)
+                setattr(parent, name, replaced[child])
     networks: list[Any] = [m for m in likelihood.modules() if m is not likelihood]
-    other = [m for m in networks if not isinstance(m, GaussianLinear) and _has_weights(m)]
+    other = [m for m in networks if not isinstance(m, GaussianLinear) and _has_own_parameters(m)]
     if other or not any(isinstance(m, GaussianLinear) for m in networks):
-        got = f"a {type(other[0]).__name__} with weights of its own" if other else "none"
+        got = f"weights of a {type(other[0]).__name__}" if other else "no linear layer"
         raise ValueError(
-            f"expected a decoder whose weights are all those of linear layers; got {got}: use an "
-            f"MLP or a GatedMLP, without a norm"
+            f"expected a decoder with weights in linear layers only; got {got}: use an MLP or a "
+            f"GatedMLP, without a norm"
         )
 
 
-def _has_weights(module: nn.Module) -> bool:
+def _has_own_parameters(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False))

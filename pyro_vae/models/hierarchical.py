@@ -1,4 +1,4 @@
-"""The variational autoencoder with several layers of latents."""
+"""Hierarchical variational autoencoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.components import NetworkFactory, Shape, checked_factory
 from ..core.validation import positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
-from ..networks.base import Network, several
+from ..networks.base import Network, as_tuple
 from ..posteriors import DiagonalNormal
 from ..priors import Prior, StandardNormal
 from .base import Autoencoder
@@ -25,28 +25,27 @@ __all__ = ["HierarchicalVAE"]
 
 
 class HierarchicalVAE(Autoencoder):
-    """z_L ~ p(z_L), z_i ~ N(μ(z_{i+1}), diag σ(z_{i+1})²), x ~ p(x|z_1), for any number of layers.
+    """z_L ~ p(z_L), z_i ~ N(μ(z_{i+1}), diag σ(z_{i+1})²), x ~ p(x|z_1), with L layers of latents.
 
-    The sites are "zL" … "z1" and "x". With one layer it is a :class:`VAE`.
+    The sites are "zL" … "z1" and "x". With one layer it is equivalent to :class:`VAE`.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dims: the number of latents in each layer, from the one nearest the data upward.
-        prior: ``prior(latent_dims[-1])``, p(z_L) of the top. One that is written with q(z|x)
-            has none to be written with where there are several layers.
+        event_shape: shape of one example.
+        latent_dims: number of latents in each layer, from the layer closest to the data upward.
+        prior: ``prior(latent_dims[-1])``, p(z_L) of the top layer. With several layers it must
+            not depend on q(z|x).
         likelihood: ``likelihood(latent_dims[0], event_shape, decoder)``, p(x|z_1).
         inference: ``inference(event_shape, latent_dims, encoders)``, q(z_1, …, z_L | x):
-            ``BottomUp``, as in the IWAE paper, or ``TopDown``, the ladder.
-        encoders: ``encoder(in_shape, out_shape)``, one for all layers or a list with one for
-            each: the i-th is between layer i − 1 and layer i, and the first between data and
-            z_1.
-        decoders: ``decoder(in_shape, out_shape)``, likewise and in the same order: the first
-            is the network of p(x|z_1), the second that of p(z_1|z_2).
+            ``BottomUp``, as in the IWAE paper, or ``TopDown``, as in the ladder VAE.
+        encoders: ``encoder(in_shape, out_shape)``, one factory for all layers or a list with one
+            per layer. The first is between the data and z_1, the i-th between layers i − 1 and i.
+        decoders: ``decoder(in_shape, out_shape)``, one factory or a list in the same order: the
+            first is the network of p(x|z_1), the second that of p(z_1|z_2).
 
     Raises:
-        ValueError: if a number is not a positive integer, if the parts do not combine, if a
-            list has not one network for each layer, or if one between layers of latents is
-            to start from the data.
+        ValueError: if a number is not a positive integer, if the parts cannot be combined, if a
+            list does not have one network per layer, or if a network between layers of latents
+            has an option that depends on the training data.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), section 5; Ladder Variational
@@ -54,8 +53,8 @@ class HierarchicalVAE(Autoencoder):
         https://arxiv.org/abs/1602.02282
     """
 
-    # lists come first, because jsonargparse writes the first type that a value fits, and takes a
-    # list for a callable
+    # lists come first in the unions: jsonargparse uses the first matching type, and a list
+    # matches Callable
     def __init__(
         self,
         event_shape: Shape,
@@ -69,21 +68,21 @@ class HierarchicalVAE(Autoencoder):
         | Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
         super().__init__(event_shape)
-        dims = several("latent_dims", "numbers, one for each layer", latent_dims)
+        dims = as_tuple("latent_dims", "numbers, one for each layer", latent_dims)
         self.latent_dims = tuple(positive_int("every number in latent_dims", n) for n in dims)
         if not self.latent_dims:
             raise ValueError("expected latent_dims to have a number for each layer; got none")
-        below = (self.event_shape, *((n,) for n in self.latent_dims[:-1]))
+        inputs = (self.event_shape, *((n,) for n in self.latent_dims[:-1]))
         self.inference = inference(
-            self.event_shape, self.latent_dims, _each("encoders", encoders, below)
+            self.event_shape, self.latent_dims, _factories_per_layer("encoders", encoders, inputs)
         )
-        first, *others = _each("decoders", decoders, below)
+        first, *others = _factories_per_layer("decoders", decoders, inputs)
         self.likelihood = likelihood(self.latent_dims[0], self.event_shape, first)
-        # p(z_i | z_{i+1}): a normal given what is above, as an encoder's is given the data
+        # p(z_i | z_{i+1}) is a conditional normal, like a posterior given the layer above
         self.conditionals = PyroModuleList(
             [
-                DiagonalNormal((above,), here, make)
-                for here, above, make in zip(
+                DiagonalNormal((dim_above,), dim, factory)
+                for dim, dim_above, factory in zip(
                     self.latent_dims, self.latent_dims[1:], others, strict=False
                 )
             ]
@@ -93,10 +92,10 @@ class HierarchicalVAE(Autoencoder):
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:
-        """p(z_L) p(z_{L−1}|z_L) … p(x|z_1) for data ``x``, or for ``size`` new data.
+        """Run p(z_L) p(z_{L−1}|z_L) … p(x|z_1) on data ``x``, or sample ``size`` new examples.
 
         Returns:
-            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
         layers = len(self.latent_dims)
         with pyro.plate("data", size if x is None else len(x)):
@@ -107,7 +106,7 @@ class HierarchicalVAE(Autoencoder):
 
     @pyro_method
     def guide(self, x: torch.Tensor, size: int = 1) -> list[torch.Tensor]:
-        """q(z_1, …, z_L | x) for data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(z_1, …, z_L | x) on data ``x`` of shape ``(N, *event_shape)``.
 
         Returns:
             z_1, …, z_L, each of shape ``(*particles, N, latent_dims[i])``.
@@ -116,31 +115,32 @@ class HierarchicalVAE(Autoencoder):
             return self.inference(x, self.conditionals)
 
 
-def _each(
-    name: str, factories: NetworkFactory | list[NetworkFactory], below: tuple[Shape, ...]
+def _factories_per_layer(
+    name: str, factories: NetworkFactory | list[NetworkFactory], inputs: tuple[Shape, ...]
 ) -> list[NetworkFactory]:
-    """A checked factory for each layer, of those given; ``below`` is what lies under each."""
+    """Return one checked factory per layer; ``inputs`` are the event shapes below each layer."""
     if not isinstance(factories, list | tuple):
         factories = [factories]
     if len(factories) == 1:
-        factories = [*factories] * len(below)
-    if len(factories) != len(below):
+        factories = [*factories] * len(inputs)
+    if len(factories) != len(inputs):
         raise ValueError(
-            f"expected {name} to be one factory, or a list with one for each of the {len(below)} "
+            f"expected {name} to be one factory, or a list with one for each of the {len(inputs)} "
             f"layers; got {len(factories)}"
         )
-    made = [checked_factory(f, shape) for f, shape in zip(factories, below, strict=True)]
-    return [made[0], *(partial(_make_between, name, factory) for factory in made[1:])]
+    first, *others = [checked_factory(f, shape) for f, shape in zip(factories, inputs, strict=True)]
+    return [first, *(partial(_make_latent_network, name, factory) for factory in others)]
 
 
-def _make_between(
+def _make_latent_network(
     name: str, factory: NetworkFactory, in_shape: Shape, out_shape: Shape
 ) -> nn.Module:
-    """A network between two layers of latents, which no training data can be shown to."""
+    """Create a network between two layers of latents, which has no access to training data."""
     network = factory(in_shape, out_shape)
-    if isinstance(network, Network) and network.waits:
+    if isinstance(network, Network) and network.uninitialized_option:
         raise ValueError(
-            f"expected only the first of the {name} to look at the training data; got "
-            f"{network.waits} for one between layers of latents: make {name} a list"
+            f"expected only the first of the {name} to depend on the training data; got "
+            f"{network.uninitialized_option} in a network between layers of latents: make {name} a "
+            f"list"
         )
     return network

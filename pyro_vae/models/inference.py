@@ -1,4 +1,4 @@
-"""How a hierarchy of latents is inferred: from the data upward, or upward and down again."""
+"""Bottom-up and top-down inference for hierarchies of latents."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ..core.components import AbstractModule, NetworkFactory, Shape, Space
 from ..core.validation import positive_int
 from ..likelihoods import Likelihood
 from ..networks import MLP
-from ..networks.base import Init, several
+from ..networks.base import Init, as_tuple
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior
-from . import compatibility
-from .base import measure_inputs
+from .base import init_standardization
+from .compatibility import check_compatible
 
 __all__ = ["BottomUp", "Inference", "TopDown"]
 
 
 class Inference(PyroModule, ABC, metaclass=AbstractModule):
-    """The base of all ways to infer z_1, …, z_L, of which z_1 is the one nearest the data.
+    """Base class of inference for z_1, …, z_L, where z_1 is the layer closest to the data.
 
-    A new one defines :meth:`forward`, which samples the sites "z1" … "zL", and says in
-    :meth:`bind` which parts of the model it goes with.
+    Subclasses define :meth:`forward`, which samples the sites "z1" … "zL", and :meth:`bind`,
+    which checks that they can be combined with the parts of the model.
     """
 
     @abstractmethod
     def forward(self, x: Tensor, conditionals: Sequence[Posterior]) -> list[Tensor]:
-        """Draws all latents of data ``x``, inside the plate of the program that owns this.
+        """Sample all latents of data ``x``, inside the plate of the owning program.
 
         Arguments:
-            x: the data, ``(N, *event_shape)``.
+            x: data, ``(N, *event_shape)``.
             conditionals: the model's p(z_1 | z_2), …, p(z_{L−1} | z_L).
 
         Returns:
@@ -46,10 +46,12 @@ class Inference(PyroModule, ABC, metaclass=AbstractModule):
 
     @abstractmethod
     def bind(self, prior: Prior, likelihood: Likelihood) -> None:
-        """Called once, by the program that owns all three, when it is built.
+        """Receive the other parts of the model.
+
+        The program that owns all three calls this once, in its ``__init__``.
 
         Raises:
-            ValueError: if they do not combine, in one sentence.
+            ValueError: if the parts cannot be combined.
         """
 
     def __repr__(self) -> str:
@@ -57,20 +59,21 @@ class Inference(PyroModule, ABC, metaclass=AbstractModule):
 
 
 class BottomUp(Inference):
-    """q(z_1|x) q(z_2|z_1) … q(z_L|z_{L−1}), each of any family, conditioned on the one below.
+    """q(z_1|x) q(z_2|z_1) … q(z_L|z_{L−1}), each conditioned on the layer below.
 
-    The model draws the other way round, so that KL(q ‖ p) has no closed form: an ELBO samples.
+    The model samples in the opposite order, so KL(q ‖ p) is not analytic and the ELBO is
+    estimated by sampling.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dims: the number of latents in each layer, from the data upward.
-        encoders: the factories of the networks, likewise.
-        posterior: ``posterior(event_shape, latent_dim, encoder)``, the family of every layer;
-            what is an event to a layer are the latents of the one below.
+        event_shape: shape of one example.
+        latent_dims: number of latents in each layer, from the data upward.
+        encoders: factories of the networks, in the same order.
+        posterior: ``posterior(event_shape, latent_dim, encoder)``, the posterior of every layer.
+            Above the first layer, its event is the latents of the layer below.
 
     Raises:
-        ValueError: in a hierarchy of more than one layer, if the posterior is refined with the
-            model, or lives on a sphere below the top.
+        ValueError: with more than one layer, if the posterior depends on the model, or if a
+            layer below the top lies on a sphere.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 2 and section 5.
@@ -85,10 +88,10 @@ class BottomUp(Inference):
         posterior: Callable[[Shape, int, NetworkFactory], Posterior] = DiagonalNormal,
     ) -> None:
         super().__init__()
-        below = (tuple(event_shape), *((n,) for n in latent_dims))
-        layers = [posterior(*each) for each in zip(below, latent_dims, encoders, strict=False)]
+        inputs = (tuple(event_shape), *((n,) for n in latent_dims))
+        layers = [posterior(*args) for args in zip(inputs, latent_dims, encoders, strict=False)]
         for layer in layers[:-1]:
-            _check_inner(layer)
+            _check_inner_layer(layer)
         self.layers = PyroModuleList(layers)
 
     def forward(self, x: Tensor, conditionals: Sequence[Posterior]) -> list[Tensor]:
@@ -100,40 +103,41 @@ class BottomUp(Inference):
     def bind(self, prior: Prior, likelihood: Likelihood) -> None:
         top = cast("Posterior", self.layers[-1])
         if len(self.layers) == 1:
-            compatibility.check(prior, top)
+            check_compatible(prior, top)
             prior.bind(top)
             top.bind(prior, likelihood)
             return
-        _check_prior(prior)
-        compatibility.check(prior, top)
+        _check_top_prior(prior)
+        check_compatible(prior, top)
 
 
 class TopDown(Inference):
-    """The ladder: upward without noise, then q(z_L|x) and q(z_i | z_{i+1}, x) downward.
+    """Ladder VAE inference: a deterministic upward pass, then q(z_L|x) and q(z_i | z_{i+1}, x).
 
-    On the way up d_i = f(encoder_i(d_{i−1})) with d_0 = x, and linear maps of d_i are the mean
-    μ̂_i and the log scale log σ̂_i that the data propose for layer i. On the way down a layer
-    joins them with the model's own p(z_i | z_{i+1}) = N(μ_p, σ_p²), each weighted by its
-    precision: q(z_i | z_{i+1}, x) = N(μ_q, σ_q²) with
+    The upward pass computes d_i = f(encoder_i(d_{i−1})) with d_0 = x. Linear heads map d_i to
+    the mean μ̂_i and log scale log σ̂_i of a bottom-up estimate of layer i. The downward pass
+    combines them with the model's p(z_i | z_{i+1}) = N(μ_p, σ_p²), weighted by precision:
+    q(z_i | z_{i+1}, x) = N(μ_q, σ_q²) with
 
         1/σ_q² = 1/σ̂_i² + 1/σ_p²,    μ_q = σ_q² (μ̂_i / σ̂_i² + μ_p / σ_p²).
 
-    The latents are drawn in the model's order, so that KL(q ‖ p) of each layer is analytic. The
-    paper's heads say the softplus of σ̂²; log σ̂ is what all encoders of this package say.
+    The latents are sampled in the model's order, so KL(q ‖ p) of each layer is analytic. The
+    heads of the paper parametrize σ̂² with a softplus; here they output log σ̂, like all other
+    encoders of this package.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dims: the number of latents in each layer, from the data upward.
-        encoders: the factories of the networks, likewise.
-        features: the numbers in each d_i, likewise; one number is that of all layers.
-        activation: makes the nonlinearity f.
-        init: how the linear maps to μ̂_i and log σ̂_i start: ``torch`` for torch's own initial
-            weights; ``glorot`` for Xavier-uniform weights and zero biases; a number for the
-            standard deviation of all weights and biases.
+        event_shape: shape of one example.
+        latent_dims: number of latents in each layer, from the data upward.
+        encoders: factories of the networks, in the same order.
+        features: sizes of d_1, …, d_L, or a single number for all layers.
+        activation: factory of the nonlinearity f.
+        init: initialisation of the heads: ``torch`` for the default of torch; ``glorot`` for
+            Xavier-uniform weights and zero biases; a number for normal weights and biases with
+            that standard deviation.
 
     Raises:
-        ValueError: if ``features`` are not positive integers, one for each layer, or ``init`` is
-            another.
+        ValueError: if ``features`` are not positive integers, one per layer, or ``init`` is
+            unknown.
 
     References:
         Ladder Variational Autoencoders (Sønderby et al., 2016), equations 14 to 19.
@@ -152,7 +156,7 @@ class TopDown(Inference):
         super().__init__()
         if isinstance(features, int):
             features = (features,) * len(latent_dims)
-        widths = several("features", "numbers, one for each layer, or one number", features)
+        widths = as_tuple("features", "numbers, one for each layer, or one number", features)
         if len(widths) != len(latent_dims):
             raise ValueError(
                 f"expected features to be one number, or one for each of the {len(latent_dims)} "
@@ -160,9 +164,9 @@ class TopDown(Inference):
             )
         shapes = [tuple(event_shape), *((positive_int("features", n),) for n in widths)]
         self.upward = nn.ModuleList(
-            [make(*ends) for make, *ends in zip(encoders, shapes, shapes[1:], strict=False)]
+            [factory(*sizes) for factory, *sizes in zip(encoders, shapes, shapes[1:], strict=False)]
         )
-        # perceptrons without a hidden layer, for their initial weights
+        # MLPs without hidden layers, used for their initialisation
         heads = [
             MLP((w,), (2 * n,), (), init=init) for w, n in zip(widths, latent_dims, strict=True)
         ]
@@ -170,58 +174,64 @@ class TopDown(Inference):
         self.activation = activation()
 
     def forward(self, x: Tensor, conditionals: Sequence[Posterior]) -> list[Tensor]:
-        proposed: list[tuple[Tensor, Tensor]] = []
+        estimates: list[tuple[Tensor, Tensor]] = []
         for network, head in zip(self.upward, self.heads, strict=True):
             x = self.activation(network(x))
             loc, log_scale = head(x).chunk(2, -1)
-            proposed.append((loc, log_scale.exp()))
-        z = pyro.sample(f"z{len(proposed)}", dist.Normal(*proposed.pop()).to_event(1))
+            estimates.append((loc, log_scale.exp()))
+        z = pyro.sample(f"z{len(estimates)}", dist.Normal(*estimates.pop()).to_event(1))
         latents = [z]
-        while proposed:
-            p = conditionals[len(proposed) - 1](latents[0]).base_dist
-            q = _product(*proposed.pop(), p.loc, p.scale)
-            latents.insert(0, pyro.sample(f"z{len(proposed) + 1}", q.to_event(1)))
+        while estimates:
+            p = conditionals[len(estimates) - 1](latents[0]).base_dist
+            q = _multiply_normals(*estimates.pop(), p.loc, p.scale)
+            latents.insert(0, pyro.sample(f"z{len(estimates) + 1}", q.to_event(1)))
         return latents
 
     def bind(self, prior: Prior, likelihood: Likelihood) -> None:
-        _check_prior(prior)
+        _check_top_prior(prior)
         if prior.space is not Space.REAL:
             raise ValueError(
-                f"expected a prior of latents in {Space.REAL}, where TopDown infers; got "
-                f"{type(prior).__name__}, of {prior.space}: choose another"
+                f"expected a prior on {Space.REAL} for TopDown; got {type(prior).__name__} on "
+                f"{prior.space}: choose another"
             )
 
     def init_from_data(self, x: Tensor) -> None:
-        """Called once before training: a network that standardises its inputs measures them."""
-        measure_inputs(self.upward[0], x)
+        """Compute the input statistics of the first network if it standardises its inputs.
+
+        Called once before training.
+        """
+        init_standardization(self.upward[0], x)
 
 
-def _product(loc: Tensor, scale: Tensor, other_loc: Tensor, other_scale: Tensor) -> dist.Normal:
-    """The normal whose density is proportional to the product of two."""
-    # as one scale over the root of the sum, where 1/σ² would overflow for small σ
+def _multiply_normals(
+    loc: Tensor, scale: Tensor, other_loc: Tensor, other_scale: Tensor
+) -> dist.Normal:
+    """Return the normal with density proportional to the product of two normal densities."""
+    # avoids 1/σ², which overflows for small σ
     root = (scale.square() + other_scale.square()).sqrt()
     weight = (other_scale / root).square()
     return dist.Normal(weight * loc + (1 - weight) * other_loc, scale * other_scale / root)
 
 
-def _check_inner(posterior: Posterior) -> None:
-    """Refuses a posterior that cannot be one of several layers, and not the top one."""
+def _check_inner_layer(posterior: Posterior) -> None:
+    """Raise if a posterior cannot be used for a layer below the top."""
     if not posterior.self_contained:
         raise ValueError(
-            f"expected a posterior that needs nothing but the layer below; got "
-            f"{type(posterior).__name__}, refined with a model of one layer: choose another"
+            f"expected a posterior that depends on the layer below alone; got "
+            f"{type(posterior).__name__}, which is refined with a single-layer model: choose "
+            f"another"
         )
     if posterior.space is not Space.REAL:
         raise ValueError(
-            f"expected a posterior of latents in {Space.REAL}, where p(z_i | z_{{i+1}}) lives; got "
-            f"{type(posterior).__name__}, of {posterior.space}: choose another"
+            f"expected a posterior on {Space.REAL}, the space of p(z_i | z_{{i+1}}); got "
+            f"{type(posterior).__name__} on {posterior.space}: choose another"
         )
 
 
-def _check_prior(prior: Prior) -> None:
-    """Refuses a prior that is written with q(z_L|x)."""
+def _check_top_prior(prior: Prior) -> None:
+    """Raise if the prior depends on q(z_L|x)."""
     if prior.uses_posterior:
         raise ValueError(
-            f"expected a prior that is not made of q(z|x), which a hierarchy does not have in "
-            f"closed form; got {type(prior).__name__}: choose MixtureOfNormals or FlowPrior"
+            f"expected a prior that does not depend on q(z|x), which has no closed form in a "
+            f"hierarchy; got {type(prior).__name__}: use MixtureOfNormals or FlowPrior"
         )

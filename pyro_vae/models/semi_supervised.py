@@ -1,4 +1,4 @@
-"""The semi-supervised variational autoencoder, M2."""
+"""Semi-supervised variational autoencoder (M2)."""
 
 from __future__ import annotations
 
@@ -21,47 +21,52 @@ from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from . import compatibility
-from .base import Autoencoder, measure_inputs
-from .conditioning import beside, check_conditioned, joined, joint_shape
+from .base import Autoencoder, init_standardization
+from .compatibility import check_compatible
+from .conditioning import (
+    check_conditional_parts,
+    concat_flattened,
+    concat_shape,
+    make_conditional_factory,
+)
 
 __all__ = ["SemiSupervisedVAE"]
 
-#: Data that the classifier sees at once.
-_AT_ONCE = 1000
+#: Batch size of the classifier in :meth:`SemiSupervisedVAE.classify`.
+_CLASSIFY_BATCH_SIZE = 1000
 
 
 class SemiSupervisedVAE(Autoencoder):
     """M2: y ~ Cat(π), z ~ p(z), x ~ p(x | y, z), with the guide q(y|x) q(z | x, y).
 
-    A datum whose class is known is called with it, and then y is observed; without, y is one
-    more latent. The guide's y is marked for enumeration:
-    :class:`~pyro_vae.objectives.EnumeratedELBO` sums it out, and whatever does not (importance
-    weights, the IWAE's bound) draws it from q(y|x). Weights of draws are unbiased for p(x) too,
-    and :func:`~pyro_vae.evaluate` estimates log p(x) = log Σ_y p(x, y) by them; they vary more
-    than if y were summed out, most where q(y|x) is sure of a wrong class.
+    With labels, y is observed; without, y is a latent variable. The guide's y is marked for
+    enumeration: :class:`~pyro_vae.objectives.EnumeratedELBO` sums it out, and everything else
+    (importance weights, the IWAE bound) samples it from q(y|x). The sampled weights are also
+    unbiased for p(x), and :func:`~pyro_vae.evaluate` uses them to estimate
+    log p(x) = log Σ_y p(x, y). Their variance is higher than with y summed out, especially if
+    q(y|x) is confident of a wrong class.
 
-    Where the class is known, log p(x, y) says nothing of q(y|x). So that an objective may
-    learn the classifier there too, the guide has a factor ``"class"`` that is masked: it holds
-    log q(y|x), and adds nothing to any bound or weight.
+    For labelled examples, log p(x, y) does not depend on q(y|x). The guide has a masked factor
+    ``"class"`` with log q(y|x), which does not contribute to any bound or weight, but allows an
+    objective to train the classifier on labelled examples.
 
     Arguments:
-        event_shape: the shape of one datum.
-        num_classes: the number C of classes.
-        latent_dim: the number of latent variables D.
-        prior: ``prior(latent_dim)``, p(z), one that is not written with the encoder.
+        event_shape: shape of one example.
+        num_classes: number of classes C.
+        latent_dim: number of latent variables D.
+        prior: ``prior(latent_dim)``, p(z). It must not depend on the encoder.
         likelihood: ``likelihood(latent_dim + C, event_shape, decoder)``, p(x | y, z), of z
-            beside the one-hot class.
+            and the one-hot class concatenated.
         posterior: ``posterior((prod(event_shape) + C,), latent_dim, encoder)``, q(z | x, y), of
-            the datum as one vector beside the one-hot class.
-        classifier: ``classifier(event_shape, (C,))``, the network of q(y|x), which gives logits.
-        encoder: ``encoder(in_shape, out_shape)``, the network of q(z | x, y); one of images sees
-            the one-hot class as channels that are constant.
+            the flattened example and the one-hot class concatenated.
+        classifier: ``classifier(event_shape, (C,))``, the network of q(y|x), which outputs logits.
+        encoder: ``encoder(in_shape, out_shape)``, the network of q(z | x, y). An image
+            encoder receives the one-hot class as constant channels.
         decoder: ``decoder(in_shape, out_shape)``, the network of p(x | y, z).
-        class_probs: π, C numbers that sum to 1; 1/C each if not given.
+        class_probs: π, C numbers that sum to 1; uniform by default.
 
     Raises:
-        ValueError: if a number is out of range, or the parts do not combine.
+        ValueError: if a number is out of range, or the parts cannot be combined.
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), equations 2
@@ -91,8 +96,10 @@ class SemiSupervisedVAE(Autoencoder):
         self.register_buffer("class_logits", _logits(class_probs, self.num_classes))
         classes = (self.num_classes,)
         checked = checked_factory(encoder, self.event_shape)
-        joint = joint_shape(self.event_shape, classes)
-        self.posterior = posterior(joint, latent_dim, beside(checked, self.event_shape))
+        joint = concat_shape(self.event_shape, classes)
+        self.posterior = posterior(
+            joint, latent_dim, make_conditional_factory(checked, self.event_shape)
+        )
         self.classifier = checked_factory(classifier, self.event_shape)(self.event_shape, classes)
         self.likelihood = likelihood(
             latent_dim + self.num_classes,
@@ -100,89 +107,93 @@ class SemiSupervisedVAE(Autoencoder):
             checked_factory(decoder, self.event_shape),
         )
         self.prior = prior(latent_dim)
-        check_conditioned(self.prior, self.posterior)
-        compatibility.check(self.prior, self.posterior)
+        check_conditional_parts(self.prior, self.posterior)
+        check_compatible(self.prior, self.posterior)
         self.prior.bind(self.posterior)
 
     @pyro_method
     def model(self, x: Tensor | None = None, y: Tensor | None = None, size: int = 1) -> Tensor:
-        """p(y) p(z) p(x | y, z) for data ``x``, or for ``size`` new data.
+        """Run p(y) p(z) p(x | y, z) on data ``x``, or sample ``size`` new examples.
 
         Arguments:
-            x: the data, ``(N, *event_shape)``.
-            y: their classes, ``(N,)`` integers from 0 to C − 1, if they are known. Without
-                ``x``, the classes of the new data, ``(size,)``.
-            size: the number of new data.
+            x: data, ``(N, *event_shape)``.
+            y: classes, ``(N,)`` integers from 0 to C − 1, if known. Without ``x``, the classes
+                of the new examples, ``(size,)``.
+            size: number of new examples.
 
         Returns:
-            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
         with pyro.plate("data", size if x is None else len(x)):
             y = pyro.sample("y", dist.Categorical(logits=self.class_logits), obs=y)
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(self._coded(z, (self.latent_dim,), y)), obs=x)
+            return pyro.sample(
+                "x", self.likelihood(self._append_one_hot(z, (self.latent_dim,), y)), obs=x
+            )
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor | None = None, size: int = 1) -> Tensor:
-        """q(y|x) q(z | x, y) for data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(y|x) q(z | x, y) on data ``x`` of shape ``(N, *event_shape)``.
 
         Arguments:
-            x: the data.
-            y: their classes, ``(N,)`` integers from 0 to C − 1, if they are known.
-            size: not looked at; for the model.
+            x: data.
+            y: classes, ``(N,)`` integers from 0 to C − 1, if known.
+            size: ignored; for compatibility with the model.
 
         Returns:
-            z, of shape ``(*particles, N, latent_dim)``; under enumeration C of them for each
-            datum, in the dimension that Pyro gives to y.
+            z, of shape ``(*particles, N, latent_dim)``. Under enumeration it has C values per
+            example, in the dimension that Pyro allocates to y.
         """
         with pyro.plate("data", len(x)):
             q = dist.Categorical(logits=self.classifier(x))
             if y is None:
                 y = pyro.sample("y", q, infer={"enumerate": "parallel"})
             else:
-                # not an observed site, which Pyro would give a score function as if it were drawn
+                # not an observed site: Pyro would add a score-function term, as for a sampled one
                 with poutine.mask(mask=False):
                     pyro.factor("class", q.log_prob(y), has_rsample=True)
-            return pyro.sample("z", self.posterior(self._coded(x, self.event_shape, y)))
+            return pyro.sample("z", self.posterior(self._append_one_hot(x, self.event_shape, y)))
 
-    def _coded(self, x: Tensor, shape: Shape, y: Tensor) -> Tensor:
-        """Tensors ``(*batch, *shape)`` beside their one-hot classes."""
+    def _append_one_hot(self, x: Tensor, shape: Shape, y: Tensor) -> Tensor:
+        """Flatten tensors ``(*batch, *shape)`` and append their one-hot classes."""
         one_hot = nn.functional.one_hot(y.long(), self.num_classes).to(x.dtype)
-        return joined((x, shape), (one_hot, (self.num_classes,)))
+        return concat_flattened((x, shape), (one_hot, (self.num_classes,)))
 
     def init_from_data(self, x: Tensor) -> None:
-        """Called once before training: a classifier that standardises its inputs measures them."""
-        measure_inputs(self.classifier, x)
+        """Compute the input statistics of the classifier if it standardises its inputs.
+
+        Called once before training.
+        """
+        init_standardization(self.classifier, x)
 
     @torch.no_grad()
     def classify(self, data: Split | Tensor, seed: int = 0) -> Tensor:
-        """The classes' probabilities q(y|x), in evaluation mode.
+        """Return the class probabilities q(y|x), in evaluation mode.
 
         Arguments:
-            data: the data, a tensor ``(N, *event_shape)`` or a split.
-            seed: of the binarisation of a split whose pixels are drawn anew at every use.
+            data: tensor ``(N, *event_shape)`` or a split.
+            seed: seed of the binarisation, for a split with dynamic binarisation.
 
         Returns:
-            The probabilities, ``(N, C)``, on the device of the weights; their ``argmax(-1)`` is
-            the predicted class.
+            Probabilities, ``(N, C)``, on the device of the weights. The predicted class is their
+            ``argmax(-1)``.
 
         Raises:
             ValueError: if the data cannot be scored.
         """
         x = materialize(data, seed)
         self.check(x)
-        parts = x.to(self.class_logits.device).split(_AT_ONCE)
+        batches = x.to(self.class_logits.device).split(_CLASSIFY_BATCH_SIZE)
         with eval_mode(self):
-            return torch.cat([self.classifier(part).softmax(-1) for part in parts])
+            return torch.cat([self.classifier(batch).softmax(-1) for batch in batches])
 
     def accuracy(self, data: Split | Tensor, y: Tensor | None = None, seed: int = 0) -> float:
-        """The fraction of data with a known class whose most probable class it is.
+        """Return the classification accuracy on the examples with a known class.
 
         Arguments:
-            data: the data, a tensor ``(N, *event_shape)`` or a split.
-            y: their classes, ``(N,)`` integers; −1 where it is not known. Those of the split if
-                not given.
-            seed: of the binarisation of a split whose pixels are drawn anew at every use.
+            data: tensor ``(N, *event_shape)`` or a split.
+            y: classes, ``(N,)`` integers, −1 if unknown. Default: the labels of the split.
+            seed: seed of the binarisation, for a split with dynamic binarisation.
 
         Raises:
             ValueError: if the data or their classes cannot be scored, or no class is known.
@@ -191,20 +202,20 @@ class SemiSupervisedVAE(Autoencoder):
         if y is None and isinstance(data, Split):
             y = data.labels
         if y is None:
-            raise ValueError("expected the classes of the data; got none: give a Split with labels")
+            raise ValueError("expected the classes of the data; got none: pass a Split with labels")
         self.check(x, y)
         known = y >= 0
         if not known.any():
-            raise ValueError("expected at least one datum whose class is known; got none")
-        guess = self.classify(x[known.to(x.device)]).argmax(-1)
-        return float((guess == y[known].to(guess.device)).double().mean())
+            raise ValueError("expected at least one example with a known class; got none")
+        predicted = self.classify(x[known.to(x.device)]).argmax(-1)
+        return float((predicted == y[known].to(predicted.device)).double().mean())
 
     def check(self, x: Tensor, *args: Tensor) -> None:
-        """Refuses data, or classes beside them, that this program cannot score.
+        """Raise if this program cannot score the data or their classes.
 
         Raises:
-            ValueError: as every program; and if the classes are not ``(N,)`` integers from
-                −1 (not known) to C − 1.
+            ValueError: as :meth:`Autoencoder.check`; and if the classes are not ``(N,)`` integers
+                from −1 (unknown) to C − 1.
         """
         super().check(x)
         for y in args:
@@ -213,22 +224,22 @@ class SemiSupervisedVAE(Autoencoder):
                     f"expected classes as {len(x)} integers; got shape {tuple(y.shape)} of "
                     f"{y.dtype}"
                 )
-            # compared as Python's integers: as a byte, −1 would be 255
-            least, most = int(y.min()), int(y.max())
-            if not -1 <= least <= most < self.num_classes:
+            # compared as Python integers: in uint8, −1 would be 255
+            low, high = int(y.min()), int(y.max())
+            if not -1 <= low <= high < self.num_classes:
                 raise ValueError(
-                    f"expected classes from 0 to {self.num_classes - 1}, or −1 where not known; "
-                    f"got {least} to {most}"
+                    f"expected classes from 0 to {self.num_classes - 1}, or −1 if unknown; got "
+                    f"{low} to {high}"
                 )
 
 
 def _logits(probs: Sequence[float] | None, num_classes: int) -> Tensor:
-    """log π, ``(C,)``."""
+    """Return log π, ``(C,)``."""
     if probs is None:
         return torch.full((num_classes,), -math.log(num_classes))
-    given = torch.as_tensor(probs, dtype=torch.float64)
-    if given.shape != (num_classes,) or not (given > 0).all() or abs(given.sum() - 1) > 1e-6:
+    pi = torch.as_tensor(probs, dtype=torch.float64)
+    if pi.shape != (num_classes,) or not (pi > 0).all() or abs(pi.sum() - 1) > 1e-6:
         raise ValueError(
             f"expected class_probs to be {num_classes} numbers > 0 that sum to 1; got {probs!r}"
         )
-    return given.log().to(torch.get_default_dtype())
+    return pi.log().to(torch.get_default_dtype())

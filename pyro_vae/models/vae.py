@@ -1,4 +1,4 @@
-"""The variational autoencoder."""
+"""Variational autoencoder (VAE)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from . import compatibility
 from .base import Autoencoder
+from .compatibility import check_compatible
 
 __all__ = ["VAE"]
 
@@ -24,22 +24,22 @@ __all__ = ["VAE"]
 class VAE(Autoencoder):
     """z ~ p(z), x ~ p(x|z) as a Pyro model, with the encoder q(z|x) as its guide.
 
-    Every part is given by a factory: a class, a ``functools.partial`` of one, or any
+    Each part is given as a factory: a class, a ``functools.partial`` of a class, or any
     callable with the same arguments.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
         prior: ``prior(latent_dim)``, p(z).
         likelihood: ``likelihood(latent_dim, event_shape, decoder)``, p(x|z).
         posterior: ``posterior(event_shape, latent_dim, encoder)``, q(z|x).
-        encoder: ``encoder(in_shape, out_shape)``, the network of q.
+        encoder: ``encoder(in_shape, out_shape)``, the network of q(z|x).
         decoder: ``decoder(in_shape, out_shape)``, the network of p(x|z).
 
     Raises:
         ValueError: if ``latent_dim`` or an entry of ``event_shape`` is not a positive integer,
-            if the parts do not combine, or, when it runs, if a network's outputs are not of the
-            shape that was asked for.
+            if the parts cannot be combined, or, at run time, if a network's outputs do not have
+            the requested shape.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013).
@@ -62,16 +62,16 @@ class VAE(Autoencoder):
         self.posterior = posterior(self.event_shape, latent_dim, encoder)
         self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
         self.prior = prior(latent_dim)
-        compatibility.check(self.prior, self.posterior)
+        check_compatible(self.prior, self.posterior)
         self.prior.bind(self.posterior)
         self.posterior.bind(self.prior, self.likelihood)
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:
-        """p(z) p(x|z) for data ``x`` of shape ``(N, *event_shape)``, or for ``size`` new data.
+        """Run p(z) p(x|z) on data ``x``, ``(N, *event_shape)``, or sample ``size`` new examples.
 
         Returns:
-            x, given or sampled, of shape ``(*particles, N, *event_shape)``.
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", self.prior())
@@ -79,7 +79,7 @@ class VAE(Autoencoder):
 
     @pyro_method
     def guide(self, x: torch.Tensor, size: int = 1) -> torch.Tensor:
-        """q(z|x) for data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(z|x) on data ``x`` of shape ``(N, *event_shape)``.
 
         Returns:
             z, of shape ``(*particles, N, latent_dim)``.

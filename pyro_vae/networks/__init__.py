@@ -1,4 +1,4 @@
-"""Networks: tensors to tensors. No distribution lives here."""
+"""Neural networks for encoders and decoders."""
 
 from .convolutional import ConvNet, ResNet
 from .dense import MLP, GatedMLP

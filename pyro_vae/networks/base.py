@@ -1,4 +1,4 @@
-"""What the networks here have in common: batch dimensions, initial weights, the output bias."""
+"""Base class and helpers of the networks: batch dimensions, initialisation, output bias."""
 
 from __future__ import annotations
 
@@ -12,40 +12,51 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.components import Shape
 
-__all__ = ["Bias", "GatedLinear", "Init", "Network", "Norm", "OutputBias", "between", "several"]
+__all__ = [
+    "Bias",
+    "GatedLinear",
+    "Init",
+    "Network",
+    "Norm",
+    "OutputBias",
+    "as_tuple",
+    "norm_activation_dropout",
+]
 
-#: How weights and biases start.
+#: Initialisation of weights and biases.
 Init = Literal["torch", "glorot"] | float
-#: What a hidden layer is normalised over.
+#: Normalisation of hidden layers.
 Norm = Literal["layer", "batch"] | None
-#: Where the output bias starts.
+#: Initialisation of the output bias.
 OutputBias = Literal["data"] | None
 
 
 class Network(nn.Module):
-    """The base of all networks here: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
+    """Base class of networks mapping ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
 
-    A new network hands its layers to ``__init__``. Together they map ``(B, prod(in_shape))``
-    to B outputs of any shape with as many numbers as ``out_shape``; the last has a ``bias``
-    of one output's size if the output bias is ``"data"``. One whose data must be images says
-    so by ``images_only``: the shapes do not, those of ``(2, latent_dim)`` outputs look like one.
+    A subclass passes its layers to ``__init__``. Together they map ``(B, prod(in_shape))`` to B
+    outputs with ``prod(out_shape)`` elements each, of any shape. With ``output_bias="data"``, the
+    last layer must have a ``bias`` with one element per output element. A network that requires
+    images sets ``images_only = True``, because shapes alone are ambiguous: outputs of shape
+    ``(2, latent_dim)`` look like an image.
 
     Arguments:
         in_shape: the shape of one input.
         out_shape: the shape of one output.
         layers: the layers, in order.
-        init: ``"torch"`` leaves the layers as torch makes them; ``"glorot"`` draws weights
-            from U(±√(6 / (fan_in + fan_out))), biases are zero; a number σ > 0 draws weights
-            and biases from N(0, σ²), σ being the standard deviation. Norms stay as they are.
-        output_bias: ``None`` leaves the output bias as ``init`` has it; ``"data"`` sets it
-            before training such that p(x|z) has about the mean of the training data.
-        standardize: subtract from inputs the mean of the training data and divide by their
-            standard deviation, both over all numbers of all data, measured before training.
+        init: ``"torch"`` keeps torch's default initialisation; ``"glorot"`` samples weights from
+            U(±√(6 / (fan_in + fan_out))) and sets biases to zero; a number σ > 0 samples weights
+            and biases from N(0, σ²), with standard deviation σ. Normalisation layers keep their
+            defaults.
+        output_bias: ``None`` keeps the output bias of ``init``; ``"data"`` sets it before
+            training such that the mean of p(x|z) is close to the mean of the training data.
+        standardize: subtract the mean of the training data from the inputs and divide by their
+            standard deviation; both are scalars over all elements, computed before training.
 
     Raises:
-        ValueError: if ``init`` or ``output_bias`` is another; if called on an input whose
-            trailing dimensions are not ``in_shape``, or, with batch norm, in training on
-            fewer than two inputs.
+        ValueError: if ``init`` or ``output_bias`` is invalid; if the trailing dimensions of an
+            input are not ``in_shape``; or, with batch norm, if a training batch has fewer than
+            two inputs.
 
     References:
         Understanding the difficulty of training deep feedforward neural networks (Glorot &
@@ -66,17 +77,19 @@ class Network(nn.Module):
         super().__init__()
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.layers = nn.Sequential(*layers)
-        self.mixes = any(isinstance(module, _BatchNorm) for module in self.layers.modules())
-        _initialise(self.layers, init)
+        self.has_batch_norm = any(
+            isinstance(module, _BatchNorm) for module in self.layers.modules()
+        )
+        _init_weights(self.layers, init)
         if output_bias not in (None, "data"):
             raise ValueError(f"expected output_bias to be 'data' or None; got {output_bias!r}")
         self.output_bias = output_bias
         if output_bias == "data":
-            # saved with the weights: a model that was trained is not reset when it is read
+            # saved with the weights, so that loading a trained model does not reset its bias
             self.register_buffer("started", torch.tensor(False))
         self.standardize = standardize
         if standardize:
-            # a scale of zero: not measured yet
+            # a scale of zero marks statistics that are not computed yet
             self.register_buffer("input_mean", torch.zeros(()))
             self.register_buffer("input_scale", torch.zeros(()))
 
@@ -86,30 +99,31 @@ class Network(nn.Module):
             expected = ", ".join(map(str, ("…", *self.in_shape)))
             raise ValueError(f"expected an input of shape ({expected}); got {tuple(x.shape)}")
         if self.standardize:
-            # not measured yet, inputs pass as they are
+            # without statistics, inputs are unchanged
             scale = torch.where(self.input_scale > 0, self.input_scale, 1.0)
             x = (x - self.input_mean) / scale
         size = math.prod(batch)
-        if self.mixes and self.training and size < 2:
+        if self.has_batch_norm and self.training and size < 2:
             raise ValueError(
-                f"batch norm needs statistics over a minibatch: expected at least 2 inputs in "
-                f"training; got {size}: choose a batch_size that leaves no single datum over, or "
-                f"norm 'layer'"
+                f"expected at least 2 inputs in training with batch norm; got {size}: choose a "
+                f"batch_size whose last minibatch has more than one example, or norm 'layer'"
             )
         return self.layers(x.reshape(size, math.prod(self.in_shape))).reshape(
             *batch, *self.out_shape
         )
 
     @property
-    def waits(self) -> str | None:
-        """The option that still waits for training data: "output_bias", "standardize" or none."""
+    def uninitialized_option(self) -> str | None:
+        """Option not yet initialised from data: ``"output_bias"``, ``"standardize"`` or None."""
         if self.output_bias == "data" and not self.started:
             return "output_bias"
         return "standardize" if self.standardize and not self.input_scale > 0 else None
 
     @torch.no_grad()
-    def measure(self, x: Tensor) -> None:
-        """Notes the mean and the standard deviation of data, once, if inputs are standardised.
+    def fit_standardization(self, x: Tensor) -> None:
+        """Compute the mean and standard deviation of the inputs, if ``standardize`` is set.
+
+        Only the first call has an effect.
 
         Arguments:
             x: the training data, ``(N, *in_shape)``.
@@ -117,21 +131,21 @@ class Network(nn.Module):
         if self.standardize and not self.input_scale > 0:
             scale, mean = torch.std_mean(x.double(), correction=0)
             self.input_mean = mean.to(self.input_mean)
-            # constant data have no scale
+            # constant data have scale zero
             self.input_scale = torch.where(scale > 0, scale, 1.0).to(self.input_scale)
 
     @torch.no_grad()
-    def start_at(self, outputs: Callable[[], Tensor]) -> None:
-        """Sets the output bias to ``outputs()``, once in the network's life, if it is "data".
+    def init_output_bias(self, outputs: Callable[[], Tensor]) -> None:
+        """Set the output bias to ``outputs()``, if ``output_bias`` is ``"data"``.
 
-        The weights still add what they add: the smaller they start, the nearer is the output
-        to the one given.
+        Only the first call has an effect. The weights still contribute to the output: the smaller
+        they are, the closer the output is to ``outputs()``.
 
         Arguments:
-            outputs: gives one output, of shape ``out_shape``; not called if there is no use.
+            outputs: returns one output, of shape ``out_shape``; called only if needed.
 
         Raises:
-            ValueError: if it gives another shape, or a number that is not finite.
+            ValueError: if the output has another shape or non-finite values.
         """
         if self.output_bias != "data" or self.started:
             return
@@ -139,8 +153,8 @@ class Network(nn.Module):
         if value.shape != self.out_shape or not value.isfinite().all():
             finite = "finite " if value.shape == self.out_shape else ""
             raise ValueError(
-                f"expected {finite}outputs of shape {self.out_shape} to start at; got "
-                f"{'NaN or infinite ones' if finite else tuple(value.shape)}"
+                f"expected {finite}initial outputs of shape {self.out_shape}; got "
+                f"{'NaN or infinite values' if finite else tuple(value.shape)}"
             )
         bias = cast(Tensor, self.layers[-1].bias)
         bias.copy_(value.reshape(bias.shape))
@@ -148,7 +162,7 @@ class Network(nn.Module):
 
 
 class Bias(nn.Module):
-    """Adds one learned number to each output.
+    """Learned additive bias for each output element.
 
     Arguments:
         shape: the shape of one output.
@@ -163,48 +177,52 @@ class Bias(nn.Module):
 
 
 class GatedLinear(nn.Linear):
-    """Two matrices stacked to one, for ``nn.GLU`` to multiply A x · sigmoid(G x)."""
+    """Stacked linear layers A and G, for ``nn.GLU`` to compute A x · sigmoid(G x)."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__(width_in, 2 * width_out)
 
 
-def between(
+def norm_activation_dropout(
     shape: Shape, activation: Callable[[], nn.Module], norm: Norm, dropout: float
 ) -> list[nn.Module]:
-    """What stands between two layers: norm, activation and dropout, of those asked for.
+    """Return the layers between two linear layers: optional norm, activation, optional dropout.
 
-    A layer before batch norm has no bias, which the norm would take away again.
+    A layer before batch norm needs no bias, because the norm subtracts the mean.
 
     Arguments:
-        shape: what the first layer gives for one datum, ``(channels, …)``.
+        shape: the shape of one hidden output, ``(channels, …)``.
         activation: makes the nonlinearity.
-        norm: ``"layer"`` normalises each datum by itself, over channels and pixels;
-            ``"batch"`` each channel over the minibatch, and over pixels.
-        dropout: the probability with which a number is left out in training.
+        norm: ``"layer"`` normalises each example over channels and pixels; ``"batch"`` each
+            channel over the minibatch and pixels.
+        dropout: the dropout probability.
 
     Raises:
-        ValueError: if ``norm`` is another or has nothing to normalise over, or if ``dropout``
-            is not in [0, 1).
+        ValueError: if ``norm`` is invalid or has fewer than two values to normalise over, or if
+            ``dropout`` is not in [0, 1).
     """
-    number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
-    if not number or not 0 <= dropout < 1:
+    is_number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if not is_number or not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1); got {dropout!r}")
     return [
-        *_normalised(shape, norm),
+        *_norm_layers(shape, norm),
         activation(),
         *([nn.Dropout(dropout)] if dropout else []),
     ]
 
 
-def several(name: str, what: str, values: Shape) -> Shape:
-    """``values`` as a tuple if they are a list, else a ``ValueError`` that names the argument."""
+def as_tuple(name: str, items: str, values: Shape) -> Shape:
+    """Return ``values`` as a tuple.
+
+    Raises:
+        ValueError: if ``values`` is not a list or other iterable of ``items``, or is a string.
+    """
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"expected {name} to be a list of {what}; got {values!r}")
+        raise ValueError(f"expected {name} to be a list of {items}; got {values!r}")
     return tuple(values)
 
 
-def _normalised(shape: Shape, norm: Norm) -> list[nn.Module]:
+def _norm_layers(shape: Shape, norm: Norm) -> list[nn.Module]:
     if norm is None:
         return []
     channels, *pixels = shape
@@ -213,12 +231,12 @@ def _normalised(shape: Shape, norm: Norm) -> list[nn.Module]:
     if norm != "layer":
         raise ValueError(f"expected norm to be 'batch', 'layer' or None; got {norm!r}")
     if math.prod(shape) < 2:
-        raise ValueError("norm 'layer' needs at least 2 numbers for each datum; got a layer of 1")
-    return [nn.GroupNorm(1, channels)]  # of one group: the whole layer
+        raise ValueError("expected at least 2 units per layer for norm 'layer'; got 1")
+    return [nn.GroupNorm(1, channels)]  # one group: the whole layer
 
 
 @torch.no_grad()
-def _initialise(layers: nn.Module, init: Init) -> None:
+def _init_weights(layers: nn.Module, init: Init) -> None:
     sigma = float(init) if isinstance(init, int | float) and not isinstance(init, bool) else None
     if not (init in ("torch", "glorot") if sigma is None else 0 < sigma < math.inf):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Posteriors q(z|x): families of approximate posteriors, amortised by an encoder network."""
+"""Approximate posteriors q(z|x), amortised by an encoder network."""
 
 from .base import Posterior
 from .flows import (

@@ -1,4 +1,4 @@
-"""What every posterior is."""
+"""Base class of posteriors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["Posterior"]
 
 
 class Posterior(Component):
-    """The base of all posteriors.
+    """Base class of posteriors.
 
-    A new family defines ``forward(x) -> Distribution``, reparameterised (``has_rsample``):
-    ``x`` has shape ``(*batch, *event_shape)``, the distribution batch shape ``batch`` and
-    event shape ``(latent_dim,)``. In ``__init__`` it asks ``network(in_shape, out_shape)``
-    for the outputs it needs and keeps the network as ``self.network``. Three attributes say
-    what it combines with:
+    Subclasses define ``forward(x) -> Distribution``, reparameterised (``has_rsample``): ``x``
+    has shape ``(*batch, *event_shape)``, and the distribution has batch shape ``batch`` and
+    event shape ``(latent_dim,)``. ``__init__`` creates the network by calling
+    ``network(in_shape, out_shape)`` and stores it as ``self.network``. Three attributes
+    determine which priors and programs it can be combined with:
 
-    * ``space``: where z lives, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
-    * ``scores_any_value``: whether log q(z|x) exists at a z that it did not draw itself; not
-      so for a flow without an inverse;
-    * ``self_contained``: whether q(z|x) needs nothing but x; not so if it is refined with
-      the model.
+    * ``space``: the space of z, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
+    * ``scores_any_value``: whether log q(z|x) can be computed at any z, and not only at its
+      own samples. False for a flow without an inverse;
+    * ``self_contained``: whether q(z|x) depends on x alone. False for a posterior that is
+      refined with the model.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
@@ -48,13 +48,20 @@ class Posterior(Component):
 
     @abstractmethod
     def forward(self, x: torch.Tensor) -> Distribution:
-        """q(z|x): batch shape ``batch``, event shape ``(latent_dim,)``."""
+        """Return q(z|x), with batch shape ``batch`` and event shape ``(latent_dim,)``."""
 
     def bind(self, prior: Component, likelihood: Component) -> None:
-        """Called once, by the program that owns all three, when it is built. Does nothing here."""
+        """Receive the other parts of the model, if the posterior needs them.
+
+        The program that owns all three calls this once, in its ``__init__``. Does nothing by
+        default.
+        """
 
     def init_from_data(self, x: torch.Tensor) -> None:
-        """Called once before training: a network that standardises its inputs measures them."""
-        measure = getattr(getattr(self, "network", None), "measure", None)
-        if measure is not None:
-            measure(x)
+        """Compute the input statistics of the network if it standardises its inputs.
+
+        Called once before training.
+        """
+        fit_standardization = getattr(getattr(self, "network", None), "fit_standardization", None)
+        if fit_standardization is not None:
+            fit_standardization(x)

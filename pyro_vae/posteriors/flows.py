@@ -1,4 +1,4 @@
-"""Flow posteriors: a diagonal normal, bent by transforms that one encoder conditions on x."""
+"""Flow posteriors: a diagonal normal followed by transforms conditioned on x by the encoder."""
 
 from __future__ import annotations
 
@@ -36,52 +36,52 @@ __all__ = [
 
 
 class FlowPosterior(Posterior):
-    """The base of flow posteriors: the network gives μ, log σ and what conditions the flow.
+    """Base class of flow posteriors: the network outputs μ, log σ and the flow's parameters.
 
-    A new one defines :meth:`transforms` and says how many outputs that needs. Where a
-    transform has no inverse, only the flow's own draws can be scored.
+    Subclasses define :meth:`transforms`, and pass the number of parameters that it needs to
+    ``__init__``. If a transform has no inverse, the flow can only score its own samples.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        conditions: how many outputs of the network condition the flow.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        num_params: number of network outputs that condition the flow.
     """
 
-    #: Whether the steps come before μ and σ, and not after.
-    bends_noise: ClassVar[bool] = False
+    #: Whether the flow acts on standard normal noise, before the scale σ and the shift μ.
+    transforms_noise: ClassVar[bool] = False
 
     def __init__(
-        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, conditions: int
+        self, event_shape: Shape, latent_dim: int, network: NetworkFactory, num_params: int
     ) -> None:
         super().__init__(event_shape, latent_dim, network)
-        self.network = network(self.event_shape, (2 * latent_dim + conditions,))
+        self.network = network(self.event_shape, (2 * latent_dim + num_params,))
 
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)
         loc, log_scale = out[..., : 2 * self.latent_dim].unflatten(-1, (2, -1)).unbind(-2)
         steps = list(self.transforms(out[..., 2 * self.latent_dim :]))
         scale = log_scale.exp()
-        if self.bends_noise:
+        if self.transforms_noise:
             steps.append(transforms.AffineTransform(loc, scale, event_dim=1, cache_size=1))
             loc, scale = torch.zeros_like(loc), torch.ones_like(scale)
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)
 
     @abstractmethod
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        """The steps from the normal's draw to z, of the conditions ``(*batch, conditions)``."""
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        """Return the flow's transforms for the parameters ``(*batch, num_params)``."""
 
 
 class RepeatedFlow(FlowPosterior):
-    """The base of flows of so many like steps.
+    """Base class of flows that repeat the same kind of step.
 
-    A new one defines :meth:`numbers` besides :meth:`transforms`.
+    Subclasses define :meth:`params_per_step` and :meth:`transforms`.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of steps.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of steps.
 
     Raises:
         ValueError: if ``flows`` is not a positive integer.
@@ -90,26 +90,26 @@ class RepeatedFlow(FlowPosterior):
     def __init__(
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
     ) -> None:
-        conditions = positive_int("flows", flows) * self.numbers(latent_dim)
-        super().__init__(event_shape, latent_dim, network, conditions)
+        num_params = positive_int("flows", flows) * self.params_per_step(latent_dim)
+        super().__init__(event_shape, latent_dim, network, num_params)
         self.flows = flows
 
     @staticmethod
     @abstractmethod
-    def numbers(latent_dim: int) -> int:
-        """How many numbers condition one step."""
+    def params_per_step(latent_dim: int) -> int:
+        """Return the number of parameters of one step."""
 
 
 class PlanarFlow(RepeatedFlow):
-    """z_t = z_{t−1} + û tanh(wᵀz_{t−1} + b), with û, w, b of every step given by the encoder.
+    """z_t = z_{t−1} + û tanh(wᵀz_{t−1} + b), where the encoder outputs û, w, b of each step.
 
-    Has no inverse in closed form.
+    The inverse has no closed form.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of steps.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of steps.
 
     Raises:
         ValueError: if ``flows`` is not a positive integer.
@@ -122,26 +122,26 @@ class PlanarFlow(RepeatedFlow):
     scores_any_value = False
 
     @staticmethod
-    def numbers(latent_dim: int) -> int:
+    def params_per_step(latent_dim: int) -> int:
         return 1 + 2 * latent_dim
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        numbers = conditions.unflatten(-1, (self.flows, -1))
-        bias, u, w = numbers.split((1, self.latent_dim, self.latent_dim), -1)
-        steps = zip(bias.unbind(-2), u.unbind(-2), _not_zero(w).unbind(-2), strict=True)
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        step_params = params.unflatten(-1, (self.flows, -1))
+        bias, u, w = step_params.split((1, self.latent_dim, self.latent_dim), -1)
+        steps = zip(bias.unbind(-2), u.unbind(-2), _avoid_zero(w).unbind(-2), strict=True)
         return [ConditionedPlanar(step) for step in steps]
 
 
 class RadialFlow(RepeatedFlow):
-    """z_t = z_{t−1} + β (z_{t−1} − z₀)/(α + |z_{t−1} − z₀|), with z₀, α, β given by the encoder.
+    """z_t = z_{t−1} + β (z_{t−1} − z₀)/(α + |z_{t−1} − z₀|), where the encoder outputs z₀, α, β.
 
-    Has no inverse in closed form.
+    The inverse has no closed form.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of steps.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of steps.
 
     Raises:
         ValueError: if ``flows`` is not a positive integer.
@@ -154,25 +154,25 @@ class RadialFlow(RepeatedFlow):
     scores_any_value = False
 
     @staticmethod
-    def numbers(latent_dim: int) -> int:
+    def params_per_step(latent_dim: int) -> int:
         return latent_dim + 2
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        steps = conditions.unflatten(-1, (self.flows, -1)).unbind(-2)
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        steps = params.unflatten(-1, (self.flows, -1)).unbind(-2)
         sizes = (self.latent_dim, 1, 1)
         return [ConditionedRadial(step.split(sizes, -1)) for step in steps]
 
 
 class HouseholderFlow(RepeatedFlow):
-    """z = H_T … H_1 (μ + σ ε): reflections given by the encoder make the covariance a full one.
+    """z = H_T … H_1 (μ + σ ε), a normal with full covariance by reflections H_t from the encoder.
 
-    Preserves volume, and is its own inverse in reverse.
+    The reflections preserve volume. The inverse applies them in reverse order.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number T of reflections; D of them reach every orthogonal matrix.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of reflections T. D reflections can represent any orthogonal matrix.
 
     Raises:
         ValueError: if ``flows`` is not a positive integer.
@@ -183,26 +183,26 @@ class HouseholderFlow(RepeatedFlow):
     """
 
     @staticmethod
-    def numbers(latent_dim: int) -> int:
+    def params_per_step(latent_dim: int) -> int:
         return latent_dim
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        normals = conditions.unflatten(-1, (self.flows, self.latent_dim))
-        return [ConditionedHouseholder(_not_zero(normals))]
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        normals = params.unflatten(-1, (self.flows, self.latent_dim))
+        return [ConditionedHouseholder(_avoid_zero(normals))]
 
 
 class SylvesterFlow(FlowPosterior):
-    """z_t = z_{t−1} + Q R tanh(R̃ Qᵀ z_{t−1} + b), all of it given by the encoder.
+    """z_t = z_{t−1} + Q R tanh(R̃ Qᵀ z_{t−1} + b), where the encoder outputs Q, R, R̃, b.
 
-    Q is a product of reflections ("H-SNF"), R and R̃ are upper triangular. Has no inverse in
-    closed form.
+    Q is a product of Householder reflections ("H-SNF"); R and R̃ are upper triangular. The
+    inverse has no closed form.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of steps.
-        reflections: how many of them make up Q.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of steps.
+        reflections: number of reflections in Q.
 
     Raises:
         ValueError: if ``flows`` or ``reflections`` is not a positive integer.
@@ -222,30 +222,30 @@ class SylvesterFlow(FlowPosterior):
         flows: int = 4,
         reflections: int = 8,
     ) -> None:
-        # R and R̃ share a square: its upper and its lower triangle; two diagonals and b
+        # R and R̃ are the two triangles of one square matrix; then two diagonals and b
         rows = latent_dim + 3 + positive_int("reflections", reflections)
-        conditions = positive_int("flows", flows) * rows * latent_dim
-        super().__init__(event_shape, latent_dim, network, conditions)
+        num_params = positive_int("flows", flows) * rows * latent_dim
+        super().__init__(event_shape, latent_dim, network, num_params)
         self.flows = flows
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        steps = conditions.unflatten(-1, (self.flows, -1, self.latent_dim)).unbind(-3)
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        steps = params.unflatten(-1, (self.flows, -1, self.latent_dim)).unbind(-3)
         return [_Sylvester(step) for step in steps]
 
 
 class InverseAutoregressiveFlow(FlowPosterior):
     """z_t = σ_t ⊙ z_{t−1} + (1 − σ_t) ⊙ m_t, with m_t, σ_t autoregressive in z_{t−1} and h(x).
 
-    The order of the variables is reversed from one step to the next. Draws and their density
-    take one pass; the density at any other z takes D.
+    The order of the variables is reversed between steps. A sample and its density take one
+    pass; the density at any other z takes D passes.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of steps.
-        hidden: the widths of each step's autoregressive network, each at least D.
-        context: the size of h(x), the encoder's extra output.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of steps.
+        hidden: hidden widths of each step's autoregressive network, each at least D.
+        context: size of h(x), the encoder's additional output.
 
     Raises:
         ValueError: if a number is not a positive integer, or a width is below D.
@@ -270,26 +270,26 @@ class InverseAutoregressiveFlow(FlowPosterior):
             for step in range(positive_int("flows", flows))
         )
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
-        return [AffineAutoregressive(step, conditions, stable=True) for step in self.steps]
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        return [AffineAutoregressive(step, params, stable=True) for step in self.steps]
 
 
 class SplineFlow(FlowPosterior):
-    """z = μ + σ g(ε): noise bent by monotonic rational-quadratic splines, autoregressively.
+    """z = μ + σ g(ε), with autoregressive monotonic rational-quadratic splines g.
 
-    The knots of each variable's spline depend on h(x) and on the variables before it. The
-    splines act on [−bound, bound] and leave noise beyond as it is, which is why they come
-    before μ and σ and not after. Draws take one pass; the density at any other z takes D.
+    The knots of each variable's spline depend on h(x) and on the preceding variables. The
+    splines act on [−bound, bound] and are the identity outside, so they are applied to the
+    noise, before μ and σ. A sample takes one pass; the density at any other z takes D passes.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        flows: the number of layers of splines.
-        bins: the number of segments of each spline.
-        bound: where the splines end, in standard deviations.
-        hidden: the widths of each layer's autoregressive network, each at least D.
-        context: the size of h(x), the encoder's extra output.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        flows: number of spline layers.
+        bins: number of segments of each spline.
+        bound: half-width of the splines' interval, in standard deviations.
+        hidden: hidden widths of each layer's autoregressive network, each at least D.
+        context: size of h(x), the encoder's additional output.
 
     Raises:
         ValueError: if a number is not a positive integer, ``bound`` is not positive, or a
@@ -299,7 +299,7 @@ class SplineFlow(FlowPosterior):
         Neural Spline Flows (Durkan et al., 2019). https://arxiv.org/abs/1906.04032
     """
 
-    bends_noise = True
+    transforms_noise = True
 
     def __init__(
         self,
@@ -320,47 +320,49 @@ class SplineFlow(FlowPosterior):
             for step in range(positive_int("flows", flows))
         )
 
-    def transforms(self, conditions: Tensor) -> Sequence[transforms.Transform]:
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
         return [
-            SplineAutoregressive(step, self.latent_dim, self.bins, self.bound, conditions)
+            SplineAutoregressive(step, self.latent_dim, self.bins, self.bound, params)
             for step in self.steps
         ]
 
 
 class _Sylvester(transforms.Transform):
-    """One step of :class:`SylvesterFlow`, from ``(*batch, D + 3 + reflections, D)`` numbers.
+    """One step of :class:`SylvesterFlow`, with parameters ``(*batch, D + 3 + reflections, D)``.
 
-    Pyro's ``Sylvester`` is not used: its step is x + Rᵀ Qᵀ tanh(Q Sᵀ x + b), whose determinant
-    is not the product of the diagonals that it returns (a test shows it).
+    Pyro's ``Sylvester`` computes x + Rᵀ Qᵀ tanh(Q Sᵀ x + b). The determinant of this step is not
+    the product of diagonals that it returns (see the test of Pyro's determinant).
     """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, numbers: Tensor) -> None:
+    def __init__(self, params: Tensor) -> None:
         super().__init__(cache_size=1)
-        size = numbers.shape[-1]
-        square, diagonals = numbers[..., :size, :], numbers[..., size : size + 2, :].tanh()
-        # the diagonals lie in (−1, 1), so that 1 + tanh′ r r̃ is positive and the step invertible
+        size = params.shape[-1]
+        square, diagonals = params[..., :size, :], params[..., size : size + 2, :].tanh()
+        # diagonals in (−1, 1) keep 1 + tanh′ r r̃ positive, and the step invertible
         self.diagonal = diagonals.prod(-2)
         r_diagonal, s_diagonal = diagonals.unbind(-2)
-        # near diagonal before training, however large D
+        # nearly diagonal before training, for any D
         square = square / size**0.5
         self.r = square.triu(1) + r_diagonal.diag_embed()
         self.s = square.tril(-1).mT + s_diagonal.diag_embed()
-        self.bias = numbers[..., size + 2, :]
-        self.q = ConditionedHouseholder(_not_zero(numbers[..., size + 3 :, :]))
+        self.bias = params[..., size + 2, :]
+        self.q = ConditionedHouseholder(_avoid_zero(params[..., size + 3 :, :]))
         self._log_det = torch.empty(0)
 
     def _call(self, x: Tensor) -> Tensor:
         rotated = self.q._inverse(x)
-        hidden = (_times(self.s, rotated) + self.bias).tanh()
+        hidden = (_matvec(self.s, rotated) + self.bias).tanh()
         self._log_det = ((1 - hidden.square()) * self.diagonal).log1p().sum(-1)
-        return x + self.q._call(_times(self.r, hidden))
+        return x + self.q._call(_matvec(self.r, hidden))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        raise NotImplementedError("a Sylvester step has no inverse: it scores its own draws only")
+        raise NotImplementedError(
+            "a Sylvester step has no inverse: it can only score its own samples"
+        )
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         if self._cached_x_y[0] is not x or self._cached_x_y[1] is not y:
@@ -368,11 +370,11 @@ class _Sylvester(transforms.Transform):
         return self._log_det
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def _not_zero(x: Tensor) -> Tensor:
-    """Vectors that will be divided by their length: one of no length is made a short one."""
+def _avoid_zero(x: Tensor) -> Tensor:
+    """Replace zero vectors with short ones, because the vectors are divided by their norm."""
     zero = x.square().sum(-1, keepdim=True) < torch.finfo(x.dtype).tiny
     return torch.where(zero, 1e-3, x)

@@ -1,4 +1,4 @@
-"""Normal posteriors, from a diagonal covariance to a full one."""
+"""Normal posteriors with diagonal, full or low-rank covariance."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"]
 
 
 class DiagonalNormal(Posterior):
-    """q(z|x) = N(μ(x), diag σ(x)²), the network giving μ and log σ.
+    """q(z|x) = N(μ(x), diag σ(x)²), where the network outputs μ and log σ.
 
-    AEVB's encoder gives log σ²; half of it is log σ, which changes only the scale of the
-    last layer's weights.
+    The encoder of AEVB outputs log σ² = 2 log σ, which only rescales the weights of its last
+    layer.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equation 9.
@@ -34,10 +34,10 @@ class DiagonalNormal(Posterior):
 
 
 class FullCovarianceNormal(Posterior):
-    """q(z|x) = N(μ(x), L(x) L(x)ᵀ), the network giving μ and the lower triangle of L.
+    """q(z|x) = N(μ(x), L(x) L(x)ᵀ), where the network outputs μ and the lower triangle of L.
 
-    The diagonal of L is the exponential of what the network says; what is below it is divided
-    by √D, so that an untrained network's covariance is near a diagonal one, however large D.
+    The diagonal of L is the exponential of the network's output. The entries below it are
+    divided by √D, so that the covariance of an untrained network is nearly diagonal for any D.
 
     References:
         An Introduction to Variational Autoencoders (Kingma & Welling, 2019), section 2.5.1.
@@ -46,7 +46,7 @@ class FullCovarianceNormal(Posterior):
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
         super().__init__(event_shape, latent_dim, network)
-        # a row for μ, one for log diag L, and L below its diagonal
+        # one row for μ, one for log diag L, and D for L below its diagonal
         self.network = network(self.event_shape, (2 + latent_dim, latent_dim))
 
     def forward(self, x: torch.Tensor) -> Distribution:
@@ -57,13 +57,13 @@ class FullCovarianceNormal(Posterior):
 
 
 class LowRankNormal(Posterior):
-    """q(z|x) = N(μ(x), W(x) W(x)ᵀ + diag σ(x)²), with W of few columns.
+    """q(z|x) = N(μ(x), W(x) W(x)ᵀ + diag σ(x)²), with a low-rank factor W.
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        rank: the number of columns of W.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        rank: number of columns of W.
 
     Raises:
         ValueError: if ``rank`` is not a positive integer.

@@ -1,4 +1,4 @@
-"""Posteriors that start from the encoder's word and are refined for each datum."""
+"""Semi-amortized posteriors: encoder outputs refined per example by gradient ascent."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from ..core.evaluation_mode import eval_mode
 from ..core.random import seeded
 from ..core.validation import positive_int
 from .base import Posterior
-from .encoder import Encoder
 from .normal import DiagonalNormal
+from .overridable import OverridableNetwork
 
 __all__ = ["SemiAmortized"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: What the noise of the steps is seeded with, so that no seed of a user's gives the same.
-_NOISE = 0x5EA1
+#: Extra seed entropy for the noise of the steps, so that no user seed gives the same stream.
+_SEED = 0x5EA1
 
 
 class SemiAmortized(Posterior):
-    """Any family, whose parameters climb from the encoder's word up the ELBO of each datum.
+    """Any variational family, with parameters refined by gradient ascent on each example's ELBO.
 
-    λ₀ = encoder(x), then T steps of Adam along ∇ ELBO(λ_t; x), for each datum by itself. λ is
-    whatever the family asks its network for, so that any family can be refined. In evaluation
-    the draws of these steps are the same at every call, so that q(z|x) is a function of x and
-    importance weights are exact; in training they are new. The steps are held constant when
-    the loss is differentiated: the encoder is taught by the gradient at λ_T, as if λ_T were
-    its own word. (The paper uses plain gradient steps and differentiates through them.)
+    λ₀ = encoder(x), followed by T Adam steps along ∇ ELBO(λ_t; x), independently for each
+    example. λ is the output of the family's network, so any family can be refined. In
+    evaluation mode the steps use the same random numbers at every call, which makes q(z|x) a
+    function of x and importance weights exact; in training mode they use fresh ones. The steps
+    are treated as constants in the gradient of the loss: the encoder receives the gradient at
+    λ_T, as if λ_T were its output. (The paper uses plain gradient steps and differentiates
+    through them.)
 
     Arguments:
-        event_shape: the shape of one datum.
-        latent_dim: the number of latent variables D.
-        network: the factory of the encoder.
-        family: ``family(event_shape, latent_dim, network)``, the family that is refined.
-        steps: the number T of gradient steps.
-        step_size: Adam's, which is about how far a number moves in a step.
-        num_samples: draws of z in each step.
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+        network: factory of the encoder network.
+        family: ``family(event_shape, latent_dim, network)``, the refined variational family.
+        steps: number of gradient steps T.
+        step_size: learning rate of Adam, roughly the change of a parameter per step.
+        num_samples: number of samples of z in each step.
 
     Raises:
         ValueError: if a number is out of range.
@@ -70,16 +71,16 @@ class SemiAmortized(Posterior):
         super().__init__(event_shape, latent_dim, network)
         if not 0 < step_size < math.inf:
             raise ValueError(f"expected step_size > 0 and finite; got {step_size}")
-        made: list[Encoder] = []
+        encoders: list[OverridableNetwork] = []
 
-        def overruled(in_shape: Shape, out_shape: Shape) -> nn.Module:
-            made.append(Encoder(network(in_shape, out_shape)))
-            return made[-1]
+        def make_overridable(in_shape: Shape, out_shape: Shape) -> nn.Module:
+            encoders.append(OverridableNetwork(network(in_shape, out_shape)))
+            return encoders[-1]
 
-        self.family = family(self.event_shape, latent_dim, overruled)
-        if len(made) != 1 or not self.family.self_contained:
+        self.family = family(self.event_shape, latent_dim, make_overridable)
+        if len(encoders) != 1 or not self.family.self_contained:
             raise ValueError(
-                f"expected a family that asks for one network and needs nothing but x; got "
+                f"expected a family with a single network that depends on x alone; got "
                 f"{type(self.family).__name__}"
             )
         self.space = self.family.space
@@ -87,11 +88,11 @@ class SemiAmortized(Posterior):
         self.steps = positive_int("steps", steps)
         self.step_size = step_size
         self.num_samples = positive_int("num_samples", num_samples)
-        # in tuples, so that torch registers neither a second time
-        self._encoder = tuple(made)
+        # tuples keep torch from registering these modules a second time
+        self._encoder = tuple(encoders)
         self._program: tuple[Component, Component] | tuple[()] = ()
-        self._vectorizes = True
-        self._last: tuple[list, Tensor, Tensor, Tensor] | None = None
+        self._use_vmap = True
+        self._cache: tuple[list, Tensor, Tensor, Tensor] | None = None
 
     def bind(self, prior: Component, likelihood: Component) -> None:
         self._program = (prior, likelihood)
@@ -99,83 +100,88 @@ class SemiAmortized(Posterior):
     def forward(self, x: Tensor) -> Distribution:
         if not self._program:
             raise RuntimeError(
-                "SemiAmortized is refined with p(x, z): call bind(prior, likelihood) first"
+                "SemiAmortized depends on p(x, z): call bind(prior, likelihood) first"
             )
         (encoder,) = self._encoder
-        amortized = encoder.said_to(self.family, x)
+        amortized = encoder.output_for(self.family, x)
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        each = x.reshape(-1, *self.event_shape)
-        start = amortized.detach().reshape(len(each), *amortized.shape[len(batch) :])
-        moved = (self._refined(start, each) - start).reshape(amortized.shape)
-        with encoder.overruled(amortized + moved):
+        flat_x = x.reshape(-1, *self.event_shape)
+        start = amortized.detach().reshape(len(flat_x), *amortized.shape[len(batch) :])
+        change = (self._refine_cached(start, flat_x) - start).reshape(amortized.shape)
+        with encoder.override(amortized + change):
             return self.family(x)
 
-    def _refined(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """λ_T; in evaluation remembered, because a datum's many draws come in many chunks."""
+    def _refine_cached(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return λ_T, cached in evaluation mode: an example's samples are computed in chunks."""
         if self.training:
             return self._refine(parameters, x)
         weights = [p for module in self._program for p in module.parameters()]
         key = [self.steps, self.step_size, self.num_samples]
         key += [(p.data_ptr(), p._version) for p in weights]
-        if self._last is not None:
-            seen, data, before, after = self._last
-            if seen == key and _equal(data, x) and _equal(before, parameters):
-                return after
-        after = self._refine(parameters, x)
-        self._last = key, x, parameters, after
-        return after
+        if self._cache is not None:
+            cached_key, cached_x, cached_start, refined = self._cache
+            if cached_key == key and _equal(cached_x, x) and _equal(cached_start, parameters):
+                return refined
+        refined = self._refine(parameters, x)
+        self._cache = key, x, parameters, refined
+        return refined
 
     @torch.no_grad()
     def _refine(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """λ_T of ``(N, *outputs)`` λ₀ and ``(N, *event_shape)`` data."""
-        slopes = self._slope if self.training else self._repeatable_slopes
+        """Return λ_T, ``(N, *outputs)``, for λ₀ of that shape and ``(N, *event_shape)`` data."""
+        compute_gradients = self._gradient if self.training else self._seeded_gradients
         with eval_mode(*self._program), pyro.validation_enabled(False), pyro.poutine.block():
-            moving = parameters.clone()
-            # every number has its own step, so no datum meets another; a slope that is noise of
-            # rounding must not become a step
-            adam = torch.optim.Adam([moving], lr=self.step_size, eps=1e-4, maximize=True)
+            refined = parameters.clone()
+            # Adam is elementwise, so examples stay independent; the large eps keeps gradients
+            # that are only rounding noise from turning into full steps
+            adam = torch.optim.Adam([refined], lr=self.step_size, eps=1e-4, maximize=True)
             for step in range(self.steps):
-                moving.grad = slopes(moving, x, step)
+                refined.grad = compute_gradients(refined, x, step)
                 adam.step()
-        return moving
+        return refined
 
-    def _slope(self, parameters: Tensor, x: Tensor, step: int) -> Tensor:
-        """∇ ELBO of any number of data."""
+    def _gradient(self, parameters: Tensor, x: Tensor, step: int) -> Tensor:
+        """Return ∇ ELBO for any batch of examples."""
         with torch.enable_grad():
             leaf = parameters.detach().requires_grad_()
             return torch.autograd.grad(self._elbo(leaf, x).sum(), leaf)[0]
 
-    def _repeatable_slopes(self, parameters: Tensor, x: Tensor, step: int) -> Tensor:
-        """:meth:`_slope` with the step's own noise, the same for every datum."""
-        with seeded(_NOISE, step):
-            # Pyro notes every parameter at its first use, which it cannot under vmap
-            first = self._slope(parameters[0], x[0], step)
+    def _seeded_gradients(self, parameters: Tensor, x: Tensor, step: int) -> Tensor:
+        """Return the gradients with fixed noise per step, the same for every example."""
+        with seeded(_SEED, step):
+            # outside vmap, where Pyro can register parameters at their first use
+            first = self._gradient(parameters[0], x[0], step)
         if len(x) == 1:
             return first.unsqueeze(0)
-        if self._vectorizes:
+        if self._use_vmap:
             gradient = torch.func.vmap(torch.func.grad(self._elbo), randomness="same")
             try:
-                with seeded(_NOISE, step):
+                with seeded(_SEED, step):
                     return gradient(parameters, x)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-                _log.warning("one datum is refined after the other: torch.vmap says %r", reason)
-                self._vectorizes = False
-        slopes = [first]
-        for each, datum in zip(parameters[1:], x[1:], strict=True):
-            with seeded(_NOISE, step):
-                slopes.append(self._slope(each, datum, step))
-        return torch.stack(slopes)
+                _log.warning(
+                    "refining one example at a time, because torch.vmap failed: %s", reason
+                )
+                self._use_vmap = False
+        gradients = [first]
+        for row, example in zip(parameters[1:], x[1:], strict=True):
+            with seeded(_SEED, step):
+                gradients.append(self._gradient(row, example, step))
+        return torch.stack(gradients)
 
     def _elbo(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """The ELBO in nats, ``batch``, of ``(*batch, *outputs)`` and ``(*batch, *event_shape)``."""
+        """Return the ELBO in nats, ``batch``.
+
+        ``parameters`` are ``(*batch, *outputs)`` and ``x`` is ``(*batch, *event_shape)``.
+        """
         prior, likelihood = self._program  # type: ignore[misc]
-        with self._encoder[0].overruled(parameters):
+        with self._encoder[0].override(parameters):
             q = self.family(x)
         z = q.rsample(torch.Size((self.num_samples,)))
-        # as one batch, because not every decoder takes several batch dimensions
+        # flattened, because not every decoder takes several batch dimensions
         batch = z.shape[:-1]
         data = x.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
         score = likelihood(z.reshape(-1, self.latent_dim)).log_prob(data).reshape(batch)

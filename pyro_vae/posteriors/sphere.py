@@ -14,12 +14,12 @@ __all__ = ["PowerSpherical"]
 
 
 class PowerSpherical(Posterior):
-    """q(z|x) ∝ (1 + μ(x)ᵀz)^κ(x) on the unit sphere, with the prior ``UniformSphere``.
+    """q(z|x) ∝ (1 + μ(x)ᵀz)^κ(x) on the unit sphere, for the prior ``UniformSphere``.
 
-    The network gives a vector whose direction is μ, and κ through a softplus, at least 1 so
-    that q has a single smooth peak; the KL is in closed form. q vanishes opposite to μ, where
-    p(z|x) does not: the ELBO is sound, but for κ ≥ (D − 1)/2 importance weights have no
-    variance, L_k rises slowly, and k̂ says so.
+    The network outputs a vector in the direction of μ, and κ through a softplus, with a minimum
+    of 1 so that q has a single smooth mode. The KL divergence is analytic. q vanishes opposite
+    to μ, where p(z|x) does not. The ELBO is valid, but for κ ≥ (D − 1)/2 the importance weights
+    have infinite variance: L_k increases slowly, and k̂ is large.
 
     Raises:
         ValueError: if ``latent_dim`` is below 2.
@@ -33,7 +33,7 @@ class PowerSpherical(Posterior):
     space = Space.SPHERE
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
-        super().__init__(event_shape, distributions.check_dim(latent_dim), network)
+        super().__init__(event_shape, distributions.check_sphere_dim(latent_dim), network)
         self.network = network(self.event_shape, (latent_dim + 1,))
 
     def forward(self, x: Tensor) -> Distribution:

@@ -1,4 +1,4 @@
-"""Priors p(z): what the latents look like before any datum is seen."""
+"""Priors p(z) over the latent variables."""
 
 from .base import Prior
 from .flow import FlowPrior

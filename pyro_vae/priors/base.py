@@ -1,4 +1,4 @@
-"""What every prior is."""
+"""Base class of priors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ __all__ = ["Prior"]
 
 
 class Prior(Component):
-    """The base of all priors.
+    """Base class of priors.
 
-    A new prior defines ``forward() -> Distribution`` with batch shape ``()`` and event
-    shape ``(latent_dim,)``; its learned parts are ``nn.Parameter`` s. One that is written
-    with the encoder also extends :meth:`bind`. Two attributes say what it combines with:
+    Subclasses define ``forward() -> Distribution`` with batch shape ``()`` and event shape
+    ``(latent_dim,)``. Learned quantities are ``nn.Parameter`` s. A prior defined in terms of
+    the posterior also overrides :meth:`bind`. Two attributes determine which posteriors it
+    can be combined with:
 
-    * ``space``: where z lives, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
-    * ``uses_posterior``: whether p(z) is written with q.
+    * ``space``: the space of z, :attr:`Space.REAL` or :attr:`Space.SPHERE`;
+    * ``uses_posterior``: whether p(z) depends on q(z|x).
 
     Arguments:
-        latent_dim: the number of latent variables D.
+        latent_dim: number of latent variables D.
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
@@ -38,10 +39,10 @@ class Prior(Component):
 
     @abstractmethod
     def forward(self) -> Distribution:
-        """p(z): batch shape ``()``, event shape ``(latent_dim,)``."""
+        """Return p(z), with batch shape ``()`` and event shape ``(latent_dim,)``."""
 
     def bind(self, posterior: Encoder) -> None:
-        """Receive the posterior, for a prior that depends on it. Does nothing here.
+        """Receive the posterior, if the prior depends on it. Does nothing by default.
 
-        The program that owns both calls it once, when it is built.
+        The program that owns both calls this once, in its ``__init__``.
         """

@@ -1,4 +1,4 @@
-"""Flows as priors."""
+"""Normalizing-flow priors."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = ["FlowPrior"]
 
 
 class FlowPrior(Prior):
-    """p(z) = N(f⁻¹(z); 0, I) |det ∂f⁻¹/∂z|: noise bent by Pyro's transforms, learned.
+    """p(z) = N(f⁻¹(z); 0, I) |det ∂f⁻¹/∂z|, a normalising flow with learned transforms.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        transform: ``coupling`` (RealNVP; draws and densities in one pass), ``autoregressive``
-            (MAF) or ``spline`` (autoregressive rational-quadratic splines): for these two a
-            density takes one pass and a draw D of them.
-        flows: the number of layers; the order of the variables is reversed from one to the
-            next.
-        hidden: the widths of each layer's network; of an autoregressive one at least D each.
-        bins: the number of segments of each spline.
-        bound: splines act on [−bound, bound] and leave the rest as it is.
+        latent_dim: number of latent variables D.
+        transform: ``coupling`` (RealNVP; samples and densities in one pass), ``autoregressive``
+            (MAF) or ``spline`` (autoregressive rational-quadratic splines). The latter two
+            compute a density in one pass and a sample in D passes.
+        flows: number of layers. The order of the variables is reversed between layers.
+        hidden: hidden widths of each layer's network. Autoregressive networks need widths of
+            at least D.
+        bins: number of segments of each spline.
+        bound: splines act on [−bound, bound] and are the identity outside.
 
     Raises:
-        ValueError: for another ``transform``, a number out of range, or ``coupling`` of a
+        ValueError: for an unknown ``transform``, a number out of range, or ``coupling`` with a
             single variable.
 
     References:
@@ -68,8 +68,8 @@ class FlowPrior(Prior):
             )
         if transform == "coupling" and latent_dim < 2:
             raise ValueError(
-                "expected latent_dim ≥ 2 for coupling, which splits the variables; got 1: use "
-                "autoregressive or spline"
+                "expected latent_dim ≥ 2 for coupling layers, which split the variables; got 1: "
+                "use autoregressive or spline"
             )
         if not hidden or any(positive_int("every width in hidden", width) < 1 for width in hidden):
             raise ValueError(f"expected one or more hidden layers; got hidden={hidden!r}")
@@ -82,7 +82,7 @@ class FlowPrior(Prior):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
-        # made anew at each call, because a transform keeps its last draw and that draw's graph
+        # new transforms at each call: a transform caches its last sample with its autograd graph
         layers = [self._layer(network) for network in self.networks]
         if self.transform == "coupling":
             flip = torch.arange(self.latent_dim - 1, -1, -1, device=self.loc.device)
@@ -92,16 +92,21 @@ class FlowPrior(Prior):
 
     def _network(self, hidden: Shape, reverse: bool) -> nn.Module:
         if self.transform == "coupling":
-            rest = self.latent_dim - self.latent_dim // 2
-            network = DenseNN(self.latent_dim // 2, list(hidden), [rest, rest], nn.ELU())
-            return _Affine(network)
+            num_transformed = self.latent_dim - self.latent_dim // 2
+            outputs = [num_transformed, num_transformed]
+            network = DenseNN(self.latent_dim // 2, list(hidden), outputs, nn.ELU())
+            return _BoundedAffine(network)
         if self.transform == "autoregressive":
-            return _Affine(autoregressive_network(self.latent_dim, hidden, [1, 1], reverse=reverse))
+            network = autoregressive_network(self.latent_dim, hidden, [1, 1], reverse=reverse)
+            return _BoundedAffine(network)
         parameters = [self.bins, self.bins, self.bins - 1]
         return autoregressive_network(self.latent_dim, hidden, parameters, reverse=reverse)
 
     def _layer(self, network: nn.Module) -> transforms.Transform:
-        """From noise to z. Inverted: training goes from z to noise, by the transform itself."""
+        """Return the transform from noise to z.
+
+        It is the inverse of Pyro's transform, so that training (from z to noise) takes one pass.
+        """
         if self.transform == "coupling":
             return transforms.AffineCoupling(self.latent_dim // 2, network).inv
         if self.transform == "autoregressive":
@@ -109,11 +114,11 @@ class FlowPrior(Prior):
         return SplineAutoregressive(network, self.latent_dim, self.bins, self.bound).inv
 
 
-class _Affine(nn.Module):
-    """What Pyro's affine transforms ask for, a shift and a log scale, kept gentle.
+class _BoundedAffine(nn.Module):
+    """Shift and bounded log scale for Pyro's affine transforms.
 
-    A layer starts near the identity and scales by e² at most: with Pyro's own limit of e⁵,
-    and a layer that starts anywhere, learning was seen to break down.
+    A layer starts near the identity and scales by at most e². With Pyro's limit of e⁵ and the
+    default initialisation, training can diverge.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -125,7 +130,7 @@ class _Affine(nn.Module):
 
     @property
     def permutation(self) -> torch.Tensor:
-        """The order of the variables, of an autoregressive network."""
+        """Order of the variables in an autoregressive network."""
         return self.network.permutation  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Mixtures as priors: of learned normals, or of the posterior itself."""
+"""Mixture priors: mixtures of normals and the VampPrior."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["MixtureOfNormals", "VampPrior"]
 
 
 class MixtureOfNormals(Prior):
-    """p(z) = Σ_c π_c N(z; μ_c, diag σ_c²), weights, means and scales learned.
+    """p(z) = Σ_c π_c N(z; μ_c, diag σ_c²) with learned weights, means and scales.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        components: the number C of normals.
+        latent_dim: number of latent variables D.
+        components: number of components C.
 
     References:
         VAE with a VampPrior (Tomczak & Welling, 2018), section 2, "MoG".
@@ -34,8 +34,8 @@ class MixtureOfNormals(Prior):
         super().__init__(latent_dim)
         positive_int("components", components)
         self.logits = nn.Parameter(torch.zeros(components))
-        # near N(0, I), and yet apart, or all components would receive the same gradient for
-        # ever: a draw of N(0, I) tells two of them apart by about a nat, however large D
+        # near N(0, I), but with distinct means: identical components would keep receiving
+        # identical gradients. Two log-densities at z ~ N(0, I) differ by about 1 nat for any D.
         self.loc = nn.Parameter(torch.randn(components, latent_dim) / latent_dim**0.5)
         self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
 
@@ -45,26 +45,26 @@ class MixtureOfNormals(Prior):
 
 
 class VampPrior(Prior):
-    """p(z) = 1/C Σ_c q(z | u_c): the posterior, averaged over learned pseudo-inputs u.
+    """p(z) = 1/C Σ_c q(z | u_c), the posterior averaged over learned pseudo-inputs u.
 
-    Nothing in it holds the scale of the latents: with a decoder that starts far from the data,
-    an encoder was seen to shrink to a point, to spare the decoder the noise, and to stay there.
-    ``output_bias: data`` of the decoder prevents that.
+    The prior does not fix the scale of the latents. With a decoder that starts far from the
+    data, the encoder can collapse to a point, which removes the noise from the decoder's input,
+    and stay there. Set ``output_bias: data`` on the decoder to prevent this.
 
-    The encoder's weights belong to the posterior alone: the prior holds only the
-    pseudo-inputs, ``(components, *event_shape)``, made when it is bound to a posterior.
+    The encoder's weights belong to the posterior. The prior only owns the pseudo-inputs,
+    ``(components, *event_shape)``, which are created when it is bound to a posterior.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        components: the number C of pseudo-inputs.
-        interval: pseudo-inputs are clamped to it, as the authors' code does for images in
-            [0, 1]; ``None`` leaves them free, for real-valued data.
-        start: ``random`` pseudo-inputs are uniform in the interval; ``data`` takes random
-            training data in their place when :func:`~pyro_vae.fit` begins (with plain
-            ``SVI``, call :func:`~pyro_vae.initialize`).
+        latent_dim: number of latent variables D.
+        components: number of pseudo-inputs C.
+        interval: pseudo-inputs are clamped to this interval, as in the authors' code for images
+            in [0, 1]. Use ``None`` for real-valued data, to leave them unconstrained.
+        start: ``random`` starts from pseudo-inputs uniform in the interval; ``data`` starts from
+            random training examples when :func:`~pyro_vae.fit` begins (with plain ``SVI``,
+            call :func:`~pyro_vae.initialize`).
 
     Raises:
-        ValueError: if a number is out of range, or ``start`` is another word.
+        ValueError: if a number is out of range, or ``start`` is unknown.
         RuntimeError: if used before :meth:`bind`.
 
     References:
@@ -91,12 +91,12 @@ class VampPrior(Prior):
         self.interval = interval
         self.start = start
         if start == "data":
-            # kept with the weights: what was learned is not replaced when learning goes on
+            # part of the state, so that resumed training keeps the learned pseudo-inputs
             self.register_buffer("started", torch.tensor(False))
         self._posterior: tuple[Encoder, ...] = ()
 
     def bind(self, posterior: Encoder) -> None:
-        # in a tuple, so that torch does not register the posterior a second time
+        # a tuple keeps torch from registering the posterior as a submodule of the prior
         self._posterior = (posterior,)
         low, high = self.interval or (-1.0, 1.0)
         start = low + (high - low) * torch.rand(self.components, *posterior.event_shape)
@@ -104,10 +104,10 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def init_from_data(self, x: torch.Tensor) -> None:
-        """Replaces the pseudo-inputs by random rows of ``x``, once, if asked to.
+        """Replace the pseudo-inputs with random rows of ``x``, once, if ``start`` is ``data``.
 
         Raises:
-            ValueError: if data lie outside of the interval, where no pseudo-input can be.
+            ValueError: if data lie outside the interval that pseudo-inputs are clamped to.
         """
         if (
             self.interval is not None
@@ -115,12 +115,12 @@ class VampPrior(Prior):
         ):
             raise ValueError(
                 f"expected data in the interval {self.interval} of VampPrior's pseudo-inputs; got "
-                f"values from {x.min():.4g} to {x.max():.4g}: set its interval to hold them, or "
-                f"to null"
+                f"values from {x.min():.4g} to {x.max():.4g}: set its interval to contain them, "
+                f"or to null"
             )
         if self.start == "random" or bool(self.started):
             return
-        # more components than data: some begin as copies, and differ by the noise of learning
+        # with more components than examples some start as copies; training noise separates them
         rows = torch.randint(len(x), (self.components,))
         if len(x) >= self.components:
             rows = torch.randperm(len(x))[: self.components]
@@ -129,11 +129,11 @@ class VampPrior(Prior):
 
     def forward(self) -> Distribution:
         if not self._posterior:
-            raise RuntimeError("VampPrior is written with q(z|x): call bind(posterior) first")
+            raise RuntimeError("VampPrior depends on q(z|x): call bind(posterior) first")
         u = self.pseudo_inputs
         if self.interval is not None:
             u = u.clamp(*self.interval)
         weights = dist.Categorical(logits=u.new_zeros(len(u)))
-        # as in evaluation: pseudo-inputs are no data, and batch norm would take them for some
+        # evaluation mode keeps pseudo-inputs out of the statistics of batch norm
         with eval_mode(self._posterior[0]):
             return dist.MixtureSameFamily(weights, self._posterior[0](u))

@@ -1,4 +1,4 @@
-"""Priors of a few words: independent variables, or a uniform sphere."""
+"""Priors with independent variables, and the uniform prior on the sphere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim)
-        # buffers follow the module's device and dtype; constants need no place in a weights file
+        # buffers follow the module's device and dtype; constants are not saved in the state
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -38,14 +38,14 @@ class StandardNormal(Prior):
 
 
 class DiagonalNormal(Prior):
-    """p(z) = N(μ, diag σ²), learned.
+    """p(z) = N(μ, diag σ²) with learned mean and scale.
 
-    A VAE with a learned affine layer at the decoder's entrance could say the same; it is the
-    simplest prior with parameters, to compare richer ones with.
+    A learned affine layer at the input of the decoder is equivalent. This is the simplest prior
+    with parameters, a baseline for richer ones.
 
     References:
         ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman
-        & Johnson, 2016), on what a prior that is learned can gain.
+        & Johnson, 2016), on learned priors.
         http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
     """
 
@@ -59,7 +59,7 @@ class DiagonalNormal(Prior):
 
 
 class Laplace(Prior):
-    """p(z) = Π_d Laplace(z_d; 0, 1/√2), of unit variance: sparser than the normal.
+    """p(z) = Π_d Laplace(z_d; 0, 1/√2), with unit variance, sparser than the normal.
 
     References:
         Sparse-Coding Variational Auto-Encoders (Barello et al., 2018).
@@ -80,14 +80,14 @@ class StudentT(Prior):
     """p(z) = Π_d t_ν(z_d), with heavier tails than the normal.
 
     Arguments:
-        latent_dim: the number of latent variables D.
-        df: ν, the degrees of freedom.
+        latent_dim: number of latent variables D.
+        df: degrees of freedom ν.
 
     Raises:
         ValueError: if ``df`` is not positive and finite.
 
     References:
-        t³-Variational Autoencoder (Kim et al., 2023), whose t is a joint one of all latents.
+        t³-Variational Autoencoder (Kim et al., 2023), with a joint t distribution over all latents.
         https://arxiv.org/abs/2312.01133
     """
 
@@ -105,7 +105,7 @@ class StudentT(Prior):
 
 
 class UniformSphere(Prior):
-    """p(z) = 1 / area(S^{D−1}), uniform on the unit sphere of ℝ^D.
+    """p(z) = 1 / area(S^{D−1}), uniform on the unit sphere in ℝ^D.
 
     Raises:
         ValueError: if ``latent_dim`` is below 2.
@@ -119,7 +119,7 @@ class UniformSphere(Prior):
     like: torch.Tensor
 
     def __init__(self, latent_dim: int) -> None:
-        super().__init__(distributions.check_dim(latent_dim))
+        super().__init__(distributions.check_sphere_dim(latent_dim))
         self.register_buffer("like", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:

@@ -1,4 +1,4 @@
-"""Running any Pyro program: its sites, its inputs and its log weights per example."""
+"""Run Pyro programs: sites, arguments and log weights per example."""
 
 from .importance_weights import log_weights
 

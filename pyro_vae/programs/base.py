@@ -1,4 +1,4 @@
-"""Running somebody's Pyro program: its sites, its parameters, and what it must be like."""
+"""Tracing Pyro programs: their sites, their parameters and the checks they must pass."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
     "use_own_parameters",
 ]
 
-#: What Pyro records of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
+#: Pyro's record of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
 Site = Mapping[str, Any]
 
-#: The name of the plate that holds every per-datum site.
+#: Name of the plate that contains all per-datum sites.
 PLATE = "data"
 
 
@@ -48,7 +48,7 @@ class Program(Protocol):
 
 
 def label_use(program: object) -> Labels:
-    """A program's attribute ``labels``; one without it does not look at them."""
+    """Return the ``labels`` attribute of a program, ``UNUSED`` by default."""
     return getattr(program, "labels", Labels.UNUSED)
 
 
@@ -63,19 +63,22 @@ def trace_program(
     kwargs: Mapping[str, Any],
     draws: Mapping[str, Site] | None = None,
 ) -> tuple[dict[str, Site], dict[str, Site]]:
-    """All sites of the guide, and of the model run on the guide's draws, by name.
+    """Run the guide, replay the model on its draws, and return the sites of both by name.
 
     Arguments:
         model, guide: the program.
-        args, kwargs: what both are called with.
-        draws: sites of an earlier run whose values the guide takes instead of drawing; one
-            with a ``noise`` (see :func:`attach_noise`) takes that through its own transforms.
+        args, kwargs: arguments of both.
+        draws: sites of an earlier run whose values the guide reuses instead of drawing. If a site
+            has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
+
+    Returns:
+        The sites of the guide and the sites of the model.
     """
     if draws is not None:
-        earlier = poutine.Trace()
+        trace = poutine.Trace()
         for name, site in draws.items():
-            earlier.add_node(name, **site)
-        guide = _ReplayNoise(draws)(poutine.replay(guide, trace=earlier))
+            trace.add_node(name, **site)
+        guide = _ReplayNoise(draws)(poutine.replay(guide, trace=trace))
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
@@ -85,36 +88,36 @@ def trace_program(
 
 
 def attach_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Adds to every transformed draw the noise that it was made of.
+    """Add the base noise of each draw from a transformed distribution to its site.
 
-    A flow without an inverse can score nothing but its own draws. The same noise, sent
-    through another run's transforms, is another run's own draw of the same value.
+    A flow without an inverse can only score its own samples. Passing the same noise through the
+    transforms of another run gives the same value as a sample of that run.
     """
-    noted = {}
+    result = {}
     for name, site in sites.items():
         flow = _transformed(site.get("fn"))
         if site["type"] == "sample" and flow is not None and not site["is_observed"]:
-            site = _add_noise(site, flow)
-        noted[name] = site
-    return noted
+            site = _attach_site_noise(site, flow)
+        result[name] = site
+    return result
 
 
-def _add_noise(site: Site, flow: TransformedDistribution) -> Site:
+def _attach_site_noise(site: Site, flow: TransformedDistribution) -> Site:
     noise: Any = site["value"]
     try:
         for transform in reversed(flow.transforms):
             noise = transform.inv(noise)
-        again: Any = noise
+        value: Any = noise
         for transform in flow.transforms:
-            again = transform(again)
+            value = transform(value)
     except (KeyError, NotImplementedError):
-        return site  # no inverse and no memory: the value is all there is
-    # what a transform remembers is the noise itself; what it computes may be near it only
-    return {**site, "noise": noise} if torch.equal(again, site["value"]) else site
+        return site  # neither an inverse nor a cache
+    # cached noise is exact; noise from a computed inverse may be approximate
+    return {**site, "noise": noise} if torch.equal(value, site["value"]) else site
 
 
 class _ReplayNoise(Messenger):
-    """Makes draws of transformed distributions out of given noise."""
+    """Sample transformed distributions from given noise."""
 
     def __init__(self, draws: Mapping[str, Site]) -> None:
         super().__init__()
@@ -130,14 +133,14 @@ class _ReplayNoise(Messenger):
 
 
 def _transformed(fn: Any) -> TransformedDistribution | None:
-    """The flow inside of what ``.to_event()`` and ``.mask()`` wrap around it, if it is one."""
+    """Return the transformed distribution inside ``.to_event()`` and ``.mask()``, if any."""
     while not isinstance(fn, TransformedDistribution) and hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn if isinstance(fn, TransformedDistribution) else None
 
 
 def sample_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites that have a density; ``pyro.deterministic`` is a sample site in form only."""
+    """Select the sites with a density, which excludes ``pyro.deterministic``."""
     return {
         name: site
         for name, site in sites.items()
@@ -146,19 +149,19 @@ def sample_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def check_program(guide: Mapping[str, Site], model: Mapping[str, Site], size: int) -> int:
-    """Refuses a program whose importance weights do not exist per datum.
+    """Check that the importance weights of a program are defined per datum.
 
     Arguments:
         guide, model: the sample sites of one run without particles.
-        size: the number of data.
+        size: the number N of examples.
 
     Returns:
-        The depth of the program's plates.
+        The plate nesting depth of the program.
 
     Raises:
-        ValueError: if a sample site is outside the plate ``"data"``, if the plate does not
-            hold exactly the data given, if a site has batch dimensions that no plate
-            declares, or if model and guide do not sample the same sites.
+        ValueError: if a sample site is outside the plate ``"data"``, if the size of the plate is
+            not N, if a site has batch dimensions without a plate, or if model and guide do not
+            sample the same sites.
     """
     for program, sites in (("guide", guide), ("model", model)):
         for name, site in sites.items():
@@ -170,32 +173,33 @@ def check_program(guide: Mapping[str, Site], model: Mapping[str, Site], size: in
         for name, site in sites.items():
             shape = tuple(site["fn"].batch_shape)
             plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-            loose = [n for d, n in enumerate(shape, -len(shape)) if n != 1 and d not in plates]
-            if loose:
+            undeclared = [n for d, n in enumerate(shape, -len(shape)) if n != 1 and d not in plates]
+            if undeclared:
                 raise ValueError(
-                    f"site '{name}' of the {program} has batch shape {shape}, of which size "
-                    f"{loose[0]} belongs to no plate: declare it part of a datum with .to_event(…)"
+                    f"expected a plate for every batch dimension; got site '{name}' of the "
+                    f"{program} with batch shape {shape}, whose dimension of size {undeclared[0]} "
+                    f"has no plate: make it an event dimension with .to_event(…)"
                 )
     return nesting
 
 
 @contextmanager
 def use_own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
-    """Makes modules use the parameters they hold, whatever Pyro's parameter store remembers.
+    """Make modules use their own parameters instead of those in Pyro's parameter store.
 
-    Pyro's store is global: a second ``PyroModule`` with the same parameter names would
-    silently be given the first one's values. Parameters that a program makes with plain
-    ``pyro.param`` are read from the store as always; the store itself is left unchanged.
+    The store is global: a second ``PyroModule`` with the same parameter names would silently get
+    the values of the first. Parameters created with plain ``pyro.param`` are read from the store
+    as usual; the store is restored on exit.
     """
-    held = set()
+    own_names = set()
     for module in owning_modules(*programs):
         root = getattr(module, "_pyro_name", "")
         for name, _ in module.named_parameters():
-            held.add(f"{root}.{name}".lstrip(".").removesuffix("_unconstrained"))
+            own_names.add(f"{root}.{name}".lstrip(".").removesuffix("_unconstrained"))
     store = pyro.get_param_store()
     state = store.get_state()
     # "$$$" separates a plain nn.Module's name from its parameter's in the store
-    names = [n for n in state["params"] if n.replace("$$$", ".") in held]
+    names = [n for n in state["params"] if n.replace("$$$", ".") in own_names]
     for name in names:
         del state["params"][name], state["constraints"][name]
     with store.scope(state):
@@ -206,16 +210,17 @@ def _check_plate(program: str, name: str, site: Site, size: int) -> None:
     frames = [f for f in site["cond_indep_stack"] if f.name == PLATE]
     if not frames:
         raise ValueError(
-            f"site '{name}' of the {program} is outside the plate \"{PLATE}\", so its draw would "
-            f"be shared by all data and no weight per datum exists: sample it inside "
-            f'`with pyro.plate("{PLATE}", len(x)):` (for a bound on the joint minibatch there is '
-            f"pyro.infer.RenyiELBO)"
+            f"expected all sample sites inside the plate \"{PLATE}\"; got site '{name}' of the "
+            f"{program} outside of it, which is shared by all examples, so that weights per datum "
+            f'are undefined: sample it inside `with pyro.plate("{PLATE}", len(x)):` (use '
+            f"pyro.infer.RenyiELBO for a bound on the joint minibatch)"
         )
     if not frames[0].vectorized or frames[0].size != size:
-        got = f"holds {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
+        got = f"has size {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
         raise ValueError(
-            f"expected the plate \"{PLATE}\" to hold the {size} data given; at site '{name}' of "
-            f'the {program} it {got}: write `pyro.plate("{PLATE}", len(x))` without subsampling'
+            f'expected the plate "{PLATE}" to have the size of the data, {size}; at site '
+            f"'{name}' of the {program} it {got}: write `pyro.plate(\"{PLATE}\", len(x))` without "
+            f"subsampling"
         )
 
 
@@ -230,10 +235,12 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
     ):
         if names:
             raise ValueError(
-                f"the {has} samples {', '.join(map(repr, sorted(names)))} and the {lacks} does "
-                f"not: importance weights need the same latent sites in both"
+                f"expected the same latent sites in model and guide; got "
+                f"{', '.join(map(repr, sorted(names)))} in the {has} only: sample the site in the "
+                f"{lacks} too"
             )
     if latent == set(model):
         raise ValueError(
-            "the model observes nothing: give the data to one of its sites, `pyro.sample(…, obs=x)`"
+            "expected a model that observes the data; got no observed site: write "
+            "`pyro.sample(…, obs=x)`"
         )

@@ -1,4 +1,4 @@
-"""Runs of one shape as a compiled graph: what no draw reaches once, the rest for every draw."""
+"""Compiled particle runs of a fixed shape, with sample-independent work hoisted out."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from ..compile.matmul import matmul_backend
 from ..compile.trace import NotTraceableError, trace_graph
 from .particles import Layout, Particles
 
-__all__ = ["CompiledRuns", "compiled_runs"]
+__all__ = ["CompiledRuns", "compile_runs"]
 
-#: How far log weights of the compiled graph may be from those of the program, relative to them,
-#: and for how many pairs: a rounding may decide which of several values is drawn.
-_TOLERANCE, _MOST_APART = 1e-3, 0.01
+#: Relative tolerance of the compiled log weights, and the maximum fraction of pairs outside of it:
+#: rounding may change the outcome of a discrete draw.
+_TOLERANCE, _MAX_MISMATCH = 1e-3, 0.01
 
 
-def compiled_runs(
+def compile_runs(
     run: Callable[..., Particles],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     shape: tuple[int, int],
-    times: int,
+    num_runs: int,
     layout: Layout,
-    wanted: bool | None = None,
+    enabled: bool | None = None,
 ) -> CompiledRuns | None:
-    """Compiled runs if they are wanted, or worth it if nobody said, and possible.
+    """Compile the runs of a program if requested, or if it pays off.
 
     Arguments:
-        run: makes a run, and has made one.
-        args: what it is called with, the data first.
-        kwargs: by name.
-        shape: how many particles of how many data a run has.
-        times: how many such runs there will be.
-        layout: of its particles.
-        wanted: whether they are wanted.
+        run: runs the program; called at least once before.
+        args: its arguments, the data first.
+        kwargs: its keyword arguments.
+        shape: numbers of particles and examples of each run.
+        num_runs: number of runs.
+        layout: layout of the particles.
+        enabled: whether to compile; by default, if the computation is large enough.
+
+    Returns:
+        The compiled runs; ``None`` if not compiled. The reason is logged if the program cannot be
+        compiled.
     """
-    if wanted is None:
-        wanted = worth_compiling(times * shape[0] * shape[1] * layout.width)
-    if not wanted:
+    if enabled is None:
+        enabled = worth_compiling(num_runs * shape[0] * shape[1] * layout.width)
+    if not enabled:
         return None
     try:
         return CompiledRuns(run, args, kwargs, shape[0])
@@ -53,21 +57,21 @@ def compiled_runs(
 
 
 class CompiledRuns:
-    """:func:`~pyro_vae.programs.particles.run_particles` for blocks of data of one shape.
+    """Compiled :func:`~pyro_vae.programs.particles.run_particles` for blocks of data of one shape.
 
-    It draws the same random numbers; results differ by rounding. What depends on the data and on
-    the weights alone, such as an encoder's outputs, is computed once for each block. Compiled
-    code of equal graphs is shared, so that whoever asks again pays for the tracing only.
+    Draws the same random numbers as the program; results differ by rounding. Work that depends
+    only on the data and the parameters, such as an encoder, runs once per block. Compiled code is
+    cached: another instance with the same graph is only traced.
 
     Arguments:
-        run: makes a run, and has made one.
-        args: what it is called with, the data first: of the shapes to come.
-        kwargs: by name.
+        run: runs the program; called at least once before.
+        args: its arguments, the data first, with the shapes of all later blocks.
+        kwargs: its keyword arguments.
         num_samples: the number K of particles of each run.
 
     Raises:
-        NotOneGraphError: if the program is no single graph, if none can be compiled here, or if
-            it gives other weights than the program does.
+        NotTraceableError: if the program is not a single graph, cannot be compiled, or gives
+            different weights when compiled.
     """
 
     def __init__(
@@ -80,51 +84,52 @@ class CompiledRuns:
         names: list[list[str]] = []
 
         def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(tensors)
-            given = [next(rest) if isinstance(value, Tensor) else value for value in args]
+            remaining = iter(tensors)
+            inputs = [next(remaining) if isinstance(value, Tensor) else value for value in args]
             named = {
-                name: next(rest) if isinstance(value, Tensor) else value
+                name: next(remaining) if isinstance(value, Tensor) else value
                 for name, value in kwargs.items()
             }
-            found = run(*given, num_samples=num_samples, **named)
-            parts = (found.log_p, found.log_q, found.latents)
+            particles = run(*inputs, num_samples=num_samples, **named)
+            parts = (particles.log_p, particles.log_q, particles.latents)
             names[:] = [list(part) for part in parts]
             return tuple(value for part in parts for value in part.values())
 
         tensors = _tensors(args, kwargs)
-        graph, self._held = trace_graph(flat, *tensors)
+        graph, self._closure = trace_graph(flat, *tensors)
         self._names = names
-        inputs = [*tensors, *self._held]
+        inputs = [*tensors, *self._closure]
         self._once, each = hoist_invariants(graph, inputs)
         self._inputs = [*inputs, *self._once(*inputs)]
         self._each = compile_cached(each, self._inputs)
-        self._compare(lambda: run(*args, num_samples=num_samples, **kwargs))
+        self._check(lambda: run(*args, num_samples=num_samples, **kwargs))
 
-    def _compare(self, run: Callable[[], Particles]) -> None:
-        """Refuses a graph that does not repeat the program on the same random numbers."""
+    def _check(self, run: Callable[[], Particles]) -> None:
+        """Check that the graph and the program agree for the same random numbers."""
         weights = []
-        for way in (run, self):
+        for function in (run, self):
             with torch.random.fork_rng():
-                weights.append(way().log_weights)
+                weights.append(function().log_weights)
         expected, got = weights
         scale = expected.abs().clamp(min=1)
-        near = ((got - expected).abs() <= _TOLERANCE * scale) | (got == expected)
-        near |= got.isnan() & expected.isnan()
-        if (~near).double().mean() > _MOST_APART:
+        close = ((got - expected).abs() <= _TOLERANCE * scale) | (got == expected)
+        close |= got.isnan() & expected.isnan()
+        if (~close).double().mean() > _MAX_MISMATCH:
             raise NotTraceableError(
-                f"its graph has other weights, by up to {float((got - expected).abs().max()):.3g}"
+                f"its compiled log weights differ by up to "
+                f"{float((got - expected).abs().max()):.3g}"
             )
 
-    def block(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Makes ready for other data of the same shape."""
-        inputs = [*_tensors(args, kwargs), *self._held]
+    def set_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Set the data of the following runs, of the same shape, and run the hoisted part."""
+        inputs = [*_tensors(args, kwargs), *self._closure]
         self._inputs = [*inputs, *self._once(*inputs)]
 
     def __call__(self) -> Particles:
-        """A run on the data that it was made ready for."""
+        """Run on the current inputs."""
         with matmul_backend():
-            found = iter(self._each(*self._inputs))
-        return Particles(*({name: next(found) for name in names} for names in self._names))
+            outputs = iter(self._each(*self._inputs))
+        return Particles(*({name: next(outputs) for name in names} for names in self._names))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -1,8 +1,7 @@
-"""Weighted runs of a Pyro program: K particles of guide and model on a minibatch.
+"""Importance weights of a Pyro program: K particles of guide and model for each example.
 
-Everything that judges a program (and, later, everything that learns it) is a function of
-the per-site log-probabilities computed here, so that there is one place where a plate, a
-mask or a flow's log|det J| can be right or wrong.
+Training objectives and estimators all build on the per-site log-probabilities computed here, so
+plates, masks and the log|det J| of flows are handled in one place.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from ..compile.allocator import keep_freed_memory
 from ..compile.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
 from .base import Site, attach_noise, check_program, sample_sites, trace_program, use_own_parameters
-from .chunking import chunk_shape, limit_pairs, max_pairs, max_streamed_pairs
-from .compiled import CompiledRuns, compiled_runs
+from .chunking import chunk_shape, limit_pairs, max_chain_pairs, max_streamed_pairs
+from .compiled import CompiledRuns, compile_runs
 from .particles import (
     Layout,
     Particles,
@@ -45,9 +44,9 @@ __all__ = [
     "log_prob_of",
     "log_probs_at",
     "log_weights",
-    "max_pairs",
+    "max_chain_pairs",
     "run_particles",
-    "stream",
+    "stream_log_weights",
     "stream_particles",
 ]
 
@@ -56,42 +55,42 @@ __all__ = [
 def find_layout(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Layout:
-    """Checks that the program's weights exist per datum, and finds a layout that gives them.
+    """Check that weights per datum are defined, and find a layout for the particles.
 
-    One run without particles is repeated, on the same draws, with two particles. Where the
-    repetition has other weights or fails, the program reads a batch dimension by position,
-    and its particles are tiled.
+    The program runs once without particles and then again on the same draws with two particles.
+    If the weights differ or the second run fails, the program depends on the position of a batch
+    dimension, and its particles are tiled.
 
     Raises:
-        ValueError: if there are no weights per datum, saying why.
+        ValueError: if weights per datum are undefined; the message has the reason.
     """
-    both = trace_program(model, guide, args, kwargs)
-    draws = attach_noise(both[0])
-    guide_sites, model_sites = map(sample_sites, both)
+    traces = trace_program(model, guide, args, kwargs)
+    draws = attach_noise(traces[0])
+    guide_sites, model_sites = map(sample_sites, traces)
     size = len(args[0])
     nesting = check_program(guide_sites, model_sites, size)
-    width = max(_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
-    once = Particles(
+    width = max(_site_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
+    single = Particles(
         log_p={n: log_prob_of(s, None, (1, size)) for n, s in model_sites.items()},
         log_q={n: log_prob_of(s, None, (1, size)) for n, s in guide_sites.items()},
     ).log_weights
-    half = _half(model, guide, args, kwargs, draws, nesting)
-    if half is not None and not _same(half, once[:, : half.shape[1]]):
+    half = _first_half_weights(model, guide, args, kwargs, draws, nesting)
+    if half is not None and not _weights_match(half, single[:, : half.shape[1]]):
         raise ValueError(_MIXES)
     failure: Exception | None = None
     for layout in (Layout(nesting, False, width), Layout(nesting, True, width)):
         try:
-            twice = run_particles(
+            double = run_particles(
                 model, guide, *args, num_samples=2, layout=layout, draws=draws, **kwargs
             ).log_weights
         except (RuntimeError, ValueError, IndexError) as error:
             failure = error
             continue
-        if _same(twice, once.expand(2, size)):
+        if _weights_match(double, single.expand(2, size)):
             if layout.tiled:
                 warnings.warn(
-                    "the program does not allow a particle dimension on the left of its plates: "
-                    "each draw runs as one more datum, the encoder included",
+                    "the program does not support a particle dimension to the left of its plates: "
+                    "each particle runs as an additional example, including the encoder",
                     stacklevel=2,
                 )
             return layout
@@ -99,17 +98,17 @@ def find_layout(
 
 
 _MIXES = (
-    "expected weights that do not depend on which other data and draws are run beside; this "
-    "program's do: it mixes data (a statistic over the batch?), or reads a tensor of leading "
-    "size N that is not per datum (bind that one with functools.partial)"
+    "expected weights that do not depend on the other examples and particles of a run; got a "
+    "program that mixes examples (e.g. by a batch statistic) or that uses a tensor of leading "
+    "size N that is not per datum: bind such a tensor with functools.partial"
 )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _weights_match(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
-def _half(
+def _first_half_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple,
@@ -117,20 +116,20 @@ def _half(
     draws: Mapping[str, Site],
     nesting: int,
 ) -> Tensor | None:
-    """The weights of the first half of the data, by themselves, on the draws they had.
+    """Weights of the first half of the examples, run alone on the same draws.
 
-    ``None`` where there is no half, where another tensor has as many entries as there are
-    data (it may not be per datum), or where the guide knows these data alone.
+    ``None`` if N < 2, if another argument has leading size N (it may not be per datum), or if the
+    program fails, e.g. because its guide has parameters for these N examples.
     """
     size = len(args[0])
     if size < 2 or has_batch(size, (*args[1:], *kwargs.values())):
         return None
-    layout = Layout(nesting, tiled=True)  # of one particle: no dimension is added
-    taken = {n: map_site(s, lambda v, dim: v.narrow(dim, 0, size // 2)) for n, s in draws.items()}
+    layout = Layout(nesting, tiled=True)  # adds no dimension for a single particle
+    subset = {n: map_site(s, lambda v, dim: v.narrow(dim, 0, size // 2)) for n, s in draws.items()}
     try:
         x = args[0][: size // 2]
         halved = run_particles(
-            model, guide, x, *args[1:], num_samples=1, layout=layout, draws=taken, **kwargs
+            model, guide, x, *args[1:], num_samples=1, layout=layout, draws=subset, **kwargs
         )
     except (RuntimeError, ValueError, IndexError):
         return None
@@ -149,36 +148,37 @@ def log_weights(
     precision: Precision = "float32",
     **kwargs: Any,
 ) -> Tensor:
-    """log p(x_n, z_kn) − log q(z_kn | x_n) with z_kn ~ q: importance weights **per datum**.
+    """Log importance weights log p(x_n, z_kn) − log q(z_kn | x_n), z_kn ~ q, **per datum**.
 
-    The mean over k is the ELBO, the log-mean-exp over k is L_K, of each datum. For any Pyro
-    program whose sample sites all lie in ``pyro.plate("data", len(x))``; Pyro's own
-    ``vectorized_importance_weights`` gives one weight for the whole minibatch instead.
+    The mean over k estimates the ELBO of each example, and the log-mean-exp over k is L_K. All
+    sample sites of the program must be inside ``pyro.plate("data", len(x))``. Unlike this
+    function, Pyro's ``vectorized_importance_weights`` returns one weight for the whole minibatch.
 
     Arguments:
         model: the Pyro model, called as ``model(x, *args, **kwargs)``.
-        guide: its guide, called likewise.
+        guide: its guide, called with the same arguments.
         x: the data, ``(N, …)``.
         *args: further arguments of both. A tensor of leading size N, here or in ``**kwargs``,
-            is taken to be per datum and split with ``x`` (bind others with ``partial``).
-        num_samples: the number K of draws for each datum.
-        chunk_size: how many (particle, datum) pairs to hold at once; chosen from the size of
-            a datum and of the processor's caches if not given. Bounds the memory beyond the
-            result itself. As every chunk draws by itself, the draws of a seed depend on it.
-        compile: whether to fuse the program into one graph, which takes some seconds and then
-            half the time. The draws are the same and the weights differ by rounding. If not
-            given, long computations do; a program that is no single graph runs as it is, and
-            says why.
-        precision: ``bfloat16`` computes the networks' layers in it: faster on some processors,
-            and wrong by as much as :func:`~pyro_vae.evaluate` measures.
+            is treated as per datum and split with ``x`` (bind others with ``partial``).
+        num_samples: the number K of samples for each example.
+        chunk_size: maximum number of (particle, datum) pairs in memory at once; by default chosen
+            from the size of an example and of the processor's caches. Bounds the memory in
+            addition to the result. Chunks are drawn independently, so the samples for a given
+            seed depend on it.
+        compile: whether to compile the program into one graph. Compiling takes some seconds and
+            halves the time. The draws are the same; weights differ by rounding. By default only
+            long computations are compiled. A program that cannot be compiled runs eagerly, with a
+            warning.
+        precision: ``bfloat16`` computes the layers of networks in bfloat16, which is faster on
+            some processors; :func:`~pyro_vae.evaluate` measures the error.
 
     Returns:
         The log weights, ``(K, N)``, in nats, without gradient.
 
     Raises:
-        ValueError: if ``x`` is empty, ``num_samples`` < 1, or the program's weights do not
-            exist per datum (a site outside the plate, sites that only one of the two samples,
-            data that depend on each other).
+        ValueError: if ``x`` is empty, if ``num_samples`` < 1, or if weights per datum are
+            undefined (a site outside the plate, a site in only one of model and guide, or
+            dependence between examples).
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
@@ -187,26 +187,28 @@ def log_weights(
     result: Tensor | None = None
     options: dict[str, Any] = {"compile": compile, "precision": precision, **kwargs}
     with closing(
-        stream(model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options)
+        stream_log_weights(
+            model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options
+        )
     ) as chunks:
         for data, draws, chunk in chunks:
             if result is None:
                 result = chunk.new_empty(num_samples, len(x))
             result[draws, data] = chunk
-    assert result is not None  # there is at least one datum and one draw
+    assert result is not None  # stream_particles rejects empty data
     return result
 
 
 class Chunk(NamedTuple):
-    """Some of the draws for some of the data, and what they were run with.
+    """A subset of the draws for a subset of the examples.
 
     Attributes:
-        data: which of the data.
-        draws: which of the draws.
-        particles: the run.
-        args: what model and guide were called with, the data first.
-        kwargs: by name.
-        layout: how the particles were laid out.
+        data: slice of the examples.
+        draws: slice of the draws.
+        particles: the weighted run.
+        args: arguments of model and guide, the data first.
+        kwargs: keyword arguments of model and guide.
+        layout: layout of the particles.
     """
 
     data: slice
@@ -218,7 +220,7 @@ class Chunk(NamedTuple):
 
 
 @torch.no_grad()
-def stream(
+def stream_log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Tensor,
@@ -226,9 +228,9 @@ def stream(
     num_samples: int,
     **options: Any,
 ) -> Generator[tuple[slice, slice, Tensor]]:
-    """:func:`log_weights` chunk by chunk: ``(data, draws, (draws, data) weights)``.
+    """Yield :func:`log_weights` in chunks: two slices and the weights ``(draws, data)``.
 
-    As :func:`stream_particles`, of which these are the weights.
+    See :func:`stream_particles`.
     """
     chunks = stream_particles(model, guide, x, *args, num_samples=num_samples, **options)
     with closing(chunks):
@@ -248,12 +250,12 @@ def stream_particles(
     precision: Precision = "float32",
     **kwargs: Any,
 ) -> Generator[Chunk]:
-    """K particles for each of N data, chunk by chunk, with the options of :func:`log_weights`.
+    """Yield K particles for each of N examples in chunks, see :func:`log_weights` for the options.
 
-    All draws of one block of data come before the next block. The programs run in
-    evaluation mode (no dropout), with the parameters that their modules hold. The mode and
-    Pyro's parameter store are as they were once it ends: who may stop before wraps it in
-    ``contextlib.closing``, or that happens whenever it is collected as garbage.
+    All draws for one block of examples come before the next block. The program runs in evaluation
+    mode (no dropout), with the parameters of its modules. Mode and parameter store are restored
+    when the generator ends: wrap it in ``contextlib.closing`` if you may stop early, otherwise
+    they are restored only when it is garbage-collected.
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -264,67 +266,73 @@ def stream_particles(
     pairs = max_streamed_pairs(x, chunk_size)
     size = len(x)
 
-    def block(data: slice) -> tuple[tuple, dict[str, Any]]:
+    def slice_inputs(data: slice) -> tuple[tuple, dict[str, Any]]:
         return map_batched(lambda tensor: tensor[data], size, (x, *args), kwargs)
 
     with use_own_parameters(model, guide), eval_mode(model, guide):
         draws_at_once, data_at_once = chunk_shape(size, num_samples, pairs)
         if data_at_once < size <= pairs and has_batch(size, (*args, *kwargs.values())):
-            # there is room for all data at once, so nothing needs to be taken for per datum
+            # all examples fit at once: no need to assume that tensors of size N are per datum
             draws_at_once, data_at_once = max(1, pairs // size), size
         try:
-            inputs, named = block(slice(0, data_at_once))
+            inputs, named = slice_inputs(slice(0, data_at_once))
             layout = find_layout(model, guide, *inputs, **named)
         except (RuntimeError, ValueError, IndexError):
             if data_at_once >= size:
                 raise
-            # a guide with parameters for each datum wants to see all of them
+            # a guide with parameters per example must see all examples
             layout = find_layout(model, guide, x, *args, **kwargs)
             draws_at_once, data_at_once = max(1, pairs // size), size
         if chunk_size is None and limit_pairs(pairs, layout.width, x) < pairs:
             pairs = limit_pairs(pairs, layout.width, x)
             draws_at_once = max(1, min(draws_at_once, pairs // data_at_once))
-        once = partial(_run, model, guide, layout=layout, precision=precision)
-        whole = (draws_at_once, data_at_once)
-        times = (num_samples // draws_at_once) * (size // data_at_once)
-        runs: CompiledRuns | None = None
+        run = partial(_run_in_precision, model, guide, layout=layout, precision=precision)
+        full_shape = (draws_at_once, data_at_once)
+        num_runs = (num_samples // draws_at_once) * (size // data_at_once)
+        compiled: CompiledRuns | None = None
         for start in range(0, size, data_at_once):
             data = slice(start, min(start + data_at_once, size))
-            inputs, named = block(data)
+            inputs, named = slice_inputs(data)
             if data.stop - start == data_at_once:
                 if start == 0:
-                    runs = compiled_runs(once, inputs, named, whole, times, layout, compile)
-                if runs is not None:
-                    runs.block(inputs, named)
+                    compiled = compile_runs(
+                        run, inputs, named, full_shape, num_runs, layout, compile
+                    )
+                if compiled is not None:
+                    compiled.set_inputs(inputs, named)
             for first in range(0, num_samples, draws_at_once):
                 draws = slice(first, min(first + draws_at_once, num_samples))
                 count = draws.stop - first
-                if runs is not None and (count, data.stop - start) == whole:
-                    particles = runs()
+                if compiled is not None and (count, data.stop - start) == full_shape:
+                    particles = compiled()
                 else:
-                    particles = once(*inputs, num_samples=count, **named)
+                    particles = run(*inputs, num_samples=count, **named)
                 yield Chunk(data, draws, particles, inputs, named, layout)
 
 
-def _run(*args: Any, precision: Precision, **kwargs: Any) -> Particles:
+def _run_in_precision(*args: Any, precision: Precision, **kwargs: Any) -> Particles:
     with matmul_backend(precision):
         return run_particles(*args, **kwargs)
 
 
 def check_num_samples(num_samples: int) -> int:
-    """``num_samples`` if it is a number of draws, else a ``ValueError``."""
+    """Return ``num_samples`` as an int.
+
+    Raises:
+        ValueError: if it is not an integer ≥ 1.
+    """
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"expected num_samples to be an integer ≥ 1; got {num_samples!r}")
     return int(num_samples)
 
 
-def _width(site: Site, size: int) -> int:
-    """The numbers of the largest tensor of a site, its value or a parameter, for one datum."""
-    found, waiting = [site["value"]], [site["fn"]]
-    while waiting:
-        for part in vars(waiting.pop()).values():
+def _site_width(site: Site, size: int) -> int:
+    """Elements per example of the largest tensor of a site: its value or a parameter."""
+    tensors, distributions = [site["value"]], [site["fn"]]
+    while distributions:
+        for part in vars(distributions.pop()).values():
             if isinstance(part, Tensor):
-                found.append(part)
+                tensors.append(part)
             elif isinstance(part, torch.distributions.Distribution):
-                waiting.append(part)
-    return max(tensor.numel() for tensor in found) // size
+                distributions.append(part)
+    return max(tensor.numel() for tensor in tensors) // size

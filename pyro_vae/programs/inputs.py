@@ -1,4 +1,4 @@
-"""What a program is called with: the data, and their labels if it conditions on them."""
+"""Arguments of a program: the data, and the labels if it conditions on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProgramInputs", "check_data", "prepare", "program_args", "program_la
 
 
 class ProgramInputs(NamedTuple):
-    """What a program and data come to: both are called as ``model(x, *args, **kwargs)``."""
+    """A program and its arguments, to be called as ``model(x, *args, **kwargs)``."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
@@ -32,92 +32,92 @@ def prepare(
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> ProgramInputs:
-    """What a program is called with, on its own device, after its ``check`` has seen it.
+    """Prepare the arguments of a program on its device, and check the data.
 
     Arguments:
         program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`; one whose
-            pixels or noise are drawn anew at every use has them drawn once, with ``seed``.
-        args: further arguments of model and guide, as are ``kwargs``. A program that
-            conditions on labels is given those of a ``Split`` if there are none.
-        kwargs: by name.
-        seed: of the binarisation or the noise, if they are drawn anew at every use.
+        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`. Dynamic
+            binarisation or noise is drawn once, with ``seed``.
+        args: further arguments of model and guide. Without ``args`` and ``kwargs``, a program
+            that conditions on labels gets those of the ``Split``.
+        kwargs: further keyword arguments of model and guide.
+        seed: seed of dynamic binarisation or noise.
 
     Returns:
         ``(model, guide, x, args, kwargs)``.
 
     Raises:
-        ValueError: if a label is missing that the program conditions on, or if the program
-            refuses the data.
+        ValueError: if the program conditions on labels and one is missing, or if the ``check``
+            method of the program rejects the data.
     """
     model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
     kwargs = dict(kwargs or {})
-    # labels that the caller gives by himself are those that count
-    x, *own = (materialize(data, seed),) if args or kwargs else program_args(program, data, seed)
-    args = (*own, *args)
+    # explicit arguments take precedence over the labels of the data
+    x, *labels = (materialize(data, seed),) if args or kwargs else program_args(program, data, seed)
+    args = (*labels, *args)
     if isinstance(program, torch.nn.Module):
         device = next((p.device for p in program.parameters()), x.device)
-        x, *rest = (_moved(value, device) for value in (x, *args))
-        args = tuple(rest)
-        kwargs = {name: _moved(value, device) for name, value in kwargs.items()}
+        x, *moved = (_to_device(value, device) for value in (x, *args))
+        args = tuple(moved)
+        kwargs = {name: _to_device(value, device) for name, value in kwargs.items()}
     if hasattr(program, "check"):
-        conditioned = label_use(program) is Labels.CONDITION
-        conditions = (*args, *kwargs.values())[:1] if conditioned else ()
+        conditional = label_use(program) is Labels.CONDITION
+        conditions = (*args, *kwargs.values())[:1] if conditional else ()
         program.check(x, *conditions)  # type: ignore[union-attr]
     return ProgramInputs(model, guide, x, args, kwargs)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:
-    """What the program is called with to score data: ``(x,)``, or ``(x, labels)``.
+    """Return the arguments that score data: ``(x,)``, or ``(x, labels)`` if conditional.
 
     Arguments:
-        program: a program; one with ``labels`` CONDITION is called with the labels.
+        program: the program.
         data: the data.
-        seed: of the binarisation or the noise, if they are drawn anew at every use.
+        seed: seed of dynamic binarisation or noise.
 
     Raises:
-        ValueError: if the program conditions on labels and a datum has none.
+        ValueError: if the program conditions on labels and one is missing.
     """
     x = materialize(data, seed)
     if label_use(program) is not Labels.CONDITION:
         return (x,)
     labels = program_labels(program, data)
-    assert labels is not None  # or it was refused
+    assert labels is not None  # checked by program_labels
     return x, labels
 
 
 def program_labels(program: object, data: Split | Tensor) -> Tensor | None:
-    """The labels that a program looks at, ``(N, …)``, if there are any.
+    """Return the labels that a program uses, ``(N, …)``, or ``None``.
 
     Raises:
-        ValueError: if it conditions on labels and a datum has none.
+        ValueError: if the program conditions on labels and one is missing.
     """
-    what = label_use(program)
+    use = label_use(program)
     labels = data.labels if isinstance(data, Split) else None
-    if what is Labels.UNUSED:
+    if use is Labels.UNUSED:
         return None
-    if what is Labels.CONDITION:
-        missing = int((~data.known).sum()) if isinstance(data, Split) else len(data)
+    if use is Labels.CONDITION:
+        missing = int((~data.has_label).sum()) if isinstance(data, Split) else len(data)
         if missing:
-            remedy = "give pv.data.Split(x, labels=c)"
+            remedy = "pass pv.data.Split(x, labels=c)"
             if labels is not None:
-                remedy = "leave these out, and data.labelled at null"
+                remedy = "leave these out, and set data.labelled to null"
             raise ValueError(
-                f"expected a label for every datum, which {type(program).__name__} conditions "
-                f"on; got {missing} of {len(data)} without: {remedy}"
+                f"expected a label for every example, as {type(program).__name__} conditions on "
+                f"labels; got {missing} of {len(data)} without: {remedy}"
             )
     return labels
 
 
 def check_data(program: object, data: Split | Tensor, seed: int) -> None:
-    """Lets a program with a method ``check`` refuse data, and labels that it looks at.
+    """Call the ``check`` method of a program, if any, on the data and the labels it uses.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if the program rejects the data.
     """
     labels = program_labels(program, data)
     if hasattr(program, "check"):

@@ -1,4 +1,4 @@
-"""KL(q ‖ p) of a latent site, as a whole and taken apart into its dimensions."""
+"""KL(q ‖ p) of a latent site, in total or per dimension."""
 
 from __future__ import annotations
 
@@ -14,48 +14,51 @@ __all__ = ["analytic_kl", "site_kl", "split_independent", "unwrap_independent"]
 
 
 def unwrap_independent(fn: Distribution) -> Distribution:
-    """What ``.to_event()`` wraps; its event has no dimensions if they were independent."""
+    """Return the base distribution of ``.to_event()``; scalar events if it is fully factorised."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
 
 
 def split_independent(site: Any) -> dict[str, Any]:
-    """The entries of a site whose event dimensions are made batch dimensions.
+    """Convert the event dimensions of a site to batch dimensions.
 
     Arguments:
-        site: a sample site whose density is a product over the dimensions of its event.
+        site: a sample site whose density factorises over its event dimensions.
+
+    Returns:
+        The entries of the site that change.
     """
     depth = len(site["fn"].event_shape)
     frames = (f._replace(dim=f.dim - depth) for f in site["cond_indep_stack"] if f.vectorized)
-    wider = {key: _wider(site[key], depth) for key in ("scale", "mask")}
-    return {"fn": unwrap_independent(site["fn"]), "cond_indep_stack": tuple(frames), **wider}
+    expanded = {key: _append_dims(site[key], depth) for key in ("scale", "mask")}
+    return {"fn": unwrap_independent(site["fn"]), "cond_indep_stack": tuple(frames), **expanded}
 
 
 def site_kl(q: Site | Any, p: Site | Any, analytic: bool) -> Tensor:
-    """KL(q ‖ p) of one site, or its estimate by the draw, of the batch shape of the site.
+    """Return KL(q ‖ p) of one site, or its single-sample estimate, with the site's batch shape.
 
     Arguments:
         q: the site of the guide.
-        p: the site of the model, run on the guide's draw.
-        analytic: whether to use the closed form, if there is one.
+        p: the site of the model, replayed on the guide's draw.
+        analytic: whether to use the closed form, if available.
     """
-    closed = analytic_kl(q, p) if analytic else None
-    if closed is not None:
-        return closed
+    exact = analytic_kl(q, p) if analytic else None
+    if exact is not None:
+        return exact
     log_q, log_p = (scale_and_mask(_log_prob(site), mask=site["mask"]) for site in (q, p))
     return log_q - log_p
 
 
 def analytic_kl(q: Site | Any, p: Site | Any) -> Tensor | None:
-    """KL(q ‖ p) of one site, of its batch shape; ``None`` if torch and Pyro know no formula."""
+    """Return KL(q ‖ p) of one site in closed form, with its batch shape; ``None`` if unknown."""
     try:
         return scale_and_mask(kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
     except NotImplementedError:
         return None
 
 
-def _wider(value: Any, depth: int) -> Any:
+def _append_dims(value: Any, depth: int) -> Any:
     return value.reshape(*value.shape, *[1] * depth) if isinstance(value, Tensor) else value
 
 

@@ -1,4 +1,4 @@
-"""One run of a Pyro program, K particles wide."""
+"""Vectorized runs of a Pyro program with K particles."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _PARTICLES = "_particles"
 
 @dataclass(frozen=True)
 class Particles:
-    """One weighted run: K particles for each of N data.
+    """Weighted run with K particles for each of N examples.
 
     Attributes:
-        log_p: log-density of every sample site of the model, each ``(K, N)``, in nats.
-        log_q: the same for every sample site of the guide.
-        latents: the values drawn by the guide, each ``(K, N, *event)``; what further plates
-            of a site hold stands between N and the event.
+        log_p: log-density of each sample site of the model, ``(K, N)``, in nats.
+        log_q: log-density of each sample site of the guide, ``(K, N)``, in nats.
+        latents: the values drawn by the guide, ``(K, N, *event)``; the dimensions of further
+            plates are between N and the event.
     """
 
     log_p: Mapping[str, Tensor]
@@ -64,16 +64,16 @@ class Particles:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a program's particles are laid out.
+    """Layout of the particles of a program.
 
     Attributes:
-        nesting: the depth of the program's own plates.
-        tiled: ``False`` for a particle dimension on the left of the plates, which costs
-            nothing where nothing depends on it (an encoder runs once for all particles);
-            ``True`` to run each datum K times as if it were K data, for programs that do not
-            allow another dimension (a ``Conv2d``, a ``softmax(dim=1)``).
-        width: the numbers that the widest site holds for one (particle, datum): a categorical
-            over 256 levels has as many logits for each pixel.
+        nesting: plate nesting depth of the program.
+        tiled: ``False`` for a particle dimension to the left of the plates, which is free where
+            nothing depends on it (an encoder runs once for all particles). ``True`` to repeat
+            each example K times, for programs that do not support another dimension (a
+            ``Conv2d``, a ``softmax(dim=1)``).
+        width: elements of the widest site for one (particle, datum) pair: a categorical over 256
+            levels has 256 logits per pixel.
     """
 
     nesting: int = 1
@@ -90,23 +90,23 @@ def run_particles(
     draws: Mapping[str, Site] | None = None,
     **kwargs: Any,
 ) -> Particles:
-    """Runs guide and model once, ``num_samples`` particles wide; differentiable.
+    """Run guide and model once with ``num_samples`` particles; differentiable.
 
-    Scales (of a subsampling plate, of an annealed KL) are devices of training and not part
-    of the density: they are left out. Masks stay: a masked observation is not observed.
+    Scales (of a subsampling plate or an annealed KL) belong to training, not to the density, and
+    are ignored. Masks are applied: a masked observation is not observed.
 
     Arguments:
         model: a Pyro model with every sample site inside ``pyro.plate("data", N)``.
         guide: its guide.
-        *args: handed to both, as are ``**kwargs``; the first is the data, ``(N, …)``.
+        *args: arguments of both, as are ``**kwargs``; the first is the data, ``(N, …)``.
         num_samples: the number K of particles.
-        layout: how to lay them out, from :func:`inspect`.
-        draws: sites of one earlier run without particles: every particle repeats its draws.
+        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        draws: sites of an earlier run without particles, whose draws all particles reuse.
     """
     size = len(args[0])
     shape = (num_samples, size)
     if draws is not None:
-        draws = {name: _repeated(site, num_samples, layout) for name, site in draws.items()}
+        draws = {name: _repeat_draws(site, num_samples, layout) for name, site in draws.items()}
     args, kwargs, plate, dim = expand_inputs(size, num_samples, layout, args, kwargs)
     with plate:
         guide_sites, model_sites = map(
@@ -128,93 +128,93 @@ def log_probs_at(
     layout: Layout = Layout(),
     **kwargs: Any,
 ) -> dict[str, Tensor]:
-    """The log-density of every sample site of a model, or of a guide, at given latents.
+    """Evaluate the log-density of each sample site of a model or guide at given latents.
 
-    The sum over a model's sites is log p(x, z), that over a guide's is log q(z|x);
-    differentiable by the latents and by the parameters. Scales are left out and masks kept,
-    as by :func:`run_particles`.
+    The sum over the sites is log p(x, z) for a model and log q(z|x) for a guide. It is
+    differentiable with respect to latents and parameters. Scales are ignored and masks applied,
+    as in :func:`run_particles`.
 
     Arguments:
         program: the model or the guide, called as ``program(*args, **kwargs)``.
         latents: a value for each of its latent sites, ``(K, N, *event)`` as in
-            :attr:`Particles.latents`; others are not looked at.
+            :attr:`Particles.latents`; other entries are ignored.
         *args: the first is the data, ``(N, …)``.
-        layout: how to lay the particles out, from :func:`inspect`.
+        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
 
     Returns:
-        By site, ``(K, N)``, in nats.
+        The log-densities by site, ``(K, N)``, in nats.
 
     Raises:
-        ValueError: if a latent site is given no value, or if a site has no density at a value
-            that it has not drawn itself (a flow without an inverse).
+        ValueError: if a latent site has no value, or if the density of a site can only be
+            evaluated at its own samples (a flow without an inverse).
     """
     size = len(args[0])
     shape = (len(next(iter(latents.values()))), size)
     args, kwargs, plate, dim = expand_inputs(size, shape[0], layout, args, kwargs)
-    with plate, poutine.trace() as tracer, _Given(latents, layout):
+    with plate, poutine.trace() as tracer, _ObserveLatents(latents, layout):
         program(*args, **kwargs)
     sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
-    with _scoring():
+    with _convert_scoring_errors():
         return {name: log_prob_of(site, dim, shape) for name, site in sites.items()}
 
 
 def guide_scorer(
     guide: Callable[..., Any], *args: Any, layout: Layout = Layout(), **kwargs: Any
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """log q(z|x) as a function of latents z ``(K, N, *event)``, giving ``(K, N)`` in nats.
+    """Return a function that computes log q(z|x), ``(K, N)`` in nats, from latents z.
 
-    The density of a guide's only site depends on nothing that was drawn, so that such a guide
-    runs once for all z to come; its parameters have no gradient then.
+    A guide with a single site runs only once for all z, because its distribution does not depend
+    on other draws; its parameters then have no gradient.
 
     Arguments:
-        guide: called as ``guide(*args, **kwargs)``.
+        guide: the guide, called as ``guide(*args, **kwargs)``.
         *args: the first is the data, ``(N, …)``.
-        layout: how to lay the particles out, from :func:`inspect`.
+        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
 
     Raises:
-        ValueError: when called, as for :func:`log_probs_at`.
+        ValueError: when the function is called, as for :func:`log_probs_at`.
     """
     size = len(args[0])
-    only: dict[int, tuple[Site, int | None] | None] = {}
+    cache: dict[int, tuple[Site, int | None] | None] = {}
 
     @torch.no_grad()
     def run_once(count: int) -> tuple[Site, int | None] | None:
-        given_args, named, plate, dim = expand_inputs(size, count, layout, args, kwargs)
+        inputs, named, plate, dim = expand_inputs(size, count, layout, args, kwargs)
         with plate, poutine.trace() as tracer:
-            guide(*given_args, **named)
+            guide(*inputs, **named)
         sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
         return (next(iter(sites.values())), dim) if len(sites) == 1 else None
 
     def log_q(latents: Mapping[str, Tensor]) -> Tensor:
         count = len(next(iter(latents.values())))
-        if count not in only:
-            only[count] = run_once(count)
-        known = only[count]
-        if known is None:
+        if count not in cache:
+            cache[count] = run_once(count)
+        single_site = cache[count]
+        if single_site is None:
             terms = log_probs_at(guide, latents, *args, layout=layout, **kwargs)
             return torch.stack(tuple(terms.values())).sum(0)
-        site, dim = known
+        site, dim = single_site
         value = site_values(site, latents[site["name"]], layout)
-        with _scoring():
+        with _convert_scoring_errors():
             return log_prob_of({**site, "value": value}, dim, (count, size))
 
     return log_q
 
 
 @contextmanager
-def _scoring() -> Iterator[None]:
-    """Says in one sentence what a density lacks that knows its own draws only."""
+def _convert_scoring_errors() -> Iterator[None]:
+    """Explain the errors of densities that can only be evaluated at their own samples."""
     try:
         yield
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            "expected densities that can be scored at any draw; a flow without an inverse scores "
-            "its own memory's only: use another posterior"
+            "expected densities that can be evaluated anywhere; got a flow without an inverse, "
+            "which only scores its own samples: use another posterior"
         ) from error
 
 
-class _Given(Messenger):
-    """Gives every latent site its value, which counts as observed."""
+class _ObserveLatents(Messenger):
+    """Observe given values at all latent sites."""
 
     def __init__(self, latents: Mapping[str, Tensor], layout: Layout) -> None:
         super().__init__()
@@ -225,26 +225,26 @@ class _Given(Messenger):
             return
         if msg["name"] not in self.latents:
             raise ValueError(
-                f"expected values for all latent sites; got none for {msg['name']!r}, but for "
-                f"{', '.join(map(repr, self.latents))}"
+                f"expected a value for each latent site; got values for "
+                f"{', '.join(map(repr, self.latents))}, but not for {msg['name']!r}"
             )
         value = site_values(msg, self.latents[msg["name"]], self.layout)
         msg["value"], msg["is_observed"] = value, True
 
 
 def is_latent(site: Site) -> bool:
-    """Whether a sample site is drawn."""
+    """Whether a sample site is latent, i.e. not observed."""
     return not site["is_observed"]
 
 
 def data_axis(site: Site, ndim: int) -> int:
-    """The axis of a site's value, which has so many, that its data lie along."""
+    """Return the axis of the data plate in a site's value with ``ndim`` dimensions."""
     (dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
     return ndim - site["fn"].event_dim + dim
 
 
 def particle_values(site: Site, layout: Layout, shape: tuple[int, int]) -> Tensor:
-    """The value of a site that was run K particles wide, ``(K, N, …)``."""
+    """Return the value of a site of a run with K particles as ``(K, N, …)``."""
     value: Tensor = site["value"]
     axis = data_axis(site, value.ndim)
     if layout.tiled:
@@ -253,7 +253,7 @@ def particle_values(site: Site, layout: Layout, shape: tuple[int, int]) -> Tenso
 
 
 def site_values(site: Site, value: Tensor, layout: Layout) -> Tensor:
-    """What :func:`particle_values` gives, ``(K, N, …)``, as the site of such a run has it."""
+    """Convert ``(K, N, …)`` to the shape of the site; inverse of :func:`particle_values`."""
     if layout.tiled:
         value = value.flatten(0, 1)
         return value.movedim(0, data_axis(site, value.ndim))
@@ -263,7 +263,12 @@ def site_values(site: Site, value: Tensor, layout: Layout) -> Tensor:
 def expand_inputs(
     size: int, num_samples: int, layout: Layout, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[tuple, dict[str, Any], Any, int | None]:
-    """The arguments, the plate and the dimension of so many particles."""
+    """Expand the arguments of a program for K particles.
+
+    Returns:
+        The arguments, the keyword arguments, the particle plate, and its dimension (``None`` if
+        tiled).
+    """
     if layout.tiled:
         args, tiled = map_batched(
             lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs
@@ -274,9 +279,9 @@ def expand_inputs(
 
 
 def log_prob_of(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> Tensor:
-    """log p of one site, ``(K, N)``: summed over every plate but the particles' and the data's.
+    """Return log p of one site, ``(K, N)``, summed over all plates except particles and data.
 
-    Without a particle dimension, the data's holds K × N entries, particle by particle.
+    Without a particle dimension (``None``) the data dimension has size K · N, particles first.
     """
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, mask=site["mask"])
@@ -289,41 +294,42 @@ def log_prob_of(site: Site, particle_dim: int | None, shape: tuple[int, int]) ->
     return log_prob.expand(shape)
 
 
-def map_site(site: Site, change: Callable[[Tensor, int], Tensor]) -> Site:
-    """A site of a run without particles, its draw changed along the data's dimension."""
+def map_site(site: Site, function: Callable[[Tensor, int], Tensor]) -> Site:
+    """Apply ``function(value, data_dim)`` to the draw of a site of a run without particles."""
     if site["type"] != "sample":
         return site
     (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
     batch_dims = len(site["fn"].batch_shape)
-    drawn = {key: site[key] for key in ("value", "noise") if key in site}
-    return {**site} | {k: change(v, data_dim - (v.ndim - batch_dims)) for k, v in drawn.items()}
+    values = {key: site[key] for key in ("value", "noise") if key in site}
+    return {**site} | {k: function(v, data_dim - (v.ndim - batch_dims)) for k, v in values.items()}
 
 
-def _repeated(site: Site, num_samples: int, layout: Layout) -> Site:
-    """A site of a run without particles, its draw repeated for each of them."""
+def _repeat_draws(site: Site, num_samples: int, layout: Layout) -> Site:
+    """Repeat the draw of a site of a run without particles for each particle."""
     if layout.tiled:
         return map_site(site, lambda value, dim: torch.cat([value] * num_samples, dim))
     if site["type"] != "sample":
         return site
-    # plates that the site is not in stand between the particles' dimension and its own
+    # plates that do not contain the site are between the particle dimension and its own
     missing = (1,) * (layout.nesting - len(site["fn"].batch_shape))
-    drawn = {key: site[key] for key in ("value", "noise") if key in site}
+    values = {key: site[key] for key in ("value", "noise") if key in site}
     return {**site} | {
         k: v.reshape(*missing, *v.shape).expand(num_samples, *missing, *v.shape)
-        for k, v in drawn.items()
+        for k, v in values.items()
     }
 
 
 def has_batch(size: int, values: tuple[Any, ...]) -> bool:
+    """Whether any value is a tensor of leading size ``size``."""
     return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
 
 
 def map_batched(
-    change: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
+    function: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[tuple, dict[str, Any]]:
-    """Arguments with every per-datum tensor changed."""
+    """Apply a function to all per-datum tensors among the arguments."""
 
-    def each(value: Any) -> Any:
-        return change(value) if has_batch(size, (value,)) else value
+    def apply(value: Any) -> Any:
+        return function(value) if has_batch(size, (value,)) else value
 
-    return tuple(map(each, args)), {key: each(value) for key, value in kwargs.items()}
+    return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}

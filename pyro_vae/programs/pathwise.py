@@ -1,4 +1,4 @@
-"""Weighted runs whose gradient reaches the guide through its draws alone."""
+"""Weighted runs with pathwise gradients (sticking the landing)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ def run_pathwise(
     weight: Callable[[], Tensor] | None = None,
     **kwargs: Any,
 ) -> Particles:
-    """:func:`run`, whose log q moves with the guide's parameters through the draws alone.
+    """:func:`~.particles.run_particles` with a gradient that omits the score of the guide.
 
-    The log-densities have the same values; what their gradient lacks is the score
-    ∂ log q(z; φ) / ∂φ at fixed z, whose expectation is zero.
+    The log-densities have the same values. Their gradient lacks the score function
+    ∂ log q(z; φ) / ∂φ at fixed z, whose expectation is zero: log q depends on the guide's
+    parameters only through the samples.
 
     Arguments:
-        model, guide, *args, **kwargs: as for :func:`run`.
+        model, guide, *args, **kwargs: as for :func:`~.particles.run_particles`.
         num_samples: the number K of particles.
-        layout: how to lay them out, from :func:`inspect`.
-        weight: called in the backward pass, gives ``(K, N)`` factors for the gradient by each
-            particle's draws, on its way to the guide.
+        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        weight: called in the backward pass; returns factors ``(K, N)`` for the gradient that
+            flows through the samples of each particle to the guide.
 
     Raises:
-        ValueError: if a site of the guide is not reparameterised, or has no density at a draw
-            that is not its own memory's (a flow without an inverse), or if the guide, which
-            runs three times, has noise of its own besides its draws.
+        ValueError: if a site of the guide is not reparameterised or can only score its own
+            samples (a flow without an inverse), or if the guide, which runs three times, has
+            other noise than its samples, such as dropout.
 
     References:
         Sticking the Landing (Roeder et al., 2017), equation 8. https://arxiv.org/abs/1703.09194
@@ -53,34 +54,36 @@ def run_pathwise(
     shape = (num_samples, size)
     args, kwargs, plate, dim = expand_inputs(size, num_samples, layout, args, kwargs)
     with plate:
-        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-    sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(drawn).nodes))
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(trace).nodes))
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     for name, site in latent.items():
         if not site["fn"].has_rsample:
             raise ValueError(
-                f"expected a guide that is reparameterised; site {name!r} "
-                f"({type(site['fn']).__name__}) is not: use gradient 'standard'"
+                f"expected a reparameterised guide; got site {name!r} "
+                f"({type(site['fn']).__name__}), which is not: use gradient 'standard'"
             )
-    # copies, so that a draw's weight does not meet the paths between the guide's own sites
-    moved = {n: {**s, "value": _weighed(s, weight, dim, shape)} for n, s in latent.items()}
-    held = {n: {**s, "value": s["value"].detach()} for n, s in latent.items()}
+    # copies, so that the weights do not scale gradients between sites of the guide
+    weighted = {n: {**s, "value": _weight_draw(s, weight, dim, shape)} for n, s in latent.items()}
+    detached = {n: {**s, "value": s["value"].detach()} for n, s in latent.items()}
     try:
         with plate:
-            q, p = map(sample_sites, trace_program(model, guide, args, kwargs, moved))
-            score, _ = map(sample_sites, trace_program(empty_program, guide, args, kwargs, held))
+            q, p = map(sample_sites, trace_program(model, guide, args, kwargs, weighted))
+            score, _ = map(
+                sample_sites, trace_program(empty_program, guide, args, kwargs, detached)
+            )
         log_q = {n: log_prob_of(s, dim, shape) for n, s in q.items()}
         scores = {n: log_prob_of(s, dim, shape) for n, s in score.items()}
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            "expected a guide with a density at any draw; a flow without an inverse scores its "
-            "own memory's only: use gradient 'standard'"
+            "expected a guide whose density can be evaluated anywhere; got a flow without an "
+            "inverse, which only scores its own samples: use gradient 'standard'"
         ) from error
-    # a graph is held to an eager run, which looks
-    if not is_tracing() and not all(_same(log_q[n], scores[n]) for n in log_q):
+    # during tracing the values are unknown; the eager run has checked them
+    if not is_tracing() and not all(_densities_match(log_q[n], scores[n]) for n in log_q):
         raise ValueError(
-            "expected a guide that gives a draw the same density each time it runs; got others, "
-            "as of dropout: leave it out of the encoder, or use gradient 'standard'"
+            "expected a guide with the same density for a sample in each run; got different "
+            "densities (dropout?): remove dropout from the encoder, or use gradient 'standard'"
         )
     return Particles(
         log_p={name: log_prob_of(site, dim, shape) for name, site in p.items()},
@@ -89,18 +92,18 @@ def run_pathwise(
     )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _densities_match(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-def _weighed(
+def _weight_draw(
     site: Site, weight: Callable[[], Tensor] | None, particle_dim: int | None, shape: tuple
 ) -> Tensor:
-    """A copy of a draw, the gradient by which is multiplied by its particle's weight."""
+    """Copy a draw so that its gradient is multiplied by the weight of its particle."""
     value: Tensor = site["value"]
-    copied = value.view_as(value)
-    if weight is None or not copied.requires_grad:
-        return copied
+    copy = value.view_as(value)
+    if weight is None or not copy.requires_grad:
+        return copy
     event_dims = value.ndim - len(site["fn"].batch_shape)
     (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
     sizes = [1] * value.ndim
@@ -108,5 +111,5 @@ def _weighed(
         sizes[data_dim - event_dims] = math.prod(shape)
     else:
         sizes[particle_dim - event_dims], sizes[data_dim - event_dims] = shape
-    copied.register_hook(lambda gradient: gradient * weight().reshape(sizes))
-    return copied
+    copy.register_hook(lambda gradient: gradient * weight().reshape(sizes))
+    return copy

@@ -1,4 +1,4 @@
-"""The sites of one run of a Pyro program, and which of them observes the data."""
+"""Sites of a Pyro program, and the site that observes the data."""
 
 from __future__ import annotations
 
@@ -12,76 +12,85 @@ from torch import Tensor
 
 from .base import Site, sample_sites
 
-__all__ = ["find_site", "latent_sites", "trace_sites"]
+__all__ = ["find_data_site", "prior_predictive_sites", "trace_sites"]
 
 
 def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """The sample sites of one run, by name."""
+    """Run a program once and return its sample sites by name."""
     trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
     return sample_sites(cast("dict[str, Site]", trace.nodes))
 
 
-def find_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[str, Tensor]:
-    """The name of the site that observes ``x``, and a draw of it from the model.
+def find_data_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[str, Tensor]:
+    """Find the site that observes ``x``, and sample it from the model.
+
+    Returns:
+        The name of the site and its sample.
 
     Raises:
-        ValueError: if no site of the model, or more than one, observes ``x`` as it is.
+        ValueError: if not exactly one site of the model observes ``x`` unchanged.
     """
     sites = trace_sites(poutine.uncondition(model), x, *args)
-    seen = {n: s for n, s in sites.items() if s["infer"].get("was_observed")}
-    found = [n for n, s in seen.items() if _equal(s["infer"]["obs"], x)]
-    if len(found) != 1:
+    observed = {n: s for n, s in sites.items() if s["infer"].get("was_observed")}
+    matches = [n for n, s in observed.items() if _tensors_equal(s["infer"]["obs"], x)]
+    if len(matches) != 1:
         raise ValueError(
-            f"expected one site of the model to observe x, of shape {tuple(x.shape)}, as it is; "
-            f"got {len(found)} among {', '.join(map(repr, sorted(seen))) or 'none'}: write "
+            f"expected one site of the model to observe x, of shape {tuple(x.shape)}, unchanged; "
+            f"got {len(matches)} among {', '.join(map(repr, sorted(observed))) or 'none'}: write "
             f"pyro.sample(…, obs=x)"
         )
-    return found[0], seen[found[0]]["value"]
+    return matches[0], observed[matches[0]]["value"]
 
 
-def latent_sites(
+def prior_predictive_sites(
     model: Callable[..., Any], size: int, like: Tensor | None, args: tuple
 ) -> tuple[str, Mapping[str, Site]]:
-    """The name of the site of x, and all sites, of a run of the model that observes no x.
+    """Sample all sites of the model without observing x.
 
     Arguments:
         model: the model.
-        size: how many data to make.
-        like: data of their shape, whose values are not looked at; without them the model is
-            called as ``model(None, *args, size=size)``.
+        size: number of examples to generate.
+        like: data of the right shape, whose values are ignored; without it the model is called as
+            ``model(None, *args, size=size)``.
         args: further arguments of the model.
 
+    Returns:
+        The name of the site of x, and all sites by name.
+
     Raises:
-        ValueError: if the site of x is not to be found, or a model without ``like`` does not run.
+        ValueError: if the site of x cannot be found, or if the model fails without ``like``.
     """
     if like is not None:
-        site, _ = find_site(model, like, *args)
-        others = {n: s["value"] for n, s in trace_sites(model, like, *args).items()}
-        seen = {
-            n: others[n]
+        site, _ = find_data_site(model, like, *args)
+        values = {n: s["value"] for n, s in trace_sites(model, like, *args).items()}
+        observed = {
+            n: values[n]
             for n, s in trace_sites(poutine.uncondition(model), like, *args).items()
             if n != site and s["infer"].get("was_observed")
         }
-        return site, trace_sites(poutine.condition(poutine.uncondition(model), seen), like, *args)
+        return site, trace_sites(
+            poutine.condition(poutine.uncondition(model), observed), like, *args
+        )
     try:
         trace = poutine.trace(model).get_trace(None, *args, size=size)
     except (TypeError, AttributeError) as error:
         raise ValueError(
-            f"expected a model that runs without data, as model(None, …, size={size}): {error}: "
-            f"give data of the right shape as like=…"
+            f"expected a model that runs without data, as model(None, …, size={size}); got an "
+            f"error ({error}): pass data of the right shape as like=…"
         ) from error
-    made = trace.nodes["_RETURN"].get("value")
+    output = trace.nodes["_RETURN"].get("value")
     nodes = trace_sites(lambda: poutine.replay(model, trace)(None, *args, size=size))
-    found = [n for n, s in nodes.items() if s["value"] is made] or [n for n in nodes if n == "x"]
-    if not found:
+    matches = [n for n, s in nodes.items() if s["value"] is output]
+    matches = matches or [n for n in nodes if n == "x"]
+    if not matches:
         raise ValueError(
-            f"expected the model to return the data that it makes, or to call their site 'x'; its "
-            f"sites are {', '.join(map(repr, nodes))}"
+            f"expected a model that returns its data or names their site 'x'; got a model with "
+            f"the sites {', '.join(map(repr, nodes))}"
         )
-    return found[0], nodes
+    return matches[0], nodes
 
 
-def _equal(a: Any, b: Tensor) -> bool:
+def _tensors_equal(a: Any, b: Tensor) -> bool:
     return a is b or (
         isinstance(a, Tensor)
         and (a.shape, a.dtype) == (b.shape, b.dtype)

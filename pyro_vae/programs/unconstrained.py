@@ -1,4 +1,4 @@
-"""The joint density of a program's latents, in variables that may be any real numbers."""
+"""Densities of a program's latents in unconstrained space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .importance_weights import Layout, log_probs_at
 from .particles import data_axis, is_latent
 
 __all__ = [
-    "Unconstrained",
+    "UnconstrainedDensity",
     "flatten_sites",
     "site_transforms",
     "unconstrained_posterior",
@@ -30,14 +30,14 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Unconstrained:
-    """log p(T(u)) + log|det ∂T/∂u| for variables z = T(u) whose log-density is log p(z).
+class UnconstrainedDensity:
+    """Log-density log p(T(u)) + log|det ∂T/∂u| of unconstrained variables u, where z = T(u).
 
-    Calling it with u, ``(C, N, …)`` for each variable, gives ``(C, N)`` in nats.
+    Calling it with u, ``(C, N, …)`` for each variable, returns ``(C, N)`` in nats.
 
     Attributes:
-        log_density: log p, of variables z ``(C, N, *event)``, ``(C, N)``.
-        transforms: T of each variable; where z may be any real numbers, the identity.
+        log_density: maps the variables z, ``(C, N, *event)``, to log p(z), ``(C, N)``.
+        transforms: the transform T of each variable; the identity for a real support.
     """
 
     log_density: Callable[[Mapping[str, Tensor]], Tensor]
@@ -45,36 +45,37 @@ class Unconstrained:
 
     def __call__(self, u: Mapping[str, Tensor]) -> Tensor:
         z = self.constrain(u)
-        # a trajectory that diverges hands NaN to distributions, which is no error of the user's
+        # a divergent trajectory passes NaN to distributions, which is not an error of the user
         with pyro.validation_enabled(False):
-            return self.log_density(z) + self.log_volume(u, z)
+            return self.log_density(z) + self.log_abs_det_jacobian(u, z)
 
-    def log_volume(self, u: Mapping[str, Tensor], z: Mapping[str, Tensor]) -> Tensor:
-        """log|det ∂T/∂u| of all variables together, where z = T(u), ``(C, N)``."""
+    def log_abs_det_jacobian(self, u: Mapping[str, Tensor], z: Mapping[str, Tensor]) -> Tensor:
+        """Return log|det ∂T/∂u| of all variables together at z = T(u), ``(C, N)``."""
         shape = next(iter(u.values())).shape[:2]
         parts = (t.log_abs_det_jacobian(u[name], z[name]) for name, t in self.transforms.items())
         return torch.stack([part.reshape(*shape, -1).sum(2) for part in parts]).sum(0)
 
     def constrain(self, u: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """z = T(u)."""
+        """Return z = T(u)."""
         return {name: cast(Tensor, t(u[name])) for name, t in self.transforms.items()}
 
     def inverse(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """u, where T(u) = z."""
+        """Return u = T⁻¹(z)."""
         return {name: cast(Tensor, t.inv(z[name])) for name, t in self.transforms.items()}
 
 
 def unconstrained_posterior(
     model: Callable[..., Any], *args: Any, layout: Layout, **kwargs: Any
-) -> Unconstrained:
-    """log p(x, z) of a Pyro program as a density of z, that of p(z|x) but for a constant.
+) -> UnconstrainedDensity:
+    """Return log p(x, z), the unnormalised posterior, as a density in unconstrained space.
 
-    Differentiable by the parameters, too. A module with dropout must be in evaluation mode.
+    Also differentiable with respect to the parameters. Modules with dropout must be in evaluation
+    mode.
 
     Arguments:
         model: the Pyro model, called as ``model(*args, **kwargs)``.
         *args: the first is the data, ``(N, …)``.
-        layout: the layout of the chains, see :func:`~.importance_weights.inspect`.
+        layout: layout of the chains, from :func:`~.importance_weights.find_layout`.
 
     Raises:
         ValueError: as for :func:`site_transforms`.
@@ -85,16 +86,16 @@ def unconstrained_posterior(
         terms = log_probs_at(model, z, *args, layout=layout, **kwargs)
         return torch.stack(tuple(terms.values())).sum(0)
 
-    return Unconstrained(log_density, transforms)
+    return UnconstrainedDensity(log_density, transforms)
 
 
 def flatten_sites(u: Mapping[str, Tensor]) -> Tensor:
-    """Variables of all sites, ``(C, N, *rest)``, as vectors ``(C, N, D)``."""
+    """Concatenate the variables of all sites, ``(C, N, …)``, to vectors ``(C, N, D)``."""
     return torch.cat([part.reshape(*part.shape[:2], -1) for part in u.values()], -1)
 
 
 def unflatten_sites(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Vectors ``(C, N, D)`` as variables of sites, ``rest`` of which is given by name."""
+    """Split vectors ``(C, N, D)`` into variables ``(C, N, *shape)``; see :func:`flatten_sites`."""
     parts = u.split([math.prod(shape) for shape in shapes.values()], -1)
     return {
         name: part.reshape(*u.shape[:2], *shape)
@@ -104,49 +105,49 @@ def unflatten_sites(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 @torch.no_grad()
 def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Transform]:
-    """For each latent site the transform of real numbers ``(C, N, …)`` to its support.
+    """Return the transform of each latent site from unconstrained space ``(C, N, …)``.
 
     Raises:
         ValueError: if a latent site is discrete, if its support has no such transform (a
-            sphere), or if it depends on the values of other sites.
+            sphere), or if its support depends on other sites.
     """
     first, second = (_latents(model, args, kwargs) for _ in range(2))
     if not first:
-        raise ValueError("expected a model with latent sites to move; got none")
+        raise ValueError("expected a model with latent sites; got none")
     transforms = {}
     for name, site in first.items():
         support = _support(site)
         if support.is_discrete:
             raise ValueError(
-                f"expected continuous latent sites; site {name!r} "
-                f"({type(site['fn']).__name__}) is discrete, and HMC follows gradients: sum it "
-                f"out, or judge the program by importance sampling"
+                f"expected continuous latent sites; got site {name!r} "
+                f"({type(site['fn']).__name__}), which is discrete and has no gradient for HMC: "
+                f"marginalize it, or evaluate the program by importance sampling"
             )
-        if name not in second or not _equal(support, _support(second[name])):
+        if name not in second or not _constraints_equal(support, _support(second[name])):
             raise ValueError(
-                f"expected latent sites of fixed support; that of site {name!r} depends on what "
-                f"other sites draw: write it as a fixed one, scaled afterwards"
+                f"expected latent sites of fixed support; got site {name!r}, whose support depends "
+                f"on other sites: sample from a fixed support and rescale the value"
             )
         try:
             transforms[name] = biject_to(_data_first(support, site))
         except NotImplementedError:
             raise ValueError(
-                f"expected latent sites that real numbers can be transformed to; the support of "
-                f"site {name!r} is {support}, to which there is no such transform: judge the "
-                f"program by importance sampling"
+                f"expected latent sites with a transform from unconstrained space; got site "
+                f"{name!r} with support {support}, which has none: evaluate the program by "
+                f"importance sampling"
             ) from None
     return transforms
 
 
 def _latents(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Site]:
-    drawn = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-    sites = sample_sites(cast("dict[str, Site]", drawn.nodes))
+    trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+    sites = sample_sites(cast("dict[str, Site]", trace.nodes))
     return {name: site for name, site in sites.items() if is_latent(site)}
 
 
 def _support(site: Site) -> Constraint:
     support = site["fn"].support
-    # a mixture's is that of its components, where that is one for all of them
+    # a mixture has the support of its components if they share one
     if isinstance(support, MixtureSameFamilyConstraint) and not any(
         bound.ndim for bound in _bounds(support)
     ):
@@ -162,13 +163,13 @@ def _bounds(support: Constraint) -> Iterator[Tensor]:
             yield torch.as_tensor(part)
 
 
-def _equal(one: Constraint, other: Constraint) -> bool:
-    pairs = zip(_bounds(one), _bounds(other), strict=True)
-    return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs)
+def _constraints_equal(a: Constraint, b: Constraint) -> bool:
+    pairs = zip(_bounds(a), _bounds(b), strict=True)
+    return type(a) is type(b) and all(torch.equal(u, v) for u, v in pairs)
 
 
 def _data_first(support: Constraint, site: Site) -> Constraint:
-    """A site's support, the bounds of which have their data where chains have theirs."""
+    """Move the data dimension of the bounds of a support to the front."""
     if isinstance(support, MixtureSameFamilyConstraint):
         return support
     moved = copy.copy(support)

@@ -1,4 +1,4 @@
-"""What a trained model is for: to make data, to infer the unseen, to judge and to encode."""
+"""Queries of a trained model: sampling, imputation, anomaly detection and encoding."""
 
 from .anomaly import AUROC, anomaly_scores, auroc
 from .encoding import encode

@@ -1,4 +1,4 @@
-"""How normal a datum is, and how well that tells two kinds of data apart."""
+"""Anomaly scores, and the area under their ROC curve."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["AUROC", "anomaly_scores", "auroc"]
 
 
 class AUROC(NamedTuple):
-    """The area under the receiver operating characteristic.
+    """Area under the receiver operating characteristic curve.
 
     Attributes:
-        value: the probability that a normal datum has a higher score than an anomalous one,
-            ties counted half: ½ tells nothing, 1 everything.
-        se: its standard error over both kinds of data, DeLong's; NaN if one kind has a single
-            datum.
+        value: the probability that a normal example has a higher score than an anomalous one,
+            counting ties as one half: ½ is chance, 1 is perfect separation.
+        se: DeLong's standard error over the examples of both classes; NaN if a class has a
+            single example.
     """
 
     value: float
@@ -38,23 +38,24 @@ def anomaly_scores(
     seed: int = 0,
     **kwargs: Any,
 ) -> np.ndarray:
-    """A log-likelihood of each datum: the **lower**, the more anomalous.
+    """Return a log likelihood of each example: the **lower**, the more anomalous.
 
-    Higher is better here as everywhere; negate them for tools that expect more of an anomaly.
+    Higher is better, as everywhere in this package. Negate the scores for tools that expect
+    higher scores for anomalies.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
         data: a tensor ``(N, …)`` or a split.
-        *args: further arguments of model and guide, as are ``**kwargs``.
+        *args: additional arguments of model and guide, as are ``**kwargs``.
         score: ``"elbo"``, the mean log weight, or ``"log_evidence"``, log p̂(x).
-        num_samples: the number K of draws behind each.
-        seed: of the draws and the binarisation.
+        num_samples: the number K of samples for each example.
+        seed: seed of the samples and of the binarisation.
 
     Returns:
         The scores, ``(N,)``, nats.
 
     Raises:
-        ValueError: if ``score`` is another, or as :func:`~pyro_vae.evaluate`.
+        ValueError: if ``score`` is unknown, or as for :func:`~pyro_vae.evaluate`.
 
     References:
         Do Deep Generative Models Know What They Don't Know? (Nalisnick et al., 2019), on what
@@ -67,17 +68,17 @@ def anomaly_scores(
 
 
 def auroc(normal: ArrayLike, anomalous: ArrayLike) -> AUROC:
-    """How often normal data have higher scores than anomalous ones.
+    """Compute the probability that a normal example has a higher score than an anomalous one.
 
     Arguments:
-        normal: scores ``(m,)``, higher for what is more normal.
-        anomalous: scores ``(n,)``.
+        normal: scores ``(m,)`` of normal examples, higher for more normal ones.
+        anomalous: scores ``(n,)`` of anomalous examples.
 
     Returns:
         :class:`AUROC`.
 
     Raises:
-        ValueError: if there are none of a kind, or one is NaN.
+        ValueError: if an array of scores is empty, is not one-dimensional, or contains NaN.
 
     References:
         Comparing the Areas under Two or More Correlated Receiver Operating Characteristic
@@ -92,13 +93,13 @@ def auroc(normal: ArrayLike, anomalous: ArrayLike) -> AUROC:
                 f"{np.isnan(scores).sum()} NaN"
             )
     m, n = len(good), len(bad)
-    from scipy import stats  # most of a second, which only this function is worth
+    from scipy import stats  # slow to import and used only here
 
     value = float(stats.mannwhitneyu(good, bad).statistic) / (m * n)
-    # each datum's own part in it: the fraction of the other kind that it beats
+    # contribution of each example: the fraction of the other class that it beats
     ranks = stats.rankdata(np.concatenate([good, bad]))
-    beats = (ranks[:m] - stats.rankdata(good)) / n
-    beaten = 1 - (ranks[m:] - stats.rankdata(bad)) / m
+    wins = (ranks[:m] - stats.rankdata(good)) / n
+    losses = 1 - (ranks[m:] - stats.rankdata(bad)) / m
     if min(m, n) < 2:
         return AUROC(value, float("nan"))
-    return AUROC(value, float(np.sqrt(beats.var(ddof=1) / m + beaten.var(ddof=1) / n)))
+    return AUROC(value, float(np.sqrt(wins.var(ddof=1) / m + losses.var(ddof=1) / n)))

@@ -1,4 +1,4 @@
-"""A data set as its latents, in a file that any program reads."""
+"""Encoding of a data set into latents, with export to an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..core.validation import positive_int
 from ..data import Split
 from ..programs.base import Program
 from ..programs.inputs import program_args
-from .latent_paths import Typical
-from .runner import Runner, checked, rows_of, running
+from .latent_paths import SubstituteCentres
+from .runner import Runner, query_context, slice_args, validate_inputs
 
 __all__ = ["encode"]
 
@@ -27,53 +27,60 @@ def encode(
     seed: int = 0,
     chunk_size: int = 500,
 ) -> dict[str, np.ndarray]:
-    """The latents of every datum, by the guide; written to an ``.npz`` file if one is named.
+    """Encode each example with the guide, and optionally write the latents to an ``.npz`` file.
 
-    A site that knows its moments gives ``SITE.mean`` and ``SITE.std``; of several layers, each
-    given the means before it. One that does not (a flow) gives a draw, ``SITE.draw``; a
-    discrete one its most probable value, ``SITE.mode``; one on the unit sphere the direction
-    of its mean, ``SITE.direction``.
+    The columns depend on the distribution of the site SITE:
+
+    * ``SITE.mean`` and ``SITE.std`` if its moments are known; in a hierarchy, they are given the
+      means of the preceding sites;
+    * ``SITE.draw``, a sample, if they are not (a flow);
+    * ``SITE.mode``, the most probable value, if it is discrete;
+    * ``SITE.direction``, the direction of the mean, on the unit sphere.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: a tensor ``(N, …)``, or a split, whose labels go into ``labels``.
-        *args: further arguments of model and guide; tensors of leading size N are per datum.
-        path: the file, written whole or not at all; ``numpy.load`` reads it without pickle.
-        seed: of the draws and the binarisation.
-        chunk_size: how many data to encode at once.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        data: a tensor ``(N, …)``, or a split, whose labels are returned as ``labels``.
+        *args: additional arguments of model and guide; tensors of leading size N are per
+            example.
+        path: the file, written atomically; ``numpy.load`` reads it without pickle.
+        seed: seed of the samples and of the binarisation.
+        chunk_size: number of examples to encode at once.
 
     Returns:
-        What the file holds: arrays of leading size N.
+        The columns, arrays of leading size N.
 
     Raises:
-        ValueError: if the data cannot be scored, or the program has no weights per datum.
-        OSError: if the file cannot be written; an old one is kept.
+        ValueError: if the examples cannot be scored, or the program's weights per example are
+            not defined.
+        OSError: if the file cannot be written; an existing file is kept.
     """
     positive_int("chunk_size", chunk_size)
     x, *labels = program_args(program, data, seed) if isinstance(data, Split) else (data,)
-    x, args = checked(program, x, (*labels, *args))
-    parts: list[dict[str, np.ndarray]] = []
-    with running(program, seed, 27):
-        runner = Runner.of(program, x[:chunk_size], rows_of(slice(0, chunk_size), len(x), args))
+    x, args = validate_inputs(program, x, (*labels, *args))
+    chunks: list[dict[str, np.ndarray]] = []
+    with query_context(program, seed, 27):
+        first_args = slice_args(slice(0, chunk_size), len(x), args)
+        runner = Runner.create(program, x[:chunk_size], first_args)
         for start in range(0, len(x), chunk_size):
             rows = slice(start, min(start + chunk_size, len(x)))
-            parts.append(_columns(runner.on(x[rows], rows_of(rows, len(x), args))))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            chunk_runner = runner.with_data(x[rows], slice_args(rows, len(x), args))
+            chunks.append(_compute_columns(chunk_runner))
+    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     if isinstance(data, Split) and data.labels is not None:
         columns["labels"] = data.labels.cpu().numpy()
     if path is not None:
-        files.write(Path(path), lambda file: _save(file, columns))
+        files.atomic_write(Path(path), lambda file: _save(file, columns))
     return columns
 
 
-def _columns(runner: Runner) -> dict[str, np.ndarray]:
-    typical = Typical()
-    latents, fns = runner.under(typical)
+def _compute_columns(runner: Runner) -> dict[str, np.ndarray]:
+    centres = SubstituteCentres()
+    latents, fns = runner.run_guide(centres)
     columns = {}
     for name, value in latents.items():
-        if name in runner.noise:
+        if name in runner.noise_sites:
             continue
-        kind = typical.kinds[name]
+        kind = centres.kinds[name]
         columns[f"{name}.{kind}"] = value
         if kind == "mean":
             columns[f"{name}.std"] = fns[name].variance.sqrt().reshape(value.shape)
@@ -81,6 +88,6 @@ def _columns(runner: Runner) -> dict[str, np.ndarray]:
 
 
 def _save(file: Path, columns: dict[str, np.ndarray]) -> None:
-    # through a handle, because numpy adds .npz to a name without it
+    # given a name, numpy would append .npz
     with file.open("wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, **columns)  # type: ignore[arg-type]

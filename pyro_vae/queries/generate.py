@@ -1,4 +1,4 @@
-"""What a model makes: samples, reconstructions, and walks through its latents."""
+"""Samples, reconstructions, interpolations and latent traversals."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from torch import Tensor
 
 from ..core.validation import positive_int
 from ..programs.base import Program
-from ..programs.sites import latent_sites
-from .latent_paths import between, moved_along, typical
-from .runner import Runner, as_pair, checked, mean_of, running
+from ..programs.sites import prior_predictive_sites
+from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
+from .runner import Runner, get_mean, query_context, unpack_program, validate_inputs
 
 __all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
+
+#: Prior samples for the quantiles of a latent traversal.
+_NUM_PRIOR_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Data that a model made.
+    """Generated examples.
 
     Attributes:
-        x: draws of p(x | latents), ``(*batch, *event)``.
-        mean: the mean of p(x | latents), of the same shape; ``None`` if it was not asked for.
+        x: samples of p(x | latents), ``(*batch, *event)``.
+        mean: the mean of p(x | latents), of the same shape; ``None`` if not requested.
         latents: by site, ``(*batch, *rest)``.
     """
 
@@ -41,64 +44,66 @@ def sample(
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
-    """New data from the model: latents from the prior, x from p(x | latents).
+    """Sample new examples: latents from the prior, x from p(x | latents).
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        size: the number of data. The model is called as ``model(None, *args, size=size)``.
-        *args: what else the model is called with: labels to condition on, ``(size,)``.
-        like: data of the right shape, ``(size, *event)``, for a model that cannot do without;
-            it is called as ``model(like, *args)`` and does not observe them.
-        mean: whether the mean of p(x | latents) is wanted; not every distribution has one.
-        seed: of the draws; global generators are left as they were.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        size: the number of examples. The model is called as ``model(None, *args, size=size)``.
+        *args: additional arguments of the model, such as labels to condition on, ``(size,)``.
+        like: a tensor of the right shape, ``(size, *event)``, for a model that cannot run without
+            data. The model is called as ``model(like, *args)``, and the values are ignored.
+        mean: whether to return the mean of p(x | latents), which not every distribution has.
+        seed: seed of the samples; global generators are not affected.
 
     Returns:
         :class:`Generated`, ``(size, *event)``.
 
     Raises:
-        ValueError: if the model cannot run without data and none are given, if ``like`` holds
-            another number of data, or p(x|z) has no mean where it is asked for.
+        ValueError: if the model cannot run without data and ``like`` is not given, if ``like``
+            has a different number of examples, or if the mean is requested and p(x|z) has none.
     """
     positive_int("size", size)
     if like is not None and len(like) != size:
-        raise ValueError(f"expected like to hold {size} data; got {len(like)}")
-    model, _ = as_pair(program)
-    with running(program, seed, 23):
-        site, nodes = latent_sites(model, size, like, args)
+        raise ValueError(f"expected like to have {size} examples; got {len(like)}")
+    model, _ = unpack_program(program)
+    with query_context(program, seed, 23):
+        site, nodes = prior_predictive_sites(model, size, like, args)
     fn = nodes[site]["fn"]
     latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
-    return Generated(nodes[site]["value"], mean_of(fn) if mean else None, latents)
+    return Generated(nodes[site]["value"], get_mean(fn) if mean else None, latents)
 
 
 def reconstruct(
     program: Program | tuple[Any, Any], x: Tensor, *args: Any, mean: bool = True, seed: int = 0
 ) -> Generated:
-    """The data again: latents drawn from the guide, x from p(x | latents).
+    """Reconstruct examples: latents from the guide, x from p(x | latents).
 
-    A draw, because not every guide knows its mean, and because the mean alone flatters.
+    The latents are sampled, because not every guide has a mean, and because reconstructions from
+    the mean look better than the model is.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        x: the data, ``(N, *event)``.
-        *args: further arguments of both.
-        mean: whether the mean of p(x | latents) is wanted.
-        seed: of the draws.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        x: the examples, ``(N, *event)``.
+        *args: additional arguments of model and guide.
+        mean: whether to return the mean of p(x | latents).
+        seed: seed of the samples.
 
     Returns:
         :class:`Generated`, ``(N, *event)``.
 
     Raises:
-        ValueError: if the data cannot be scored, or p(x|z) has no mean where it is asked for.
+        ValueError: if the examples cannot be scored, or if the mean is requested and p(x|z) has
+            none.
     """
-    x, args = checked(program, x, args)
-    with running(program, seed, 24):
-        runner = Runner.of(program, x, args)
-        latents, _ = runner.draw(1)
-        made = _made(runner, latents, mean)
+    x, args = validate_inputs(program, x, args)
+    with query_context(program, seed, 24):
+        runner = Runner.create(program, x, args)
+        latents, _ = runner.sample_guide(1)
+        generated = _decode(runner, latents, mean)
     return Generated(
-        made.x[0],
-        None if made.mean is None else made.mean[0],
-        {name: value[0] for name, value in made.latents.items()},
+        generated.x[0],
+        None if generated.mean is None else generated.mean[0],
+        {name: value[0] for name, value in generated.latents.items()},
     )
 
 
@@ -112,29 +117,29 @@ def interpolate(
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
-    """From one datum to another through the latents of all sites.
+    """Interpolate between two examples through the latents of all sites.
 
-    The ends are the guide's means (on the sphere their directions) where it knows them, the
-    most probable value of a discrete site, and a draw of anything else. A discrete latent
-    changes half-way. Of N(0, I) in many dimensions all draws have nearly the same norm, which
-    a straight path leaves: the spherical one turns the direction at a constant rate and moves
-    the norm from that of one end to that of the other. On the unit sphere there is no other.
+    The endpoints are the guide's means (on the sphere their directions) where available, the most
+    probable value of a discrete site, and a sample otherwise. A discrete latent changes half-way.
+    Samples from N(0, I) in many dimensions all have nearly the same norm, which a straight path
+    does not preserve. The spherical path rotates the direction at a constant rate and
+    interpolates the norm linearly. It is the only path on the unit sphere.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        x_a, x_b: the data at the two ends, each ``(N, *event)``.
-        *args: further arguments of both, the same at both ends.
-        steps: the number S of points on the path, both ends included.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        x_a, x_b: the examples at the two endpoints, each ``(N, *event)``.
+        *args: additional arguments of model and guide, the same for both endpoints.
+        steps: the number S of points on the path, including both endpoints.
         path: ``"spherical"`` or ``"straight"``.
-        mean: whether the mean of p(x | latents) is wanted.
-        seed: of the draws.
+        mean: whether to return the mean of p(x | latents).
+        seed: seed of the samples.
 
     Returns:
         :class:`Generated`, ``(S, N, *event)``.
 
     Raises:
-        ValueError: if the two ends differ in shape, there are fewer than two steps, the data
-            cannot be scored, or a straight path is asked for on the sphere.
+        ValueError: if the endpoints differ in shape, there are fewer than two steps, the examples
+            cannot be scored, or a straight path is requested on the sphere.
 
     References:
         Sampling Generative Networks (White, 2016), section 2.1.
@@ -143,17 +148,18 @@ def interpolate(
     if path not in ("spherical", "straight"):
         raise ValueError(f"expected path to be 'spherical' or 'straight'; got {path!r}")
     if positive_int("steps", steps) < 2:
-        raise ValueError("expected steps ≥ 2, the two ends; got 1")
+        raise ValueError("expected steps ≥ 2, which includes both endpoints; got 1")
     if x_a.shape != x_b.shape:
         raise ValueError(
-            f"expected x_a and x_b of one shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"
+            f"expected x_a and x_b of the same shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"
         )
-    (x_a, args), (x_b, _) = checked(program, x_a, args), checked(program, x_b, args)
-    with running(program, seed, 25):
-        runner = Runner.of(program, x_a, args)
-        ends = [typical(r) for r in (runner, runner.on(x_b, args))]
-        latents = {name: between(a, ends[1][name], steps, path) for name, a in ends[0].items()}
-        return _made(runner, latents, mean)
+    (x_a, args), (x_b, _) = (validate_inputs(program, x, args) for x in (x_a, x_b))
+    with query_context(program, seed, 25):
+        runner = Runner.create(program, x_a, args)
+        start = compute_guide_centres(runner)
+        end = compute_guide_centres(runner.with_data(x_b, args))
+        latents = {n: interpolate_latents(a, end[n], steps, path) for n, a in start.items()}
+        return _decode(runner, latents, mean)
 
 
 def traverse(
@@ -166,77 +172,73 @@ def traverse(
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
-    """One latent coordinate at a time through given values, all others where the datum has them.
+    """Vary one latent coordinate at a time, with all others fixed at their encoded values.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        x: the data, ``(N, *event)``.
-        *args: further arguments of both.
-        dims: the coordinates, D' of those of a site's latents as one vector; all if not given.
-        values: V of them, the same for every coordinate. If not given, nine quantiles of each
-            coordinate under the prior, of 1/18, 3/18 … 17/18. On the unit sphere the other
-            coordinates shrink to make room.
-        site: of which latents; the only real ones, or the first that the guide draws.
-        mean: whether the mean of p(x | latents) is wanted.
-        seed: of the draws.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        x: the examples, ``(N, *event)``.
+        *args: additional arguments of model and guide.
+        dims: D' coordinates of the site's latents as one vector; all by default.
+        values: V values, the same for each coordinate. By default nine quantiles of each
+            coordinate under the prior, 1/18, 3/18 … 17/18. On the unit sphere the other
+            coordinates are rescaled to keep the norm.
+        site: the latent site; by default the first continuous one that the guide samples.
+        mean: whether to return the mean of p(x | latents).
+        seed: seed of the samples.
 
     Returns:
         :class:`Generated`, ``(D', V, N, *event)``.
 
     Raises:
-        ValueError: if the data cannot be scored, there is no such site or coordinate, its
-            latents are discrete, or a value is not inside of (−1, 1) on the unit sphere.
+        ValueError: if the examples cannot be scored, the site or a coordinate does not exist, the
+            site is discrete, or a value is outside (−1, 1) on the unit sphere.
     """
-    x, args = checked(program, x, args)
-    with running(program, seed, 26):
-        runner = Runner.of(program, x, args)
-        start = typical(runner)
-        chosen = _site({n: end for n, end in start.items() if n not in runner.noise}, site)
-        width = start[chosen].value[0].numel()
-        picked = list(range(width)) if dims is None else [int(d) for d in dims]
-        if not picked or not all(0 <= d < width for d in picked):
-            raise ValueError(f"expected dims from 0 to {width - 1} of {chosen!r}; got {picked}")
+    x, args = validate_inputs(program, x, args)
+    with query_context(program, seed, 26):
+        runner = Runner.create(program, x, args)
+        centres = compute_guide_centres(runner)
+        name = _select_site({n: c for n, c in centres.items() if n not in runner.noise_sites}, site)
+        width = centres[name].value[0].numel()
+        selected = list(range(width)) if dims is None else [int(d) for d in dims]
+        if not selected or not all(0 <= d < width for d in selected):
+            raise ValueError(f"expected dims from 0 to {width - 1} of {name!r}; got {selected}")
         if values is None:
-            prior = runner.prior(_PRIOR_DRAWS)[chosen].flatten(2)[:, 0]
+            prior = runner.sample_prior(_NUM_PRIOR_SAMPLES)[name].flatten(2)[:, 0]
             levels = (torch.arange(9, dtype=prior.dtype, device=prior.device) + 0.5) / 9
-            table = prior.quantile(levels, 0).T[picked]
+            table = prior.quantile(levels, 0).T[selected]
         else:
-            table = torch.as_tensor(values, dtype=x.dtype, device=x.device).expand(len(picked), -1)
-        walked = moved_along(start[chosen], picked, table)
-        many = len(walked)
-        latents = {n: e.value.expand(many, *e.value.shape) for n, e in start.items()}
-        made = _made(runner, {**latents, chosen: walked}, mean)
-    return _shaped(made, (len(picked), table.shape[1]))
+            table = torch.as_tensor(values, dtype=x.dtype, device=x.device)
+            table = table.expand(len(selected), -1)
+        moved = traverse_latents(centres[name], selected, table)
+        latents = {n: c.value.expand(len(moved), *c.value.shape) for n, c in centres.items()}
+        generated = _decode(runner, {**latents, name: moved}, mean)
+    return _unflatten_batch(generated, (len(selected), table.shape[1]))
 
 
-#: Draws of the prior behind its quantiles.
-_PRIOR_DRAWS = 2000
-
-
-def _site(ends: Mapping[str, Any], site: str | None) -> str:
-    real = [name for name, end in ends.items() if not end.discrete]
-    if site is None and real:
-        return real[0]
-    if site not in real:
+def _select_site(centres: Mapping[str, Any], site: str | None) -> str:
+    continuous = [name for name, centre in centres.items() if not centre.discrete]
+    if site is None and continuous:
+        return continuous[0]
+    if site not in continuous:
         raise ValueError(
-            f"expected site to be one of the continuous latents, {', '.join(real) or 'none'}; got "
-            f"{site!r}"
+            f"expected site to be one of the continuous latents, "
+            f"{', '.join(continuous) or 'none'}; got {site!r}"
         )
     return site
 
 
-def _made(runner: Runner, latents: Mapping[str, Tensor], mean: bool) -> Generated:
+def _decode(runner: Runner, latents: Mapping[str, Tensor], mean: bool) -> Generated:
     decoded = runner.decode(latents)
-    return Generated(decoded.draw(), decoded.mean if mean else None, dict(latents))
+    return Generated(decoded.sample(), decoded.mean if mean else None, dict(latents))
 
 
-def _shaped(made: Generated, shape: tuple[int, ...]) -> Generated:
+def _unflatten_batch(generated: Generated, shape: tuple[int, ...]) -> Generated:
     def unflatten(value: Tensor) -> Tensor:
         return value.unflatten(0, shape)
 
     return replace(
-        made,
-        x=unflatten(made.x),
-        mean=None if made.mean is None else unflatten(made.mean),
-        latents={name: unflatten(value) for name, value in made.latents.items()},
+        generated,
+        x=unflatten(generated.x),
+        mean=None if generated.mean is None else unflatten(generated.mean),
+        latents={name: unflatten(value) for name, value in generated.latents.items()},
     )

@@ -1,4 +1,4 @@
-"""Inferring the unseen: p(x_mis, z | x_obs) for any program, by importance sampling or HMC."""
+"""Imputation: samples from p(x_mis, z | x_obs) for any program, by importance sampling or HMC."""
 
 from __future__ import annotations
 
@@ -10,44 +10,53 @@ import torch
 from torch import Tensor
 
 from ..core.validation import positive_int
-from ..evaluation.importance.streaming import Block, khat_threshold
+from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.base import Program
-from ..programs.hmc import sample as run_chains
-from ..programs.sites import find_site
-from .fitted_proposals import MOST_FULL, refit, space_of
+from ..programs.hmc import run_hmc
+from ..programs.sites import find_data_site
+from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .noise import Noise
-from .proposals import Seen, Shares, Weighted, first_fills, propose, refilled, weigh
-from .runner import Runner, as_pair, placed, rows_of, running
+from .proposals import (
+    PartialObservation,
+    ProposalCounts,
+    WeightedSamples,
+    init_completions,
+    propose,
+    update_completions,
+    weight_samples,
+)
+from .runner import Runner, move_to_device, query_context, slice_args, unpack_program
 
 __all__ = ["Imputation", "MissingScore", "impute", "score_missing"]
 
-#: (draw, datum) pairs of so many pixels are held at once.
-_NUMBERS = 1 << 23
-#: Draws of the prior behind each of the first fills, and of the guide behind each later one.
-_FIRST, _SCOUTS = 20, 8
-#: The guide's own part in what it and the mixture fitted to it draw together.
-_GUIDED = 0.1
-_CHAINS = {"warm_up": 100, "thin": 50}
+#: Maximum number of pixels in all (sample, example) pairs held at once.
+_MAX_ELEMENTS = 1 << 23
+#: Candidates for each completion: prior samples for the first one, guide samples for later ones.
+_NUM_PRIOR_CANDIDATES, _NUM_GUIDE_CANDIDATES = 20, 8
+#: Fraction of the guide in the joint samples of the guide and the mixture fitted to it.
+_GUIDE_FRACTION = 0.1
+_HMC_DEFAULTS = {"warm_up": 100, "thin": 50}
 _ESTIMATES = ("log_evidence", "log_evidence_variance", "khat", "ess")
 
 
 @dataclass(frozen=True)
 class Imputation:
-    """Draws from p(x, z | what was seen), and how far to trust them.
+    """Samples from p(x, z | x_obs) with diagnostics.
 
     Attributes:
-        x: draws of the whole datum, ``(S, N, *event)``: what was seen without noise is as it was.
-        means: the mean of x given the latents of each draw, ``(S, N, *event)``: the same images
-            without the noise of p(x|z), for pictures.
-        mean: E[x | what was seen], ``(N, *event)``, estimated from all K proposals, or from the
-            S chains.
-        latents: of each draw, by site, ``(S, N, *rest)``.
-        log_evidence: log p̂(x_obs), ``(N,)``, nats; its bias is downwards.
+        x: samples of the whole example, ``(S, N, *event)``; pixels observed without noise are
+            unchanged.
+        means: the mean of x given the latents of each sample, ``(S, N, *event)``: the samples
+            without the noise of p(x|z), for display.
+        mean: E[x | x_obs], ``(N, *event)``, estimated from all K proposals or from the S chains.
+        latents: the latents of each sample, by site, ``(S, N, *rest)``.
+        log_evidence: log p̂(x_obs), ``(N,)``, nats, biased downwards.
         log_evidence_variance: its Monte Carlo variance, ``(N,)``.
         khat: k̂ of the weights, ``(N,)``.
-        ess: their effective sample size, ``(N,)``, of K.
-        num_samples: K.
-        acceptance: of HMC, averaged over chains, ``(N,)``; ``None`` without.
+        ess: their effective sample size, ``(N,)``, out of K.
+        num_samples: the number K of proposals.
+        acceptance: the acceptance rate of HMC, averaged over chains, ``(N,)``; ``None`` without
+            HMC.
     """
 
     x: Tensor
@@ -63,34 +72,34 @@ class Imputation:
 
     @property
     def unreliable(self) -> Tensor:
-        """The indices of the data whose k̂ says that the importance draws are not to be trusted."""
+        """The indices of the examples whose k̂ is too high for reliable importance sampling."""
         return (~(self.khat < khat_threshold(self.num_samples))).nonzero()[:, 0]
 
     @property
     def warning(self) -> str | None:
-        """One plain sentence if some draws cannot be trusted, else ``None``."""
+        """One sentence if some samples are unreliable, else ``None``."""
         count = len(self.unreliable)
         if not count:
             return None
         limit = khat_threshold(self.num_samples)
         remedy = (
-            "the chains of HMC started there, and log p̂(x_obs) is not to be trusted"
+            "the HMC chains started from these samples, and log p̂(x_obs) is unreliable"
             if self.acceptance is not None
             else "use more proposals or method 'hmc'"
         )
         return (
-            f"For {count} of {len(self.khat)} data k̂ is not below {limit:.2f}: the {len(self.x)} "
-            f"draws come from few of {self.num_samples} proposals: {remedy}."
+            f"k̂ is not below {limit:.2f} for {count} of {len(self.khat)} examples: their "
+            f"{len(self.x)} samples come from few of the {self.num_samples} proposals; {remedy}."
         )
 
 
 class MissingScore(NamedTuple):
-    """log p̂(x_mis | x_obs) of each datum.
+    """log p̂(x_mis | x_obs) of each example.
 
     Attributes:
-        value: in nats, ``(N,)``.
+        value: the estimate in nats, ``(N,)``.
         variance: its Monte Carlo variance, ``(N,)``.
-        khat: the larger of the two estimates' k̂, ``(N,)``.
+        khat: the larger k̂ of the two estimates, ``(N,)``.
     """
 
     value: Tensor
@@ -114,47 +123,53 @@ def impute(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Imputation:
-    """Draws from p(x_mis, z | x_obs) ∝ p(z) p(x_obs | z) p(x_mis | z).
+    """Sample from p(x_mis, z | x_obs) ∝ p(z) p(x_obs | z) p(x_mis | z).
 
-    In-painting and super-resolution are a mask of observed pixels (half an image, every second
-    pixel); denoising is a :class:`~pyro_vae.queries.Noise` on what was observed. The likelihood
-    scores the observed pixels alone, so its pixels must be independent given z.
+    Use a mask of observed pixels for inpainting and super-resolution (half of an image, every
+    second pixel), and a :class:`~pyro_vae.queries.Noise` on the observed pixels for denoising.
+    The likelihood scores only the observed pixels, so its pixels must be independent given z.
 
-    The guide needs whole data. It gets M of them, whose missing pixels are at first the
-    model's own and then, in a few rounds, those of the weighted draws so far. At each of them
-    starts a normal distribution of all latents, if they are real, and the mixture of these is
-    refitted to the datum: it climbs the ELBO of what was seen, which the guide was never
-    taught. The proposal is the mixture of that, with the tails of Student's t, of q(z | x_obs,
-    x_mis^m) over all m, and of the prior, which keeps the weights bounded; each draw is weighed
-    by the whole mixture. A guide that can score nothing but its own draws (a flow without an
-    inverse) is left out of it; where nothing was refitted either, each draw is weighed by its
-    own component of the guide, without the prior.
+    The guide needs complete examples. It receives M completions of each example, with missing
+    pixels sampled from the model at first and then, for a few rounds, from the weighted samples
+    so far. If all latents are real-valued, a normal distribution of the latents starts at each
+    completion, and their mixture is refitted to the example by maximising the ELBO of the
+    observed pixels, for which the guide was not trained. The proposal is the mixture of
+
+    * this fitted mixture, with Student's t tails;
+    * q(z | x_obs, x_mis^m) over all completions m;
+    * the prior, which keeps the weights bounded.
+
+    Each sample is weighted by the whole mixture. A guide that can score only its own samples (a
+    flow without an inverse) is omitted. If there is no fitted mixture either, each sample is
+    weighted by its own component of the guide, without the prior.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        x: the data, ``(N, *event)``; whatever stands at missing pixels (NaN, too) is not read.
-        *args: further arguments of both; tensors of leading size N are per datum.
-        observed: which pixels are seen, booleans of shape ``(N, *event)`` or ``event``; all if
-            not given.
-        noise: what the observed pixels went through; x then means the clean data.
-        draws: the number S of draws that are returned.
-        num_samples: the number K of proposals for each datum.
-        fills: the number M of data that the guide is shown for each datum.
-        rounds: how often their missing pixels are drawn anew.
-        refit_steps: gradient steps of the refitted mixture; 0 for none.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        x: the examples, ``(N, *event)``; values of missing pixels are ignored and may be NaN.
+        *args: additional arguments of model and guide; tensors of leading size N are per
+            example.
+        observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; all pixels by
+            default.
+        noise: the noise on the observed pixels; samples of x are then of the clean data.
+        draws: the number S of returned samples.
+        num_samples: the number K of proposals for each example.
+        fills: the number M of completions of each example.
+        rounds: how often the completions are updated.
+        refit_steps: gradient steps of the fitted mixture; 0 disables it.
         defence: the fraction of proposals from the prior.
-        method: ``"importance"`` for resampling; ``"hmc"`` for S chains that start there.
-        options: arguments of :func:`~pyro_vae.programs.hmc.sample`; by default 100 warm-up
-            transitions and 50 draws.
-        seed: of all draws; global generators are left as they were.
+        method: ``"importance"`` for resampling; ``"hmc"`` for S chains that start from the
+            resampled latents.
+        options: arguments of :func:`~pyro_vae.programs.hmc.run_hmc`; by default 100 warm-up
+            transitions and 50 samples.
+        seed: seed of all samples; global generators are not affected.
 
     Returns:
         The :class:`Imputation`.
 
     Raises:
-        ValueError: if shapes do not fit, a number is out of range, the data cannot be scored,
-            the likelihood's pixels are not independent, the noise does not go with it, or HMC
-            is asked for latents that are not real.
+        ValueError: if shapes do not match, a number is out of range, the examples cannot be
+            scored, the likelihood's pixels are not independent, the noise does not match the
+            likelihood, or HMC is requested for latents that are not real-valued.
 
     References:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende
@@ -169,18 +184,18 @@ def impute(
     if method not in ("importance", "hmc"):
         raise ValueError(f"expected method to be 'importance' or 'hmc'; got {method!r}")
     if options is not None and method != "hmc":
-        raise ValueError("expected method 'hmc' where options of HMC are given; got 'importance'")
+        raise ValueError("expected method 'hmc' with options of HMC; got 'importance'")
     positive_int("draws", draws)
-    plan = _Plan(num_samples, fills, rounds, refit_steps, defence)
-    x, args = placed(program, x, args)
-    with running(program, seed, 21):
-        runner, seen = _start(program, x, args, observed, noise)
-        parts = []
-        for start, here, some, weighted in _weighings(runner, seen, plan):
-            estimates = _estimates(weighted, start, len(x))
-            drawn = _resampled(here, some, weighted, draws, method, options or {})
-            parts.append({**drawn, **estimates})
-    return _joined(parts)
+    settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
+    x, args = move_to_device(program, x, args)
+    with query_context(program, seed, 21):
+        runner, observation = _prepare(program, x, args, observed, noise)
+        blocks = []
+        for block in _iterate_blocks(runner, observation, settings):
+            estimates = _estimate(block.weighted, block.start, len(x))
+            samples = _resample(block, draws, method, options or {})
+            blocks.append({**samples, **estimates})
+    return _concatenate(blocks)
 
 
 def score_missing(
@@ -195,43 +210,44 @@ def score_missing(
     defence: float = 0.1,
     seed: int = 0,
 ) -> MissingScore:
-    """log p̂(x_mis | x_obs) = log p̂(x) − log p̂(x_obs) of data whose missing pixels are known.
+    """Estimate log p(x_mis | x_obs) = log p(x) − log p(x_obs) of known missing pixels.
 
-    Both terms are estimated as in :func:`impute`. One of the M data behind the proposals for
-    the second is x itself: a proposal may know anything, and so the second estimate does not
-    miss what the first one found, which would flatter the model.
+    Both terms are estimated as in :func:`impute`. One of the M completions for the second term
+    is x itself, which is valid because a proposal may use any information. The second estimate
+    then covers the latents that the first one found; otherwise the score would be too high.
 
     Arguments:
-        program, *args, num_samples, fills, rounds, refit_steps, defence, seed: as of
+        program, *args, num_samples, fills, rounds, refit_steps, defence, seed: as in
             :func:`impute`.
-        x: whole data, ``(N, *event)``.
-        observed: which of their pixels are conditioned on, ``(N, *event)`` or ``event``.
+        x: complete examples, ``(N, *event)``.
+        observed: boolean mask of the pixels to condition on, ``(N, *event)`` or ``event``.
 
     Returns:
         A :class:`MissingScore`.
 
     Raises:
-        ValueError: as :func:`impute`.
+        ValueError: as for :func:`impute`.
     """
-    plan = _Plan(num_samples, fills, rounds, refit_steps, defence)
-    x, args = placed(program, x, args)
-    with running(program, seed, 22):
-        runner, seen = _start(program, x, args, observed, None)
-        whole = Seen(x, torch.ones_like(seen.observed))
-        every, some = (
-            _all_estimates(_weighings(runner.on(x, runner.args), part, plan, truth), len(x))
-            for part, truth in ((whole, None), (seen, x))
+    settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
+    x, args = move_to_device(program, x, args)
+    with query_context(program, seed, 22):
+        runner, partial = _prepare(program, x, args, observed, None)
+        complete = PartialObservation(x, torch.ones_like(partial.observed))
+        runner = runner.with_data(x, runner.args)
+        joint, marginal = (
+            _concatenate_estimates(_iterate_blocks(runner, observation, settings, truth), len(x))
+            for observation, truth in ((complete, None), (partial, x))
         )
     return MissingScore(
-        every["log_evidence"] - some["log_evidence"],
-        every["log_evidence_variance"] + some["log_evidence_variance"],
-        torch.maximum(every["khat"], some["khat"]),
+        joint["log_evidence"] - marginal["log_evidence"],
+        joint["log_evidence_variance"] + marginal["log_evidence_variance"],
+        torch.maximum(joint["khat"], marginal["khat"]),
     )
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How many proposals, and from where."""
+class _ImputationSettings:
+    """Number of proposals and their origin."""
 
     num_samples: int
     fills: int
@@ -253,19 +269,28 @@ class _Plan:
                 f"expected num_samples ≥ 2 × fills; got {self.num_samples} for {self.fills} fills"
             )
 
-    def shares(self, components: int, fitted: bool) -> Shares:
-        """The draws of each component of the guide and of what was fitted; about K in all."""
-        each = (1 - self.defence) * self.num_samples / components
-        guide = max(1, int(_GUIDED * each if fitted else each))
-        other = max(1, int(each) - guide) if fitted else 0
-        rest = self.num_samples - (guide + other) * components
-        return Shares(guide, other, rest if self.defence else 0)
+    def count_proposals(self, num_components: int, has_fitted: bool) -> ProposalCounts:
+        """Return the number of samples from each part of the proposal, about K in total."""
+        per_component = (1 - self.defence) * self.num_samples / num_components
+        guide = max(1, int(_GUIDE_FRACTION * per_component if has_fitted else per_component))
+        fitted = max(1, int(per_component) - guide) if has_fitted else 0
+        prior = self.num_samples - (guide + fitted) * num_components
+        return ProposalCounts(guide, fitted, prior if self.defence else 0)
 
 
-def _start(
+class _Block(NamedTuple):
+    """Weighted samples of a block of examples, of which the first has index ``start``."""
+
+    start: int
+    runner: Runner
+    observation: PartialObservation
+    weighted: WeightedSamples
+
+
+def _prepare(
     program: Any, x: Tensor, args: tuple, observed: Tensor | None, noise: Noise | None
-) -> tuple[Runner, Seen]:
-    """The runner, and what was seen, with draws of the model where nothing was."""
+) -> tuple[Runner, PartialObservation]:
+    """Return the runner and the observation, with model samples in place of missing pixels."""
     if observed is None:
         observed = torch.ones(x.shape[1:], dtype=torch.bool)
     if observed.dtype != torch.bool or observed.shape not in (x.shape, x.shape[1:]):
@@ -274,91 +299,103 @@ def _start(
             f"got {observed.dtype} of shape {tuple(observed.shape)}"
         )
     observed = observed.to(x.device).expand(x.shape)
-    _, drawn = find_site(as_pair(program)[0], x, *args)
-    filled = torch.where(observed, x, drawn.to(x.dtype))
+    _, sample = find_data_site(unpack_program(program)[0], x, *args)
+    completed = torch.where(observed, x, sample.to(x.dtype))
     if hasattr(program, "check"):
-        program.check(filled, *args)
-    return Runner.of(program, filled, args), Seen(filled, observed, noise)
+        program.check(completed, *args)
+    runner = Runner.create(program, completed, args)
+    return runner, PartialObservation(completed, observed, noise)
 
 
-def _blocks(size: int, numbers: int) -> list[slice]:
-    """Rows of so many data that the numbers of each are in memory at once."""
-    at_once = max(1, _NUMBERS // max(1, numbers))
-    return [slice(i, min(i + at_once, size)) for i in range(0, size, at_once)]
+def _split_rows(size: int, elements: int) -> list[slice]:
+    """Split the examples into blocks that fit in memory, given the elements per example."""
+    block = max(1, _MAX_ELEMENTS // max(1, elements))
+    return [slice(i, min(i + block, size)) for i in range(0, size, block)]
 
 
-def _weighings(
-    runner: Runner, seen: Seen, plan: _Plan, truth: Tensor | None = None
-) -> Iterator[tuple[int, Runner, Seen, Weighted]]:
-    """K weighted draws of each datum, block by block, with the first row of each block."""
-    size, pixels = len(seen.x), seen.x[0].numel()
-    many = plan.fills if seen.incomplete else 1
-    latents = sum(value.numel() for value in runner.prior(1).values()) // size
-    factors = latents**2 if plan.refit_steps and latents <= MOST_FULL else latents
+def _iterate_blocks(
+    runner: Runner,
+    observation: PartialObservation,
+    settings: _ImputationSettings,
+    truth: Tensor | None = None,
+) -> Iterator[_Block]:
+    """Yield K weighted samples of each example, block by block."""
+    size, pixels = len(observation.x), observation.x[0].numel()
+    num_completions = settings.fills if observation.is_incomplete else 1
+    latent_dim = sum(value.numel() for value in runner.sample_prior(1).values()) // size
+    has_factors = settings.refit_steps and latent_dim <= MAX_FULL_COVARIANCE_DIM
+    elements = max(_NUM_PRIOR_CANDIDATES * pixels, latent_dim**2 if has_factors else latent_dim)
 
-    def at(rows: slice) -> tuple[Runner, Seen]:
-        some = seen.rows(rows)
-        return runner.on(some.x, rows_of(rows, size, runner.args)), some
+    def select(rows: slice) -> tuple[Runner, PartialObservation]:
+        part = observation.select(rows)
+        return runner.with_data(part.x, slice_args(rows, size, runner.args)), part
 
-    for rows in _blocks(size, many * max(_FIRST * pixels, factors)):
-        here, some = at(rows)
-        fills = _fills(here, some, plan, None if truth is None else truth[rows])
-        fitted = refit(here, some, fills, plan.refit_steps) if plan.refit_steps else None
-        shares = plan.shares(many, fitted is not None)
-        for part in _blocks(len(some.x), plan.num_samples * pixels):
-            start = rows.start + part.start
-            here, some = at(slice(start, rows.start + part.stop))
-            own = fitted and fitted.rows(part, space_of(here, some))
-            yield start, here, some, weigh(some, propose(here, fills[:, part], shares, own))
+    for rows in _split_rows(size, num_completions * elements):
+        block_runner, part = select(rows)
+        block_truth = None if truth is None else truth[rows]
+        completions = _make_completions(block_runner, part, settings, block_truth)
+        fitted = (
+            fit_mixture(block_runner, part, completions, settings.refit_steps)
+            if settings.refit_steps
+            else None
+        )
+        counts = settings.count_proposals(num_completions, fitted is not None)
+        for chunk in _split_rows(len(part.x), settings.num_samples * pixels):
+            start = rows.start + chunk.start
+            chunk_runner, chunk_part = select(slice(start, rows.start + chunk.stop))
+            proposal = fitted and fitted.select(
+                chunk, make_unconstrained_density(chunk_runner, chunk_part)
+            )
+            samples = propose(chunk_runner, completions[:, chunk], counts, proposal)
+            weighted = weight_samples(chunk_part, samples)
+            yield _Block(start, chunk_runner, chunk_part, weighted)
 
 
-def _fills(runner: Runner, seen: Seen, plan: _Plan, truth: Tensor | None) -> Tensor:
-    """The versions of a block of data that the guide is shown."""
-    if not seen.incomplete:
-        return seen.x[None]
-    fills = first_fills(runner, seen, plan.fills, _FIRST)
-    for _ in range(plan.rounds):
-        fills = refilled(runner, seen, fills, _SCOUTS)
-    return fills if truth is None else torch.cat([fills[:-1], truth[None]])
+def _make_completions(
+    runner: Runner,
+    observation: PartialObservation,
+    settings: _ImputationSettings,
+    truth: Tensor | None,
+) -> Tensor:
+    """Return the completions of a block of examples, ``(M, N, *event)``."""
+    if not observation.is_incomplete:
+        return observation.x[None]
+    completions = init_completions(runner, observation, settings.fills, _NUM_PRIOR_CANDIDATES)
+    for _ in range(settings.rounds):
+        completions = update_completions(runner, observation, completions, _NUM_GUIDE_CANDIDATES)
+    return completions if truth is None else torch.cat([completions[:-1], truth[None]])
 
 
-def _all_estimates(
-    weighings: Iterable[tuple[int, Runner, Seen, Weighted]], size: int
-) -> dict[str, Tensor]:
-    parts = [_estimates(weighted, start, size) for start, _, _, weighted in weighings]
+def _concatenate_estimates(blocks: Iterable[_Block], size: int) -> dict[str, Tensor]:
+    parts = [_estimate(block.weighted, block.start, size) for block in blocks]
     return {name: torch.cat([part[name] for part in parts]) for name in _ESTIMATES}
 
 
-def _estimates(weighted: Weighted, start: int, size: int) -> dict[str, Tensor]:
+def _estimate(weighted: WeightedSamples, start: int, size: int) -> dict[str, Tensor]:
     log_w = weighted.log_weights.double().cpu()
-    block = Block(log_w.shape[1], len(log_w), (), size)
-    block.update(log_w, start)
-    columns = block.result()
+    estimates = StreamingEstimates(log_w.shape[1], len(log_w), (), size)
+    estimates.update(log_w, start)
+    columns = estimates.result()
     return {name: columns[name] for name in _ESTIMATES}
 
 
-def _resampled(
-    runner: Runner,
-    seen: Seen,
-    weighted: Weighted,
-    draws: int,
-    method: str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Draws, and their mean over all proposals."""
-    shares = weighted.log_weights.softmax(0)
-    clean = seen.clean_mean(weighted.decoded)
-    mean = (shares.reshape(*shares.shape, *(1,) * (clean.ndim - 2)) * clean).sum(0)
-    latents = weighted.resampled(draws)
+def _resample(block: _Block, draws: int, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``draws`` samples, and the mean over all proposals or chains."""
+    _, runner, observation, weighted = block
+    weights = weighted.log_weights.softmax(0)
+    proposal_means = observation.mean(weighted.decoded)
+    weights_shape = (*weights.shape, *(1,) * (proposal_means.ndim - 2))
+    mean = (weights.reshape(weights_shape) * proposal_means).sum(0)
+    latents = weighted.resample(draws)
     acceptance = None
     if method == "hmc":
-        latents, acceptance = _moved(runner, seen, latents, options)
+        latents, acceptance = _run_chains(runner, observation, latents, options)
     decoded = runner.decode(latents)
-    means = seen.clean_mean(decoded)
+    means = observation.mean(decoded)
     if method == "hmc":
         mean = means.mean(0)
     return {
-        "x": seen.filled(decoded),
+        "x": observation.sample(decoded),
         "means": means,
         "mean": mean,
         "latents": latents,
@@ -367,27 +404,31 @@ def _resampled(
     }
 
 
-def _moved(
-    runner: Runner, seen: Seen, latents: dict[str, Tensor], options: Mapping[str, Any]
+def _run_chains(
+    runner: Runner,
+    observation: PartialObservation,
+    latents: dict[str, Tensor],
+    options: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Latents after HMC from where they were, and the acceptance rate of each datum."""
-    # each block of data has numbers of its own
+    """Run HMC from the given latents; return the last ones and the acceptance per example."""
+    # a different seed for each block of examples
     seed = int(torch.randint(1 << 31, ()))
-    chains = run_chains(space_of(runner, seen), latents, **{**_CHAINS, "seed": seed, **options})
+    density = make_unconstrained_density(runner, observation)
+    chains = run_hmc(density, latents, **{**_HMC_DEFAULTS, "seed": seed, **options})
     return chains.last, chains.acceptance.mean(0)
 
 
-def _joined(parts: list[dict[str, Any]]) -> Imputation:
+def _concatenate(blocks: list[dict[str, Any]]) -> Imputation:
     def cat(key: str, dim: int) -> Tensor:
-        return torch.cat([part[key] for part in parts], dim)
+        return torch.cat([block[key] for block in blocks], dim)
 
-    names = parts[0]["latents"]
+    names = blocks[0]["latents"]
     return Imputation(
         x=cat("x", 1),
         means=cat("means", 1),
         mean=cat("mean", 0),
-        latents={n: torch.cat([part["latents"][n] for part in parts], 1) for n in names},
+        latents={n: torch.cat([block["latents"][n] for block in blocks], 1) for n in names},
         **{name: cat(name, 0) for name in _ESTIMATES},
-        num_samples=parts[0]["num_samples"],
-        acceptance=None if parts[0]["acceptance"] is None else cat("acceptance", 0),
+        num_samples=blocks[0]["num_samples"],
+        acceptance=None if blocks[0]["acceptance"] is None else cat("acceptance", 0),
     )

@@ -1,4 +1,4 @@
-"""Points and paths in the space of latents."""
+"""Centres of q(z|x), and paths through the latent space."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from torch.nn.functional import normalize
 
 from .runner import Runner
 
-__all__ = ["End", "Typical", "between", "is_discrete", "is_sphere", "moved_along", "typical"]
+__all__ = [
+    "LatentPoint",
+    "SubstituteCentres",
+    "compute_guide_centres",
+    "interpolate_latents",
+    "is_discrete",
+    "is_sphere",
+    "traverse_latents",
+]
 
 
 @dataclass(frozen=True)
-class End:
+class LatentPoint:
     """The latents of one site.
 
     Attributes:
         value: ``(N, *rest)``.
-        discrete: whether they have no values between.
+        discrete: whether they are discrete.
         sphere: whether they are unit vectors.
     """
 
@@ -32,12 +40,13 @@ class End:
     sphere: bool
 
 
-class Typical(Messenger):
-    """Puts the mean, or what is nearest to one, in the place of every draw.
+class SubstituteCentres(Messenger):
+    """Replace each sample by the mean of its distribution, or by a substitute for the mean.
 
     Attributes:
-        kinds: what it put there, by site: ``mean``; the mean's ``direction`` on the unit
-            sphere; the ``mode`` of discrete values; or a ``draw`` where there is nothing else.
+        kinds: the kind of value at each site: ``mean``; the ``direction`` of the mean on the
+            unit sphere; the ``mode`` of a discrete distribution; or a ``draw`` if none of these
+            is available.
     """
 
     def __init__(self) -> None:
@@ -48,29 +57,29 @@ class Typical(Messenger):
         if msg["is_observed"] or site_is_subsample(msg):
             return
         try:
-            self.kinds[msg["name"]], msg["value"] = _centre(msg["fn"])
+            self.kinds[msg["name"]], msg["value"] = _get_centre(msg["fn"])
         except (NotImplementedError, AttributeError):
             self.kinds[msg["name"]] = "draw"
 
 
-def _centre(fn: Any) -> tuple[str, Tensor]:
+def _get_centre(fn: Any) -> tuple[str, Tensor]:
     if is_discrete(fn):
         return "mode", fn.mode
     return ("direction", normalize(fn.mean, dim=-1)) if is_sphere(fn) else ("mean", fn.mean)
 
 
 def is_discrete(fn: Any) -> bool:
-    """Whether a distribution is one of separate values."""
-    support = _support(fn)
+    """Return whether a distribution is discrete."""
+    support = _get_support(fn)
     return support is not None and support.is_discrete
 
 
 def is_sphere(fn: Any) -> bool:
-    """Whether a distribution is one of unit vectors."""
-    return _support(fn) is constraints.sphere
+    """Return whether a distribution is over unit vectors."""
+    return _get_support(fn) is constraints.sphere
 
 
-def _support(fn: Any) -> Any:
+def _get_support(fn: Any) -> Any:
     try:
         support = fn.support
     except NotImplementedError:
@@ -80,25 +89,28 @@ def _support(fn: Any) -> Any:
     return support
 
 
-def typical(runner: Runner) -> dict[str, End]:
-    """The guide's centre, by site, each given those before it; a draw where there is none."""
-    latents, fns = runner.under(Typical())
-    return {n: End(v, is_discrete(fns[n]), is_sphere(fns[n])) for n, v in latents.items()}
+def compute_guide_centres(runner: Runner) -> dict[str, LatentPoint]:
+    """Return the centre of the guide at each site, given the centres of the preceding sites.
+
+    A site whose distribution has no centre gives a sample.
+    """
+    latents, fns = runner.run_guide(SubstituteCentres())
+    return {n: LatentPoint(v, is_discrete(fns[n]), is_sphere(fns[n])) for n, v in latents.items()}
 
 
-def between(a: End, b: End, steps: int, path: str) -> Tensor:
-    """Points from a to b, both included: ``(S, N, *rest)``.
+def interpolate_latents(a: LatentPoint, b: LatentPoint, steps: int, path: str) -> Tensor:
+    """Return points from a to b, both included, ``(S, N, *rest)``.
 
     Raises:
-        ValueError: if a straight path would leave the unit sphere.
+        ValueError: if a straight path is requested on the unit sphere.
     """
     if a.sphere and path == "straight":
         raise ValueError(
-            "expected path 'spherical' for latents on the unit sphere, which a straight one "
-            "leaves; got 'straight'"
+            "expected path 'spherical' for latents on the unit sphere; got 'straight', which "
+            "leaves the sphere"
         )
-    real = torch.float64 if a.discrete else a.value.dtype
-    t = torch.linspace(0, 1, steps, dtype=real, device=a.value.device)
+    dtype = torch.float64 if a.discrete else a.value.dtype
+    t = torch.linspace(0, 1, steps, dtype=dtype, device=a.value.device)
     t = t.reshape(-1, *(1,) * a.value.ndim)
     if a.discrete:
         return torch.where(t < 0.5, a.value, b.value)
@@ -110,53 +122,54 @@ def between(a: End, b: End, steps: int, path: str) -> Tensor:
 
 
 def _slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Directions at a constant rate along the great circle, norms from |a| to |b|."""
+    """Rotate from a to b at a constant rate along a great circle; interpolate the norm linearly."""
     norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     u, v = normalize(a, dim=-1), normalize(b, dim=-1)
-    # of the part of v across u; the angle by its tangent, exact near 0 and π
+    # component of v orthogonal to u; atan2 gives an accurate angle near 0 and π
     cosine = (u * v).sum(-1, keepdim=True)
-    across = v - cosine * u
-    sine = across.norm(dim=-1, keepdim=True)
+    orthogonal = v - cosine * u
+    sine = orthogonal.norm(dim=-1, keepdim=True)
     angle = torch.atan2(sine, cosine)
     eps = torch.finfo(a.dtype).eps ** 0.5
-    # opposite ends have no great circle of their own: take one through the axis least like u
+    # antipodal points have no unique great circle: use the one through the axis least like u
     axis = torch.zeros_like(u).scatter(-1, u.abs().argmin(-1, keepdim=True), 1.0)
     other = normalize(axis - (axis * u).sum(-1, keepdim=True) * u, dim=-1)
-    across = torch.where((sine < eps) & (cosine < 0), other, across / sine.clamp(min=1e-30))
-    turned = (t * angle).cos() * u + (t * angle).sin() * across
-    on_sphere = (norm_a + t * (norm_b - norm_a)) * turned
+    is_antipodal = (sine < eps) & (cosine < 0)
+    orthogonal = torch.where(is_antipodal, other, orthogonal / sine.clamp(min=1e-30))
+    direction = (t * angle).cos() * u + (t * angle).sin() * orthogonal
+    spherical = (norm_a + t * (norm_b - norm_a)) * direction
     straight = a + t * (b - a)
-    # no direction at the origin, and none to turn to where both are the same
-    plain = (norm_a == 0) | (norm_b == 0) | ((sine < eps) & (cosine > 0))
-    return torch.where(plain, straight, on_sphere)
+    # the origin has no direction, and parallel vectors need no rotation
+    is_straight = (norm_a == 0) | (norm_b == 0) | ((sine < eps) & (cosine > 0))
+    return torch.where(is_straight, straight, spherical)
 
 
-def moved_along(end: End, dims: list[int], values: Tensor) -> Tensor:
-    """The latents with one coordinate at each of its values.
+def traverse_latents(start: LatentPoint, dims: list[int], values: Tensor) -> Tensor:
+    """Set one coordinate at a time to each of its values.
 
     Arguments:
-        end: where they start.
+        start: the latents to start from.
         dims: D' coordinates.
-        values: V for each of them, ``(D', V)``.
+        values: V values for each coordinate, ``(D', V)``.
 
     Returns:
         ``(D' × V, N, *rest)``.
 
     Raises:
-        ValueError: if a value does not lie inside of (−1, 1) on the unit sphere.
+        ValueError: if a value is outside (−1, 1) on the unit sphere.
     """
-    if end.sphere and not (values.abs() < 1).all():
+    if start.sphere and not (values.abs() < 1).all():
         raise ValueError(
-            f"expected values inside of (−1, 1) for latents on the unit sphere; got "
+            f"expected values in (−1, 1) for latents on the unit sphere; got "
             f"{float(values.min()):g} to {float(values.max()):g}"
         )
-    shape = end.value.shape
-    start = end.value.reshape(shape[0], -1)
-    moved = start.expand(*values.shape, *start.shape).clone()
+    shape = start.value.shape
+    flat = start.value.reshape(shape[0], -1)
+    moved = flat.expand(*values.shape, *flat.shape).clone()
     for row, dim in enumerate(dims):
-        if end.sphere:
+        if start.sphere:
             moved[row, :, :, dim] = 0
-            room = (1 - values[row].square()).sqrt()[:, None, None]
-            moved[row] = room * normalize(moved[row], dim=-1)
+            norm = (1 - values[row].square()).sqrt()[:, None, None]
+            moved[row] = norm * normalize(moved[row], dim=-1)
         moved[row, :, :, dim] = values[row][:, None]
     return moved.reshape(-1, *shape)

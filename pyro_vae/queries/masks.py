@@ -1,4 +1,4 @@
-"""Which pixels of an image are seen, by a word."""
+"""Named masks of the observed pixels of an image."""
 
 from __future__ import annotations
 
@@ -10,63 +10,64 @@ from ..core.validation import did_you_mean
 
 __all__ = ["mask"]
 
-_WORDS = ("none", "lower-half", "upper-half", "left-half", "right-half", "random", "every")
+_NAMES = ("none", "lower-half", "upper-half", "left-half", "right-half", "random", "every")
 
 
 def mask(missing: str, event_shape: Shape, seed: int = 0) -> Tensor:
-    """The pixels that are seen when some are missing.
+    """Return a mask of the observed pixels.
 
     Arguments:
-        missing: ``none``; ``lower-half``, ``upper-half``, ``left-half`` or ``right-half`` of an
-            image; ``random:0.5`` for that fraction of all pixels, the same for all data;
-            ``every:2`` for an image of which every second row and column is seen.
-        event_shape: the shape of one datum; its last two are a height and a width.
-        seed: of the random ones.
+        missing: the missing pixels: ``none``; ``lower-half``, ``upper-half``, ``left-half`` or
+            ``right-half`` of an image; ``random:0.5`` for that fraction of all pixels, the same
+            for all examples; ``every:2`` to observe only every second row and column.
+        event_shape: the shape of one example; the last two dimensions are height and width.
+        seed: seed of a random mask.
 
     Returns:
-        Booleans of that shape, true where a pixel is seen.
+        A boolean tensor of that shape, true for observed pixels.
 
     Raises:
-        ValueError: for another word, a number out of range, or an image's half of what is none.
+        ValueError: if the name is unknown, a number is out of range, or a half or ``every`` is
+            requested of examples that are not images.
     """
-    word, _, number = missing.partition(":")
-    if word not in _WORDS or bool(number) != (word in ("random", "every")):
+    name, _, number = missing.partition(":")
+    if name not in _NAMES or bool(number) != (name in ("random", "every")):
         raise ValueError(
             f"expected missing to be none, lower-half, upper-half, left-half, right-half, "
-            f"random:FRACTION or every:N; got {missing!r}{did_you_mean(missing, _WORDS)}"
+            f"random:FRACTION or every:N; got {missing!r}{did_you_mean(missing, _NAMES)}"
         )
-    seen = torch.ones(event_shape, dtype=torch.bool)
-    if word == "none":
-        return seen
-    if word == "random":
-        return _random(number, event_shape, seed)
+    observed = torch.ones(event_shape, dtype=torch.bool)
+    if name == "none":
+        return observed
+    if name == "random":
+        return _make_random_mask(number, event_shape, seed)
     if len(event_shape) < 2:
         raise ValueError(
-            f"expected images, of a height and a width, for missing {missing!r}; got data of shape "
-            f"{event_shape}: use random:FRACTION"
+            f"expected images with height and width for missing {missing!r}; got examples of "
+            f"shape {event_shape}: use random:FRACTION"
         )
     height, width = event_shape[-2:]
-    if word == "every":
+    if name == "every":
         step = int(number) if number.isdecimal() else 0
         if not 2 <= step <= max(height, width):
             raise ValueError(
                 f"expected a whole number from 2 to {max(height, width)} after 'every:'; got "
                 f"{number!r}"
             )
-        seen[:] = False
-        seen[..., ::step, ::step] = True
+        observed[:] = False
+        observed[..., ::step, ::step] = True
     else:
-        part = {
+        half = {
             "lower": (slice(height // 2, None), slice(None)),
             "upper": (slice(None, height // 2), slice(None)),
             "left": (slice(None), slice(None, width // 2)),
             "right": (slice(None), slice(width // 2, None)),
-        }[word.removesuffix("-half")]
-        seen[(..., *part)] = False
-    return seen
+        }[name.removesuffix("-half")]
+        observed[(..., *half)] = False
+    return observed
 
 
-def _random(number: str, event_shape: Shape, seed: int) -> Tensor:
+def _make_random_mask(number: str, event_shape: Shape, seed: int) -> Tensor:
     try:
         fraction = float(number)
     except ValueError:

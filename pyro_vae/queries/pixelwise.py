@@ -1,4 +1,4 @@
-"""Imputation for the poor: every pixel by itself, with the moments it has in the training data."""
+"""Pixelwise baseline for imputation: independent pixels with the moments of the training data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ __all__ = ["score_pixelwise"]
 
 
 def score_pixelwise(train: Tensor, x: Tensor, observed: Tensor) -> Tensor:
-    """log p(x_mis) under independent pixels: what mean imputation knows.
+    """Compute log p(x_mis) under independent pixels, the baseline of mean imputation.
 
-    A Bernoulli with the pixel's frequency (n₁ + ½)/(n + 1) of 0/1, a normal with its mean and
-    standard deviation, at least 1e-3, of real numbers. Only a likelihood of the same kind, a
-    probability or a density, compares with it.
+    Binary pixels have a Bernoulli distribution with the smoothed frequency (n₁ + ½)/(n + 1), real
+    ones a normal distribution with the mean and standard deviation (at least 1e-3) of the
+    training data. Compare the result only with likelihoods of the same kind, probability or
+    density.
 
     Arguments:
-        train: the data to learn from, ``(n, *event)``.
-        x: the data to score, ``(N, *event)``.
-        observed: which of their pixels are left out, booleans ``(N, *event)`` or ``event``.
+        train: the training examples, ``(n, *event)``.
+        x: the examples to score, ``(N, *event)``.
+        observed: boolean mask of the pixels that are not scored, ``(N, *event)`` or ``event``.
 
     Returns:
-        The log-likelihoods, ``(N,)``, nats.
+        The log likelihoods, ``(N,)``, nats.
 
     Raises:
         ValueError: if the data are integers with more than two levels.

@@ -1,4 +1,4 @@
-"""Proposals for the latents of data that were seen in part, and their weights."""
+"""Proposal distributions for the latents of partially observed examples, and their weights."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .noise import Noise
 from .runner import Decoded, Runner
 
 __all__ = [
+    "PartialObservation",
     "Proposal",
-    "Proposed",
-    "Seen",
-    "Shares",
-    "Weighted",
-    "first_fills",
+    "ProposalCounts",
+    "ProposalSamples",
+    "WeightedSamples",
+    "init_completions",
     "log_joint",
+    "merge_completions",
     "propose",
-    "refilled",
-    "together",
-    "weigh",
+    "update_completions",
+    "weight_samples",
 ]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of N data.
+class PartialObservation:
+    """N examples of which only a subset of the pixels, or a noisy version, is observed.
 
     Attributes:
-        x: the data, ``(N, *event)``; any values that have a density where they are missing.
-        observed: which pixels were seen, ``(N, *event)``.
-        noise: what the seen ones went through.
+        x: the examples, ``(N, *event)``; missing pixels may have any value with a density.
+        observed: whether each pixel is observed, ``(N, *event)``.
+        noise: the noise on the observed pixels.
     """
 
     x: Tensor
@@ -43,63 +43,66 @@ class Seen:
     noise: Noise | None = None
 
     @property
-    def incomplete(self) -> bool:
-        """Whether anything is not known of the data."""
+    def is_incomplete(self) -> bool:
+        """Whether any pixel is missing or noisy."""
         return self.noise is not None or not bool(self.observed.all())
 
-    def rows(self, rows: slice) -> Seen:
-        """Of some of the data."""
+    def select(self, rows: slice) -> PartialObservation:
+        """Return the observation of a subset of the examples."""
         return replace(self, x=self.x[rows], observed=self.observed[rows])
 
-    def repeated(self, count: int) -> Seen:
-        """The same of so many copies of the data."""
+    def repeat(self, count: int) -> PartialObservation:
+        """Return the observation of ``count`` copies of the examples."""
         x, observed = (torch.cat([part] * count) for part in (self.x, self.observed))
         return replace(self, x=x, observed=observed)
 
     def log_prob(self, decoded: Decoded) -> Tensor:
-        """log p(what was seen | latents), ``(K, N)``."""
-        pixels, x = decoded.pixels, decoded.lay(self.x)
-        score = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
-        score = torch.where(self.observed, decoded.per_pixel(score), 0.0)
-        return score.flatten(2).sum(2) if score.ndim > 2 else score
+        """Return log p(x_obs | latents), ``(K, N)``."""
+        pixels, x = decoded.pixels, decoded.expand_pixels(self.x)
+        log_p = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
+        log_p = torch.where(self.observed, decoded.mask_pixels(log_p), 0.0)
+        return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
 
-    def filled(self, decoded: Decoded) -> Tensor:
-        """x ~ p(x | latents, what was seen), ``(K, N, *event)``."""
-        return self._where_seen(decoded, decoded.draw(), lambda clean: clean.sample())
+    def sample(self, decoded: Decoded) -> Tensor:
+        """Sample x ~ p(x | latents, x_obs), ``(K, N, *event)``."""
+        return self._combine(decoded, decoded.sample(), lambda clean: clean.sample())
 
-    def clean_mean(self, decoded: Decoded) -> Tensor:
-        """E[x | latents, what was seen], ``(K, N, *event)``."""
-        return self._where_seen(decoded, decoded.mean, lambda clean: clean.mean)
+    def mean(self, decoded: Decoded) -> Tensor:
+        """Return E[x | latents, x_obs], ``(K, N, *event)``."""
+        return self._combine(decoded, decoded.mean, lambda clean: clean.mean)
 
-    def _where_seen(self, decoded: Decoded, missing: Tensor, of: Callable[[Any], Tensor]) -> Tensor:
+    def _combine(
+        self, decoded: Decoded, missing: Tensor, get_value: Callable[[Any], Tensor]
+    ) -> Tensor:
+        """Insert the observed pixels, denoised if necessary, into values of the missing ones."""
         if self.noise is None:
-            seen = self.x
+            observed = self.x
         else:
-            clean = self.noise.clean(decoded.pixels, decoded.lay(self.x))
-            seen = of(clean).reshape(decoded.shape)
-        return torch.where(self.observed, seen, missing.to(self.x.dtype))
+            clean = self.noise.clean(decoded.pixels, decoded.expand_pixels(self.x))
+            observed = get_value(clean).reshape(decoded.shape)
+        return torch.where(self.observed, observed, missing.to(self.x.dtype))
 
 
 class Proposal(Protocol):
-    """A distribution over the latents of each example, to draw from and to score."""
+    """A distribution over the latents of each example that can be sampled and scored."""
 
-    def draw(self, each: int) -> dict[str, Tensor]:
-        """Draws by site, ``(K, N, *rest)``."""
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """Sample latents by site, ``(K, N, *rest)``."""
         ...
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """The log-density of latents, ``(K, N)``."""
+        """Return the log density of latents, ``(K, N)``."""
         ...
 
 
 @dataclass(frozen=True)
-class Proposed:
-    """K draws of the latents for each of N data.
+class ProposalSamples:
+    """K samples of the latents for each of N examples.
 
     Attributes:
         latents: by site, ``(K, N, *rest)``.
-        decoded: the model on them.
-        log_q: the density of the proposal, ``(K, N)``.
+        decoded: the model at these latents.
+        log_q: the log density of the proposal, ``(K, N)``.
     """
 
     latents: dict[str, Tensor]
@@ -108,29 +111,29 @@ class Proposed:
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """Proposed draws with log p(z, x_obs) − log q(z), ``(K, N)``."""
+class WeightedSamples:
+    """Proposal samples with log weights log p(z, x_obs) − log q(z), ``(K, N)``."""
 
     latents: dict[str, Tensor]
     decoded: Decoded
     log_weights: Tensor
 
-    def resampled(self, count: int) -> dict[str, Tensor]:
-        """So many of the latents for each datum, drawn by weight with replacement."""
-        shares = self.log_weights.double().softmax(0)
-        chosen = torch.multinomial(shares.T, count, replacement=True).T
-        every = torch.arange(chosen.shape[1], device=chosen.device)
-        return {name: value[chosen, every] for name, value in self.latents.items()}
+    def resample(self, count: int) -> dict[str, Tensor]:
+        """Resample ``count`` latents for each example by weight, with replacement."""
+        weights = self.log_weights.double().softmax(0)
+        chosen = torch.multinomial(weights.T, count, replacement=True).T
+        examples = torch.arange(chosen.shape[1], device=chosen.device)
+        return {name: value[chosen, examples] for name, value in self.latents.items()}
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How many draws come from where.
+class ProposalCounts:
+    """Number of samples from each part of the proposal.
 
     Attributes:
-        guide: of the guide at each version of the data.
-        fitted: of each component of what was fitted.
-        prior: of the prior.
+        guide: from the guide at each completion.
+        fitted: from each component of the fitted mixture.
+        prior: from the prior.
     """
 
     guide: int
@@ -139,102 +142,117 @@ class Shares:
 
 
 def propose(
-    runner: Runner, fills: Tensor, shares: Shares, fitted: Proposal | None = None
-) -> Proposed:
-    """Draws from the mixture of the guide at several versions of the data, the prior, and others.
+    runner: Runner, completions: Tensor, counts: ProposalCounts, fitted: Proposal | None = None
+) -> ProposalSamples:
+    """Sample from a mixture of the guide at each completion, a fitted proposal and the prior.
 
     Arguments:
-        runner: the program on the N data.
-        fills: M versions of them, ``(M, N, *event)``.
-        shares: how many draws of each.
-        fitted: the others.
+        runner: the program with the N examples.
+        completions: M completions of the examples, ``(M, N, *event)``.
+        counts: the number of samples from each part.
+        fitted: the fitted proposal.
 
     Returns:
-        The draws of all in random order, so that one part of them is like another.
+        The samples of all parts in random order, so that any subset represents the mixture.
     """
-    guided, many = runner.repeated(fills), len(fills)
+    copies, num_completions = runner.with_copies(completions), len(completions)
     parts: list[tuple[dict[str, Tensor], Callable[[dict[str, Tensor], Decoded], Tensor]]] = []
-    scores_any_value = _scores_any_value(guided)
-    if scores_any_value or fitted is None:
-        drawn, own = guided.draw(shares.guide)
-        latents = {name: together(value, many) for name, value in drawn.items()}
-        if not scores_any_value:
-            return Proposed(latents, runner.decode(latents), together(own, many))
-        parts.append((latents, lambda z, _: _mixture(guided, z, many)))
+    can_score = _can_score_any_value(copies)
+    if can_score or fitted is None:
+        samples, own_log_q = copies.sample_guide(counts.guide)
+        latents = {n: merge_completions(value, num_completions) for n, value in samples.items()}
+        if not can_score:
+            log_q = merge_completions(own_log_q, num_completions)
+            return ProposalSamples(latents, runner.decode(latents), log_q)
+        parts.append((latents, lambda z, _: _guide_mixture_log_prob(copies, z, num_completions)))
     if fitted is not None:
-        parts.append((fitted.draw(shares.fitted), lambda z, _: fitted.log_prob(z)))
-    if shares.prior:
-        parts.append((runner.prior(shares.prior), lambda _, decoded: decoded.log_latents))
-    drawn = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
-    total = len(next(iter(drawn.values())))
+        parts.append((fitted.sample(counts.fitted), lambda z, _: fitted.log_prob(z)))
+    if counts.prior:
+        parts.append((runner.sample_prior(counts.prior), lambda _, decoded: decoded.log_latents))
+    latents = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
+    total = len(next(iter(latents.values())))
     order = torch.randperm(total, device=runner.x.device)
-    drawn = {name: value[order] for name, value in drawn.items()}
-    decoded = runner.decode(drawn)
+    latents = {name: value[order] for name, value in latents.items()}
+    decoded = runner.decode(latents)
     log_q = [
-        density(drawn, decoded) + math.log(len(next(iter(part.values()))) / total)
-        for part, density in parts
+        log_density(latents, decoded) + math.log(len(next(iter(part.values()))) / total)
+        for part, log_density in parts
     ]
-    return Proposed(drawn, decoded, torch.stack(log_q).logsumexp(0))
+    return ProposalSamples(latents, decoded, torch.stack(log_q).logsumexp(0))
 
 
-def together(drawn: Tensor, many: int) -> Tensor:
-    """Draws at M versions of N data, ``(K, M × N, …)``, as ``(K × M, N, …)``."""
-    return drawn.unflatten(1, (many, -1)).flatten(0, 1)
+def merge_completions(values: Tensor, num_completions: int) -> Tensor:
+    """Reshape samples at M completions of N examples, ``(K, M × N, …)``, to ``(K × M, N, …)``."""
+    return values.unflatten(1, (num_completions, -1)).flatten(0, 1)
 
 
-def weigh(seen: Seen, proposed: Proposed) -> Weighted:
-    """The weights of what was proposed, given what was seen."""
-    log_p = log_joint(seen, proposed.decoded)
-    return Weighted(proposed.latents, proposed.decoded, log_p - proposed.log_q)
+def weight_samples(observation: PartialObservation, samples: ProposalSamples) -> WeightedSamples:
+    """Compute the importance weights of proposal samples."""
+    log_p = log_joint(observation, samples.decoded)
+    return WeightedSamples(samples.latents, samples.decoded, log_p - samples.log_q)
 
 
-def log_joint(seen: Seen, decoded: Decoded) -> Tensor:
-    """log p(z, what was seen), ``(K, N)``."""
-    return decoded.log_latents + decoded.log_others + seen.log_prob(decoded)
+def log_joint(observation: PartialObservation, decoded: Decoded) -> Tensor:
+    """Return log p(z, x_obs), ``(K, N)``."""
+    return decoded.log_latents + decoded.log_others + observation.log_prob(decoded)
 
 
-def first_fills(runner: Runner, seen: Seen, count: int, scouts: int) -> Tensor:
-    """Whole data made of the model alone: the best, by what was seen, of a few draws each.
+def init_completions(
+    runner: Runner, observation: PartialObservation, count: int, num_candidates: int
+) -> Tensor:
+    """Complete each example from the model alone.
+
+    Each completion is chosen from ``num_candidates`` prior samples by their likelihood of the
+    observed pixels.
 
     Returns:
-        ``(count, N, *event)``, independent of each other.
+        Independent completions, ``(count, N, *event)``.
     """
-    copies, copied = runner.repeated(seen.x.expand(count, *seen.x.shape)), seen.repeated(count)
-    latents = copies.prior(scouts)
+    copies = runner.with_copies(observation.x.expand(count, *observation.x.shape))
+    observations = observation.repeat(count)
+    latents = copies.sample_prior(num_candidates)
     decoded = copies.decode(latents)
-    weighted = Weighted(latents, decoded, copied.log_prob(decoded))
-    return _filled_from(copies, copied, weighted, count)
+    weighted = WeightedSamples(latents, decoded, observations.log_prob(decoded))
+    return _sample_completions(copies, observations, weighted, count)
 
 
-def refilled(runner: Runner, seen: Seen, fills: Tensor, scouts: int) -> Tensor:
-    """The unseen part of each of M whole data drawn anew, given a draw of the guide there.
+def update_completions(
+    runner: Runner, observation: PartialObservation, completions: Tensor, num_candidates: int
+) -> Tensor:
+    """Resample the missing pixels of each of M completions from the guide at that completion.
 
-    Each is chosen among a few by its weight. The M go on by themselves, so that they do not
-    all come to be children of a single lucky one; who is how probable is for the weights of
-    the final mixture to say.
+    Each completion is chosen by weight from ``num_candidates`` samples. The M completions are
+    updated independently, so they do not all descend from a single one with a large weight. The
+    weights of the final mixture account for their probabilities.
     """
-    copies, copied = runner.repeated(fills), seen.repeated(len(fills))
-    latents, log_q = copies.draw(scouts)
-    weighted = weigh(copied, Proposed(latents, copies.decode(latents), log_q))
-    return _filled_from(copies, copied, weighted, len(fills))
+    copies, observations = runner.with_copies(completions), observation.repeat(len(completions))
+    latents, log_q = copies.sample_guide(num_candidates)
+    samples = ProposalSamples(latents, copies.decode(latents), log_q)
+    weighted = weight_samples(observations, samples)
+    return _sample_completions(copies, observations, weighted, len(completions))
 
 
-def _filled_from(copies: Runner, copied: Seen, weighted: Weighted, count: int) -> Tensor:
-    chosen = copies.decode(weighted.resampled(1))
-    return copied.filled(chosen)[0].unflatten(0, (count, -1))
+def _sample_completions(
+    copies: Runner, observations: PartialObservation, weighted: WeightedSamples, count: int
+) -> Tensor:
+    decoded = copies.decode(weighted.resample(1))
+    return observations.sample(decoded)[0].unflatten(0, (count, -1))
 
 
-def _mixture(guided: Runner, latents: dict[str, Tensor], many: int) -> Tensor:
-    """log of the mean of q over the M versions, ``(K, N)``."""
-    log_q = guided.score({n: torch.cat([value] * many, 1) for n, value in latents.items()})
-    return log_q.unflatten(1, (many, -1)).logsumexp(1) - math.log(many)
+def _guide_mixture_log_prob(
+    copies: Runner, latents: dict[str, Tensor], num_completions: int
+) -> Tensor:
+    """Return log 1/M Σ_m q(z | completion m), ``(K, N)``."""
+    repeated = {n: torch.cat([value] * num_completions, 1) for n, value in latents.items()}
+    log_q = copies.guide_log_prob(repeated)
+    return log_q.unflatten(1, (num_completions, -1)).logsumexp(1) - math.log(num_completions)
 
 
-def _scores_any_value(guided: Runner) -> bool:
-    """Whether the guide has a density where another has drawn."""
-    drawn, _ = guided.draw(1)
+def _can_score_any_value(copies: Runner) -> bool:
+    """Return whether the guide can score latents that it did not sample."""
+    latents, _ = copies.sample_guide(1)
     try:
-        guided.score({name: value.clone() for name, value in drawn.items()})
+        copies.guide_log_prob({name: value.clone() for name, value in latents.items()})
     except (KeyError, NotImplementedError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""What a run looks like: tables, pictures, and one HTML file that holds them all."""
+"""Reports of a run: tables, pictures and a self-contained HTML page."""
 
 from .html import write_report
 

@@ -1,4 +1,4 @@
-"""What the slower rulers said of a run: sections of the report with tables and pictures."""
+"""Report sections of the diagnostics of a run, with tables and pictures."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .pictures import Picture
 if TYPE_CHECKING:
     from ..runs.run import Run
 
-__all__ = ["Section", "Table", "bounds_table", "sections"]
+__all__ = ["Section", "Table", "make_bounds_table", "make_sections"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers in rows, as they are shown.
+    """A table of formatted numbers.
 
     Attributes:
-        head: what the columns are called; the first is that of the rows' names.
-        rows: as many cells each, the first of them the row's name.
-        main: the names of rows that matter most.
+        head: column names; the first is that of the row names.
+        rows: the cells of each row, starting with its name.
+        main: names of the rows to highlight.
     """
 
     head: Sequence[str]
@@ -34,13 +34,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What one ruler said, or how to ask it.
+    """The results of one diagnostic, or the command that computes them.
 
     Attributes:
-        title: its heading.
-        command: the command that measures it.
-        about: sentences under the heading.
-        tables, pictures: what it said; nothing if it was not asked.
+        title: heading.
+        command: command that computes the results.
+        about: text below the heading.
+        tables, pictures: the results; empty if they have not been computed.
     """
 
     title: str
@@ -50,167 +50,178 @@ class Section:
     pictures: Sequence[Picture] = field(default_factory=list)
 
     @property
-    def there(self) -> bool:
+    def has_results(self) -> bool:
         return bool(self.tables or self.pictures)
 
 
-def bounds_table(bounds: Bounds) -> Table:
-    """Every row of bounds."""
+def make_bounds_table(bounds: Bounds) -> Table:
+    """Return a table with all rows of the bounds."""
     head = ["", "nats per datum", "± data", "± Monte Carlo", ""]
     labels = bounds.labels
     rows = [
-        [labels[name][0], *map(_number, row), labels[name][1]]
+        [labels[name][0], *map(_format_number, row), labels[name][1]]
         for name, row in bounds.estimates.items()
     ]
     return Table(head, rows, [labels[n][0] for n in ("elbo", "log_evidence") if n in labels])
 
 
-def sections(run: Run, bounds: Bounds) -> Iterator[Section]:
-    """A section for each ruler, whether it has been asked or not.
+def make_sections(run: Run, bounds: Bounds) -> Iterator[Section]:
+    """Yield a section for each diagnostic, with or without results.
 
     Raises:
         RunError: if a file is damaged.
     """
     result = run.read_result()
-    yield _ladder(run, bounds)
-    yield _gaps(result.get("gaps"), run)
-    yield _latents(result.get("latents"), run)
-    yield _rate_distortion(result.get("rate_distortion"), run)
+    yield _bounds_section(run, bounds)
+    yield _gaps_section(result.get("gaps"), run)
+    yield _latents_section(result.get("latents"), run)
+    yield _rate_distortion_section(result.get("rate_distortion"), run)
 
 
-def _ladder(run: Run, bounds: Bounds) -> Section:
-    title, command = "Between two bounds", f"pyro-vae bdmc {run.folder}"
-    there = run.ruler("bdmc").is_file()
-    if not there and "ais" not in bounds.labels:
+def _bounds_section(run: Run, bounds: Bounds) -> Section:
+    title, command = "Bounds on log p(x)", f"pyro-vae bdmc {run.folder}"
+    has_bdmc = run.evaluation_file("bdmc").is_file()
+    if not has_bdmc and "ais" not in bounds.labels:
         return Section(title, command)
-    panels, tables, told = {"held-out data": bounds}, [], []
-    if there:
-        simulated = run.read_ruler("bdmc", Bounds.from_netcdf)
-        panels["data simulated by the model"] = simulated
-        tables.append(bounds_table(simulated))
-        told.append(_enclosed(simulated))
+    panels, tables, notes = {"held-out data": bounds}, [], []
+    if has_bdmc:
+        simulated = run.read_evaluation("bdmc", Bounds.from_netcdf)
+        panels["simulated data"] = simulated
+        tables.append(make_bounds_table(simulated))
+        notes.append(_describe_bdmc(simulated))
     else:
-        told.append(f"How far AIS is off: {command}.")
+        notes.append(f"To measure the error of AIS on simulated data: {command}.")
     if "ais" not in bounds.labels:
-        told.append(f"AIS of held-out data: pyro-vae evaluate {run.folder} --ais.")
-    caption = " ".join(["± 2 Monte Carlo standard errors.", *told])
-    picture = Picture("ladder", "The ladder of bounds", caption, plots.ladder(panels))
-    about = "The table is that of the simulated data." if there else ""
+        notes.append(f"To add AIS of the held-out data: pyro-vae evaluate {run.folder} --ais.")
+    caption = " ".join(["Error bars: ± 2 Monte Carlo standard errors.", *notes])
+    picture = Picture("ladder", "Lower and upper bounds", caption, plots.plot_bounds(panels))
+    about = "The table is for data simulated by the model." if has_bdmc else ""
     return Section(title, command, about, tables, [picture])
 
 
-def _enclosed(simulated: Bounds) -> str:
+def _describe_bdmc(simulated: Bounds) -> str:
     gap = simulated.estimates["bdmc_gap"]
-    walk = simulated.settings["annealing"]
+    annealing = simulated.settings["annealing"]
     return (
-        f"On {len(simulated)} data that the model made, {walk['num_chains']} chains of "
-        f"{walk['num_temperatures']} temperatures × {walk['num_steps']} steps enclose the mean of "
-        f"log p(x) to {gap.value:.2f} ± {gap.se_monte_carlo:.2f} nats (Monte Carlo): AIS is there "
-        f"no further off than that, and on held-out data that look alike about as good."
+        f"On {len(simulated)} examples simulated by the model, {annealing['num_chains']} chains "
+        f"with {annealing['num_temperatures']} temperatures × {annealing['num_steps']} steps bound "
+        f"the mean of log p(x) from both sides, with a gap of {gap.value:.2f} ± "
+        f"{gap.se_monte_carlo:.2f} nats (Monte Carlo). The gap limits the error of AIS on these "
+        f"examples; the error is comparable on similar held-out data."
     )
 
 
-def _gaps(told: Mapping[str, Any] | None, run: Run) -> Section:
-    title, command = "Where the ELBO is lost", f"pyro-vae gaps {run.folder}"
-    if told is None:
+def _gaps_section(result: Mapping[str, Any] | None, run: Run) -> Section:
+    title, command = "Inference gaps", f"pyro-vae gaps {run.folder}"
+    if result is None:
         return Section(title, command)
-    rows, estimates = told["gaps"], told["estimates"]
-    names = {
+    rows, estimates = result["gaps"], result["estimates"]
+    estimate_labels = {
         "elbo": "ELBO",
-        "refitted": f"ELBO, {told['family']} refitted to each datum",
-        "richer": f"ELBO, {told['richer']} refitted",
+        "refitted": f"ELBO, {result['family']} refitted per example",
+        "richer": f"ELBO, {result['richer']} refitted",
         "log_evidence": "log p̂ by importance sampling",
         "ais": "AIS",
     }
-    differences = {
+    gap_labels = {
         "amortisation": "amortisation gap",
         "approximation": "approximation gap",
-        "closed": f"of that, closed by {told['richer']}",
-        "remaining": f"left by {told['richer']}",
+        "closed": f"part closed by {result['richer']}",
+        "remaining": f"part remaining with {result['richer']}",
         "total": "log p̂ − ELBO",
-        "train_amortisation": "amortisation gap of training data",
-        "generalisation": "encoder's generalisation, test − train",
+        "train_amortisation": "amortisation gap, training data",
+        "generalisation": "generalisation gap of the encoder, test − train",
     }
     head = ["", "nats per datum", "± data", "± Monte Carlo"]
-    table = [[label, *_cells(estimates[n])] for n, label in names.items() if n in estimates]
-    table += [[label, *_cells(rows[n])] for n, label in differences.items() if n in rows]
+    table = [
+        [label, *_format_row(estimates[n])]
+        for n, label in estimate_labels.items()
+        if n in estimates
+    ]
+    table += [[label, *_format_row(rows[n])] for n, label in gap_labels.items() if n in rows]
     parts = ("closed", "remaining") if "closed" in rows else ("approximation",)
-    bars = {f"{told['split']} data": {n: rows[n] for n in ("amortisation", *parts)}}
+    bars = {f"{result['split']} data": {n: rows[n] for n in ("amortisation", *parts)}}
     if "train_amortisation" in rows:
         bars["training data"] = {"amortisation": rows["train_amortisation"]}
-    figure = plots.gap_parts(bars, told["richer"])
-    picture = Picture("gaps", "Parts of the gap", told["reading"], figure)
-    about = f"{told['num_data']} data. “± data” of a difference is paired."
-    main = [differences[name] for name in ("amortisation", "approximation")]
+    figure = plots.plot_gap_parts(bars, result["richer"])
+    picture = Picture("gaps", "Parts of the gap", result["reading"], figure)
+    about = f"{result['num_data']} examples. The “± data” of a difference is paired."
+    main = [gap_labels[name] for name in ("amortisation", "approximation")]
     return Section(title, command, about, [Table(head, table, main)], [picture])
 
 
-def _latents(told: Mapping[str, Any] | None, run: Run) -> Section:
-    title, command = "What the latents carry", f"pyro-vae latents {run.folder}"
-    if told is None:
+def _latents_section(result: Mapping[str, Any] | None, run: Run) -> Section:
+    title, command = "Latent variables", f"pyro-vae latents {run.folder}"
+    if result is None:
         return Section(title, command)
-    names = {"rate": "rate, E KL(q(z|x) ‖ p(z))", "distortion": "distortion, −E log p(x|z)"}
+    labels = {"rate": "rate, E KL(q(z|x) ‖ p(z))", "distortion": "distortion, −E log p(x|z)"}
     head = ["", "nats per datum", "± data", "± Monte Carlo"]
-    table = [[label, *_cells(told["estimates"][n])] for n, label in names.items()]
-    cut = told["surgery"]
+    table = [[label, *_format_row(result["estimates"][n])] for n, label in labels.items()]
+    surgery = result["surgery"]
     parts = {"mutual_information": "mutual information I_q(x; z)", "marginal": "KL(q(z) ‖ p(z))"}
-    if cut is not None:
-        table += [[f"{label} *", *_cells(cut["estimates"][n])] for n, label in parts.items()]
-    about = [f"{told['num_data']} data."]
-    if cut is not None:
+    about = [f"{result['num_data']} examples."]
+    if surgery is not None:
+        table += [
+            [f"{label} *", *_format_row(surgery["estimates"][n])] for n, label in parts.items()
+        ]
         about.append(
-            f"* of the aggregate posterior of {cut['num_data']} data; the mutual information can "
-            f"never be above log N = {cut['limit']:.2f}."
+            f"* for the aggregate posterior of {surgery['num_data']} examples; the mutual "
+            f"information is at most log N = {surgery['limit']:.2f}."
         )
-        about += [f"{cut['warning'][0].upper()}{cut['warning'][1:]}."] if cut["warning"] else []
+        if surgery["warning"]:
+            about.append(f"{surgery['warning'][0].upper()}{surgery['warning'][1:]}.")
     pictures = []
-    for name, site in told["sites"].items():
+    for name, site in result["sites"].items():
         caption = f"KL of {name}: {site['total']['value']:.3f} nats."
         if site["active"] is not None:
             caption += f" {site['active']} of {site['units']} units are active."
         if site["variance"] is None and site["dimensions"] is None:
             about.append(caption)
             continue
-        figure = plots.latent_units(site, told["threshold"], name)
+        figure = plots.plot_latent_units(site, result["threshold"], name)
         pictures.append(Picture(f"units-{name}", f"Units of {name}", caption, figure))
     return Section(title, command, " ".join(about), [Table(head, table)], pictures)
 
 
-def _rate_distortion(told: Mapping[str, Any] | None, run: Run) -> Section:
+def _rate_distortion_section(result: Mapping[str, Any] | None, run: Run) -> Section:
     title, command = "Rate and distortion", f"pyro-vae rate-distortion {run.folder}"
-    if told is None:
+    if result is None:
         return Section(title, command)
-    own = told["own"]
+    own = result["own"]
     head = ["β", "rate", "± data", "± Monte Carlo", "distortion", "± data", "± Monte Carlo"]
     table = [
-        [f"{beta:g}", *_cells(r), *_cells(d)]
-        for beta, r, d in zip(told["betas"], told["rate"], told["distortion"], strict=True)
+        [f"{beta:g}", *_format_row(r), *_format_row(d)]
+        for beta, r, d in zip(result["betas"], result["rate"], result["distortion"], strict=True)
     ]
-    table.append(["q itself", *_cells(own["rate"]), *_cells(own["distortion"])])
+    table.append(["q itself", *_format_row(own["rate"]), *_format_row(own["distortion"])])
     about = (
-        f"{told['num_data']} data, nats per datum. The points lie on the best curve of this prior "
-        f"and decoder or above it, in expectation."
+        f"{result['num_data']} examples, nats per datum. In expectation the points lie on or above "
+        f"the optimal curve of this prior and decoder."
     )
-    figure = plots.rate_distortion(told["betas"], told["rate"], told["distortion"], own)
-    caption = "Along the dotted line the ELBO, −(R + D), is that of q."
-    if 1.0 in told["betas"] and _total(own) < _total(told, told["betas"].index(1.0)):
+    figure = plots.plot_rate_distortion(result["betas"], result["rate"], result["distortion"], own)
+    caption = "The ELBO, −(R + D), is constant along the dotted line and equal to that of q."
+    if 1.0 in result["betas"] and _rate_plus_distortion(own) < _rate_plus_distortion(
+        result, result["betas"].index(1.0)
+    ):
         caption += (
-            " At β = 1 the chains do worse than q: more temperatures or chains would bring the "
-            "curve down."
+            " At β = 1 the annealed chains are worse than q: use more temperatures or chains to "
+            "lower the curve."
         )
-    picture = Picture("rate-distortion", "The rate–distortion curve", caption, figure)
+    picture = Picture("rate-distortion", "Rate–distortion curve", caption, figure)
     return Section(title, command, about, [Table(head, table, ["q itself"])], [picture])
 
 
-def _total(told: Mapping[str, Any], index: int | None = None) -> float:
-    """R + D, of one of several points if there is an index."""
-    rows = (told[name] if index is None else told[name][index] for name in ("rate", "distortion"))
+def _rate_plus_distortion(result: Mapping[str, Any], index: int | None = None) -> float:
+    """Return R + D, at one point of the curve if ``index`` is given."""
+    rows = (
+        result[name] if index is None else result[name][index] for name in ("rate", "distortion")
+    )
     return sum(math.nan if row["value"] is None else row["value"] for row in rows)
 
 
-def _cells(row: Mapping[str, float | None]) -> list[str]:
-    return [_number(row[key]) for key in ("value", "se_data", "se_monte_carlo")]
+def _format_row(row: Mapping[str, float | None]) -> list[str]:
+    return [_format_number(row[key]) for key in ("value", "se_data", "se_monte_carlo")]
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Figures. Every function returns a ``matplotlib.figure.Figure`` and draws nothing on screen."""
+"""Plots; every function returns a ``matplotlib.figure.Figure`` without displaying it."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..evaluation import Bounds
-from ..evaluation.bounds import PRINTED
+from ..evaluation.bounds import DEFAULT_KS
 from ..learning import History
 
 __all__ = [
-    "bound_against_k",
-    "gap_parts",
-    "histograms",
-    "image_grid",
-    "khat_per_datum",
-    "ladder",
-    "latent_scatter",
-    "latent_units",
-    "learning_curves",
-    "log_weight_histograms",
-    "rate_distortion",
+    "plot_bound_against_k",
+    "plot_bounds",
+    "plot_gap_parts",
+    "plot_histograms",
+    "plot_image_grid",
+    "plot_khat",
+    "plot_latent_units",
+    "plot_latents",
+    "plot_learning_curves",
+    "plot_log_weights",
+    "plot_rate_distortion",
 ]
 
-_WIDE, _SQUARE = (6.4, 3.6), (5.2, 4.6)
+#: Figure sizes in inches.
+_WIDE_SIZE, _SQUARE_SIZE = (6.4, 3.6), (5.2, 4.6)
 
 
-def learning_curves(history: History) -> Figure:
-    """The objective of training data and the ELBO of validation data against the epoch."""
-    figure, axes = _axes(_WIDE)
-    axes.plot(history["epoch"], history["elbo"], label="training, the objective")
+def plot_learning_curves(history: History) -> Figure:
+    """Plot the training objective and the validation ELBO by epoch."""
+    figure, axes = _make_axes(_WIDE_SIZE)
+    axes.plot(history["epoch"], history["elbo"], label="objective, training")
     if "valid_elbo" in history.epochs[0]:
-        axes.plot(history["epoch"], history["valid_elbo"], label="validation, the ELBO")
-    # the first epochs fall far below the rest and would flatten it
+        axes.plot(history["epoch"], history["valid_elbo"], label="ELBO, validation")
+    # the first epochs are far lower and would flatten the rest of the curve
     settled = np.sort(history["elbo"])[len(history) // 10 :]
     top = max(max(history["elbo"]), max(history.epochs[-1].get("valid_elbo", -np.inf), settled[-1]))
     axes.set_ylim(
@@ -49,9 +50,9 @@ def learning_curves(history: History) -> Figure:
     return figure
 
 
-def bound_against_k(bounds: Bounds) -> Figure:
-    """L_k against k, ± 2 Monte Carlo standard errors, with the point where it stops rising."""
-    figure, axes = _axes(_WIDE)
+def plot_bound_against_k(bounds: Bounds) -> Figure:
+    """Plot L_k against k, ± 2 Monte Carlo standard errors, and the k at which it converges."""
+    figure, axes = _make_axes(_WIDE_SIZE)
     ks = np.array(list(bounds.iwae))
     rows = [bounds.estimates[f"iwae_{k}"] for k in ks]
     values = np.array([row.value for row in rows])
@@ -61,7 +62,7 @@ def bound_against_k(bounds: Bounds) -> Figure:
     axes.axhline(bounds.elbo, color="0.5", ls=":", label="ELBO")
     plateau = bounds.plateau
     if plateau is not None:
-        axes.axvline(plateau, color="C3", ls="--", lw=1, label=f"stops rising at k = {plateau}")
+        axes.axvline(plateau, color="C3", ls="--", lw=1, label=f"converged at k = {plateau}")
     axes.set_xscale("log")
     axes.set_xlabel("k")
     axes.set_ylabel("nats per datum")
@@ -69,24 +70,24 @@ def bound_against_k(bounds: Bounds) -> Figure:
     return figure
 
 
-def khat_per_datum(bounds: Bounds) -> Figure:
-    """k̂ of every datum, and the limit above which its estimate is not to be trusted."""
-    figure, axes = _axes(_WIDE)
+def plot_khat(bounds: Bounds) -> Figure:
+    """Plot the sorted k̂ of all examples and the threshold above which log p̂ is unreliable."""
+    figure, axes = _make_axes(_WIDE_SIZE)
     order = np.argsort(bounds.per_datum["khat"])
-    khat, limit = bounds.per_datum["khat"][order], bounds.khat_limits.max()
+    khat, threshold = bounds.per_datum["khat"][order], bounds.khat_thresholds.max()
     good = ~np.isin(order, bounds.unreliable)
     index = np.arange(len(khat))
     axes.scatter(index[good], khat[good], s=6, label=f"{good.sum()} below")
     axes.scatter(index[~good], khat[~good], s=6, color="C3", label=f"{(~good).sum()} above")
-    axes.axhline(limit, color="0.3", ls="--", lw=1, label=f"limit {limit:.2f}")
-    axes.set_xlabel("datum, by k̂")
+    axes.axhline(threshold, color="0.3", ls="--", lw=1, label=f"threshold {threshold:.2f}")
+    axes.set_xlabel("examples, sorted by k̂")
     axes.set_ylabel("k̂")
     axes.legend(frameon=False)
     return figure
 
 
-def log_weight_histograms(log_weights: np.ndarray, titles: list[str]) -> Figure:
-    """The distribution of log weights, ``(K, n)``, of n data."""
+def plot_log_weights(log_weights: np.ndarray, titles: list[str]) -> Figure:
+    """Plot histograms of the log weights ``(K, n)`` of n examples."""
     figure = Figure(figsize=(3.4 * len(titles), 3.2), layout="constrained")
     axes_row = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, column, title in zip(axes_row, log_weights.T, titles, strict=True):
@@ -102,21 +103,24 @@ def log_weight_histograms(log_weights: np.ndarray, titles: list[str]) -> Figure:
     return figure
 
 
-def histograms(values: list[np.ndarray], titles: list[str], unit: str) -> Figure:
-    """The distributions of several sets of numbers, one over the other."""
-    figure, axes = _axes(_WIDE)
-    # a few numbers far out would leave all others in one bar
+def plot_histograms(values: list[np.ndarray], titles: list[str], unit: str) -> Figure:
+    """Plot overlaid histograms of several sets of values."""
+    figure, axes = _make_axes(_WIDE_SIZE)
+    # without clipping, outliers would put all other values into one bin
     low, high = np.quantile(np.concatenate(values), [0.005, 0.995])
     bins = np.linspace(low, high + 1e-9, 60).tolist()
-    for numbers, title in zip(values, titles, strict=True):
-        axes.hist(np.clip(numbers, low, high), bins=bins, density=True, alpha=0.6, label=title)
+    for sample, title in zip(values, titles, strict=True):
+        axes.hist(np.clip(sample, low, high), bins=bins, density=True, alpha=0.6, label=title)
     axes.set_xlabel(unit)
     axes.legend(frameon=False)
     return figure
 
 
-def image_grid(images: np.ndarray, columns: int, gap_after_rows: bool = False) -> Figure:
-    """Grey images ``(n, H, W)`` in [0, 1], row by row; a gap after every second row if asked."""
+def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -> Figure:
+    """Plot greyscale images ``(n, H, W)`` in [0, 1] row by row.
+
+    With ``row_pairs``, every second row is followed by a gap.
+    """
     count, height, width = images.shape
     rows = -(-count // columns)
     pad = 1
@@ -127,7 +131,7 @@ def image_grid(images: np.ndarray, columns: int, gap_after_rows: bool = False) -
         for i, cell in enumerate(cells):
             line[:height, i * (width + pad) : i * (width + pad) + width] = cell
         canvas_rows.append(line)
-        if gap_after_rows and row % 2:
+        if row_pairs and row % 2:
             canvas_rows.append(np.ones((6, line.shape[1])))
     canvas = np.concatenate(canvas_rows)
     inches = 6.4
@@ -138,9 +142,9 @@ def image_grid(images: np.ndarray, columns: int, gap_after_rows: bool = False) -
     return figure
 
 
-def latent_scatter(draws: np.ndarray, labels: np.ndarray | None) -> Figure:
-    """Latents ``(n, 2)``, coloured by label."""
-    figure, axes = _axes(_SQUARE)
+def plot_latents(draws: np.ndarray, labels: np.ndarray | None) -> Figure:
+    """Plot latents ``(n, 2)``, coloured by label."""
+    figure, axes = _make_axes(_SQUARE_SIZE)
     if labels is None:
         axes.scatter(*draws.T, s=5, alpha=0.6)
     else:
@@ -154,46 +158,47 @@ def latent_scatter(draws: np.ndarray, labels: np.ndarray | None) -> Figure:
     return figure
 
 
-def _axes(size: tuple[float, float]) -> tuple:
+def _make_axes(size: tuple[float, float]) -> tuple:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-#: What rows of bounds are to log p(x), by colour.
-_COLORS = {"lower bound": "C0", "estimate": "C2", "upper bound": "C3"}
-#: The parts of the gap, from the ELBO upwards: what they are called, and their colours.
-_PARTS = {
+#: Colours by the role of a bound.
+_ROLE_COLORS = {"lower bound": "C0", "estimate": "C2", "upper bound": "C3"}
+#: Labels and colours of the parts of the gap, from the ELBO upwards.
+_GAP_PARTS = {
     "amortisation": ("amortisation", "C1"),
     "closed": ("approximation, closed by {richer}", "#7fb0d8"),
-    "remaining": ("approximation, left", "C0"),
+    "remaining": ("approximation, remaining", "C0"),
     "approximation": ("approximation", "C0"),
 }
-_ALIVE, _DEAD = "C0", "0.75"
-#: The least that a logarithmic axis shows of a variance.
-_FLOOR = 1e-5
+#: Colours of latent units.
+_ACTIVE_COLOR, _INACTIVE_COLOR = "C0", "0.75"
+#: Lower limit of variances on a logarithmic axis.
+_MIN_VARIANCE = 1e-5
 
 
-def ladder(panels: Mapping[str, Bounds]) -> Figure:
-    """Bounds of log p(x) from the ELBO up, ± 2 Monte Carlo standard errors, a panel each."""
+def plot_bounds(panels: Mapping[str, Bounds]) -> Figure:
+    """Plot bounds on log p(x), ± 2 Monte Carlo standard errors, one panel per set of bounds."""
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
-    every = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, bounds) in zip(every, panels.items(), strict=True):
-        names = rungs(bounds)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, bounds) in zip(all_axes, panels.items(), strict=True):
+        names = _plotted_rows(bounds)
         rows = [bounds.estimates[name] for name in names]
         values = np.array([row.value for row in rows])
         errors = 2 * np.nan_to_num([row.se_monte_carlo for row in rows])
         axes.plot(range(len(names)), values, color="0.8", lw=1, zorder=0)
         for i, name in enumerate(names):
-            color = _COLORS[bounds.labels[name][1]]
+            color = _ROLE_COLORS[bounds.labels[name][1]]
             axes.errorbar(i, values[i], errors[i], marker="o", ms=5, color=color, capsize=3)
         if {"ais", "upper"} <= {*names}:
             low, high = (values[names.index(name)] for name in ("ais", "upper"))
-            axes.axhspan(low, high, color="C2", alpha=0.25, lw=0, label="log p(x) is in here")
+            axes.axhspan(low, high, color="C2", alpha=0.25, lw=0, label="range of log p(x)")
         for role in dict.fromkeys(bounds.labels[name][1] for name in names):
-            axes.plot([], [], "o", ms=5, color=_COLORS[role], label=role)
-        axes.set_xticks(range(len(names)), [_label(bounds, name) for name in names])
+            axes.plot([], [], "o", ms=5, color=_ROLE_COLORS[role], label=role)
+        axes.set_xticks(range(len(names)), [_tick_label(bounds, name) for name in names])
         axes.set_title(title, fontsize=10)
         axes.set_ylabel("nats per datum")
         axes.spines[["top", "right"]].set_visible(False)
@@ -201,99 +206,99 @@ def ladder(panels: Mapping[str, Bounds]) -> Figure:
     return figure
 
 
-def rungs(bounds: Bounds) -> list[str]:
-    """The rows of the ladder: the ELBO, L_k that papers print, AIS and the upper bound."""
+def _plotted_rows(bounds: Bounds) -> list[str]:
+    """Return the rows to plot: the ELBO, the default L_k, AIS and the upper bound."""
     last = max(bounds.iwae_per_datum, default=0)
-    ks = [f"iwae_{k}" for k in bounds.iwae_per_datum if k in PRINTED or k == last]
+    ks = [f"iwae_{k}" for k in bounds.iwae_per_datum if k in DEFAULT_KS or k == last]
     return [n for n in ("elbo", *ks, "escalated", "ais", "upper") if n in bounds.labels]
 
 
-def _label(bounds: Bounds, name: str) -> str:
+def _tick_label(bounds: Bounds, name: str) -> str:
     if name.startswith("iwae_"):
         return f"$L_{{{name.removeprefix('iwae_')}}}$"
     return bounds.labels[name][0].replace(" or ", "\nor ")
 
 
-def gap_parts(bars: Mapping[str, Mapping[str, Any]], richer: str | None) -> Figure:
-    """log p̂ − ELBO as stacked bars.
+def plot_gap_parts(bars: Mapping[str, Mapping[str, Any]], richer: str | None) -> Figure:
+    """Plot the parts of log p̂ − ELBO as stacked bars.
 
     Arguments:
-        bars: by what data they are of, ``amortisation`` and, if known, ``closed`` and
-            ``remaining`` or else ``approximation``, each with ``value`` and ``se_data``.
-        richer: the name of the family that closes what is ``closed``.
+        bars: parts by data split: ``amortisation`` and, if known, either ``closed`` and
+            ``remaining`` or ``approximation``, each with ``value`` and ``se_data``.
+        richer: name of the richer family, which closes the part ``closed``.
     """
     figure = Figure(figsize=(6.4, 1.4 + 0.7 * len(bars)), layout="constrained")
     axes = figure.subplots()
-    named = {}
+    legend = {}
     for i, parts in enumerate(bars.values()):
         left = 0.0
         for part, row in parts.items():
-            label, color = _PARTS[part]
-            # noise may make a small part negative: its number says so
+            label, color = _GAP_PARTS[part]
+            # noise can make a small part negative: it is labelled but has no bar
             value = math.nan if row["value"] is None else row["value"]
             width = max(value, 0.0) if math.isfinite(value) else 0.0
             axes.barh(i, width, left=left, height=0.6, color=color)
-            named[label.format(richer=richer)] = color
+            legend[label.format(richer=richer)] = color
             error = "" if row["se_data"] is None else f"\n± {row['se_data']:.2f}"
-            told = f"{value:.2f}{error}"
-            axes.text(left + width / 2, i, told, ha="center", va="center", fontsize=8)
+            text = f"{value:.2f}{error}"
+            axes.text(left + width / 2, i, text, ha="center", va="center", fontsize=8)
             left += width
     axes.set_yticks(range(len(bars)), list(bars))
     axes.invert_yaxis()
     axes.set_xlabel("nats per datum above the ELBO")
     axes.spines[["top", "right"]].set_visible(False)
-    patches = [Patch(color=color) for color in named.values()]
+    patches = [Patch(color=color) for color in legend.values()]
     place = {"loc": "outside upper center", "ncols": 3, "fontsize": 8}
-    figure.legend(patches, list(named), frameon=False, **place)
+    figure.legend(patches, list(legend), frameon=False, **place)
     return figure
 
 
-def latent_units(site: Mapping[str, Any], threshold: float, name: str) -> Figure:
-    """KL of every unit of a latent site and the variance of its posterior mean, sorted.
+def plot_latent_units(site: Mapping[str, Any], threshold: float, name: str) -> Figure:
+    """Plot the KL and the variance of the posterior mean of all units of a site, sorted.
 
     Arguments:
-        site: ``dimensions``, KL in nats, and ``variance``, either of which may be ``None``.
-        threshold: the variance above which a unit is active.
-        name: of the site.
+        site: ``dimensions``, the KL in nats, and ``variance``; either may be ``None``.
+        threshold: variance above which a unit is active.
+        name: name of the site.
     """
-    variance, cost = (
+    variance, kl = (
         None if site[key] is None else np.array(site[key], float)
         for key in ("variance", "dimensions")
     )
-    panels = [values for values in (cost, variance) if values is not None]
+    panels = [values for values in (kl, variance) if values is not None]
     figure = Figure(figsize=(4.8 * len(panels), 3.2), layout="constrained")
-    every = iter(figure.subplots(1, len(panels), squeeze=False)[0])
+    axes_iterator = iter(figure.subplots(1, len(panels), squeeze=False)[0])
     order = np.argsort(-panels[0])
-    alive = np.ones(len(order), bool) if variance is None else variance > threshold
-    colors = [_ALIVE if alive[i] else _DEAD for i in order]
-    if cost is not None:
-        axes = next(every)
-        axes.bar(range(len(order)), cost[order], color=colors, width=0.9)
-        axes.set_ylabel("KL, nats per datum")
-        axes.set_xlabel(f"units of {name}, by KL")
+    active = np.ones(len(order), bool) if variance is None else variance > threshold
+    colors = [_ACTIVE_COLOR if active[i] else _INACTIVE_COLOR for i in order]
+    if kl is not None:
+        axes = next(axes_iterator)
+        axes.bar(range(len(order)), kl[order], color=colors, width=0.9)
+        axes.set_ylabel("KL (nats per datum)")
+        axes.set_xlabel(f"units of {name}, sorted by KL")
     if variance is not None:
-        axes = next(every)
-        shown = np.maximum(variance[order], _FLOOR)
+        axes = next(axes_iterator)
+        shown = np.maximum(variance[order], _MIN_VARIANCE)
         axes.bar(range(len(order)), shown, color=colors, width=0.9)
         axes.axhline(threshold, color="C3", ls="--", lw=1, label=f"active above {threshold:g}")
         axes.set_yscale("log")
-        axes.set_ylim(bottom=_FLOOR / 2)
+        axes.set_ylim(bottom=_MIN_VARIANCE / 2)
         axes.set_ylabel("variance of the posterior mean")
-        axes.set_xlabel(f"units of {name}, in the same order" if cost is not None else name)
+        axes.set_xlabel(f"units of {name}, in the same order" if kl is not None else name)
         axes.legend(frameon=False, loc="upper right")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def rate_distortion(
+def plot_rate_distortion(
     betas: Sequence[float],
     rate: Sequence[Mapping[str, Any]],
     distortion: Sequence[Mapping[str, Any]],
     own: Mapping[str, Mapping[str, Any]],
 ) -> Figure:
-    """Distortion against rate along β, ± 2 Monte Carlo standard errors, and what q itself does."""
-    figure, axes = _axes(_SQUARE)
+    """Plot distortion against rate by β, ± 2 Monte Carlo standard errors, and the point of q."""
+    figure, axes = _make_axes(_SQUARE_SIZE)
     (r, r_error), (d, d_error) = (
         (
             np.array([row["value"] for row in rows], float),
@@ -301,16 +306,16 @@ def rate_distortion(
         )
         for rows in (rate, distortion)
     )
-    axes.errorbar(r, d, d_error, r_error, marker="o", ms=4, label="best channels, by AIS")
+    axes.errorbar(r, d, d_error, r_error, marker="o", ms=4, label="rate–distortion curve, by AIS")
     for beta, x, y in zip(betas, r, d, strict=True):
         axes.annotate(
             f"β = {beta:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
         )
     x, y = (np.array(own[name]["value"], float) for name in ("rate", "distortion"))
     axes.plot(x, y, "*", color="C3", ms=12, label="q itself")
-    ends = np.array([0.0, x + y])  # of the pairs whose sum is the same
+    ends = np.array([0.0, x + y])  # rate and distortion with the same sum
     low, high = axes.get_xlim(), axes.get_ylim()
-    axes.plot(ends, ends[::-1], color="0.5", ls=":", lw=1, label="the same ELBO, −(R + D)")
+    axes.plot(ends, ends[::-1], color="0.5", ls=":", lw=1, label="ELBO of q, −(R + D)")
     axes.set_xlim(low)
     axes.set_ylim(high)
     axes.set_xlabel("rate (nats per datum)")

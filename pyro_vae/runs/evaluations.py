@@ -1,4 +1,4 @@
-"""What the slower rulers say of a run: each writes a file and an entry of ``result.json``."""
+"""Diagnostics of a run: each writes ``NAME.nc`` and an entry of ``result.json``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ from .. import evaluation
 from ..core.components import Labels
 from ..core.validation import positive_int
 from ..data import Split
-from ..evaluation import Bounds
-from ..evaluation.annealing.rate_distortion_curve import RateDistortion
-from ..evaluation.annealing.rate_distortion_curve import rate_distortion as trace_out
-from ..evaluation.inference_gaps.estimator import Gaps
-from ..evaluation.inference_gaps.estimator import gaps as take_apart
-from ..evaluation.latent_diagnostics.kl import Divergences, divergences
-from ..evaluation.latent_diagnostics.summary import Latents
-from ..evaluation.latent_diagnostics.summary import latents as look_into
-from ..learning.training import find_device
+from ..evaluation import Bounds, Divergences, Gaps, Latents, RateDistortion
+from ..learning.training import resolve_device
 from ..models import Autoencoder
 from ..programs.base import label_use
-from .provenance import measure
+from .provenance import likelihood_measure
 from .run import Run
 
-__all__ = ["bdmc", "gaps", "latents", "rate_distortion"]
+__all__ = ["evaluate_bdmc", "evaluate_gaps", "evaluate_latents", "evaluate_rate_distortion"]
 
 
 class _Result(Protocol):
@@ -34,45 +27,45 @@ class _Result(Protocol):
     def to_netcdf(self, path: Path) -> None: ...
 
 
-_Measured = TypeVar("_Measured", bound=_Result)
+_AnyResult = TypeVar("_AnyResult", bound=_Result)
 
 
-def bdmc(
+def evaluate_bdmc(
     run: Run, num_data: int = 64, num_samples: int = 5000, device: str = "auto", **options: Any
 ) -> Bounds:
-    """log p(x) of data simulated by a run's model, enclosed; writes ``bdmc.nc``.
+    """Bound log p(x) of simulated data from both sides; writes ``bdmc.nc``.
 
     Arguments:
         run: the run.
-        num_data: how many data to simulate. What they are conditioned on, if the model asks
-            for it, is that of the first test data.
-        num_samples: draws of importance sampling on the same data; 0 for none.
+        num_data: number of examples to simulate. A conditional model gets the labels of the
+            first test examples.
+        num_samples: importance samples per example, for comparison; 0 for none.
         device: ``auto``, ``cpu`` or ``cuda``.
-        **options: for :func:`~pyro_vae.evaluation.bdmc`.
+        **options: passed to :func:`~pyro_vae.evaluation.bdmc`.
 
     Raises:
         RunError: if the run is not finished.
-        ValueError: if there are fewer conditions than data, or if the model does not allow it.
+        ValueError: if there are fewer labels than examples, or if the model is not supported.
     """
-    place = find_device(device)
+    torch_device = resolve_device(device)
     _, data, model = run.open()
     simulated: int | Split = positive_int("num_data", num_data)
     if label_use(model) is Labels.CONDITION:
         simulated = data.test.head(num_data)
         if len(simulated) < num_data:
             raise ValueError(
-                f"expected num_data of at most {len(simulated)}, for each has the label of one of "
-                f"the test data; got {num_data}"
+                f"expected num_data of at most {len(simulated)}, the number of test examples whose "
+                f"labels the model can be conditioned on; got {num_data}"
             )
-    model.to(place)
+    model.to(torch_device)
     options = {"num_samples": num_samples, **options}
-    return _measured(
+    return _evaluate_and_save(
         *(run, "bdmc", model),
         lambda file: evaluation.bdmc(model, simulated, checkpoint=file, **options),
     )
 
 
-def gaps(
+def evaluate_gaps(
     run: Run,
     split: str = "test",
     num_data: int | None = 100,
@@ -80,62 +73,66 @@ def gaps(
     device: str = "auto",
     **options: Any,
 ) -> Gaps:
-    """How much of log p(x) − ELBO is the encoder's fault; writes ``gaps.nc``.
+    """Split log p(x) − ELBO into inference gaps; writes ``gaps.nc``.
 
     Arguments:
         run: the run.
         split: ``test``, ``valid`` or ``train``.
-        num_data: only the first so many data.
-        train: compare with as many training data.
+        num_data: use only the first examples of the split.
+        train: compare with the same number of training examples.
         device: ``auto``, ``cpu`` or ``cuda``.
-        **options: for :func:`~pyro_vae.evaluation.inference_gaps.estimator.gaps`.
+        **options: passed to :func:`~pyro_vae.evaluation.inference_gaps.estimator.gaps`.
 
     Raises:
         RunError: if the run is not finished.
-        ValueError: if the split is empty, for numbers out of range, or if the model does not
-            allow it.
+        ValueError: if the split is empty, if a number is out of range, or if the model is not
+            supported.
     """
-    _, data, model, part = run.opened(split, num_data, device)
+    _, data, model, examples = run.open_split(split, num_data, device)
     if train and split == "train":
         raise ValueError(
-            "expected other data than those for training to compare with them; got split 'train': "
-            "leave one of the two out"
+            "expected a split other than train to compare with the training examples; got split "
+            "'train': drop --train or set --split"
         )
-    others = data.train.head(len(part)) if train else None
-    return _measured(
+    train_examples = data.train.head(len(examples)) if train else None
+    return _evaluate_and_save(
         *(run, "gaps", model),
-        lambda file: take_apart(model, part, train=others, checkpoint=file, **options),
+        lambda file: evaluation.gaps(
+            model, examples, train=train_examples, checkpoint=file, **options
+        ),
         split=split,
     )
 
 
-def latents(
+def evaluate_latents(
     run: Run,
     split: str = "test",
     num_data: int | None = None,
     device: str = "auto",
     **options: Any,
 ) -> Latents:
-    """What the latents of a run carry; writes ``latents.nc``.
+    """Compute the latent diagnostics of a run; writes ``latents.nc``.
 
     Arguments:
         run: the run.
         split: ``test``, ``valid`` or ``train``.
-        num_data: only the first so many data.
+        num_data: use only the first examples of the split.
         device: ``auto``, ``cpu`` or ``cuda``.
-        **options: for :func:`~pyro_vae.evaluation.latents`.
+        **options: passed to :func:`~pyro_vae.evaluation.latents`.
 
     Raises:
         RunError: if the run is not finished.
-        ValueError: if the split is empty, or for numbers out of range.
+        ValueError: if the split is empty, or if a number is out of range.
     """
-    _, _, model, part = run.opened(split, num_data, device)
-    return _measured(
-        run, "latents", model, lambda _: look_into(model, part, **options), split=split
+    _, _, model, examples = run.open_split(split, num_data, device)
+    return _evaluate_and_save(
+        *(run, "latents", model),
+        lambda _: evaluation.latents(model, examples, **options),
+        split=split,
     )
 
 
-def rate_distortion(
+def evaluate_rate_distortion(
     run: Run,
     split: str = "test",
     num_data: int | None = 100,
@@ -143,48 +140,51 @@ def rate_distortion(
     seed: int = 0,
     **options: Any,
 ) -> tuple[RateDistortion, Divergences]:
-    """The rate–distortion curve of a run's model; writes ``rate_distortion.nc``.
+    """Compute the rate–distortion curve of a run's model; writes ``rate_distortion.nc``.
 
     Arguments:
         run: the run.
         split: ``test``, ``valid`` or ``train``.
-        num_data: only the first so many data.
+        num_data: use only the first examples of the split.
         device: ``auto``, ``cpu`` or ``cuda``.
-        seed: of all draws.
-        **options: for :func:`~pyro_vae.evaluation.annealing.rate_distortion_curve.rate_distortion`.
+        seed: seed of sampling.
+        **options: passed to
+            :func:`~pyro_vae.evaluation.annealing.rate_distortion_curve.rate_distortion`.
 
     Returns:
-        the curve, and what the encoder itself spends on the same data.
+        The curve, and the rate and distortion of q(z|x) on the same examples.
 
     Raises:
         RunError: if the run is not finished.
-        ValueError: if the split is empty, for numbers out of range, or if the model does not
-            allow it.
+        ValueError: if the split is empty, if a number is out of range, or if the model is not
+            supported.
     """
-    _, _, model, part = run.opened(split, num_data, device)
-    own = divergences(model, part, seed=seed)
-    point = {name: own.summary()["estimates"][name] for name in ("rate", "distortion")}
-    curve = _measured(
+    _, _, model, examples = run.open_split(split, num_data, device)
+    own = evaluation.divergences(model, examples, seed=seed)
+    own_estimates = {name: own.summary()["estimates"][name] for name in ("rate", "distortion")}
+    curve = _evaluate_and_save(
         *(run, "rate_distortion", model),
-        lambda file: trace_out(model, part, seed=seed, checkpoint=file, **options),
+        lambda file: evaluation.rate_distortion(
+            model, examples, seed=seed, checkpoint=file, **options
+        ),
         split=split,
-        own=point,
+        own=own_estimates,
     )
     return curve, own
 
 
-def _measured(
+def _evaluate_and_save(
     run: Run,
     name: str,
     model: Autoencoder,
-    work: Callable[[Path], _Measured],
-    **told: Any,
-) -> _Measured:
-    """The result of ``work(checkpoint)``, after it was written; the checkpoint is then gone."""
+    compute: Callable[[Path], _AnyResult],
+    **entries: Any,
+) -> _AnyResult:
+    """Save and return the result of ``compute(checkpoint)``, then remove the checkpoint."""
     start = time.perf_counter()
-    result = work(run.unfinished(name))
-    result.to_netcdf(run.ruler(name))
-    summary = {**told, **result.summary(), "measure": measure(model)}
+    result = compute(run.checkpoint_file(name))
+    result.to_netcdf(run.evaluation_file(name))
+    summary = {**entries, **result.summary(), "measure": likelihood_measure(model)}
     run.record(name, summary, model, start)
-    run.forget(name)
+    run.remove_checkpoint(name)
     return result

@@ -1,4 +1,4 @@
-"""The files of a run: where they are, how they are read, written and set aside."""
+"""Files of a run folder: paths, reading, writing and replacing."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ..learning import History
 from ..models import Autoencoder
 from .provenance import device_name
 
-__all__ = ["RULERS", "RunError", "RunFiles"]
+__all__ = ["EVALUATIONS", "RunError", "RunFiles"]
 
-#: What may be measured of a run besides its bounds: each has a file ``NAME.nc``, an entry in
-#: ``result.json``, and ``NAME.npz`` to go on from while it is not finished.
-RULERS = ("bdmc", "gaps", "latents", "rate_distortion")
+#: The diagnostics besides the bounds. Each has a file ``NAME.nc`` and an entry in
+#: ``result.json``, and a checkpoint ``NAME.npz`` until it is finished.
+EVALUATIONS = ("bdmc", "gaps", "latents", "rate_distortion")
 
-#: The prefix of the folder that holds replaced files until there are new ones.
-_ASIDE = ".replaced-"
+#: Prefix of the folder that holds replaced files until training has started.
+_BACKUP_PREFIX = ".replaced-"
 
-Read = TypeVar("Read")
+Content = TypeVar("Content")
 
 
 class RunError(ValueError):
-    """A run folder that cannot be used as asked."""
+    """Raised if a run folder cannot be used as requested."""
 
 
 class RunFiles:
-    """The folder of one run and what is in it.
+    """The files in the folder of one run.
 
     Arguments:
-        folder: the folder, which need not be there yet.
+        folder: the folder, which need not exist yet.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -56,21 +56,24 @@ class RunFiles:
     def name(self) -> str:
         return self.folder.name
 
-    def ruler(self, name: str) -> Path:
-        """The file of one of :data:`RULERS`."""
+    def evaluation_file(self, name: str) -> Path:
+        """Return the path of the results of one of :data:`EVALUATIONS`."""
         return self.folder / f"{name}.nc"
 
-    def unfinished(self, name: str) -> Path:
-        """What one of :data:`RULERS`, or AIS, goes on from; parts of it may lie beside it."""
+    def checkpoint_file(self, name: str) -> Path:
+        """Return the path of the checkpoint of one of :data:`EVALUATIONS`, or of AIS.
+
+        Parts of the checkpoint may be stored in files with this path as prefix.
+        """
         return self.folder / f"{name}.npz"
 
-    def forget(self, name: str) -> None:
-        """Removes what one of :data:`RULERS`, or AIS, would go on from."""
-        for path in self._unfinished(name):
+    def remove_checkpoint(self, name: str) -> None:
+        """Remove the checkpoint of one of :data:`EVALUATIONS`, or of AIS."""
+        for path in self._checkpoint_parts(name):
             path.unlink()
 
     def read_result(self) -> dict[str, Any]:
-        """``result.json``, or nothing yet.
+        """Return the contents of ``result.json``; empty if the file does not exist.
 
         Raises:
             RunError: if the file is damaged.
@@ -83,48 +86,52 @@ class RunFiles:
             content = None
         if not isinstance(content, dict):
             raise RunError(
-                f"expected {self.result} to be a JSON object; it is damaged: remove it and "
+                f"expected {self.result} to be a JSON object; the file is damaged: remove it and "
                 f"evaluate again"
             )
         return content
 
     def read_bounds(self) -> Bounds:
-        """``bounds.nc``.
+        """Return the contents of ``bounds.nc``.
 
         Raises:
             RunError: if the run has not been evaluated.
         """
-        self._check_complete()
+        self._check_trained()
         if not self.bounds.is_file():
             raise RunError(
-                f"the run in {self.folder} has no bounds yet: `pyro-vae evaluate {self.folder}`"
+                f"the run in {self.folder} has no bounds yet: run `pyro-vae evaluate {self.folder}`"
             )
-        return self._read(self.bounds, Bounds.from_netcdf, "evaluate")
+        return self._read_file(self.bounds, Bounds.from_netcdf, "evaluate")
 
-    def read_ruler(self, name: str, reader: Callable[[Path], Read]) -> Read:
-        """The file of one of :data:`RULERS`, which is there.
+    def read_evaluation(self, name: str, reader: Callable[[Path], Content]) -> Content:
+        """Return the results of one of :data:`EVALUATIONS`, whose file must exist.
 
         Raises:
-            RunError: if ``reader`` refuses it.
+            RunError: if ``reader`` rejects the file.
         """
-        return self._read(self.ruler(name), reader, name.replace("_", "-"))
+        return self._read_file(self.evaluation_file(name), reader, name.replace("_", "-"))
 
     def read_metrics(self) -> History:
-        """``metrics.jsonl`` as a :class:`~pyro_vae.History`."""
+        """Return the contents of ``metrics.jsonl``.
+
+        Raises:
+            RunError: if the file is damaged.
+        """
         try:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             return History([json.loads(line) for line in lines])
         except ValueError as error:
             raise RunError(
-                f"expected a JSON object on every line of {self.metrics}; it is damaged: remove it "
-                f"and its metrics are written anew by `pyro-vae fit --run {self.folder} --resume`"
+                f"expected a JSON object on every line of {self.metrics}; the file is damaged: "
+                f"remove it and write it again with `pyro-vae fit --run {self.folder} --resume`"
             ) from error
 
-    def stored_config(self) -> Path:
-        """``config.yaml``.
+    def require_config(self) -> Path:
+        """Return the path of ``config.yaml``.
 
         Raises:
-            RunError: if there is none.
+            RunError: if it does not exist.
         """
         if not self.config.is_file():
             raise RunError(
@@ -133,58 +140,60 @@ class RunFiles:
         return self.config
 
     def record(self, name: str, summary: dict[str, Any], model: Autoencoder, start: float) -> None:
-        """Writes what was measured into ``result.json``.
+        """Add a result to ``result.json``, with its run time and device.
 
         Arguments:
-            name: what it is called there.
-            summary: the figures, for JSON.
-            model: what was measured, where it was.
-            start: when it began, by ``time.perf_counter``.
+            name: key of the result.
+            summary: the result, as plain JSON values.
+            model: the evaluated model, on the device that was used.
+            start: start of the computation, from ``time.perf_counter``.
         """
         seconds = time.perf_counter() - start
-        self._update({name: {**summary, "seconds": seconds, "device": device_name(model)}})
+        self._update_result({name: {**summary, "seconds": seconds, "device": device_name(model)}})
 
-    def _unfinished(self, name: str) -> list[Path]:
-        whole = self.unfinished(name)
-        return [path for path in (whole, *self.folder.glob(f"{whole.name}.*")) if path.is_file()]
+    def _checkpoint_parts(self, name: str) -> list[Path]:
+        file = self.checkpoint_file(name)
+        return [path for path in (file, *self.folder.glob(f"{file.name}.*")) if path.is_file()]
 
-    def _read(self, path: Path, reader: Callable[[Path], Read], command: str) -> Read:
+    def _read_file(self, path: Path, reader: Callable[[Path], Content], command: str) -> Content:
         try:
             return reader(path)
         except ValueError as error:
             raise RunError(
-                f"{path} is damaged or foreign: `pyro-vae {command} {self.folder}` writes it anew"
+                f"{path} is damaged or was not written by pyro_vae: replace it with "
+                f"`pyro-vae {command} {self.folder}`"
             ) from error
 
-    def _check_complete(self) -> None:
-        self.stored_config()
+    def _check_trained(self) -> None:
+        self.require_config()
         if not self.weights.is_file():
             raise RunError(
-                f"the run in {self.folder} is incomplete, its training has not ended: go on with "
-                f"`pyro-vae fit --run {self.folder} --resume`"
+                f"the run in {self.folder} is incomplete, its training has not finished: resume "
+                f"with `pyro-vae fit --run {self.folder} --resume`"
             )
 
     @contextmanager
-    def _replacing(self, going_on: bool) -> Iterator[None]:
-        """Sets aside what training makes out of date, and brings it back if none takes place.
+    def _replace_outdated_files(self, resuming: bool) -> Iterator[None]:
+        """Set aside the files that training makes obsolete; restore them if it fails to start.
 
-        Other files in the folder are nobody's business here.
+        Other files in the folder are left untouched.
         """
-        new = not self.folder.exists()
+        is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        measured = [p for name in RULERS for p in (self.ruler(name), *self._unfinished(name))]
-        measured += [self.bounds, *self._unfinished("annealing")]
-        stale = [self.weights, *measured, self.report, self.figures]
-        stale += [] if going_on else [self.state, self.metrics]
-        written = [path for path in (self.config, self.result) if path.exists()]
-        before = self.state.stat().st_mtime_ns if going_on else None
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_ASIDE) as name:
-            aside = Path(name)
-            for path in written:  # copied: a run killed here must still find its configuration
-                shutil.copy2(path, aside)
-            for path in (path for path in stale if path.exists()):
-                path.rename(aside / path.name)
+        self._remove_temporary_files()
+        outdated = [self.weights]
+        for name in EVALUATIONS:
+            outdated += [self.evaluation_file(name), *self._checkpoint_parts(name)]
+        outdated += [self.bounds, *self._checkpoint_parts("annealing"), self.report, self.figures]
+        outdated += [] if resuming else [self.state, self.metrics]
+        rewritten = [path for path in (self.config, self.result) if path.exists()]
+        before = self.state.stat().st_mtime_ns if resuming else None
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_BACKUP_PREFIX) as folder:
+            backup = Path(folder)
+            for path in rewritten:  # copied, so that a killed run still has its configuration
+                shutil.copy2(path, backup)
+            for path in (path for path in outdated if path.exists()):
+                path.rename(backup / path.name)
             try:
                 yield
             except Exception:
@@ -192,17 +201,17 @@ class RunFiles:
                     raise
                 for path in (self.config, self.result):
                     path.unlink(missing_ok=True)
-                for kept in list(aside.iterdir()):
-                    kept.rename(self.folder / kept.name)
-                if new:
+                for path in list(backup.iterdir()):
+                    path.rename(self.folder / path.name)
+                if is_new:
                     shutil.rmtree(self.folder)
                 raise
 
-    def _remove_leftovers(self) -> None:
-        """Removes the temporary files of a run that was killed while it wrote."""
-        for path in self.folder.glob(f"{_ASIDE}*"):
+    def _remove_temporary_files(self) -> None:
+        """Remove the temporary files of a run that was killed while writing."""
+        for path in self.folder.glob(f"{_BACKUP_PREFIX}*"):
             shutil.rmtree(path)
-        for whole in (
+        for target in (
             self.config,
             self.metrics,
             self.state,
@@ -210,19 +219,21 @@ class RunFiles:
             self.bounds,
             self.annealing,
             self.result,
-            *(p for name in RULERS for p in (self.ruler(name), self.unfinished(name))),
+            *map(self.evaluation_file, EVALUATIONS),
+            *map(self.checkpoint_file, EVALUATIONS),
         ):
-            for path in files.leftovers(whole):
+            for path in files.stale_temporary_files(target):
                 path.unlink()
         for path in self.folder.glob(f".{self.annealing.name}-*"):  # of one of several processes
             path.unlink()
 
     def _write_metrics(self, history: History) -> None:
         lines = (json.dumps(record) for record in history.epochs)
-        files.write_text(self.metrics, "\n".join(lines) + "\n")
+        files.atomic_write_text(self.metrics, "\n".join(lines) + "\n")
 
-    def _update(self, entries: dict[str, Any]) -> None:
+    def _update_result(self, entries: dict[str, Any]) -> None:
         self._write_result({**self.read_result(), **entries})
 
     def _write_result(self, content: dict[str, Any]) -> None:
-        files.write_text(self.result, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        files.atomic_write_text(self.result, text + "\n")

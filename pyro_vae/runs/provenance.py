@@ -1,4 +1,4 @@
-"""What a result says of where it comes from, and in which units it may be read."""
+"""Provenance of a result: data, versions, device, and the units of its log-likelihoods."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..models import Autoencoder
 from ..programs.base import label_use
 
 __all__ = [
-    "bits_per_dim",
-    "describe",
+    "bounds_in_bits",
+    "collect_provenance",
     "device_name",
     "labels_checksum",
-    "measure",
-    "processes",
+    "likelihood_measure",
+    "process_count",
     "weights_checksum",
 ]
 
 
-def describe(experiment: Experiment, data: Dataset) -> dict[str, Any]:
-    """Seed, data and versions; of the labels only where the program looks at them."""
+def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
+    """Return seed, data and versions; labels are included only if the program uses them."""
     packages = ("pyro-vae", "torch", "pyro-ppl", "numpy", "arviz-stats")
     return {
         "seed": experiment.seed,
@@ -44,7 +44,7 @@ def describe(experiment: Experiment, data: Dataset) -> dict[str, Any]:
             "kind": str(data.kind),
             "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
             "checksum": data.checksum,
-            **_labels(experiment.program, data),
+            **_label_entries(experiment.program, data),
         },
         "versions": {
             "python": platform.python_version(),
@@ -54,56 +54,60 @@ def describe(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     }
 
 
-def bits_per_dim(bounds: Bounds, data: Dataset, model: Autoencoder) -> dict[str, Any] | None:
-    """ELBO and log p̂ in bits per dimension, with standard errors, where there is such a thing.
+def bounds_in_bits(bounds: Bounds, data: Dataset, model: Autoencoder) -> dict[str, Any] | None:
+    """Return ELBO and log p̂ in bits per dimension with standard errors, if they are code lengths.
 
-    A density is no code for integers, and what is told the total of the data does not code it.
+    Otherwise return ``None``: neither a density of integers nor a likelihood given the total of
+    an example is a code for the data.
     """
-    if data.values != "dequantized" and not model.likelihood.codes:
+    if data.values != "dequantized" and not model.likelihood.has_code_length:
         return None
     zero = data.bits_per_dim(0.0)
     rows = {}
     for name in ("elbo", "log_evidence"):
         row = bounds.estimates[name]
-        # a value goes through all of the map, an error through its slope
+        # the map is affine: errors are scaled by its slope only
         errors = [zero - data.bits_per_dim(error) for error in row[1:]]
-        figures = zip(row._fields, [data.bits_per_dim(row.value), *errors], strict=True)
-        rows[name] = {key: x if math.isfinite(x) else None for key, x in figures}
+        values = zip(row._fields, [data.bits_per_dim(row.value), *errors], strict=True)
+        rows[name] = {key: x if math.isfinite(x) else None for key, x in values}
     return rows
 
 
 def labels_checksum(program: object, data: Dataset) -> str | None:
-    """SHA-256 of the train, valid and test labels, if the program looks at any."""
+    """Return the SHA-256 of the train, valid and test labels, if the program uses labels."""
     splits = (data.train, data.valid, data.test)
     labels = [split.labels for split in splits if split.labels is not None]
     return checksum(labels) if labels and label_use(program) is not Labels.UNUSED else None
 
 
 def weights_checksum(file: Path) -> str:
-    """SHA-256 of a file of weights."""
+    """Return the SHA-256 of a weights file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def measure(model: Autoencoder) -> str:
-    """What a run's log p̂ is the logarithm of: only like is compared with like."""
-    given = " given labels" if label_use(model) is Labels.CONDITION else ""
-    return f"{model.likelihood.measure}{given}"
+def likelihood_measure(model: Autoencoder) -> str:
+    """Return whether log p̂ is a log probability or density, and whether it is given labels.
+
+    Only results with the same measure can be compared.
+    """
+    condition = " given labels" if label_use(model) is Labels.CONDITION else ""
+    return f"{model.likelihood.measure}{condition}"
 
 
 def device_name(model: torch.nn.Module) -> str:
-    """The graphics card's name, or how many threads of the CPU."""
+    """Return the name of the GPU, or the number of CPU threads."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def processes() -> dict[str, int]:
-    """How many processes did it together, if there were several: their random numbers differ."""
+def process_count() -> dict[str, int]:
+    """Return the number of processes if there are several, as it affects the random numbers."""
     count = distributed.world_size()
     return {"processes": count} if count > 1 else {}
 
 
-def _labels(program: object, data: Dataset) -> dict[str, Any]:
-    found = labels_checksum(program, data)
-    return {} if found is None else {"labels": found, "labelled": int(data.train.known.sum())}
+def _label_entries(program: object, data: Dataset) -> dict[str, Any]:
+    digest = labels_checksum(program, data)
+    return {} if digest is None else {"labels": digest, "labelled": int(data.train.has_label.sum())}

@@ -1,42 +1,42 @@
-"""A run is a folder: its configuration, weights, metrics, bounds and report."""
+"""Runs: train, evaluate and open the folder of an experiment."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 
-from ..config.experiment import Experiment, parse
+from ..config.experiment import Experiment, load_experiment
 from ..core import distributed, files
 from ..core.validation import positive_int
 from ..data import Dataset, Split
 from ..evaluation import Bounds, evaluate
-from ..evaluation.bounds import PRINTED
+from ..evaluation.bounds import DEFAULT_KS
 from ..learning import History, checkpoint, fit
-from ..learning.training import find_device
+from ..learning.training import resolve_device
 from ..models import Autoencoder
 from ..programs import inputs
 from .files import RunError, RunFiles
 from .provenance import (
-    bits_per_dim,
-    describe,
+    bounds_in_bits,
+    collect_provenance,
     device_name,
     labels_checksum,
-    measure,
-    processes,
+    likelihood_measure,
+    process_count,
     weights_checksum,
 )
 
-__all__ = ["Opened", "Run", "RunError"]
+__all__ = ["Run", "RunError", "load"]
 
-#: What may change when a run goes on: none alters the steps already made, and data or weights
-#: that have moved are known by their checksums.
-_MAY_CHANGE = {
+#: Settings that may change when a run is resumed: they do not affect finished steps, and moved
+#: data or weights are verified by their checksums.
+_MUTABLE_SETTINGS = {
     "fit.epochs",
     "fit.device",
     "fit.checkpoint_every",
@@ -47,22 +47,22 @@ _MAY_CHANGE = {
 }
 
 
-class Opened(NamedTuple):
-    """A finished run, and some of its data."""
+class OpenedRun(NamedTuple):
+    """A finished run with a part of its data."""
 
     experiment: Experiment
     data: Dataset
     model: Autoencoder
-    part: Split
+    examples: Split
 
 
 class Run(RunFiles):
-    """The folder of one run, every file of it written whole or not at all.
+    """The folder of one run; all files are written atomically.
 
-    ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (to resume from),
-    ``weights.safetensors`` (when training has ended), ``bounds.nc``, ``result.json``,
-    ``report.html`` and ``figures/``, and the files of :mod:`~pyro_vae.rulers`; while AIS goes on,
-    ``annealing.npz`` (to resume from).
+    ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (checkpoint of training),
+    ``weights.safetensors`` (after training), ``bounds.nc``, ``result.json``, ``report.html``,
+    ``figures/`` and the files of :mod:`~pyro_vae.runs.evaluations`; during AIS also
+    ``annealing.npz`` (its checkpoint).
     """
 
     def fit(
@@ -73,72 +73,75 @@ class Run(RunFiles):
         progress: bool = False,
         on_epoch: Callable[[Autoencoder, Dataset, History], None] | None = None,
     ) -> History:
-        """Trains the experiment in this folder.
+        """Train the experiment in this folder.
 
-        Several processes that all call this train it together, as :func:`~pyro_vae.fit` says; the
-        folder must be one that all of them see, and the first alone writes there.
+        Several processes can train together, see :func:`~pyro_vae.fit`. The folder must be
+        visible to all of them; only the main process writes to it.
 
         Arguments:
-            experiment: what to train.
-            resume: go on with the run that the folder holds, if there is one.
-            overwrite: replace it.
+            experiment: the experiment to train.
+            resume: resume the run in the folder, if there is one.
+            overwrite: replace the run in the folder.
             progress: show a progress bar on the standard error.
-            on_epoch: called after every epoch, in the first process, with the model, the data and
-                what happened so far. A model that is judged there learns on as if it had not been.
+            on_epoch: called after every epoch in the main process with the model, the data and
+                the history. Evaluating the model in it does not affect training.
+
+        Returns:
+            The training history.
 
         Raises:
-            RunError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is
-                given, or if it belongs to another configuration.
+            RunError: if the folder contains a run and neither ``resume`` nor ``overwrite`` is
+                given, or if the run has another configuration.
         """
-        self._claim(experiment, resume, overwrite)
-        # whatever can be refused is refused before a file is touched
-        find_device(experiment.settings.fit.device)
+        self._check_folder(experiment, resume, overwrite)
+        # check everything before any file is changed
+        resolve_device(experiment.settings.fit.device)
         with distributed.main_process_first():
             data = experiment.load_data()
         self._check_data(experiment, data, resume)
         model = experiment.build_model(data)
         inputs.check_data(model, data.train, experiment.seed)
-        going_on = resume and self.state.is_file()
-        if going_on:
-            checkpoint.load(self.state)
-        provenance = describe(experiment, data)
+        resuming = resume and self.state.is_file()
+        if resuming:
+            checkpoint.load_checkpoint(self.state)
+        provenance = collect_provenance(experiment, data)
         if experiment.start_from is not None:
-            provenance["start"] = self._start(experiment.start_from, model, going_on)
-        if going_on:
+            provenance["start"] = self._load_start(experiment.start_from, model, resuming)
+        if resuming:
             provenance["started"] = self.read_result().get("started", provenance["started"])
-        learn = partial(
+        train = partial(
             fit,
             model,
             data.train,
             valid=data.valid if len(data.valid) else None,
             checkpoint=self.state,
-            resume=going_on,
+            resume=resuming,
             progress=progress,
             **experiment.fit_arguments,
         )
-        # nobody looks at the folder any more when the first process begins to write there
+        # all processes must have read the folder before the main process writes to it
         distributed.all_gather(None)
         if not distributed.is_main_process():
-            history = learn()
+            history = train()
             distributed.all_gather(None)
             return history
-        every = experiment.settings.fit.checkpoint_every
+        checkpoint_every = experiment.settings.fit.checkpoint_every
 
-        def after(history: History) -> None:
-            if len(history) % every == 0:
+        def after_epoch(history: History) -> None:
+            if len(history) % checkpoint_every == 0:
                 self._write_metrics(history)
             if on_epoch is not None:
                 on_epoch(model, data, history)
 
-        with self._replacing(going_on):
-            files.write_text(self.config, experiment.to_yaml())
+        with self._replace_outdated_files(resuming):
+            files.atomic_write_text(self.config, experiment.to_yaml())
             self._write_result({"config": experiment.settings_dict(), **provenance})
-            history = learn(on_epoch=after)
-        # a run killed between its last checkpoint and metrics comes here without an epoch
+            history = train(on_epoch=after_epoch)
+        # needed if a run was killed between its last checkpoint and metrics: no epoch is left
         self._write_metrics(history)
         tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
-        files.write(self.weights, lambda file: safetensors.torch.save_file(tensors, file))
-        self._update(
+        files.atomic_write(self.weights, lambda file: safetensors.torch.save_file(tensors, file))
+        self._update_result(
             {
                 "fit": {
                     "epochs": len(history),
@@ -147,7 +150,7 @@ class Run(RunFiles):
                     "seconds": sum(history["seconds"]),
                     "device": device_name(model),
                     "parameters": sum(p.numel() for p in model.parameters()),
-                    **processes(),
+                    **process_count(),
                     "last": history.epochs[-1],
                 }
             }
@@ -155,14 +158,36 @@ class Run(RunFiles):
         distributed.all_gather(None)
         return history
 
-    def open(self) -> tuple[Experiment, Dataset, Autoencoder]:
-        """The experiment, its data and the trained model.
+    @cached_property
+    def _opened(self) -> tuple[Experiment, Dataset, Autoencoder]:
+        return self.open()
+
+    @property
+    def program(self) -> Autoencoder:
+        """The trained program, loaded once.
 
         Raises:
-            RunError: if this is not the folder of a finished run, or its files do not fit.
+            RunError: as for :meth:`open`.
         """
-        self._check_complete()
-        experiment = self._experiment()
+        return self._opened[2]
+
+    @property
+    def data(self) -> Dataset:
+        """The data of the run, loaded once.
+
+        Raises:
+            RunError: as for :meth:`open`.
+        """
+        return self._opened[1]
+
+    def open(self) -> tuple[Experiment, Dataset, Autoencoder]:
+        """Return the experiment, its data and the trained model.
+
+        Raises:
+            RunError: if the run is not finished, or if its files do not belong together.
+        """
+        self._check_trained()
+        experiment = self._load_experiment()
         data = experiment.load_data()
         self._check_data(experiment, data, resume=True)
         model = experiment.build_model(data)
@@ -171,70 +196,70 @@ class Run(RunFiles):
         )
         return experiment, data, model
 
-    def opened(
+    def open_split(
         self, split: str = "test", num_data: int | None = None, device: str = "cpu"
-    ) -> Opened:
-        """:meth:`open`, with the model on a device, and the data that it is to be judged by.
+    ) -> OpenedRun:
+        """Open the run with a split of its data, and move the model to a device.
 
         Arguments:
             split: ``test``, ``valid`` or ``train``.
-            num_data: only the first so many data.
+            num_data: use only the first examples of the split.
             device: ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
             RunError: as for :meth:`open`.
-            ValueError: if the split is empty, or a number is out of range.
+            ValueError: if the split is empty, or if a number is out of range.
         """
         if num_data is not None:
             positive_int("num_data", num_data)
-        place = find_device(device)
+        torch_device = resolve_device(device)
         experiment, data, model = self.open()
-        part: Split = getattr(data, split)
-        if not len(part):
+        examples: Split = getattr(data, split)
+        if not len(examples):
             raise ValueError(f"expected {split} data; the run has none: set --split")
-        part = part if num_data is None else part.head(num_data)
-        return Opened(experiment, data, model.to(place), part)
+        examples = examples if num_data is None else examples.head(num_data)
+        return OpenedRun(experiment, data, model.to(torch_device), examples)
 
     def evaluate(
         self,
         split: str = "test",
         num_samples: int = 5000,
-        ks: Sequence[int] = PRINTED,
+        ks: Sequence[int] = DEFAULT_KS,
         num_data: int | None = None,
         device: str = "auto",
         progress: bool = False,
         **options: Any,
     ) -> Bounds:
-        """Evaluates the trained model on a split of its data; writes bounds and result.
+        """Evaluate the trained model on a split; writes ``bounds.nc`` and ``result.json``.
 
-        Several processes that all call this do it together, as :func:`~pyro_vae.evaluate` says.
+        Several processes can evaluate together, see :func:`~pyro_vae.evaluate`.
 
         Arguments:
             split: ``test``, ``valid`` or ``train``.
-            num_samples: the number K of draws for each datum.
-            ks: L_k that the bounds must hold; 1, 2, 5, 10, … are always among them.
-            num_data: only the first so many data.
+            num_samples: number of samples K per example.
+            ks: k of the bounds L_k to compute, besides 1, 2, 5, 10, ….
+            num_data: use only the first examples of the split.
             device: ``auto``, ``cpu`` or ``cuda``.
             progress: show a progress bar on the standard error.
-            **options: for :func:`~pyro_vae.evaluate`. AIS that was interrupted goes on from
-                ``annealing.npz`` when it is asked for in the same words.
+            **options: passed to :func:`~pyro_vae.evaluate`. Interrupted AIS resumes from
+                ``annealing.npz`` if it is repeated with the same options.
 
         Raises:
             RunError: if the run is not finished.
-            ValueError: if the split is empty, for numbers out of range, or if the model does
-                not allow what is asked for.
+            ValueError: if the split is empty, if a number is out of range, or if the model does
+                not support an option.
         """
         positive_int("num_samples", num_samples)
         with distributed.main_process_first():
-            _, data, model, part = self.opened(split, num_data, device)
+            _, data, model, examples = self.open_split(split, num_data, device)
         start = time.perf_counter()
-        # the report draws L_k against k: a few more of them cost next to nothing
-        curve = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
+        # the report plots L_k against k; further k are almost free
+        grid = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
         bounds = evaluate(
             model,
-            part,
+            examples,
             num_samples=num_samples,
-            ks=sorted({*ks, *curve}),
+            ks=sorted({*ks, *grid}),
             checkpoint=self.annealing,
             progress=progress,
             **options,
@@ -244,42 +269,43 @@ class Run(RunFiles):
             return bounds
         bounds.to_netcdf(self.bounds)
         if options.get("ais") or options.get("escalate"):
-            self.forget("annealing")
-        bits = bits_per_dim(bounds, data, model)
+            self.remove_checkpoint("annealing")
+        bits = bounds_in_bits(bounds, data, model)
         summary = {
             "split": split,
             **bounds.summary(),
-            "measure": measure(model),
+            "measure": likelihood_measure(model),
             **({} if bits is None else {"bits_per_dim": bits}),
-            **processes(),
+            **process_count(),
         }
         self.record("bounds", summary, model, start)
         distributed.all_gather(None)
         return bounds
 
-    def finished(self, experiment: Experiment) -> bool:
-        """Whether all epochs of ``experiment`` are done here, so that resuming adds nothing.
+    def is_finished(self, experiment: Experiment) -> bool:
+        """Whether all epochs of ``experiment`` are done, so that resuming would do nothing.
 
         Raises:
-            RunError: if the folder belongs to another configuration, or is damaged.
+            RunError: if the run has another configuration, or if a file is damaged.
         """
         if not (self.config.is_file() and self.weights.is_file()):
             return False
-        self._claim(experiment, resume=True, overwrite=False)
+        self._check_folder(experiment, resume=True, overwrite=False)
         result = self.read_result()
         if "fit" not in result or not self.metrics.is_file():
             return False
-        # one that stopped early has fewer epochs than it was given
-        stopped = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
-        return stopped or experiment.settings.fit.epochs <= result["fit"]["epochs"]
+        # early stopping leaves fewer epochs than configured
+        same_epochs = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
+        return same_epochs or experiment.settings.fit.epochs <= result["fit"]["epochs"]
 
-    def _claim(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    def _check_folder(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
+        """Raise if the experiment cannot be trained in this folder."""
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return
         if not self.config.is_file():
             raise RunError(
-                f"expected {self.folder} to be a new folder or that of a run; it holds other files "
-                f"and is left alone: choose another --run"
+                f"expected {self.folder} to be a new folder or the folder of a run; it contains "
+                f"other files: choose another --run"
             )
         if overwrite and not resume:
             return
@@ -287,66 +313,90 @@ class Run(RunFiles):
             raise RunError("expected --resume or --overwrite; got both")
         if not resume:
             raise RunError(
-                f"{self.folder} already holds a run: go on with --resume, replace it with "
+                f"{self.folder} already contains a run: continue it with --resume, replace it with "
                 f"--overwrite, or choose another --run"
             )
-        changed = [k for k in experiment.differences(self._experiment()) if k not in _MAY_CHANGE]
+        differences = experiment.differences(self._load_experiment())
+        changed = [key for key in differences if key not in _MUTABLE_SETTINGS]
         if changed:
             raise RunError(
-                f"{self.folder} belongs to another configuration ({', '.join(changed)} differ): "
-                f"resume with its own config.yaml, or choose another --run"
+                f"{self.folder} has another configuration ({', '.join(changed)} differ): resume "
+                f"with its own config.yaml, or choose another --run"
             )
 
     def _load_weights(self, model: Autoencoder, problem: str) -> None:
-        """Gives the model this run's weights; if they are no such, the problem and why."""
+        """Load this run's weights into the model; raise with ``problem`` and the reason if not."""
         try:
             model.load_state_dict(safetensors.torch.load_file(self.weights))
         except (safetensors.SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"{problem}: {reason}") from error
 
-    def _start(self, folder: Path, model: Autoencoder, going_on: bool) -> dict[str, str]:
-        """Begins with the weights of the run in ``folder``; says which they are.
+    def _load_start(self, folder: Path, model: Autoencoder, resuming: bool) -> dict[str, str]:
+        """Load the initial weights from the run in ``folder`` and return their provenance.
 
         Raises:
-            RunError: if it is not finished, if its weights are those of another model, or, going
-                on, if they are no longer those that this run began with.
+            RunError: if that run is not finished, if its model is different, or, when resuming,
+                if its weights have changed.
         """
-        first = Run(folder)
-        first._check_complete()
-        told = {"run": first.name, "weights": weights_checksum(first.weights)}
-        if going_on:
-            before = self.read_result().get("start", {}).get("weights", told["weights"])
-            if before != told["weights"]:
+        source = Run(folder)
+        source._check_trained()
+        start = {"run": source.name, "weights": weights_checksum(source.weights)}
+        if resuming:
+            before = self.read_result().get("start", {}).get("weights", start["weights"])
+            if before != start["weights"]:
                 raise RunError(
-                    f"{folder} no longer has the weights that {self.folder} began with (checksum "
-                    f"{told['weights'][:12]}…, then {before[:12]}…): restore it, or fit anew with "
-                    f"--overwrite"
+                    f"the weights of {folder} have changed since {self.folder} was started from "
+                    f"them (checksum {start['weights'][:12]}…, before {before[:12]}…): restore "
+                    f"them, or train again with --overwrite"
                 )
-            return told
-        first._load_weights(
-            model,
-            f"expected start_from to name a run of the same model; the weights of {folder} do not "
-            f"fit",
+            return start
+        source._load_weights(
+            model, f"expected start_from to be a run of the same model; cannot load {folder}"
         )
-        return told
+        return start
 
-    def _experiment(self) -> Experiment:
+    def _load_experiment(self) -> Experiment:
         try:
-            return parse(self.config)
+            return load_experiment(self.config)
         except ValueError as error:
             raise RunError(
-                f"{self.config} is damaged or of another program ({error}): mend it, or replace "
-                f"the run with --overwrite"
+                f"{self.config} is damaged or invalid ({error}): fix it, or replace the run with "
+                f"--overwrite"
             ) from error
 
     def _check_data(self, experiment: Experiment, data: Dataset, resume: bool) -> None:
+        """Raise if the data or labels differ from those the run was trained on."""
         before = self.read_result().get("data", {}) if resume else {}
         now = {"checksum": data.checksum, "labels": labels_checksum(experiment.program, data)}
         for key, value in now.items():
             if before.get(key) not in (None, value):
-                told = "checksum" if key == "checksum" else "checksum of the labels"
+                name = "checksum" if key == "checksum" else "checksum of the labels"
                 raise RunError(
-                    f"the data set {data.name!r} is no longer what {self.folder} was trained on "
-                    f"({told} {str(value)[:12]}…, then {before[key][:12]}…): restore it or fit anew"
+                    f"the data set {data.name!r} has changed since {self.folder} was trained "
+                    f"({name} {str(value)[:12]}…, before {before[key][:12]}…): restore it or train "
+                    f"again"
                 )
+
+
+def load(folder: Path | str) -> Run:
+    """Open the folder of a finished run.
+
+    Arguments:
+        folder: what ``pyro-vae fit --run`` wrote.
+
+    Returns:
+        The :class:`Run`: its trained ``program``, its ``data``, ``read_bounds()`` and more.
+
+    Raises:
+        RunError: if the folder is not that of a finished run, or if its files do not belong
+            together.
+
+    Example::
+
+        run = pv.load("runs/vamp")
+        print(pv.evaluate(run.program, run.data.test))
+    """
+    run = Run(folder)
+    _ = run.program  # fail here, and not at the first use
+    return run

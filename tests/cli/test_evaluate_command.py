@@ -1,4 +1,4 @@
-"""``pyro-vae evaluate`` with other rulers beside importance sampling."""
+"""``pyro-vae evaluate`` with estimators other than importance sampling."""
 
 from __future__ import annotations
 
@@ -23,117 +23,117 @@ SHORT = ["--annealing.num_temperatures", "20", "--annealing.num_steps", "2"]
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY)
-    words = ["--config", str(folder / "tiny.yaml"), "--run", str(folder / "run")]
-    assert app.main(["fit", *words]) == 0
+    args = ["--config", str(folder / "tiny.yaml"), "--run", str(folder / "run")]
+    assert app.main(["fit", *args]) == 0
     return folder
 
 
 @pytest.fixture
-def here(trained, tmp_path, monkeypatch) -> Path:
-    """The current folder, with ``tiny.yaml`` and a trained ``run`` in it."""
+def workdir(trained, tmp_path, monkeypatch) -> Path:
+    """The current folder, with ``tiny.yaml`` and a trained ``run``."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_everything_at_once_is_printed_and_stored(here, capsys):
-    words = ["--corrected", "--defensive", "0.2", "--tolerance", "0.5", "--ais", "--escalate"]
-    assert app.main([*EVALUATE, *words, *SHORT]) == 0
+def test_all_estimators_are_printed_and_stored(workdir, capsys):
+    args = ["--corrected", "--defensive", "0.2", "--tolerance", "0.5", "--ais", "--escalate"]
+    assert app.main([*EVALUATE, *args, *SHORT]) == 0
     printed = capsys.readouterr().out
     bounds = Bounds.from_netcdf("run/bounds.nc")
     assert printed.startswith(bounds.table([5]))
     for label in ("log p̂ PSIS", "log p̂ JVI", "log p̂ defensive", "AIS ", "log p̂ or AIS"):
         assert f"\n{label}" in printed
-    assert "20.0% of draws from the prior" in printed
-    assert "AIS took 6 of 6 data, 8 chains each" in printed
-    told = json.loads(Path("run/result.json").read_text())["bounds"]
+    assert "20.0% of samples from the prior" in printed
+    assert "AIS used for 6 of 6 examples, 8 chains each" in printed
+    result = json.loads(Path("run/result.json").read_text())["bounds"]
     names = {"psis", "jackknife", "defensive", "ais", "escalated", "ais_gap"}
-    assert names <= told["estimates"].keys() == bounds.estimates.keys()
-    assert told["estimates"]["ais"]["value"] == bounds.estimates["ais"].value
-    assert told["settings"]["annealing"]["num_temperatures"] == 20
-    assert told["settings"]["annealing"]["num_steps"] == 2
-    assert told["settings"]["tolerance"] == 0.5 and told["settings"]["defensive"] == 0.2
+    assert names <= result["estimates"].keys() == bounds.estimates.keys()
+    assert result["estimates"]["ais"]["value"] == bounds.estimates["ais"].value
+    assert result["settings"]["annealing"]["num_temperatures"] == 20
+    assert result["settings"]["annealing"]["num_steps"] == 2
+    assert result["settings"]["tolerance"] == 0.5 and result["settings"]["defensive"] == 0.2
     assert not Path("run/annealing.npz").exists()
 
 
-@pytest.mark.parametrize("ruler", ["ais", "escalate"])
-def test_settings_may_be_called_after_the_option(here, ruler, capsys):
-    assert app.main([*EVALUATE, f"--{ruler}", *SHORT]) == 0
+@pytest.mark.parametrize("option", ["ais", "escalate"])
+def test_annealing_settings_may_have_the_prefix_of_the_option(workdir, option, capsys):
+    assert app.main([*EVALUATE, f"--{option}", *SHORT]) == 0
     first, _ = capsys.readouterr()
-    own = [f"--{ruler}.num_temperatures=20", f"--{ruler}.num_steps", "2"]
-    assert app.main([*EVALUATE, f"--{ruler}", *own]) == 0
+    own = [f"--{option}.num_temperatures=20", f"--{option}.num_steps", "2"]
+    assert app.main([*EVALUATE, f"--{option}", *own]) == 0
     assert capsys.readouterr().out == first
 
 
-def test_without_options_nothing_is_added(here):
+def test_default_evaluation_has_no_further_estimators(workdir):
     assert app.main(EVALUATE) == 0
-    told = json.loads(Path("run/result.json").read_text())["bounds"]
-    assert "settings" not in told
-    assert list(told["estimates"])[-2:] == ["log_evidence", "gap"]
+    result = json.loads(Path("run/result.json").read_text())["bounds"]
+    assert "settings" not in result
+    assert list(result["estimates"])[-2:] == ["log_evidence", "gap"]
     assert Bounds.from_netcdf("run/bounds.nc").settings == {}
 
 
-def interrupted(monkeypatch, after: int) -> list[slice]:
-    """AIS in blocks of two data, interrupted in the block after so many."""
+def interrupt_ais(monkeypatch, after: int) -> list[slice]:
+    """Run AIS in blocks of two examples and interrupt it after ``after`` blocks."""
     from pyro_vae.evaluation.annealing import sampler
 
-    forward, blocks = sampler.forward, []
+    forward, blocks = sampler.run_forward_chains, []
 
-    def walk(path, plan, rows, advance, **settings):
+    def run_or_interrupt(path, plan, rows, advance, **settings):
         if len(blocks) == after:
             raise KeyboardInterrupt
         blocks.append(rows)
         return forward(path, plan, rows, advance, **settings)
 
-    monkeypatch.setattr(sampler, "max_pairs", lambda x: 2 * 8)
-    monkeypatch.setattr(sampler, "forward", walk)
+    monkeypatch.setattr(sampler, "max_chain_pairs", lambda x: 2 * 8)
+    monkeypatch.setattr(sampler, "run_forward_chains", run_or_interrupt)
     return blocks
 
 
-@pytest.mark.parametrize("ruler", ["--ais", "--escalate"])
-def test_ais_that_was_killed_goes_on(here, ruler, monkeypatch, capsys):
-    # 24 draws know no k̂: all data are escalated
-    words = [*EVALUATE, ruler, *SHORT, "--num-samples", "24"]
+@pytest.mark.parametrize("option", ["--ais", "--escalate"])
+def test_interrupted_ais_resumes(workdir, option, monkeypatch, capsys):
+    # k̂ needs more than 24 samples: all examples are escalated
+    args = [*EVALUATE, option, *SHORT, "--num-samples", "24"]
     with monkeypatch.context() as patch:
-        blocks = interrupted(patch, after=100)
-        assert app.main(words) == 0
+        blocks = interrupt_ais(patch, after=100)
+        assert app.main(args) == 0
     whole = Bounds.from_netcdf("run/bounds.nc")
-    tried = 1 if ruler == "--escalate" else 0
-    assert len(blocks) == 3 + tried
+    pilots = 1 if option == "--escalate" else 0
+    assert len(blocks) == 3 + pilots
     with monkeypatch.context() as patch:
-        blocks = interrupted(patch, after=2 + tried)
+        blocks = interrupt_ais(patch, after=2 + pilots)
         capsys.readouterr()
-        assert app.main(words) == 130
-        assert capsys.readouterr().err.endswith("interrupted; the same command goes on\n")
-        assert [b.start for b in blocks[tried:]] == [0, 2]
+        assert app.main(args) == 130
+        assert capsys.readouterr().err.endswith("interrupted; repeat the command to resume\n")
+        assert [b.start for b in blocks[pilots:]] == [0, 2]
     assert Path("run/annealing.npz").exists()
     with monkeypatch.context() as patch:
-        blocks = interrupted(patch, after=100)
-        assert app.main(words) == 0
-        assert [b.start for b in blocks[tried:]] == [4]
+        blocks = interrupt_ais(patch, after=100)
+        assert app.main(args) == 0
+        assert [b.start for b in blocks[pilots:]] == [4]
     again = Bounds.from_netcdf("run/bounds.nc")
     assert str(again) == str(whole)
     np.testing.assert_array_equal(again.per_datum["ais"], whole.per_datum["ais"])
     assert not Path("run/annealing.npz").exists()
 
 
-def test_other_settings_do_not_go_on_with_it(here, monkeypatch, capsys):
+def test_checkpoint_of_other_settings_is_rejected(workdir, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        interrupted(patch, after=1)
+        interrupt_ais(patch, after=1)
         assert app.main([*EVALUATE, "--ais", *SHORT]) == 130
         capsys.readouterr()
-        before = snapshot(here)
+        before = snapshot(workdir)
         assert app.main([*EVALUATE, "--ais", *SHORT, "--seed", "5"]) == 1
     assert "run/annealing.npz to be a checkpoint of this computation" in capsys.readouterr().err
-    assert snapshot(here) == before
-    # what needs no annealing does not look at it, and leaves it
+    assert snapshot(workdir) == before
+    # an evaluation without AIS ignores the checkpoint
     assert app.main(EVALUATE) == 0
     assert Path("run/annealing.npz").exists()
 
 
-def test_what_ais_left_is_gone_when_the_run_is_replaced(here, monkeypatch):
+def test_overwriting_a_run_removes_the_checkpoint_of_ais(workdir, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupted(patch, after=1)
+        interrupt_ais(patch, after=1)
         assert app.main([*EVALUATE, "--ais", *SHORT]) == 130
     Path("run/.annealing-abc.npz").write_bytes(b"half")
     assert Run("run").annealing.exists()
@@ -143,17 +143,20 @@ def test_what_ais_left_is_gone_when_the_run_is_replaced(here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        (["--defensive", "1.5"], "expected defensive, the prior's share of draws, between 0 and 1"),
+        (
+            ["--defensive", "1.5"],
+            "expected defensive, the prior's share of samples, between 0 and 1",
+        ),
         (["--defensive", "some"], "expected defensive to be a number or null; got 'some'"),
         (["--tolerance", "0"], "expected tolerance > 0, in nats; got 0.0"),
         (
             ["--tolerance", "0.1", "--keep-log-weights"],
             "expected keep_log_weights or tolerance; got both",
         ),
-        (SHORT, "expected --ais or --escalate beside --annealing.num_temperatures; got neither"),
-        (["--ais.num_steps", "3"], "expected --ais or --escalate beside --ais.num_steps; got"),
+        (SHORT, "expected --ais or --escalate with --annealing.num_temperatures; got neither"),
+        (["--ais.num_steps", "3"], "expected --ais or --escalate with --ais.num_steps; got"),
         (
             ["--ais", "--annealing.num_temperatures", "0"],
             "expected num_temperatures to be a positive integer; got 0",
@@ -164,24 +167,24 @@ def test_what_ais_left_is_gone_when_the_run_is_replaced(here, monkeypatch):
         ),
         (
             ["--ais", "--annealing.num_temperature", "10"],
-            "there is no option --annealing.num_temperature; did you mean --annealing.num_temp",
+            "unknown option --annealing.num_temperature; did you mean --annealing.num_temp",
         ),
-        (["--ais", "7"], "expected options and their values; got '7' besides"),
+        (["--ais", "7"], "expected only options and their values; got unexpected '7'"),
     ],
 )
-def test_bad_input_gets_one_sentence(here, words, message, capsys):
-    before = snapshot(here)
+def test_bad_input_gets_one_sentence(workdir, args, message, capsys):
+    before = snapshot(workdir)
     capsys.readouterr()
-    assert app.main([*EVALUATE, *words]) == 1
+    assert app.main([*EVALUATE, *args]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"pyro-vae: {message}") and err.count("\n") == 1
-    assert snapshot(here) == before
+    assert snapshot(workdir) == before
 
 
-def test_help_names_every_ruler(capsys):
+def test_help_lists_all_estimators(capsys):
     with pytest.raises(SystemExit):
         app.main(["evaluate", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     for option in ("--corrected", "--defensive", "--tolerance", "--ais", "--escalate"):
-        assert option in told
-    assert "--annealing.num_temperatures" in told and "(default: 500)" in told
+        assert option in text
+    assert "--annealing.num_temperatures" in text and "(default: 500)" in text

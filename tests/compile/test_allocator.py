@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process: the next step does not fault it in again."""
+"""Freed memory stays with the process and is not faulted in again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 CODE = """
 import resource
 import torch
-from pyro_vae._malloc import keep_freed_memory
+from pyro_vae.compile.allocator import keep_freed_memory
 {}
 def work():
     tensors = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each
@@ -25,8 +25,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def _faults(call: str) -> int:
-    # handed back at once, whatever else lies on the heap
+def _count_page_faults(call: str) -> int:
+    # makes glibc return blocks of this size to the system immediately
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(call)],
@@ -38,8 +38,8 @@ def _faults(call: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="requires glibc")
 def test_freed_memory_is_not_faulted_in_again():
-    pages = 10 * 8 * 1024  # of 4 KiB
-    assert _faults("") > pages / 2
-    assert _faults("assert keep_freed_memory()") < pages / 100
+    pages = 10 * 8 * 1024  # 4 KiB each
+    assert _count_page_faults("") > pages / 2
+    assert _count_page_faults("assert keep_freed_memory()") < pages / 100

@@ -1,4 +1,4 @@
-"""``pyro-vae list`` tells of every component."""
+"""Output of ``pyro-vae list``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyro_vae.learning import objectives
 from pyro_vae.learning.objectives import baselines
 
 
-def test_every_component_has_a_line(capsys):
+def test_list_shows_all_components(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     printed, _, combinations = printed.strip().partition("\n\ncombinations:\n")
     assert combinations
     blocks = dict(block.split(":\n", 1) for block in printed.split("\n\n"))
-    families = {
+    expected = {
         "priors": PRIORS,
         "likelihoods": LIKELIHOODS,
         "posteriors": POSTERIORS,
@@ -29,58 +29,60 @@ def test_every_component_has_a_line(capsys):
         "models": dict.fromkeys(n for n in models.__all__ if n not in ("Autoencoder", "inference")),
         "objectives": dict.fromkeys(n for n in objectives.__all__ if n != "Objective"),
     }
-    assert blocks.keys() == families.keys()
-    for family, components in families.items():
-        lines = [n for n in blocks[family].splitlines() if n[2] != " "]
-        listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
-        assert listed.keys() == {name.split(",")[0].split(" ")[0] for name in components}
-        # a sentence, not a signature or nothing
-        assert all(text.endswith((".", ")", ":", "`")) or " " in text for text in listed.values())
+    assert blocks.keys() == expected.keys()
+    for kind, components in expected.items():
+        lines = [n for n in blocks[kind].splitlines() if n[2] != " "]
+        summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+        assert summaries.keys() == {name.split(",")[0].split(" ")[0] for name in components}
+        # each has a summary, neither empty nor a signature
+        assert all(
+            text.endswith((".", ")", ":", "`")) or " " in text for text in summaries.values()
+        )
     assert "VAE with a VampPrior (Tomczak & Welling, 2018), equation 9." in blocks["priors"]
-    # a line for each paper
+    # one line per reference
     assert re.search(r"\n +Neural Spline Flows .*1906.04032\n", blocks["priors"])
 
 
-@pytest.mark.parametrize("family", catalogue.FAMILIES)
-def test_every_component_names_its_paper(family):
-    lines = catalogue.overview(family).splitlines()[1:]
+@pytest.mark.parametrize("kind", catalogue.COMPONENT_KINDS)
+def test_every_component_has_a_reference(kind):
+    lines = catalogue.list_components(kind).splitlines()[1:]
     for line, after in pairwise([*lines, "  end"]):
         if line[2] != " ":
             assert after[2] == " " and "http" in after, line
 
 
-def test_one_family_and_one_component(capsys):
+def test_list_one_kind_and_one_component(capsys):
     assert main(["list", "posteriors"]) == 0
     assert capsys.readouterr().out.startswith("posteriors:\n  DiagonalNormal ")
     assert main(["list", "priors", "VampPrior"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("VampPrior(components=500, interval=(0.0, 1.0), start='random')\n")
-    assert "pseudo-inputs are clamped to it" in printed
+    assert "pseudo-inputs are clamped to this interval" in printed
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["prior"], "got 'prior'; did you mean priors?"),
         (["priors", "Vamp"], "got 'Vamp'; did you mean VampPrior?"),
         (["priors", "VampPrior", "more"], "expected a kind and a name; got priors VampPrior more"),
     ],
 )
-def test_unknown_names(words, message, capsys):
-    assert main(["list", *words]) == 1
+def test_unknown_names_are_rejected(args, message, capsys):
+    assert main(["list", *args]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_families_are_those_of_the_configuration():
-    assert set(catalogue.FAMILIES) == {
+def test_component_kinds():
+    assert set(catalogue.COMPONENT_KINDS) == {
         *("priors", "likelihoods", "posteriors", "networks", "models", "objectives")
     }
 
 
-def test_the_baselines_are_objectives_by_name():
+def test_baselines_are_objectives():
     assert {*baselines.__all__} <= {*objectives.__all__}
 
 
-def test_a_program_without_what_the_data_decide(capsys):
+def test_signatures_omit_arguments_set_by_the_data(capsys):
     assert main(["list", "models", "SemiSupervisedVAE"]) == 0
     assert capsys.readouterr().out.startswith("SemiSupervisedVAE(latent_dim, prior=StandardNormal")

@@ -1,4 +1,4 @@
-"""A network of the wrong shape is refused, whoever made it."""
+"""Shape checks of network outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_vae.core.components import checked_factory
 
 
 class Flat(nn.Module):
-    """A user's network that forgets all but the last dimension of what it was asked for."""
+    """Network that only returns the last dimension of its output shape."""
 
     def __init__(self, in_shape, out_shape):
         super().__init__()
@@ -27,53 +27,56 @@ class Flat(nn.Module):
         return self.linear(x.flatten(x.ndim - self.dims))
 
 
-#: Likelihoods that ask for more than one number for each pixel, or for a row of them.
-ROWS = [
+#: Likelihoods whose network output has additional dimensions.
+MULTI_OUTPUT = [
     *("Beta", "Gaussian", "Gaussian, decoded", "Laplace", "StudentT", "Poisson, decoded"),
     *("Categorical", "DiscretizedLogistic", "NegativeBinomial, decoded"),
     "ZeroInflatedNegativeBinomial",
 ]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_decoder_without_its_rows_is_refused(name):
+@pytest.mark.parametrize("name", MULTI_OUTPUT)
+def test_decoder_without_output_dimensions_raises(name):
     p = LIKELIHOODS[name](2, (6,), checked_factory(Flat, (6,)))
-    message = r"expected the network's outputs of shape \(60, \d+, 6\) for inputs \(60, 2\); got "
+    message = (
+        r"expected network outputs of shape \(60, \d+, 6\) for inputs of shape \(60, 2\); got "
+    )
     with pytest.raises(ValueError, match=message + r"\(60, 6\)"):
         p(torch.randn(60, 2))
 
 
-def test_the_sentence():
+def test_error_message():
     network = checked_factory(Flat, (6,))((2,), (1, 6))
     with pytest.raises(ValueError) as error:
         network(torch.zeros(60, 2))
     assert str(error.value) == (
-        "expected the network's outputs of shape (60, 1, 6) for inputs (60, 2); got (60, 6): a "
-        "network maps (…, *in_shape) to (…, *out_shape)"
+        "expected network outputs of shape (60, 1, 6) for inputs of shape (60, 2); got (60, 6): "
+        "a network must map (…, *in_shape) to (…, *out_shape)"
     )
 
 
 @pytest.mark.parametrize("name", ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"])
-def test_an_encoder_without_its_rows_is_refused(name):
+def test_encoder_without_output_dimensions_raises(name):
     q = POSTERIORS[name]((6,), 2, checked_factory(Flat, (6,)))
-    with pytest.raises(ValueError, match="expected the network's outputs of shape"):
-        q(torch.randn(2, 6))  # as many data as latents: it would broadcast
+    with pytest.raises(ValueError, match="expected network outputs of shape"):
+        q(torch.randn(2, 6))  # batch size equals latent_dim, so it would broadcast
 
 
-class _Lost(nn.Module):
+class _DropsBatch(nn.Module):
     def forward(self, x):
         return x.sum(0)
 
 
-class _Pair(nn.Module):
+class _ReturnsPair(nn.Module):
     def forward(self, x):
         return x, x
 
 
 @pytest.mark.parametrize(
-    ("module", "got"), [(_Lost(), r"\(4, 3\)"), (nn.Linear(3, 3), None), (_Pair(), "tuple")]
+    ("module", "got"),
+    [(_DropsBatch(), r"\(4, 3\)"), (nn.Linear(3, 3), None), (_ReturnsPair(), "tuple")],
 )
-def test_batch_dimensions_are_compared_too(module, got):
+def test_batch_dimensions_are_checked(module, got):
     network = checked_factory(lambda *shapes: module, (3,))((3,), (3,))
     if got is None:
         assert network(torch.zeros(5, 4, 3)).shape == (5, 4, 3)
@@ -82,43 +85,45 @@ def test_batch_dimensions_are_compared_too(module, got):
         network(torch.zeros(5, 4, 3))
 
 
-class TestNothingElseChanges:
+class TestNetworkIsUnchanged:
     factory = staticmethod(checked_factory(SMALL, (6,)))
 
-    def test_the_network_is_the_one_that_was_made(self):
+    def test_network_is_not_wrapped(self):
         network, plain = self.factory((6,), (2, 2)), SMALL((6,), (2, 2))
         assert type(network) is networks.MLP
         assert repr(network) == repr(plain)
         assert list(network.state_dict()) == list(plain.state_dict())
 
-    def test_copied_and_pickled_it_is_still_checked(self):
+    def test_copies_and_pickles_are_checked(self):
         file = io.BytesIO()
         network = checked_factory(Flat, (6,))((6,), (2, 2))
         torch.save(network, file)
         file.seek(0)
-        for twin in (copy.deepcopy(network), torch.load(file, weights_only=False)):
-            with pytest.raises(ValueError, match="expected the network's outputs"):
-                twin(torch.zeros(5, 6))
-        twin = copy.deepcopy(self.factory((6,), (2, 2)))
-        assert twin(torch.zeros(5, 6)).shape == (5, 2, 2)
+        for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+            with pytest.raises(ValueError, match="expected network outputs"):
+                copied(torch.zeros(5, 6))
+        copied = copy.deepcopy(self.factory((6,), (2, 2)))
+        assert copied(torch.zeros(5, 6)).shape == (5, 2, 2)
 
-    def test_each_datum_by_itself_under_vmap(self):
+    def test_vmap_over_examples(self):
         network = self.factory((6,), (2, 2))
         x = torch.randn(5, 4, 6)
         torch.testing.assert_close(torch.func.vmap(network)(x), network(x))
-        with pytest.raises(ValueError, match=r"of shape \(4, 2, 2\) for inputs \(4, 6\); got"):
+        with pytest.raises(
+            ValueError, match=r"of shape \(4, 2, 2\) for inputs of shape \(4, 6\); got"
+        ):
             torch.func.vmap(checked_factory(Flat, (6,))((6,), (2, 2)))(x)
 
 
 @pytest.mark.parametrize("make", [networks.ConvNet, partial(networks.ResNet, blocks=1)])
 @pytest.mark.parametrize("event_shape", [(), (6,)])
-def test_networks_of_images_are_for_images(make, event_shape):
+def test_image_networks_need_image_shapes(make, event_shape):
     factory = checked_factory(make, event_shape)
     message = (
         r"expected event_shape to end in a height and a width; got \((6,)?\): use an MLP for data "
-        r"that are no images"
+        r"that are not images"
     )
-    # what these parts ask for looks like an image, and is none
+    # the output shape looks like an image but is not one
     with pytest.raises(ValueError, match=message):
         factory(event_shape, (2, 4))
     with pytest.raises(ValueError, match=message):

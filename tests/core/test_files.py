@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, on a full disk too."""
+"""Atomic file writes, also on a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_vae.core import files
 
 @contextmanager
 def full_disk(limit: int):
-    """Lets no file of this process grow past ``limit`` bytes; the kernel refuses the rest."""
+    """Limit the size of files that this process writes to ``limit`` bytes."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -33,16 +33,16 @@ WRITERS = {
 }
 
 
-def test_a_new_file_replaces_the_old_one(tmp_path):
+def test_new_file_replaces_the_old_one(tmp_path):
     file = tmp_path / "deep" / "folder" / "a.txt"
-    files.write_text(file, "old")
-    files.write_text(file, "né")
+    files.atomic_write_text(file, "old")
+    files.atomic_write_text(file, "né")
     assert file.read_bytes() == "né".encode()
     assert os.listdir(file.parent) == ["a.txt"]
 
 
-def test_the_file_can_be_read_by_those_who_may_read_others(tmp_path):
-    files.write_text(tmp_path / "a.txt", "x")
+def test_file_has_default_permissions(tmp_path):
+    files.atomic_write_text(tmp_path / "a.txt", "x")
     (tmp_path / "b.txt").write_text("x")
     a, b = (stat.S_IMODE((tmp_path / n).stat().st_mode) for n in ("a.txt", "b.txt"))
     assert a == b
@@ -53,39 +53,39 @@ def test_full_disk_keeps_the_previous_file(kind, tmp_path):
     file = tmp_path / "a.pt"
     file.write_text("old")
     with full_disk(10_000), pytest.raises(OSError, match="previous file is kept"):
-        files.write(file, WRITERS[kind])
+        files.atomic_write(file, WRITERS[kind])
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
 @pytest.mark.parametrize("name", ["state", "state.pt", ".state", "a.b.pt", "[a]"])
-def test_any_name_will_do_and_what_is_left_over_is_found(name, tmp_path):
-    # torch refuses to write to a name whose only dot is the first letter
+def test_any_file_name_works_and_temporary_files_are_found(name, tmp_path):
+    # torch cannot write to a name whose only dot is the first character
     file = tmp_path / name
-    files.write(file, WRITERS["torch"])
+    files.atomic_write(file, WRITERS["torch"])
     assert os.listdir(tmp_path) == [name]
     torch.load(file)
-    seen = []
+    temporary_files = []
 
     def killed(temporary):
-        seen.extend(files.leftovers(file))
-        assert seen == [temporary]
+        temporary_files.extend(files.stale_temporary_files(file))
+        assert temporary_files == [temporary]
         raise KeyboardInterrupt
 
     (tmp_path / "other").write_text("")
     with pytest.raises(KeyboardInterrupt):
-        files.write(file, killed)
-    assert seen and files.leftovers(file) == []
+        files.atomic_write(file, killed)
+    assert temporary_files and files.stale_temporary_files(file) == []
 
 
 @pytest.mark.parametrize("error", [RuntimeError("from C++"), KeyboardInterrupt()])
-def test_a_writer_that_fails_leaves_nothing(error, tmp_path):
+def test_failed_writer_leaves_no_files(error, tmp_path):
     def writer(file):
         file.write_text("half")
         raise error
 
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OSError):
-        files.write(tmp_path / "a.txt", writer)
+        files.atomic_write(tmp_path / "a.txt", writer)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]

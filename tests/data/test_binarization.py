@@ -1,4 +1,4 @@
-"""Binarisation: which draws repeat, which do not, and what they mean."""
+"""Binarisation: reproducibility and mean of each scheme."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyro_vae as pv
 from pyro_vae.data.pixel_values import binarize
 
 
-def test_dynamic_draws_anew_with_the_grey_value_as_mean():
+def test_dynamic_resamples_with_the_grey_value_as_mean():
     train = pv.data.load("digits", binarize="dynamic").train.head(20)
     grey = pv.data.load("digits", binarize="none").train.head(20).draw()
     first, second = train.draw(), train.draw()
@@ -20,11 +20,11 @@ def test_dynamic_draws_anew_with_the_grey_value_as_mean():
     # 1280 pixels, each within 5.5 standard errors: false alarm below 1e-4
     error = (grey * (1 - grey) / draws).sqrt()
     assert ((mean - grey).abs() <= 5.5 * error + 1e-6).all()
-    # pixels that are certain never change
+    # deterministic pixels never change
     assert torch.equal(mean[grey == 0], grey[grey == 0])
 
 
-def test_static_is_drawn_once_by_its_seed():
+def test_static_is_sampled_once_with_the_seed():
     one, same, other = (
         pv.data.load("digits", binarize="static", seed=s).train.values for s in (1, 1, 2)
     )
@@ -37,7 +37,7 @@ def test_static_is_drawn_once_by_its_seed():
 def test_static_mean_is_the_grey_value():
     grey = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).repeat_interleave(10_000)
     mean = binarize(grey, "static", 3).view(5, -1).double().mean(1)
-    # five standard errors of the widest is 0.025
+    # 5 standard errors at grey ½ are 0.025
     torch.testing.assert_close(
         mean, torch.tensor([0, 0.1, 0.5, 0.9, 1.0]).double(), atol=0.025, rtol=0
     )
@@ -45,7 +45,7 @@ def test_static_mean_is_the_grey_value():
     assert mean[-1] == 1
 
 
-def test_threshold_is_above_one_half():
+def test_threshold_is_one_half():
     grey = torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0])
     assert binarize(grey, "threshold").tolist() == [0, 0, 0, 1, 1]
     values = pv.data.load("digits", binarize="threshold").test.draw()
@@ -53,7 +53,7 @@ def test_threshold_is_above_one_half():
     assert torch.equal(values, (grey > 0.5).float())
 
 
-def test_none_leaves_grey_or_levels():
+def test_none_keeps_grey_values_or_levels():
     unit = pv.data.load("digits", binarize="none")
     levels = pv.data.load("digits", binarize="none", values="integer")
     assert unit.kind is pv.data.Kind.UNIT
@@ -63,7 +63,7 @@ def test_none_leaves_grey_or_levels():
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static", "threshold", "none"])
-def test_fixed_repeats_and_leaves_the_generator_alone(how):
+def test_materialize_is_reproducible_and_keeps_the_global_generator(how):
     split = pv.data.load("digits", binarize=how).valid
     before = torch.get_rng_state()
     first = split.materialize(7)

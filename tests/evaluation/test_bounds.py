@@ -1,4 +1,4 @@
-"""``evaluate`` against the truth of linear-Gaussian models."""
+"""Tests of ``evaluate`` and ``Bounds`` against exact results of linear-Gaussian models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyro_vae as pv
 
 
 @pytest.mark.parametrize("latent_dim", range(1, 11))
-def test_exact_guide_gives_log_p_with_every_draw(latent_dim):
+def test_exact_guide_gives_log_evidence_with_every_sample(latent_dim):
     program = LinearGaussian(latent_dim, data_dim=12, seed=latent_dim)
     x = program.sample(7)
     bounds = pv.evaluate(program, x, num_samples=500, ks=(5, 50))
@@ -33,14 +33,14 @@ def test_exact_guide_gives_log_p_with_every_draw(latent_dim):
 
 
 @pytest.mark.parametrize("latent_dim", range(1, 11))
-def test_bounds_rise_with_k_to_the_truth(latent_dim):
-    # an inflated guide has bounded weights, so that L_k converges fast enough to be tested
+def test_bounds_increase_with_k_to_log_evidence(latent_dim):
+    # an inflated guide has bounded weights, so L_k converges fast enough for a test
     program = LinearGaussian(latent_dim, data_dim=12, shift=0.2, inflate=1.15, seed=latent_dim)
     x = program.sample(50)
     truth = float(program.log_evidence(x).mean())
     bounds = pv.evaluate(program, x, num_samples=4000, ks=(5, 50, 500))
     rows = bounds.estimates
-    # each of the 60 comparisons below fails by chance with probability < 1e-5
+    # false-alarm rate of each of the 60 comparisons below 1e-5
     sigma = 4.4
     elbo = rows["elbo"]
     assert abs(elbo.value - (truth - program.divergence)) < sigma * elbo.se_monte_carlo
@@ -54,18 +54,18 @@ def test_bounds_rise_with_k_to_the_truth(latent_dim):
 
 
 def _coverage_bounds(trials: int, level: float = 0.95, alarm: float = 1e-4) -> tuple[float, float]:
-    """Coverages outside these are false alarms with probability ``alarm``."""
+    """Return limits that the observed coverage exceeds with probability ``alarm``."""
     return tuple(stats.binom.ppf([alarm / 2, 1 - alarm / 2], trials, level) / trials)
 
 
-def test_monte_carlo_errors_cover_the_truth_over_200_seeds():
+def test_monte_carlo_errors_cover_log_evidence_over_200_seeds():
     program = LinearGaussian(3, shift=0.3, inflate=1.1)
     x = program.sample(10)
     truth = float(program.log_evidence(x).mean())
     reference = pv.evaluate(program, x, num_samples=200_000, ks=(5,), seed=10**6)
     known = {
         "elbo": truth - program.divergence,
-        "iwae_5": reference.iwae[5],  # its own error is 1/14 of those tested
+        "iwae_5": reference.iwae[5],  # its error is 1/14 of those tested
         "log_evidence": truth,
         "gap": program.divergence,
     }
@@ -80,8 +80,8 @@ def test_monte_carlo_errors_cover_the_truth_over_200_seeds():
 
 
 @pytest.mark.parametrize(("num_samples", "k"), [(100, 50), (1000, 300), (100, 60)])
-def test_errors_from_few_groups_cover_too(num_samples, k):
-    # a single datum, whose draws make two to four groups
+def test_monte_carlo_errors_from_few_groups_cover_log_evidence(num_samples, k):
+    # a single example, whose samples form two to four groups
     program = LinearGaussian(2, inflate=1.2)
     x = program.sample(1)
     truth = float(program.log_evidence(x).mean())
@@ -89,12 +89,12 @@ def test_errors_from_few_groups_cover_too(num_samples, k):
     hits = 0
     for seed in range(200):
         rows = pv.evaluate(program, x, num_samples=num_samples, ks=(k,), seed=seed).estimates
-        # the bias of L_k is a fortieth of its error here
+        # here the bias of L_k is 1/40 of its standard error
         hits += abs(rows[f"iwae_{k}"].value - truth) < 1.96 * rows[f"iwae_{k}"].se_monte_carlo
     assert hits / 200 >= low
 
 
-def test_data_errors_cover_the_population_over_200_seeds():
+def test_data_errors_cover_population_mean_over_200_seeds():
     program = LinearGaussian(2, inflate=1.1)
     population = -float(program.marginal.entropy())
     low, high = _coverage_bounds(200)
@@ -111,7 +111,7 @@ def test_data_errors_cover_the_population_over_200_seeds():
         assert low <= count / 200 <= high, (name, count)
 
 
-def test_a_bad_guide_is_noticed():
+def test_bad_guide_raises_warning():
     good = LinearGaussian(4, inflate=1.1)
     bad = LinearGaussian(4, shift=2.0, inflate=0.5)
     x = good.sample(20)
@@ -119,12 +119,12 @@ def test_a_bad_guide_is_noticed():
     suspect = pv.evaluate(bad, x, num_samples=2000)
     assert trusted.warning is None
     assert len(suspect.unreliable) == 20
-    assert suspect.warning.startswith("For 20 of 20 data k̂ is above 0.70")
-    assert "cannot be trusted" in str(suspect).replace("\n", " ")
+    assert suspect.warning.startswith("k̂ > 0.7 for 20 of 20 examples")
+    assert "too heavy-tailed" in str(suspect).replace("\n", " ")
     assert suspect.log_evidence < trusted.log_evidence
 
 
-def test_plateau_is_where_the_bound_stops_rising():
+def test_plateau_is_smallest_k_within_noise():
     program = LinearGaussian(2, shift=0.3, inflate=1.1)
     curve = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     x = program.sample(20)
@@ -134,14 +134,14 @@ def test_plateau_is_where_the_bound_stops_rising():
     assert plateau is not None and 5 <= plateau < 10_000
     for k, value in bounds.iwae.items():
         assert (bounds.log_evidence - value <= noise) == (k >= plateau)
-    # with fewer draws log p̂ is noisier, and a smaller k is as good
+    # with fewer samples log p̂ is noisier, so a smaller k suffices
     assert pv.evaluate(program, x, num_samples=500, ks=curve[:-2]).plateau <= plateau
-    # a guide that is far off never gets there
-    hopeless = LinearGaussian(6, shift=3.0)
-    assert pv.evaluate(hopeless, x, num_samples=1000, ks=curve[:-1]).plateau is None
+    # a poor guide has no plateau
+    poor = LinearGaussian(6, shift=3.0)
+    assert pv.evaluate(poor, x, num_samples=1000, ks=curve[:-1]).plateau is None
 
 
-def test_result_is_the_same_for_a_seed_and_leaves_the_generators_alone():
+def test_seed_is_reproducible_and_global_generator_is_unaffected():
     program = LinearGaussian(2, shift=0.5)
     x = program.sample(5)
     torch.manual_seed(1)
@@ -149,9 +149,9 @@ def test_result_is_the_same_for_a_seed_and_leaves_the_generators_alone():
     torch.manual_seed(1)
     first = pv.evaluate(program, x, num_samples=100, seed=3)
     assert torch.equal(torch.rand(3), expected)
-    again = pv.evaluate(program, x, num_samples=100, seed=3)
+    repeated = pv.evaluate(program, x, num_samples=100, seed=3)
     other = pv.evaluate(program, x, num_samples=100, seed=4)
-    assert first.elbo == again.elbo != other.elbo
+    assert first.elbo == repeated.elbo != other.elbo
 
 
 def test_netcdf_round_trip(tmp_path):
@@ -160,12 +160,12 @@ def test_netcdf_round_trip(tmp_path):
     bounds = pv.evaluate(program, x, num_samples=300, ks=(5, 50), keep_log_weights=True)
     path = tmp_path / "bounds.nc"
     bounds.to_netcdf(path)
-    again = pv.Bounds.from_netcdf(path)
-    assert str(again) == str(bounds)
-    assert again.seed == 0
+    loaded = pv.Bounds.from_netcdf(path)
+    assert str(loaded) == str(bounds)
+    assert loaded.seed == 0
     for k in (5, 50, 300):
-        np.testing.assert_array_equal(again.iwae_per_datum[k], bounds.iwae_per_datum[k])
-    np.testing.assert_array_equal(again.log_weights, bounds.log_weights)
+        np.testing.assert_array_equal(loaded.iwae_per_datum[k], bounds.iwae_per_datum[k])
+    np.testing.assert_array_equal(loaded.log_weights, bounds.log_weights)
     raw = torch.from_numpy(bounds.log_weights).double()
     assert raw.shape == (300, 5)
     np.testing.assert_allclose(raw.mean(0), bounds.per_datum["elbo"], atol=1e-5)
@@ -173,9 +173,9 @@ def test_netcdf_round_trip(tmp_path):
     np.testing.assert_allclose(evidence, bounds.per_datum["log_evidence"], atol=1e-5)
 
 
-#: What was printed before there were other rulers.
+#: The expected table.
 _TABLE = """\
-3 data × 100 draws; nats per datum, higher is better
+3 examples × 100 samples; nats per datum, higher is better
                      mean    ± data      ± MC
 ELBO             -102.000     0.577     0.100  lower bound
 L_5              -101.000     0.577     0.067  lower bound
@@ -183,18 +183,18 @@ L_100            -100.000     0.577     0.050  lower bound
 log p̂            -100.000     0.577     0.050  estimate
 log p̂ − ELBO        2.000     0.000     0.033  gap
 k̂ median 0.30, worst 0.60; ESS median 50.0, worst 20.0
-For 1 of 3 data k̂ is above 0.50: there the weights' tail is so heavy that log p̂ from 100 draws, \
-and its Monte Carlo error, cannot be trusted; ELBO and L_k remain lower bounds in expectation. \
-More draws or a better guide would help."""
+k̂ > 0.5 for 1 of 3 examples: the importance weights are too heavy-tailed for log p̂ (100 samples) \
+or its standard error to be reliable. The ELBO and L_k remain lower bounds in expectation. \
+Use more samples or a better guide."""
 
 
-def _by_hand(**columns):
-    """Bounds of three data, made up, with further columns."""
-    some = np.array([-1.0, 0.0, 1.0])
+def _example_bounds(**columns):
+    """Return made-up bounds of three examples, with further columns."""
+    offsets = np.array([-1.0, 0.0, 1.0])
     per_datum = {
-        "elbo": some - 102,
+        "elbo": offsets - 102,
         "elbo_variance": np.full(3, 0.03),
-        "log_evidence": some - 100,
+        "log_evidence": offsets - 100,
         "log_evidence_variance": np.full(3, 0.0075),
         "gap_variance": np.full(3, 0.01 / 3),
         "khat": np.array([0.1, 0.3, 0.6]),
@@ -203,20 +203,20 @@ def _by_hand(**columns):
     return pv.Bounds(
         num_samples=100,
         per_datum=per_datum | columns,
-        iwae_per_datum={5: some - 101, 100: some - 100},
+        iwae_per_datum={5: offsets - 101, 100: offsets - 100},
         iwae_variance={5: np.full(3, 0.04 / 3), 100: np.full(3, 0.0075)},
         seed=7,
     )
 
 
-def _ruler(name, values, variance=0.03):
+def _column(name, values, variance=0.03):
     values = np.asarray(values, dtype=float)
     return {name: values, f"{name}_variance": np.full(len(values), variance)}
 
 
-def _annealed(**columns):
-    """As AIS alone gives them."""
-    ais = _ruler("ais", [-100.5, -99.5, -98.5]) | {
+def _ais_bounds(**columns):
+    """Return bounds as from AIS."""
+    ais = _column("ais", [-100.5, -99.5, -98.5]) | {
         "ais_ess": np.array([7.0, 6.0, 5.0]),
         "acceptance": np.array([0.6, 0.7, 0.65]),
     }
@@ -224,18 +224,18 @@ def _annealed(**columns):
     return pv.Bounds(8, ais | columns, seed=3, settings=settings)
 
 
-def test_the_table_of_importance_sampling_alone_is_what_it_was():
-    assert str(_by_hand()) == _TABLE
-    assert _by_hand().table([]) == "\n".join(
+def test_table_of_importance_sampling():
+    assert str(_example_bounds()) == _TABLE
+    assert _example_bounds().table([]) == "\n".join(
         line for line in _TABLE.splitlines() if not line.startswith("L_5 ")
     )
-    assert "settings" not in _by_hand().summary()
+    assert "settings" not in _example_bounds().summary()
 
 
-def test_rows_have_an_order_and_a_role():
+def test_order_and_roles_of_rows():
     names = ("upper", "reciprocal", "ais", "richer", "refitted", "defensive", "jackknife", "psis")
-    columns = {k: v for name in names for k, v in _ruler(name, [-99.0, -98, -97]).items()}
-    labels = _by_hand(**columns).labels
+    columns = {k: v for name in names for k, v in _column(name, [-99.0, -98, -97]).items()}
+    labels = _example_bounds(**columns).labels
     assert [(name, role) for name, (_, role) in labels.items()] == [
         ("elbo", "lower bound"),
         ("iwae_5", "lower bound"),
@@ -256,35 +256,35 @@ def test_rows_have_an_order_and_a_role():
     assert labels["bdmc_gap"][0] == "BDMC − AIS"
 
 
-def test_gaps_of_rulers_with_draws_of_their_own_add_variances():
-    bounds = _by_hand(
-        **_ruler("ais", [-99.0, -98, -97]), **_ruler("upper", [-98.0, -98, -97], 0.01)
+def test_variances_add_for_gaps_of_independent_estimators():
+    bounds = _example_bounds(
+        **_column("ais", [-99.0, -98, -97]), **_column("upper", [-98.0, -98, -97], 0.01)
     )
     rows = bounds.estimates
     assert rows["ais_gap"].value == pytest.approx(4.0)
     assert rows["ais_gap"].se_monte_carlo == pytest.approx(math.sqrt(3 * 0.06) / 3)
     assert rows["bdmc_gap"].value == pytest.approx(1 / 3)
     assert rows["bdmc_gap"].se_monte_carlo == pytest.approx(math.sqrt(3 * 0.04) / 3)
-    # one that is stated counts
-    own = _by_hand(**_ruler("ais", [-99.0] * 3), ais_gap_variance=np.full(3, 0.12))
-    assert own.estimates["ais_gap"].se_monte_carlo == pytest.approx(0.2)
+    # an explicit variance takes precedence
+    explicit = _example_bounds(**_column("ais", [-99.0] * 3), ais_gap_variance=np.full(3, 0.12))
+    assert explicit.estimates["ais_gap"].se_monte_carlo == pytest.approx(0.2)
 
 
-def test_a_ruler_that_judged_some_data_only_has_no_row():
-    part = _by_hand(**_ruler("ais", [-99.0, math.nan, -97]))
-    assert "ais" not in part.estimates and "ais_gap" not in part.estimates
-    assert str(part) == _TABLE
-    assert part.summary()["estimates"].keys() == _by_hand().summary()["estimates"].keys()
+def test_incomplete_column_has_no_row():
+    partial = _example_bounds(**_column("ais", [-99.0, math.nan, -97]))
+    assert "ais" not in partial.estimates and "ais_gap" not in partial.estimates
+    assert str(partial) == _TABLE
+    assert partial.summary()["estimates"].keys() == _example_bounds().summary()["estimates"].keys()
 
 
 def test_bounds_of_ais_alone():
-    bounds = _annealed()
+    bounds = _ais_bounds()
     assert len(bounds) == 3 and bounds.iwae == {}
     assert list(bounds.estimates) == ["ais"]
     assert bounds.unreliable.tolist() == []
     assert bounds.warning is None and bounds.plateau is None
     assert str(bounds) == (
-        "3 data × 8 chains; nats per datum, higher is better\n"
+        "3 examples × 8 chains; nats per datum, higher is better\n"
         "                     mean    ± data      ± MC\n"
         "AIS               -99.500     0.577     0.100  lower bound\n"
         "AIS, 8 chains each; ESS median 6.00, worst 5.00; acceptance median 0.65, worst 0.60"
@@ -296,54 +296,56 @@ def test_bounds_of_ais_alone():
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_bounds_without_an_elbo_have_no_gap():
-    columns = _ruler("log_evidence", [-3.0, -2, -1]) | {"khat": np.zeros(3)}
+def test_bounds_without_elbo_have_no_gap():
+    columns = _column("log_evidence", [-3.0, -2, -1]) | {"khat": np.zeros(3)}
     bounds = pv.Bounds(1000, columns)
     assert list(bounds.estimates) == ["log_evidence"]
     assert bounds.warning is None and bounds.plateau is None
     assert str(bounds).count("\n") == 2
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_merged(turned):
-    ours, theirs = _by_hand(), _annealed()
-    joined = theirs.merged(ours) if turned else ours.merged(theirs)
-    assert joined.num_samples == 100 and joined.seed == 7
-    assert joined.settings == theirs.settings
-    assert joined.iwae == ours.iwae
-    assert joined.per_datum.keys() == ours.per_datum.keys() | theirs.per_datum.keys()
-    assert str(joined).splitlines()[-2:] == [
+@pytest.mark.parametrize("swapped", [False, True])
+def test_merge(swapped):
+    sampled, annealed = _example_bounds(), _ais_bounds()
+    merged = annealed.merge(sampled) if swapped else sampled.merge(annealed)
+    assert merged.num_samples == 100 and merged.seed == 7
+    assert merged.settings == annealed.settings
+    assert merged.iwae == sampled.iwae
+    assert merged.per_datum.keys() == sampled.per_datum.keys() | annealed.per_datum.keys()
+    assert str(merged).splitlines()[-2:] == [
         "AIS, 8 chains each; ESS median 6.00, worst 5.00; acceptance median 0.65, worst 0.60",
         _TABLE.splitlines()[-1].replace(
-            "More draws or a better guide would help.", "AIS does not rest on these weights."
+            "Use more samples or a better guide.", "AIS does not use these weights."
         ),
     ]
-    assert str(joined).startswith("3 data × 100 draws;")
+    assert str(merged).startswith("3 examples × 100 samples;")
 
 
-def test_merging_what_does_not_belong_together_is_refused():
-    ours = _by_hand()
-    fewer = pv.Bounds(8, _ruler("ais", [-1.0, -2.0]))
-    with pytest.raises(ValueError, match=r"expected bounds of the same data; got 3 data and 2"):
-        ours.merged(fewer)
-    with pytest.raises(ValueError, match=r"got different values of 'ais' in both: leave one"):
-        _annealed().merged(pv.Bounds(8, _ruler("ais", [-1.0, -2.0, -3.0])))
-    assert str(ours.merged(ours)) == str(ours)
+def test_merge_of_different_examples_or_conflicting_columns_raises():
+    bounds = _example_bounds()
+    fewer = pv.Bounds(8, _column("ais", [-1.0, -2.0]))
+    with pytest.raises(
+        ValueError, match=r"expected bounds on the same examples; got 3 and 2 examples"
+    ):
+        bounds.merge(fewer)
+    with pytest.raises(ValueError, match=r"got different values of 'ais': drop the column"):
+        _ais_bounds().merge(pv.Bounds(8, _column("ais", [-1.0, -2.0, -3.0])))
+    assert str(bounds.merge(bounds)) == str(bounds)
 
 
-@pytest.mark.parametrize("make", [_annealed, lambda: _by_hand().merged(_annealed())])
-def test_netcdf_round_trip_of_other_rulers(make, tmp_path):
+@pytest.mark.parametrize("make", [_ais_bounds, lambda: _example_bounds().merge(_ais_bounds())])
+def test_netcdf_round_trip_of_other_estimators(make, tmp_path):
     bounds = make()
     bounds.per_datum["ais"][1] = math.nan
     bounds.to_netcdf(tmp_path / "bounds.nc")
-    again = pv.Bounds.from_netcdf(tmp_path / "bounds.nc")
-    assert str(again) == str(bounds)
-    assert again.settings == bounds.settings and again.seed == bounds.seed
-    assert again.num_samples == bounds.num_samples
-    assert list(again.iwae_per_datum) == list(bounds.iwae_per_datum)
-    assert again.per_datum.keys() == bounds.per_datum.keys()
+    loaded = pv.Bounds.from_netcdf(tmp_path / "bounds.nc")
+    assert str(loaded) == str(bounds)
+    assert loaded.settings == bounds.settings and loaded.seed == bounds.seed
+    assert loaded.num_samples == bounds.num_samples
+    assert list(loaded.iwae_per_datum) == list(bounds.iwae_per_datum)
+    assert loaded.per_datum.keys() == bounds.per_datum.keys()
     for name, values in bounds.per_datum.items():
-        np.testing.assert_array_equal(again.per_datum[name], values)
+        np.testing.assert_array_equal(loaded.per_datum[name], values)
 
 
 def test_arviz_opens_the_file(tmp_path):
@@ -356,10 +358,12 @@ def test_arviz_opens_the_file(tmp_path):
     np.testing.assert_array_equal(opened["bounds"]["elbo"], bounds.per_datum["elbo"])
 
 
-def test_foreign_netcdf_is_refused(tmp_path):
+def test_other_netcdf_file_raises(tmp_path):
     path = tmp_path / "bounds.nc"
     path.write_bytes(b"not a NetCDF file")
-    with pytest.raises(ValueError, match=r"expected .*bounds.nc to hold bounds from pyro_vae"):
+    with pytest.raises(
+        ValueError, match=r"expected .*bounds.nc to contain bounds saved by pyro_vae"
+    ):
         pv.Bounds.from_netcdf(path)
 
 
@@ -373,13 +377,13 @@ def test_foreign_netcdf_is_refused(tmp_path):
         ({"seed": -1}, r"expected seed to be an integer ≥ 0; got -1"),
     ],
 )
-def test_bad_numbers(arguments, message):
+def test_invalid_numbers(arguments, message):
     program = LinearGaussian(1)
     with pytest.raises(ValueError, match=message):
         pv.evaluate(program, program.sample(3), **{"num_samples": 10, **arguments})
 
 
-def test_bad_data():
+def test_invalid_data():
     program = LinearGaussian(1)
     with pytest.raises(ValueError, match=r"shape \(N ≥ 1, …\); got shape \(0, 6\)"):
         pv.evaluate(program, torch.empty(0, 6), num_samples=10)
@@ -387,25 +391,27 @@ def test_bad_data():
     x[3, 2] = math.nan
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match=r"log weights of datum 3 are NaN or \+inf"),
+        pytest.raises(
+            ValueError, match=r"expected finite log weights; got NaN or \+inf for example 3"
+        ),
     ):
         pv.evaluate(program, x, num_samples=10, chunk_size=4)
 
 
-def test_a_hopeless_guide_has_a_large_error_not_a_small_one():
-    # one weight outshines the rest, so the spread that it shows within a run is tiny
+def test_standard_error_of_hopeless_guide_is_not_understated():
+    # one weight dominates, so the spread within a run is tiny
     program = LinearGaussian(6, shift=3.0)
     x = program.sample(10)
-    values, stated = [], []
+    values, errors = [], []
     for seed in range(40):
         bounds = pv.evaluate(program, x, num_samples=200, seed=seed)
         values.append(bounds.log_evidence)
-        stated.append(bounds.estimates["log_evidence"].se_monte_carlo)
-    # 40 seeds know a standard deviation to 11 %; the delta method alone states a third of it
-    assert 0.6 < np.mean(stated) / np.std(values) < 1.7
+        errors.append(bounds.estimates["log_evidence"].se_monte_carlo)
+    # 40 seeds estimate a standard deviation to 11 %; the delta method alone gives a third of it
+    assert 0.6 < np.mean(errors) / np.std(values) < 1.7
 
 
-def test_discrete_latents_alone():
+def test_discrete_latents():
     odds = torch.tensor([0.7, 0.2, 0.1])
 
     def model(x):
@@ -422,7 +428,7 @@ def test_discrete_latents_alone():
     components = dist.Normal(torch.arange(3.0), 1.0).log_prob(x[:, None]) + odds.log()
     truth = float(components.logsumexp(-1).mean())
     row = bounds.estimates["log_evidence"]
-    # false alarm below 1e-5
+    # false-alarm rate below 1e-5
     assert abs(row.value - truth) < 4.4 * row.se_monte_carlo
     assert 0 < row.se_monte_carlo < 0.02
     assert (bounds.per_datum["khat"] == -math.inf).all()
@@ -430,50 +436,52 @@ def test_discrete_latents_alone():
     assert bounds.summary()["khat"] == {"median": None, "worst": None}
 
 
-class _Classes(pv.ConditionalVAE):
-    """Notes what it is asked to check, and where that lies."""
+class _RecordingVAE(pv.ConditionalVAE):
+    """Records the arguments and the device of each check."""
 
     def __init__(self) -> None:
         super().__init__((6,), 3, latent_dim=2)
-        self.seen: list[tuple] = []
+        self.checks: list[tuple] = []
 
     def check(self, x, *args):
-        self.seen.append((x.device.type, *args))
+        self.checks.append((x.device.type, *args))
         if x.device.type != "meta":
             super().check(x, *args)
 
 
-def test_conditions_that_the_caller_gives_are_checked_and_count():
-    program = _Classes()
+def test_conditions_from_arguments_are_checked_and_used():
+    program = _RecordingVAE()
     x = torch.bernoulli(torch.full((5, 6), 0.5))
-    given, stored = torch.tensor([0, 1, 2, 1, 0]), torch.tensor([2, 2, 2, 2, 2])
-    split = pv.data.Split(x, labels=stored)
-    of_tensor = pv.evaluate(program, x, given, num_samples=100)
-    of_split = pv.evaluate(program, split, given, num_samples=100)
-    by_name = pv.evaluate(program, x, c=given, num_samples=100)
-    assert all(len(seen) == 2 and torch.equal(seen[1], given) for seen in program.seen)
-    assert of_tensor.elbo == of_split.elbo == by_name.elbo
-    own = pv.evaluate(program, split, num_samples=100)
-    assert torch.equal(program.seen[-1][1], stored)
-    assert own.elbo != of_split.elbo
+    labels, split_labels = torch.tensor([0, 1, 2, 1, 0]), torch.tensor([2, 2, 2, 2, 2])
+    split = pv.data.Split(x, labels=split_labels)
+    from_tensor = pv.evaluate(program, x, labels, num_samples=100)
+    from_split = pv.evaluate(program, split, labels, num_samples=100)
+    from_keyword = pv.evaluate(program, x, c=labels, num_samples=100)
+    assert all(len(check) == 2 and torch.equal(check[1], labels) for check in program.checks)
+    assert from_tensor.elbo == from_split.elbo == from_keyword.elbo
+    default = pv.evaluate(program, split, num_samples=100)
+    assert torch.equal(program.checks[-1][1], split_labels)
+    assert default.elbo != from_split.elbo
     for data in (x, split):
-        with pytest.raises(ValueError, match=r"expected as the condition .* a class from 0 to 2"):
-            pv.evaluate(program, data, given + 1, num_samples=100)
-    with pytest.raises(ValueError, match=r"5 of 5 without: give pv.data.Split\(x, labels=c\)"):
+        with pytest.raises(
+            ValueError, match=r"expected a class from 0 to 2 as the condition of each"
+        ):
+            pv.evaluate(program, data, labels + 1, num_samples=100)
+    with pytest.raises(ValueError, match=r"5 of 5 without: pass pv.data.Split\(x, labels=c\)"):
         pv.evaluate(program, x, num_samples=100)
 
 
-def test_what_the_caller_gives_moves_to_the_program():
-    program = _Classes().to("meta")
-    x, given = torch.zeros(5, 6), torch.zeros(5, dtype=torch.long)
-    for args, kwargs in (((given,), {}), ((), {"c": given})):
-        with pytest.raises((RuntimeError, NotImplementedError)):  # of tensors without numbers
+def test_arguments_are_moved_to_device_of_program():
+    program = _RecordingVAE().to("meta")
+    x, labels = torch.zeros(5, 6), torch.zeros(5, dtype=torch.long)
+    for args, kwargs in (((labels,), {}), ((), {"c": labels})):
+        with pytest.raises((RuntimeError, NotImplementedError)):  # meta tensors have no values
             pv.evaluate(program, x, *args, num_samples=3, **kwargs)
-        place, condition = program.seen[-1]
-        assert (place, condition.device.type) == ("meta", "meta")
+        device, condition = program.checks[-1]
+        assert (device, condition.device.type) == ("meta", "meta")
 
 
-def test_what_fails_half_way_leaves_pyro_s_store_as_it_was():
+def test_error_during_evaluation_restores_parameter_store():
     calls = []
 
     def model(x):
@@ -488,30 +496,32 @@ def test_what_fails_half_way_leaves_pyro_s_store_as_it_was():
 
     x = torch.zeros(40)
     x[39] = math.nan
-    pyro.param("mine", torch.ones(()))
+    pyro.param("existing", torch.ones(()))
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match=r"log weights of datum 39 are NaN") as error,
+        pytest.raises(
+            ValueError, match=r"expected finite log weights; got NaN or \+inf for example 39"
+        ) as error,
     ):
         pv.evaluate((model, guide), x, num_samples=70, chunk_size=70)
-    # the traceback keeps everything alive that it passed through
+    # the traceback keeps its frames alive
     store = pyro.get_param_store()
-    assert list(store) == ["mine"]
+    assert list(store) == ["existing"]
     assert len(calls) > 40
     pyro.param("later", torch.ones(()))
     del error
     gc.collect()
-    assert list(store) == ["mine", "later"]
+    assert list(store) == ["existing", "later"]
 
 
-def test_few_draws_say_nothing_of_the_tail():
+def test_too_few_samples_for_khat():
     program = LinearGaussian(1, shift=0.1)
     bounds = pv.evaluate(program, program.sample(3), num_samples=10)
-    assert bounds.warning.startswith("With 10 draws there is no k̂ (it needs 25 or more)")
+    assert bounds.warning.startswith("k̂ needs at least 25 samples, but there are 10")
     assert bounds.summary()["khat"] == {"median": None, "worst": None}
 
 
-def test_data_without_density_have_no_evidence():
+def test_examples_outside_support_have_zero_evidence():
     def model(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, 1.0))

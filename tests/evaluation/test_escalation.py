@@ -1,4 +1,4 @@
-"""AIS beside importance sampling, of all data or of those that need it."""
+"""Tests of AIS in ``evaluate``, for all examples or those with a bad k̂."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pyro_vae as pv
 from pyro_vae.evaluation import Annealing, ais
 
 D = torch.float64
-SHORT = Annealing(num_chains=8, num_temperatures=40, num_steps=5)
-#: The data whose guide is far off.
+#: Enough chains for a normal mean, with a standard error known to an eighth.
+SHORT = Annealing(num_chains=40, num_temperatures=60, num_steps=5)
+#: The examples with a bad guide.
 BAD = [1, 4, 9]
 
 
@@ -27,37 +28,37 @@ def uneven():
     return program, program.sample(12), shift
 
 
-def test_data_with_a_bad_khat_go_to_ais(uneven, tmp_path):
+def test_examples_with_bad_khat_use_ais(uneven, tmp_path):
     program, x, shift = uneven
-    plainly = pv.evaluate(program, x, shift, num_samples=1000)
-    assert plainly.unreliable.tolist() == BAD
+    reference = pv.evaluate(program, x, shift, num_samples=1000)
+    assert reference.unreliable.tolist() == BAD
     bounds = pv.evaluate(program, x, shift, num_samples=1000, escalate=SHORT)
     columns, truth = bounds.per_datum, program.log_evidence(x).numpy()
-    # what importance sampling says is what it was
-    for name, values in plainly.per_datum.items():
+    # importance sampling is unchanged
+    for name, values in reference.per_datum.items():
         np.testing.assert_array_equal(columns[name], values)
     assert np.flatnonzero(~np.isnan(columns["ais"])).tolist() == BAD
     assert np.flatnonzero(~np.isnan(columns["ais_ess"])).tolist() == BAD
     good = np.setdiff1d(np.arange(12), BAD)
-    for end in ("", "_variance"):
-        ours = columns[f"escalated{end}"]
-        np.testing.assert_array_equal(ours[BAD], columns[f"ais{end}"][BAD])
-        np.testing.assert_array_equal(ours[good], columns[f"log_evidence{end}"][good])
+    for suffix in ("", "_variance"):
+        escalated = columns[f"escalated{suffix}"]
+        np.testing.assert_array_equal(escalated[BAD], columns[f"ais{suffix}"][BAD])
+        np.testing.assert_array_equal(escalated[good], columns[f"log_evidence{suffix}"][good])
     row = bounds.estimates["escalated"]
-    # log p̂ is far below; false alarm 1e-5
-    assert plainly.log_evidence < truth.mean() - 0.3
+    # log p̂ is far too low; false-alarm rate 1e-5
+    assert reference.log_evidence < truth.mean() - 0.3
     assert abs(row.value - truth.mean()) < 4.4 * row.se_monte_carlo < 0.5
     assert "ais" not in bounds.estimates and "ais_gap" not in bounds.estimates
-    assert "AIS took 3 of 12 data, 8 chains each; ESS median" in str(bounds)
-    assert "For 3 of 12 data k̂ is above" in str(bounds)
-    assert str(bounds).endswith("AIS does not rest on these weights.")
+    assert "AIS used for 3 of 12 examples, 40 chains each; ESS median" in str(bounds)
+    assert "k̂ > 0.67 for 3 of 12 examples: the importance weights" in str(bounds)
+    assert str(bounds).endswith("AIS does not use these weights.")
     summary = bounds.summary()
-    assert summary["escalated"] == 3 and summary["settings"]["annealing"]["num_temperatures"] == 40
+    assert summary["escalated"] == 3 and summary["settings"]["annealing"]["num_temperatures"] == 60
     bounds.to_netcdf(tmp_path / "bounds.nc")
     assert str(pv.Bounds.from_netcdf(tmp_path / "bounds.nc")) == str(bounds)
 
 
-def test_ais_of_all_data_is_that_of_ais(uneven):
+def test_ais_of_all_examples_equals_ais(uneven):
     program, x, shift = uneven
     alone = ais(program, x, shift, annealing=SHORT, seed=3)
     bounds = pv.evaluate(program, x, shift, num_samples=500, seed=3, ais=SHORT, escalate=True)
@@ -67,23 +68,23 @@ def test_ais_of_all_data_is_that_of_ais(uneven):
     assert bounds.settings == alone.settings
     rows = bounds.estimates
     truth = float(program.log_evidence(x).mean())
-    # false alarm 1e-5 each
+    # false-alarm rate 1e-5 each
     assert abs(rows["ais"].value - truth) < 4.4 * rows["ais"].se_monte_carlo
     assert rows["ais_gap"].value == pytest.approx(rows["ais"].value - rows["elbo"].value)
     assert list(rows)[-5:] == ["log_evidence", "ais", "escalated", "gap", "ais_gap"]
     np.testing.assert_array_equal(bounds.per_datum["escalated"][BAD], alone.per_datum["ais"][BAD])
 
 
-def test_nothing_to_escalate():
+def test_no_example_to_escalate():
     program = LinearGaussian(2, inflate=1.1)
     x = program.sample(6)
     bounds = pv.evaluate(program, x, num_samples=500, escalate=SHORT)
     np.testing.assert_array_equal(bounds.per_datum["escalated"], bounds.per_datum["log_evidence"])
-    assert "AIS took 0 of 6 data, 8 chains each" in str(bounds)
-    assert bounds.summary()["settings"]["annealing"]["num_chains"] == 8
+    assert "AIS used for 0 of 6 examples, 40 chains each" in str(bounds)
+    assert bounds.summary()["settings"]["annealing"]["num_chains"] == 40
 
 
-def test_escalation_after_draws_were_chosen_datum_by_datum(uneven):
+def test_escalation_with_adaptive_sample_counts(uneven):
     program, x, shift = uneven
     bounds = pv.evaluate(
         program, x, shift, num_samples=800, tolerance=0.1, escalate=SHORT, defensive=0.2
@@ -93,29 +94,29 @@ def test_escalation_after_draws_were_chosen_datum_by_datum(uneven):
     assert bounds.settings.keys() == {"tolerance", "total_draws", "defensive", "annealing"}
     row = bounds.estimates["escalated"]
     truth = float(program.log_evidence(x).mean())
-    assert abs(row.value - truth) < 4.4 * row.se_monte_carlo  # false alarm 1e-5
+    assert abs(row.value - truth) < 4.4 * row.se_monte_carlo  # false-alarm rate 1e-5
 
 
-def test_default_annealing_is_meant_by_true(uneven, monkeypatch):
+def test_true_uses_default_annealing(uneven, monkeypatch):
     program, x, shift = uneven
-    told = []
+    calls = []
 
-    def noted(program, data, *args, annealing, **kwargs):
-        told.append((annealing, len(data), *map(len, args)))
+    def fake_ais(program, data, *args, annealing, **kwargs):
+        calls.append((annealing, len(data), *map(len, args)))
         return pv.Bounds(
             annealing.num_chains,
             {"ais": np.zeros(len(data)), "ais_variance": np.zeros(len(data))},
         )
 
-    monkeypatch.setattr("pyro_vae.evaluation.annealing.sampler.ais", noted)
+    monkeypatch.setattr("pyro_vae.evaluation.annealing.sampler.ais", fake_ais)
     pv.evaluate(program, x, shift, num_samples=500, escalate=True)
-    # tried out on two data first, so that a refusal costs nothing
-    tried, (chosen, *sizes) = told
-    assert (tried[0].num_temperatures, *tried[1:]) == (1, 2, 2)
-    assert chosen == Annealing() and sizes == [3, 3]
+    # a short trial on two examples comes first
+    trial, (annealing, *sizes) = calls
+    assert (trial[0].num_temperatures, *trial[1:]) == (1, 2, 2)
+    assert annealing == Annealing() and sizes == [3, 3]
 
 
-def test_what_ais_refuses_is_refused_before_the_draws(monkeypatch):
+def test_ais_errors_occur_before_sampling(monkeypatch):
     def model(x):
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Bernoulli(torch.full((), 0.5, dtype=D)))
@@ -125,16 +126,18 @@ def test_what_ais_refuses_is_refused_before_the_draws(monkeypatch):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Bernoulli(torch.full((), 0.5, dtype=D)))
 
-    def never(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr("pyro_vae.evaluation.evaluator.stream_particles", never)
+    monkeypatch.setattr("pyro_vae.evaluation.evaluator.stream_particles", fail)
     for option in ("ais", "escalate"):
         with pytest.raises(ValueError, match=r"continuous|discrete"):
             pv.evaluate((model, guide), torch.zeros(5, dtype=D), **{option: SHORT})
 
 
-def test_two_answers_are_refused():
+def test_conflicting_annealing_settings_raise():
     program = LinearGaussian(1)
-    with pytest.raises(ValueError, match=r"expected one Annealing for ais and escalate; got two"):
+    with pytest.raises(
+        ValueError, match=r"expected the same Annealing for ais and escalate; got two"
+    ):
         pv.evaluate(program, program.sample(3), ais=SHORT, escalate=Annealing())

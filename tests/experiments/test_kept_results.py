@@ -1,4 +1,4 @@
-"""A results file keeps what was run elsewhere: on another machine, or in a folder that is gone."""
+"""Results files keep rows that were run on another machine or whose folder was removed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from pyro_vae.learning.diagnostics import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the experiments are no part of the installed package
+sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
-from experiments.claims import Claim, higher  # noqa: E402
+from experiments.claims import Claim, make_ordering_claim  # noqa: E402
 from experiments.table import Cell, Preset, Table, main  # noqa: E402
 
 TABLE = Table(
@@ -25,7 +25,7 @@ TABLE = Table(
     cells={"A": "--model.latent_dim 2", "B": "--model.latent_dim 3", "C": "--model.latent_dim 4"},
     presets={"smoke": Preset("--fit.epochs 1", 10, 20)},
     claims={
-        "two": higher("B is better than A", "B", "A"),
+        "two": make_ordering_claim("B is better than A", "B", "A"),
         "three": Claim("C gains more", {"A": 1.0, "B": -2.0, "C": 1.0}),
     },
 )
@@ -38,44 +38,44 @@ def draw(results, cells):
 
 
 @pytest.fixture
-def work(tmp_path):
-    """Runs rows in a folder of runs that is empty, and reads the one results file."""
+def run_rows(tmp_path):
+    """Function that runs rows in an empty folder of runs and reads the results file."""
 
-    def run(*words: str, table: Table = TABLE, failing: bool = False, **more) -> dict:
+    def run(*args: str, table: Table = TABLE, failing: bool = False, **options) -> dict:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        places = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
-        status = main(table, ["--preset", "smoke", "--device", "cpu", *places, *words], **more)
+        folders = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
+        status = main(table, ["--preset", "smoke", "--device", "cpu", *folders, *args], **options)
         assert status == int(failing)
         return json.loads((tmp_path / "kept-smoke.json").read_text(encoding="utf-8"))
 
     return run
 
 
-def test_rows_and_claims_of_another_machine_stay(work):
-    before = work("--only", "A", "B")
-    after = work("--only", "C")
+def test_rows_and_claims_of_another_machine_are_kept(run_rows):
+    before = run_rows("--only", "A", "B")
+    after = run_rows("--only", "C")
     assert [*after["rows"]] == ["A", "B", "C"]
     for row in ("A", "B"):
         assert after["rows"][row] == before["rows"][row]
     assert after["rows"]["C"]["runs"][0]["difference"] is None
     assert after["missing"] == {}
-    # nobody has all three runs, so nobody can pair them
+    # the three runs are never on one machine, so they cannot be paired
     assert after["claims"] == {"two": before["claims"]["two"]}
 
 
-def test_a_row_that_is_run_again_is_replaced_and_the_others_are_no_longer_paired_with_it(work):
-    before = work("--only", "A", "B")
+def test_row_run_again_is_replaced_and_differences_to_it_are_dropped(run_rows):
+    before = run_rows("--only", "A", "B")
     assert before["rows"]["B"]["runs"][0]["difference"] is not None
-    after = work("--only", "A")
-    assert after["rows"]["A"] == before["rows"]["A"]  # the same run, made anew
-    (old,), (kept,) = before["rows"]["B"]["runs"], after["rows"]["B"]["runs"]
-    assert kept == old | {"difference": None}
+    after = run_rows("--only", "A")
+    assert after["rows"]["A"] == before["rows"]["A"]  # the same run, repeated
+    (earlier,), (kept,) = before["rows"]["B"]["runs"], after["rows"]["B"]["runs"]
+    assert kept == earlier | {"difference": None}
     assert after["claims"] == {}
 
 
-def test_seeds_of_two_machines_stand_beside_each_other(work):
-    first = work("--only", "A", "B")
-    both = work("--only", "A", "B", "--seeds", "1")
+def test_seeds_of_two_machines_are_combined(run_rows):
+    first = run_rows("--only", "A", "B")
+    both = run_rows("--only", "A", "B", "--seeds", "1")
     runs = both["rows"]["B"]["runs"]
     assert [run["seed"] for run in runs] == [0, 1]
     assert runs[0] == first["rows"]["B"]["runs"][0]
@@ -84,35 +84,35 @@ def test_seeds_of_two_machines_stand_beside_each_other(work):
     )
 
 
-def test_what_the_words_of_today_would_not_make_goes(work):
-    work()
+def test_rows_with_outdated_commands_are_dropped(run_rows):
+    run_rows()
     other = replace(TABLE, cells={**TABLE.cells, "B": "--model.latent_dim 5"})
-    after = work("--only", "C", table=other)
+    after = run_rows("--only", "C", table=other)
     assert [*after["rows"]] == ["A", "C"]
     assert after["missing"] == {"B, seed 0": "not started"}
-    more = replace(TABLE, presets={"smoke": Preset("--fit.epochs 1", 20, 20)})
-    assert [*work("--only", "C", table=more)["rows"]] == ["C"]
+    more_samples = replace(TABLE, presets={"smoke": Preset("--fit.epochs 1", 20, 20)})
+    assert [*run_rows("--only", "C", table=more_samples)["rows"]] == ["C"]
 
 
-def test_a_row_that_fails_here_is_not_kept(work, monkeypatch):
-    work("--only", "A")
+def test_failing_row_is_not_kept(run_rows, monkeypatch):
+    run_rows("--only", "A")
 
     def fail(cell: Cell, device: str) -> None:
         raise NonFiniteLossError("the loss", "z", "NaN")
 
-    monkeypatch.setattr(Cell, "work", fail)
-    told = work("--only", "A", failing=True)
-    assert told["rows"] == {}
-    assert told["missing"]["A, seed 0"].startswith("failed: ")
+    monkeypatch.setattr(Cell, "execute", fail)
+    results = run_rows("--only", "A", failing=True)
+    assert results["rows"] == {}
+    assert results["missing"]["A, seed 0"].startswith("failed: ")
 
 
-def test_a_figure_is_of_the_runs_that_are_here(work):
-    work("--only", "A")
-    assert [*work("--only", "B", draw=draw)["rows"]] == ["B"]
+def test_figure_uses_local_runs_only(run_rows):
+    run_rows("--only", "A")
+    assert [*run_rows("--only", "B", draw=draw)["rows"]] == ["B"]
 
 
-def test_a_damaged_file_is_said_and_written_anew(work, tmp_path, capsys):
-    work("--only", "A")
+def test_damaged_file_is_reported_and_written_again(run_rows, tmp_path, capsys):
+    run_rows("--only", "A")
     (tmp_path / "kept-smoke.json").write_text("{", encoding="utf-8")
-    assert [*work("--only", "B")["rows"]] == ["B"]
+    assert [*run_rows("--only", "B")["rows"]] == ["B"]
     assert "kept-smoke.json is damaged" in capsys.readouterr().err

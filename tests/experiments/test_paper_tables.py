@@ -1,4 +1,4 @@
-"""The papers' tables: recipes, orderings, budgets, and whether a figure was reproduced."""
+"""Tables of papers: recipes, claims, budgets and verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.cli import app
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the experiments are no part of the installed package
+sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
 from experiments import (  # noqa: E402
     claims,
@@ -29,17 +29,17 @@ from experiments import (  # noqa: E402
     vampprior,
     verdicts,
 )
-from experiments.attempts import alone  # noqa: E402
+from experiments.attempts import exclusive_lock  # noqa: E402
 from experiments.paper_optimizers import AdamFromOne, AdamNormGrad, RoundedSteps  # noqa: E402
-from experiments.published import IWAE_TABLE_1, IWAE_TABLE_3, Published, iwae_row  # noqa: E402
+from experiments.published import IWAE_TABLE_1, IWAE_TABLE_3, Published, iwae_row_name  # noqa: E402
 from experiments.table import Cell, Preset, Table, main  # noqa: E402
 
-EVERY = [*iwae_table1.TABLES, *iwae_table2.TABLES, *iwae_table3.TABLES]
+ALL_TABLES = [*iwae_table1.TABLES, *iwae_table2.TABLES, *iwae_table3.TABLES]
 
 
-def words(folder: Path, *more: str) -> list[str]:
-    places = ["--folder", str(folder / "runs"), "--results", str(folder)]
-    return ["--preset", "smoke", "--device", "cpu", *places, *more]
+def make_args(folder: Path, *args: str) -> list[str]:
+    folders = ["--folder", str(folder / "runs"), "--results", str(folder)]
+    return ["--preset", "smoke", "--device", "cpu", *folders, *args]
 
 
 def read(folder: Path, stem: str) -> dict:
@@ -47,19 +47,19 @@ def read(folder: Path, stem: str) -> dict:
 
 
 def table1(recipe: str) -> Table:
-    wanted = {"recipe": recipe, "data": "mnist"}
-    return next(table for table in iwae_table1.TABLES if table.variant == wanted)
+    variant = {"recipe": recipe, "data": "mnist"}
+    return next(table for table in iwae_table1.TABLES if table.variant == variant)
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("table", EVERY, ids=lambda table: table.stem("any"))
-    def test_the_words_of_every_variant_mean_something(self, table):
+    @pytest.mark.parametrize("table", ALL_TABLES, ids=lambda table: table.stem("any"))
+    def test_arguments_of_every_variant_are_valid(self, table):
         for preset in table.presets:
             for row in (table.rows(preset)[0], table.rows(preset)[-1]):
                 Cell(table, preset, row, runs=Path("nowhere")).check()
 
-    def test_variants_have_files_and_commands_of_their_own(self):
-        assert len({table.stem("small") for table in EVERY}) == len(EVERY)
+    def test_variants_have_distinct_files_and_commands(self):
+        assert len({table.stem("small") for table in ALL_TABLES}) == len(ALL_TABLES)
         assert iwae_table1.TABLE.stem("small") == "iwae_table1-small"
         code = table1("code")
         assert code.stem("small") == "iwae_table1-small-code"
@@ -67,25 +67,25 @@ class TestRecipes:
             "python -m experiments.iwae_table1 --preset small --recipe code --data mnist"
         )
 
-    def test_there_are_twelve_cells_with_the_papers_figures(self):
-        for data, figures in IWAE_TABLE_1.items():
+    def test_table_1_has_twelve_cells_with_published_results(self):
+        for data, published in IWAE_TABLE_1.items():
             table = next(t for t in iwae_table1.TABLES if t.variant["data"] == data)
             assert [*table.cells] == [
-                iwae_row(n, o, k) for n in (1, 2) for o in ("VAE", "IWAE") for k in (1, 5, 50)
+                iwae_row_name(n, o, k) for n in (1, 2) for o in ("VAE", "IWAE") for k in (1, 5, 50)
             ]
-            assert figures.keys() == table.cells.keys()
+            assert published.keys() == table.cells.keys()
         best = IWAE_TABLE_1["mnist"]["2 layers: IWAE, k = 50"]
         assert (best.value, best.units, str(best)) == (-82.90, (26, 7), "−82.90 / 26+7")
         assert "1509.00519, table 1" in best.source
         assert IWAE_TABLE_3["1 layer: VAE, k = 50"].value == -89.05
 
     @pytest.mark.parametrize("recipe", ["text", "code"])
-    def test_the_step_sizes_are_the_papers(self, recipe):
+    def test_step_sizes_follow_the_paper(self, recipe):
         table = table1(recipe)
-        wanted = [1e-3 * 10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
-        if recipe == "code":  # as its authors' code rounds them
+        expected = [1e-3 * 10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
+        if recipe == "code":  # rounded in the authors' code
             rounded = (1, 0.72, 0.52, 0.37, 0.27, 0.19, 0.14, 0.1)
-            wanted = [1e-3 * s for i, s in enumerate(rounded) for _ in range(3**i)]
+            expected = [1e-3 * s for i, s in enumerate(rounded) for _ in range(3**i)]
         for preset, epochs in (("small", 13), ("paper", 3280)):
             cell = Cell(table, preset, "1 layer: VAE, k = 1", runs=Path("nowhere"))
             options = cell.experiment().fit_arguments
@@ -93,31 +93,31 @@ class TestRecipes:
             assert options["batch_size"] == 20
             optimizer = options["optimizer"]([nn.Parameter(torch.zeros(1))])
             schedule = options["schedule"](optimizer)
-            taken = []
+            step_sizes = []
             for _ in range(epochs):
-                taken.append(optimizer.param_groups[0]["lr"])
+                step_sizes.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 schedule.step()
-            np.testing.assert_allclose(taken, wanted[:epochs], rtol=1e-9)
+            np.testing.assert_allclose(step_sizes, expected[:epochs], rtol=1e-9)
 
-    def test_how_text_and_code_differ(self):
-        found = {}
+    def test_differences_between_text_and_code(self):
+        settings_of = {}
         for recipe in ("text", "code"):
             cell = Cell(table1(recipe), "paper", "1 layer: IWAE, k = 5", runs=Path("nowhere"))
             settings = cell.experiment().settings
-            options = cell.experiment().fit_arguments["optimizer"]([nn.Parameter(torch.zeros(1))])
-            group = options.param_groups[0]
-            found[recipe] = (
-                *(type(options).__name__, group["betas"], group["eps"], settings.data.valid),
+            optimizer = cell.experiment().fit_arguments["optimizer"]([nn.Parameter(torch.zeros(1))])
+            group = optimizer.param_groups[0]
+            settings_of[recipe] = (
+                *(type(optimizer).__name__, group["betas"], group["eps"], settings.data.valid),
                 settings.model.decoder.init_args.output_bias,
             )
             assert settings.model.encoder.init_args.init == "glorot"
-        assert found == {
+        assert settings_of == {
             "text": ("Adam", (0.9, 0.999), 20 * 1e-4, 0, None),
             "code": ("AdamFromOne", (0.99, 0.999), 1e-4, 400, "data"),
         }
 
-    def test_table_2_goes_on_with_the_last_stage(self):
+    def test_table_2_repeats_the_last_stage(self):
         for preset, epochs, lr in (("small", 9, 1e-3 * 10 ** (-2 / 7)), ("paper", 2187, 1e-4)):
             cell = Cell(iwae_table2.TABLE, preset, iwae_table2.TO_IWAE, runs=Path("nowhere"))
             options = cell.experiment().fit_arguments
@@ -128,7 +128,7 @@ class TestRecipes:
             assert cell.start.row == "1 layer: VAE, k = 1"
             assert cell.start.table.stem(preset) == f"iwae_table1-{preset}"
 
-    def test_the_authors_recipes_of_vampprior_and_flows(self):
+    def test_recipes_of_vampprior_and_flows(self):
         vamp = Cell(vampprior.TABLE, "paper", "VampPrior", runs=Path("nowhere")).experiment()
         assert (vamp.settings.fit.epochs, vamp.settings.fit.patience) == (2000, 50)
         assert (vamp.settings.data.binarize, vamp.settings.data.valid) == ("static", 10_000)
@@ -161,33 +161,33 @@ class TestOptimizers:
             theta -= 0.1 * m / (1 - 0.9**t) / root
             np.testing.assert_allclose(p.detach().numpy(), theta, rtol=1e-9)
 
-    def test_it_goes_on_from_its_state(self):
+    def test_state_can_be_restored(self):
         def steps(optimizer, p, gradients):
             for gradient in gradients:
                 p.grad = gradient.clone()
                 optimizer.step()
 
         gradients = list(torch.randn(6, 3))
-        whole, part = (nn.Parameter(torch.zeros(3)) for _ in range(2))
-        steps(AdamFromOne([whole]), whole, gradients)
-        first = AdamFromOne([part])
-        steps(first, part, gradients[:2])
-        second = AdamFromOne([part])
+        uninterrupted, resumed = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+        steps(AdamFromOne([uninterrupted]), uninterrupted, gradients)
+        first = AdamFromOne([resumed])
+        steps(first, resumed, gradients[:2])
+        second = AdamFromOne([resumed])
         second.load_state_dict(first.state_dict())
-        steps(second, part, gradients[2:])
-        assert torch.equal(whole, part)
+        steps(second, resumed, gradients[2:])
+        assert torch.equal(uninterrupted, resumed)
 
-    def test_normalised_gradients(self):
+    def test_gradients_are_normalised(self):
         a, b = (nn.Parameter(torch.zeros(4)) for _ in range(2))
-        ours, plain = AdamNormGrad([a], lr=0.1), torch.optim.Adam([b], lr=0.1)
+        normalised, plain = AdamNormGrad([a], lr=0.1), torch.optim.Adam([b], lr=0.1)
         for gradient in torch.randn(5, 4) * torch.tensor([1.0, 1e3, 1e-3, 1.0, 10.0])[:, None]:
             a.grad = gradient.clone()
             b.grad = gradient / (gradient.norm() + 1e-7)
-            ours.step()
+            normalised.step()
             plain.step()
         torch.testing.assert_close(a, b)
 
-    def test_the_last_step_size_stays(self):
+    def test_last_step_size_is_kept(self):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = RoundedSteps(optimizer)
         assert schedule._factor(0) == 1.0
@@ -205,9 +205,9 @@ TOY = Table(
     measures={"size": lambda model, data: {"value": model.prior.latent_dim, "se": 0.25}},
     published={"A": Published(-40.0, "a paper", (2,))},
     claims={
-        "one": claims.higher("A is better than B", "A", "B"),
+        "one": claims.make_ordering_claim("A is better than B", "A", "B"),
         "all": claims.Claim("A gains more", {"A": 2.0, "B": -1.0, "C": -1.0}),
-        "size": claims.higher("A is larger", "A", "B", "size"),
+        "size": claims.make_ordering_claim("A is larger", "A", "B", "size"),
     },
     causes={"": "another seed"},
     train_size=197,
@@ -215,8 +215,8 @@ TOY = Table(
 
 
 class TestClaims:
-    def test_they_are_paired_sums_with_their_errors(self, tmp_path):
-        assert main(TOY, words(tmp_path, "--seeds", "0", "1")) == 0
+    def test_claims_are_paired_sums_with_errors(self, tmp_path):
+        assert main(TOY, make_args(tmp_path, "--seeds", "0", "1")) == 0
         results = read(tmp_path, "toy-smoke")
 
         def log_p(row):
@@ -227,24 +227,26 @@ class TestClaims:
             ("one", log_p("A") - log_p("B")),
             ("all", 2 * log_p("A") - log_p("B") - log_p("C")),
         ):
-            told = results["claims"][name]
-            assert told["value"] == pytest.approx(total.mean())
-            assert told["se"] == pytest.approx(total.std(ddof=1) / math.sqrt(20))
-            assert told["seeds"] == [0, 1]
-            assert told["paired"]
-            assert told["verdict"] == claims.verdict(told["value"], told["se"])
+            claim = results["claims"][name]
+            assert claim["value"] == pytest.approx(total.mean())
+            assert claim["se"] == pytest.approx(total.std(ddof=1) / math.sqrt(20))
+            assert claim["seeds"] == [0, 1]
+            assert claim["paired"]
+            assert claim["verdict"] == claims.claim_verdict(claim["value"], claim["se"])
         size = results["claims"]["size"]
-        # two models of two seeds each: 4 · 0.25² / 2²
+        # two models with two seeds each: 4 · 0.25² / 2²
         assert (size["value"], size["se"]) == (0.0, pytest.approx(0.25))
         assert (size["paired"], size["verdict"]) == (False, "undecided")
-        assert "undecided: A is larger: +0.000 ± 0.250 (not paired)" in collect.text(results)
+        assert "undecided: A is larger: +0.000 ± 0.250 (not paired)" in collect.format_results(
+            results
+        )
 
-    def test_one_whose_rows_are_not_there_is_left_out(self, tmp_path):
-        assert main(TOY, words(tmp_path, "--only", "A", "B")) == 0
+    def test_claims_with_missing_rows_are_omitted(self, tmp_path):
+        assert main(TOY, make_args(tmp_path, "--only", "A", "B")) == 0
         assert [*read(tmp_path, "toy-smoke")["claims"]] == ["one", "size"]
 
     @pytest.mark.parametrize(
-        ("value", "error", "told"),
+        ("value", "error", "verdict"),
         [
             (1.0, 0.4, "holds"),
             (1.0, 0.6, "undecided"),
@@ -254,15 +256,15 @@ class TestClaims:
             (1.0, math.nan, "undecided"),
         ],
     )
-    def test_two_standard_errors_decide(self, value, error, told):
-        assert claims.verdict(value, error) == told
+    def test_two_standard_errors_decide(self, value, error, verdict):
+        assert claims.claim_verdict(value, error) == verdict
 
-    def test_the_papers_own_figures_fulfil_its_orderings(self):
-        """The signs are right: of the published figures all claims of table 1 are positive."""
-        for data, figures in IWAE_TABLE_1.items():
-            for name, claim in iwae_table1.claims().items():
+    def test_published_results_fulfil_the_claims(self):
+        """With correct signs, the claims have positive values for the published results."""
+        for data, published in IWAE_TABLE_1.items():
+            for name, claim in iwae_table1.make_claims().items():
                 values = {
-                    row: sum(figures[row].units) if claim.measure else figures[row].value
+                    row: sum(published[row].units) if claim.measure else published[row].value
                     for row in claim.weights
                 }
                 total = sum(weight * values[row] for row, weight in claim.weights.items())
@@ -273,8 +275,8 @@ class TestClaims:
 
 
 class TestBudget:
-    def test_a_run_says_what_share_of_the_papers_samples_it_saw(self, tmp_path):
-        assert main(TOY, words(tmp_path, "--only", "A")) == 0
+    def test_share_of_the_papers_training_is_recorded(self, tmp_path):
+        assert main(TOY, make_args(tmp_path, "--only", "A")) == 0
         results = read(tmp_path, "toy-smoke")
         row = results["rows"]["A"]
         (record,) = row["runs"]
@@ -294,21 +296,23 @@ class TestBudget:
         }
         assert row["suspected_cause"] == "another seed"
         share = f"{100 * record['budget']['fraction']:.3g} %"
-        assert f"of the samples that the paper's training saw: {share}" in collect.text(results)
+        assert f"training examples seen, relative to the paper: {share}" in collect.format_results(
+            results
+        )
 
-    def test_training_that_ends_by_itself_was_not_cut_short(self, tmp_path):
+    def test_early_stopping_is_recorded(self, tmp_path):
         fit = "--fit.epochs 9 --fit.patience 1 --fit.optimizer SGD --fit.optimizer.lr 1e-30"
         table = replace(TOY, presets={**TOY.presets, "smoke": Preset(fit, 30, 20)}, measures={})
-        assert main(replace(table, claims={}), words(tmp_path, "--only", "A")) == 0
+        assert main(replace(table, claims={}), make_args(tmp_path, "--only", "A")) == 0
         (record,) = read(tmp_path, "toy-smoke")["rows"]["A"]["runs"]
         assert record["budget"]["epochs"] == 2
         assert record["budget"]["ended_by_itself"]
 
 
 class TestTable1:
-    def test_a_vae_and_an_iwae_of_one_draw_are_the_same(self, tmp_path):
+    def test_vae_and_iwae_with_one_sample_are_equal(self, tmp_path):
         rows = ["1 layer: VAE, k = 1", "1 layer: IWAE, k = 1"]
-        assert main(iwae_table1.TABLES, words(tmp_path, "--only", *rows)) == 0
+        assert main(iwae_table1.TABLES, make_args(tmp_path, "--only", *rows)) == 0
         results = read(tmp_path, "iwae_table1-smoke")
         values = [
             results["rows"][row]["runs"][0]["bounds"]["estimates"]["log_evidence"]["value"]
@@ -319,131 +323,137 @@ class TestTable1:
         units = results["rows"][rows[0]]["runs"][0]["measures"]["active units"]
         assert 0 <= units["se"] <= math.sqrt(50) / 2
 
-    def test_the_recipe_of_the_code_is_chosen_and_recorded(self, tmp_path):
+    def test_code_recipe_is_selected_and_recorded(self, tmp_path):
         rows = ["2 layers: IWAE, k = 50"]
-        asked = words(tmp_path, "--recipe", "code", "--only", *rows)
-        assert main(iwae_table1.TABLES, asked) == 0
+        args = make_args(tmp_path, "--recipe", "code", "--only", *rows)
+        assert main(iwae_table1.TABLES, args) == 0
         results = read(tmp_path, "iwae_table1-smoke-code")
         assert results["variant"] == {"recipe": "code", "data": "mnist"}
         (record,) = results["rows"][rows[0]]["runs"]
         assert "--plugin experiments/paper_optimizers.py" in record["fit"]
         assert results["rows"][rows[0]]["published"] == "−82.90 / 26+7"
 
-    def test_omniglot_runs_for_those_who_have_it(self, tmp_path, monkeypatch):
+    def test_omniglot_runs_with_its_file(self, tmp_path, monkeypatch):
         from scipy.io import savemat
 
         letters = np.random.default_rng(0).random((784, 60)).round(2)
         savemat(tmp_path / "chardata.mat", {"data": letters, "testdata": letters[:, :25]})
         monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
         rows = ["1 layer: IWAE, k = 5"]
-        asked = words(tmp_path, "--data", "omniglot", "--only", *rows)
-        assert main(iwae_table1.TABLES, asked) == 0
+        args = make_args(tmp_path, "--data", "omniglot", "--only", *rows)
+        assert main(iwae_table1.TABLES, args) == 0
         row = read(tmp_path, "iwae_table1-smoke-omniglot")["rows"][rows[0]]
         assert row["published"] == "−106.12 / 34"
         assert row["runs"][0]["data"]["name"] == "omniglot"
 
-    def test_omniglot_without_the_file_is_one_sentence(self, tmp_path, monkeypatch, capsys):
+    def test_omniglot_without_its_file_is_a_one_line_error(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
         rows = ["1 layer: IWAE, k = 5"]
-        assert main(iwae_table1.TABLES, words(tmp_path, "--data", "omniglot", "--only", *rows)) == 1
+        assert (
+            main(iwae_table1.TABLES, make_args(tmp_path, "--data", "omniglot", "--only", *rows))
+            == 1
+        )
         err = capsys.readouterr().err
         assert err.startswith(f"{rows[0]}, seed 0: expected the OMNIGLOT file of the IWAE paper ")
         assert err.count("\n") == 1
 
 
 class TestTable2:
-    def test_it_begins_with_the_cell_of_table_1(self, tmp_path, capsys):
+    def test_starts_from_a_cell_of_table_1(self, tmp_path, capsys):
         row = iwae_table2.TO_IWAE
-        assert main(iwae_table2.TABLES, words(tmp_path, "--only", row)) == 0
+        assert main(iwae_table2.TABLES, make_args(tmp_path, "--only", row)) == 0
         cell = Cell(iwae_table2.TABLE, "smoke", row, runs=tmp_path / "runs")
         assert cell.start is not None
-        assert cell.start.missing() is None
+        assert cell.start.incomplete_reason() is None
         assert cell.start.folder == tmp_path / "runs" / "iwae_table1-smoke" / "1-layer-vae-k-1-0"
         results = read(tmp_path, "iwae_table2-smoke")
         (record,) = results["rows"][row]["runs"]
         assert record["start"] == cell.run.read_result()["start"]
-        ours, theirs = (c.run.read_bounds().per_datum["log_evidence"] for c in (cell, cell.start))
+        after, before = (c.run.read_bounds().per_datum["log_evidence"] for c in (cell, cell.start))
         gain = results["claims"]["to IWAE"]
-        assert gain["value"] == pytest.approx((ours - theirs).mean())
-        seen = 150 * 2  # an epoch each
+        assert gain["value"] == pytest.approx((after - before).mean())
+        seen = 150 * 2  # one epoch each
         assert record["budget"]["samples_seen"] == seen
         assert record["budget"]["fraction"] == seen / (60_000 * (3280 + 2187))
-        # the command repeats it from the folder of the repository
+        # the command works in the root of the repository
         assert "--start_from runs/iwae_table1-smoke/1-layer-vae-k-1-0 " in record["fit"]
 
-        # a cell of table 1 that was made anew is another beginning
+        # refused if the cell of table 1 has changed
         weights = cell.start.run.weights
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-        assert main(iwae_table2.TABLES, words(tmp_path, "--only", row)) == 1
-        assert "began with other weights than" in capsys.readouterr().err
+        assert main(iwae_table2.TABLES, make_args(tmp_path, "--only", row)) == 1
+        assert "these have changed since" in capsys.readouterr().err
 
-    def test_it_waits_for_a_cell_that_another_process_is_at(self, tmp_path, capsys):
+    def test_does_not_start_while_another_process_runs_the_first_cell(self, tmp_path, capsys):
         row = iwae_table2.TO_IWAE
         cell = Cell(iwae_table2.TABLE, "smoke", row, runs=tmp_path / "runs")
         assert cell.start is not None
-        with alone(cell.start.folder):
-            assert main(iwae_table2.TABLES, words(tmp_path, "--only", row)) == 1
+        with exclusive_lock(cell.start.folder):
+            assert main(iwae_table2.TABLES, make_args(tmp_path, "--only", row)) == 1
         assert capsys.readouterr().err == (
-            f"{row}, seed 0: begins with 1 layer: VAE, k = 1, seed 0, which another process is at: "
-            f"call this again then\n"
+            f"{row}, seed 0: starts from 1 layer: VAE, k = 1, seed 0, which is running in another "
+            f"process: repeat the command when it is finished\n"
         )
         assert not cell.folder.exists()
 
 
-def row(value=-86.76, paper=-86.5, fraction=1.0, se=0.25, data=10_000, **more) -> dict:
-    """A row of a results file, made up."""
-    estimate = {"value": value, "se_data": se, "se_monte_carlo": more.get("mc", 0.01)}
-    budget = {"fraction": fraction, "ended_by_itself": more.get("ended", False)}
+def row(value=-86.76, paper=-86.5, fraction=1.0, se=0.25, data=10_000, **options) -> dict:
+    """A synthetic row of a results file."""
+    estimate = {"value": value, "se_data": se, "se_monte_carlo": options.get("mc", 0.01)}
+    budget = {"fraction": fraction, "ended_by_itself": options.get("stopped_early", False)}
     run = {
         "bounds": {"estimates": {"log_evidence": estimate}, "num_data": data},
         "data": {"sizes": {"test": 10_000}},
         "budget": {k: v for k, v in budget.items() if v is not None},
     }
-    confirmed = more.get("confirmed", True)
+    confirmed = options.get("confirmed", True)
     record = {"value": paper, "source": "a paper, table 1", "confirmed": confirmed}
-    if "units" in more:
+    if "units" in options:
         record["units"] = [19]
-        run["measures"] = {"active units": {"value": more["units"], "se": None}}
-    cause = {"suspected_cause": more["cause"]} if "cause" in more else {}
+        run["measures"] = {"active units": {"value": options["units"], "se": None}}
+    cause = {"suspected_cause": options["cause"]} if "cause" in options else {}
     return {"runs": [run], "paper": record, "published": str(paper), **cause}
 
 
 class TestVerdicts:
     @pytest.mark.parametrize(
-        ("made", "told"),
+        ("entry", "verdict"),
         [
             (row(), "reproduces"),
-            (row(-87.0), "reproduces"),  # just within
+            (row(-87.0), "reproduces"),  # exactly at the tolerance
             (row(-86.0), "reproduces"),
             (row(-87.01), "disagrees"),
-            (row(-85.9), "disagrees"),  # too good is not reproduced either
+            (row(-85.9), "disagrees"),  # too good is not a reproduction either
             (row(-95.0, fraction=0.004), "short of budget"),
             (row(-87.0, fraction=0.004), "reproduces"),
-            (row(-85.0, fraction=0.004), "disagrees"),  # little training cannot explain that
-            (row(-95.0, fraction=0.5, ended=True), "disagrees"),  # validation ended it
-            (row(-95.0, fraction=None), "short of budget"),  # nobody knows that it was all
-            (row(-87.5, data=500, se=1.2), "short of budget"),  # too few data to tell
+            (
+                row(-85.0, fraction=0.004),
+                "disagrees",
+            ),  # short training does not explain a better result
+            (row(-95.0, fraction=0.5, stopped_early=True), "disagrees"),
+            (row(-95.0, fraction=None), "short of budget"),  # unknown share of training
+            (row(-87.5, data=500, se=1.2), "short of budget"),  # too few examples to decide
             (row(-86.6, data=500, se=1.2), "short of budget"),
             (row(-90.0, data=500, se=1.2), "disagrees"),
-            (row(-86.76, confirmed=False), "not judged"),
-            (row(None), "not judged"),
-            (row(mc=None), "not judged"),  # an error that nobody knows is not none
+            (row(-86.76, confirmed=False), "not compared"),
+            (row(None), "not compared"),
+            (row(mc=None), "not compared"),  # an unknown error is not zero
         ],
     )
-    def test_of_made_up_results(self, made, told):
-        assert verdicts.verdict(verdicts.compared(made)) == told
+    def test_verdicts_of_synthetic_results(self, entry, verdict):
+        assert verdicts.reproduction_verdict(verdicts.compare_row(entry)) == verdict
 
     def test_seeds_are_averaged(self):
-        made = row(-86.0)
-        made["runs"] += row(-87.0, fraction=0.3)["runs"]
-        numbers = verdicts.compared(made)
-        assert (numbers.value, numbers.seeds, numbers.budget) == (-86.5, 2, 0.3)
-        assert not numbers.whole
+        entry = row(-86.0)
+        entry["runs"] += row(-87.0, fraction=0.3)["runs"]
+        comparison = verdicts.compare_row(entry)
+        assert (comparison.value, comparison.seeds, comparison.budget) == (-86.5, 2, 0.3)
+        assert not comparison.full_budget
 
-    def made(self, folder: Path) -> None:
+    def write_results(self, folder: Path) -> None:
         claim = {"sentence": "more is better", "value": 1.0, "se": 0.25, "verdict": "holds"}
-        found = {
-            "name": "made_up",
+        results = {
+            "name": "synthetic",
             "preset": "small",
             "variant": {"recipe": "code"},
             "rows": {
@@ -457,105 +467,107 @@ class TestVerdicts:
             },
             "missing": {"third, seed 0": "not started"},
         }
-        (folder / "made_up-small.json").write_text(json.dumps(found), encoding="utf-8")
-        smoke = json.dumps({**found, "preset": "smoke"})
-        (folder / "made_up-smoke.json").write_text(smoke, encoding="utf-8")
+        (folder / "synthetic-small.json").write_text(json.dumps(results), encoding="utf-8")
+        smoke = json.dumps({**results, "preset": "smoke"})
+        (folder / "synthetic-smoke.json").write_text(smoke, encoding="utf-8")
         (folder / "other.json").write_text("[1]", encoding="utf-8")
 
     TABLE = """\
-**`made_up`** small code; a paper, table 1
+**`synthetic`** small code; a paper, table 1
 
-| | ours ± se | paper | of its training | verdict |
+| | ours ± se | paper | share of training | verdict |
 | --- | --- | --- | --- | --- |
 | first | -86.76 ± 0.25 / 12 | -86.5 | 100 % | reproduces |
 | second | -80.00 ± 0.25 | -86.5 | 100 % | disagrees: a wrong sign |
 
-| the paper says | ours ± se | verdict |
+| claim of the paper | ours ± se | verdict |
 | --- | --- | --- |
 | more is better | +1.00 ± 0.25 | holds |
 | more is better | +1.00 ± 0.25 units | holds |
 
 Missing: third, seed 0."""
 
-    def test_a_figure_says_of_which_paper_and_how_much_of_its_training(self):
+    def test_title_has_the_paper_and_the_share_of_its_training(self):
         budgets = [{"budget": {"fraction": share}} for share in (0.1, 0.1, 0.25)]
         claim = {"sentence": "it rises", "value": 1.0, "se": None, "verdict": "holds"}
-        found = {
+        results = {
             "name": "curve",
             "preset": "small",
             "rows": {"a": {"runs": budgets}},
             "paper": {"source": "a paper, figure 2"},
             "claims": {"one": claim},
         }
-        assert verdicts.block([found]).splitlines()[0] == (
-            "**`curve`** small; a paper, figure 2; 10 %, 25 % of its training"
+        assert verdicts.format_section([results]).splitlines()[0] == (
+            "**`curve`** small; a paper, figure 2; 10 %, 25 % of the paper's training"
         )
 
     @pytest.mark.parametrize(
-        ("fractions", "more", "cause"),
+        ("fractions", "extra", "cause"),
         [
             ((1.0, 0.5, 0.1), {}, "short of budget"),
             ((1.0, 1.0, 0.1), {"weights": {"a": 1.0, "b": -1.0, "before: c": 1.0}}, "a wrong sign"),
-            ((1.0, 1.0, 1.0), {"weights": {"c": 1.0}}, "the cause is not known"),
+            ((1.0, 1.0, 1.0), {"weights": {"c": 1.0}}, "cause unknown"),
             ((0.1, 0.1, 0.1), {"suspected_cause": "another split"}, "another split"),
         ],
     )
-    def test_what_is_reversed_has_a_suspected_cause(self, fractions, more, cause):
+    def test_reversed_claims_have_a_suspected_cause(self, fractions, extra, cause):
         budgets = [{"fraction": share, "ended_by_itself": False} for share in fractions]
         rows = {n: {"runs": [{"budget": b}]} for n, b in zip("abc", budgets, strict=True)}
         rows["b"]["suspected_cause"] = "a wrong sign"
-        claim = {"sentence": "it rises", "value": -1.0, "se": 0.1, "verdict": "reversed", **more}
-        found = {"name": "made_up", "preset": "small", "rows": rows, "claims": {"one": claim}}
-        *_, line = verdicts.block([found]).splitlines()
+        claim = {"sentence": "it rises", "value": -1.0, "se": 0.1, "verdict": "reversed", **extra}
+        results = {"name": "synthetic", "preset": "small", "rows": rows, "claims": {"one": claim}}
+        *_, line = verdicts.format_section([results]).splitlines()
         assert line == f"| it rises | -1.00 ± 0.10 | reversed: {cause} |"
 
-    def test_the_table_is_printed_and_put_between_the_marks(self, tmp_path, monkeypatch, capsys):
-        self.made(tmp_path)
-        readme = tmp_path / "README.md"
-        old = "before\n<!-- papers -->\nold\n<!-- /papers -->\nafter\n"
-        readme.write_text(old, encoding="utf-8")
+    def test_section_is_printed_and_written_between_the_marks(self, tmp_path, monkeypatch, capsys):
+        self.write_results(tmp_path)
+        document = tmp_path / "reproductions.md"
+        text = "before\n<!-- papers -->\nold\n<!-- /papers -->\nafter\n"
+        document.write_text(text, encoding="utf-8")
         monkeypatch.chdir(ROOT)
-        asked = ["--results", str(tmp_path), "--readme", str(readme)]
-        assert app.main(["experiment", "--table", *asked]) == 0
+        args = ["--results", str(tmp_path), "--document", str(document)]
+        assert app.main(["experiment", "--table", *args]) == 0
         assert capsys.readouterr().out == self.TABLE + "\n"
-        assert readme.read_text(encoding="utf-8") == (
+        assert document.read_text(encoding="utf-8") == (
             f"before\n<!-- papers -->\n{self.TABLE}\n<!-- /papers -->\nafter\n"
         )
-        assert verdicts.fill("no marks", self.TABLE) == "no marks"
+        assert verdicts.insert_section("no marks", self.TABLE) == "no marks"
 
-    def test_the_readme_has_what_the_committed_results_say(self):
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert verdicts.fill(readme, verdicts.block(list(verdicts.results()))) == readme, (
-            "`pyro-vae experiment --table` writes it"
+    def test_document_matches_the_committed_results(self):
+        document = (ROOT / "docs" / "reproductions.md").read_text(encoding="utf-8")
+        section = verdicts.format_section(list(verdicts.read_all_results()))
+        assert section in document
+        assert verdicts.insert_section(document, section) == document, (
+            "run `pyro-vae experiment --table`"
         )
 
-    def test_damaged_results_are_one_sentence(self, tmp_path, capsys):
-        (tmp_path / "made_up-small.json").write_text("{", encoding="utf-8")
+    def test_damaged_results_are_a_one_line_error(self, tmp_path, capsys):
+        (tmp_path / "synthetic-small.json").write_text("{", encoding="utf-8")
         assert verdicts.main(["--results", str(tmp_path)]) == 1
         err = capsys.readouterr().err
-        assert err.startswith(f"verdicts: {tmp_path / 'made_up-small.json'} is damaged")
+        assert err.startswith(f"verdicts: {tmp_path / 'synthetic-small.json'} is damaged")
         assert err.count("\n") == 1
 
 
 class TestCommand:
-    def test_it_is_the_script(self, tmp_path, monkeypatch):
+    def test_runs_the_script(self, tmp_path, monkeypatch):
         monkeypatch.chdir(ROOT)
         before = sys.path[:], sys.argv
         row = "1 layer: IWAE, k = 5"
-        assert app.main(["experiment", "iwae_table3", *words(tmp_path, "--only", row)]) == 0
+        assert app.main(["experiment", "iwae_table3", *make_args(tmp_path, "--only", row)]) == 0
         results = read(tmp_path, "iwae_table3-smoke")
         assert [*results["rows"]] == [row]
         assert results["variant"] == {"recipe": "text", "binarisation": "ours"}
         assert (sys.path, sys.argv) == before
 
-    def test_its_status_is_the_scripts(self, tmp_path, monkeypatch, capsys):
+    def test_returns_the_status_of_the_script(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
-        assert app.main(["experiment", "vampprior", *words(tmp_path), "--table"]) == 1
+        assert app.main(["experiment", "vampprior", *make_args(tmp_path), "--table"]) == 1
         err = capsys.readouterr().err
         file = tmp_path / "vampprior-smoke.json"
         assert err.startswith(f"vampprior: expected results in {file};")
 
-    def test_an_unknown_name(self, monkeypatch, capsys):
+    def test_unknown_name_is_a_one_line_error(self, monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
         assert app.main(["experiment", "iwae_table"]) == 1
         err = capsys.readouterr().err
@@ -563,7 +575,7 @@ class TestCommand:
         assert "got 'iwae_table'; did you mean iwae_table" in err
         assert err.count("\n") == 1
 
-    def test_its_help_names_the_scripts(self, monkeypatch, capsys):
+    def test_help_lists_the_scripts(self, monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
         assert app.main(["experiment"]) == 0
         out = capsys.readouterr().out
@@ -572,13 +584,13 @@ class TestCommand:
 
     def test_outside_of_the_repository(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        # a folder of the same name is not ours
+        # an unrelated folder with the same name
         (tmp_path / "experiments").mkdir()
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in (str(ROOT), "")])
         for name in [n for n in sys.modules if n.partition(".")[0] == "experiments"]:
             monkeypatch.delitem(sys.modules, name)
         assert app.main(["experiment", "priors"]) == 1
         assert capsys.readouterr().err == (
-            f"pyro-vae: expected the folder experiments, which is no part of the installed "
-            f"package; found none in {tmp_path}: call this from the folder of the repository\n"
+            f"pyro-vae: expected the folder experiments, which is not installed with the package; "
+            f"found none in {tmp_path}: run this command from a clone of the repository\n"
         )

@@ -1,4 +1,4 @@
-"""Turns of a benchmark that count: while the machine gives every core, and a cache they share."""
+"""Selection of steady benchmark turns: all cores and a shared cache must be available."""
 
 from __future__ import annotations
 
@@ -15,79 +15,81 @@ import rounds
 import steady
 
 
-class Looks:
-    """A worker that answers with one speed-up, and one rate of handing over, after the other."""
+class FakeChecks:
+    """A worker that answers with a sequence of speed-ups and exchange rates."""
 
-    def __init__(self, *found: float | tuple[float, float]) -> None:
-        self.found = [look if isinstance(look, tuple) else (look, 100.0) for look in found]
+    def __init__(self, *checks: float | tuple[float, float]) -> None:
+        self.checks = [check if isinstance(check, tuple) else (check, 100.0) for check in checks]
 
     def ask(self, **request):
-        return {"values": [*self.found.pop(0)]}
+        return {"values": [*self.checks.pop(0)]}
 
 
 @pytest.mark.parametrize(
-    ("found", "counts"),
+    ("checks", "is_steady"),
     [
-        ([1.9, 1.8], True),  # there before and after
-        ([1.1, 1.2, 1.7, 1.9], True),  # waited for
-        ([1.9, 1.1], False),  # lost on the way
+        ([1.9, 1.8], True),  # available before and after
+        ([1.1, 1.2, 1.7, 1.9], True),  # available after waiting
+        ([1.9, 1.1], False),  # lost during the turn
         ([(1.9, 100.0), (1.9, 70.0)], True),
-        ([(1.9, 100.0), (1.9, 30.0)], False),  # moved to where they share none
+        ([(1.9, 100.0), (1.9, 30.0)], False),  # moved to cores without a shared cache
     ],
 )
-def test_a_turn_counts_while_every_core_is_there(found, counts, monkeypatch):
+def test_turn_is_steady_if_all_cores_are_available(checks, is_steady, monkeypatch):
     monkeypatch.setattr(steady, "_PAUSE", 0)
-    looks: Any = Looks(*found)
-    turn = steady.Cores(looks, 2).turn(lambda: {"seconds": 3.0})
-    assert turn == steady.Turn({"seconds": 3.0}, counts)
-    assert not looks.found
-    assert steady.Cores(None, 2).turn(dict).steady
+    worker: Any = FakeChecks(*checks)
+    turn = steady.CoreMonitor(worker, 2).run_turn(lambda: {"seconds": 3.0})
+    assert turn == steady.Turn({"seconds": 3.0}, is_steady)
+    assert not worker.checks
+    assert steady.CoreMonitor(None, 2).run_turn(dict).steady
 
 
-def test_cores_that_share_no_cache_are_waited_for(monkeypatch):
+def test_monitor_waits_for_a_shared_cache(monkeypatch):
     monkeypatch.setattr(steady, "_PAUSE", 0)
-    looks: Any = Looks((1.9, 100.0), (1.9, 100.0), (1.9, 20.0), (1.9, 90.0), (1.9, 95.0))
-    cores = steady.Cores(looks, 2)
-    assert cores.turn(dict).steady
-    assert cores.turn(dict).steady
-    assert not looks.found
+    worker: Any = FakeChecks((1.9, 100.0), (1.9, 100.0), (1.9, 20.0), (1.9, 90.0), (1.9, 95.0))
+    monitor = steady.CoreMonitor(worker, 2)
+    assert monitor.run_turn(dict).steady
+    assert monitor.run_turn(dict).steady
+    assert not worker.checks
 
 
-def test_cores_that_never_come_do_not_hold_everything_up(monkeypatch):
+def test_monitor_stops_waiting_after_the_maximum_number_of_checks(monkeypatch):
     monkeypatch.setattr(steady, "_PAUSE", 0)
-    looks: Any = Looks(*[1.0] * steady._LOOKS)
-    assert not steady.Cores(looks, 2).turn(dict).steady
+    worker: Any = FakeChecks(*[1.0] * steady._MAX_CHECKS)
+    assert not steady.CoreMonitor(worker, 2).run_turn(dict).steady
 
 
-def test_unsteady_turns_are_made_up_for_and_left_out():
-    steadily = iter([True, False, True, True, True, True])
-    turns = rounds.interleaved(
+def test_unsteady_turns_are_repeated_and_excluded():
+    steadiness = iter([True, False, True, True, True, True])
+    turns = rounds.interleave(
         ["a"],
         3,
-        lambda name: steady.Turn({"seconds": 1.0}, next(steadily)),
-        lambda found: steady.enough(found, 3),
+        lambda name: steady.Turn({"seconds": 1.0}, next(steadiness)),
+        lambda turns: steady.has_enough_steady_turns(turns, 3),
     )
     assert [turn.steady for turn in turns["a"]] == [True, False, True, True]
-    seconds = steady.counted(turns)["a"]
+    seconds = steady.select_seconds(turns)["a"]
     assert [math.isnan(s) for s in seconds] == [False, True, False, False]
-    # in the round that does not count for one, there is no ratio
-    found = rounds.ratio(seconds, [2.0, 0.1, 2.0, 2.0])
-    assert found == {"median": 0.5, "quartiles": [0.5, 0.5], "range": [0.5, 0.5]}
+    # a round that is unsteady for one contender has no ratio
+    summary = rounds.summarise_ratio(seconds, [2.0, 0.1, 2.0, 2.0])
+    assert summary == {"median": 0.5, "quartiles": [0.5, 0.5], "range": [0.5, 0.5]}
 
 
-def _row(steadily):
-    return [steady.Turn({"seconds": 1.0}, there == "1") for there in steadily]
+def _make_turns(steadiness: str) -> list[steady.Turn]:
+    return [steady.Turn({"seconds": 1.0}, flag == "1") for flag in steadiness]
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "left_out"),
+    ("ours", "theirs", "num_excluded"),
     [
         ("11101", "01111", (1, 1)),  # three rounds in common
-        ("11010", "01111", (0, 0)),  # two: there is no telling with which machine
+        ("11010", "01111", (0, 0)),  # two rounds in common: too few
         ("00000", "11111", (0, 0)),
     ],
 )
-def test_where_two_share_hardly_a_steady_round_all_count(ours, theirs, left_out):
-    seconds = steady.counted({"ours": _row(ours), "theirs": _row(theirs), "limit": _row("11111")})
-    found = [sum(map(math.isnan, seconds[name])) for name in ("ours", "theirs")]
-    assert tuple(found) == left_out
+def test_all_rounds_count_if_too_few_steady_rounds_are_shared(ours, theirs, num_excluded):
+    seconds = steady.select_seconds(
+        {"ours": _make_turns(ours), "theirs": _make_turns(theirs), "limit": _make_turns("11111")}
+    )
+    counts = [sum(map(math.isnan, seconds[name])) for name in ("ours", "theirs")]
+    assert tuple(counts) == num_excluded

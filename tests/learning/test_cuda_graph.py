@@ -1,4 +1,4 @@
-"""Captured steps, with a graph of Python's in the place of a GPU's."""
+"""CUDA graph capture of training steps, with a fake CUDA graph on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from pyro_vae.learning.cuda_graph import CudaGraph, make_capturable
+from pyro_vae.learning.cuda_graph import CudaGraph, enable_capturable
 
 
 class Stream:
@@ -20,26 +20,26 @@ class Stream:
 
 
 class Graph:
-    """Replays by calling the function that was recorded."""
+    """Fake CUDA graph whose replay calls the recorded function."""
 
     replays = 0
 
     def replay(self):
         Graph.replays += 1
-        ONE["captured"]._output.copy_(function(*ONE["captured"]._inputs))
+        STATE["captured"]._output.copy_(function(*STATE["captured"]._inputs))
 
 
-ONE: dict = {}
+STATE: dict = {}
 
 
 def function(x):
-    ONE["calls"] = ONE.get("calls", 0) + 1
+    STATE["calls"] = STATE.get("calls", 0) + 1
     return (2 * x).sum()
 
 
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    ONE.clear()
+def fake_cuda(monkeypatch):
+    STATE.clear()
     Graph.replays = 0
 
     @contextmanager
@@ -53,42 +53,42 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", record)
 
 
-def test_replays_after_the_warm_up_with_the_inputs_of_each_call():
-    ONE["captured"] = captured = CudaGraph(function, [torch.zeros(3)])
+def test_replays_with_new_inputs_after_warm_up():
+    STATE["captured"] = captured = CudaGraph(function, [torch.zeros(3)])
     results = [captured(torch.full((3,), float(i))) for i in range(6)]
-    # each its own tensor, which later replays leave alone
+    # every result is a separate tensor that later replays do not overwrite
     assert [float(r) for r in results] == [6.0 * i for i in range(6)]
     assert Graph.replays == 3
 
 
-def test_what_cannot_be_captured_runs_kernel_by_kernel(monkeypatch, caplog):
+def test_runs_eagerly_if_capture_fails(monkeypatch, caplog):
     @contextmanager
-    def refuse(graph, stream):
+    def fail(graph, stream):
         yield
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda, "graph", fail)
     captured = CudaGraph(function, [torch.zeros(3)])
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         results = [float(captured(torch.full((3,), float(i)))) for i in range(6)]
     assert results == [6.0 * i for i in range(6)] and Graph.replays == 0
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "steps are not captured as a CUDA graph: operation not permitted when stream is capturing"
     ]
 
 
-def test_schedules_change_a_capturable_step_size_in_place():
+def test_schedules_update_a_capturable_learning_rate_in_place():
     weight = torch.nn.Parameter(torch.ones(2))
     adam, sgd = torch.optim.Adam([weight], lr=0.1), torch.optim.SGD([weight], lr=0.1)
     for optimizer in (adam, sgd):
-        make_capturable(optimizer)
+        enable_capturable(optimizer)
     (group,) = adam.param_groups
     lr = group["lr"]
     assert group["capturable"] and torch.is_tensor(lr) and sgd.param_groups[0]["lr"] == 0.1
     schedule = torch.optim.lr_scheduler.StepLR(adam, 1, gamma=0.5)
     weight.grad = torch.zeros(2)
-    adam.param_groups[0]["capturable"] = False  # there is no GPU to step on
+    adam.param_groups[0]["capturable"] = False  # no GPU to step on
     adam.step()
     schedule.step()
     assert group["lr"] is lr and float(lr) == pytest.approx(0.05)

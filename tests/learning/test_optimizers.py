@@ -1,4 +1,4 @@
-"""One optimiser over all parameters does what one per parameter does."""
+"""``FusedOptimizer`` and ``FusedAdamStepper`` against Pyro's and torch's optimizers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def _train(make, steps=20):
         (partial(torch.optim.Adam, lr=0.01), lambda: pyro.optim.Adam({"lr": 0.01})),
         (partial(torch.optim.Adagrad, lr=0.1), lambda: pyro.optim.Adagrad({"lr": 0.1})),
         (partial(torch.optim.SGD, lr=0.001), lambda: pyro.optim.SGD({"lr": 0.001})),
-        # has no fused form
+        # no fused implementation
         (partial(torch.optim.RMSprop, lr=0.01), lambda: pyro.optim.RMSprop({"lr": 0.01})),
     ],
 )
-def test_same_steps_as_pyro_s(ours, theirs):
+def test_steps_equal_those_of_pyro_optimizers(ours, theirs):
     (losses, weights), (expected_losses, expected) = (
         _train(lambda: FusedOptimizer(ours)),
         _train(theirs),
@@ -50,7 +50,7 @@ def test_same_steps_as_pyro_s(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_fused_where_torch_has_it_unless_the_user_chose():
+def test_fused_by_default():
     parameter = {"p": torch.nn.Parameter(torch.zeros(3))}
     for factory, fused in (
         (torch.optim.Adam, True),
@@ -61,7 +61,7 @@ def test_fused_where_torch_has_it_unless_the_user_chose():
         assert optim.optimizer.defaults["fused"] is fused
 
 
-def test_clips_the_norm_of_all_parameters_together():
+def test_clips_the_global_gradient_norm():
     a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     optim = FusedOptimizer(partial(torch.optim.SGD, lr=1.0), clip_norm=5.0)
     optim.add({"a": a, "b": b})
@@ -73,7 +73,7 @@ def test_clips_the_norm_of_all_parameters_together():
         FusedOptimizer(torch.optim.Adam, clip_norm=0.0)
 
 
-def test_state_goes_on_where_it_stopped():
+def test_state_round_trip():
     def steps(optim, parameter, count):
         for _ in range(count):
             parameter.grad = 2 * parameter.detach() - 1
@@ -83,14 +83,14 @@ def test_state_goes_on_where_it_stopped():
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
     optim.add({"p": whole})
     steps(optim, whole, 3)
-    # copies, as a file would give: the state is the optimiser's own tensors
+    # copy the state, because it shares the optimizer's tensors
     state, half = copy.deepcopy(optim.get_state()), torch.nn.Parameter(whole.detach().clone())
     assert state["names"] == ["p"]
     steps(optim, whole, 3)
     for early in (True, False):
         part = torch.nn.Parameter(half.detach().clone())
         again = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
-        if early:  # before the parameter is known
+        if early:  # before the parameter is added
             again.set_state(copy.deepcopy(state))
             again.add({"p": part})
         else:
@@ -100,8 +100,8 @@ def test_state_goes_on_where_it_stopped():
         assert torch.equal(part, whole)
 
 
-def test_parameters_that_take_no_part_stay_where_they_are():
-    # two models may share one optimiser; momentum must not move the absent one
+def test_absent_parameters_do_not_move():
+    # momentum must not move the parameters of another model with the same optimizer
     a, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
     optim.add({"a": a, "b": b})
@@ -115,7 +115,7 @@ def test_parameters_that_take_no_part_stay_where_they_are():
     assert float(b.detach()) == pytest.approx(0.7, abs=1e-5)
 
 
-# lists that are gathered once
+# FusedAdamStepper
 
 
 def _weights(count=3):
@@ -123,20 +123,20 @@ def _weights(count=3):
     return [torch.nn.Parameter(torch.randn(n + 2, generator=generator)) for n in range(count)]
 
 
-def _stepped(gathered, make, each, steps=12):
-    """Weights and state after steps, with the gathered lists or with torch's own method."""
+def _run_steps(cached, make, before_step, steps=12):
+    """Return weights and state after some steps, with cached lists or ``Optimizer.step``."""
     weights = _weights()
     optimizer = make(weights)
     stepper = FusedAdamStepper(optimizer)
     for step in range(steps):
         for p in weights:
             p.grad = torch.sin(3 * p.detach()) + 0.1 * step
-        each(step, optimizer, weights)
-        stepper.step() if gathered else optimizer.step()
+        before_step(step, optimizer, weights)
+        stepper.step() if cached else optimizer.step()
     return [p.detach() for p in weights], optimizer.state_dict()
 
 
-def _nothing(step, optimizer, weights):
+def _no_change(step, optimizer, weights):
     pass
 
 
@@ -145,25 +145,27 @@ def _reload(step, optimizer, weights):
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
-def _join(step, optimizer, weights):
+def _add_parameter(step, optimizer, weights):
     if step == 4:
         weights.append(torch.nn.Parameter(torch.ones(2)))
         weights[-1].grad = torch.ones(2)
         optimizer.add_param_group({"params": [weights[-1]], "lr": 0.5})
 
 
-def _absent(step, optimizer, weights):
+def _drop_gradient(step, optimizer, weights):
     if step in (3, 7):
         weights[1].grad = None
 
 
-def _schedule(step, optimizer, weights):
+def _change_hyperparameters(step, optimizer, weights):
     for group in optimizer.param_groups:
         group["lr"] = 0.1 / (1 + step)
         group["betas"] = (0.8, 0.99)
 
 
-@pytest.mark.parametrize("each", [_nothing, _reload, _join, _absent, _schedule])
+@pytest.mark.parametrize(
+    "before_step", [_no_change, _reload, _add_parameter, _drop_gradient, _change_hyperparameters]
+)
 @pytest.mark.parametrize(
     "make",
     [
@@ -175,44 +177,45 @@ def _schedule(step, optimizer, weights):
         partial(torch.optim.NAdam, lr=0.1),
     ],
 )
-def test_gathered_steps_are_the_optimizers_own(make, each):
-    weights, state = _stepped(True, make, each)
-    expected, expected_state = _stepped(False, make, each)
+def test_cached_steps_equal_optimizer_steps(make, before_step):
+    weights, state = _run_steps(True, make, before_step)
+    expected, expected_state = _run_steps(False, make, before_step)
     for a, b in zip(weights, expected, strict=True):
         assert torch.equal(a, b)
     assert state["param_groups"] == expected_state["param_groups"]
-    for key, row in expected_state["state"].items():
-        assert all(torch.equal(state["state"][key][name], value) for name, value in row.items())
+    for key, expected_row in expected_state["state"].items():
+        row = state["state"][key]
+        assert all(torch.equal(row[name], value) for name, value in expected_row.items())
 
 
-def test_weights_of_two_types_are_stepped_each_in_its_own():
+def test_mixed_dtypes():
     weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2).double())]
     stepper = FusedAdamStepper(torch.optim.Adam(weights, lr=0.1, fused=True))
     for step in range(1, 4):
         for p in weights:
             p.grad = torch.ones_like(p)
         stepper.step()
-        for p in weights:  # of a constant gradient Adam's steps are as long as its step size
+        for p in weights:  # with a constant gradient, every Adam step has length lr
             torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - 0.1 * step))
 
 
-def test_adams_own_method_steps_only_when_it_must():
+def test_falls_back_to_optimizer_step_only_if_needed():
     calls = []
 
-    class Watched(FusedAdamStepper):
-        def _gather(self):
+    class Recording(FusedAdamStepper):
+        def _cache_groups(self):
             calls.append(1)
-            super()._gather()
+            super()._cache_groups()
 
     weights = _weights()
     optimizer = torch.optim.Adam(weights, lr=0.1, fused=True)
-    stepper = Watched(optimizer)
+    stepper = Recording(optimizer)
     for _ in range(6):
         for p in weights:
             p.grad = torch.ones_like(p)
         stepper.step()
     assert len(calls) == 1
-    # a schedule that counts steps, and a hook, must see one
+    # schedulers that count steps and hooks must see the steps
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -226,7 +229,7 @@ def test_adams_own_method_steps_only_when_it_must():
     assert len(hooked) == 2
 
 
-def test_hooks_of_all_optimizers_see_every_step():
+def test_global_hooks_see_every_step():
     weights, hooked = _weights(), []
     stepper = FusedAdamStepper(torch.optim.Adam(weights, lr=0.1, fused=True))
     for p in weights:

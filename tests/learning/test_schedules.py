@@ -1,4 +1,4 @@
-"""β over the epochs, and the ELBO whose gradient it weighs."""
+"""Schedules of β and the ELBO weighted by β."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from linear_gaussian import LinearGaussian
 from pyro.infer import SVI
 
 import pyro_vae as pv
-from pyro_vae.config.catalogue import overview
+from pyro_vae.config.catalogue import list_components
 from pyro_vae.learning.objectives import ELBO
 from pyro_vae.learning.objectives.base import StepInfo
 from pyro_vae.learning.schedules import Cyclical, LinearWarmUp
@@ -29,13 +29,13 @@ X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
         (Cyclical(4, rising=1.0, start=0.5), {0: 0.5, 2: 0.75, 3: 0.875, 4: 0.5}),
     ],
 )
-def test_schedules(schedule, values):
+def test_values_by_epoch(schedule, values):
     for epoch, value in values.items():
         assert schedule(epoch) == pytest.approx(value)
 
 
 def _gradients(objective, vae, terms):
-    """Gradients of an objective, and of its terms written out, on the same noise."""
+    """Return gradients of an objective and of explicit terms, with the same noise."""
     rows = []
     for run in (lambda: objective.loss_and_grads(vae.model, vae.guide, X), terms):
         vae.zero_grad()
@@ -50,7 +50,7 @@ def _gradients(objective, vae, terms):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
 @pytest.mark.parametrize("analytic_kl", [False, True])
 @pytest.mark.parametrize("prior", ["DiagonalNormal", "MixtureOfNormals"])
-def test_the_gradient_is_that_of_the_weighed_terms(beta, analytic_kl, prior):
+def test_gradient_equals_that_of_the_weighted_terms(beta, analytic_kl, prior):
     vae = small_vae(PRIORS[prior]).double()
     objective = ELBO(analytic_kl=analytic_kl, beta=beta)
     objective.loss(vae.model, vae.guide, X)
@@ -70,7 +70,7 @@ def test_the_gradient_is_that_of_the_weighed_terms(beta, analytic_kl, prior):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 3.0])
-def test_what_is_reported_is_the_elbo_itself(beta):
+def test_loss_is_the_unweighted_elbo(beta):
     program = LinearGaussian(2, shift=0.5, inflate=1.3)
     x = program.sample(3)
     elbo = float(program.log_evidence(x).sum()) - 3 * program.divergence
@@ -83,42 +83,42 @@ def test_what_is_reported_is_the_elbo_itself(beta):
     assert abs(values.mean() - elbo) < 5 * values.std() / 20**0.5
 
 
-def test_fit_tells_the_schedule_where_it_is():
-    seen = []
+def test_fit_passes_the_epoch_to_the_schedule():
+    epochs = []
 
-    class Noted(LinearWarmUp):
+    class Recording(LinearWarmUp):
         def __call__(self, epoch):
-            seen.append(epoch)
+            epochs.append(epoch)
             return super().__call__(epoch)
 
     vae = small_vae()
-    pv.fit(vae, X.float().repeat(5, 1), objective=ELBO(beta=Noted(2)), epochs=3, batch_size=4)
-    # ten data by four: three steps in each epoch
-    assert seen[-9:] == pytest.approx([i / 3 for i in range(9)])
+    pv.fit(vae, X.float().repeat(5, 1), objective=ELBO(beta=Recording(2)), epochs=3, batch_size=4)
+    # ten examples in minibatches of four: three steps per epoch
+    assert epochs[-9:] == pytest.approx([i / 3 for i in range(9)])
 
 
 @pytest.mark.parametrize("make", [ELBO, pv.objectives.EnumeratedELBO])
-def test_without_the_epoch_it_says_how(make):
-    """It would stay at its start for ever: at β = 0, of a warm-up."""
+def test_requires_the_epoch(make):
+    """Without the epoch, a warm-up would stay at β = 0."""
     vae, objective = small_vae().double(), make(beta=LinearWarmUp(10))
-    objective.loss(vae.model, vae.guide, X)  # the bound itself needs none
+    objective.loss(vae.model, vae.guide, X)  # the loss does not depend on β
     for run in (objective.loss_and_grads, objective.differentiable_loss):
         with pytest.raises(
-            ValueError, match=r"the epoch, with which LinearWarmUp\(.*at\(StepInfo\("
+            ValueError, match=r"the current epoch, to evaluate LinearWarmUp\(.*set_step\(StepInfo\("
         ):
             run(vae.model, vae.guide, X)
-    objective.at(StepInfo(epoch=2.0))
+    objective.set_step(StepInfo(epoch=2.0))
     assert objective.loss_and_grads(vae.model, vae.guide, X) > 0
 
 
 def test_public_names():
     assert {"Cyclical", "FreeBits", "LinearWarmUp", "StepInfo"} <= set(pv.learning.__all__)
     assert pv.objectives.ELBO(beta=pv.learning.LinearWarmUp(10)).beta == LinearWarmUp(10)
-    listed = overview("objectives")
+    listed = list_components("objectives")
     assert "LinearWarmUp" not in listed and "FreeBits" not in listed and "  ELBO " in listed
 
 
-def test_beta_of_zero_learns_to_reconstruct_alone():
+def test_beta_zero_ignores_the_kl():
     x = torch.bernoulli(torch.rand(40, 3))
     adam = partial(torch.optim.Adam, lr=0.02)
     kls = {}
@@ -131,28 +131,28 @@ def test_beta_of_zero_learns_to_reconstruct_alone():
     assert kls[0.0] > 3 * kls[1.0]
 
 
-def test_a_resumed_fit_goes_on_where_the_schedule_was(tmp_path):
+def test_resumed_run_continues_the_schedule(tmp_path):
     x = torch.bernoulli(torch.rand(40, 3))
-    whole, broken = (small_vae() for _ in range(2))
-    broken.load_state_dict(whole.state_dict())
+    uninterrupted, resumed = (small_vae() for _ in range(2))
+    resumed.load_state_dict(uninterrupted.state_dict())
     fit = partial(pv.fit, objective=ELBO(beta=LinearWarmUp(6)), batch_size=16)
-    fit(whole, x, epochs=4)
-    fit(broken, x, epochs=2, checkpoint=tmp_path / "state.pt")
-    fit(broken, x, epochs=4, checkpoint=tmp_path / "state.pt", resume=True)
-    for a, b in zip(whole.parameters(), broken.parameters(), strict=True):
+    fit(uninterrupted, x, epochs=4)
+    fit(resumed, x, epochs=2, checkpoint=tmp_path / "state.pt")
+    fit(resumed, x, epochs=4, checkpoint=tmp_path / "state.pt", resume=True)
+    for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     other = partial(pv.fit, objective=ELBO(beta=LinearWarmUp(7)), batch_size=16)
     with pytest.raises(ValueError, match="another objective"):
         other(small_vae(), x, epochs=4, checkpoint=tmp_path / "state.pt", resume=True)
 
 
-def test_plain_svi_takes_it():
+def test_schedules_with_plain_svi():
     vae = small_vae().double()
     objective = ELBO(beta=Cyclical(2))
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), objective)
     losses = []
     for step in range(200):
-        objective.at(StepInfo(step / 20))
+        objective.set_step(StepInfo(step / 20))
         losses.append(svi.step(X))
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
 
@@ -168,6 +168,6 @@ def test_plain_svi_takes_it():
         (lambda: Cyclical(period=float("inf")), "expected period > 0 and finite; got inf"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_rejects_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

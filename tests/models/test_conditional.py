@@ -1,4 +1,4 @@
-"""A VAE of data given a condition, held to a linear-Gaussian one whose log p(x|c) is known."""
+"""Conditional VAE, compared with a linear-Gaussian model with known log p(x|c)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyro
 import pytest
 import streams
 import torch
-from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, SMALL, data_for, kind
+from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, SMALL, component_class, data_for
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 import pyro_vae as pv
@@ -21,10 +21,10 @@ LINEAR = partial(MLP, hidden=())
 
 
 def _linear_gaussian(condition, c):
-    """x ~ N(W z + V c + b, s² I) with the exact posterior as the guide; data and log p(x|c)."""
+    """Return a program x ~ N(W z + V c + b, s² I) with an exact guide, data, and log p(x|c)."""
     generator = streams.generator(5)
 
-    def draw(*shape):
+    def randn(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     program = pv.ConditionalVAE(
@@ -38,7 +38,7 @@ def _linear_gaussian(condition, c):
     ).double()
     code = torch.eye(condition, dtype=torch.float64)[c] if isinstance(condition, int) else c
     code = code.reshape(len(c), -1)
-    W, V, b = draw(4, 2), 2 * draw(4, code.shape[1]), draw(4)
+    W, V, b = randn(4, 2), 2 * randn(4, code.shape[1]), randn(4)
     covariance = torch.linalg.inv(torch.eye(2) + W.T @ W / NOISE**2)
     gain, factor = covariance @ W.T / NOISE**2, torch.linalg.cholesky(covariance)
     decoder, encoder = program.likelihood.network.layers[-1], program.posterior.network.network
@@ -64,7 +64,7 @@ CONDITIONS = [
 
 
 @pytest.mark.parametrize(("condition", "c"), CONDITIONS, ids=["classes", "tensors", "numbers"])
-def test_the_exact_posterior_s_weights_are_log_p_of_x_given_c(condition, c):
+def test_log_weights_of_the_exact_posterior_equal_log_p_of_x_given_c(condition, c):
     program, x, expected = _linear_gaussian(condition, c)
     program.check(x, c)
     log_w = pv.log_weights(program.model, program.guide, x, c, num_samples=7)
@@ -72,13 +72,13 @@ def test_the_exact_posterior_s_weights_are_log_p_of_x_given_c(condition, c):
     pair = program.model, program.guide
     bounds = pv.evaluate(pair, x, c, num_samples=30)
     assert bounds.elbo == pytest.approx(float(expected.mean()), abs=1e-6)
-    # another condition is another density, and the guide is not its posterior
+    # with other conditions the density differs, and the guide is not exact
     assert pv.evaluate(pair, x, c.roll(1), num_samples=30).elbo < bounds.elbo - 1
 
 
 @pytest.mark.parametrize(("condition", "c"), CONDITIONS, ids=["classes", "tensors", "numbers"])
-def test_new_data_are_those_of_their_condition(condition, c):
-    """The mean of 4000 draws of each condition: 5 standard errors, false alarm < 1e-4."""
+def test_new_examples_match_their_condition(condition, c):
+    """The mean of 4000 samples per condition: 5 standard errors, false alarm < 1e-4."""
     program, _, _ = _linear_gaussian(condition, c)
     decoder = program.likelihood.network.layers[-1]
     W, V = decoder.weight[:, :2], decoder.weight[:, 2:]
@@ -86,11 +86,11 @@ def test_new_data_are_those_of_their_condition(condition, c):
     expected = (code @ V.T + decoder.bias).detach()
     errors = (W @ W.T + NOISE**2 * torch.eye(4)).diagonal().detach().sqrt() / 4000**0.5
     with torch.no_grad():
-        every = Predictive(program.model, num_samples=4000)(None, c)["x"]
-        one = program.model(None, c[:1], size=4000)
-    assert every.shape == (4000, 5, 4) and one.shape == (4000, 4)
-    assert ((every.mean(0) - expected).abs() < 5 * errors).all()
-    assert ((one.mean(0) - expected[0]).abs() < 5 * errors).all()
+        samples = Predictive(program.model, num_samples=4000)(None, c)["x"]
+        samples_first = program.model(None, c[:1], size=4000)
+    assert samples.shape == (4000, 5, 4) and samples_first.shape == (4000, 4)
+    assert ((samples.mean(0) - expected).abs() < 5 * errors).all()
+    assert ((samples_first.mean(0) - expected[0]).abs() < 5 * errors).all()
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,18 @@ def test_new_data_are_those_of_their_condition(condition, c):
         ("UniformSphere", "Bernoulli", "PowerSpherical"),
     ],
 )
-def test_any_part_by_name(prior, likelihood, posterior):
+def test_all_components(prior, likelihood, posterior):
     parts = PRIORS[prior], LIKELIHOODS[likelihood], POSTERIORS[posterior]
 
     def make():
         return pv.ConditionalVAE((3,), 4, 2, *parts, SMALL, SMALL)
 
-    refused = {"VampPrior": "of its own; got VampPrior", "SemiAmortized": "its inputs; got SemiAm"}
+    errors = {
+        "VampPrior": "does not depend on the posterior; got VampPrior",
+        "SemiAmortized": "its inputs alone; got SemiAm",
+    }
     for part in (parts[0], parts[2]):
-        message = refused.get(kind(part).__name__)
+        message = errors.get(component_class(part).__name__)
         if message is not None:
             with pytest.raises(ValueError, match=message):
                 make()
@@ -123,27 +126,27 @@ def test_any_part_by_name(prior, likelihood, posterior):
     x, c = data_for(program.likelihood, 6), torch.tensor([0, 1, 2, 3, 0, 1])
     pv.initialize(program, x)
     program.check(x, c)
-    # the condition reaches both ends: every weight has a gradient, and c matters
+    # the condition reaches encoder and decoder: its weights have gradients
     pv.objectives.IWAE(3).differentiable_loss(program.model, program.guide, x, c).backward()
-    first = [p for p in program.posterior.parameters() if p.shape == (5, 7)]
-    first += [p for p in program.likelihood.parameters() if p.shape == (5, 6)]
-    assert len(first) == 2
-    for weight in first:
+    first_layers = [p for p in program.posterior.parameters() if p.shape == (5, 7)]
+    first_layers += [p for p in program.likelihood.parameters() if p.shape == (5, 6)]
+    assert len(first_layers) == 2
+    for weight in first_layers:
         assert (weight.grad[:, -4:].abs().sum(0) > 0).all()
     log_w = pv.log_weights(program.model, program.guide, x, c, num_samples=5)
     assert log_w.shape == (5, 6) and log_w.isfinite().all()
 
 
 @pytest.mark.parametrize("encoder", [n for n in NETWORKS if "Net" in n])
-def test_an_encoder_of_images_sees_the_condition_as_constant_channels(encoder):
+def test_image_encoders_receive_the_condition_as_constant_channels(encoder):
     make = NETWORKS[encoder]
     program = pv.ConditionalVAE((2, 4, 6), 3, 2, encoder=make, decoder=SMALL).eval()
     x, c = torch.bernoulli(torch.full((5, 2, 4, 6), 0.5)), torch.tensor([0, 2, 1, 1, 0])
-    seen = []
+    inputs = []
     network = program.posterior.network.network
-    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     program.guide(x, c)
-    (image,) = seen
+    (image,) = inputs
     assert network.in_shape == (5, 4, 6) and image.shape == (5, 5, 4, 6)
     torch.testing.assert_close(image[:, :2], x)
     planes = torch.eye(3)[c][:, :, None, None].expand(5, 3, 4, 6)
@@ -152,7 +155,7 @@ def test_an_encoder_of_images_sees_the_condition_as_constant_channels(encoder):
     assert log_w.shape == (3, 5)
 
 
-def test_grey_images_and_flows_of_image_encoders():
+def test_image_encoders_without_channels_and_with_flows():
     flow = partial(pv.posteriors.PlanarFlow, flows=2)
     encoder = partial(ConvNet, channels=(3,))
     program = pv.ConditionalVAE((6, 6), (2,), 2, posterior=flow, encoder=encoder, decoder=encoder)
@@ -163,121 +166,127 @@ def test_grey_images_and_flows_of_image_encoders():
         pv.ConditionalVAE((36,), 3, 2, encoder=encoder)
 
 
-def test_standardised_inputs_and_output_bias_leave_the_condition_alone():
+def test_standardization_and_output_bias_do_not_change_the_condition():
     x = torch.randint(0, 255, (60, 3)).float()
     encoder = partial(MLP, hidden=(5,), standardize=True)
     decoder = partial(MLP, hidden=(5,), init=0.01, output_bias="data")
     program = pv.ConditionalVAE((3,), 2, 4, likelihood=Gaussian, encoder=encoder, decoder=decoder)
     c = torch.arange(60) % 2
     network = program.posterior.network.network
-    seen = []
-    network.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs = []
+    network.layers.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     program.guide(x, c)
     pv.initialize(program, x)
     program.guide(x, c)
     code = torch.eye(2)[c]
     scale, mean = torch.std_mean(x, correction=0)
-    torch.testing.assert_close(seen[0], torch.cat([x, code], 1))
+    torch.testing.assert_close(inputs[0], torch.cat([x, code], 1))
     torch.testing.assert_close(
-        seen[1], torch.cat([(x - mean) / scale, code], 1), rtol=1e-4, atol=1e-4
+        inputs[1], torch.cat([(x - mean) / scale, code], 1), rtol=1e-4, atol=1e-4
     )
     start = program.likelihood(torch.zeros(6)).mean
     torch.testing.assert_close(start, x.mean(0), atol=0.1, rtol=0)
 
 
-def test_a_standardised_encoder_of_images_leaves_the_condition_s_channels_alone():
+def test_standardization_does_not_change_the_condition_channels():
     x, c = torch.randint(0, 255, (40, 2, 4, 6)).float(), torch.arange(40) % 3
     encoder = partial(ConvNet, channels=(3,), standardize=True)
     program = pv.ConditionalVAE(
         (2, 4, 6), 3, 2, likelihood=Gaussian, encoder=encoder, decoder=SMALL
     )
     pv.initialize(program, x)
-    seen = []
+    inputs = []
     network = program.posterior.network.network
-    network.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.layers.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     program.guide(x, c)
-    image = seen[0].reshape(40, 5, 4, 6)
+    image = inputs[0].reshape(40, 5, 4, 6)
     scale, mean = torch.std_mean(x, correction=0)
     torch.testing.assert_close(image[:, :2], (x - mean) / scale)
     planes = torch.eye(3)[c][:, :, None, None].expand(40, 3, 4, 6)
     torch.testing.assert_close(image[:, 2:], planes, rtol=0, atol=1e-5)
 
 
-def test_plain_pyro_svi_learns_what_the_condition_says():
+def test_trains_with_plain_pyro_svi():
     x = torch.eye(2).repeat(25, 1)
     c = torch.arange(50) % 2
     program = pv.ConditionalVAE((2,), 2, 1, encoder=SMALL, decoder=SMALL)
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
     losses = [svi.step(x, c) / 50 for _ in range(400)]
-    # log p(x|c) → 0, where log p(x) is −log 2
+    # log p(x|c) → 0, while log p(x) is −log 2
     assert losses[-1] < 0.2 < 1 < losses[0]
     with torch.no_grad():
-        drawn = program.model(None, torch.tensor([1]), size=100)
-    assert drawn.mean(0)[1] > 0.9 > 0.1 > drawn.mean(0)[0]
+        samples = program.model(None, torch.tensor([1]), size=100)
+    assert samples.mean(0)[1] > 0.9 > 0.1 > samples.mean(0)[0]
 
 
 X = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 
 
-def test_a_split_of_numbers_to_condition_on_goes_through_fit_and_sampling():
+def test_fit_and_sample_with_numeric_conditions():
     x = torch.eye(2).repeat(50, 1)
-    angle = (x[:, 1] * 2 - 1) * torch.linspace(0.5, 1, 100)  # its sign says which
-    split = pv.data.Split(x, labels=angle.double())  # of another precision than the weights
+    angle = (x[:, 1] * 2 - 1) * torch.linspace(0.5, 1, 100)  # the sign determines x
+    split = pv.data.Split(x, labels=angle.double())  # not the dtype of the weights
     program = pv.ConditionalVAE((2,), (), 1, encoder=SMALL, decoder=SMALL)
     fast = partial(torch.optim.Adam, lr=0.03)
     history = pv.fit(program, split, valid=split.head(9), epochs=80, batch_size=33, optimizer=fast)
-    assert history.epochs[-1]["elbo"] > -0.2  # log p(x|c) → 0, where log p(x) is −log 2
-    made = pv.queries.sample(program, 2, torch.tensor([-0.8, 0.8]))
-    torch.testing.assert_close(made.mean, torch.eye(2), atol=0.2, rtol=0)
-    with pytest.raises(ValueError, match=r"a label for every datum.* got 100 of 100"):
+    assert history.epochs[-1]["elbo"] > -0.2  # log p(x|c) → 0, log p(x) is −log 2
+    samples = pv.queries.sample(program, 2, torch.tensor([-0.8, 0.8]))
+    torch.testing.assert_close(samples.mean, torch.eye(2), atol=0.2, rtol=0)
+    with pytest.raises(ValueError, match=r"a label for every example.* got 100 of 100"):
         pv.fit(program, x, epochs=1)
 
 
 @pytest.mark.parametrize(
     ("condition", "c", "message"),
     [
-        (3, None, "a class from 0 to 2; got none: give the labels"),
-        (3, torch.tensor([0, -1]), "a class from 0 to 2; got -1 to 0"),
-        (3, torch.tensor([0, 3]), "a class from 0 to 2; got 0 to 3"),
-        (3, torch.tensor([0, 3], dtype=torch.uint8), "a class from 0 to 2; got 0 to 3"),
-        (300, torch.tensor([0, 300], dtype=torch.int16), "a class from 0 to 299; got 0 to 300"),
-        (3, torch.tensor([0, 1, 2]), "a class from 0 to 2; got 3 for 2 data"),
-        (3, torch.tensor([], dtype=torch.long), "a class from 0 to 2; got 0 for 2 data"),
+        (
+            3,
+            None,
+            "a class from 0 to 2 as the condition of each example; got none: pass the labels",
+        ),
+        (3, torch.tensor([0, -1]), "a class from 0 to 2 .*; got -1 to 0"),
+        (3, torch.tensor([0, 3]), "a class from 0 to 2 .*; got 0 to 3"),
+        (3, torch.tensor([0, 3], dtype=torch.uint8), "a class from 0 to 2 .*; got 0 to 3"),
+        (300, torch.tensor([0, 300], dtype=torch.int16), "a class from 0 to 299 .*; got 0 to 300"),
+        (3, torch.tensor([0, 1, 2]), "a class from 0 to 2 .*; got 3 for 2 examples"),
+        (3, torch.tensor([], dtype=torch.long), "a class from 0 to 2 .*; got 0 for 2 examples"),
         (3, torch.tensor([0.0, 1.0]), r"got shape \(2,\) of torch.float32"),
         (3, torch.eye(3, dtype=torch.long)[:2], r"got shape \(2, 3\) of torch.int64"),
-        ((2,), None, r"numbers of shape \(2,\); got none"),
-        ((2,), torch.zeros(2, 3), r"numbers of shape \(2,\); got shape \(2, 3\)"),
-        ((2,), torch.zeros(2), r"numbers of shape \(2,\); got shape \(2,\)"),
-        ((2,), torch.zeros(1, 2), r"numbers of shape \(2,\); got 1 for 2 data"),
-        ((2,), torch.tensor([[0.0, float("nan")]] * 2), "got NaN or infinite ones"),
+        ((2,), None, r"numbers of shape \(2,\) .*; got none"),
+        ((2,), torch.zeros(2, 3), r"numbers of shape \(2,\) .*; got shape \(2, 3\)"),
+        ((2,), torch.zeros(2), r"numbers of shape \(2,\) .*; got shape \(2,\)"),
+        ((2,), torch.zeros(1, 2), r"numbers of shape \(2,\) .*; got 1 for 2 examples"),
+        ((2,), torch.tensor([[0.0, float("nan")]] * 2), "got NaN or infinite values"),
     ],
 )
-def test_wrong_conditions_are_refused(condition, c, message):
+def test_invalid_conditions_raise(condition, c, message):
     program = pv.ConditionalVAE((3,), condition, 2, encoder=SMALL, decoder=SMALL)
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=message) as caught:
         program.check(X, *(() if c is None else (c,)))
-    assert "\n" not in str(refused.value) and str(refused.value).startswith("expected ")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("expected ")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
-@pytest.mark.parametrize("classes", [3, 300])  # as a byte, 300 would be 44
+@pytest.mark.parametrize("classes", [3, 300])  # in uint8, 300 would be 44
 def test_classes_of_any_integer_type(dtype, classes):
     program = pv.ConditionalVAE((3,), classes, 2, encoder=SMALL, decoder=SMALL)
     split = pv.data.Split(X, labels=torch.tensor([2, 200 % classes]))
-    narrow = pv.data.Split(X, labels=split.labels.to(dtype))
-    bounds = [pv.evaluate(program, s, num_samples=5) for s in (split, narrow)]
+    cast = pv.data.Split(X, labels=split.labels.to(dtype))
+    bounds = [pv.evaluate(program, s, num_samples=5) for s in (split, cast)]
     assert bounds[0].elbo == bounds[1].elbo
 
 
 @pytest.mark.parametrize("c", [None, torch.tensor([0]), torch.tensor([0, 1, 2])])
-def test_model_and_guide_need_a_condition_for_each_datum(c):
+def test_model_and_guide_need_one_condition_per_example(c):
     program = pv.ConditionalVAE((3,), 3, 2, encoder=SMALL, decoder=SMALL)
     for call in (program.model, program.guide):
-        with pytest.raises(ValueError, match="expected as the condition of each datum a class"):
+        with pytest.raises(
+            ValueError, match="expected a class from 0 to 2 as the condition of each example"
+        ):
             call(X, c)
 
 
 @pytest.mark.parametrize("condition", [0, -2, True, (2, 0), "ten"])
-def test_no_condition_is_refused(condition):
+def test_invalid_condition_argument(condition):
     with pytest.raises(ValueError, match=r"expected .*condition"):
         pv.ConditionalVAE((3,), condition, 2)

@@ -8,7 +8,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from components import COMBINED, LIKELIHOODS, POSTERIORS, PRIORS, SMALL, data_for
+from components import COMPATIBLE_PAIRS, LIKELIHOODS, POSTERIORS, PRIORS, SMALL, data_for
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
@@ -20,7 +20,7 @@ def vae():
     return pv.VAE((2, 3), 4, encoder=SMALL, decoder=SMALL)
 
 
-def test_model_and_guide_are_what_they_say(vae):
+def test_log_probs_of_model_and_guide(vae):
     x = torch.bernoulli(torch.full((5, 2, 3), 0.5))
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
@@ -33,7 +33,7 @@ def test_model_and_guide_are_what_they_say(vae):
     torch.testing.assert_close(model.log_prob_sum(), expected)
 
 
-def test_generates_without_data(vae):
+def test_samples_without_data(vae):
     assert vae.model(size=6).shape == (6, 2, 3)
     samples = Predictive(vae.model, num_samples=7)(size=6)
     assert samples["x"].shape == (7, 6, 2, 3) and samples["z"].shape == (7, 6, 4)
@@ -42,13 +42,13 @@ def test_generates_without_data(vae):
 @pytest.mark.parametrize(
     ("prior", "likelihood", "posterior"),
     [
-        *((prior, "Bernoulli", posterior) for prior, posterior in COMBINED),
+        *((prior, "Bernoulli", posterior) for prior, posterior in COMPATIBLE_PAIRS),
         *(("StandardNormal", likelihood, "DiagonalNormal") for likelihood in LIKELIHOODS),
     ],
 )
 def test_any_leading_particle_dimensions(prior, likelihood, posterior):
     parts = PRIORS[prior], LIKELIHOODS[likelihood], POSTERIORS[posterior]
-    # in training, a scale may be that of the whole batch
+    # evaluation mode: in training, an optimal scale depends on the whole batch
     vae = pv.VAE((3,), 2, *parts, SMALL, SMALL).eval()
     x = data_for(vae.likelihood, 5)
     with pyro.plate("outer", 3, dim=-3), pyro.plate("particles", 4, dim=-2):
@@ -66,30 +66,30 @@ def test_any_leading_particle_dimensions(prior, likelihood, posterior):
     )
 
 
-def test_render_model_draws_the_graphical_model(vae):
+def test_render_model_shows_the_graphical_model(vae):
     source = pyro.render_model(vae.model, model_args=(torch.zeros(5, 2, 3),)).source
     assert "z -> x" in source
     assert "cluster_data" in source and "label=data" in source
-    # x is shaded, being observed; z is not
+    # only x is observed and shaded
     shaded = [line for line in source.splitlines() if "gray" in line or "grey" in line]
     assert len(shaded) == 1 and shaded[0].strip().startswith("x ")
 
 
-def test_plain_pyro_svi_learns_it(vae):
+def test_trains_with_plain_pyro_svi(vae):
     x = torch.bernoulli(torch.rand(1, 2, 3)).expand(50, 2, 3)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     losses = [svi.step(x) / 50 for _ in range(300)]
-    # 50 copies of one datum have log p(x) → 0
+    # with 50 copies of one example log p(x) → 0
     assert losses[-1] < 0.5 < 3 < losses[0]
 
 
-def test_deep_copy_keeps_a_vamp_prior_with_its_own_posterior():
+def test_deepcopy_binds_a_vamp_prior_to_the_copied_posterior():
     vae = pv.VAE((3,), 2, prior=PRIORS["VampPrior"], encoder=SMALL, decoder=SMALL)
-    twin = copy.deepcopy(vae)
-    assert twin.prior._posterior[0] is twin.posterior is not vae.posterior
+    copied = copy.deepcopy(vae)
+    assert copied.prior._posterior[0] is copied.posterior is not vae.posterior
 
 
-def test_a_user_s_own_network_fits_through_a_lambda():
+def test_custom_networks_as_lambdas():
     vae = pv.VAE(
         (4,),
         2,
@@ -100,7 +100,7 @@ def test_a_user_s_own_network_fits_through_a_lambda():
     assert pv.log_weights(vae.model, vae.guide, x, num_samples=3).shape == (3, 5)
 
 
-def test_repr_shows_the_names_that_were_written():
+def test_repr_shows_class_names():
     vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.Gaussian, scale=0.1))
     assert repr(vae).startswith("VAE(")
     assert "Gaussian(" in repr(vae) and "StandardNormal(" in repr(vae)

@@ -1,4 +1,4 @@
-"""Initial weights, the output bias, norms and dropout, of every network alike."""
+"""Initialisation, output bias, norms, dropout and standardisation of all networks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyro_vae as pv
 from pyro_vae import networks
 from pyro_vae.networks.base import Bias, GatedLinear
 
-#: Wide enough for statistics.
-WIDE = {
+#: Networks wide enough for statistical tests.
+WIDE_NETWORKS = {
     "MLP": partial(networks.MLP, hidden=(40, 50), norm="layer"),
     "GatedMLP": partial(networks.GatedMLP, hidden=(40, 50)),
     "ConvNet": partial(networks.ConvNet, channels=(12, 20), hidden=(30,), norm="batch"),
@@ -25,49 +25,49 @@ SIDES = {"encoder": ((2, 9, 8), (2, 5)), "decoder": ((10,), (2, 9, 8))}
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
-def _matrices(network):
-    """Each weight matrix by itself, with fan in + fan out as a convolution counts it."""
+def _weight_matrices(network):
+    """Yield each weight matrix with fan_in + fan_out, as counted for convolutions."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             for matrix in layer.weight.chunk(2 if isinstance(layer, GatedLinear) else 1):
                 yield matrix.detach(), sum(matrix.shape[:2]) * matrix[0, 0].numel()
 
 
-def _untouched(network):
+def _check_norms_are_default(network):
     for layer in network.modules():
         if isinstance(layer, NORMS):
             assert (layer.weight == 1).all() and (layer.bias == 0).all()
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("make", WIDE_NETWORKS.values(), ids=WIDE_NETWORKS)
 class TestInitialWeights:
     def test_glorot(self, make, side):
         network = make(*SIDES[side], init="glorot")
         pooled = []
-        for matrix, fans in _matrices(network):
+        for matrix, fans in _weight_matrices(network):
             bound = math.sqrt(6 / fans)
             assert matrix.abs().max() <= bound
             pooled.append(matrix.flatten() / bound)
-        # Kolmogorov–Smirnov, false alarm 1e-4; a fan wrong by a tenth is seen
+        # Kolmogorov–Smirnov, false-alarm rate 1e-4; detects a fan off by 10 %
         pooled = torch.cat(pooled)
         assert len(pooled) > 3000
         assert stats.kstest(pooled.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-4
-        _untouched(network)
+        _check_norms_are_default(network)
         biases = {n: p for n, p in network.named_parameters() if n.endswith("bias")}
         assert biases and all((p == 0).all() for p in biases.values())
 
     @pytest.mark.parametrize("sigma", [0.01, 1])
     def test_normal(self, make, side, sigma):
         network = make(*SIDES[side], init=sigma, output_bias="data")
-        _untouched(network)
-        drawn = []
+        _check_norms_are_default(network)
+        values = []
         for layer in network.modules():
             if not isinstance(layer, NORMS):
-                drawn += [p.detach().flatten() for p in layer.parameters(recurse=False)]
-        drawn = torch.cat(drawn)
-        # the same test; sigma is the standard deviation, not its square
-        assert stats.kstest(drawn.numpy(), stats.norm(0, sigma).cdf).pvalue > 1e-4
+                values += [p.detach().flatten() for p in layer.parameters(recurse=False)]
+        values = torch.cat(values)
+        # the same test; sigma is the standard deviation, not the variance
+        assert stats.kstest(values.numpy(), stats.norm(0, sigma).cdf).pvalue > 1e-4
         biases = [
             m.bias.detach()
             for m in network.modules()
@@ -82,57 +82,57 @@ class TestInitialWeights:
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 before = module.weight.clone()
-                module.reset_parameters()  # torch's own, from the same seed
+                module.reset_parameters()  # torch's initialisation, from the same seed
                 assert torch.equal(module.weight, before)
 
 
-def test_glorot_takes_gates_for_a_matrix_of_their_own():
+def test_glorot_treats_gates_as_a_separate_matrix():
     layer = networks.GatedMLP((30,), (3,), hidden=(50,), init="glorot").layers[0]
-    # of 1500 uniform numbers the largest lies above 0.97 of the bound: false alarm 1e-19 each
+    # the maximum of 1500 uniform values exceeds 0.97 of the bound: false-alarm rate 1e-19 each
     for half in layer.weight.detach().chunk(2):
         assert 0.97 < half.abs().max() / math.sqrt(6 / (30 + 50)) <= 1
 
 
-@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("make", WIDE_NETWORKS.values(), ids=WIDE_NETWORKS)
 class TestOutputBias:
-    def test_is_the_output_where_the_weights_add_nothing(self, make):
+    def test_is_the_output_if_the_weights_are_zero(self, make):
         network = make(*SIDES["decoder"], output_bias="data")
         for layer in network.layers[-2:]:
             for name, parameter in layer.named_parameters():
                 if name == "weight":
                     nn.init.zeros_(parameter)
         value = torch.randn(2, 9, 8)
-        network.start_at(lambda: value)
+        network.init_output_bias(lambda: value)
         out = network.eval()(torch.randn(6, 10))
         assert torch.equal(out, value.expand(6, 2, 9, 8))
 
-    def test_only_once_even_when_read_again(self, make):
+    def test_is_initialised_only_once_even_after_load_state_dict(self, make):
         network = make(*SIDES["decoder"], output_bias="data")
         value = torch.randn(2, 9, 8)
-        network.start_at(lambda: value)
+        network.init_output_bias(lambda: value)
         other = make(*SIDES["decoder"], output_bias="data")
         other.load_state_dict(network.state_dict())
         for again in (network, other):
-            again.start_at(lambda: pytest.fail("not asked a second time"))
+            again.init_output_bias(lambda: pytest.fail("initialised twice"))
             assert torch.equal(again.layers[-1].bias.detach().reshape(value.shape), value)
 
-    def test_stays_as_it_was_if_never_started_or_not_wanted(self, make):
+    def test_is_unchanged_if_not_initialised_or_not_requested(self, make):
         torch.manual_seed(1)
-        wanted = make(*SIDES["encoder"], output_bias="data")
+        with_option = make(*SIDES["encoder"], output_bias="data")
         torch.manual_seed(1)
         plain = make(*SIDES["encoder"])
         state = plain.state_dict()
-        for name, tensor in wanted.state_dict().items():
+        for name, tensor in with_option.state_dict().items():
             assert name == "started" or torch.equal(tensor, state[name])
-        plain.start_at(lambda: pytest.fail("not asked"))
+        plain.init_output_bias(lambda: pytest.fail("not needed"))
         assert "started" not in plain.state_dict()
 
 
-def test_a_decoder_of_images_has_a_bias_for_every_pixel_only_with_data():
+def test_image_decoder_has_a_bias_per_pixel_only_with_data():
     shape = (1, 8, 8)
     biases = [networks.ConvNet((5,), shape, output_bias=b).layers[-1].bias for b in (None, "data")]
     assert [tuple(b.shape) for b in biases] == [(1,), shape]
-    # and no second one for the channel, which would be the same twice
+    # no redundant bias per channel
     last = networks.ConvNet((5,), shape, output_bias="data").layers[-2]
     assert isinstance(last, nn.ConvTranspose2d) and last.bias is None
 
@@ -146,20 +146,23 @@ def test_bias():
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (torch.zeros(4), r"expected outputs of shape \(3,\) to start at; got \(4,\)"),
-        (torch.full((3,), math.inf), r"expected finite outputs of shape \(3,\) .*; got NaN or inf"),
+        (torch.zeros(4), r"expected initial outputs of shape \(3,\); got \(4,\)"),
+        (
+            torch.full((3,), math.inf),
+            r"expected finite initial outputs of shape \(3,\); got NaN or inf",
+        ),
     ],
 )
-def test_outputs_that_are_no_start(outputs, message):
+def test_invalid_initial_outputs_raise(outputs, message):
     network = networks.MLP((2,), (3,), output_bias="data")
     before = network.layers[-1].bias.clone()
     with pytest.raises(ValueError, match=message):
-        network.start_at(lambda: outputs)
+        network.init_output_bias(lambda: outputs)
     assert torch.equal(network.layers[-1].bias, before) and not network.started
 
 
 class TestNorms:
-    def test_layer_norm_looks_at_one_datum(self):
+    def test_layer_norm_is_per_example(self):
         network = networks.MLP((4,), (3,), hidden=(6,), norm="layer", activation=nn.Identity)
         x = torch.randn(5, 4)
         hidden = nn.functional.layer_norm(network.layers[0](x), (6,))
@@ -179,44 +182,44 @@ class TestNorms:
         expected = (flat - flat.mean(0)) / (flat.var(0, unbiased=False) + 1e-5).sqrt()
         out = network(x)
         torch.testing.assert_close(out, network.layers[-1](expected).reshape(5, 2, 3))
-        # what evaluation takes instead has moved a tenth of the way
+        # the running mean for evaluation is updated with momentum 0.1
         norm = network.layers[1]
         torch.testing.assert_close(norm.running_mean, 0.1 * flat.mean(0).detach())
 
-    def test_batch_norm_asks_for_two(self):
+    def test_batch_norm_needs_two_inputs(self):
         for make in (networks.MLP, networks.ConvNet, networks.ResNet):
             network = make((1, 4, 4), (3,), norm="batch")
-            message = "expected at least 2 inputs in training; got 1: choose a batch_size that"
+            message = "expected at least 2 inputs in training with batch norm; got 1: choose a batc"
             for batch in ((1,), (), (1, 1)):
                 with pytest.raises(ValueError, match=message):
                     network(torch.zeros(*batch, 1, 4, 4))
             network.eval()(torch.zeros(1, 4, 4))
 
     @pytest.mark.parametrize(("size", "batch_size"), [(5, 2), (5, 4), (1, 10), (3, 1)])
-    def test_a_minibatch_of_one_is_refused_before_training(self, size, batch_size):
+    def test_minibatch_of_one_raises_before_training(self, size, batch_size):
         small = partial(networks.MLP, hidden=(5,), norm="batch")
         x = torch.bernoulli(torch.full((size, 3), 0.5))
         vae = pv.VAE((3,), 2, encoder=small)
         before = {n: p.clone() for n, p in vae.state_dict().items()}
         message = (
-            "expected at least 2 data in every minibatch; got 1 in the last of "
-            f"{size} data by {batch_size}: choose another batch_size"
+            "expected at least 2 examples in every minibatch, for batch norm; got 1 in the last "
+            f"minibatch of {size} examples by {batch_size}: choose another batch_size"
         )
         with pytest.raises(ValueError, match=message):
             pv.fit(vae, x, epochs=1, batch_size=batch_size)
         assert all(torch.equal(p, before[n]) for n, p in vae.state_dict().items())
         pv.fit(vae, torch.cat([x, x[:1]]), epochs=1, batch_size=max(batch_size, 2))
-        # a user's own is seen too
-        own = pv.VAE((3,), 2, encoder=lambda i, o: _Own(i, o))
+        # also for a user-defined network
+        own = pv.VAE((3,), 2, encoder=lambda i, o: _UserNetwork(i, o))
         with pytest.raises(ValueError, match=message):
             pv.fit(own, x, epochs=1, batch_size=batch_size)
-        # other norms need no company
+        # other norms accept a minibatch of one
         vae = pv.VAE((3,), 2, encoder=partial(small, norm="layer"))
         pv.fit(vae, x, epochs=1, batch_size=batch_size)
 
 
-class _Own(nn.Module):
-    """A user's network with batch norm."""
+class _UserNetwork(nn.Module):
+    """A user-defined network with batch norm."""
 
     def __init__(self, in_shape, out_shape):
         super().__init__()
@@ -228,50 +231,50 @@ class _Own(nn.Module):
 
 
 class TestStandardize:
-    def test_measures_the_moments_of_all_numbers(self):
+    def test_uses_the_moments_of_all_elements(self):
         x = 5 + 3 * torch.randn(40, 4)
         network = networks.MLP((4,), (3,), hidden=(), standardize=True)
-        network.measure(x)
+        network.fit_standardization(x)
         torch.testing.assert_close(network.input_mean, x.mean())
         torch.testing.assert_close(network.input_scale, x.std(correction=0))
         expected = network.layers((x - x.mean()) / x.std(correction=0))
         torch.testing.assert_close(network(x), expected)
 
-    @pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
-    def test_before_it_measured_inputs_pass_as_they_are(self, make):
+    @pytest.mark.parametrize("make", WIDE_NETWORKS.values(), ids=WIDE_NETWORKS)
+    def test_inputs_are_unchanged_before_fitting(self, make):
         torch.manual_seed(0)
         network = make(*SIDES["encoder"], standardize=True).eval()
         torch.manual_seed(0)
         plain = make(*SIDES["encoder"]).eval()
         x = 7 + torch.randn(6, 2, 9, 8)
         assert torch.equal(network(x), plain(x))
-        network.measure(x)
-        plain.measure(x)  # has no use for it
+        network.fit_standardization(x)
+        plain.fit_standardization(x)  # no effect
         scaled = (x - x.mean()) / x.std(correction=0)
         torch.testing.assert_close(network(x), plain(scaled), rtol=1e-4, atol=1e-4)
         assert {*network.state_dict()} - {*plain.state_dict()} == {"input_mean", "input_scale"}
 
-    def test_once_even_when_read_again(self):
+    def test_is_fitted_only_once_even_after_load_state_dict(self):
         network, other = (networks.MLP((4,), (3,), standardize=True) for _ in range(2))
         x = torch.randn(40, 4)
-        network.measure(x)
+        network.fit_standardization(x)
         other.load_state_dict(network.state_dict())
         for again in (network, other):
-            again.measure(9 * x + 1)
+            again.fit_standardization(9 * x + 1)
             assert torch.equal(again.input_mean, network.input_mean)
             torch.testing.assert_close(again.input_scale, x.std(correction=0))
 
-    def test_constant_data_have_no_scale(self):
+    def test_constant_data_are_only_centred(self):
         network = networks.MLP((4,), (3,), hidden=(), standardize=True)
-        network.measure(torch.full((5, 4), 7.0))
+        network.fit_standardization(torch.full((5, 4), 7.0))
         assert network.input_mean == 7 and network.input_scale == 1
-        assert not network.waits
+        assert not network.uninitialized_option
         out = network(torch.full((2, 4), 7.0))
         torch.testing.assert_close(out, network.layers[-1].bias.expand(2, 3))
 
 
 @pytest.mark.parametrize("make", [networks.MLP, networks.GatedMLP, networks.ConvNet])
-def test_dropout_is_for_training(make):
+def test_dropout_is_only_for_training(make):
     network = make((1, 6, 6), (3,), dropout=0.5)
     x = torch.randn(8, 1, 6, 6)
     assert not torch.equal(network(x), network(x))
@@ -279,8 +282,8 @@ def test_dropout_is_for_training(make):
     assert torch.equal(network(x), network(x))
 
 
-#: What a gated perceptron has no word for.
-UNGATED = ("norm", "activation")
+#: Arguments that GatedMLP does not have.
+NOT_IN_GATED_MLP = ("norm", "activation")
 
 
 @pytest.mark.parametrize("name", ["MLP", "GatedMLP", "ConvNet", "ResNet"])
@@ -298,7 +301,7 @@ UNGATED = ("norm", "activation")
         ({"init": math.nan}, "or a standard deviation > 0; got nan"),
         ({"init": True}, "or a standard deviation > 0; got True"),
         ({"output_bias": "mean"}, "expected output_bias to be 'data' or None; got 'mean'"),
-        ({"hidden": (1,), "norm": "layer"}, "norm 'layer' needs at least 2 numbers for each datum"),
+        ({"hidden": (1,), "norm": "layer"}, "expected at least 2 units per layer for norm 'layer'"),
         ({"hidden": 200}, "expected hidden to be a list of widths; got 200"),
         ({"hidden": "200"}, "expected hidden to be a list of widths; got '200'"),
         ({"dropout": "a"}, r"expected dropout in \[0, 1\); got 'a'"),
@@ -307,8 +310,8 @@ UNGATED = ("norm", "activation")
         ({"hidden": (2.5,)}, "expected every width in hidden to be a positive integer; got 2.5"),
     ],
 )
-def test_bad_arguments(name, arguments, message):
-    if name == "GatedMLP" and {*arguments} & {*UNGATED}:
+def test_invalid_arguments_raise(name, arguments, message):
+    if name == "GatedMLP" and {*arguments} & {*NOT_IN_GATED_MLP}:
         return
     with pytest.raises(ValueError, match=message):
         getattr(networks, name)((1, 8, 8), (3,), **arguments)

@@ -1,4 +1,4 @@
-"""Networks as encoders and decoders: they learn, are judged per datum, and have names in YAML."""
+"""Networks as encoders and decoders: training, evaluation, YAML and command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.config import experiment
 from pyro_vae.core.evaluation_mode import eval_mode
 from pyro_vae.runs.run import Run
 
-NETS = {
+NETWORKS = {
     "ConvNet": partial(networks.ConvNet, channels=(6, 8)),
     "ConvNet, batch norm": partial(networks.ConvNet, channels=(6, 8), norm="batch", dropout=0.1),
     "ResNet": partial(networks.ResNet, channels=(6, 8), blocks=1, norm="layer"),
@@ -32,28 +32,30 @@ def digits():
     return pv.data.load("digits", binarize="dynamic", valid=200)
 
 
-@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("output_bias", [None, "data"])
-def test_learns_digits_and_is_judged_per_datum(make, output_bias, digits):
-    # warnings are errors: "does not allow a particle dimension" would be one
+def test_trains_on_digits_and_evaluates_per_example(make, output_bias, digits):
+    # warnings are errors, including "does not support a particle dimension"
     pyro.set_rng_seed(0)
     vae = pv.VAE((1, 8, 8), 4, encoder=make, decoder=partial(make, output_bias=output_bias))
     train = digits.train.head(510)
-    history = pv.fit(vae, train, valid=digits.valid, epochs=8, batch_size=50, optimizer=ADAM)
-    assert history["elbo"][-1] > history["elbo"][0] + 0.5  # a start at the mean is near already
+    history = pv.fit(vae, train, valid=digits.valid, epochs=14, batch_size=50, optimizer=ADAM)
+    assert (
+        history["elbo"][-1] > history["elbo"][0] + 0.5
+    )  # initialisation at the mean is already close
     assert history["valid_elbo"][-1] > history["valid_elbo"][0]
     x = digits.test.materialize(0)[:30]
     bounds = pv.evaluate(vae, x, num_samples=50)
     assert bounds.elbo < bounds.iwae[50]
-    # validation is evaluation with one draw: the same data and weights, at 5 standard errors
-    # (false alarm 1e-6); in training mode batch norm and dropout would be off by more
+    # validation is evaluation with one sample; 5 standard errors (false-alarm rate 1e-6), less
+    # than the effect of batch norm and dropout in training mode
     elbo, _, error = pv.evaluate(vae, digits.valid, num_samples=50).estimates["elbo"]
     assert history["valid_elbo"][-1] == pytest.approx(elbo, abs=5 * 51**0.5 * error)
     assert 5 * 51**0.5 * error < 1.5
-    assert vae.training  # and the mode is what it was
+    assert vae.training  # the mode is restored
     with torch.no_grad(), eval_mode(vae.model, vae.guide):
-        alone, among = vae.posterior(x[:1]), vae.posterior(x)
-        for a, b in zip((alone.mean, alone.stddev), (among.mean, among.stddev), strict=True):
+        single, batch = vae.posterior(x[:1]), vae.posterior(x)
+        for a, b in zip((single.mean, single.stddev), (batch.mean, batch.stddev), strict=True):
             torch.testing.assert_close(a, b[:1])
         z = torch.randn(7, 30, 4)
         torch.testing.assert_close(
@@ -62,8 +64,8 @@ def test_learns_digits_and_is_judged_per_datum(make, output_bias, digits):
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
-def test_particles_in_training(make, num_particles, digits):
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_trains_with_particles(make, num_particles, digits):
     pyro.set_rng_seed(0)
     vae = pv.VAE((1, 8, 8), 2, encoder=make, decoder=make)
     objective = pv.objectives.ELBO(num_particles)
@@ -72,8 +74,10 @@ def test_particles_in_training(make, num_particles, digits):
 
 
 @pytest.mark.parametrize("scale", ["learned", "decoded"])
-@pytest.mark.parametrize("make", [NETS["ConvNet, batch norm"], NETS["ResNet"]], ids=["c", "r"])
-def test_learns_frey_faces(make, scale, real_data):
+@pytest.mark.parametrize(
+    "make", [NETWORKS["ConvNet, batch norm"], NETWORKS["ResNet"]], ids=["ConvNet", "ResNet"]
+)
+def test_trains_on_frey_faces(make, scale, real_data):
     data = pv.data.load("frey", binarize="none", root=str(real_data))
     pyro.set_rng_seed(0)
     vae = pv.VAE(
@@ -90,8 +94,8 @@ def test_learns_frey_faces(make, scale, real_data):
 
 
 @pytest.mark.parametrize("event_shape", [(4, 5), (1, 4, 5), (3, 4, 5), (2, 2, 4, 5)])
-@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
-def test_every_shape_of_datum(make, event_shape):
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_every_event_shape(make, event_shape):
     vae = pv.VAE(
         event_shape,
         2,
@@ -149,18 +153,18 @@ RESOLVED = {
 }
 
 
-def test_options_on_the_command_line_and_back(tmp_path):
-    made = experiment.parser()
-    first = experiment.Experiment(made, experiment.explained(made, ARGUMENTS))
+def test_command_line_options_round_trip_through_yaml(tmp_path):
+    parser = experiment.make_experiment_parser()
+    first = experiment.Experiment(parser, experiment.parse_args(parser, ARGUMENTS))
     settings = first.settings_dict()["model"]
     assert {side: settings[side] for side in RESOLVED} == RESOLVED
     (tmp_path / "again.yaml").write_text(first.to_yaml())
-    again = experiment.parse(tmp_path / "again.yaml")
+    again = experiment.load_experiment(tmp_path / "again.yaml")
     assert again.to_yaml() == first.to_yaml()
     vae = again.build_model(SimpleNamespace(event_shape=(1, 8, 8)))
     decoder, encoder = vae.likelihood.network, vae.posterior.network
     assert type(decoder) is networks.ConvNet and decoder.output_bias == "data"
-    assert type(encoder) is networks.ResNet and encoder.mixes
+    assert type(encoder) is networks.ResNet and encoder.has_batch_norm
     assert encoder.layers[-1].weight.std().item() < 0.03
 
 
@@ -183,45 +187,44 @@ def test_every_choice_in_yaml(name, values, tmp_path):
         }
         file = tmp_path / "x.yaml"
         file.write_text(yaml.safe_dump(tree))
-        settings = experiment.parse(file).settings_dict()
+        settings = experiment.load_experiment(file).settings_dict()
         assert settings["model"]["decoder"]["init_args"][name] == value
-        experiment.parse(file).build_model(SimpleNamespace(event_shape=(1, 8, 8)))
+        experiment.load_experiment(file).build_model(SimpleNamespace(event_shape=(1, 8, 8)))
 
 
 @pytest.mark.parametrize("file", [None, {"hidden": [7]}, {"class_path": "MLP"}])
-def test_a_class_in_the_place_of_another_has_its_own_defaults(file, tmp_path):
-    # jsonargparse would hand on what MLP has: 200, 200 and tanh
+def test_replaced_class_has_its_own_defaults(file, tmp_path):
+    # jsonargparse would keep the defaults of MLP: 200, 200 and tanh
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": {"decoder": file or "MLP"}}))
     arguments = ["--config", str(tmp_path / "x.yaml")] if file else []
     arguments += ARGUMENTS[:6]
-    made = experiment.parser()
-    for words, hidden in (
+    parser = experiment.make_experiment_parser()
+    for options, hidden in (
         (["--model.decoder", "GatedMLP"], [300, 300]),
         (["--model.decoder", "ConvNet"], []),
         (["--model.decoder.class_path", "ConvNet", "--model.decoder.kernel", "5"], []),
         (["--model.decoder", "ConvNet", "--model.decoder.hidden", "[4]"], [4]),
-        # of the same class, what was said before stays
+        # for the same class, earlier settings are kept
         (["--model.decoder.norm", "batch"], (file or {}).get("hidden", [200, 200])),
         (["--model.decoder", "MLP"], (file or {}).get("hidden", [200, 200])),
     ):
-        settings = experiment.explained(made, [*arguments, *words])
-        assert list(settings.model.decoder.init_args.hidden) == hidden, words
+        settings = experiment.parse_args(parser, [*arguments, *options])
+        assert list(settings.model.decoder.init_args.hidden) == hidden, options
 
 
 def _is_batch_norm(module):
     return isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
 
 
-def test_a_run_is_read_again(tmp_path):
+def test_run_can_be_reopened(tmp_path):
     folder = tmp_path / "run"
     assert main(["fit", *ARGUMENTS, "--fit.epochs", "1", "--run", str(folder)]) == 0
-    words = ["evaluate", str(folder), "--num-samples", "3"]
-    assert main(words) == 0
+    assert main(["evaluate", str(folder), "--num-samples", "3"]) == 0
     run = Run(folder)
     experiment, data, vae = run.open()
     decoder, encoder = vae.likelihood.network, vae.posterior.network
     assert type(decoder) is networks.ConvNet and type(encoder) is networks.ResNet
-    # the start from data and the batch statistics are part of what was written
+    # the data-dependent initialisation and the batch statistics are saved
     assert decoder.started and decoder.layers[-1].bias.abs().sum() > 0
     assert any(m.num_batches_tracked == 15 for m in encoder.modules() if _is_batch_norm(m))
     assert experiment.build_model(data).likelihood.network.started == False  # noqa: E712
@@ -229,11 +232,10 @@ def test_a_run_is_read_again(tmp_path):
     assert bounds.elbo == pytest.approx(run.read_bounds().elbo, rel=1e-6)
 
 
-def test_a_wrong_word_gets_a_sentence(capsys):
+def test_misspelt_option_value_raises(capsys):
     arguments = ["fit", *ARGUMENTS, "--model.decoder.norm", "bach", "--run", "nowhere"]
     assert main(arguments) == 1
-    told = capsys.readouterr().err
-    assert told == (
+    assert capsys.readouterr().err == (
         "pyro-vae: expected model.decoder.norm to be layer, batch or null; got 'bach'; did you "
         "mean batch?\n"
     )

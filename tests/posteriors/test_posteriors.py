@@ -1,4 +1,4 @@
-"""The contract of every posterior."""
+"""Contract of all posteriors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
-from components import POSTERIORS, SMALL, kind, random_posterior, small_vae
-from densities import coordinate, line, plane_integral
+from components import POSTERIORS, SMALL, component_class, random_posterior, small_vae
+from densities import coordinate, density_grid, plane_integral
 
 import pyro_vae as pv
 from pyro_vae import networks, posteriors
@@ -28,21 +28,21 @@ class TestContract:
             assert fn.rsample().shape == (*batch, 4)
         fn = q(torch.rand(5, 2, 3))
         z = fn.rsample()
-        # the density alone is the same for all reflections: a prior makes their gradient
+        # reflections do not change the density, so the loss also contains z itself
         (fn.log_prob(z) + z[..., 0]).sum().backward()
         for name, parameter in q.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
     def test_density_and_samples(self, make):
         fn = random_posterior(make)(torch.rand(3, dtype=torch.float64))
-        along = line(fn, -60.0, 60.0, 24_001)
-        assert along.integral == pytest.approx(1, abs=1e-3)
-        assert along.agrees(coordinate(fn, fn.sample((2000,))))
+        density = density_grid(fn, -60.0, 60.0, 24_001)
+        assert density.integral == pytest.approx(1, abs=1e-3)
+        assert density.agrees(coordinate(fn, fn.sample((2000,))))
 
-    def test_on_a_plane(self, make):
+    def test_bivariate_density_integrates_to_one(self, make):
         q = random_posterior(make, 2)
         if not q.scores_any_value:
-            pytest.skip("scores its own draws alone; its log|det J| is tested against autograd")
+            pytest.skip("only scores its own samples; its log|det J| is tested against autograd")
         fn = q(torch.rand(3, dtype=torch.float64))
         assert plane_integral(fn, 12.0, 401) == pytest.approx(1, abs=5e-3)
 
@@ -53,17 +53,17 @@ class TestContract:
         z = fn.rsample()
         assert z.dtype == fn.log_prob(z).dtype == dtype
 
-    def test_each_datum_by_itself(self, make):
+    def test_examples_are_independent(self, make):
         vae = small_vae(posterior=make).eval()
         x = torch.bernoulli(torch.full((9, 3), 0.5))
         log_q = []
         for data, row in ((x, 4), (x[4:5], 0)):
             fn = vae.posterior(data)
-            log_q.append(fn.log_prob(_draw(fn))[row])
+            log_q.append(fn.log_prob(_fixed_sample(fn))[row])
         torch.testing.assert_close(*log_q, atol=1e-4, rtol=1e-4)
 
-    def test_a_word_of_nothing_but_zeros_is_still_a_density(self, make):
-        # as a blank image gets it from a network without biases
+    def test_zero_network_outputs_give_a_finite_density(self, make):
+        # a blank image and a network with zero biases
         vae = small_vae(posterior=make, encoder=partial(networks.MLP, hidden=(5,), init="glorot"))
         x = torch.zeros(2, 3)
         fn = vae.posterior(x)
@@ -73,10 +73,10 @@ class TestContract:
         weights = pv.log_weights(vae.model, vae.guide, x, num_samples=50)
         assert bool(weights.isfinite().all())
 
-    def test_single_precision_scores_what_it_did_not_draw(self, make):
+    def test_density_at_other_values_is_accurate_in_float32(self, make):
         vae = small_vae(posterior=make, latent_dim=6)
         if not (vae.posterior.scores_any_value and vae.posterior.self_contained):
-            pytest.skip("scores its own draws alone, or climbs by another path")
+            pytest.skip("only scores its own samples, or is refined along a different path")
         torch.manual_seed(0)
         for parameter in vae.posterior.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -85,10 +85,10 @@ class TestContract:
         z = vae.eval().posterior(x).sample().detach()
         single, exact = vae.posterior(x).log_prob(z.clone()), double.posterior(x.double())
         torch.testing.assert_close(
-            single.double(), exact.log_prob(_onto_its_space(z)), atol=0.05, rtol=1e-3
+            single.double(), exact.log_prob(_project_to_space(z)), atol=0.05, rtol=1e-3
         )
 
-    def test_evaluates_a_copy_alike(self, make):
+    def test_copies_evaluate_to_the_same_value(self, make):
         vae, other = small_vae(posterior=make), small_vae(posterior=make)
         other.load_state_dict(vae.state_dict())
         x = torch.bernoulli(torch.full((4, 3), 0.5))
@@ -96,13 +96,13 @@ class TestContract:
         assert len(values) == 1
 
     def test_weights_average_to_the_evidence(self, make):
-        """E_q[p(x, z)/q(z|x)] = p(x), by quadrature over the prior: wrong densities show."""
+        """E_q[p(x, z)/q(z|x)] = p(x), with p(x) by Monte Carlo: detects wrong densities."""
         vae = small_vae(posterior=make).double()
         x = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
         z = vae.prior().sample((200_000,))
         likelihood = vae.likelihood(z).log_prob(x[0]).exp().detach()
-        if kind(make) is posteriors.PowerSpherical:
-            # q vanishes opposite to μ, so that its own weights have no variance to test with
+        if component_class(make) is posteriors.PowerSpherical:
+            # q vanishes opposite to μ, so the weights of its own samples have infinite variance
             self.check_defensive_weights(vae, x[0], float(likelihood.mean()))
             return
         error = float(likelihood.std()) / math.sqrt(len(likelihood))
@@ -113,7 +113,7 @@ class TestContract:
 
     @staticmethod
     def check_defensive_weights(vae, x, evidence):
-        """The same with draws of ½ q + ½ p(z), whose weights are at most 2 p(x|z)."""
+        """The same with samples from ½ q + ½ p(z), with weights of at most 2 p(x|z)."""
         q, p = vae.posterior(x), vae.prior()
         z = torch.cat([q.sample((20_000,)), p.sample((20_000,))])
         half = torch.logaddexp(q.log_prob(z), p.log_prob(z)) - math.log(2)
@@ -123,8 +123,8 @@ class TestContract:
         assert abs(float(weights.mean()) - evidence) < 5 * error + 1e-3 * evidence
 
 
-def _draw(fn):
-    """The same draw for every datum, of a flow the draw from the same noise."""
+def _fixed_sample(fn):
+    """Return the same value for every example, or for a flow the sample from the same noise."""
     if isinstance(fn, dist.TransformedDistribution):
         z = torch.linspace(-1, 1, fn.event_shape[0]).expand(*fn.batch_shape, -1)
         for transform in fn.transforms:
@@ -133,8 +133,8 @@ def _draw(fn):
     return torch.nn.functional.normalize(torch.ones(*fn.batch_shape, *fn.event_shape), dim=-1)
 
 
-def _onto_its_space(z):
-    """Rounded draws in float64; those from a sphere are put back onto it."""
+def _project_to_space(z):
+    """Convert float32 samples to float64, and project those from a sphere back onto it."""
     on_sphere = torch.allclose(z.norm(dim=-1), torch.ones(len(z)), atol=1e-5)
     return torch.nn.functional.normalize(z.double(), dim=-1) if on_sphere else z.double()
 
@@ -163,7 +163,7 @@ def _onto_its_space(z):
         (lambda: posteriors.SemiAmortized((3,), 2, SMALL, steps=0), "expected steps to be a pos"),
         (
             lambda: posteriors.SemiAmortized((3,), 2, SMALL, family=posteriors.SemiAmortized),
-            "expected a family that asks for one network.*got SemiAmortized",
+            "expected a family with a single network.*got SemiAmortized",
         ),
     ],
 )

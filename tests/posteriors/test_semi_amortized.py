@@ -1,4 +1,4 @@
-"""Posteriors that are refined for each datum."""
+"""Semi-amortized posteriors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TestSemiAmortized:
             decoder=partial(networks.MLP, hidden=()),
         ).eval()
 
-    def test_many_steps_reach_the_best_of_the_family(self):
-        # a linear decoder: the best full-covariance normal is the posterior itself
+    def test_many_steps_reach_the_optimum_of_the_family(self):
+        # linear decoder: the exact posterior is a full-covariance normal
         vae = self._vae(
             family=posteriors.FullCovarianceNormal, steps=200, step_size=0.1, num_samples=500
         )
@@ -36,7 +36,7 @@ class TestSemiAmortized:
         assert refined.value == pytest.approx(float(truth), abs=0.03)
         assert refined.value < float(truth) + 5 * refined.se_monte_carlo
 
-    def test_more_steps_are_better(self):
+    def test_more_steps_increase_the_elbo(self):
         x = torch.randn(20, 3)
         elbos = []
         for steps in (1, 5, 30):
@@ -45,29 +45,29 @@ class TestSemiAmortized:
         assert elbos[0] + 0.05 < elbos[1] < elbos[2] - 0.05
 
     @pytest.mark.parametrize("family", [posteriors.DiagonalNormal, posteriors.SplineFlow])
-    def test_a_datum_does_not_meet_the_others(self, family, caplog):
-        # one that torch.vmap can run, and one that it cannot
+    def test_examples_are_independent(self, family, caplog):
+        # one family that supports torch.vmap, and one that does not
         vae = small_vae(
             posterior=partial(posteriors.SemiAmortized, family=family, num_samples=3)
         ).eval()
         x = torch.bernoulli(torch.full((6, 3), 0.5))
         z = vae.posterior(x).sample()
-        together = vae.posterior(x).log_prob(z)
-        apart = torch.stack(
+        batched = vae.posterior(x).log_prob(z)
+        separate = torch.stack(
             [vae.posterior(x[i : i + 1]).log_prob(z[i : i + 1])[0] for i in range(6)]
         )
-        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
-        assert ("torch.vmap says" in caplog.text) == (family is posteriors.SplineFlow)
+        torch.testing.assert_close(batched, separate, atol=1e-4, rtol=1e-4)
+        assert ("torch.vmap failed" in caplog.text) == (family is posteriors.SplineFlow)
 
-    def test_the_loop_gives_what_vmap_gives(self):
+    def test_loop_matches_vmap(self):
         vae = self._vae(num_samples=3)
         x = torch.randn(4, 3)
-        quick = vae.posterior(x)
-        vae.posterior._vectorizes = False
-        z = quick.sample()
-        torch.testing.assert_close(vae.posterior(x).log_prob(z), quick.log_prob(z))
+        vectorized = vae.posterior(x)
+        vae.posterior._use_vmap = False
+        z = vectorized.sample()
+        torch.testing.assert_close(vae.posterior(x).log_prob(z), vectorized.log_prob(z))
 
-    def test_in_training_the_noise_is_new_and_gradients_reach_the_encoder(self):
+    def test_training_uses_fresh_noise_and_gradients_reach_the_encoder(self):
         vae = self._vae().train()
         x = torch.randn(4, 3)
         means = [vae.posterior(x).mean for _ in range(2)]
@@ -76,30 +76,30 @@ class TestSemiAmortized:
         assert all(p.grad.abs().sum() > 0 for p in vae.posterior.parameters())
         assert all(p.grad is None for p in vae.likelihood.parameters())
 
-    def test_the_encoder_s_gradient_is_that_of_the_refined_parameters(self):
-        # d mean / d bias of the last layer is one: steps are held constant
+    def test_encoder_gradient_is_taken_at_the_refined_parameters(self):
+        # d mean / d bias of the last layer is 1, because steps are treated as constants
         vae = self._vae().train()
         vae.posterior(torch.randn(1, 3)).mean.sum().backward()
         bias = [p for n, p in vae.posterior.named_parameters() if n.endswith("bias")][-1]
         torch.testing.assert_close(bias.grad, torch.tensor([1.0, 1.0, 0.0, 0.0]))
 
-    def test_a_step_is_as_long_as_it_says(self):
-        # Adam's first step has the gradient's sign and the length that was asked for
+    def test_step_size_is_the_length_of_a_step(self):
+        # Adam's first step is the sign of the gradient times the learning rate
         vae = self._vae(steps=1, step_size=0.1)
         x = 5 * torch.randn(4, 3)
         amortized, refined = vae.posterior.family(x), vae.posterior(x)
-        for moved in (refined.mean - amortized.mean, (refined.stddev / amortized.stddev).log()):
-            torch.testing.assert_close(moved.abs(), torch.full((4, 2), 0.1), atol=1e-3, rtol=0)
+        for change in (refined.mean - amortized.mean, (refined.stddev / amortized.stddev).log()):
+            torch.testing.assert_close(change.abs(), torch.full((4, 2), 0.1), atol=1e-3, rtol=0)
 
-    def test_new_noise_at_every_step(self):
-        # with one draw, the same at every step, q would collapse onto that draw's likes
+    def test_fresh_noise_at_every_step(self):
+        # with the same single sample at every step, q would collapse onto it
         vae = self._vae(steps=60, num_samples=1)
         x = torch.randn(20, 3)
         refined = pv.evaluate(vae, x, num_samples=500).elbo
         vae.posterior.steps = 1
         assert refined > pv.evaluate(vae, x, num_samples=500).elbo
 
-    def test_what_is_refined_is_the_family_s_own_word(self):
+    def test_refinement_starts_from_the_output_for_the_family_s_input(self):
         class Centred(posteriors.DiagonalNormal):
             def forward(self, x):
                 return super().forward(2 * x - 1)
@@ -108,7 +108,7 @@ class TestSemiAmortized:
         x = torch.randn(4, 3)
         torch.testing.assert_close(vae.posterior(x).mean, vae.posterior.family(x).mean)
 
-    def test_a_decoder_of_a_single_batch_dimension(self):
+    def test_decoder_with_a_single_batch_dimension(self):
         class Flat(torch.nn.Module):
             def __init__(self, in_shape, out_shape):
                 super().__init__()
@@ -122,7 +122,7 @@ class TestSemiAmortized:
         history = pv.fit(vae, torch.bernoulli(torch.rand(6, 3)), epochs=2)
         assert -6 < history["elbo"][-1] < 0
 
-    def test_refining_leaves_the_decoder_s_statistics_alone(self):
+    def test_refinement_does_not_change_batch_norm_statistics(self):
         decoder = partial(networks.MLP, hidden=(5,), norm="batch")
         vae = small_vae(posterior=POSTERIORS["SemiAmortized"], decoder=decoder).train()
         before = copy.deepcopy(dict(vae.named_buffers()))
@@ -131,18 +131,18 @@ class TestSemiAmortized:
             assert torch.equal(buffer, before[name]), name
         assert all(module.training for module in vae.modules())
 
-    def test_its_noise_is_no_user_s(self):
+    def test_noise_is_independent_of_the_user_s_seed(self):
         vae = self._vae(steps=1)
         x = torch.randn(4, 3)
         torch.manual_seed(0)
         state = torch.get_rng_state()
         refined = vae.posterior(x).mean
-        # it neither moves the generator nor follows it
+        # the global generator is neither advanced nor used
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(1)
         assert torch.equal(vae.posterior(x).mean, refined)
 
-    def test_in_evaluation_a_datum_is_refined_once(self, monkeypatch):
+    def test_evaluation_refines_each_example_once(self, monkeypatch):
         vae = self._vae()
         x = torch.randn(6, 3)
         refine, calls = vae.posterior._refine, []
@@ -151,25 +151,25 @@ class TestSemiAmortized:
             "_refine",
             lambda self, start, data: calls.append(len(data)) or refine(start, data),
         )
-        # four chunks of draws for each datum
+        # four chunks of samples per example
         pv.log_weights(vae.model, vae.guide, x, num_samples=40, chunk_size=12)
         assert calls == [1] * 6
         vae.posterior(x)
         count = len(calls)
         first = vae.posterior(x).mean
         assert len(calls) == count
-        # other weights or other data are other parameters
+        # changed weights or data invalidate the cache
         with torch.no_grad():
             vae.likelihood.network.layers[0].bias.add_(1.0)
         assert not torch.equal(vae.posterior(x).mean, first)
         assert not torch.equal(vae.posterior(x + 1).mean, first) and len(calls) == count + 2
 
-    def test_a_copy_of_one_in_use(self):
+    def test_deepcopy_after_use(self):
         vae = self._vae().train()
         vae.posterior(torch.randn(4, 3)).rsample()
         copy.deepcopy(vae)
 
-    def test_unused_before_it_is_bound(self):
+    def test_use_before_bind_raises(self):
         q = posteriors.SemiAmortized((3,), 2, SMALL)
         with pytest.raises(RuntimeError, match=r"call bind\(prior, likelihood\) first"):
             q(torch.zeros(1, 3))

@@ -1,4 +1,4 @@
-"""Distributions and posteriors on the sphere."""
+"""Distributions and posteriors on the unit sphere."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class TestSphere:
 
     @pytest.mark.parametrize("dim", [2, 3, 20])
     @pytest.mark.parametrize("concentration", [0.5, 10.0, 2000.0])
-    def test_samples_are_around_the_mean(self, dim, concentration):
+    def test_sample_mean_matches_the_mean(self, dim, concentration):
         loc = torch.nn.functional.normalize(torch.randn(dim), dim=0)
         fn = distributions.PowerSpherical(loc, torch.tensor(concentration))
         z = fn.sample((20_000,))
         torch.testing.assert_close(z.norm(dim=1), torch.ones(len(z)))
         error = z.std(0) / math.sqrt(len(z))
-        # five standard errors, and the rounding of float32
+        # five standard errors plus float32 rounding
         assert bool(((z.mean(0) - fn.mean).abs() < 5 * error + 1e-5).all())
         assert bool(torch.isfinite(fn.log_prob(z)).all())
 
@@ -55,30 +55,30 @@ class TestSphere:
         assert abs(float(kl - (log_q - p.log_prob(z)).mean())) < 5 * error
         assert float(p.entropy()) == pytest.approx(-float(p.log_prob(z[0])))
 
-    def test_gradients_of_draws(self):
+    def test_pathwise_gradient_by_concentration(self):
         # d E[μᵀz] / dκ is known: E[μᵀz] = κ/(κ + D − 1)
         kappa = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
         loc = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
         z = distributions.PowerSpherical(loc, kappa).rsample((20_000,))
-        slopes = [
+        gradients = [
             torch.autograd.grad((c @ loc).mean(), kappa, retain_graph=True)[0] for c in z.chunk(20)
         ]
-        slope = torch.stack(slopes)
-        error = float(slope.std()) / math.sqrt(len(slopes))
-        assert abs(float(slope.mean()) - 2 / (4 + 2) ** 2) < 5 * error
+        gradient = torch.stack(gradients)
+        error = float(gradient.std()) / math.sqrt(len(gradients))
+        assert abs(float(gradient.mean()) - 2 / (4 + 2) ** 2) < 5 * error
 
-    def test_gradients_where_the_mean_is_an_axis(self):
-        # a step of μ along the sphere turns every draw by as much: d E[z] / dμ = κ/(κ + D − 1)
+    def test_pathwise_gradient_with_the_mean_on_an_axis(self):
+        # moving μ along the sphere rotates every sample with it: d E[z] / dμ = κ/(κ + D − 1)
         for axis in (1.0, -1.0):
             loc = torch.tensor([axis, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
             torch.manual_seed(0)
             unit = torch.nn.functional.normalize(loc, dim=0)
             z = distributions.PowerSpherical(unit, torch.tensor(5.0).double()).rsample((20_000,))
-            slope = torch.autograd.grad(z[:, 1].mean(), loc)[0][1]
-            assert float(slope) == pytest.approx(5 / 7, abs=0.03)
+            gradient = torch.autograd.grad(z[:, 1].mean(), loc)[0][1]
+            assert float(gradient) == pytest.approx(5 / 7, abs=0.03)
 
     @pytest.mark.parametrize(("dim", "concentration"), [(2, 1e5), (10, 1e5), (50, 1e6), (3, 0.3)])
-    def test_single_precision_is_as_good(self, dim, concentration):
+    def test_float32_is_accurate(self, dim, concentration):
         torch.manual_seed(0)
         loc = torch.nn.functional.normalize(torch.randn(dim), dim=0)
         q = distributions.PowerSpherical(loc, torch.tensor(concentration))
@@ -87,7 +87,7 @@ class TestSphere:
             torch.nn.functional.normalize(loc.double(), dim=0), torch.tensor(concentration).double()
         )
         on_sphere = torch.nn.functional.normalize(z.double(), dim=-1)
-        # what rounding the draw itself costs, κ ε |μ − z|, and no more
+        # no more than the error from rounding the sample itself, κ ε |μ − z|
         error = q.log_prob(z).double() - exact.log_prob(on_sphere)
         assert float(error.abs().mean()) < 1e-2 and abs(float(error.mean())) < 3e-3
         kl, exact_kl = (
@@ -96,23 +96,23 @@ class TestSphere:
         )
         assert float(kl) == pytest.approx(float(exact_kl), abs=1e-4)
 
-    def test_the_concentration_is_at_least_one(self):
+    def test_concentration_is_at_least_one(self):
         q = posteriors.PowerSpherical((3,), 4, SMALL)
         q.network.forward = lambda x: torch.full((5,), -50.0)
         assert float(q(torch.zeros(3)).concentration) >= 1
 
-    def test_uniform_covers_the_sphere(self):
-        # each coordinate z_d of S^{D−1} has (z_d + 1)/2 ~ Beta((D − 1)/2, (D − 1)/2)
+    def test_uniform_samples_match_their_marginals(self):
+        # each coordinate z_d on S^{D−1} has (z_d + 1)/2 ~ Beta((D − 1)/2, (D − 1)/2)
         z = distributions.UniformSphere(torch.zeros(4)).sample((4000,))
         assert z.shape == (4000, 4)
         for column in z.T:
             assert stats.kstest(((column + 1) / 2).numpy(), stats.beta(1.5, 1.5).cdf).pvalue > 1e-4
 
-    def test_a_spherical_vae_learns(self):
+    def test_spherical_vae_trains(self):
         x = torch.bernoulli(torch.rand(1, 6)).expand(60, 6)
         vae = small_vae(priors.UniformSphere, latent_dim=3, event_shape=(6,))
         history = pv.fit(vae, x, epochs=60, optimizer=partial(torch.optim.Adam, lr=0.02))
-        # 60 copies of one datum have log p(x) → 0
+        # with 60 copies of one example log p(x) → 0
         assert history["elbo"][0] < -2 < -0.5 < history["elbo"][-1]
 
 

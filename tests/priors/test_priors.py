@@ -1,4 +1,4 @@
-"""The contract of every prior, and what is true of single ones."""
+"""Contract of all priors, and tests of individual ones."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from functools import partial
 
 import pytest
 import torch
-from components import PRIORS, SMALL, kind, small_vae
-from densities import coordinate, line, plane_integral
+from components import PRIORS, SMALL, component_class, small_vae
+from densities import coordinate, density_grid, plane_integral
 
 import pyro_vae as pv
 from pyro_vae import networks, priors
 
-#: A coupling splits its variables, so there must be two.
-LINES = {n: p for n, p in PRIORS.items() if n != "FlowPrior, coupling"}
+#: Priors of a single variable: coupling layers need at least two.
+UNIVARIATE = {n: p for n, p in PRIORS.items() if n != "FlowPrior, coupling"}
 
 
-def _prior(make, degrees):
-    """A prior of so many degrees of freedom; on the sphere that is one dimension more."""
-    latent_dim = degrees + (kind(make) is priors.UniformSphere)
+def _random_prior(make, intrinsic_dim):
+    """Create a prior with random weights; ``latent_dim`` is one higher on the sphere."""
+    latent_dim = intrinsic_dim + (component_class(make) is priors.UniformSphere)
     vae = small_vae(make, latent_dim=latent_dim).double().eval()
     for parameter in vae.prior.parameters():
-        # away from the neutral start of some, whatever it is
+        # away from the neutral initialisation of some priors
         torch.nn.init.normal_(parameter, std=0.3)
     return vae.prior
 
 
-@pytest.mark.parametrize("make", LINES.values(), ids=LINES)
-def test_on_a_line(make):
-    fn = _prior(make, 1)()
-    along = line(fn, -20.0, 20.0, 8001)
-    assert along.integral == pytest.approx(1, abs=2e-3)
+@pytest.mark.parametrize("make", UNIVARIATE.values(), ids=UNIVARIATE)
+def test_univariate_density_and_samples(make):
+    fn = _random_prior(make, 1)()
+    density = density_grid(fn, -20.0, 20.0, 8001)
+    assert density.integral == pytest.approx(1, abs=2e-3)
     draws = fn.sample((2000,))
     assert draws.shape == (2000, *fn.event_shape)
-    assert along.agrees(coordinate(fn, draws))
+    assert density.agrees(coordinate(fn, draws))
 
 
 @pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
 class TestContract:
-    def test_on_a_plane(self, make):
-        assert plane_integral(_prior(make, 2)(), 20.0, 801) == pytest.approx(1, abs=5e-3)
+    def test_bivariate_density_integrates_to_one(self, make):
+        assert plane_integral(_random_prior(make, 2)(), 20.0, 801) == pytest.approx(1, abs=5e-3)
 
     def test_gradients_reach_every_parameter(self, make):
         prior = small_vae(make).prior
@@ -51,7 +51,7 @@ class TestContract:
             return
         prior().log_prob(z).sum().backward()
         for name, parameter in prior.named_parameters():
-            # a mixture of one has nothing to weigh
+            # the weight of a single component has no gradient
             if not (name == "logits" and len(parameter) == 1):
                 assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -61,7 +61,7 @@ class TestContract:
         z = prior().sample((4,))
         assert z.dtype == prior().log_prob(z).dtype == dtype
 
-    def test_in_a_vae_nothing_is_registered_twice(self, make):
+    def test_posterior_is_not_registered_twice_in_a_vae(self, make):
         vae, other = small_vae(make), small_vae(make)
         assert not [k for k in vae.state_dict() if k.startswith("prior") and "posterior" in k]
         other.load_state_dict(vae.state_dict())
@@ -72,9 +72,9 @@ class TestContract:
 
 @pytest.mark.parametrize("name", [n for n in PRIORS if n.startswith("FlowPrior")])
 class TestFlowPrior:
-    def test_log_det_is_autograd_s(self, name):
-        # noise → z; its Jacobian from autograd gives the density of z
-        prior = _prior(PRIORS[name], 4)
+    def test_log_det_matches_autograd(self, name):
+        # the density of z follows from autograd's Jacobian of noise → z
+        prior = _random_prior(PRIORS[name], 4)
         fn = prior()
         noise = torch.randn(5, 4, dtype=torch.float64)
 
@@ -88,15 +88,15 @@ class TestFlowPrior:
             expected = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum()
             expected = expected - torch.linalg.slogdet(jacobian)[1]
             torch.testing.assert_close(fn.log_prob(push(eps)), expected)
-            # a flow of single variables would have a diagonal one
+            # the Jacobian of an elementwise flow would be diagonal
             assert jacobian.count_nonzero() > 4
 
-    def test_learns_a_density_that_is_not_normal(self, name):
-        # a ring, of entropy log 4π + log(0.1 √(2πe)) = 1.65; the best normal has log 4πe = 3.53
+    def test_fits_a_non_normal_density(self, name):
+        # a ring with entropy log 4π + log(0.1 √(2πe)) = 1.65; the best normal has log 4πe = 3.53
         torch.manual_seed(0)
         angle = 6.2831853 * torch.rand(1000)
         ring = 2 * torch.stack([angle.cos(), angle.sin()], -1) + 0.1 * torch.randn(1000, 2)
-        make = kind(PRIORS[name])
+        make = component_class(PRIORS[name])
         transform = PRIORS[name].keywords.get("transform", "coupling")
         prior = make(2, transform=transform, flows=4, hidden=(32,))
         optimizer = torch.optim.Adam(prior.parameters(), 0.005)
@@ -109,22 +109,22 @@ class TestFlowPrior:
         assert -loss.item() > float(normal.log_prob(ring).mean()) + 0.5
 
 
-class TestVampPriorFromData:
+class TestVampPriorStartedFromData:
     x = torch.arange(30.0).reshape(10, 3) / 30
 
-    def test_pseudo_inputs_are_training_data(self):
+    def test_pseudo_inputs_are_training_examples(self):
         vae = small_vae(PRIORS["VampPrior, from data"])
         pv.initialize(vae, self.x)
         rows = {tuple(row.tolist()) for row in vae.prior.pseudo_inputs}
         assert len(rows) == 2 and rows <= {tuple(row.tolist()) for row in self.x}
 
-    def test_more_of_them_than_data(self):
+    def test_more_pseudo_inputs_than_examples(self):
         vae = small_vae(partial(priors.VampPrior, components=25, start="data"))
         pv.initialize(vae, self.x)
         rows = {tuple(row.tolist()) for row in vae.prior.pseudo_inputs}
         assert rows <= {tuple(row.tolist()) for row in self.x}
 
-    def test_learned_ones_are_kept_when_learning_goes_on(self):
+    def test_resumed_training_keeps_learned_pseudo_inputs(self):
         vae, other = (small_vae(PRIORS["VampPrior, from data"]) for _ in range(2))
         pv.initialize(vae, self.x)
         with torch.no_grad():
@@ -137,7 +137,7 @@ class TestVampPriorFromData:
                 tuple(row.tolist()) for row in self.x
             }
 
-    def test_fit_starts_them(self):
+    def test_fit_initializes_pseudo_inputs(self):
         vae = small_vae(PRIORS["VampPrior, from data"])
         before = vae.prior.pseudo_inputs.detach().clone()
         x = torch.bernoulli(self.x)
@@ -146,7 +146,7 @@ class TestVampPriorFromData:
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, after.round(), atol=1e-6, rtol=0)
 
-    def test_random_ones_are_not_touched(self):
+    def test_random_pseudo_inputs_are_not_replaced(self):
         vae = small_vae(PRIORS["VampPrior"])
         before = vae.prior.pseudo_inputs.detach().clone()
         pv.initialize(vae, self.x)
@@ -155,21 +155,21 @@ class TestVampPriorFromData:
 
 
 @pytest.mark.parametrize("transform", ["autoregressive", "spline"])
-def test_draws_of_an_autoregressive_flow_are_exact_in_single_precision(transform):
+def test_autoregressive_samples_are_accurate_in_float32(transform):
     torch.manual_seed(0)
     prior = priors.FlowPrior(20, transform, flows=2, hidden=(64,))
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     z = prior().sample((500,)).detach()
     assert bool(z.isfinite().all())
-    # from z back to the noise it was made of: a standard normal has |ε|² ~ χ²(20)
+    # map z back to its noise: a standard normal has |ε|² ~ χ²(20)
     noise = z
     for step in reversed(prior().transforms):
         noise = step.inv(noise)
     assert float(noise.detach().square().sum(-1).mean()) == pytest.approx(20, abs=2)
 
 
-def test_an_affine_layer_scales_by_e_squared_at_most():
+def test_affine_layers_scale_by_at_most_e_squared():
     prior = priors.FlowPrior(4, "autoregressive", flows=1)
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=30.0)
@@ -178,26 +178,26 @@ def test_an_affine_layer_scales_by_e_squared_at_most():
 
 
 class TestVampPrior:
-    def test_pseudo_inputs_are_kept_in_the_interval(self):
+    def test_pseudo_inputs_are_clamped_to_the_interval(self):
         vae = small_vae(PRIORS["VampPrior"])
         with torch.no_grad():
             vae.prior.pseudo_inputs.mul_(100).sub_(50)
         z = torch.randn(2)
-        inside = vae.prior.pseudo_inputs.clamp(0, 1)
-        assert not torch.equal(inside, vae.prior.pseudo_inputs)
-        expected = vae.posterior(inside).log_prob(z).logsumexp(0) - math.log(3)
+        clamped = vae.prior.pseudo_inputs.clamp(0, 1)
+        assert not torch.equal(clamped, vae.prior.pseudo_inputs)
+        expected = vae.posterior(clamped).log_prob(z).logsumexp(0) - math.log(3)
         torch.testing.assert_close(vae.prior().log_prob(z), expected)
 
     @pytest.mark.parametrize("start", ["random", "data"])
-    def test_data_outside_of_the_interval_are_refused(self, start):
+    def test_data_outside_the_interval_raise(self, start):
         vae = small_vae(partial(priors.VampPrior, components=3, start=start))
         message = r"in the interval \(0.0, 1.0\).*from 0 to 9: set its"
         with pytest.raises(ValueError, match=message):
             pv.initialize(vae, torch.tensor([[0.0, 9.0, 1.0]]))
-        wide = small_vae(partial(priors.VampPrior, components=3, start=start, interval=None))
-        pv.initialize(wide, torch.tensor([[0.0, 9.0, 1.0]]))
+        unbounded = small_vae(partial(priors.VampPrior, components=3, start=start, interval=None))
+        pv.initialize(unbounded, torch.tensor([[0.0, 9.0, 1.0]]))
 
-    def test_pseudo_inputs_are_no_data_to_batch_norm(self):
+    def test_pseudo_inputs_do_not_change_batch_norm_statistics(self):
         encoder = partial(networks.MLP, hidden=(5,), norm="batch")
         vae = small_vae(PRIORS["VampPrior"], encoder=encoder).train()
         before = copy.deepcopy(dict(vae.named_buffers()))
@@ -206,7 +206,7 @@ class TestVampPrior:
             assert torch.equal(buffer, before[name]), name
         assert all(module.training for module in vae.modules())
 
-    def test_single_numbers_as_data(self):
+    def test_scalar_examples(self):
         vae = small_vae(PRIORS["VampPrior"], event_shape=())
         assert vae.prior().log_prob(torch.zeros(2)).shape == ()
 
@@ -233,7 +233,7 @@ class TestVampPrior:
         (lambda: priors.FlowPrior(2, flows=0), "expected flows to be a positive integer"),
         (
             lambda: priors.FlowPrior(9, "spline", hidden=(8,)),
-            r"at least as wide as the 9 latents; got hidden=\(8,\): widen them",
+            r"at least as wide as the 9 latents; got hidden=\(8,\): use wider layers",
         ),
         (lambda: priors.FlowPrior(9, "spline", hidden=()), r"got hidden=\(\)"),
         (lambda: priors.UniformSphere(1), "expected latent_dim ≥ 2 for latents on the unit sphere"),
@@ -245,6 +245,6 @@ def test_bad_arguments(make, message):
         make()
 
 
-def test_a_network_of_more_hidden_layers():
+def test_network_with_several_hidden_layers():
     vae = small_vae(lambda d: priors.FlowPrior(d, "autoregressive", hidden=(7, 9)), encoder=SMALL)
     assert vae.prior().log_prob(torch.zeros(2)).shape == ()

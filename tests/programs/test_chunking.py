@@ -1,4 +1,4 @@
-"""How much is held at once."""
+"""Chunk sizes of streamed computations."""
 
 from __future__ import annotations
 
@@ -14,37 +14,35 @@ from pyro_vae.programs import chunking
     ("sizes", "expected"),
     [
         (["32K", "1024K", "32768K"], 8 << 20),
-        (["48K", "2M", "36M"], 8 << 20),  # a power of two below a quarter
-        (["32K", "512K"], 4 << 20),  # the least
-        (["32K", "1G"], 16 << 20),  # the most
-        (["what"], 8 << 20),
+        (["48K", "2M", "36M"], 8 << 20),  # the power of two below a quarter
+        (["32K", "512K"], 4 << 20),  # the minimum
+        (["32K", "1G"], 16 << 20),  # the maximum
+        (["invalid"], 8 << 20),
         ([], 8 << 20),
     ],
 )
-def test_the_size_of_a_chunk_follows_the_cache(tmp_path, sizes, expected):
+def test_chunk_size_depends_on_the_cache(tmp_path, sizes, expected):
     for i, size in enumerate(sizes):
         (tmp_path / f"index{i}").mkdir()
         (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
-    assert chunking.cached_bytes(tmp_path) == expected
+    assert chunking.chunk_bytes(tmp_path) == expected
 
 
-def test_chunks_are_within_their_size_and_even_where_they_can_be():
+def test_chunks_fit_and_divide_the_totals_if_possible():
     for size, num_samples, pairs in itertools.product(
         (1, 7, 100, 1000), (1, 3, 64, 131, 5000), (1, 2, 63, 64, 1000, 4000)
     ):
         draws, data = chunking.chunk_shape(size, num_samples, pairs)
         assert 1 <= draws <= num_samples and 1 <= data <= size and draws * data <= pairs
-    assert chunking.chunk_shape(1000, 5000, 2675) == (
-        50,
-        50,
-    )  # of 64 and 53: 5000 and 1000 are multiples
-    assert chunking.chunk_shape(10, 1000, 4000) == (250, 10)  # 400 are allowed
-    assert chunking.chunk_shape(997, 131, 2675) == (64, 41)  # primes: nothing divides them
+    # at most 64 and 53: 50 divides 5000 and 1000
+    assert chunking.chunk_shape(1000, 5000, 2675) == (50, 50)
+    assert chunking.chunk_shape(10, 1000, 4000) == (250, 10)  # at most 400
+    assert chunking.chunk_shape(997, 131, 2675) == (64, 41)  # primes have no divisors
 
 
-def test_pairs_are_fewer_of_larger_data():
+def test_fewer_pairs_of_larger_examples():
     flat = torch.zeros(3, 784)
-    expected = chunking.cached_bytes() // (4 * 784)
+    expected = chunking.chunk_bytes() // (4 * 784)
     for data in (flat, flat.reshape(3, 28, 28)):
         assert chunking.max_streamed_pairs(data) == expected
     assert chunking.max_streamed_pairs(torch.zeros(3, 10**8)) == 1

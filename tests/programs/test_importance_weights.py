@@ -1,4 +1,4 @@
-"""``log_weights`` for programs that are not ours."""
+"""``log_weights`` for arbitrary Pyro programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _normal(x, loc, scale):
     return dist.Normal(loc, scale).log_prob(x)
 
 
-def test_one_datum_agrees_with_pyro():
+def test_one_example_agrees_with_pyro():
     program = LinearGaussian(3, shift=0.5)
     x = program.sample(1)
     pyro.set_rng_seed(1)
@@ -33,7 +33,7 @@ def test_one_datum_agrees_with_pyro():
         program.model, program.guide, x, num_samples=200, max_plate_nesting=1
     )
     assert ours.shape == (200, 1) and theirs.shape == (200,)
-    # ours draws once more, to look at the program's plates
+    # log_weights draws additional samples to find the layout
     pyro.set_rng_seed(1)
     with torch.no_grad():
         same = importance_weights.run_particles(
@@ -44,7 +44,7 @@ def test_one_datum_agrees_with_pyro():
     assert abs(evidence[0] - evidence[1]) < 0.5
 
 
-def test_a_minibatch_is_per_datum_here_and_joint_in_pyro():
+def test_weights_are_per_datum_and_joint_in_pyro():
     program = LinearGaussian(3, shift=1.0)
     x = program.sample(64)
     pyro.set_rng_seed(1)
@@ -57,7 +57,7 @@ def test_a_minibatch_is_per_datum_here_and_joint_in_pyro():
         program.model, program.guide, x, num_samples=500, max_plate_nesting=1
     )
     assert ours.shape == (500, 64) and theirs.shape == (500,)
-    # the same draws: theirs multiplies the weights of all data before averaging over draws
+    # the same draws: Pyro multiplies the weights of all examples before averaging over draws
     torch.testing.assert_close(ours.sum(1), theirs)
     per_datum = float((ours.logsumexp(0) - math.log(500)).mean())
     joint = float(theirs.logsumexp(0) - math.log(500)) / 64
@@ -92,7 +92,7 @@ def test_several_sites_scalar_and_vector_events_and_extra_arguments():
         - _normal(b, 0.1 * a[..., None], 1.2).sum(-1)
     )
     torch.testing.assert_close(run.log_weights, expected)
-    # per-datum arguments are split with the data; others are not
+    # only per-datum arguments are split with the data
     chunked = pv.log_weights(
         model, guide, x, c, power, noise=0.5, num_samples=20_000, chunk_size=2_500
     )
@@ -101,7 +101,7 @@ def test_several_sites_scalar_and_vector_events_and_extra_arguments():
     torch.testing.assert_close(log_p, exact, atol=0.15, rtol=0)
 
 
-def test_a_plate_inside_the_data_plate_is_summed():
+def test_inner_plates_are_summed():
     def model(x):
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
@@ -131,7 +131,7 @@ def test_a_plate_inside_the_data_plate_is_summed():
     torch.testing.assert_close(weights.logsumexp(0) - math.log(5000), exact, atol=0.1, rtol=0)
 
 
-def test_scales_are_left_out_and_masks_kept():
+def test_scales_are_ignored_and_masks_applied():
     program = LinearGaussian(2, shift=0.5)
     x = program.sample(4)
 
@@ -161,8 +161,8 @@ def test_auxiliary_sites_of_an_autoguide():
     torch.testing.assert_close(log_w.logsumexp(0) - math.log(20_000), exact, atol=0.1, rtol=0)
 
 
-def test_every_chunk_size_gives_every_weight():
-    # q is the posterior: each weight is log p(x), whichever draw it is
+def test_all_chunk_sizes_give_all_weights():
+    # q is the posterior, so every log weight equals log p(x)
     program = LinearGaussian(2)
     x = program.sample(11)
     for chunk_size in (1, 3, 7, 64, 1000):
@@ -172,7 +172,7 @@ def test_every_chunk_size_gives_every_weight():
         torch.testing.assert_close(log_w, program.log_evidence(x).expand(13, 11))
 
 
-def test_dropout_is_off_and_the_mode_restored():
+def test_dropout_is_off_and_the_mode_is_restored():
     vae = pv.VAE((4,), 2, encoder=_with_dropout).train()
     x = torch.bernoulli(torch.full((3, 4), 0.5))
     pyro.set_rng_seed(0)
@@ -188,7 +188,7 @@ def _with_dropout(in_shape, out_shape):
 
 
 class Positional(nn.Module):
-    """Decoders that read a batch dimension by position, in ways that fail or do not."""
+    """Decoders that depend on the position of a batch dimension, with or without an error."""
 
     def __init__(self, kind):
         super().__init__()
@@ -204,7 +204,7 @@ class Positional(nn.Module):
 
 @pytest.mark.parametrize("size", [1, 5, 8])
 @pytest.mark.parametrize("kind", ["softmax", "conv", "norm"])
-def test_programs_that_allow_no_particle_dimension(kind, size):
+def test_programs_without_support_for_a_particle_dimension(kind, size):
     decoder = Positional(kind)
 
     def model(x):
@@ -220,7 +220,7 @@ def test_programs_that_allow_no_particle_dimension(kind, size):
     decoder.eval()
     decoder.norm.running_mean.copy_(torch.arange(8.0))
     with torch.no_grad():
-        with pytest.warns(UserWarning, match="each draw runs as one more datum"):
+        with pytest.warns(UserWarning, match="each particle runs as an additional example"):
             layout = importance_weights.find_layout(model, guide, x)
         assert layout.tiled
         run = importance_weights.run_particles(model, guide, x, num_samples=6, layout=layout)
@@ -233,23 +233,24 @@ def test_programs_that_allow_no_particle_dimension(kind, size):
                 - _normal(z[k], 0.3 * x, 0.9)
             ).sum(-1)
             torch.testing.assert_close(run.log_weights[k], expected)
-    with pytest.warns(UserWarning, match="each draw runs as one more datum"):
+    with pytest.warns(UserWarning, match="each particle runs as an additional example"):
         chunked = pv.log_weights(model, guide, x, num_samples=7, chunk_size=4)
     assert chunked.shape == (7, size)
 
 
-def test_programs_that_mix_data_are_refused():
+def test_programs_that_mix_examples_raise():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z - z.mean(), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="expected weights that do not depend on which other data"):
+    message = "expected weights that do not depend on the other examples"
+    with pytest.raises(ValueError, match=message):
         pv.log_weights(model, _guide, torch.randn(5), num_samples=4)
 
 
-def test_an_argument_that_happens_to_have_as_many_entries_as_data():
-    # six mixture means and six data: nothing tells that the means are not per datum
+def test_argument_of_leading_size_n_that_is_not_per_datum():
+    # six mixture means and six examples
     means = torch.linspace(-3, 3, 6)
 
     def model(x, mu):
@@ -267,17 +268,17 @@ def test_an_argument_that_happens_to_have_as_many_entries_as_data():
     torch.testing.assert_close(log_w.logsumexp(0) - math.log(20_000), truth, atol=0.05, rtol=0)
 
 
-def test_undeclared_batch_dimensions_are_refused():
+def test_batch_dimensions_without_a_plate_raise():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0).expand((3, len(x))), obs=x)
 
-    with pytest.raises(ValueError, match=r"batch shape \(3, 4\), of which size 3 belongs to no"):
+    with pytest.raises(ValueError, match=r"batch shape \(3, 4\), whose dimension of size 3 has no"):
         pv.log_weights(model, _guide, torch.randn(4), num_samples=3)
 
 
-def test_dropout_is_off_in_programs_that_are_functions():
+def test_dropout_is_off_in_plain_functions():
     decoder = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
 
     def model(x):
@@ -297,7 +298,7 @@ def test_dropout_is_off_in_programs_that_are_functions():
     assert training == pv.evaluate((model, guide), x, num_samples=100).elbo
 
 
-def test_each_autoguide_keeps_its_own_parameters():
+def test_autoguides_keep_their_own_parameters():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -314,7 +315,7 @@ def test_each_autoguide_keeps_its_own_parameters():
     assert pv.evaluate((model, first), x, num_samples=50).elbo == expected
 
 
-def test_two_models_with_the_same_names_keep_their_own_weights():
+def test_models_with_equal_names_keep_their_own_weights():
     x = torch.bernoulli(torch.full((3, 4), 0.5))
     first, second = pv.VAE((4,), 2), pv.VAE((4,), 2)
 
@@ -322,13 +323,13 @@ def test_two_models_with_the_same_names_keep_their_own_weights():
         return pv.evaluate(vae, x, num_samples=50).elbo
 
     alone = elbo(second)
-    # Pyro's global store now knows the first one's parameters by the names of the second's
+    # Pyro's global store now has the parameters of the first under the names of the second
     pyro.infer.Trace_ELBO().loss(first.model, first.guide, x)
     assert elbo(second) == alone != elbo(first)
     assert len(pyro.get_param_store()) == len(list(first.parameters()))
 
 
-def test_plain_pyro_param_comes_from_the_store():
+def test_plain_pyro_params_come_from_the_store():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
@@ -406,8 +407,8 @@ def _two_latents_guide(x):
         pyro.sample("u", dist.Normal(z, 1.0))
 
 
-def test_parameters_for_each_datum_of_more_data_than_a_chunk():
-    # the guide fails on a part of the data: with plates of Pyro's by their size, or in a sum
+def test_guide_parameters_per_example_with_more_examples_than_a_chunk():
+    # the guide fails on a part of the data, in a plate or in a sum
     locs = torch.randn(50)
 
     def model(x):
@@ -429,9 +430,9 @@ def test_parameters_for_each_datum_of_more_data_than_a_chunk():
     for guide in (plated, summed):
         log_w = pv.log_weights(model, guide, x, num_samples=20_000, chunk_size=1000)
         truth = torch.distributions.Normal(0.0, math.sqrt(2)).log_prob(x)
-        trusted = (locs - x / 2).abs() < 0.7
+        close = (locs - x / 2).abs() < 0.7
         evidence = log_w.logsumexp(0) - math.log(20_000)
-        torch.testing.assert_close(evidence[trusted], truth[trusted], atol=0.06, rtol=0)
+        torch.testing.assert_close(evidence[close], truth[close], atol=0.06, rtol=0)
 
 
 def _plain(x):
@@ -448,16 +449,28 @@ def _unobserved(x):
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        (_no_plate, _no_plate_guide, r"site 'z' of the guide is outside the plate \"data\""),
-        (_global_latent, _global_guide, r"site 'w' of the guide is outside the plate \"data\""),
-        (_subsampled, _subsampled_guide, r"expected the plate \"data\" to hold the 3 data given"),
+        (
+            _no_plate,
+            _no_plate_guide,
+            r"inside the plate \"data\"; got site 'z' of the guide outside",
+        ),
+        (
+            _global_latent,
+            _global_guide,
+            r"inside the plate \"data\"; got site 'w' of the guide outside",
+        ),
+        (
+            _subsampled,
+            _subsampled_guide,
+            r"expected the plate \"data\" to have the size of the data, 3;",
+        ),
         (_sequential, _sequential_guide, r"it is a sequential loop"),
-        (_two_latents, _guide, r"the model samples 'u' and the guide does not"),
-        (_plain, _two_latents_guide, r"the guide samples 'u' and the model does not"),
-        (_unobserved, _guide, r"the model observes nothing"),
+        (_two_latents, _guide, r"expected the same latent .* got 'u' in the model only: "),
+        (_plain, _two_latents_guide, r"expected the same latent .* got 'u' in the guide only: "),
+        (_unobserved, _guide, r"expected a model that observes the data; got no observed site"),
     ],
 )
-def test_programs_without_weights_per_datum_are_refused(model, guide, message):
+def test_programs_without_weights_per_datum_raise(model, guide, message):
     with pytest.raises(ValueError, match=message):
         pv.log_weights(model, guide, torch.randn(3), num_samples=4)
 
@@ -471,13 +484,13 @@ def test_partial_programs_find_their_module():
 
 
 @pytest.mark.parametrize("x", [torch.tensor(1.0), torch.empty(0, 3), [1.0, 2.0]])
-def test_bad_data(x):
+def test_invalid_data_raise(x):
     with pytest.raises(ValueError, match=r"expected x to be a tensor of shape \(N ≥ 1, …\)"):
         pv.log_weights(_plain, _guide, x, num_samples=4)
 
 
-def test_a_flow_whose_inverse_is_computed_is_replayed_by_value():
-    # the logit of a uniform loses digits on the way back, so its noise is not what was drawn
+def test_flow_with_inexact_inverse_is_replayed_by_value():
+    # inverting the logit of a uniform loses digits, so the recovered noise is inexact
     from pyro.distributions import transforms
 
     def parts(x):
@@ -499,8 +512,8 @@ def test_a_flow_whose_inverse_is_computed_is_replayed_by_value():
         importance_weights.find_layout(model, guide, torch.randn(256, 2))
 
 
-def test_a_chunk_is_as_wide_as_the_likelihood(monkeypatch):
-    # 256 logits for each pixel: what fits for 0/1 pixels would be gigabytes here
+def test_chunk_size_depends_on_the_width_of_the_likelihood(monkeypatch):
+    # 256 logits per pixel: a chunk size for binary pixels would need gigabytes here
     from functools import partial
 
     small = partial(pv.networks.MLP, hidden=(4,))
@@ -508,22 +521,22 @@ def test_a_chunk_is_as_wide_as_the_likelihood(monkeypatch):
     vae = pv.VAE((2, 3), 2, **parts)
     x = torch.randint(256, (7, 2, 3)).float()
     expected = pv.log_weights(vae.model, vae.guide, x, num_samples=90)
-    monkeypatch.setattr("pyro_vae.programs.chunking._MOST_NUMBERS", 256 * 6 * 20)
+    monkeypatch.setattr("pyro_vae.programs.chunking._MAX_ELEMENTS", 256 * 6 * 20)
     sizes = []
     vae.likelihood.network.register_forward_hook(lambda m, i, out: sizes.append(out.numel()))
     pyro.set_rng_seed(0)
     got = pv.log_weights(vae.model, vae.guide, x, num_samples=90)
     assert got.shape == expected.shape
-    # the look at the program comes first: one run, a half, two particles
+    # finding the layout takes three runs: all examples, the first half, two particles
     assert max(sizes[3:]) == 256 * 6 * 14 and len(sizes) == 3 + 45
 
 
 def _two_plates(outer):
-    """A program with a plate on either side of the data's, scalar and vector events."""
+    """Return a program with a second plate, on either side of the data plate."""
     data, repeats = (-2, -1) if outer else (-1, -2)
 
     def at(x, power):
-        # of the data alone, where the plates have it
+        # at the position of the data plate
         return (x * power).unsqueeze(-1) if outer else x * power
 
     def model(x, power):
@@ -544,24 +557,24 @@ def _two_plates(outer):
 
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("outer", [False, True])
-def test_densities_at_given_latents_are_those_of_the_run_that_drew_them(outer, tiled):
+def test_log_probs_at_agree_with_the_run(outer, tiled):
     model, guide = _two_plates(outer)
     x, power = torch.randn(4), torch.tensor(0.5)
     layout = importance_weights.Layout(2, tiled)
     run = importance_weights.run_particles(model, guide, x, power, num_samples=5, layout=layout)
     assert run.latents["b"].shape == (5, 4, 3, 2)
     for program, expected in ((model, run.log_p), (guide, run.log_q)):
-        found = importance_weights.log_probs_at(program, run.latents, x, power, layout=layout)
-        assert list(found) == list(expected)
-        for name in found:
-            torch.testing.assert_close(found[name], expected[name])
+        actual = importance_weights.log_probs_at(program, run.latents, x, power, layout=layout)
+        assert list(actual) == list(expected)
+        for name in actual:
+            torch.testing.assert_close(actual[name], expected[name])
     a, b = run.latents["a"].reshape(5, 4), run.latents["b"]
-    by_hand = _normal(a, 0.5 * x, 1.0) + _normal(b, a[..., None, None], 1.0).sum((-1, -2))
-    by_hand = by_hand + _normal(x[:, None], b.sum(-1), 0.5).sum(-1)
-    torch.testing.assert_close(sum(run.log_p.values()), by_hand)
+    expected_weights = _normal(a, 0.5 * x, 1.0) + _normal(b, a[..., None, None], 1.0).sum((-1, -2))
+    expected_weights = expected_weights + _normal(x[:, None], b.sum(-1), 0.5).sum(-1)
+    torch.testing.assert_close(sum(run.log_p.values()), expected_weights)
 
 
-def test_densities_at_given_latents_are_differentiable_masked_and_not_scaled():
+def test_log_probs_at_are_differentiable_masked_and_not_scaled():
     program = LinearGaussian(2)
     x = program.sample(3)
     z = torch.randn(4, 3, 2, dtype=x.dtype, requires_grad=True)
@@ -569,13 +582,13 @@ def test_densities_at_given_latents_are_differentiable_masked_and_not_scaled():
     model = poutine.scale(poutine.mask(program.model, mask), 0.3)
     total = sum(importance_weights.log_probs_at(model, {"z": z}, x).values())
     (gradient,) = torch.autograd.grad(total.sum(), z)
-    pull = ((x - z @ program.W.T - program.b) @ program.W) / program.s**2
-    torch.testing.assert_close(gradient, mask[:, None] * (pull - z).detach())
+    score = ((x - z @ program.W.T - program.b) @ program.W) / program.s**2
+    torch.testing.assert_close(gradient, mask[:, None] * (score - z).detach())
 
 
-def test_densities_want_a_value_for_every_latent_site():
+def test_log_probs_at_needs_values_for_all_latent_sites():
     model, _ = _two_plates(True)
-    with pytest.raises(ValueError, match="got none for 'b', but for 'a'"):
+    with pytest.raises(ValueError, match="got values for 'a', but not for 'b'"):
         importance_weights.log_probs_at(
             model,
             {"a": torch.zeros(1, 4, 1)},

@@ -1,4 +1,4 @@
-"""Encoding a data set to a file."""
+"""Encoding of a data set, and its file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyro_vae as pv
 from pyro_vae import queries
 
 
-def test_round_trip(tmp_path):
+def test_file_round_trip(tmp_path):
     vae = pv.VAE((4,), 2)
     split = pv.data.Split(torch.bernoulli(torch.full((23, 4), 0.5)), labels=torch.arange(23))
     columns = queries.encode(vae, split, path=tmp_path / "z.npz", chunk_size=10)
@@ -25,14 +25,14 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(columns["labels"], np.arange(23))
 
 
-def test_a_correlated_guide_has_its_marginal_deviations():
+def test_correlated_guide_gives_marginal_standard_deviations():
     program = LinearGaussian(2)
     columns = queries.encode(program, program.sample(3))
     expected = program.covariance.diagonal().sqrt().expand(3, 2)
     np.testing.assert_allclose(columns["z.std"], expected.numpy(), rtol=1e-12)
 
 
-def test_a_flow_gives_draws_and_the_sphere_directions():
+def test_flow_gives_samples_and_sphere_gives_directions():
     x = torch.bernoulli(torch.full((6, 4), 0.5))
     flow = pv.VAE((4,), 2, posterior=pv.posteriors.PlanarFlow)
     first, again = (queries.encode(flow, x, seed=s)["z.draw"] for s in (0, 1))
@@ -43,26 +43,26 @@ def test_a_flow_gives_draws_and_the_sphere_directions():
     np.testing.assert_allclose(np.linalg.norm(columns["z.direction"], axis=1), 1, rtol=1e-5)
 
 
-def test_an_old_file_is_kept_where_the_new_one_fails(tmp_path, monkeypatch):
+def test_existing_file_is_kept_if_writing_fails(tmp_path, monkeypatch):
     vae, x = pv.VAE((4,), 2), torch.zeros(3, 4)
-    path = tmp_path / "codes"  # any name, as it was given
+    path = tmp_path / "codes"  # the name is used as given, without .npz
     queries.encode(vae, x, path=path)
     before = path.read_bytes()
 
-    def full(*_, **__):
+    def raise_disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(np, "savez_compressed", raise_disk_full)
     with pytest.raises(OSError, match=r"could not write .*codes, the previous file is kept: No sp"):
         queries.encode(vae, x + 1, path=path)
     assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["codes"]
 
 
-def test_noise_that_stands_for_weights_is_no_latent():
+def test_weight_noise_is_not_a_latent():
     x = torch.bernoulli(torch.full((3, 4), 0.5))
     program = pv.BayesianVAE((4,), 2)
     assert set(queries.encode(program, x)) == {"z.mean", "z.std"}
-    walked = queries.traverse(program, x[:1])
-    assert len(walked.x) == 2  # the two dimensions of z
+    traversal = queries.traverse(program, x[:1])
+    assert len(traversal.x) == 2  # the two dimensions of z
     with pytest.raises(ValueError, match="expected site to be one of the continuous latents, z; "):
         queries.traverse(program, x[:1], site="network.layers.0.noise")

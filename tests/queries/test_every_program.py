@@ -1,4 +1,4 @@
-"""Every query on every kind of program: plain, conditional, in layers, with a class to infer."""
+"""All queries on all programs: plain, conditional, hierarchical, and with a latent class."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_query(name):
+def test_all_queries(name):
     make, args = PROGRAMS[name]
     program, x = make(), torch.bernoulli(torch.full((4, 5), 0.5))
 
-    made = queries.sample(program, 4, *args)
-    assert set(made.x.unique().tolist()) <= {0.0, 1.0}
-    assert made.mean.shape == made.x.shape == (4, 5)
+    generated = queries.sample(program, 4, *args)
+    assert set(generated.x.unique().tolist()) <= {0.0, 1.0}
+    assert generated.mean.shape == generated.x.shape == (4, 5)
 
-    again = queries.reconstruct(program, x, *args)
-    assert again.latents.keys() == made.latents.keys() and again.x.shape == x.shape
+    reconstruction = queries.reconstruct(program, x, *args)
+    assert reconstruction.latents.keys() == generated.latents.keys()
+    assert reconstruction.x.shape == x.shape
 
     path = queries.interpolate(program, x, x.roll(2, 0), *args, steps=3)
     ends = [queries.encode(program, part, *args) for part in (x, x.roll(2, 0))]
@@ -50,27 +51,27 @@ def test_every_query(name):
         for end, columns in ((0, ends[0]), (-1, ends[1])):
             np.testing.assert_allclose(z[end].numpy(), columns[column], atol=1e-5)
 
-    walk = queries.traverse(program, x, *args, dims=[1], values=[-1.0, 1.0])
-    assert walk.mean.shape == (1, 2, 4, 5)
+    traversal = queries.traverse(program, x, *args, dims=[1], values=[-1.0, 1.0])
+    assert traversal.mean.shape == (1, 2, 4, 5)
 
-    # what is imputed and what is scored agree with the evidence of whole data
-    whole = queries.impute(program, x, *args, num_samples=4000)
+    # the evidence of complete examples agrees with evaluate
+    complete = queries.impute(program, x, *args, num_samples=4000)
     bounds = pv.evaluate((program.model, program.guide), x, *args, num_samples=4000)
-    error = whole.log_evidence_variance.numpy() + bounds.per_datum["log_evidence_variance"]
-    difference = whole.log_evidence.numpy() - bounds.per_datum["log_evidence"]
-    # 20 comparisons at 5 errors: a false alarm in 80000
+    error = complete.log_evidence_variance.numpy() + bounds.per_datum["log_evidence_variance"]
+    difference = complete.log_evidence.numpy() - bounds.per_datum["log_evidence"]
+    # 20 comparisons at 5 standard errors: false alarm rate 1 in 80,000
     assert (np.abs(difference) < 5 * error**0.5 + 1e-4).all()
-    seen = torch.tensor([True, True, False, True, False])
-    part = queries.impute(program, x, *args, observed=seen, num_samples=200)
-    assert torch.equal(part.x[..., seen], x[:, seen].expand(16, 4, 3))
+    observed = torch.tensor([True, True, False, True, False])
+    partial = queries.impute(program, x, *args, observed=observed, num_samples=200)
+    assert torch.equal(partial.x[..., observed], x[:, observed].expand(16, 4, 3))
     # the probabilities of all four completions sum to one
     total = torch.zeros(4, dtype=torch.float64)
     for a in (0.0, 1.0):
         for b in (0.0, 1.0):
-            filled = x.clone()
-            filled[:, 2], filled[:, 4] = a, b
+            completed = x.clone()
+            completed[:, 2], completed[:, 4] = a, b
             score = queries.score_missing(
-                program, filled, *args, observed=seen, num_samples=3000, refit_steps=5
+                program, completed, *args, observed=observed, num_samples=3000, refit_steps=5
             )
             total += score.value.exp()
     assert torch.allclose(total, torch.ones(4, dtype=torch.float64), atol=0.15)

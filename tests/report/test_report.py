@@ -1,4 +1,4 @@
-"""The report of a real run, and the functions that draw it."""
+"""The HTML report, the comparison table and the plots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from linear_gaussian import LinearGaussian
 import pyro_vae as pv
 from pyro_vae.cli.app import main
 from pyro_vae.report import plots
-from pyro_vae.report.tables import comparison
 from pyro_vae.runs.run import Run, RunError
 
 SMALL = [
@@ -32,15 +31,15 @@ def runs(tmp_path_factory):
     return folder
 
 
-def test_the_page_is_self_contained_and_complete(runs):
+def test_page_is_self_contained_and_complete(runs):
     run = Run(runs / "flat")
     page = run.report.read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=\"(?!data:)", page) and "://" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles[1:-1] == [
-        *("Learning curves", "L_k against k", "k̂ per datum"),
-        *("Log weights of the best and the worst datum", "Samples", "Reconstructions"),
-        *("The latent plane, decoded", "The latent plane, encoded"),
+        *("Learning curves", "Convergence of L_k", "k̂ per example"),
+        *("Log weights of the examples with the best and the worst k̂", "Samples"),
+        *("Reconstructions", "Latent space, decoded grid", "Latent space, encoded examples"),
     ]
     bounds = run.read_bounds()
     for row in bounds.estimates.values():
@@ -51,21 +50,21 @@ def test_the_page_is_self_contained_and_complete(runs):
     assert all(png.startswith(b"\x89PNG") for png in inline)
 
 
-def test_the_plane_is_drawn_only_for_two_latents(runs):
+def test_latent_space_is_shown_only_for_two_latents(runs):
     page = (runs / "deep" / "report.html").read_text(encoding="utf-8")
-    assert "Samples" in page and "The latent plane" not in page
+    assert "Samples" in page and "Latent space" not in page
 
 
-def test_warning_is_on_the_page(runs):
+def test_page_contains_the_warning(runs):
     run = Run(runs / "deep")
     bounds = run.read_bounds()
     page = run.report.read_text(encoding="utf-8")
-    assert ("cannot be trusted" in page) == (bounds.warning is not None)
+    assert ("too heavy-tailed" in page) == (bounds.warning is not None)
 
 
 def test_comparison_is_paired(runs):
     first, second = Run(runs / "flat"), Run(runs / "deep")
-    table = comparison([first, second])
+    table = pv.compare(first, second)
     ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (second, first))
     difference = ours - theirs
     error = difference.std(ddof=1) / len(difference) ** 0.5
@@ -75,26 +74,26 @@ def test_comparison_is_paired(runs):
     assert float(row[-1]) == pytest.approx(error, abs=6e-4)
 
 
-def test_runs_on_other_data_are_not_subtracted(runs, tmp_path):
+def test_runs_on_different_data_are_not_compared(runs, tmp_path):
     other = tmp_path / "other"
     main(["fit", *SMALL, "--model.latent_dim", "2", "--data.seed", "1", "--run", str(other)])
     main(["evaluate", str(other), "--num-samples", "50"])
-    assert "other data" in comparison([Run(runs / "flat"), Run(other)])
+    assert "other data" in pv.compare(runs / "flat", Run(other))
 
 
-def test_a_run_without_bounds_cannot_be_reported(tmp_path):
+def test_run_without_bounds_has_no_report(tmp_path):
     main(["fit", *SMALL, "--model.latent_dim", "2", "--run", str(tmp_path / "new")])
-    with pytest.raises(RunError, match="has no bounds yet: `pyro-vae evaluate"):
-        comparison([Run(tmp_path / "new")])
+    with pytest.raises(RunError, match="has no bounds yet: run `pyro-vae evaluate"):
+        pv.compare(tmp_path / "new")
     assert main(["report", str(tmp_path / "new")]) == 1
 
 
-def test_data_that_are_not_images_have_no_pictures(tmp_path):
+def test_report_without_images(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 3)))
     run = tmp_path / "run"
-    words = ["--data.name", "array", "--data.path", str(tmp_path / "x.npy")]
-    words += ["--data.binarize", "none", "--model.likelihood", "Gaussian", "--fit.epochs", "1"]
-    assert main(["fit", *words, "--model.latent_dim", "2", "--run", str(run)]) == 0
+    args = ["--data.name", "array", "--data.path", str(tmp_path / "x.npy")]
+    args += ["--data.binarize", "none", "--model.likelihood", "Gaussian", "--fit.epochs", "1"]
+    assert main(["fit", *args, "--model.latent_dim", "2", "--run", str(run)]) == 0
     assert main(["evaluate", str(run), "--num-samples", "100"]) == 0
     assert main(["report", str(run)]) == 0
     assert {f.stem for f in (run / "figures").iterdir()} == {
@@ -108,17 +107,17 @@ def test_data_that_are_not_images_have_no_pictures(tmp_path):
 def test_bound_against_k_marks_the_plateau():
     program = LinearGaussian(2, shift=0.3, inflate=1.1)
     bounds = pv.evaluate(program, program.sample(20), num_samples=5000, ks=(1, 5, 50, 500))
-    axes = plots.bound_against_k(bounds).axes[0]
+    axes = plots.plot_bound_against_k(bounds).axes[0]
     (curve,) = (line for line in axes.lines if len(line.get_xdata()) == 5)
     np.testing.assert_allclose(curve.get_ydata(), list(bounds.iwae.values()))
-    marked = [line for line in axes.lines if "stops rising" in str(line.get_label())]
-    assert marked[0].get_xdata()[0] == bounds.plateau
+    markers = [line for line in axes.lines if "converged" in str(line.get_label())]
+    assert markers[0].get_xdata()[0] == bounds.plateau
 
 
-def test_image_grid_puts_images_where_they_belong():
+def test_image_grid_layout():
     images = torch.arange(6).reshape(6, 1, 1).expand(6, 4, 3).double().numpy() / 5
-    canvas = plots.image_grid(images, columns=3).axes[0].images[0].get_array()
-    # rows of 4 pixels and one of white; columns of 3 and one of white
+    canvas = plots.plot_image_grid(images, columns=3).axes[0].images[0].get_array()
+    # each image has 4 × 3 pixels, separated by one white pixel
     assert canvas.shape == (10, 11)
     for i in range(6):
         top, left = 5 * (i // 3), 4 * (i % 3)

@@ -1,4 +1,4 @@
-"""Bits per dimension on the command line: where they exist, and where they do not."""
+"""Bits per dimension on the command line, and likelihoods without them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyro_vae.cli import app
-from pyro_vae.report.tables import paired_difference
+from pyro_vae.runs.comparison import paired_difference
 from pyro_vae.runs.run import Run
 
 SMALL = """\
@@ -18,8 +18,8 @@ SMALL = """\
 --model.decoder.output_bias data --fit.epochs 1 --fit.batch_size 500 --fit.device cpu"""
 
 
-def _evaluated(run, options, capsys):
-    """What ``evaluate`` prints of a new run, and what it leaves in ``result.json``."""
+def _fit_and_evaluate(run, options, capsys):
+    """Return the output of ``evaluate`` for a new run, and its ``result.json``."""
     argv = ["fit", "--run", run, *SMALL.split(), *options.split()]
     assert app.main([*argv, "--data.binarize", "none"] if "binarize" not in options else argv) == 0
     capsys.readouterr()
@@ -36,11 +36,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_printed_and_recorded(case, tmp_path, monkeypatch, capsys):
+def test_bits_are_printed_and_stored(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options, levels, sixteen = CASES[case]
-    options += " --model.likelihood.levels 16" if sixteen else ""
-    printed, result = _evaluated("run", f"--data.name digits {options}", capsys)
+    options, levels, set_levels = CASES[case]
+    options += " --model.likelihood.levels 16" if set_levels else ""
+    printed, result = _fit_and_evaluate("run", f"--data.name digits {options}", capsys)
     bounds = result["bounds"]
     lines = []
     for name, label in (("elbo", "ELBO"), ("log_evidence", "log p̂")):
@@ -51,15 +51,15 @@ def test_printed_and_recorded(case, tmp_path, monkeypatch, capsys):
             assert bits[key] == pytest.approx(nats[key] / (64 * math.log(2)))
         lines.append(f"{label} {bits['value']:.4f} ± {bits['se_data']:.4f}")
     assert f"bits per dimension (lower is better, ± data): {', '.join(lines)}\n" in printed
-    if case != "dequantised":  # a report takes seconds
+    if case != "dequantised":  # the report is slow
         return
     assert app.main(["report", "run"]) == 0
     assert lines[0] in Path("run/report.html").read_text(encoding="utf-8")
 
 
-def test_a_single_datum_has_no_error(tmp_path, monkeypatch, capsys):
+def test_single_example_has_no_standard_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _evaluated("run", "--data.name digits --data.binarize dynamic", capsys)
+    _fit_and_evaluate("run", "--data.name digits --data.binarize dynamic", capsys)
     assert app.main(["evaluate", "run", "--num-samples", "10", "--num-data", "1"]) == 0
     assert "± nan" in capsys.readouterr().out
     result = json.loads(Path("run/result.json").read_text())
@@ -70,15 +70,15 @@ def test_a_single_datum_has_no_error(tmp_path, monkeypatch, capsys):
     "options",
     [
         "--data.values unit --model.likelihood ContinuousBernoulli",
-        "--data.values integer --model.likelihood Gaussian",  # a density at integers
+        "--data.values integer --model.likelihood Gaussian",  # a density of integers
         "--data.binarize static --model.likelihood ContinuousBernoulli",
-        # who is told the total does not code it
+        # a likelihood given the total does not encode the total
         "--data.values integer --model.likelihood Poisson --model.likelihood.library observed",
     ],
 )
-def test_no_bits_of_a_density(options, tmp_path, monkeypatch, capsys):
+def test_density_has_no_bits(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    printed, result = _evaluated("run", f"--data.name digits {options}", capsys)
+    printed, result = _fit_and_evaluate("run", f"--data.name digits {options}", capsys)
     assert "bits" not in printed
     assert "bits_per_dim" not in result["bounds"]
     if "unit" not in options:
@@ -87,18 +87,18 @@ def test_no_bits_of_a_density(options, tmp_path, monkeypatch, capsys):
     assert "bits per dimension" not in Path("run/report.html").read_text(encoding="utf-8")
 
 
-def test_runs_on_other_values_of_the_same_data_do_not_compare(tmp_path, monkeypatch, capsys):
+def test_runs_with_different_values_are_not_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     likelihood = "--data.name digits --model.likelihood Gaussian --data.values"
     for values in ("unit", "integer", "dequantized"):
-        _, result = _evaluated(values, f"{likelihood} {values}", capsys)
+        _, result = _fit_and_evaluate(values, f"{likelihood} {values}", capsys)
         assert result["data"]["values"] == values
     assert app.main(["compare", "unit", "integer", "dequantized"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert rows["integer"].endswith("other data") and rows["dequantized"].endswith("other data")
 
 
-def test_probabilities_and_densities_of_the_same_data_do_not_compare(tmp_path, monkeypatch, capsys):
+def test_probabilities_and_densities_are_not_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = "--data.name digits --data.values integer --model.likelihood"
     measures = {
@@ -109,7 +109,7 @@ def test_probabilities_and_densities_of_the_same_data_do_not_compare(tmp_path, m
         "decoded": ("Poisson --model.likelihood.library decoded", "probability"),
     }
     for name, (likelihood, measure) in measures.items():
-        _, result = _evaluated(name, f"{base} {likelihood}", capsys)
+        _, result = _fit_and_evaluate(name, f"{base} {likelihood}", capsys)
         assert result["bounds"]["measure"] == measure
     assert app.main(["compare", *measures]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -118,11 +118,11 @@ def test_probabilities_and_densities_of_the_same_data_do_not_compare(tmp_path, m
     for name in ("binomial", "decoded"):
         assert "other" not in rows[name]
     runs = {name: Run(name) for name in measures}
-    # the likelihoods' table turns both into bits; what was told the total has none
+    # both can be converted to bits, but not a likelihood given the total
     assert paired_difference(runs["gaussian"], runs["poisson"], any_values=True) is not None
     assert paired_difference(runs["observed"], runs["poisson"], any_values=True) is None
     assert paired_difference(runs["observed"], runs["gaussian"]) is None
-    # results from before it was noted
+    # results without a measure are comparable
     for run in runs.values():
         result = json.loads(run.result.read_text(encoding="utf-8"))
         del result["bounds"]["measure"]
@@ -130,11 +130,11 @@ def test_probabilities_and_densities_of_the_same_data_do_not_compare(tmp_path, m
     assert paired_difference(runs["gaussian"], runs["poisson"]) is not None
 
 
-def test_counts_of_an_array(tmp_path, monkeypatch, capsys):
+def test_bits_of_counts_in_an_array(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("counts.npy", np.random.default_rng(0).poisson(300, (200, 6)))
     options = "--data.name array --data.path counts.npy --model.likelihood NegativeBinomial"
-    printed, result = _evaluated("run", options, capsys)
+    printed, result = _fit_and_evaluate("run", options, capsys)
     nats = result["bounds"]["estimates"]["elbo"]["value"]
     bits = result["bounds"]["bits_per_dim"]["elbo"]["value"]
     assert bits == pytest.approx(-nats / (6 * math.log(2)))

@@ -1,4 +1,4 @@
-"""Many short epochs: checkpoints now and then, and somebody who looks on."""
+"""Runs with many short epochs: checkpoint intervals, callbacks and numbers of examples."""
 
 from __future__ import annotations
 
@@ -6,108 +6,107 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.config.experiment import Experiment, explained, parser
+from pyro_vae.config.experiment import Experiment, make_experiment_parser, parse_args
 from pyro_vae.learning import checkpoint
 from pyro_vae.runs.run import Run
 
-WORDS = [
+ARGS = [
     *("--data.name", "digits", "--data.binarize", "static", "--data.valid", "0"),
     *("--data.train", "100", "--model.latent_dim", "2", "--fit.batch_size", "50"),
     *("--fit.epochs", "7", "--fit.device", "cpu"),
 ]
 
+RARE_CHECKPOINTS = ("--fit.checkpoint_every", "1000")
 
-SELDOM = ("--fit.checkpoint_every", "1000")
 
-
-def experiment(*words: str) -> Experiment:
-    given = [*WORDS, *words]
-    made = parser(given)
-    return Experiment(made, explained(made, given))
+def make_experiment(*args: str) -> Experiment:
+    argv = [*ARGS, *args]
+    parser = make_experiment_parser(argv)
+    return Experiment(parser, parse_args(parser, argv))
 
 
 @pytest.fixture
-def saved(monkeypatch) -> list[int]:
-    """After which epochs a state was written."""
-    save, epochs = checkpoint.save, []
+def saved_epochs(monkeypatch) -> list[int]:
+    """The numbers of epochs in the saved checkpoints."""
+    save, epochs = checkpoint.save_checkpoint, []
 
-    def noted(path, state):
+    def save_and_record(path, state):
         epochs.append(len(state["history"]))
         save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save", noted)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_record)
     return epochs
 
 
-def test_a_state_is_written_now_and_then_and_at_the_end(tmp_path, saved):
-    Run(tmp_path / "often").fit(experiment())
-    assert saved == [1, 2, 3, 4, 5, 6, 7]
-    saved.clear()
-    Run(tmp_path / "seldom").fit(experiment("--fit.checkpoint_every", "3"))
-    assert saved == [3, 6, 7]
-    weights = [Run(tmp_path / name).weights.read_bytes() for name in ("often", "seldom")]
+def test_checkpoints_are_saved_at_intervals_and_at_the_end(tmp_path, saved_epochs):
+    Run(tmp_path / "every-epoch").fit(make_experiment())
+    assert saved_epochs == [1, 2, 3, 4, 5, 6, 7]
+    saved_epochs.clear()
+    Run(tmp_path / "every-third").fit(make_experiment("--fit.checkpoint_every", "3"))
+    assert saved_epochs == [3, 6, 7]
+    weights = [Run(tmp_path / name).weights.read_bytes() for name in ("every-epoch", "every-third")]
     assert weights[0] == weights[1]
-    assert len(Run(tmp_path / "seldom").read_metrics()) == 7
+    assert len(Run(tmp_path / "every-third").read_metrics()) == 7
 
 
-def test_a_run_that_stops_early_is_written(tmp_path, saved):
-    words = ["--data.valid", "100", "--fit.patience", "1", "--fit.optimizer.lr", "0.1"]
+def test_early_stopping_saves_a_checkpoint(tmp_path, saved_epochs):
+    args = ["--data.valid", "100", "--fit.patience", "1", "--fit.optimizer.lr", "0.1"]
     history = Run(tmp_path / "run").fit(
-        experiment("--fit.optimizer", "Adam", *words, *SELDOM, "--fit.epochs", "300")
+        make_experiment("--fit.optimizer", "Adam", *args, *RARE_CHECKPOINTS, "--fit.epochs", "300")
     )
     assert len(history) < 300
-    assert saved == [len(history)]
+    assert saved_epochs == [len(history)]
 
 
-def test_killed_between_two_states_ends_as_if_never_interrupted(tmp_path):
-    words = ["--fit.checkpoint_every", "3"]
-    Run(tmp_path / "whole").fit(experiment(*words))
+def test_resuming_between_checkpoints_gives_the_same_weights(tmp_path):
+    args = ["--fit.checkpoint_every", "3"]
+    Run(tmp_path / "whole").fit(make_experiment(*args))
 
-    def killed(model, data, history):
+    def interrupt(model, data, history):
         if len(history) == 5:
             raise KeyboardInterrupt
 
-    run = Run(tmp_path / "killed")
+    run = Run(tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt):
-        run.fit(experiment(*words), on_epoch=killed)
+        run.fit(make_experiment(*args), on_epoch=interrupt)
     assert len(run.read_metrics()) == 3
     seen = []
-    run.fit(experiment(*words), resume=True, on_epoch=lambda m, d, h: seen.append(len(h)))
+    run.fit(make_experiment(*args), resume=True, on_epoch=lambda m, d, h: seen.append(len(h)))
     assert seen == [4, 5, 6, 7]
     assert run.weights.read_bytes() == Run(tmp_path / "whole").weights.read_bytes()
 
 
-def test_how_often_may_change_when_a_run_goes_on(tmp_path):
+def test_checkpoint_interval_may_change_on_resume(tmp_path):
     run = Run(tmp_path / "run")
-    run.fit(experiment("--fit.epochs", "2"))
-    run.fit(experiment("--fit.checkpoint_every", "5"), resume=True)
+    run.fit(make_experiment("--fit.epochs", "2"))
+    run.fit(make_experiment("--fit.checkpoint_every", "5"), resume=True)
     assert len(run.read_metrics()) == 7
 
 
-def test_who_looks_on_sees_the_model_and_the_data(tmp_path):
+def test_callback_gets_model_and_data_and_does_not_affect_training(tmp_path):
     seen = []
 
-    def look(model, data, history):
+    def evaluate(model, data, history):
         bound = pv.evaluate(model, data.test, num_samples=5).elbo
         seen.append((len(history), len(data.train), bound))
-        torch.rand(3)  # draws of others are none of the run's
+        torch.rand(3)  # random numbers of the callback must not affect the run
 
     run = Run(tmp_path / "run")
-    run.fit(experiment(), on_epoch=look)
+    run.fit(make_experiment(), on_epoch=evaluate)
     assert [(epoch, size) for epoch, size, _ in seen] == [(e, 100) for e in range(1, 8)]
     _, data, model = run.open()
     assert seen[-1][2] == pv.evaluate(model, data.test, num_samples=5).elbo
-    Run(tmp_path / "alone").fit(experiment())
-    assert run.weights.read_bytes() == Run(tmp_path / "alone").weights.read_bytes()
+    Run(tmp_path / "without-callback").fit(make_experiment())
+    assert run.weights.read_bytes() == Run(tmp_path / "without-callback").weights.read_bytes()
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])
-def test_states_are_written_after_one_epoch_or_more(number, tmp_path):
+def test_checkpoint_interval_is_positive(number, tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every"):
-        Run(tmp_path / "run").fit(experiment("--fit.checkpoint_every", number))
+        Run(tmp_path / "run").fit(make_experiment("--fit.checkpoint_every", number))
 
 
-def test_fewer_training_data_are_among_more():
+def test_smaller_training_sets_are_subsets():
     few, more, whole = (
         pv.data.load("digits", binarize="none", train=train).train.values
         for train in (100, 300, None)
@@ -117,16 +116,16 @@ def test_fewer_training_data_are_among_more():
 
 
 @pytest.mark.parametrize("train", [0, -3])
-def test_the_number_of_training_data_is_positive(train):
+def test_number_of_training_examples_is_positive(train):
     with pytest.raises(ValueError, match=r"data\.train"):
         pv.data.load("digits", binarize="none", train=train)
 
 
-def test_there_are_no_more_training_data_than_are_left():
+def test_number_of_training_examples_is_limited():
     with pytest.raises(ValueError) as caught:
         pv.data.load("digits", binarize="none", train=1456)
     assert str(caught.value) == (
-        "expected data.train to be at most 1455, the data that are left to train on; got 1456: "
-        "hold out less for validation or testing"
+        "expected data.train to be at most 1455, the number of examples not held out; got 1456: "
+        "reduce data.train, or hold out fewer examples"
     )
     assert len(pv.data.load("digits", binarize="none", train=1455).train) == 1455

@@ -1,6 +1,6 @@
-"""Importance sampling written in JAX and jitted: what its user would write."""
+"""Jitted importance sampling in plain JAX."""
 
-# the peers' environment has these packages
+# these packages are installed in the peers' environment only
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax import lax, random
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
-from job import Job, Plan, Run, fastest
-from peers.jax_networks import layers, mlp
+from job import Job, Plan, Run, find_fastest
+from peers.jax_networks import load_layers, mlp
 
 __all__ = ["PACKAGES", "TASKS"]
 
 PACKAGES = ("jax",)
 
 
-def evaluation(job: Job) -> Plan:
-    """L_K, with one or several images at once, whichever is faster here."""
+def plan_evaluation(job: Job) -> Plan:
+    """Plan L_K of each image, with a batch of one or four images, whichever is faster."""
     problem, K = job.data, job.num_samples
-    weights = layers(problem.encoder), layers(problem.decoder)
+    weights = load_layers(problem.encoder), load_layers(problem.decoder)
     test = jnp.asarray(problem.test)
 
     def log_evidence(weights, key, x):
@@ -36,30 +36,27 @@ def evaluation(job: Job) -> Plan:
         log_ratio = (norm.logpdf(z) - norm.logpdf(noise) + log_scale).sum(-1)
         return logsumexp(log_likelihood + log_ratio) - jnp.log(K)
 
-    @partial(jax.jit, static_argnames="at_once")
-    def all_of(weights, key, images, at_once):
+    @partial(jax.jit, static_argnames="batch_size")
+    def evaluate_all(weights, key, images, batch_size):
         keys = random.split(key, len(images))
-        of_one = partial(log_evidence, weights)
-        return lax.map(lambda pair: of_one(*pair), (keys, images), batch_size=at_once)
+        evaluate_one = partial(log_evidence, weights)
+        return lax.map(lambda pair: evaluate_one(*pair), (keys, images), batch_size=batch_size)
 
     key = random.key(0)
     sizes = {"one": None, "four": 4}
-    at_once = sizes[
-        fastest(
-            {
-                name: lambda size=size: all_of(weights, key, test[:4], size).block_until_ready()
-                for name, size in sizes.items()
-            }
-        )
-    ]
+
+    def evaluate_four(size: int | None) -> None:
+        evaluate_all(weights, key, test[:4], size).block_until_ready()
+
+    batch_size = sizes[find_fastest({n: partial(evaluate_four, s) for n, s in sizes.items()})]
 
     def plan(count: int) -> Run:
         nonlocal key
         images = test[jnp.arange(count) % len(test)]
-        key, own = random.split(key)
-        return lambda: all_of(weights, own, images, at_once).tolist()
+        key, subkey = random.split(key)
+        return lambda: evaluate_all(weights, subkey, images, batch_size).tolist()
 
     return plan
 
 
-TASKS = {"evaluation": evaluation}
+TASKS = {"evaluation": plan_evaluation}

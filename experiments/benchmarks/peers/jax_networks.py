@@ -1,6 +1,6 @@
 """Multilayer perceptrons in JAX."""
 
-# the peers' environment has these packages
+# these packages are installed in the peers' environment only
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["layers", "mlp"]
+__all__ = ["load_layers", "mlp"]
 
 Layers = list[tuple[jax.Array, jax.Array]]
 
 
-def layers(arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> Layers:
-    """Weights ``(in, out)`` and biases on the device."""
+def load_layers(arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> Layers:
+    """Return weights ``(in, out)`` and biases on the device."""
     return [(jnp.asarray(weight.T), jnp.asarray(bias)) for weight, bias in arrays]
 
 
 def mlp(weights: Layers, h: jax.Array) -> jax.Array:
+    """Apply a multilayer perceptron with tanh activations."""
     for weight, bias in weights[:-1]:
         h = jnp.tanh(h @ weight + bias)
     weight, bias = weights[-1]

@@ -1,10 +1,10 @@
-"""NumPyro's ``SVI``, many steps in one jitted ``lax.scan``.
+"""NumPyro's ``SVI`` with all steps of a round in one jitted ``lax.scan``.
 
 References:
     Example: Variational Autoencoder (NumPyro). https://num.pyro.ai/en/stable/examples/vae.html
 """
 
-# the peers' environment has these packages
+# these packages are installed in the peers' environment only
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from jax import lax, random
 from job import Job, Plan, Run
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
-from peers.jax_networks import layers, mlp
+from peers.jax_networks import load_layers, mlp
 
 __all__ = ["PACKAGES", "TASKS"]
 
 PACKAGES = ("jax", "numpyro")
 
 
-def step(job: Job) -> Plan:
+def plan_step(job: Job) -> Plan:
+    """Plan steps of ``SVI``."""
     problem = job.data
-    encoder, decoder = layers(problem.encoder), layers(problem.decoder)
+    encoder, decoder = load_layers(problem.encoder), load_layers(problem.decoder)
     x = jnp.asarray(problem.train)
 
     def model(batch):
@@ -46,17 +47,17 @@ def step(job: Job) -> Plan:
     state = svi.init(random.key(0), x[: job.batch])
 
     @jax.jit
-    def steps(state, x, rows):
+    def run_steps(state, x, rows):
         return lax.scan(lambda state, index: svi.update(state, x[index]), state, rows)
 
-    take = job.minibatches()
+    next_rows = job.make_minibatch_sampler()
 
     def plan(count: int) -> Run:
-        rows = jnp.asarray(take(count))
+        rows = jnp.asarray(next_rows(count))
 
         def run() -> list[float]:
             nonlocal state
-            state, losses = steps(state, x, rows)
+            state, losses = run_steps(state, x, rows)
             return [float(losses.sum()) / rows.size]
 
         return run
@@ -64,4 +65,4 @@ def step(job: Job) -> Plan:
     return plan
 
 
-TASKS = {"step": step}
+TASKS = {"step": plan_step}

@@ -1,4 +1,4 @@
-"""A VAE in PyTorch alone, as PyTorch's example writes it: BCE + KL, Adam; eager and compiled.
+"""The VAE of the PyTorch examples: BCE + KL and Adam, eager or compiled.
 
 References:
     Basic VAE Example (pytorch/examples). https://github.com/pytorch/examples/tree/main/vae
@@ -30,30 +30,30 @@ class VAE(nn.Module):
 
 
 def loss_function(vae: VAE, x: Tensor) -> Tensor:
-    """BCE + KL, summed over the minibatch."""
+    """Return BCE + KL, summed over the minibatch."""
     recon_x, mu, logvar = vae(x)
     bce = F.binary_cross_entropy(recon_x, x, reduction="sum")
     kld = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
     return bce + kld
 
 
-def step(job: Job) -> Plan:
-    """Steps of the example's training loop; compiled, forward and backward are."""
+def plan_step(job: Job) -> Plan:
+    """Plan steps of the example's training loop, with the loss compiled if requested."""
     torch.manual_seed(0)
     vae = VAE(job)
     x = torch.from_numpy(job.data.train).to(job.device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=job.learning_rate)
-    loss_of = torch.compile(loss_function) if job.compiled else loss_function
-    take = job.minibatches()
+    compute_loss = torch.compile(loss_function) if job.compiled else loss_function
+    next_rows = job.make_minibatch_sampler()
 
     def plan(count: int) -> Run:
-        rows = torch.from_numpy(take(count)).to(job.device)
+        rows = torch.from_numpy(next_rows(count)).to(job.device)
 
         def run() -> list[float]:
             train_loss = 0.0
             for index in rows:
                 optimizer.zero_grad()
-                loss = loss_of(vae, x[index])
+                loss = compute_loss(vae, x[index])
                 loss.backward()
                 train_loss += loss.item()
                 optimizer.step()
@@ -64,4 +64,4 @@ def step(job: Job) -> Plan:
     return plan
 
 
-TASKS = {"step": step}
+TASKS = {"step": plan_step}

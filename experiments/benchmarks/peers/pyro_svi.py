@@ -1,8 +1,8 @@
-"""Pyro's own ``SVI``, as Pyro's VAE tutorial writes model and guide.
+"""Pyro's ``SVI`` with the model and guide of Pyro's VAE tutorial.
 
-Two changes make it faster than the tutorial's: the decoder gives logits, not probabilities that
-the distribution turns back into them, and all of Pyro's validation is off, not only that of
-distributions.
+Two changes make it faster than the tutorial: the decoder outputs logits instead of probabilities,
+which the distribution would convert back, and all of Pyro's validation is off, not only that of
+the distributions.
 
 References:
     Variational Autoencoders (Pyro tutorials). https://pyro.ai/examples/vae.html
@@ -17,7 +17,7 @@ from typing import cast
 import pyro
 import pyro.distributions as dist
 import torch
-from job import Job, Plan, Run, fastest
+from job import Job, Plan, Run, find_fastest
 from peers.torch_networks import Decoder, Encoder
 from pyro.infer import ELBO, SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
@@ -50,26 +50,27 @@ class VAE(nn.Module):
             pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def learn(job: Job, loss: ELBO) -> Plan:
-    """Steps of ``SVI`` with ``pyro.optim.Adam``."""
+def plan_training(job: Job, loss: ELBO) -> Plan:
+    """Plan steps of ``SVI`` with ``pyro.optim.Adam``."""
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
     vae = VAE(job)
     x = torch.from_numpy(job.data.train).to(job.device)
     svi = SVI(vae.model, vae.guide, Adam({"lr": job.learning_rate}), loss=loss)
-    take = job.minibatches()
+    next_rows = job.make_minibatch_sampler()
 
     def plan(count: int) -> Run:
-        rows = torch.from_numpy(take(count)).to(job.device)
+        rows = torch.from_numpy(next_rows(count)).to(job.device)
         return lambda: [sum(cast(float, svi.step(x[index])) for index in rows) / rows.numel()]
 
     return plan
 
 
-def evaluation(job: Job) -> Plan:
-    """L_K by ``vectorized_importance_weights``, image by image: its weights are of all it is given.
+def plan_evaluation(job: Job) -> Plan:
+    """Plan L_K by ``vectorized_importance_weights``.
 
-    In one call for all draws of an image or in several, whichever is faster here.
+    It runs image by image, because the log weights it returns are summed over the batch. The
+    samples of an image take 1, 5 or 20 calls, whichever is fastest.
     """
     pyro.enable_validation(False)
     pyro.set_rng_seed(0)
@@ -77,15 +78,15 @@ def evaluation(job: Job) -> Plan:
     x = torch.from_numpy(job.data.test).to(job.device)
 
     @torch.no_grad()
-    def log_evidence(image: Tensor, draws: int) -> float:
+    def log_evidence(image: Tensor, num_samples: int) -> float:
         weights = [
             vectorized_importance_weights(
                 *(vae.model, vae.guide, image),
-                num_samples=draws,
+                num_samples=num_samples,
                 max_plate_nesting=1,
                 normalized=False,
             )[0]
-            for _ in range(job.num_samples // draws)
+            for _ in range(job.num_samples // num_samples)
         ]
         return float(
             torch.cat(cast(list[Tensor], weights)).logsumexp(0) - math.log(job.num_samples)
@@ -93,23 +94,25 @@ def evaluation(job: Job) -> Plan:
 
     K = job.num_samples
     sizes = {str(K // parts): K // parts for parts in (1, 5, 20) if K % parts == 0}
-    draws = sizes[fastest({n: partial(log_evidence, x[:1], size) for n, size in sizes.items()})]
+    num_samples = sizes[
+        find_fastest({n: partial(log_evidence, x[:1], size) for n, size in sizes.items()})
+    ]
 
     def plan(count: int) -> Run:
         images = [x[i % len(x)][None] for i in range(count)]
-        return lambda: [log_evidence(image, draws) for image in images]
+        return lambda: [log_evidence(image, num_samples) for image in images]
 
     return plan
 
 
-def renyi(job: Job) -> RenyiELBO:
+def make_renyi_elbo(job: Job) -> RenyiELBO:
     return RenyiELBO(
         alpha=0, num_particles=job.num_samples, vectorize_particles=True, max_plate_nesting=1
     )
 
 
 TASKS = {
-    "step": lambda job: learn(job, Trace_ELBO()),
-    "iwae": lambda job: learn(job, renyi(job)),
-    "evaluation": evaluation,
+    "step": lambda job: plan_training(job, Trace_ELBO()),
+    "iwae": lambda job: plan_training(job, make_renyi_elbo(job)),
+    "evaluation": plan_evaluation,
 }

@@ -1,11 +1,11 @@
-"""pythae: its trainer's epoch, data loader included, and its ``get_nll``.
+"""pythae's ``BaseTrainer.train_step``, including its data loader, and ``get_nll``.
 
 References:
     Pythae: Unifying Generative Autoencoders in Python (Chadebec et al., 2022).
     https://arxiv.org/abs/2206.08309
 """
 
-# the peers' environment has these packages
+# these packages are installed in the peers' environment only
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from functools import partial
 
 import torch
-from job import Job, Plan, Run, fastest
+from job import Job, Plan, Run, find_fastest
 from peers import torch_networks
 from pythae.data.datasets import BaseDataset
 from pythae.models import VAE, VAEConfig
@@ -46,8 +46,8 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=torch.sigmoid(self.network(z)))
 
 
-def step(job: Job) -> Plan:
-    """``BaseTrainer.train_step``: an epoch over so many minibatches."""
+def plan_step(job: Job) -> Plan:
+    """Plan ``BaseTrainer.train_step``, an epoch over the given number of minibatches."""
     config = BaseTrainerConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=job.batch,
@@ -55,28 +55,31 @@ def step(job: Job) -> Plan:
         optimizer_cls="Adam",
         no_cuda=job.device == "cpu",
     )
-    x, take = torch.from_numpy(job.data.train), job.minibatches()
+    x, next_rows = torch.from_numpy(job.data.train), job.make_minibatch_sampler()
 
-    def dataset(rows: torch.Tensor) -> BaseDataset:
+    def make_dataset(rows: torch.Tensor) -> BaseDataset:
         return BaseDataset(x[rows], torch.ones(len(rows)))
 
-    trainer = BaseTrainer(model(job), dataset(torch.arange(job.batch)), training_config=config)
+    trainer = BaseTrainer(
+        make_vae(job), make_dataset(torch.arange(job.batch)), training_config=config
+    )
     trainer.prepare_training()
 
     def plan(count: int) -> Run:
-        rows = torch.from_numpy(take(count)).flatten()
-        trainer.train_loader = trainer.get_train_dataloader(dataset(rows))
+        rows = torch.from_numpy(next_rows(count)).flatten()
+        trainer.train_loader = trainer.get_train_dataloader(make_dataset(rows))
         return lambda: [float(trainer.train_step(1))]
 
     return plan
 
 
-def evaluation(job: Job) -> Plan:
-    """``get_nll``, in the batches of draws that are fastest here; it gives a mean over images.
+def plan_evaluation(job: Job) -> Plan:
+    """Plan ``get_nll`` with the fastest of three batch sizes.
 
-    It keeps the graph for a gradient that nobody asks for: without, it is faster.
+    It runs image by image, because ``get_nll`` returns a mean over images, and under ``no_grad``,
+    because ``get_nll`` would otherwise record an unused autograd graph.
     """
-    vae = model(job).to(job.device).eval()
+    vae = make_vae(job).to(job.device).eval()
     x, K = torch.from_numpy(job.data.test).to(job.device), job.num_samples
 
     @torch.no_grad()
@@ -84,7 +87,7 @@ def evaluation(job: Job) -> Plan:
         return float(vae.get_nll(image, n_samples=K, batch_size=batch_size))
 
     sizes = {str(K // parts): K // parts for parts in (1, 5, 50) if K % parts == 0}
-    size = sizes[fastest({n: partial(log_evidence, x[:1], s) for n, s in sizes.items()})]
+    size = sizes[find_fastest({n: partial(log_evidence, x[:1], s) for n, s in sizes.items()})]
 
     def plan(count: int) -> Run:
         images = [x[i % len(x)][None] for i in range(count)]
@@ -93,7 +96,8 @@ def evaluation(job: Job) -> Plan:
     return plan
 
 
-def model(job: Job) -> VAE:
+def make_vae(job: Job) -> VAE:
+    """Return the VAE with the problem's weights."""
     config = VAEConfig(
         input_dim=tuple(job.data.train.shape[1:]),
         latent_dim=job.data.latent_dim,
@@ -102,4 +106,4 @@ def model(job: Job) -> VAE:
     return VAE(config, encoder=Encoder(job), decoder=Decoder(job))
 
 
-TASKS = {"step": step, "evaluation": evaluation}
+TASKS = {"step": plan_step, "evaluation": plan_evaluation}

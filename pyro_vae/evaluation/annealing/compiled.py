@@ -1,4 +1,4 @@
-"""The gradient along a path of annealing as one compiled graph."""
+"""Compiled gradients along an annealing path."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from ...compile.cache import compile_cached, log_not_compiled, worth_compiling
 from ...compile.hoist import hoist_invariants
 from ...compile.matmul import matmul_backend
 from ...compile.trace import NotTraceableError, trace_graph
-from ...programs.hmc import Point
-from .path import Path
+from ...programs.hmc import HMCState
+from .path import AnnealingPath
 
-__all__ = ["compiled_path"]
+__all__ = ["compile_path"]
 
-#: How far compiled numbers may be from the path's own, in their norm, and the β that is tried.
-_TOLERANCE, _TRIED = 1e-3, 0.5
+#: Relative tolerance (in norm) of compiled values, and the β at which they are checked.
+_TOLERANCE, _TEST_BETA = 1e-3, 0.5
 
 
-def compiled_path(path: Path, gradients: int, width: int) -> Path:
-    """The path with a compiled gradient, if that is worth its seconds and possible.
+def compile_path(path: AnnealingPath, gradients: int, width: int) -> AnnealingPath:
+    """Return the path with a compiled gradient, if that is possible and faster overall.
 
-    It is compiled when the first gradient is asked for, for as many chains. Results differ by
-    rounding.
+    The gradient is compiled at its first evaluation, for that number of chains. Results differ
+    by rounding.
 
     Arguments:
         path: the path.
-        gradients: how often all chains will ask for one.
-        width: the numbers of the widest site for one chain and datum.
+        gradients: the expected number of gradient evaluations of all chains.
+        width: the size of the widest site for one chain and example.
     """
-    slope: _Slope | None = None
+    compiled: _CompiledGradient | None = None
     decided = False
 
-    def at(beta: float, position: Mapping[str, Tensor]) -> tuple[Point, Tensor] | None:
-        nonlocal slope, decided
+    def evaluate(beta: float, position: Mapping[str, Tensor]) -> tuple[HMCState, Tensor] | None:
+        nonlocal compiled, decided
         if decided:
-            return None if slope is None else slope(beta, position)
+            return None if compiled is None else compiled(beta, position)
         decided = True
-        point, difference = path.at(beta, position)
+        point, difference = path.evaluate(beta, position)
         if worth_compiling(gradients * difference.numel() * width):
             try:
                 with torch.random.fork_rng():
-                    slope = _Slope(path, point)
+                    compiled = _CompiledGradient(path, point)
             except NotTraceableError as error:
                 log_not_compiled(error)
         return point, difference
 
-    return replace(path, slope=at)
+    return replace(path, compiled=evaluate)
 
 
-class _Slope:
-    """log f_β, its gradient, and log f_1 − log f_0, of β and v.
+class _CompiledGradient:
+    """Compiled graph of log f_β, its gradient and log f_1 − log f_0 as functions of β and v.
 
     Arguments:
-        path: the path, which has been asked for a gradient before: what it runs once and keeps,
-            such as the guide, is no part of the graph.
-        point: where chains are, of the shapes to come.
+        path: the path, whose gradient was evaluated before: results that it caches, such as
+            those of the guide, are not part of the graph.
+        point: positions of the chains, with the shapes of later calls.
 
     Raises:
-        NotOneGraphError: if it is no single graph, if none can be compiled here, or if that has
-            other values.
+        NotTraceableError: if the gradient is not a single graph, cannot be compiled here, or the
+            compiled graph gives different values.
     """
 
-    def __init__(self, path: Path, point: Point) -> None:
+    def __init__(self, path: AnnealingPath, point: HMCState) -> None:
         position = point.position
         self._shapes = _shapes(position)
 
@@ -75,43 +75,49 @@ class _Slope:
                 first, difference = path.terms(dict(zip(self._shapes, leaves, strict=True)))
                 value = first + beta * difference
                 gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
-            found = (
+            results = (
                 torch.zeros_like(leaf) if gradient is None else gradient
                 for leaf, gradient in zip(leaves, gradients, strict=True)
             )
-            return value.detach(), difference.detach(), *found
+            return value.detach(), difference.detach(), *results
 
-        moving = [torch.tensor(_TRIED, dtype=torch.float64), *position.values()]
-        graph, held = trace_graph(function, *moving)
-        once, each = hoist_invariants(graph, [*moving, *held], changing=len(moving))
+        inputs = [torch.tensor(_TEST_BETA, dtype=torch.float64), *position.values()]
+        graph, constants = trace_graph(function, *inputs)
+        hoisted, body = hoist_invariants(graph, [*inputs, *constants], changing=len(inputs))
         with torch.no_grad():
-            self._rest = [*held, *once(*moving, *held)]
-        self._each = compile_cached(each, [*moving, *self._rest])
-        expected, _ = path.at(_TRIED, position)
-        found = self(_TRIED, position)
-        assert found is not None  # the shapes are the same
-        if not _near(found[0].log_density, expected.log_density):
-            raise NotTraceableError("its graph has another log-density")
+            self._constants = [*constants, *hoisted(*inputs, *constants)]
+        self._body = compile_cached(body, [*inputs, *self._constants])
+        expected, _ = path.evaluate(_TEST_BETA, position)
+        result = self(_TEST_BETA, position)
+        assert result is not None  # the shapes are the same
+        if not _is_close(result[0].log_density, expected.log_density):
+            raise NotTraceableError("its compiled graph gives a different log-density")
         for name, gradient in expected.gradient.items():
-            if not _near(found[0].gradient[name], gradient):
-                raise NotTraceableError(f"its graph has another gradient by {name!r}")
+            if not _is_close(result[0].gradient[name], gradient):
+                raise NotTraceableError(
+                    f"its compiled graph gives a different gradient of {name!r}"
+                )
 
-    def __call__(self, beta: float, position: Mapping[str, Tensor]) -> tuple[Point, Tensor] | None:
+    def __call__(
+        self, beta: float, position: Mapping[str, Tensor]
+    ) -> tuple[HMCState, Tensor] | None:
         if _shapes(position) != self._shapes:
             return None
         parts = [position[name].contiguous() for name in self._shapes]
         with torch.no_grad(), matmul_backend():
-            found = self._each(torch.tensor(beta, dtype=torch.float64), *parts, *self._rest)
-        value, difference, *gradients = found
-        at = dict(zip(self._shapes, (part.detach() for part in parts), strict=True))
-        return Point(at, value, dict(zip(self._shapes, gradients, strict=True))), difference
+            results = self._body(torch.tensor(beta, dtype=torch.float64), *parts, *self._constants)
+        value, difference, *gradients = results
+        position = dict(zip(self._shapes, (part.detach() for part in parts), strict=True))
+        return HMCState(
+            position, value, dict(zip(self._shapes, gradients, strict=True))
+        ), difference
 
 
 def _shapes(position: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (part.shape, part.dtype) for name, part in position.items()}
 
 
-def _near(got: Tensor, expected: Tensor) -> bool:
-    usable = expected.isfinite()
-    apart = (got - expected)[usable].norm()
-    return bool(apart <= _TOLERANCE * expected[usable].norm().clamp(min=1))
+def _is_close(actual: Tensor, expected: Tensor) -> bool:
+    finite = expected.isfinite()
+    error = (actual - expected)[finite].norm()
+    return bool(error <= _TOLERANCE * expected[finite].norm().clamp(min=1))

@@ -1,4 +1,4 @@
-"""Annealed importance sampling: log p(x) by chains that walk from q(z|x), or p(z), to p(z|x)."""
+"""Annealed importance sampling: chains from q(z|x) or p(z) to p(z|x) that estimate log p(x)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,51 +17,52 @@ from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program, use_own_parameters
-from ...programs.hmc import check_target, jitter_step_size, start, transition
-from ...programs.importance_weights import find_layout, max_pairs
+from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size, make_state
+from ...programs.importance_weights import find_layout, max_chain_pairs
 from ...programs.inputs import ProgramInputs, prepare
 from ...programs.particles import map_batched
 from ..bounds import Bounds
-from ..importance.streaming import refuse_nan
-from ..resumable import fingerprint, in_blocks
-from .compiled import compiled_path
-from .path import Path, PathState, annealed, bridge, explored
-from .schedules import SCHEDULES, betas_of
+from ..importance.streaming import check_log_weights
+from ..resumable import compute_fingerprint, compute_in_blocks
+from .compiled import compile_path
+from .path import AnnealingPath, PathState, make_annealing_path, run_annealing, run_pilot
+from .schedules import SCHEDULES, make_betas
 
 __all__ = [
     "Annealing",
-    "Plan",
+    "TunedSchedule",
     "ais",
-    "forward",
-    "log_mean_exp",
-    "over_paths",
-    "planned",
+    "anneal_in_blocks",
+    "estimate_log_mean_weight",
+    "run_forward_chains",
+    "tune_schedule",
 ]
 
-#: Temperatures of a pilot: a fifth of those to come, and no fewer than these.
-_FEWEST, _SHARE = 20, 5
-#: Transitions that part chains which begin at the same place.
-_PARTING = 20
+#: Pilots have a fifth of the temperatures of the run, but at least 20.
+_MIN_PILOT_TEMPERATURES, _PILOT_DIVISOR = 20, 5
+#: Transitions that decorrelate chains with the same starting point.
+_DECORRELATION_TRANSITIONS = 20
 
-Advance = Callable[[float], None]
+#: Called with the share of a block that was computed since the last call.
+ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How annealed importance sampling walks.
+    """Settings of annealed importance sampling.
 
     Attributes:
-        num_chains: chains C for each datum; a single one cannot tell its own noise.
-        num_temperatures: steps T from β = 0 to β = 1.
-        num_steps: leapfrog steps of the transition at each temperature.
-        initial: where chains begin: ``guide``, at q(z|x), which needs the fewer temperatures
-            the better q is, or ``prior``, at p(z), which owes nothing to q.
-        schedule: how β rises: ``sigmoidal``, slowly at both ends; ``linear``; ``adaptive``, by
-            steps that lose the same effective sample size each.
-        target: the probability of acceptance that step sizes are tuned to.
+        num_chains: the number C of chains per example; a single chain gives no standard error.
+        num_temperatures: the number T of steps from β = 0 to β = 1.
+        num_steps: the number of leapfrog steps of the transition at each temperature.
+        initial: the initial distribution of the chains: ``guide``, q(z|x), which needs fewer
+            temperatures the better q is; or ``prior``, p(z), which does not depend on q.
+        schedule: the schedule of β: ``sigmoidal``, with small steps at both ends; ``linear``; or
+            ``adaptive``, whose steps each lose the same effective sample size.
+        target: the target acceptance probability of the step sizes.
 
     Raises:
-        ValueError: if a number is out of range or a name is none of these.
+        ValueError: if a number is out of range or a name is unknown.
 
     References:
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
@@ -78,7 +79,7 @@ class Annealing:
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "num_steps"):
             positive_int(name, getattr(self, name))
-        check_target(self.target)
+        check_target_acceptance(self.target)
         for name, known in (("initial", ("guide", "prior")), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -86,8 +87,8 @@ class Annealing:
                 )
         if self.schedule == "adaptive" and self.num_chains < 2:
             raise ValueError(
-                "expected num_chains ≥ 2 for the adaptive schedule, which looks at how the chains "
-                "of a datum differ; got 1"
+                "expected num_chains ≥ 2 for the adaptive schedule, which uses the variance over "
+                "chains; got 1"
             )
 
 
@@ -97,36 +98,37 @@ def ais(
     *args: Any,
     annealing: Annealing = Annealing(),
     seed: int = 0,
-    checkpoint: File | None = None,
+    checkpoint: Path | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Bounds:
-    """log p(x) of every datum by annealed importance sampling.
+    """Estimate log p(x) of every example by annealed importance sampling.
 
-    A pilot tunes step sizes by datum and temperature; the run that counts has them frozen, so
-    that its weights are unbiased: the mean of w over C chains is p(x) in expectation, and its
-    logarithm a lower bound of log p(x) in expectation.
+    A pilot run tunes the step sizes per example and temperature. They are fixed in the actual
+    run, so its weights are unbiased: the mean of w over C chains is p(x) in expectation, and its
+    logarithm is a lower bound on log p(x) in expectation.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, whose latent
-            sites are continuous.
+        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
+            latent sites.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
-        annealing: how to walk.
-        seed: of the draws and of the binarisation; global generators are left as they were.
-        checkpoint: a file to keep finished blocks of data in, so that the same call goes on
-            where it was interrupted.
-        progress: show a progress bar on the standard error.
+        annealing: the settings.
+        seed: the random seed of the chains and of the binarisation. The global random generators
+            are not affected.
+        checkpoint: a file for finished blocks of examples, from which the same call resumes after
+            an interruption.
+        progress: show a progress bar on standard error.
 
     Returns:
-        :class:`Bounds` with the row ``ais`` and, by datum, ``ais_ess``, the effective number
-        of chains, and ``acceptance``, the mean probability along the path.
+        :class:`Bounds` with the row ``ais`` and, per example, ``ais_ess``, the effective number
+        of chains, and ``acceptance``, the mean acceptance probability along the path.
 
     Raises:
-        ValueError: if a latent site is discrete or on a sphere; if the guide has no density at
-            a draw that is not its own and the chains begin there; if a weight is NaN; and as
-            for :func:`~pyro_vae.evaluate`.
+        ValueError: if a latent site is discrete or on a sphere; if the chains start at a guide
+            that has no density at samples that are not its own; if a weight is NaN; and as for
+            :func:`~pyro_vae.evaluate`.
 
     References:
         Annealed Importance Sampling (Neal, 2001). https://arxiv.org/abs/physics/9803008
@@ -134,8 +136,8 @@ def ais(
         section 3.1. https://arxiv.org/abs/1611.04273
     """
 
-    columns = over_paths(
-        partial(forward, annealing=annealing),
+    columns = anneal_in_blocks(
+        partial(run_forward_chains, annealing=annealing),
         prepare(program, data, args, kwargs, seed),
         annealing,
         seed=seed,
@@ -151,23 +153,27 @@ def ais(
     )
 
 
-def forward(
-    path: Path, plan: Plan, rows: slice, advance: Advance, annealing: Annealing
+def run_forward_chains(
+    path: AnnealingPath,
+    schedule: TunedSchedule,
+    rows: slice,
+    advance: ProgressCallback,
+    annealing: Annealing,
 ) -> dict[str, Tensor]:
-    """The columns of :func:`ais` for some of the data."""
-    log_w, acceptance = plan.walk(path, path.draw(annealing.num_chains), advance)
-    value, variance, ess = log_mean_exp(log_w, rows)
+    """Return the columns of :func:`ais` for a block of examples."""
+    log_w, acceptance = schedule.run(path, path.sample(annealing.num_chains), advance)
+    value, variance, ess = estimate_log_mean_weight(log_w, rows)
     return {"ais": value, "ais_variance": variance, "ais_ess": ess, "acceptance": acceptance}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A schedule with its frozen step sizes.
+class TunedSchedule:
+    """Schedule of β with tuned, fixed step sizes.
 
     Attributes:
-        betas: β from 0 to 1, T + 1 of them.
-        step_sizes: of each, ``(T + 1, 1, N)``.
-        num_steps: leapfrog steps of a transition.
+        betas: T + 1 values of β from 0 to 1.
+        step_sizes: the step sizes, ``(T + 1, 1, N)``.
+        num_steps: the number of leapfrog steps per transition.
     """
 
     betas: tuple[float, ...]
@@ -175,99 +181,105 @@ class Plan:
     num_steps: int
 
     @property
-    def backwards(self) -> Plan:
-        """The same way from β = 1 to 0."""
-        return Plan(self.betas[::-1], self.step_sizes.flip(0), self.num_steps)
+    def reversed(self) -> TunedSchedule:
+        """The same schedule from β = 1 to 0."""
+        return TunedSchedule(self.betas[::-1], self.step_sizes.flip(0), self.num_steps)
 
-    def settled(
-        self, path: Path, exact: Mapping[str, Tensor], num_chains: int
+    def decorrelate(
+        self, path: AnnealingPath, exact: Mapping[str, Tensor], num_chains: int
     ) -> Mapping[str, Tensor]:
-        """Draws of the last β for each of C chains, ``(C, N, …)``, from one, ``(1, N, …)``.
+        """Return samples at the last β for C chains, ``(C, N, …)``, from one sample ``(1, N, …)``.
 
-        Transitions that leave the distribution as it is part the chains from each other.
+        Transitions that leave the distribution invariant decorrelate the chains.
         """
         position = {name: v.expand(num_chains, *v.shape[1:]) for name, v in exact.items()}
         density = path.density(self.betas[-1])
-        point = start(density, position)
-        for _ in range(_PARTING):
+        point = make_state(density, position)
+        for _ in range(_DECORRELATION_TRANSITIONS):
             epsilon = jitter_step_size(self.step_sizes[-1].expand_as(point.log_density))
-            point, _ = transition(density, point, epsilon, self.num_steps)
+            point, _ = hmc_step(density, point, epsilon, self.num_steps)
         return point.position
 
-    def moments(self, path: Path, position: Mapping[str, Tensor]) -> Iterator[PathState]:
-        """See :func:`~pyro_vae.evaluation.annealing.path.annealed`."""
-        return annealed(path, position, self.betas, self.step_sizes, self.num_steps)
+    def states(self, path: AnnealingPath, position: Mapping[str, Tensor]) -> Iterator[PathState]:
+        """Yield the states of :func:`~pyro_vae.evaluation.annealing.path.run_annealing`."""
+        return run_annealing(path, position, self.betas, self.step_sizes, self.num_steps)
 
-    def walk(
-        self, path: Path, position: Mapping[str, Tensor], advance: Advance
+    def run(
+        self, path: AnnealingPath, position: Mapping[str, Tensor], advance: ProgressCallback
     ) -> tuple[Tensor, Tensor]:
-        """The log weights ``(C, N)`` at the end, and the mean acceptance ``(N,)``.
+        """Return the final log weights ``(C, N)`` and the mean acceptance ``(N,)``.
 
         Arguments:
-            path: what is walked along.
-            position: where chains begin.
-            advance: told what share of the way is done, step by step.
+            path: the path.
+            position: the initial positions of the chains.
+            advance: called after each temperature with its share of the run.
         """
-        accepted, log_weights = [], torch.empty(0)
-        for moment in self.moments(path, position):
-            log_weights = moment.log_weights
-            if moment.acceptance is not None:
-                accepted.append(moment.acceptance.mean(0))
+        acceptance, log_weights = [], torch.empty(0)
+        for state in self.states(path, position):
+            log_weights = state.log_weights
+            if state.acceptance is not None:
+                acceptance.append(state.acceptance.mean(0))
             advance(1 / (len(self.betas) - 1))
-        if not accepted:  # a single temperature moves nothing
+        if not acceptance:  # a single temperature has no transitions
             return log_weights, torch.full_like(log_weights[0], math.nan)
-        return log_weights, torch.stack(accepted).mean(0)
+        return log_weights, torch.stack(acceptance).mean(0)
 
 
-def planned(path: Path, annealing: Annealing) -> Plan:
-    """A schedule for these data and its step sizes, from a pilot run of their own chains."""
-    rough = betas_of(annealing.schedule, max(_FEWEST, annealing.num_temperatures // _SHARE))
-    pilot = explored(path, rough, annealing.num_chains, annealing.num_steps, annealing.target)
-    betas = betas_of(annealing.schedule, annealing.num_temperatures, pilot)
-    return Plan(betas, pilot.step_sizes_at(betas), annealing.num_steps)
+def tune_schedule(path: AnnealingPath, annealing: Annealing) -> TunedSchedule:
+    """Return a schedule with step sizes tuned by a pilot run on the same examples."""
+    num_pilot = max(_MIN_PILOT_TEMPERATURES, annealing.num_temperatures // _PILOT_DIVISOR)
+    coarse = make_betas(annealing.schedule, num_pilot)
+    pilot = run_pilot(path, coarse, annealing.num_chains, annealing.num_steps, annealing.target)
+    betas = make_betas(annealing.schedule, annealing.num_temperatures, pilot)
+    return TunedSchedule(betas, pilot.step_sizes_at(betas), annealing.num_steps)
 
 
-def over_paths(
-    walk: Callable[[Path, Plan, slice, Advance], Mapping[str, Tensor]],
-    given: ProgramInputs,
+def anneal_in_blocks(
+    run: Callable[[AnnealingPath, TunedSchedule, slice, ProgressCallback], Mapping[str, Tensor]],
+    inputs: ProgramInputs,
     annealing: Annealing,
     *,
     seed: int,
     name: str,
-    plan: Callable[[Path, Annealing], Plan] | None = None,
-    checkpoint: File | None = None,
+    make_schedule: Callable[[AnnealingPath, Annealing], TunedSchedule] | None = None,
+    checkpoint: Path | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Columns per datum from paths of blocks of data, each with a plan of its own.
+    """Compute columns per example from annealing runs on blocks of examples.
 
     Arguments:
-        walk: ``walk(path, plan, rows, advance)`` gives the columns of these rows.
-        given: the program and its data.
-        annealing: how to walk.
-        seed: of all draws.
-        name: what is walked for; another name has other draws.
-        plan: makes the plan of a path; :func:`planned` if not given.
+        run: ``run(path, schedule, rows, advance)`` returns the columns of a block.
+        inputs: the program and the data.
+        annealing: the settings.
+        seed: the random seed.
+        name: the label of the progress bar, which also enters the seed of the random stream.
+        make_schedule: returns the schedule of a path; :func:`tune_schedule` by default.
         checkpoint, progress: as for :func:`ais`.
     """
-    model, guide, x, args, kwargs = given
+    model, guide, x, args, kwargs = inputs
     size = len(x)
 
-    def compute(rows: slice, advance: Advance) -> Mapping[str, Tensor]:
-        inputs, named = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
-        layout = find_layout(model, guide, *inputs, **named)
-        path = bridge(model, guide, *inputs, layout=layout, initial=annealing.initial, **named)
+    def compute(rows: slice, advance: ProgressCallback) -> Mapping[str, Tensor]:
+        batch, batch_kwargs = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
+        layout = find_layout(model, guide, *batch, **batch_kwargs)
+        path = make_annealing_path(
+            model, guide, *batch, layout=layout, initial=annealing.initial, **batch_kwargs
+        )
         gradients = annealing.num_temperatures * annealing.num_steps
-        path = compiled_path(path, gradients, layout.width)
-        return walk(path, (plan or planned)(path, annealing), rows, advance)
+        path = compile_path(path, gradients, layout.width)
+        schedule = (make_schedule or tune_schedule)(path, annealing)
+        return run(path, schedule, rows, advance)
 
     with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
-        return in_blocks(
+        return compute_in_blocks(
             compute,
             size,
-            block=max(1, max_pairs(x) // annealing.num_chains),
+            block=max(1, max_chain_pairs(x) // annealing.num_chains),
             entropy=(seed, *name.encode()),
             checkpoint=checkpoint,
-            key=fingerprint(name, plan, asdict(annealing), model, guide, x, args, kwargs)
+            key=compute_fingerprint(
+                name, make_schedule, asdict(annealing), model, guide, x, args, kwargs
+            )
             if checkpoint
             else "",
             progress=progress,
@@ -275,15 +287,15 @@ def over_paths(
         )
 
 
-def log_mean_exp(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """log of the mean weight of C chains, its variance, and the effective number of chains.
+def estimate_log_mean_weight(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log mean weight of C chains, its variance, and the effective number of chains.
 
-    The variance is the jackknife's, which a single large weight does not escape as it does the
-    delta method's; NaN where there is no second chain, or none of a weight above zero.
+    The variance is the jackknife's, which, unlike the delta method's, is not too small for a
+    dominating weight. NaN for a single chain, or if no second chain has a weight above zero.
 
     Arguments:
-        log_w: ``(C, N)`` float64.
-        rows: which data they are of.
+        log_w: log weights ``(C, N)``, float64.
+        rows: the rows of the examples, for error messages.
 
     Returns:
         Each ``(N,)``.
@@ -291,16 +303,16 @@ def log_mean_exp(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: if a weight is NaN or infinite.
     """
-    refuse_nan(log_w, rows.start)
+    check_log_weights(log_w, rows.start)
     count = len(log_w)
     value = log_w.logsumexp(0) - math.log(count)
-    # a datum whose chains all have weight zero has none that counts
+    # if all weights of an example are zero, softmax is NaN
     shares = log_w.softmax(0).nan_to_num(nan=1 / count)
     ess = 1 / shares.square().sum(0)
     if count < 2:
         return value, torch.full_like(value, math.nan), ess
-    # by sums of the other weights: one that outshines them is the whole sum when rounded, and
-    # what is left of it without that one would be zero
+    # sums over the other weights, not differences: a dominating weight equals the rounded sum,
+    # which would leave zero
     others = ~torch.eye(count, dtype=torch.bool, device=log_w.device)
     without = torch.stack([log_w[keep].logsumexp(0) for keep in others])
     return value, without.var(0, correction=0) * (count - 1), ess

@@ -1,4 +1,4 @@
-"""How β rises from 0 to 1 in annealed importance sampling."""
+"""Schedules of β from 0 to 1 for annealed importance sampling."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .path import Pilot
+from .path import PilotResult
 
-__all__ = ["SCHEDULES", "at_equal_loss", "betas_of"]
+__all__ = ["SCHEDULES", "make_adaptive_betas", "make_betas"]
 
-#: How steep the sigmoidal schedule is.
+#: Steepness of the sigmoidal schedule.
 _STEEPNESS = 4.0
-#: The least cost of a piece of the adaptive schedule, of the mean one.
-_LEAST = 0.05
+#: Minimum cost of an interval of the adaptive schedule, relative to the mean.
+_MIN_RELATIVE_COST = 0.05
 
 
-def betas_of(schedule: str, num_temperatures: int, pilot: Pilot | None = None) -> tuple[float, ...]:
-    """β_0 = 0 … β_T = 1.
+def make_betas(
+    schedule: str, num_temperatures: int, pilot: PilotResult | None = None
+) -> tuple[float, ...]:
+    """Return β_0 = 0, …, β_T = 1.
 
     Arguments:
-        schedule: one of :data:`SCHEDULES`; the adaptive one is sigmoidal without a pilot.
-        num_temperatures: T.
-        pilot: what an earlier run has seen.
+        schedule: one of :data:`SCHEDULES`; without a pilot, ``adaptive`` is the sigmoidal one.
+        num_temperatures: the number T of steps.
+        pilot: the result of a pilot run.
     """
     if schedule == "adaptive" and pilot is not None:
-        return at_equal_loss(pilot, num_temperatures)
+        return make_adaptive_betas(pilot, num_temperatures)
     betas = _BETAS[schedule](np.linspace(0, 1, num_temperatures + 1))
     return (0.0, *betas[1:-1].tolist(), 1.0)
 
@@ -35,7 +37,7 @@ def _linear(t: np.ndarray) -> np.ndarray:
 
 
 def _sigmoidal(t: np.ndarray) -> np.ndarray:
-    """σ(δ (2t − 1)), stretched to [0, 1].
+    """Return σ(δ (2t − 1)), rescaled to [0, 1].
 
     References:
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
@@ -45,21 +47,21 @@ def _sigmoidal(t: np.ndarray) -> np.ndarray:
     return (s - s[0]) / (s[-1] - s[0])
 
 
-def at_equal_loss(pilot: Pilot, num_temperatures: int) -> tuple[float, ...]:
-    """β whose steps lose the same effective sample size each.
+def make_adaptive_betas(pilot: PilotResult, num_temperatures: int) -> tuple[float, ...]:
+    """Return β whose steps each lose the same effective sample size.
 
-    A step dβ turns equal weights into ones of relative variance dβ² Var(log f_1 − log f_0),
-    and that is what it loses: β moves at a speed inverse to the standard deviation.
+    After a step dβ, equal weights have the relative variance dβ² Var(log f_1 − log f_0), which is
+    the loss. Steps are therefore inversely proportional to the standard deviation. The
+    reference uses bisection during the run instead of a pilot.
 
     References:
         Toward Automatic Model Comparison: An Adaptive Sequential Monte Carlo Approach (Zhou
-        et al., 2016), section 3.3 (there by bisection as the chains go, here from a pilot).
-        https://arxiv.org/abs/1303.3123
+        et al., 2016), section 3.3. https://arxiv.org/abs/1303.3123
     """
     beta, cost = pilot.betas.numpy(), pilot.spread.double().numpy()
-    cost = np.maximum(cost, _LEAST * cost.mean() + np.finfo(float).tiny)
-    pieces = np.diff(beta) * (cost[1:] + cost[:-1]) / 2
-    length = np.concatenate([[0.0], np.cumsum(pieces)])
+    cost = np.maximum(cost, _MIN_RELATIVE_COST * cost.mean() + np.finfo(float).tiny)
+    costs = np.diff(beta) * (cost[1:] + cost[:-1]) / 2
+    length = np.concatenate([[0.0], np.cumsum(costs)])
     betas = np.interp(np.linspace(0, length[-1], num_temperatures + 1), length, beta)
     return (0.0, *betas[1:-1].tolist(), float(beta[-1]))
 

@@ -1,4 +1,4 @@
-"""How many draws each datum needs, found out by draws that are then thrown away."""
+"""Number of samples per example, chosen by pilot runs whose samples are discarded."""
 
 from __future__ import annotations
 
@@ -16,79 +16,80 @@ from ...programs.inputs import ProgramInputs
 from ...programs.particles import map_batched
 from .streaming import khat_threshold
 
-__all__ = ["chosen", "some", "stages"]
+__all__ = ["candidate_sample_counts", "choose_sample_counts", "select_examples"]
 
-#: No pilot has fewer draws than these.
-_FEWEST = 200
-#: A standard error is aimed this far below the tolerance, since a pilot's is a guess.
+#: The minimum number of samples of a pilot.
+_MIN_PILOT = 200
+#: Factor on the tolerance that leaves room for the error of the pilot's standard error.
 _MARGIN = 0.9
 
 
-def stages(most: int) -> list[int]:
-    """The numbers of draws to choose from: ``most``, halved as often as leaves 200, rising."""
-    sizes = [most]
-    while sizes[0] > 1 and -(-sizes[0] // 2) >= _FEWEST:
-        sizes.insert(0, -(-sizes[0] // 2))
-    return sizes
+def candidate_sample_counts(max_samples: int) -> list[int]:
+    """Return ``max_samples``, halved as long as it stays at or above 200, in ascending order."""
+    counts = [max_samples]
+    while counts[0] > 1 and -(-counts[0] // 2) >= _MIN_PILOT:
+        counts.insert(0, -(-counts[0] // 2))
+    return counts
 
 
-def chosen(
+def choose_sample_counts(
     errors: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     size: int,
-    sizes: list[int],
+    candidates: list[int],
     tolerance: float,
 ) -> tuple[Tensor, int]:
-    """The number of draws with which each datum's standard error will be within the tolerance.
+    """Return the numbers of samples for which the standard errors are within the tolerance.
 
-    A pilot of n draws whose k̂ is good knows the error of any number of draws, by the root of
-    it; one whose k̂ is bad knows nothing and is followed by another of twice as many. Whatever
-    is reported later rests on other draws: a pilot that happened to miss the large weights
-    promises too much, and would be believed if it were reported itself.
+    If the k̂ of a pilot with n samples is good, its standard error predicts that of any number of
+    samples, by the square root. If its k̂ is bad, the next pilot has twice the samples. The
+    samples of the pilots must not be reported: a pilot that missed the large weights by chance
+    understates its error, and would be selected for it.
 
     Arguments:
-        errors: ``errors(n, rows)`` gives the standard errors and k̂ of n draws for some data.
-        size: the number N of data.
-        sizes: the numbers of draws to choose from, rising.
-        tolerance: in nats.
+        errors: ``errors(n, rows)`` returns the standard errors and the k̂ of n samples for the
+            given examples.
+        size: the number N of examples.
+        candidates: the numbers of samples to choose from, ascending.
+        tolerance: the tolerance in nats.
 
     Returns:
-        The number for each datum, ``(N,)``, the largest where no other is known to do, and the
-        number of draws of all pilots together.
+        The number of samples of each example, ``(N,)``, the largest candidate if no smaller one
+        is known to suffice; and the total number of samples of all pilots.
     """
-    draws = torch.full((size,), sizes[-1])
-    waiting, spent = torch.arange(size), 0
-    for count, following in pairwise(sizes):
-        if not len(waiting):
+    counts = torch.full((size,), candidates[-1])
+    remaining, pilot_total = torch.arange(size), 0
+    for count, following in pairwise(candidates):
+        if not len(remaining):
             break
-        error, khat = errors(count, waiting)
-        spent += count * len(waiting)
-        needed = count * (error / (_MARGIN * tolerance)).square()
-        known = (khat < khat_threshold(count)) & (needed <= following)
-        least = torch.where(needed <= count, count, following)
-        draws[waiting[known]] = least[known]
-        waiting = waiting[~known]
-    return draws, spent
+        error, khat = errors(count, remaining)
+        pilot_total += count * len(remaining)
+        required = count * (error / (_MARGIN * tolerance)).square()
+        decided = (khat < khat_threshold(count)) & (required <= following)
+        smallest = torch.where(required <= count, count, following)
+        counts[remaining[decided]] = smallest[decided]
+        remaining = remaining[~decided]
+    return counts, pilot_total
 
 
-def some(given: ProgramInputs, rows: Tensor) -> ProgramInputs:
-    """The program with some of the data, and of what is per datum.
+def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
+    """Return the inputs with a subset of the examples and of all arguments per example.
 
     Raises:
-        ValueError: if it cannot be run on them alone.
+        ValueError: if the program cannot run on the subset.
     """
-    model, guide, x, args, kwargs = given
+    model, guide, x, args, kwargs = inputs
     size = len(x)
     if len(rows) == size:
-        return given
+        return inputs
     (x, *args_), kwargs = map_batched(lambda t: t[rows.to(t.device)], size, (x, *args), kwargs)
-    part = ProgramInputs(model, guide, x, tuple(args_), kwargs)
+    subset = ProgramInputs(model, guide, x, tuple(args_), kwargs)
     try:
         with seeded(0), use_own_parameters(model, guide), eval_mode(model, guide):
-            find_layout(model, guide, part.x, *part.args, **part.kwargs)
+            find_layout(model, guide, subset.x, *subset.args, **subset.kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"expected a program that can be run on some of the data alone, for `tolerance`, "
-            f"`escalate` and several processes; this one cannot: leave them out, or take `ais` of "
-            f"all data in one process ({error})"
+            f"expected a program that runs on a subset of the examples, as tolerance, escalate and "
+            f"distributed runs require; it failed ({error}): drop these options, or use ais for "
+            f"all examples in a single process"
         ) from error
-    return part
+    return subset

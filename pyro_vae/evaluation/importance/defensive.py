@@ -1,4 +1,4 @@
-"""Importance sampling from a mixture of q and the prior, which no guide can spoil."""
+"""Importance sampling from a mixture of q and the prior, robust to a poor guide."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ from ...programs.base import empty_program
 from ...programs.importance_weights import Chunk, run_particles
 from ...programs.particles import guide_scorer
 from .psis import ParetoTail
-from .streaming import MeanWeight, inflate_variance, refuse_nan
+from .streaming import WeightMoments, check_log_weights, inflate_variance
 
-__all__ = ["DefensiveMixture", "draws_of_prior"]
+__all__ = ["DefensiveMixture", "count_prior_samples"]
 
-#: Into how many groups the draws are divided, to see how much an estimate from each varies.
+#: Number of groups of samples, whose spread estimates the variance where k̂ is bad.
 _GROUPS = 10
 
 
-def draws_of_prior(share: float, num_samples: int) -> int:
-    """How many draws of the prior are this share of all, beside so many of q; at least one."""
+def count_prior_samples(share: float, num_samples: int) -> int:
+    """Return the number of prior samples that are this share of all samples; at least one.
+
+    Arguments:
+        share: the prior's share of all samples.
+        num_samples: the number of samples from q.
+    """
     return max(1, round(share / (1 - share) * num_samples))
 
 
 class DefensiveMixture:
-    """log p̂ of a block of data by draws of q and of the prior, weighted as one mixture.
+    """Estimate log p(x) of a block of examples with samples from q and from the prior.
 
-    With a share α of all draws from the prior, every draw, wherever it came from, has the weight
+    With a share α of all samples from the prior, every sample, from either, has the weight
 
         w = p(x, z) / ((1 − α) q(z|x) + α p(z)) ≤ p(x|z) / α:
 
-    the mean of all is p(x) in expectation, and w is bounded where p(x|z) is, however narrow q.
-    Where q is good the ratio is at most 1/(1 − α) of what it was, so that little is lost.
+    the mean of all weights is p(x) in expectation, and w is bounded if p(x|z) is, however narrow
+    q is. Where q is good, the weights are at most 1/(1 − α) of those of q alone, so little
+    efficiency is lost.
 
     Arguments:
-        size: the number n of data in the block.
-        num_samples: the number of draws of q that will come.
-        num_prior: the number of draws of the prior that will come.
+        size: the number n of examples in the block.
+        num_samples: the total number of samples from q.
+        num_prior: the total number of samples from the prior.
 
     References:
         Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg,
@@ -57,21 +63,22 @@ class DefensiveMixture:
         self.tail = ParetoTail(self.total, size)
 
     def update(self, chunk: Chunk, rows: Tensor | None = None) -> None:
-        """Takes draws of q.
+        """Add samples from q.
 
         Raises:
-            ValueError: if the guide draws what the model does not.
+            ValueError: if the guide has sites that the model does not have.
         """
         particles = chunk.particles
         auxiliary = sorted(particles.latents.keys() - particles.log_p.keys())
         if auxiliary:
             raise ValueError(
-                f"expected for a defensive mixture a guide without auxiliary sites, which have no "
-                f"prior to draw from; got {', '.join(map(repr, auxiliary))}: leave defensive out"
+                f"expected a guide without auxiliary sites, since a defensive mixture samples all "
+                f"sites from their prior; got {', '.join(map(repr, auxiliary))}: drop the option "
+                f"defensive"
             )
-        log_q = _sum(particles.log_q)
+        log_q = _sum_terms(particles.log_q)
         prior = {name: particles.log_p[name] for name in particles.latents}
-        self.add(0, _sum(particles.log_p), _sum(prior), log_q, chunk.data.start, rows)
+        self.add(0, _sum_terms(particles.log_p), _sum_terms(prior), log_q, chunk.data.start, rows)
 
     @torch.no_grad()
     def update_from_prior(
@@ -81,22 +88,22 @@ class DefensiveMixture:
         guide: Callable[..., Any],
         rows: Tensor | None = None,
     ) -> None:
-        """Draws from the prior all that is wanted, as many at once as the chunk had of q.
+        """Draw and add all samples from the prior, in chunks of the same size as those of q.
 
         Arguments:
-            chunk: one of this block's.
+            chunk: a chunk of this block.
             model, guide: the program.
-            rows: which of the data are meant, if not all.
+            rows: the indices of the examples, for error messages.
 
         Raises:
-            ValueError: if the guide has no density at a draw that is not its own (a flow
+            ValueError: if the guide has no density at samples that are not its own (a flow
                 without an inverse).
         """
         size = chunk.draws.stop - chunk.draws.start
         log_q = guide_scorer(guide, *chunk.args, layout=chunk.layout, **chunk.kwargs)
         for first in range(0, self.counts[1], size):
             count = min(size, self.counts[1] - first)
-            drawn = run_particles(
+            particles = run_particles(
                 empty_program,
                 model,
                 *chunk.args,
@@ -104,11 +111,11 @@ class DefensiveMixture:
                 layout=chunk.layout,
                 **chunk.kwargs,
             )
-            # run by itself the model is what a guide would be: its terms are called log_q
-            terms = drawn.log_q
-            prior = {name: terms[name] for name in drawn.latents}
-            q = log_q(drawn.latents)
-            self.add(1, _sum(terms), _sum(prior), q, chunk.data.start, rows)
+            # with an empty guide the model runs in place of the guide: its terms are in log_q
+            terms = particles.log_q
+            prior = {name: terms[name] for name in particles.latents}
+            q = log_q(particles.latents)
+            self.add(1, _sum_terms(terms), _sum_terms(prior), q, chunk.data.start, rows)
 
     def add(
         self,
@@ -119,25 +126,25 @@ class DefensiveMixture:
         start: int = 0,
         rows: Tensor | None = None,
     ) -> None:
-        """Takes log p(x, z), log p(z) and log q(z|x) of draws z, ``(draws, n)`` each.
+        """Add log p(x, z), log p(z) and log q(z|x) of samples z, ``(draws, n)`` each.
 
         Arguments:
-            stratum: 0 if q drew them, 1 if the prior did.
-            log_joint, log_prior, log_q: the densities.
-            start, rows: see :meth:`Block.update`.
+            stratum: 0 for samples from q, 1 for samples from the prior.
+            log_joint, log_prior, log_q: the log densities.
+            start, rows: see :meth:`StreamingEstimates.update`.
         """
         log_joint, log_prior, log_q = (v.double().cpu() for v in (log_joint, log_prior, log_q))
         guide, prior = self.log_shares
         log_w = log_joint - torch.logaddexp(guide + log_q, prior + log_prior)
-        refuse_nan(log_w, start, rows)
+        check_log_weights(log_w, start, rows)
         self.strata[stratum].update(log_w)
         self.tail.update(log_w)
 
     def result(self) -> dict[str, Tensor]:
-        """``defensive``, its variance and its k̂, ``(n,)`` each.
+        """Return ``defensive``, its variance and its k̂, ``(n,)`` each.
 
-        The numbers of draws from either are fixed, so that the variance is that of a stratified
-        mean. It is stated as for log p̂ where k̂ is bad.
+        The numbers of samples from q and from the prior are fixed, so the variance is that of a
+        stratified mean. Where k̂ is bad, it is computed as for log p̂.
         """
         values, variances, groups = zip(*(s.result() for s in self.strata), strict=True)
         parts = [share + value for share, value in zip(self.log_shares, values, strict=True)]
@@ -145,7 +152,7 @@ class DefensiveMixture:
         delta = torch.zeros_like(value)
         for part, variance in zip(parts, variances, strict=True):
             shares = (part - value).exp()
-            # of draws that all have a weight of zero nothing is added
+            # a stratum whose weights are all zero adds nothing
             delta = delta + torch.where(shares > 0, shares.square() * variance, 0.0)
         spread = torch.logaddexp(*(s + g for s, g in zip(self.log_shares, groups, strict=True)))
         spread = spread.var(0) if len(spread) > 1 else torch.full_like(value, math.nan)
@@ -158,21 +165,21 @@ class DefensiveMixture:
 
 
 class _Stratum:
-    """The draws that came from one of the two.
+    """Running estimates from the samples of one of the two proposals.
 
     Arguments:
-        size: the number n of data.
-        count: the number of draws that will come.
-        groups: into how many they are divided.
+        size: the number n of examples.
+        count: the total number of samples.
+        groups: the number of groups.
     """
 
     def __init__(self, size: int, count: int, groups: int) -> None:
-        self.mean = MeanWeight(size)
+        self.mean = WeightMoments(size)
         self._ends = [count * (group + 1) // groups for group in range(groups)]
         self._sums = torch.full((groups, size), -math.inf, dtype=torch.float64)
 
     def update(self, log_w: Tensor) -> None:
-        """Takes a chunk ``(draws, n)`` of float64 log weights."""
+        """Add a chunk ``(draws, n)`` of float64 log weights."""
         first = self.mean.count
         self.mean.update(log_w)
         start = 0
@@ -183,11 +190,11 @@ class _Stratum:
             start = end
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log mean w and its variance, ``(n,)``, and log mean w of each group, ``(groups, n)``."""
+        """Return log mean w and its variance, ``(n,)``, and that of each group, ``(groups, n)``."""
         sizes = torch.tensor(self._ends, dtype=torch.float64).diff(prepend=torch.zeros(1))
         groups = self._sums - sizes.log()[:, None]
         return self.mean.log_mean_exp, self.mean.variance_of_log_mean_exp, groups
 
 
-def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+def _sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(tuple(terms.values())).sum(0)

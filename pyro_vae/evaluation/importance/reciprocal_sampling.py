@@ -1,10 +1,10 @@
-"""AEVB's own estimator of log p(x): posterior draws and a density that is fitted to them."""
+"""Reciprocal importance sampling: the estimator of log p(x) in appendix D of AEVB."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +16,18 @@ from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program, empty_program, use_own_parameters
 from ...programs.hmc import sample_posterior
-from ...programs.importance_weights import find_layout, max_pairs, run_particles
+from ...programs.importance_weights import find_layout, max_chain_pairs, run_particles
 from ...programs.inputs import prepare
 from ...programs.particles import map_batched
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior
-from ..annealing.sampler import Advance, log_mean_exp
+from ..annealing.sampler import ProgressCallback, estimate_log_mean_weight
 from ..bounds import Bounds
-from ..resumable import fingerprint, in_blocks
+from ..resumable import compute_fingerprint, compute_in_blocks
 
 __all__ = ["reciprocal"]
 
-#: Of more latent dimensions a fitted density is too far from the posterior.
-_MOST_DIMENSIONS = 5
+#: Above this number of latent dimensions a fitted density is too far from the posterior.
+_MAX_DIMENSIONS = 5
 
 
 def reciprocal(
@@ -39,40 +39,41 @@ def reciprocal(
     options: Mapping[str, Any] | None = None,
     force: bool = False,
     seed: int = 0,
-    checkpoint: File | None = None,
+    checkpoint: Path | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Bounds:
-    """log p(x) from draws of p(z|x) alone, by reciprocal importance sampling.
+    """Estimate log p(x) from posterior samples by reciprocal importance sampling.
 
-    Half of the chains of Hamiltonian Monte Carlo give draws to which a normal density q of the
-    unconstrained latents is fitted; with the draws of the other half,
+    A normal density q of the unconstrained latents is fitted to samples from half of the chains of
+    Hamiltonian Monte Carlo. With the samples of the other half,
 
         log p̂(x) = −log (1/L Σ_l q(z_l) / p(x, z_l)).
 
-    The mean is 1 / p(x) in expectation if the draws are exact, so that this is an upper bound
-    of log p(x) in expectation. Its variance is finite only where q's tails are lighter than
-    the posterior's.
+    The mean is 1 / p(x) in expectation for exact posterior samples, so this is an upper bound on
+    log p(x) in expectation. Its variance is finite only if the tails of q are lighter than those
+    of the posterior.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, of continuous
+        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
             latent sites.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs``.
-        num_samples: draws to keep of each chain.
-        num_chains: chains for each datum, 4 or more; every other one is fitted to.
+        num_samples: the number of samples per chain.
+        num_chains: the number of chains per example, at least 4; every other one is used for the
+            fit.
         options: further arguments of :func:`~pyro_vae.programs.hmc.sample`, such as ``thin``.
-        force: go on above 5 latent dimensions, too.
-        seed: of all draws and of the binarisation.
+        force: allow more than 5 latent dimensions.
+        seed: the random seed of the chains and of the binarisation.
         checkpoint, progress: as for :func:`~pyro_vae.evaluation.ais`.
 
     Returns:
         :class:`Bounds` with the row ``reciprocal``, whose variance is that between chains, and
-        by datum ``hmc_acceptance``.
+        ``hmc_acceptance`` per example.
 
     Raises:
-        ValueError: if there are more than 5 latent dimensions and ``force`` is not set, if
-            there are fewer than 4 chains or too few draws to fit, or as for
+        ValueError: if there are more than 5 latent dimensions without ``force``, fewer than 4
+            chains, or too few samples for the fit; and as for
             :func:`~pyro_vae.programs.hmc.sample_posterior`.
 
     References:
@@ -84,39 +85,41 @@ def reciprocal(
     positive_int("num_samples", num_samples)
     if positive_int("num_chains", num_chains) < 4:
         raise ValueError(
-            f"expected num_chains ≥ 4, two to fit a density to and two to judge it by; got "
+            f"expected num_chains ≥ 4, two to fit the density and two to evaluate it; got "
             f"{num_chains}"
         )
     model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
     size, options = len(x), {"num_samples": num_samples, **(options or {})}
 
-    def compute(rows: slice, advance: Advance) -> dict[str, Tensor]:
-        inputs, named = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
-        layout = find_layout(model, guide, *inputs, **named)
-        target = unconstrained_posterior(model, *inputs, layout=layout, **named)
+    def compute(rows: slice, advance: ProgressCallback) -> dict[str, Tensor]:
+        batch, batch_kwargs = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
+        layout = find_layout(model, guide, *batch, **batch_kwargs)
+        target = unconstrained_posterior(model, *batch, layout=layout, **batch_kwargs)
         if not force:
-            drawn = run_particles(
-                empty_program, guide, *inputs, num_samples=1, layout=layout, **named
+            latents = run_particles(
+                empty_program, guide, *batch, num_samples=1, layout=layout, **batch_kwargs
             ).latents
-            start = target.inverse({name: drawn[name] for name in target.transforms})
-            _refuse_many(flatten_sites(start).shape[-1])
+            start = target.inverse({name: latents[name] for name in target.transforms})
+            _check_num_dimensions(flatten_sites(start).shape[-1])
         chains = sample_posterior(
             model,
             guide,
-            *inputs,
+            *batch,
             num_chains=num_chains,
             seed=int(torch.randint(2**31, ())),
             layout=layout,
             options=options,
-            **named,
+            **batch_kwargs,
         )
         u = target.inverse(chains.draws)
-        # one draw of all chains after the other, as they were made: more would take more memory
+        # one sample of all chains at a time, to save memory
         log_p = torch.stack(
             [target({name: part[i] for name, part in u.items()}) for i in range(num_samples)]
         )
         flat = flatten_sites({name: part.flatten(0, 1) for name, part in u.items()})
-        value, variance = _estimate(flat.unflatten(0, (num_samples, num_chains)), log_p, rows)
+        value, variance = _estimate_log_evidence(
+            flat.unflatten(0, (num_samples, num_chains)), log_p, rows
+        )
         return {
             "reciprocal": value,
             "reciprocal_variance": variance,
@@ -124,13 +127,13 @@ def reciprocal(
         }
 
     with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
-        columns = in_blocks(
+        columns = compute_in_blocks(
             compute,
             size,
-            block=max(1, max_pairs(x) // num_chains),
+            block=max(1, max_chain_pairs(x) // num_chains),
             entropy=(seed, *b"reciprocal"),
             checkpoint=checkpoint,
-            key=fingerprint(num_chains, options, model, guide, x, args, kwargs)
+            key=compute_fingerprint(num_chains, options, model, guide, x, args, kwargs)
             if checkpoint
             else "",
             progress=progress,
@@ -144,58 +147,61 @@ def reciprocal(
     )
 
 
-def _estimate(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """log p̂ and its variance, ``(N,)``, of draws ``(S, C, N, D)`` and their log p ``(S, C, N)``."""
+def _estimate_log_evidence(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return log p̂ and its variance, ``(N,)``.
+
+    Arguments:
+        u: the samples, ``(S, C, N, D)``.
+        log_p: their unnormalised log densities, ``(S, C, N)``.
+        rows: the rows of the examples, for error messages.
+    """
     rounding = torch.finfo(u.dtype).eps
     u, log_p = u.double(), log_p.double()
-    fitted, judged = u[:, ::2].flatten(0, 1), u[:, 1::2]
-    q = _fitted(fitted, rounding)
-    log_ratio = q.log_prob(judged) - log_p[:, 1::2]
-    # by chain, because the draws of one resemble each other
+    fitted, evaluated = u[:, ::2].flatten(0, 1), u[:, 1::2]
+    q = _fit_normal(fitted, rounding)
+    log_ratio = q.log_prob(evaluated) - log_p[:, 1::2]
+    # per chain, because the samples of a chain are correlated
     chains = log_ratio.logsumexp(0) - math.log(len(log_ratio))
-    value, variance, _ = log_mean_exp(chains, rows)
+    value, variance, _ = estimate_log_mean_weight(chains, rows)
     return -value, variance
 
 
-def _fitted(draws: Tensor, rounding: float) -> MultivariateNormal:
-    """The normal density with mean and covariance of draws ``(L, N, D)``.
+def _fit_normal(draws: Tensor, rounding: float) -> MultivariateNormal:
+    """Return the normal density with the mean and covariance of the samples.
 
     Arguments:
-        draws: the draws, in double precision.
-        rounding: the relative rounding error of the numbers they were computed with.
+        draws: the samples ``(L, N, D)``, in double precision.
+        rounding: the relative rounding error of the precision in which they were computed.
 
     Raises:
-        ValueError: if the draws of a datum do not span all D dimensions.
+        ValueError: if the samples of an example do not span all D dimensions.
     """
     centre = draws.mean(0)
-    away = (draws - centre).movedim(0, 1)
-    # in units of each dimension's own spread, so that no unit of measurement decides
-    spread = away.norm(dim=-2, keepdim=True).clamp(min=torch.finfo(draws.dtype).tiny)
-    smallest = torch.linalg.svdvals(away / spread).amin(-1)
-    # what rounding alone can make of a singular value that is zero
+    deviation = (draws - centre).movedim(0, 1)
+    # scale by the spread of each dimension, so that the rank does not depend on units
+    spread = deviation.norm(dim=-2, keepdim=True).clamp(min=torch.finfo(draws.dtype).tiny)
+    smallest = torch.linalg.svdvals(deviation / spread).amin(-1)
+    # the largest value that rounding can give to a zero singular value
     largest = draws.abs().amax(0).unsqueeze(-2)
     noise = rounding * len(draws) * (largest / spread).amax((-2, -1))
-    flat = smallest <= noise
-    if flat.any():
+    singular = smallest <= noise
+    if singular.any():
         raise ValueError(
-            f"expected draws that a normal density can be fitted to; got a covariance that is "
-            f"singular for {int(flat.sum())} of {len(flat)} data, the chains hardly moved: give "
-            f"more num_samples or a longer warm_up in options"
+            f"expected samples with a non-singular covariance; got one that is singular for "
+            f"{int(singular.sum())} of {len(singular)} examples, whose chains hardly moved: "
+            f"increase num_samples, or warm_up in options"
         )
-    # the factor of the covariance without the covariance, whose condition is that squared
-    factor = torch.linalg.qr(away / math.sqrt(len(draws) - 1), mode="r").R.mT
+    # QR factor of the deviations: the covariance itself has the square of their condition number
+    factor = torch.linalg.qr(deviation / math.sqrt(len(draws) - 1), mode="r").R.mT
     factor = factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return MultivariateNormal(centre, scale_tril=factor)
 
 
-def _refuse_many(dimensions: int) -> None:
-    """
-    Raises:
-        ValueError: if there are too many latent dimensions.
-    """
-    if dimensions > _MOST_DIMENSIONS:
+def _check_num_dimensions(dimensions: int) -> None:
+    """Raise if there are too many latent dimensions."""
+    if dimensions > _MAX_DIMENSIONS:
         raise ValueError(
-            f"expected at most {_MOST_DIMENSIONS} latent dimensions; got {dimensions}, where no "
-            f"density fitted to draws is near the posterior and the mean hangs on single ones: "
-            f"use ais, or force=True"
+            f"expected at most {_MAX_DIMENSIONS} latent dimensions; got {dimensions}, for which a "
+            f"fitted normal density is far from the posterior and single samples dominate the "
+            f"estimate: use ais, or set force=True"
         )

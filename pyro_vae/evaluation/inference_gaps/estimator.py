@@ -1,4 +1,4 @@
-"""``gaps``: how much of log p(x) − ELBO is the family's fault, and how much the encoder's."""
+"""Estimation of the approximation gap and the amortisation gap by refitting q to each example."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ from ...programs.inputs import ProgramInputs, prepare
 from ...programs.particles import map_batched
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
-from ..importance.streaming import Block
-from ..resumable import fingerprint, in_blocks
-from .families import Family, FamilyFactory, fresh, like, name_of, own
-from .refitting import Refit, Settings, refit, target_of
-from .result import PROPOSALS, Gaps, highest
+from ..importance.streaming import StreamingEstimates
+from ..resumable import compute_fingerprint, compute_in_blocks
+from .families import (
+    FamilyFactory,
+    VariationalFamily,
+    choose_family,
+    extract_family,
+    get_family_name,
+    make_family,
+)
+from .refitting import RefitResult, RefitSettings, make_target_density, refit
+from .result import PROPOSALS, Gaps, select_tightest_bound
 
 __all__ = ["Gaps", "gaps"]
 
-#: What the columns of these random numbers are called.
+#: Key of the random streams of this module.
 _STREAM = b"gaps"
-#: Draws behind the moments that a family starts from.
-_MOMENTS = 200
+#: Samples used to estimate the moments that a family is initialised with.
+_NUM_MOMENT_SAMPLES = 200
 
 Advance = Callable[[float], None]
 
@@ -55,56 +62,59 @@ def gaps(
     progress: bool = False,
     **kwargs: Any,
 ) -> Gaps:
-    """log p(x) − ELBO = approximation gap + amortisation gap, datum by datum.
+    """Split log p(x) − ELBO into the approximation gap and the amortisation gap per example.
 
-    q is refitted to every datum by itself: what the best member of the family still lacks is
-    the approximation gap, log p̂(x) − ELBO(q*), and what the encoder lacks of that member is the
-    amortisation gap, ELBO(q*) − ELBO(q). log p̂ is the better, by its mean over the data, of
-    lower bounds: importance sampling from the encoder's or a refitted q, and annealing.
+    q is refitted to each example separately, which gives the best member q* of its family:
 
-    The family is that of the program's ``posterior`` (of a semi-amortised one, what it refines),
-    whose refit starts from what the encoder said; weights that it has besides its network, as
-    of an autoregressive flow, are held. A program without a single ``posterior`` (a
-    :class:`~pyro_vae.HierarchicalVAE`, somebody's own pair) has a family named for it, which is
-    laid over the unconstrained latents of all its sites as one vector: without ``family``, the
-    normal that its guide's only site is, or a full covariance. **Both gaps are then relative
-    to that family.** If it cannot say what the guide does, the amortisation gap comes out too
-    small, even negative.
+    * approximation gap: log p̂(x) − ELBO(q*), the error of the best member of the family;
+    * amortisation gap: ELBO(q*) − ELBO(q), the error of the encoder within that family.
 
-    Where the refit did not find the best member, the approximation gap is too large and the
-    amortisation gap too small by the same; where log p̂ falls short of log p(x), the
+    log p̂ is the lower bound with the larger mean over the data: importance sampling from the
+    encoder's q or a refitted q, or annealed importance sampling.
+
+    The family is that of the program's ``posterior`` (for a semi-amortised posterior, the family
+    that it refines). Its refit starts from the encoder's output. Parameters outside its network,
+    as in an autoregressive flow, stay fixed. A program without a single ``posterior`` (a
+    :class:`~pyro_vae.HierarchicalVAE`, a user-defined pair) uses ``family`` over the
+    unconstrained latents of all its sites as one vector. The default is a normal of the same
+    form as the guide's only site, or a full-covariance normal. **Both gaps are then relative to
+    that family.** If it does not contain the guide, the amortisation gap is too small and may
+    even be negative.
+
+    If a refit misses the best member of the family, the approximation gap is too large and the
+    amortisation gap is too small by the same amount. If log p̂ underestimates log p(x), the
     approximation gap is too small.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, whose latents are
-            continuous.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide, as are ``**kwargs`` (see
+        program: any object with a ``model`` and a ``guide``, or a pair of them, with continuous
+            latents.
+        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
+        *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
-        train: training data whose amortisation gap is compared with that of ``data``.
-        family: ``family(event_shape, latent_dim, network)`` to refit in place of the program's.
-        richer: another, refitted as a check of how much of the approximation gap a richer
-            family closes; ``None`` for none. Left out where it is the family itself.
-        annealing: how annealed importance sampling walks; ``None`` leaves it out.
-        num_steps: steps of Adam for each datum.
-        step_size: the first.
-        num_draws: draws for each datum in a step.
-        num_samples: fresh draws of each q for its ELBO and for importance sampling.
-        block: how many data to refit at once.
-        seed: of all draws and of the binarisation; global generators are left as they were.
-        checkpoint: a file to keep finished blocks of data in, so that the same call goes on
-            where it was interrupted; files beside it, whose names end in ``.train`` and
-            ``.ais``, do so for their parts.
-        progress: show progress bars on the standard error.
+        train: training examples whose amortisation gap is compared with that of ``data``.
+        family: ``family(event_shape, latent_dim, network)`` to refit instead of the program's.
+        richer: a richer family to refit, which shows how much of the approximation gap it
+            closes; ``None`` skips this check. Skipped if it is the same family.
+        annealing: settings of annealed importance sampling; ``None`` skips it.
+        num_steps: Adam steps for each example.
+        step_size: the initial step size.
+        num_draws: samples for each example in a step.
+        num_samples: fresh samples from each q for its ELBO and for importance sampling.
+        block: number of examples to refit at once.
+        seed: seed of the samples and of the binarisation; global generators are not affected.
+        checkpoint: file for finished blocks of examples; the same call resumes from it after an
+            interruption. Files next to it with the suffixes ``.train`` and ``.ais`` store the
+            corresponding parts.
+        progress: show progress bars on standard error.
 
     Returns:
         The :class:`Gaps`.
 
     Raises:
-        ValueError: if a latent site is discrete, if a family does not go with the latents (on a
-            sphere give ``richer=None``) or has weights of its own, if ``train`` is given with
-            further arguments, if a number is out of range, and as for
-            :func:`~pyro_vae.evaluate`.
+        ValueError: if a latent site is discrete, if a family does not suit the latents (set
+            ``richer=None`` for latents on a sphere) or has parameters besides its network, if
+            ``train`` is combined with additional arguments, if a number is out of range, or as
+            for :func:`~pyro_vae.evaluate`.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
@@ -114,185 +124,195 @@ def gaps(
         raise ValueError(f"expected step_size > 0 and finite; got {step_size}")
     if train is not None and (args or kwargs):
         raise ValueError(
-            "expected train without further arguments, which are those of data; got both: give "
-            "Splits with labels, or judge the training data by a call of their own"
+            "expected train without additional arguments, which apply to data only; got both: "
+            "pass Splits with labels, or evaluate the training data in a separate call"
         )
-    settings = Settings(
+    settings = RefitSettings(
         positive_int("num_steps", num_steps), step_size, positive_int("num_draws", num_draws)
     )
-    plan = _Plan(family, richer, settings, positive_int("num_samples", num_samples))
-    place = {"block": positive_int("block", block), "seed": seed, "progress": progress}
-    given = prepare(program, data, args, kwargs, seed)
-    found = plan.bounds(given, checkpoint, **place)
+    evaluation = _GapEvaluation(family, richer, settings, positive_int("num_samples", num_samples))
+    options = {"block": positive_int("block", block), "seed": seed, "progress": progress}
+    inputs = prepare(program, data, args, kwargs, seed)
+    bounds = evaluation.compute_bounds(inputs, checkpoint, **options)
     if annealing is not None:
-        found = found.merged(
+        bounds = bounds.merge(
             ais(
                 *(program, data, *args),
                 annealing=annealing,
                 seed=seed,
-                checkpoint=_beside(checkpoint, "ais"),
+                checkpoint=_append_suffix(checkpoint, "ais"),
                 progress=progress,
                 **kwargs,
             )
         )
-    there = None
+    train_bounds = None
     if train is not None:
-        alone = replace(plan, richer=None)
-        there = alone.bounds(
-            prepare(program, train, seed=seed), _beside(checkpoint, "train"), **place
+        train_bounds = replace(evaluation, richer=None).compute_bounds(
+            prepare(program, train, seed=seed), _append_suffix(checkpoint, "train"), **options
         )
-    return Gaps(found, there)
+    return Gaps(bounds, train_bounds)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is refitted, and how; the arguments are those of :func:`gaps`.
+class _GapEvaluation:
+    """Families to refit and their settings; the fields are arguments of :func:`gaps`.
 
-    Once it is resolved, ``name`` is that of the family, and ``family`` is ``None`` only where
-    it is the program's own.
+    After :meth:`_resolve`, ``name`` is the name of the family, and ``family`` is ``None`` only
+    for the program's own family.
     """
 
     family: FamilyFactory | None
     richer: FamilyFactory | None
-    settings: Settings
+    settings: RefitSettings
     num_samples: int
     name: str = ""
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The plan in words."""
+    def config(self) -> dict[str, Any]:
+        """The settings as plain values."""
         return {
             "family": self.name,
-            "richer": None if self.richer is None else name_of(self.richer),
+            "richer": None if self.richer is None else get_family_name(self.richer),
             "num_samples": self.num_samples,
             **asdict(self.settings),
         }
 
-    def bounds(
-        self, given: ProgramInputs, checkpoint: Path | None, block: int, seed: int, progress: bool
+    def compute_bounds(
+        self, inputs: ProgramInputs, checkpoint: Path | None, block: int, seed: int, progress: bool
     ) -> Bounds:
-        """ELBO, that of the refitted and of the richer family, and the best L_K of these."""
-        model, guide, x, args, kwargs = given
+        """Return the ELBOs of q, of the refitted q and of the richer q, and their best L_K."""
+        model, guide, x, args, kwargs = inputs
         if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
 
-        def inputs(rows: slice) -> tuple[tuple, dict[str, Any]]:
-            return map_batched(lambda part: part[rows], len(x), (x, *args), kwargs)
+        def select(rows: slice) -> tuple[tuple, dict[str, Any]]:
+            return map_batched(lambda value: value[rows], len(x), (x, *args), kwargs)
 
         with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
             with seeded(seed, *_STREAM):
-                plan = self._resolved(guide, *inputs(slice(0, block)))
+                resolved = self._resolve(guide, *select(slice(0, block)))
 
             def compute(rows: slice, advance: Advance) -> dict[str, Tensor]:
-                return plan.block(model, guide, *inputs(rows), start=rows.start, advance=advance)
+                return resolved.compute_block(
+                    model, guide, *select(rows), start=rows.start, advance=advance
+                )
 
-            parts = (plan.told, plan.family, plan.richer, *given)
-            columns = in_blocks(
+            parts = (resolved.config, resolved.family, resolved.richer, *inputs)
+            columns = compute_in_blocks(
                 compute,
                 len(x),
                 block=block,
                 entropy=(seed, *_STREAM),
                 checkpoint=checkpoint,
-                key=fingerprint(*parts) if checkpoint else "",
+                key=compute_fingerprint(*parts) if checkpoint else "",
                 progress=progress,
                 desc="gaps",
             )
         names = [name for name in PROPOSALS if name in columns]
-        best = highest(
+        best = select_tightest_bound(
             {n: (columns[f"{n}_evidence"], columns[f"{n}_evidence_variance"]) for n in names}
         )
         for column in ("log_evidence", "log_evidence_variance", "khat", "ess"):
             columns[column] = columns[f"{best}_{column.removeprefix('log_')}"]
-        if best == "elbo":  # of the same draws
+        if best == "elbo":  # both come from the same samples
             columns["gap_variance"] = columns["elbo_rise_variance"]
         return Bounds(
             num_samples=self.num_samples,
             per_datum=columns,
             seed=seed,
-            settings={"gaps": {**plan.told, "proposal": best}},
+            settings={"gaps": {**resolved.config, "proposal": best}},
         )
 
-    def block(
+    def compute_block(
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        inputs: tuple,
-        named: Mapping[str, Any],
+        args: tuple,
+        kwargs: Mapping[str, Any],
         start: int,
         advance: Advance,
     ) -> dict[str, Tensor]:
-        """The columns of some of the data, of which the first is datum ``start``."""
-        layout = find_layout(model, guide, *inputs, **named)
-        count, refits = self.num_samples, 2 if self.richer else 1
+        """Return the columns of a block of examples that begins at index ``start``."""
+        layout = find_layout(model, guide, *args, **kwargs)
+        num_samples, num_refits = self.num_samples, 2 if self.richer else 1
 
-        def judged(name: str, log_w: Iterable[Tensor]) -> dict[str, Tensor]:
-            return _judged(name, log_w, len(inputs[0]), count, start)
+        def compute_columns(name: str, log_w: Iterable[Tensor]) -> dict[str, Tensor]:
+            return _compute_columns(name, log_w, len(args[0]), num_samples, start)
 
-        def fitted(family: Family) -> Refit:
-            return refit(family, target, self.settings, lambda share: advance(share / refits))
+        def run_refit(family: VariationalFamily) -> RefitResult:
+            return refit(family, target, self.settings, lambda done: advance(done / num_refits))
 
-        amortised = log_weights(model, guide, *inputs, num_samples=count, **named)
-        columns = judged("elbo", [amortised])
-        theirs = own(guide, inputs, named) if self.family is None else None
-        target = target_of(
-            *(model, guide, *inputs), layout=layout, as_drawn=theirs is not None, **named
+        log_w = log_weights(model, guide, *args, num_samples=num_samples, **kwargs)
+        columns = compute_columns("elbo", [log_w])
+        family = extract_family(guide, args, kwargs) if self.family is None else None
+        target = make_target_density(
+            *(model, guide, *args), layout=layout, constrained=family is not None, **kwargs
         )
-        if theirs is None:
-            assert self.family is not None  # or it was resolved
-            drawn = target.draw(_MOMENTS)
-            theirs = fresh(self.family, inputs[0], *_apart(drawn.mean(0), drawn.std(0)))
-        ours = fitted(theirs)
-        columns |= judged("refitted", ours.log_weights(count))
-        columns |= {"refitted_late": ours.late, "refitted_better": ours.better.double()}
+        if family is None:
+            assert self.family is not None  # set by _resolve
+            u = target.sample_guide(_NUM_MOMENT_SAMPLES)
+            family = make_family(self.family, args[0], *_clamp_scale(u.mean(0), u.std(0)))
+        refitted = run_refit(family)
+        columns |= compute_columns("refitted", refitted.log_weights(num_samples))
+        columns |= {
+            "refitted_late": refitted.late_gain,
+            "refitted_better": refitted.improved.double(),
+        }
         if self.richer is not None:
-            moments = _apart(*ours.family.moments(ours.words, _MOMENTS))
-            more = fitted(fresh(self.richer, inputs[0], *moments))
-            columns |= judged("richer", more.log_weights(count))
-            columns |= {"richer_late": more.late, "richer_better": more.better.double()}
+            moments = refitted.family.moments(refitted.params, _NUM_MOMENT_SAMPLES)
+            richer = run_refit(make_family(self.richer, args[0], *_clamp_scale(*moments)))
+            columns |= compute_columns("richer", richer.log_weights(num_samples))
+            columns |= {
+                "richer_late": richer.late_gain,
+                "richer_better": richer.improved.double(),
+            }
         return columns
 
-    def _resolved(self, guide: Callable[..., Any], inputs: tuple, named: Mapping) -> _Plan:
-        theirs = own(guide, inputs, named) if self.family is None else None
-        if theirs is None:
-            family = self.family or like(guide, inputs, named)
-            name = name_of(family)
+    def _resolve(
+        self, guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+    ) -> _GapEvaluation:
+        own_family = extract_family(guide, args, kwargs) if self.family is None else None
+        if own_family is None:
+            family = self.family or choose_family(guide, args, kwargs)
+            name = get_family_name(family)
         else:
-            family, name = None, theirs.name
-            if self.richer is not None and theirs.posterior.space is not Posterior.space:
+            family, name = None, own_family.name
+            space = own_family.posterior.space
+            if self.richer is not None and space is not Posterior.space:
                 raise ValueError(
-                    f"expected latents in {Posterior.space} for a richer family; those of {name} "
-                    f"are on {theirs.posterior.space}: give richer=None"
+                    f"expected latents in {Posterior.space} to refit a richer family; got latents "
+                    f"of {name} on {space}: set richer=None"
                 )
-        same = self.richer is not None and name_of(self.richer) == name
-        return replace(self, family=family, richer=None if same else self.richer, name=name)
+        is_same = self.richer is not None and get_family_name(self.richer) == name
+        return replace(self, family=family, richer=None if is_same else self.richer, name=name)
 
 
-def _judged(
+def _compute_columns(
     name: str, chunks: Iterable[Tensor], size: int, num_samples: int, start: int
 ) -> dict[str, Tensor]:
-    """What the log weights of one q say: its ELBO as ``name``, and its L_K."""
-    block = Block(size, num_samples, (), size)
+    """Return the ELBO (as ``name``) and L_K of one q from its log weights."""
+    estimates = StreamingEstimates(size, num_samples, (), size)
     for log_w in chunks:
-        block.update(log_w.double().cpu(), start)
-    found = block.result()
+        estimates.update(log_w.double().cpu(), start)
+    columns = estimates.result()
     return {
-        name: found["elbo"],
-        f"{name}_variance": found["elbo_variance"],
-        f"{name}_evidence": found["log_evidence"],
-        f"{name}_evidence_variance": found["log_evidence_variance"],
-        f"{name}_rise_variance": found["gap_variance"],
-        f"{name}_khat": found["khat"],
-        f"{name}_ess": found["ess"],
+        name: columns["elbo"],
+        f"{name}_variance": columns["elbo_variance"],
+        f"{name}_evidence": columns["log_evidence"],
+        f"{name}_evidence_variance": columns["log_evidence_variance"],
+        f"{name}_rise_variance": columns["gap_variance"],
+        f"{name}_khat": columns["khat"],
+        f"{name}_ess": columns["ess"],
     }
 
 
-def _apart(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments, of which no standard deviation is so small that it could not be a unit."""
+def _clamp_scale(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Clamp the standard deviations away from zero so that they can serve as units."""
     return mean, scale.clamp(min=torch.finfo(scale.dtype).eps ** 0.5)
 
 
-def _beside(checkpoint: Path | None, part: str) -> Path | None:
+def _append_suffix(checkpoint: Path | None, part: str) -> Path | None:
     if checkpoint is None:
         return None
     return Path(checkpoint).with_name(f"{Path(checkpoint).name}.{part}")

@@ -1,4 +1,4 @@
-"""Posterior families whose network's word is a table, a row of it for each datum."""
+"""Variational families with free parameters per example in place of an encoder's output."""
 
 from __future__ import annotations
 
@@ -21,83 +21,96 @@ from ...posteriors import (
     Posterior,
     SemiAmortized,
 )
-from ...posteriors.encoder import Encoder
+from ...posteriors.overridable import OverridableNetwork
 from ...programs.base import Site
 from ...programs.sites import trace_sites
 
-__all__ = ["Family", "FamilyFactory", "fresh", "like", "name_of", "own"]
+__all__ = [
+    "FamilyFactory",
+    "VariationalFamily",
+    "choose_family",
+    "extract_family",
+    "get_family_name",
+    "is_noise",
+    "make_family",
+]
 
 #: ``family(event_shape, latent_dim, network)``.
 FamilyFactory = Callable[[Shape, int, NetworkFactory], Posterior]
 
-#: The standard deviation of a new family's first word: a flow near the identity, but not at it,
-#: where some of its gradients vanish.
-_NEAR = 0.01
+#: Standard deviation of a new family's initial parameters. A flow starts near the identity but
+#: not at it, because some of its gradients vanish there.
+_INIT_SCALE = 0.01
 
 
 @dataclass(frozen=True)
-class Family:
-    """q(u) for each of N data, as a function of the words that a network would say of them.
+class VariationalFamily:
+    """q(u) of N examples as a function of its parameters, the output of an encoder network.
 
     Attributes:
-        name: of the family.
-        posterior: q, which asks ``encoder``.
-        encoder: whose word is always overruled.
-        x: what the posterior is called with, ``(N, …)``.
-        start: the words to start from, ``(N, *outputs)``.
-        centre, unit: u = centre + unit · z for z ~ q, each ``(N, D)``; ``None`` for u = z.
+        name: the name of the family.
+        posterior: q, which takes its parameters from ``encoder``.
+        encoder: a network whose output is always overridden.
+        x: the input of the posterior, ``(N, …)``.
+        init_params: the initial parameters, ``(N, *outputs)``.
+        loc, scale: u = loc + scale · z for z ~ q, each ``(N, D)``; ``None`` for u = z.
     """
 
     name: str
     posterior: Posterior
-    encoder: Encoder
+    encoder: OverridableNetwork
     x: Tensor
-    start: Tensor
-    centre: Tensor | None = None
-    unit: Tensor | None = None
+    init_params: Tensor
+    loc: Tensor | None = None
+    scale: Tensor | None = None
 
-    def draw(self, words: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """So many u, ``(count, N, D)``, and their log-densities, ``(count, N)``.
+    def sample(self, params: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Sample u, ``(num_samples, N, D)``, with log q(u), ``(num_samples, N)``.
 
-        Differentiable by the words. The density moves with them through the draws alone, which
-        leaves no noise where q is exact; through both where q is a flow, whose density at a
-        draw that is not its own may not exist, or takes D passes.
+        Both are differentiable in the parameters. The gradient of log q flows through the
+        samples alone, so it has no variance where q is exact. For a flow it flows through the
+        parameters as well, because the density at a given point may not exist or take D passes.
 
         References:
             Sticking the Landing (Roeder et al., 2017). https://arxiv.org/abs/1703.09194
         """
-        q = self._of(words)
-        z = q.rsample(torch.Size((count,)))
-        held = q
-        if words.requires_grad and not isinstance(q, TransformedDistribution):
-            held = self._of(words.detach())
-        log_q = held.log_prob(z)
-        if self.unit is None or self.centre is None:
+        q = self._distribution(params)
+        z = q.rsample(torch.Size((num_samples,)))
+        scorer = q
+        if params.requires_grad and not isinstance(q, TransformedDistribution):
+            scorer = self._distribution(params.detach())
+        log_q = scorer.log_prob(z)
+        if self.scale is None or self.loc is None:
             return z, log_q
-        return self.centre + self.unit * z, log_q - self.unit.log().sum(-1)
+        return self.loc + self.scale * z, log_q - self.scale.log().sum(-1)
 
-    def moments(self, words: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The means and standard deviations of u, ``(N, D)``; of draws if there is no formula."""
-        q = self._of(words)
+    def moments(self, params: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Return means and standard deviations of u, ``(N, D)``.
+
+        They are estimated from ``num_samples`` samples if q has no closed form for them.
+        """
+        q = self._distribution(params)
         try:
-            mean, scale = q.mean, q.stddev
+            mean, stddev = q.mean, q.stddev
         except (NotImplementedError, AttributeError):
-            drawn, _ = self.draw(words, count)
-            return drawn.mean(0), drawn.std(0)
-        if self.unit is None or self.centre is None:
-            return mean, scale
-        return self.centre + self.unit * mean, self.unit * scale
+            u, _ = self.sample(params, num_samples)
+            return u.mean(0), u.std(0)
+        if self.scale is None or self.loc is None:
+            return mean, stddev
+        return self.loc + self.scale * mean, self.scale * stddev
 
-    def _of(self, words: Tensor) -> Any:
-        with self.encoder.overruled(words):
+    def _distribution(self, params: Tensor) -> Any:
+        with self.encoder.override(params):
             return self.posterior(self.x)
 
 
-def own(guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Family | None:
-    """The family of a program's ``posterior``, and what its encoder says of these data.
+def extract_family(
+    guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+) -> VariationalFamily | None:
+    """Return the family of a program's ``posterior``, with its encoder's output as start.
 
-    A semi-amortised posterior has the family that it refines, and starts from the refined
-    words. Weights that a family has besides its network are held.
+    For a semi-amortised posterior this is the family that it refines, and the initial parameters
+    are the refined ones. Parameters outside the family's network stay fixed.
 
     Arguments:
         guide: the guide, a method of a program that may have a ``posterior``, called as
@@ -113,100 +126,105 @@ def own(guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Fa
     network = getattr(family, "network", None)
     if not isinstance(family, Posterior) or not isinstance(network, nn.Module):
         return None
-    asked: list[Tensor] = []
-    said: list[Tensor] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
     with ExitStack() as hooks:
         for module, hook in (
-            (posterior, lambda _, inputs, __: asked.append(inputs[0])),
-            (network, lambda _, __, word: said.append(word)),
+            (posterior, lambda _, module_args, __: inputs.append(module_args[0])),
+            (network, lambda _, __, output: outputs.append(output)),
         ):
             hooks.callback(module.register_forward_hook(hook).remove)
         sites = trace_sites(guide, *args, **kwargs)
-    if len(_latent(sites)) != 1:
+    if len(_select_latents(sites)) != 1:
         return None
     size = len(args[0])
-    # the last word: a semi-amortised posterior asks again for every step
-    if len(asked) != 1 or not said or len(asked[0]) != size or len(said[-1]) != size:
+    # the last output: a semi-amortised posterior calls the network at every refinement step
+    if len(inputs) != 1 or not outputs or len(inputs[0]) != size or len(outputs[-1]) != size:
         return None
-    if isinstance(network, Encoder):
-        encoder, made = network, family
+    if isinstance(network, OverridableNetwork):
+        encoder, unamortised = network, family
     else:
-        encoder = Encoder(None)
-        made = copy.deepcopy(family, {id(network): encoder})
-    return Family(name_of(type(family)), made, encoder, asked[0], said[-1].detach().clone())
+        encoder = OverridableNetwork(None)
+        unamortised = copy.deepcopy(family, {id(network): encoder})
+    return VariationalFamily(
+        get_family_name(type(family)), unamortised, encoder, inputs[0], outputs[-1].detach().clone()
+    )
 
 
-def fresh(
-    family: FamilyFactory, x: Tensor, centre: Tensor, scale: Tensor, near: float = _NEAR
-) -> Family:
-    """A family that starts from given moments.
+def make_family(
+    family: FamilyFactory, x: Tensor, loc: Tensor, scale: Tensor, init_scale: float = _INIT_SCALE
+) -> VariationalFamily:
+    """Make a family that starts from given moments.
 
-    It is laid over variables that are measured from ``centre`` in units of ``scale``, so that a
-    word of nearly nothing is the start, and a step is as good for one variable as for another.
+    Its variables are standardised by ``loc`` and ``scale``. Parameters near zero then give the
+    starting moments, and one step size suits all variables.
 
     Arguments:
         family: ``family(event_shape, latent_dim, network)``.
-        x: the data, ``(N, …)``.
-        centre, scale: of u, ``(N, D)``.
+        x: the examples, ``(N, …)``.
+        loc, scale: mean and standard deviation of u, ``(N, D)``.
+        init_scale: standard deviation of the initial parameters.
 
     Raises:
-        ValueError: if the family asks for more than one network, needs the model, lives on a
-            sphere, or has weights of its own, which nothing has taught.
+        ValueError: if the family uses more than one network, depends on the model, is defined on
+            a sphere, or has parameters besides its network, which would be untrained.
     """
-    made: list[Encoder] = []
+    encoders: list[OverridableNetwork] = []
     shapes: list[Shape] = []
 
     def network(in_shape: Shape, out_shape: Shape) -> nn.Module:
-        made.append(Encoder(None))
+        encoders.append(OverridableNetwork(None))
         shapes.append(tuple(out_shape))
-        return made[-1]
+        return encoders[-1]
 
-    posterior = family(tuple(x.shape[1:]), centre.shape[-1], network)
-    name = name_of(family)
-    if len(made) != 1 or not posterior.self_contained:
+    posterior = family(tuple(x.shape[1:]), loc.shape[-1], network)
+    name = get_family_name(family)
+    if len(encoders) != 1 or not posterior.self_contained:
         raise ValueError(
-            f"expected a family that asks for one network and needs nothing but x; got {name}: "
-            f"name the family that it is made of"
+            f"expected a family with one network that depends on x alone; got {name}: choose the "
+            f"family that it is built on"
         )
     if posterior.space is not DiagonalNormal.space:
         raise ValueError(
-            f"expected a family on {DiagonalNormal.space}; got {name}, on {posterior.space}: name "
-            f"another"
+            f"expected a family on {DiagonalNormal.space}; got {name}, on {posterior.space}: "
+            f"choose another family"
         )
     if any(True for _ in posterior.parameters()):
         raise ValueError(
-            f"expected a family that the network's outputs decide; got {name}, which has weights "
-            f"of its own that nothing has taught: name a normal, or a flow without such weights"
+            f"expected a family without parameters besides its network; got {name}, which has "
+            f"untrained parameters: choose a normal, or a flow without such parameters"
         )
-    start = near * torch.randn(len(x), *shapes[0], dtype=centre.dtype, device=centre.device)
-    return Family(name, posterior.eval(), made[0], x, start, centre, scale)
+    init_params = init_scale * torch.randn(len(x), *shapes[0], dtype=loc.dtype, device=loc.device)
+    return VariationalFamily(name, posterior.eval(), encoders[0], x, init_params, loc, scale)
 
 
-def like(guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> FamilyFactory:
-    """The normal family of somebody's own guide: what its only site is, or a full covariance."""
-    latent = [site["fn"] for site in _latent(trace_sites(guide, *args, **kwargs)).values()]
-    fn = latent[0] if latent else None
+def choose_family(
+    guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+) -> FamilyFactory:
+    """Return a normal of the form of the guide's only site, or a full-covariance normal."""
+    fns = [site["fn"] for site in _select_latents(trace_sites(guide, *args, **kwargs)).values()]
+    fn = fns[0] if fns else None
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    if len(latent) == 1 and isinstance(fn, torch.distributions.Normal):
+    if len(fns) == 1 and isinstance(fn, torch.distributions.Normal):
         return DiagonalNormal
-    if len(latent) == 1 and isinstance(fn, torch.distributions.LowRankMultivariateNormal):
+    if len(fns) == 1 and isinstance(fn, torch.distributions.LowRankMultivariateNormal):
         return partial(LowRankNormal, rank=fn.cov_factor.shape[-1])
     return FullCovarianceNormal
 
 
-def _latent(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The sites that a family is fitted to."""
+def _select_latents(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Return the sites that a family is fitted to."""
     return {n: s for n, s in sites.items() if not s["is_observed"] and not is_noise(s)}
 
 
 def is_noise(site: Site) -> bool:
-    """Whether a site is noise of the program and no latent: the same in model and guide."""
+    """Return whether a site is noise shared by model and guide rather than a latent."""
     return bool(site["infer"].get("is_noise"))
 
 
-def name_of(family: object) -> str:
-    """What a table calls a family."""
+def get_family_name(family: object) -> str:
+    """Return the display name of a family."""
     while isinstance(family, partial):
         family = family.func
     return getattr(family, "__name__", type(family).__name__)

@@ -1,4 +1,4 @@
-"""q(z|x) fitted to every datum by itself, many data at once."""
+"""Refitting q(z|x) to each example separately, many examples at once."""
 
 from __future__ import annotations
 
@@ -14,63 +14,68 @@ from torch.distributions import identity_transform
 
 from ...core.random import seeded
 from ...programs.base import empty_program
-from ...programs.importance_weights import Layout, log_probs_at, max_pairs, run_particles
+from ...programs.importance_weights import Layout, log_probs_at, max_chain_pairs, run_particles
 from ...programs.sites import trace_sites
-from ...programs.unconstrained import Unconstrained, flatten_sites, site_transforms, unflatten_sites
-from .families import Family, is_noise
+from ...programs.unconstrained import (
+    UnconstrainedDensity,
+    flatten_sites,
+    site_transforms,
+    unflatten_sites,
+)
+from .families import VariationalFamily, is_noise
 
-__all__ = ["Refit", "Settings", "Target", "refit", "target_of"]
+__all__ = ["RefitResult", "RefitSettings", "TargetDensity", "make_target_density", "refit"]
 
-#: Draws by which the start, the end and what came before it are compared.
-_JUDGES = 200
-#: The share of the steps whose gain says whether they were enough.
-_LAST = 0.1
-#: The share of the step size that they start from.
-_ANEW = 0.2
-#: Nats by which log q of its own draws does not spread in sound arithmetic.
-_WILD = 1e3
+#: Samples for the comparison of the initial, the late and the final parameters.
+_NUM_COMPARISON_SAMPLES = 200
+#: Final fraction of the steps; its gain shows whether the optimisation has converged.
+_LATE_FRACTION = 0.1
+#: Restarted step size of that fraction, relative to the initial step size.
+_RESTART_FACTOR = 0.2
+#: Standard deviation of log q, in nats, above which q is numerically singular.
+_MAX_LOG_Q_STD = 1e3
 
 
 @dataclass(frozen=True)
-class Target:
-    """log p(x, T(u)) + log|det ∂T/∂u| of N data, u being all latents of a datum as one vector.
+class TargetDensity:
+    """log p(x, T(u)) + log|det ∂T/∂u| of N examples, where u is the vector of all latents.
 
-    Calling it with u ``(K, N, D)`` gives ``(K, N)`` in nats.
+    A call with u ``(K, N, D)`` returns ``(K, N)`` in nats.
 
     Attributes:
-        space: the density, of variables by site.
-        shapes: of each site's variables of one datum.
-        draw: so many draws of the guide, ``(K, N, D)``.
-        at_once: how many (draw, datum) pairs to hold at once.
+        space: the density of the variables by site.
+        shapes: the shape of each site's variables per example.
+        sample_guide: returns the given number of samples from the guide, ``(K, N, D)``.
+        max_pairs: number of (sample, example) pairs to hold in memory at once.
     """
 
-    space: Unconstrained
+    space: UnconstrainedDensity
     shapes: Mapping[str, tuple[int, ...]]
-    draw: Callable[[int], Tensor]
-    at_once: int
+    sample_guide: Callable[[int], Tensor]
+    max_pairs: int
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.space(unflatten_sites(u, self.shapes))
 
 
-def target_of(
+def make_target_density(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
     layout: Layout,
-    as_drawn: bool,
+    constrained: bool,
     **kwargs: Any,
-) -> Target:
-    """The density that a family is fitted to.
+) -> TargetDensity:
+    """Make the density that a family is fitted to.
 
-    Noise that a program draws besides its latents, alike in model and guide, is drawn anew for
-    every u.
+    Noise that model and guide share is sampled again for each u.
 
     Arguments:
         model, guide: the program, called as ``model(*args, **kwargs)``.
-        *args: the first is the data, ``(N, …)``.
-        layout: the layout of the draws, see :func:`~.importance_weights.inspect`.
-        as_drawn: take the latents as they are, on whatever space they live.
+        *args: the first one is the examples, ``(N, …)``.
+        layout: the layout of the particles, see :func:`~.importance_weights.find_layout`.
+        constrained: keep the latents on their own space instead of transforming them to real
+            numbers.
 
     Raises:
         ValueError: if a latent site is discrete, or cannot be transformed to real numbers.
@@ -80,50 +85,54 @@ def target_of(
         if site["fn"].support.is_discrete:
             raise ValueError(
                 f"expected continuous latent sites; site {name!r} ({type(site['fn']).__name__}) is "
-                f"discrete, and no posterior family here has it: observe it, or sum it out"
+                f"discrete, which no posterior family supports: observe it or sum it out"
             )
     noise = {name for name, site in sites.items() if is_noise(site)}
-    moved = [n for n, s in sites.items() if n not in noise and not s["infer"].get("is_auxiliary")]
-    if as_drawn:
-        transforms = dict.fromkeys(moved, identity_transform)
+    latent_names = [
+        n for n, s in sites.items() if n not in noise and not s["infer"].get("is_auxiliary")
+    ]
+    if constrained:
+        transforms = dict.fromkeys(latent_names, identity_transform)
     else:
-        found = site_transforms(model, *args, **kwargs)
-        transforms = {name: found[name] for name in moved}
+        all_transforms = site_transforms(model, *args, **kwargs)
+        transforms = {name: all_transforms[name] for name in latent_names}
 
-    def drawn(count: int) -> Mapping[str, Tensor]:
+    def sample_sites(num_samples: int) -> Mapping[str, Tensor]:
         particles = run_particles(
-            empty_program, guide, *args, num_samples=count, layout=layout, **kwargs
+            empty_program, guide, *args, num_samples=num_samples, layout=layout, **kwargs
         )
         return particles.latents
 
     def log_density(z: Mapping[str, Tensor]) -> Tensor:
-        others: dict[str, Tensor] = {}
+        noise_values: dict[str, Tensor] = {}
         if noise:
             with torch.no_grad():
-                others = {n: v for n, v in drawn(len(next(iter(z.values())))).items() if n in noise}
-        terms = log_probs_at(model, {**z, **others}, *args, layout=layout, **kwargs)
+                samples = sample_sites(len(next(iter(z.values()))))
+                noise_values = {n: v for n, v in samples.items() if n in noise}
+        terms = log_probs_at(model, {**z, **noise_values}, *args, layout=layout, **kwargs)
         return torch.stack([term for name, term in terms.items() if name not in noise]).sum(0)
 
-    space = Unconstrained(log_density, transforms)
+    space = UnconstrainedDensity(log_density, transforms)
 
-    def draw(count: int) -> Tensor:
-        z = drawn(count)
-        return flatten_sites(space.inverse({name: z[name] for name in moved}))
+    def sample_guide(num_samples: int) -> Tensor:
+        z = sample_sites(num_samples)
+        return flatten_sites(space.inverse({name: z[name] for name in latent_names}))
 
-    first = space.inverse({name: drawn(1)[name] for name in moved})
+    first = space.inverse({name: sample_sites(1)[name] for name in latent_names})
     shapes = {name: tuple(u.shape[2:]) for name, u in first.items()}
-    return Target(space, shapes, draw, max(1, max_pairs(args[0])))
+    return TargetDensity(space, shapes, sample_guide, max(1, max_chain_pairs(args[0])))
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a family is fitted.
+class RefitSettings:
+    """Settings of the optimisation.
 
     Attributes:
-        num_steps: steps of Adam.
-        step_size: the first; it falls along a half cosine, twice: in the last tenth of the
-            steps anew, from a fifth of it. What these gain was still to be had.
-        num_draws: draws for each datum in a step.
+        num_steps: Adam steps.
+        step_size: the initial step size. It follows a half cosine, which restarts at a fifth of
+            this value for the last tenth of the steps. A gain in that tenth means that the
+            optimisation had not converged.
+        num_draws: samples for each example in a step.
     """
 
     num_steps: int
@@ -131,106 +140,118 @@ class Settings:
     num_draws: int
 
     @property
-    def before_last(self) -> int:
+    def late_start(self) -> int:
         """The step at which the last tenth begins."""
-        return round((1 - _LAST) * self.num_steps)
+        return round((1 - _LATE_FRACTION) * self.num_steps)
 
     @property
     def step_sizes(self) -> Iterator[float]:
-        """Of every step."""
-        for first, count in ((1.0, self.before_last), (_ANEW, self.num_steps - self.before_last)):
+        """The step size of each step."""
+        late_steps = self.num_steps - self.late_start
+        for factor, count in ((1.0, self.late_start), (_RESTART_FACTOR, late_steps)):
             for step in range(count):
-                yield first * self.step_size * (1 + math.cos(math.pi * step / count)) / 2
+                yield factor * self.step_size * (1 + math.cos(math.pi * step / count)) / 2
 
 
 @dataclass(frozen=True)
-class Refit:
-    """A family at the best words that were found.
+class RefitResult:
+    """A family at its best parameters.
 
     Attributes:
         family: the family.
-        words: ``(N, *outputs)``.
-        better: where the fit is better than what it started from, ``(N,)``.
-        late: what the last tenth of the steps gained of the ELBO, ``(N,)`` nats.
+        target: the density that it was fitted to.
+        params: the best parameters, ``(N, *outputs)``.
+        improved: whether the ELBO exceeds that of the initial parameters, ``(N,)``.
+        late_gain: the gain in ELBO over the last tenth of the steps, ``(N,)``, nats.
     """
 
-    family: Family
-    target: Target
-    words: Tensor
-    better: Tensor
-    late: Tensor
+    family: VariationalFamily
+    target: TargetDensity
+    params: Tensor
+    improved: Tensor
+    late_gain: Tensor
 
     @torch.no_grad()
     def log_weights(self, num_samples: int) -> Iterator[Tensor]:
-        """log p(x, u) − log q(u) of fresh draws, ``(draws, N)``, in chunks of them."""
-        for log_p, log_q in _drawn(self.family, self.words, self.target, num_samples):
+        """Yield log p(x, u) − log q(u) of fresh samples in chunks, each ``(samples, N)``."""
+        for log_p, log_q in _sample_log_probs(self.family, self.params, self.target, num_samples):
             yield log_p - log_q
 
 
 def refit(
-    family: Family, target: Target, settings: Settings, advance: Callable[[float], None]
-) -> Refit:
-    """Climbs the ELBO of every datum from the family's first words.
+    family: VariationalFamily,
+    target: TargetDensity,
+    settings: RefitSettings,
+    advance: Callable[[float], None],
+) -> RefitResult:
+    """Maximise the ELBO of each example from the family's initial parameters.
 
-    Every number has its own step (Adam), so that no datum meets another. Start and end are
-    compared by draws that neither the climb nor anybody afterwards uses: choosing the better
-    flatters nobody.
+    Adam scales each parameter separately, so examples do not influence each other. The best of
+    the initial, late and final parameters are selected with samples that are used for nothing
+    else, so the selection does not bias later estimates.
 
     Arguments:
-        family: what is fitted.
-        target: to this density.
-        settings: how.
-        advance: told what share of the steps is done.
+        family: the family to fit.
+        target: the density to fit it to.
+        settings: settings of the optimisation.
+        advance: progress callback, called with the fraction of the steps just completed.
     """
-    words = family.start.detach().clone()
-    # a slope that is noise of rounding must not become a step
+    params = family.init_params.detach().clone()
+    # the large eps keeps rounding noise in the gradient from turning into steps
     adam = torch.optim.Adam(
-        [words], lr=settings.step_size, betas=(0.9, 0.99), eps=1e-4, maximize=True
+        [params], lr=settings.step_size, betas=(0.9, 0.99), eps=1e-4, maximize=True
     )
-    earlier = words.clone()
-    for step, size in enumerate(settings.step_sizes):
-        if step == settings.before_last:
-            earlier = words.clone()
-        adam.param_groups[0]["lr"] = size
-        words.grad = _slope(family, words, target, settings.num_draws)
+    late_params = params.clone()
+    for step, step_size in enumerate(settings.step_sizes):
+        if step == settings.late_start:
+            late_params = params.clone()
+        adam.param_groups[0]["lr"] = step_size
+        params.grad = _compute_gradient(family, params, target, settings.num_draws)
         adam.step()
         advance(1 / settings.num_steps)
-    stream = int(torch.randint(2**31, ()))
-    start, late, end = (
-        _judged(family, each, target, stream) for each in (family.start, earlier, words)
+    seed = int(torch.randint(2**31, ()))
+    init_elbo, late_elbo, final_elbo = (
+        _compute_elbo(family, candidate, target, seed)
+        for candidate in (family.init_params, late_params, params)
     )
-    chosen, value = words, end
-    for other, there in ((earlier, late), (family.start, start)):
-        worse = ~(value >= there)  # so is NaN
-        chosen = torch.where(worse.reshape(-1, *[1] * (words.ndim - 1)), other, chosen)
-        value = torch.where(worse, there, value)
-    return Refit(family, target, chosen, value > start, (end - late).nan_to_num(0.0))
+    best, best_elbo = params, final_elbo
+    for other, elbo in ((late_params, late_elbo), (family.init_params, init_elbo)):
+        is_worse = ~(best_elbo >= elbo)  # also true for NaN
+        best = torch.where(is_worse.reshape(-1, *[1] * (params.ndim - 1)), other, best)
+        best_elbo = torch.where(is_worse, elbo, best_elbo)
+    late_gain = (final_elbo - late_elbo).nan_to_num(0.0)
+    return RefitResult(family, target, best, best_elbo > init_elbo, late_gain)
 
 
-def _slope(family: Family, words: Tensor, target: Target, count: int) -> Tensor:
+def _compute_gradient(
+    family: VariationalFamily, params: Tensor, target: TargetDensity, num_draws: int
+) -> Tensor:
     with torch.enable_grad(), pyro.validation_enabled(False):
-        leaf = words.detach().requires_grad_()
-        u, log_q = family.draw(leaf, count)
-        (slope,) = torch.autograd.grad((target(u) - log_q).sum() / count, leaf)
-    return slope.nan_to_num(0.0, 0.0, 0.0)
+        leaf = params.detach().requires_grad_()
+        u, log_q = family.sample(leaf, num_draws)
+        (gradient,) = torch.autograd.grad((target(u) - log_q).sum() / num_draws, leaf)
+    return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 @torch.no_grad()
-def _judged(family: Family, words: Tensor, target: Target, stream: int) -> Tensor:
-    """The ELBO of every datum, ``(N,)``, by the same noise for the same ``stream``."""
-    with seeded(stream):
-        chunks = zip(*_drawn(family, words, target, _JUDGES), strict=True)
+def _compute_elbo(
+    family: VariationalFamily, params: Tensor, target: TargetDensity, seed: int
+) -> Tensor:
+    """Return the ELBO of each example, ``(N,)``; the same seed gives the same noise."""
+    with seeded(seed):
+        samples = _sample_log_probs(family, params, target, _NUM_COMPARISON_SAMPLES)
+        chunks = zip(*samples, strict=True)
         log_p, log_q = (torch.cat(chunk).double() for chunk in chunks)
-    # a q that is all but singular is scored by rounding alone, which may look like any gain
-    return torch.where(log_q.std(0) < _WILD, (log_p - log_q).mean(0), -math.inf)
+    # log q of a nearly singular q is rounding noise, which could pass for a large gain
+    return torch.where(log_q.std(0) < _MAX_LOG_Q_STD, (log_p - log_q).mean(0), -math.inf)
 
 
-def _drawn(
-    family: Family, words: Tensor, target: Target, num_samples: int
+def _sample_log_probs(
+    family: VariationalFamily, params: Tensor, target: TargetDensity, num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """log p(x, u) and log q(u) of draws of q, each ``(draws, N)``, in chunks of them."""
-    chunk = max(1, target.at_once // len(words))
+    """Yield log p(x, u) and log q(u) of samples from q in chunks, each ``(samples, N)``."""
+    chunk = max(1, target.max_pairs // len(params))
     for first in range(0, num_samples, chunk):
         with pyro.validation_enabled(False):
-            u, log_q = family.draw(words, min(chunk, num_samples - first))
+            u, log_q = family.sample(params, min(chunk, num_samples - first))
             yield target(u), log_q

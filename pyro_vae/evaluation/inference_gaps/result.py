@@ -1,4 +1,4 @@
-"""``Gaps``: log p̂ − ELBO taken apart, with errors, and read in a sentence."""
+"""Results of the inference gap estimation, with errors and a one-sentence interpretation."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy as np
 
 from ...core import files
 from ..bounds import Bounds
-from ..estimates import Estimate, estimate, finite
+from ..estimates import Estimate, estimate_mean, finite_or_none
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["PROPOSALS", "Gaps", "highest"]
+__all__ = ["PROPOSALS", "Gaps", "select_tightest_bound"]
 
-#: Whose draws importance sampling may use: the encoder's q, the refitted one, a richer one.
+#: Candidate proposals of importance sampling: the encoder's q, the refitted q, the richer q.
 PROPOSALS = ("elbo", "refitted", "richer")
-#: So many standard errors apart two means are told from each other: those that heavy-tailed
-#: weights state of themselves are too small.
-_ERRORS = 5
+#: Standard errors between two means that count as a difference. The threshold is high because
+#: heavy-tailed weights underestimate their own standard errors.
+_MAX_STANDARD_ERRORS = 5
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """log p̂ − ELBO of some data, as the sum of approximation and amortisation gap.
+    """log p̂ − ELBO as the sum of the approximation gap and the amortisation gap.
 
     Attributes:
-        bounds: by datum, the rows ``elbo``, ``refitted``, ``richer``, ``log_evidence`` (L_K from
-            the best of these three q) and ``ais``. Columns ``…_late`` are what the last tenth
-            of the steps gained, ``…_better`` whether a refit was better than its start.
-        train: ``elbo``, ``refitted`` and ``log_evidence`` of training data.
+        bounds: per example, the rows ``elbo``, ``refitted``, ``richer``, ``log_evidence`` (L_K
+            from the best of these three q) and ``ais``. Columns ``…_late`` are the gain in ELBO
+            over the last tenth of the steps, ``…_better`` whether a refit improved on its start.
+        train: ``elbo``, ``refitted`` and ``log_evidence`` of training examples.
     """
 
     bounds: Bounds
@@ -44,107 +44,112 @@ class Gaps:
         return len(self.bounds)
 
     def __str__(self) -> str:
-        return _text(self)
+        return _format_table(self)
 
     @property
     def family(self) -> str:
-        """The name of the family that was refitted."""
+        """The name of the refitted family."""
         return self.bounds.settings["gaps"]["family"]
 
     @property
     def richer(self) -> str | None:
-        """The name of the richer family, if there is one."""
+        """The name of the richer family, if one was refitted."""
         return self.bounds.settings["gaps"]["richer"]
 
     @property
-    def ruler(self) -> str:
-        """Which row is taken for log p̂: ``ais`` or ``log_evidence``, the :func:`highest`."""
+    def evidence_estimator(self) -> str:
+        """The row used as log p̂, ``ais`` or ``log_evidence`` (:func:`select_tightest_bound`)."""
         data = self.bounds.per_datum
         rows = [name for name in ("log_evidence", "ais") if name in data]
-        return highest({name: (data[name], data[f"{name}_variance"]) for name in rows})
+        return select_tightest_bound(
+            {name: (data[name], data[f"{name}_variance"]) for name in rows}
+        )
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """The differences, in nats per datum, with paired standard errors over the data.
+        """The differences in nats per datum, with paired standard errors over the data.
 
         * ``approximation``: log p̂ − refitted;
         * ``amortisation``: refitted − ELBO;
         * ``total``: log p̂ − ELBO;
         * ``closed``: richer − refitted, and ``remaining``: log p̂ − richer;
-        * ``train_amortisation``, and ``generalisation``: amortisation less that.
+        * ``train_amortisation``: the amortisation gap of the training examples, and
+          ``generalisation``: ``amortisation`` − ``train_amortisation``.
         """
+        evidence = self.evidence_estimator
         rows = {
-            "approximation": self._less(self.ruler, "refitted"),
-            "amortisation": self._less("refitted", "elbo"),
-            "total": self._less(self.ruler, "elbo"),
+            "approximation": self._difference(evidence, "refitted"),
+            "amortisation": self._difference("refitted", "elbo"),
+            "total": self._difference(evidence, "elbo"),
         }
         if self.richer is not None:
-            rows["closed"] = self._less("richer", "refitted")
-            rows["remaining"] = self._less(self.ruler, "richer")
+            rows["closed"] = self._difference("richer", "refitted")
+            rows["remaining"] = self._difference(evidence, "richer")
         if self.train is not None:
-            there = rows["train_amortisation"] = Gaps(self.train)._less("refitted", "elbo")
-            here = rows["amortisation"]
+            train = rows["train_amortisation"] = Gaps(self.train)._difference("refitted", "elbo")
+            test = rows["amortisation"]
             rows["generalisation"] = Estimate(
-                here.value - there.value,
-                math.hypot(here.se_data, there.se_data),
-                math.hypot(here.se_monte_carlo, there.se_monte_carlo),
+                test.value - train.value,
+                math.hypot(test.se_data, train.se_data),
+                math.hypot(test.se_monte_carlo, train.se_monte_carlo),
             )
         return rows
 
     @property
     def share(self) -> Estimate:
-        """What share of the gap is amortisation: the ratio of the two means."""
+        """The amortisation gap as a fraction of the total gap, a ratio of the two means."""
         data = self.bounds.per_datum
-        part, whole = data["refitted"] - data["elbo"], data[self.ruler] - data["elbo"]
+        evidence = self.evidence_estimator
+        part, whole = data["refitted"] - data["elbo"], data[evidence] - data["elbo"]
         total = whole.mean()
         with np.errstate(divide="ignore", invalid="ignore"):
             share = part.mean() / total
-            # of refitted − (1 − share) ELBO − share log p̂, the delta method's numerator
+            # delta method: the numerator is refitted − (1 − share) ELBO − share log p̂
             noise = (
                 data["refitted_variance"]
                 + (1 - share) ** 2 * data["elbo_variance"]
-                + share**2 * data[f"{self.ruler}_variance"]
+                + share**2 * data[f"{evidence}_variance"]
             )
-            rest = estimate(part - share * whole, noise)
+            residual = estimate_mean(part - share * whole, noise)
             return Estimate(
                 float(share),
-                float(np.divide(rest.se_data, abs(total))),
-                float(np.divide(rest.se_monte_carlo, abs(total))),
+                float(np.divide(residual.se_data, abs(total))),
+                float(np.divide(residual.se_monte_carlo, abs(total))),
             )
 
     @property
     def reading(self) -> str:
-        """What the numbers, as far as their errors let them, say in a sentence."""
-        return _reading(self)
+        """A one-sentence interpretation that takes the standard errors into account."""
+        return _interpret(self)
 
-    def _less(self, high: str, low: str) -> Estimate:
-        """The mean of one row less another."""
+    def _difference(self, high: str, low: str) -> Estimate:
+        """The mean difference of two rows."""
         data = self.bounds.per_datum
-        apart = data[f"{high}_variance"] + data[f"{low}_variance"]
+        variance = data[f"{high}_variance"] + data[f"{low}_variance"]
         if high == "log_evidence" and low == self.bounds.settings["gaps"]["proposal"]:
-            apart = data[f"{low}_rise_variance"]  # of the same draws
-        with np.errstate(invalid="ignore"):  # a datum without density has no gap
-            return estimate(data[high] - data[low], apart)
+            variance = data[f"{low}_rise_variance"]  # both come from the same samples
+        with np.errstate(invalid="ignore"):  # an example with zero density has no gap
+            return estimate_mean(data[high] - data[low], variance)
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the table as plain numbers, for JSON. Non-finite ones become null."""
-        data, told = self.bounds.per_datum, self.bounds.summary()
+        """The values of the table as plain numbers for JSON. Non-finite values become null."""
+        data = self.bounds.per_datum
         rows = {"share": self.share, **self.estimates}
-        late = [name for name in ("refitted", "richer") if f"{name}_late" in data]
+        refits = [name for name in ("refitted", "richer") if f"{name}_late" in data]
         return {
-            **told,
+            **self.bounds.summary(),
             "family": self.family,
             "richer": self.richer,
-            "ruler": self.ruler,
+            "ruler": self.evidence_estimator,
             "gaps": {name: row.summary() for name, row in rows.items()},
-            "late": {name: finite(data[f"{name}_late"].mean()) for name in late},
-            "better": {name: int(data[f"{name}_better"].sum()) for name in late},
+            "late": {name: finite_or_none(data[f"{name}_late"].mean()) for name in refits},
+            "better": {name: int(data[f"{name}_better"].sum()) for name in refits},
             "train": None if self.train is None else self.train.summary(),
             "reading": self.reading,
         }
 
     def to_datatree(self) -> xarray.DataTree:
-        """The results per datum: group ``bounds``, and ``train/bounds`` for the training data."""
+        """The results per example: group ``bounds``, and ``train/bounds`` for the training data."""
         import xarray
 
         groups = {"bounds": self.bounds.to_datatree()["bounds"].to_dataset()}
@@ -153,38 +158,39 @@ class Gaps:
         return xarray.DataTree.from_dict(groups)
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all.
+        """Write :meth:`to_datatree` to a NetCDF file atomically.
 
-        :meth:`Bounds.from_netcdf` reads the bounds alone.
+        :meth:`Bounds.from_netcdf` reads only the bounds.
         """
         tree = self.to_datatree()
-        files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
     @classmethod
     def from_netcdf(cls, path: str | Path) -> Gaps:
-        """Reads what :meth:`to_netcdf` wrote.
+        """Read a file written by :meth:`to_netcdf`.
 
         Raises:
-            ValueError: if the file is not one of these.
+            ValueError: if the file was not written by it.
         """
         import xarray
 
         bounds = Bounds.from_netcdf(path)
         with xarray.open_datatree(path, engine="h5netcdf") as tree:
-            there = tree.children.get("train")
-            train = None if there is None else Bounds.from_datatree(there.load())
+            group = tree.children.get("train")
+            train = None if group is None else Bounds.from_datatree(group.load())
         if "gaps" not in bounds.settings:
             raise ValueError(
-                f"expected {path} to hold gaps from pyro_vae; got bounds: read it by Bounds"
+                f"expected {path} to contain gaps from pyro_vae; got bounds: read it with "
+                f"Bounds.from_netcdf"
             )
         return cls(bounds, train)
 
 
-def highest(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """The lower bound of log p(x) with the largest mean over the data.
+def select_tightest_bound(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Return the name of the lower bound on log p(x) with the largest mean over the data.
 
-    Of those that their noise does not tell from it, the one with the least noise: the largest
-    of several equally good means would flatter.
+    Among bounds that do not differ from it significantly, this is the one with the least noise.
+    The maximum of several equally good means would be biased upwards.
 
     Arguments:
         bounds: by name, the values and their Monte Carlo variances, each ``(N,)``.
@@ -192,18 +198,18 @@ def highest(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     means = {name: float(values.mean()) for name, (values, _) in bounds.items()}
     errors = {n: float(np.sqrt(v.sum()) / len(v)) for n, (_, v) in bounds.items()}
     top = max(means, key=lambda name: means[name])
-    level = {
+    tied = {
         name: errors[name]
         for name in means
-        if means[top] - means[name] <= _ERRORS * math.hypot(errors[name], errors[top])
+        if means[top] - means[name] <= _MAX_STANDARD_ERRORS * math.hypot(errors[name], errors[top])
     }
-    return min(level, key=lambda name: level[name]) if level else top
+    return min(tied, key=lambda name: tied[name]) if tied else top
 
 
-#: So many standard errors from what is to be told from noise.
-_NOISE = 2
-#: Shares above a half, in words.
-_WORDS = {
+#: Standard errors from zero that count as significant.
+_MIN_STANDARD_ERRORS = 2
+#: Phrases for fractions above one half.
+_FRACTIONS = {
     0.5: "A little over half",
     0.6: "Three fifths",
     2 / 3: "Two thirds",
@@ -213,123 +219,135 @@ _WORDS = {
     0.9: "Nine tenths",
     1.0: "Nearly all",
 }
-_PROPOSALS = {"elbo": "the encoder's q", "refitted": "the refitted q", "richer": "the richer q"}
-_WIDE = 30
-#: Nats that the last tenth of the steps may gain before it is told.
-_SLOW = 0.01
-#: The effective share of draws whose weights are nearly equal.
-_EVEN = 0.99
+_PROPOSAL_LABELS = {
+    "elbo": "the encoder's q",
+    "refitted": "the refitted q",
+    "richer": "the richer q",
+}
+_LABEL_WIDTH = 30
+#: Gain in nats over the last tenth of the steps above which a refit has not converged.
+_MAX_LATE_GAIN = 0.01
+#: Relative ESS above which the weights are nearly equal.
+_EQUAL_WEIGHTS_ESS = 0.99
 
 
-def _text(gaps: Gaps) -> str:
-    """Bounds, differences and shares, a row each, and below them what they say."""
-    bounds, told = gaps.bounds, gaps.bounds.settings["gaps"]
-    rows, share = gaps.estimates, gaps.share
+def _format_table(gaps: Gaps) -> str:
+    """Format the bounds and gaps as a table, followed by diagnostics and the interpretation."""
+    bounds, settings = gaps.bounds, gaps.bounds.settings["gaps"]
+    gap_rows, share = gaps.estimates, gaps.share
     lines = [
-        f"{len(gaps)} data × {bounds.num_samples} draws; {gaps.family} refitted by "
-        f"{told['num_steps']} steps; nats per datum",
-        f"{'':{_WIDE}}{'mean':>11}{'± data':>10}{'± MC':>10}",
+        f"{len(gaps)} examples × {bounds.num_samples} samples; {gaps.family} refitted with "
+        f"{settings['num_steps']} steps; nats per datum",
+        f"{'':{_LABEL_WIDTH}}{'mean':>11}{'± data':>10}{'± MC':>10}",
     ]
-    found = bounds.estimates
+    bound_rows = bounds.estimates
     labels = {
         "elbo": "ELBO",
         "refitted": f"refitted {gaps.family}",
         "richer": f"refitted {gaps.richer}",
-        "log_evidence": f"L_{bounds.num_samples}, {_PROPOSALS[told['proposal']]}",
+        "log_evidence": f"L_{bounds.num_samples}, {_PROPOSAL_LABELS[settings['proposal']]}",
         "ais": "AIS",
     }
     for name, label in labels.items():
-        if name in found:
-            what = ", taken for log p̂" if name == gaps.ruler else ""
-            lines.append(_row(label, found[name], f"lower bound{what}"))
-    parts = {"approximation": 1 - share.value, "amortisation": share.value}
-    for name, part in parts.items():
+        if name in bound_rows:
+            note = ", used as log p̂" if name == gaps.evidence_estimator else ""
+            lines.append(_format_row(label, bound_rows[name], f"lower bound{note}"))
+    fractions = {"approximation": 1 - share.value, "amortisation": share.value}
+    for name, fraction in fractions.items():
         error = "" if math.isnan(share.se_data) else f" ± {share.se_data:.0%}"
-        lines.append(_row(f"{name} gap", rows[name], f"{part:.0%}{error} of log p̂ − ELBO"))
-    lines.append(_row("log p̂ − ELBO", rows["total"], "gap"))
-    if "closed" in rows:
-        lines.append(_row(f"left by {gaps.richer}", rows["remaining"], "gap"))
-    if "generalisation" in rows:
-        lines.append(_row("amortisation gap, train", rows["train_amortisation"], "gap"))
-        lines.append(_row("encoder's generalisation", rows["generalisation"], "test − train"))
-    return "\n".join([*lines, _found(gaps), *_doubts(gaps), gaps.reading])
+        role = f"{fraction:.0%}{error} of log p̂ − ELBO"
+        lines.append(_format_row(f"{name} gap", gap_rows[name], role))
+    lines.append(_format_row("log p̂ − ELBO", gap_rows["total"], "total gap"))
+    if "closed" in gap_rows:
+        row = gap_rows["remaining"]
+        lines.append(_format_row("approximation gap, richer q", row, str(gaps.richer)))
+    if "generalisation" in gap_rows:
+        row = gap_rows["train_amortisation"]
+        lines.append(_format_row("amortisation gap, train", row, "training data"))
+        row = gap_rows["generalisation"]
+        lines.append(_format_row("amortisation gap, test − train", row, "encoder generalisation"))
+    return "\n".join([*lines, _describe_convergence(gaps), *_make_warnings(gaps), gaps.reading])
 
 
-def _row(label: str, row: Estimate, role: str) -> str:
-    wide = _WIDE + label.count("\N{COMBINING CIRCUMFLEX ACCENT}")  # it takes no room of its own
+def _format_row(label: str, row: Estimate, role: str) -> str:
+    width = _LABEL_WIDTH + label.count("\N{COMBINING CIRCUMFLEX ACCENT}")  # has no width
     numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-    return f"{label:{wide}}{numbers}  {role}"
+    return f"{label:{width}}{numbers}  {role}"
 
 
-def _found(gaps: Gaps) -> str:
-    """How the refits ended."""
-    data, told = gaps.bounds.per_datum, []
+def _describe_convergence(gaps: Gaps) -> str:
+    data, parts = gaps.bounds.per_datum, []
     for name, family in (("refitted", gaps.family), ("richer", gaps.richer)):
         if f"{name}_late" in data:
-            gain, better = data[f"{name}_late"].mean(), int(data[f"{name}_better"].sum())
-            told.append(f"{family} {gain:+.3f}, better than its start for {better} of {len(gaps)}")
-    return f"the last tenth of the steps gained: {'; '.join(told)}"
+            gain, improved = data[f"{name}_late"].mean(), int(data[f"{name}_better"].sum())
+            note = f"better than the start for {improved} of {len(gaps)} examples"
+            parts.append(f"{family} {gain:+.3f} ({note})")
+    return f"ELBO gain in the last 10% of the steps: {', '.join(parts)}"
 
 
-def _doubts(gaps: Gaps) -> list[str]:
-    bounds, doubts = gaps.bounds, []
-    # of weights that are nearly equal the tail is of no weight
-    bad = bounds.per_datum["ess"][bounds.unreliable] < _EVEN * bounds.num_samples
-    if gaps.ruler == "log_evidence" and bad.any():
-        tell = "AIS does not rest on it" if "ais" in bounds.estimates else "annealing would tell"
-        doubts.append(
-            f"For {bad.sum()} of {len(gaps)} data k̂ is bad: there log p̂ may fall short of "
-            f"log p(x), and the approximation gap with it; {tell}."
+def _make_warnings(gaps: Gaps) -> list[str]:
+    bounds, warnings = gaps.bounds, []
+    # the tail does not matter if the weights are nearly equal
+    ess = bounds.per_datum["ess"][bounds.unreliable]
+    is_unreliable = ess < _EQUAL_WEIGHTS_ESS * bounds.num_samples
+    if gaps.evidence_estimator == "log_evidence" and is_unreliable.any():
+        has_ais = "ais" in bounds.estimates
+        remedy = "AIS is not affected" if has_ais else "compare with annealed importance sampling"
+        warnings.append(
+            f"k̂ is too high for {is_unreliable.sum()} of {len(gaps)} examples: log p̂ and the "
+            f"approximation gap may be underestimated there; {remedy}."
         )
     for name, family in (("refitted", gaps.family), ("richer", gaps.richer)):
-        late = bounds.per_datum.get(f"{name}_late")
-        if late is None:
+        gain = bounds.per_datum.get(f"{name}_late")
+        if gain is None:
             continue
-        noise = late.std(ddof=1) / len(late) ** 0.5 if len(late) > 1 else 0.0
-        if late.mean() > max(_SLOW, _NOISE * noise):
-            doubts.append(f"{family} was still gaining when its refit ended: take more steps.")
-    return doubts
+        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+        if gain.mean() > max(_MAX_LATE_GAIN, _MIN_STANDARD_ERRORS * error):
+            warnings.append(f"The refit of {family} had not converged: use more steps.")
+    return warnings
 
 
-def _reading(gaps: Gaps) -> str:
-    """One sentence of the gap's shares, as far as their errors let them be told."""
+def _interpret(gaps: Gaps) -> str:
+    """Return one sentence on the two parts of the gap, as far as they are significant."""
     rows, share = gaps.estimates, gaps.share
-    total, amortised = rows["total"], rows["amortisation"]
-    if not total.value > _NOISE * _error(total):
-        return "The gap is too small to be told from noise."
-    if amortised.value < -_NOISE * _error(amortised):
+    total, amortisation = rows["total"], rows["amortisation"]
+    if not total.value > _MIN_STANDARD_ERRORS * _get_error(total):
+        return "The gap is too small to distinguish from noise."
+    if amortisation.value < -_MIN_STANDARD_ERRORS * _get_error(amortisation):
         return (
-            f"The refitted {gaps.family} is worse than the guide, which it cannot say: nothing is "
-            f"known of amortisation; name a family that holds the guide."
+            f"The refitted {gaps.family} is worse than the guide, so the amortisation gap cannot "
+            f"be estimated: choose a family that contains the guide."
         )
-    error = _NOISE * _error(share)
+    error = _MIN_STANDARD_ERRORS * _get_error(share)
     if share.value - error > 0.5:
         return (
-            f"{_words(share.value)} of the gap is amortisation: a bigger encoder or "
-            f"semi-amortisation would help."
+            f"{_format_fraction(share.value)} of the gap is due to amortisation: a larger encoder "
+            f"or semi-amortised inference would help."
         )
     if share.value + error < 0.5:
-        return f"{_words(1 - share.value)} of the gap is approximation: {_remedy(gaps)}."
+        fraction = _format_fraction(1 - share.value)
+        return f"{fraction} of the gap is due to approximation: {_describe_remedy(gaps)}."
     return (
-        f"Amortisation ({share.value:.0%}) and approximation ({1 - share.value:.0%}) share the "
-        f"gap; which is the larger cannot be told from {len(gaps)} data."
+        f"The gap is {share.value:.0%} amortisation and {1 - share.value:.0%} approximation; "
+        f"{len(gaps)} examples are too few to tell which is larger."
     )
 
 
-def _remedy(gaps: Gaps) -> str:
-    rows, help_ = gaps.estimates, "a richer posterior family would help"
+def _describe_remedy(gaps: Gaps) -> str:
+    rows, remedy = gaps.estimates, "a richer posterior family would help"
     if "closed" not in rows:
-        return help_
+        return remedy
     closed = rows["closed"]
-    if closed.value <= _NOISE * _error(closed):
-        return f"{help_}, but {gaps.richer} closes nothing that could be told from noise"
-    return f"{help_}; {gaps.richer} closes {closed.value / rows['approximation'].value:.0%} of it"
+    if closed.value <= _MIN_STANDARD_ERRORS * _get_error(closed):
+        return f"{remedy}, but {gaps.richer} does not close it measurably"
+    fraction = closed.value / rows["approximation"].value
+    return f"{remedy}; {gaps.richer} closes {fraction:.0%} of the approximation gap"
 
 
-def _error(row: Estimate) -> float:
-    """The error of a mean over other data; of a single datum, that of its draws."""
+def _get_error(row: Estimate) -> float:
+    """Return the standard error over the data, or the Monte Carlo error of a single example."""
     return row.se_monte_carlo if np.isnan(row.se_data) else row.se_data
 
 
-def _words(share: float) -> str:
-    return _WORDS[min(_WORDS, key=lambda known: abs(known - share))]
+def _format_fraction(fraction: float) -> str:
+    return _FRACTIONS[min(_FRACTIONS, key=lambda known: abs(known - fraction))]

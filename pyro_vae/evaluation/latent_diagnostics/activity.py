@@ -1,4 +1,4 @@
-"""Active units."""
+"""Active units: latent units whose posterior mean varies over the data."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from ...programs.particles import map_batched
 
 __all__ = ["ActiveUnits", "active_units"]
 
-#: (draw, datum) pairs of one run of the guide.
+#: (sample, example) pairs in one run of the guide.
 _PAIRS = 1 << 15
 
 
 @dataclass(frozen=True)
 class ActiveUnits:
-    """How far each latent unit's posterior mean moves with the datum.
+    """Variance over the data of each latent unit's posterior mean.
 
     Attributes:
-        variance: Var_x(E_q[u | x]) of every unit of every continuous latent site, ``(D,)``, by
-            site. An unbiased estimate: that of a dead unit may be a little below zero. Sites
-            with ``infer={"is_noise": True}`` are no latents and are left out.
-        se: its standard error over the data, likewise.
-        threshold: above which a unit is called active.
-        num_data: the number of data.
-        num_samples: draws for each.
+        variance: Var_x(E_q[u | x]) of each unit of each continuous latent site, ``(D,)``, by
+            site. The estimate is unbiased, so that of an inactive unit may be slightly negative.
+            Sites with ``infer={"is_noise": True}`` are not latents and are omitted.
+        se: its standard error over the data, ``(D,)``, by site.
+        threshold: the variance above which a unit is active.
+        num_data: the number of examples.
+        num_samples: samples for each example.
     """
 
     variance: Mapping[str, np.ndarray]
@@ -74,27 +74,28 @@ def active_units(
     seed: int = 0,
     **kwargs: Any,
 ) -> ActiveUnits:
-    """The units u with Var_x(E_{q(u|x)}[u]) > ``threshold``, by draws of any guide.
+    """Find the units u with Var_x(E_{q(u|x)}[u]) > ``threshold``, for any guide.
 
-    The mean of a flow, or of a layer that depends on another's draw, is in no closed form. Two
-    means of half the draws each have independent errors, so that their covariance over the
-    data is the variance sought, without bias.
+    The posterior mean of a flow, or of a layer that depends on the sample of another, has no
+    closed form. It is estimated twice, from half of the samples each. The two errors are
+    independent, so the covariance of the two estimates over the data is an unbiased estimate of
+    the variance.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
-            size N are per datum.
-        num_samples: draws for each datum, 2 or more.
-        threshold: as in the paper, 0.01.
-        seed: of the draws and of the binarisation.
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
+        *args: additional arguments of model and guide, as are ``**kwargs``; tensors of leading
+            size N are per example.
+        num_samples: samples for each example, 2 or more.
+        threshold: the variance above which a unit is active; 0.01 in the paper.
+        seed: seed of the samples and of the binarisation.
 
     Returns:
         The :class:`ActiveUnits`.
 
     Raises:
-        ValueError: if there are fewer than two data or draws, if the program refuses the data,
-            or if its weights do not exist per datum.
+        ValueError: if there are fewer than two examples or samples, if the program rejects the
+            data, or if its weights per example are not defined.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), section 5.2.
@@ -103,7 +104,7 @@ def active_units(
     half = positive_int("num_samples", num_samples) // 2
     if half < 1 or len(data) < 2:
         raise ValueError(
-            f"expected 2 or more draws of 2 or more data, or there is no variance; got "
+            f"expected at least 2 samples of at least 2 examples to estimate a variance; got "
             f"{num_samples} of {len(data)}"
         )
     model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
@@ -116,38 +117,38 @@ def active_units(
         inputs, named = blocks[0]
         layout = find_layout(model, guide, *inputs, **named)
         guided, _ = trace_program(model, guide, inputs, named)
-        sites = _continuous(guided)
-        means = [_means(guide, *block, sites, half, layout) for block in blocks]
-    joined = {site: torch.cat([m[site] for m in means], 1).double() for site in sites}
-    found = {site: _covariance(m) for site, m in joined.items()}
+        sites = _select_continuous_sites(guided)
+        block_means = [_estimate_means(guide, *block, sites, half, layout) for block in blocks]
+    means = {site: torch.cat([m[site] for m in block_means], 1).double() for site in sites}
+    estimates = {site: _compute_covariance(m) for site, m in means.items()}
     return ActiveUnits(
-        variance={site: value.cpu().numpy() for site, (value, _) in found.items()},
-        se={site: se.cpu().numpy() for site, (_, se) in found.items()},
+        variance={site: value.cpu().numpy() for site, (value, _) in estimates.items()},
+        se={site: se.cpu().numpy() for site, (_, se) in estimates.items()},
         threshold=threshold,
         num_data=len(data),
         num_samples=2 * half,
     )
 
 
-def _means(
+def _estimate_means(
     guide: Any, args: tuple, kwargs: Mapping[str, Any], sites: list[str], half: int, layout: Layout
 ) -> dict[str, Tensor]:
-    """Two means of ``half`` draws each of every site, ``(2, N, D)``."""
-    drawn = run_particles(
+    """Return two estimates of each site's mean, from ``half`` samples each, ``(2, N, D)``."""
+    latents = run_particles(
         empty_program, guide, *args, num_samples=2 * half, layout=layout, **kwargs
     ).latents
-    return {site: drawn[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
+    return {site: latents[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
 
 
-def _covariance(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the first means with the second over the data, ``(D,)``, and its standard error."""
+def _compute_covariance(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the covariance of the two means over the data, ``(D,)``, and its standard error."""
     first, second = means - means.mean(1, keepdim=True)
     products, size = first * second, means.shape[1]
     return products.sum(0) / (size - 1), products.std(0) / size**0.5
 
 
-def _continuous(guided: Mapping[str, Site]) -> list[str]:
-    """The latent sites of numbers that have a mean, but for noise that is no latent."""
+def _select_continuous_sites(guided: Mapping[str, Site]) -> list[str]:
+    """Return the names of the latent sites that have a mean, without noise sites."""
     return [
         name
         for name, site in sample_sites(guided).items()

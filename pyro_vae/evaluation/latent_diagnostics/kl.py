@@ -1,4 +1,4 @@
-"""What latents cost, and what they leave: KL of every dimension, rate and distortion."""
+"""KL divergence of each latent site and dimension, rate and distortion."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from ...data.splits import Split
 from ...programs.base import Program, use_own_parameters
 from ...programs.inputs import prepare
 from ...programs.particles import map_batched
-from ..estimates import Estimate, estimate, finite
-from ..resumable import in_blocks
-from .site_terms import looked_at, terms
+from ..estimates import Estimate, estimate_mean, finite_or_none
+from ..resumable import compute_in_blocks
+from .site_terms import compute_site_terms, plan_particles
 
 __all__ = ["Divergences", "SiteDivergence", "divergences"]
 
-#: The rows of the table.
+#: Label and role of each row of the table.
 _ROWS = {
     "elbo": ("ELBO = −(R + D)", "lower bound"),
     "rate": ("rate R", "E KL(q(z|x) ‖ p(z))"),
     "distortion": ("distortion D", "−E log p(x|z)"),
 }
+#: Number of dimensions that the table lists for each site.
+_MAX_LISTED = 8
 
 
 @dataclass(frozen=True)
 class SiteDivergence:
     """E_x KL(q ‖ p) of one latent site, in nats per datum.
 
-    The prior of a site further down a hierarchy is that given the draws of those above it.
+    In a hierarchy, the prior of a lower site is conditional on the samples of the sites above.
 
     Attributes:
-        total: of the whole site.
-        dimensions: of each of its D dimensions, ``(D,)``; ``None`` where q or p is no product
-            over the dimensions (a flow, a full covariance, a mixture), so that there is only
-            a whole.
-        errors: their standard errors over data, ``(D,)``, if there are any dimensions.
-        closed_form: whether the KL is in closed form, given the draws of other sites; else it
-            is the mean of log q − log p over the draws.
+        total: KL of the whole site.
+        dimensions: KL of each of its D dimensions, ``(D,)``; ``None`` if q or p does not
+            factorise over the dimensions (a flow, a full covariance, a mixture).
+        errors: standard errors of ``dimensions`` over the data, ``(D,)``, or ``None``.
+        closed_form: whether the KL is in closed form given the samples of other sites; otherwise
+            it is the mean of log q − log p over the samples.
     """
 
     total: Estimate
@@ -55,18 +56,18 @@ class SiteDivergence:
 
 @dataclass(frozen=True)
 class Divergences:
-    """Rate and distortion of a program, and what each latent site contributes to its rate.
+    """Rate and distortion of a program, and the contribution of each latent site to the rate.
 
     R = E_x KL(q(z|x) ‖ p(z)) and D = −E_x E_q log p(x|z), over all latent sites together; the
-    ELBO is −(R + D). Sites with ``infer={"is_noise": True}`` are no latents: what they cost,
-    which is nothing unless the guide learns them, counts in D.
+    ELBO is −(R + D). Sites with ``infer={"is_noise": True}`` are not latents: their KL, which is
+    zero unless the guide trains them, is part of D.
 
     Attributes:
-        sites: by name, in the order in which the guide draws them.
+        sites: by name, in the order in which the guide samples them.
         per_datum: arrays of length N, ``rate``, ``distortion`` and ``elbo``, with their Monte
             Carlo variances in ``…_variance``.
-        num_samples: draws for each datum.
-        seed: of the draws.
+        num_samples: samples for each example.
+        seed: seed of the samples.
 
     References:
         Fixing a Broken ELBO (Alemi et al., 2018), section 2. https://arxiv.org/abs/1711.00464
@@ -94,10 +95,10 @@ class Divergences:
     def estimates(self) -> dict[str, Estimate]:
         """``elbo``, ``rate`` and ``distortion`` with their standard errors."""
         data = self.per_datum
-        return {name: estimate(data[name], data[f"{name}_variance"]) for name in _ROWS}
+        return {name: estimate_mean(data[name], data[f"{name}_variance"]) for name in _ROWS}
 
     def summary(self) -> dict[str, Any]:
-        """The figures as plain numbers, for JSON. Non-finite ones become null."""
+        """The values as plain numbers for JSON. Non-finite values become null."""
         return {
             "num_data": len(self),
             "num_samples": self.num_samples,
@@ -107,8 +108,8 @@ class Divergences:
             "sites": {
                 name: {
                     "total": site.total.summary(),
-                    "dimensions": _listed(site.dimensions),
-                    "errors": _listed(site.errors),
+                    "dimensions": _to_list(site.dimensions),
+                    "errors": _to_list(site.errors),
                     "closed_form": site.closed_form,
                 }
                 for name, site in self.sites.items()
@@ -117,13 +118,13 @@ class Divergences:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self)} data × {self.num_samples} draws; nats per datum",
+            f"{len(self)} examples × {self.num_samples} samples; nats per datum",
             f"{'':18}{'mean':>10}{'± data':>10}{'± MC':>10}",
         ]
         for name, row in self.estimates.items():
-            label, meaning = _ROWS[name]
-            lines.append(f"{label:18}{_figures(row)}  {meaning}")
-        return "\n".join([*lines, *map(_told, self.sites, self.sites.values())])
+            label, role = _ROWS[name]
+            lines.append(f"{label:18}{_format_estimate(row)}  {role}")
+        return "\n".join([*lines, *map(_format_site, self.sites, self.sites.values())])
 
 
 def divergences(
@@ -135,16 +136,16 @@ def divergences(
     progress: bool = False,
     **kwargs: Any,
 ) -> Divergences:
-    """E_x KL(q ‖ p) of every latent site and dimension, and the program's rate and distortion.
+    """Estimate E_x KL(q ‖ p) of each latent site and dimension, rate and distortion.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide, as are ``**kwargs`` (see
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
+        *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
-        num_samples: draws for each datum.
-        seed: of the draws and of the binarisation; global generators are left as they were.
-        progress: show a progress bar on the standard error.
+        num_samples: samples for each example.
+        seed: seed of the samples and of the binarisation; global generators are not affected.
+        progress: show a progress bar on standard error.
 
     Returns:
         The :class:`Divergences`.
@@ -161,95 +162,100 @@ def divergences(
     positive_int("num_samples", num_samples)
     model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
     size = len(x)
-    notes: dict[str, tuple[bool, bool]] = {}
+    flags: dict[str, tuple[bool, bool]] = {}
 
     with seeded(seed, 4), use_own_parameters(model, guide), eval_mode(model, guide):
-        layout, pairs, least = looked_at(model, guide, x, args, kwargs)
-        block = min(size, max(least, pairs // num_samples))
+        layout, pairs, min_block = plan_particles(model, guide, x, args, kwargs)
+        block = min(size, max(min_block, pairs // num_samples))
 
         @torch.no_grad()
         def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
             inputs, named = map_batched(lambda t: t[rows], size, (x, *args), kwargs)
-            running: dict[str, _Running] = {}
-            at_once = max(1, pairs // len(inputs[0]))
-            for first in range(0, num_samples, at_once):
-                count = min(at_once, num_samples - first)
-                drawn = terms(model, guide, *inputs, num_samples=count, layout=layout, **named)
-                notes.update({n: (t.parted, t.closed) for n, t in drawn.sites.items()})
-                rate, rest = drawn.divergence, drawn.rest
-                columns = {"rate": rate, "distortion": -rest, "elbo": rest - rate}
-                columns |= {f"site {n}": t.values for n, t in drawn.sites.items()}
-                columns |= {f"total {n}": t.values.sum(2) for n, t in drawn.sites.items()}
+            moments: dict[str, _RunningMoments] = {}
+            chunk = max(1, pairs // len(inputs[0]))
+            for first in range(0, num_samples, chunk):
+                count = min(chunk, num_samples - first)
+                terms = compute_site_terms(
+                    model, guide, *inputs, num_samples=count, layout=layout, **named
+                )
+                flags.update({n: (t.per_dimension, t.closed_form) for n, t in terms.sites.items()})
+                rate, log_likelihood = terms.divergence, terms.log_likelihood
+                columns = {
+                    "rate": rate,
+                    "distortion": -log_likelihood,
+                    "elbo": log_likelihood - rate,
+                }
+                columns |= {f"site {n}": t.values for n, t in terms.sites.items()}
+                columns |= {f"total {n}": t.values.sum(2) for n, t in terms.sites.items()}
                 for name, values in columns.items():
-                    running.setdefault(name, _Running()).add(values.double())
+                    moments.setdefault(name, _RunningMoments()).update(values.double())
                 advance(count / num_samples)
-            means = {name: r.mean for name, r in running.items()}
-            return means | {f"{name}_variance": r.variance_of_mean for name, r in running.items()}
+            means = {name: m.mean for name, m in moments.items()}
+            return means | {f"{name}_variance": m.variance_of_mean for name, m in moments.items()}
 
-        columns = in_blocks(
+        columns = compute_in_blocks(
             compute, size, block=block, entropy=(seed, 3), progress=progress, desc="divergences"
         )
     return Divergences(
-        sites={name: _site(name, columns, *note) for name, note in notes.items()},
+        sites={name: _make_site_divergence(name, columns, *flag) for name, flag in flags.items()},
         per_datum={n: v for n, v in columns.items() if not n.startswith(("site ", "total "))},
         num_samples=int(num_samples),
         seed=seed,
     )
 
 
-class _Running:
-    """Mean and variance of values ``(draws, …)`` that come in chunks, entry by entry."""
+class _RunningMoments:
+    """Elementwise mean and variance of values ``(draws, …)`` that arrive in chunks."""
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self._squares = torch.zeros(())
 
-    def add(self, values: Tensor) -> None:
+    def update(self, values: Tensor) -> None:
         count, mean = len(values), values.mean(0)
-        total, away = self.count + count, mean - self.mean
-        between = away.square() * (self.count * count / total) if self.count else 0.0
-        self._squares = self._squares + (values - mean).square().sum(0) + between
-        self.mean = self.mean + away * (count / total)
+        total, delta = self.count + count, mean - self.mean
+        correction = delta.square() * (self.count * count / total) if self.count else 0.0
+        self._squares = self._squares + (values - mean).square().sum(0) + correction
+        self.mean = self.mean + delta * (count / total)
         self.count = total
 
     @property
     def variance_of_mean(self) -> Tensor:
-        """NaN of a single draw."""
+        """The variance of the mean; NaN for a single sample."""
         if self.count < 2:
             return torch.full_like(self.mean, torch.nan)
         return self._squares / (self.count * (self.count - 1))
 
 
-def _site(
-    name: str, columns: Mapping[str, np.ndarray], parted: bool, closed: bool
+def _make_site_divergence(
+    name: str, columns: Mapping[str, np.ndarray], per_dimension: bool, closed_form: bool
 ) -> SiteDivergence:
-    total = estimate(columns[f"total {name}"], columns[f"total {name}_variance"])
-    if not parted:
-        return SiteDivergence(total, None, None, closed)
-    each = columns[f"site {name}"]
-    # a single datum has no spread
-    errors = each.std(0, ddof=1) / len(each) ** 0.5 if len(each) > 1 else each[0] * np.nan
-    return SiteDivergence(total, each.mean(0), errors, closed)
+    total = estimate_mean(columns[f"total {name}"], columns[f"total {name}_variance"])
+    if not per_dimension:
+        return SiteDivergence(total, None, None, closed_form)
+    values = columns[f"site {name}"]
+    # the standard error of a single example is unknown
+    errors = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else values[0] * np.nan
+    return SiteDivergence(total, values.mean(0), errors, closed_form)
 
 
-def _told(name: str, site: SiteDivergence) -> str:
-    """A line on one site."""
-    how = "in closed form" if site.closed_form else "by draws"
-    head = f"KL of {name}, {how}: {site.total.value:.3f} ± {site.total.se_data:.3f}"
+def _format_site(name: str, site: SiteDivergence) -> str:
+    method = "closed form" if site.closed_form else "Monte Carlo"
+    head = f"KL of {name} ({method}): {site.total.value:.3f} ± {site.total.se_data:.3f}"
     if site.dimensions is None:
-        return f"{head}; no sum over dimensions, so that only the whole is known"
-    largest = np.sort(site.dimensions)[::-1]
-    shown = ", ".join(f"{value:.2f}" for value in largest[:8])
-    if len(largest) == 1:
+        return f"{head}; it does not factorise over dimensions"
+    values = np.sort(site.dimensions)[::-1]
+    listed = ", ".join(f"{value:.2f}" for value in values[:_MAX_LISTED])
+    if len(values) == 1:
         return head
-    return f"{head}; of {len(largest)} dimensions, largest first: {shown}" + (
-        ", …" if len(largest) > 8 else ""
+    return f"{head}; {len(values)} dimensions, largest first: {listed}" + (
+        ", …" if len(values) > _MAX_LISTED else ""
     )
 
 
-def _figures(row: Estimate) -> str:
+def _format_estimate(row: Estimate) -> str:
     return f"{row.value:10.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
 
 
-def _listed(values: np.ndarray | None) -> list[float | None] | None:
-    return None if values is None else [finite(float(value)) for value in values]
+def _to_list(values: np.ndarray | None) -> list[float | None] | None:
+    return None if values is None else [finite_or_none(float(value)) for value in values]

@@ -1,4 +1,4 @@
-"""What the latents carry."""
+"""All latent diagnostics of a program: active units, KL per latent, rate and ELBO surgery."""
 
 from __future__ import annotations
 
@@ -25,38 +25,42 @@ __all__ = ["ActiveUnits", "Latents", "active_units", "latents"]
 
 @dataclass(frozen=True)
 class Latents:
-    """How many latent units are active, what each costs, and what all of them tell of the data.
+    """Active units, KL of each latent, and mutual information of data and latents.
 
     Attributes:
-        active: how far each unit's posterior mean moves with the datum.
+        active: variance over the data of each unit's posterior mean.
         divergences: KL of each site and dimension; rate and distortion.
-        surgery: mutual information and the aggregate posterior's KL to the prior; ``None`` if
-            the program has none.
-        without: why there is no ``surgery``, in one sentence.
+        surgery: mutual information, and KL of the aggregate posterior to the prior; ``None`` if
+            the aggregate posterior has no tractable density.
+        no_surgery_reason: the reason if ``surgery`` is ``None``.
     """
 
     active: ActiveUnits
     divergences: Divergences
     surgery: Surgery | None
-    without: str | None = None
+    no_surgery_reason: str | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The figures as plain numbers and lists, for JSON. Non-finite ones become null."""
-        costs = self.divergences.summary()
+        """The values as plain numbers and lists for JSON. Non-finite values become null."""
+        summary = self.divergences.summary()
         sites = {
-            name: {**site, **self._activity(name), "sorted": _sorted(self.divergences, name)}
-            for name, site in costs.pop("sites").items()
+            name: {
+                **site,
+                **self._summarize_activity(name),
+                "sorted": _sort_dimensions(self.divergences, name),
+            }
+            for name, site in summary.pop("sites").items()
         }
         return {
-            **costs,
+            **summary,
             "threshold": self.active.threshold,
             "sites": sites,
             "surgery": None if self.surgery is None else self.surgery.summary(),
-            "without_surgery": self.without,
+            "without_surgery": self.no_surgery_reason,
         }
 
-    def _activity(self, name: str) -> dict[str, Any]:
-        """What is known of a site's units; nothing of a discrete one, which has no mean."""
+    def _summarize_activity(self, name: str) -> dict[str, Any]:
+        """Return the activity of a site's units, null for a discrete site, which has no mean."""
         variance = self.active.variance.get(name)
         if variance is None:
             return {"variance": None, "active": None, "units": None}
@@ -65,34 +69,38 @@ class Latents:
 
     def __str__(self) -> str:
         parts = [str(self.divergences), str(self.active)]
-        parts.append(f"no surgery: {self.without}" if self.surgery is None else str(self.surgery))
+        if self.surgery is None:
+            parts.append(f"no ELBO surgery: {self.no_surgery_reason}")
+        else:
+            parts.append(str(self.surgery))
         return "\n\n".join(parts)
 
     def to_datatree(self) -> xarray.DataTree:
-        """What is known datum by datum, as an ``xarray.DataTree``.
+        """The results per example as an ``xarray.DataTree``.
 
-        Group ``divergences`` holds ``rate``, ``distortion`` and ``elbo``; group ``surgery``
-        ``divergence``, ``mutual_information`` and ``marginal`` of the data looked at, if there
-        is one; each with its Monte Carlo variance.
+        Group ``divergences`` holds ``rate``, ``distortion`` and ``elbo``. Group ``surgery``, if
+        present, holds ``divergence``, ``mutual_information`` and ``marginal`` of the evaluated
+        examples. Each column comes with its Monte Carlo variance.
         """
         import xarray
 
-        every, cut = self.divergences, self.surgery
-        groups = {"divergences": _dataset(every.per_datum, np.arange(len(every)))}
-        groups["divergences"].attrs = {"num_samples": every.num_samples, "units": "nats"}
-        if cut is not None:
-            groups["surgery"] = _dataset(cut.per_datum, cut.index)
+        divergences, surgery = self.divergences, self.surgery
+        index = np.arange(len(divergences))
+        groups = {"divergences": _make_dataset(divergences.per_datum, index)}
+        groups["divergences"].attrs = {"num_samples": divergences.num_samples, "units": "nats"}
+        if surgery is not None:
+            groups["surgery"] = _make_dataset(surgery.per_datum, surgery.index)
             groups["surgery"].attrs = {
-                "num_samples": cut.num_samples,
-                "num_data": cut.num_data,
+                "num_samples": surgery.num_samples,
+                "num_data": surgery.num_data,
                 "units": "nats",
             }
         return xarray.DataTree.from_dict(groups)
 
     def to_netcdf(self, path: str | Path) -> None:
-        """Writes :meth:`to_datatree` to a NetCDF file, whole or not at all; ArviZ reads it."""
+        """Write :meth:`to_datatree` to a NetCDF file atomically. ArviZ can read it."""
         tree = self.to_datatree()
-        files.write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
 
 def latents(
@@ -106,52 +114,53 @@ def latents(
     progress: bool = False,
     **kwargs: Any,
 ) -> Latents:
-    """All that is known of what the latents carry.
+    """Run all latent diagnostics on the same data with the same seed.
 
-    :func:`active_units`, :func:`~pyro_vae.evaluation.divergences` and
-    :func:`~pyro_vae.evaluation.surgery`, of the same data with the same seed. A program
-    whose aggregate posterior has no density that could be summed goes without the last.
+    These are :func:`active_units`, :func:`~pyro_vae.evaluation.divergences` and
+    :func:`~pyro_vae.evaluation.surgery`. The last is skipped for a program whose aggregate
+    posterior has no tractable density.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, two or more.
-        *args: further arguments of model and guide, as are ``**kwargs`` (see
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, two or more.
+        *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
-        num_samples: draws for each datum, two or more, for active units, rate and distortion.
-        num_draws: draws from the aggregate posterior in all.
-        threshold: of the variance of a unit's posterior mean, above which it is active.
-        seed: of all draws and of the binarisation.
-        progress: show progress bars on the standard error.
+        num_samples: samples for each example, two or more, for active units, rate and
+            distortion.
+        num_draws: total number of samples from the aggregate posterior.
+        threshold: the variance of its posterior mean above which a unit is active.
+        seed: seed of all samples and of the binarisation.
+        progress: show progress bars on standard error.
 
     Returns:
         The :class:`Latents`.
 
     Raises:
-        ValueError: if there are fewer than two data or draws, or as for
+        ValueError: if there are fewer than two examples or samples, or as for
             :func:`~pyro_vae.evaluate`.
     """
-    found = active_units(
+    active = active_units(
         program, data, *args, num_samples=num_samples, threshold=threshold, seed=seed, **kwargs
     )
-    costs = divergences(
+    kl = divergences(
         program, data, *args, num_samples=num_samples, seed=seed, progress=progress, **kwargs
     )
     try:
-        cut = surgery(
+        parts = surgery(
             program, data, *args, num_draws=num_draws, seed=seed, progress=progress, **kwargs
         )
     except NoAggregateError as error:
-        return Latents(found, costs, None, str(error))
-    return Latents(found, costs, cut)
+        return Latents(active, kl, None, str(error))
+    return Latents(active, kl, parts)
 
 
-def _sorted(found: Divergences, name: str) -> list[float] | None:
-    """The KL of each dimension, the largest first."""
-    values = found.sites[name].dimensions
+def _sort_dimensions(divergences: Divergences, name: str) -> list[float] | None:
+    """Return the KL of each dimension in descending order."""
+    values = divergences.sites[name].dimensions
     return None if values is None else sorted(values.tolist(), reverse=True)
 
 
-def _dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
+def _make_dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
     import xarray
 
     return xarray.Dataset({n: ("datum", v) for n, v in columns.items()}, coords={"datum": index})

@@ -1,4 +1,4 @@
-"""Objectives: what SVI maximises."""
+"""Training objectives for SVI."""
 
 from .base import Objective
 from .baselines import MonteCarloEM, WakeSleep

@@ -1,4 +1,4 @@
-"""What every objective is."""
+"""Base class of the training objectives."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ from torch import Tensor
 from ...programs.base import PLATE, sample_sites, trace_program
 from ..schedules import Schedule
 
-__all__ = ["Objective", "PerDatum", "StepInfo", "leaves", "log_weight_prior", "plate_nesting"]
+__all__ = [
+    "DataPlateChecker",
+    "Objective",
+    "StepInfo",
+    "find_leaf_tensors",
+    "find_max_plate_nesting",
+    "log_parameter_prior",
+]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where learning is, before a step.
+    """Training progress before a step.
 
     Attributes:
-        epoch: passes over the data so far, with their fraction.
-        num_data: the number of training data, if it is known.
-        index: which of them are in the minibatch, ``(batch,)``, if it is known.
-        update: the number of updates already made with this minibatch.
+        epoch: epochs completed so far, including the fraction of the current one.
+        num_data: size of the training set, if known.
+        index: training-set indices of the minibatch, ``(batch,)``, if known.
+        update: number of updates already made with this minibatch.
     """
 
     epoch: float = 0.0
@@ -44,130 +51,138 @@ class StepInfo:
 
 
 class Objective(PyroELBO):
-    """The base of all objectives: a Pyro ``ELBO``, so ``SVI(…, loss=objective)`` takes it.
+    """Base class of all objectives: a Pyro ``ELBO``, usable as ``SVI(…, loss=objective)``.
 
-    A new objective defines :meth:`loss` and :meth:`differentiable_loss`. What they return is
-    the bound itself, also where the gradient is that of something else.
+    Subclasses define :meth:`loss` and :meth:`differentiable_loss`. Both return the value of the
+    bound itself, even if the gradient is that of another function.
     """
 
-    #: How many updates :func:`~pyro_vae.fit` makes with each minibatch.
+    #: Updates that :func:`~pyro_vae.fit` makes with each minibatch.
     updates: int = 1
 
-    #: Why it is not the sum of what it is of parts of a minibatch, if it is not, as a clause:
-    #: several processes, which take parts, then refuse it.
+    #: Reason why the objective is not a sum over examples, as a clause; ``None`` if it is one.
+    #: Training on several processes requires a sum.
     not_decomposable_reason: str | None = None
 
-    #: Why its gradient is no single graph of tensor operations, if it is none, as a clause: such
-    #: an objective is not compiled.
+    #: Reason why the gradient cannot be traced as one graph of tensor operations, as a clause;
+    #: ``None`` if it can. Untraceable objectives are not compiled.
     not_traceable_reason: str | None = None
 
-    #: What the next step is of, for what changes with it.
-    _moment: StepInfo = StepInfo()
+    #: Progress at the next step, on which schedules and chains depend.
+    _step_info: StepInfo = StepInfo()
 
-    #: What schedules are at this step, where somebody has computed it.
-    _values: Mapping[str, Any] = {}
+    #: Values that replace the schedules, by argument name; see :meth:`override_schedules`.
+    _schedule_overrides: Mapping[str, Any] = {}
 
-    #: The program that was looked at, and what was seen, by the kinds of its arguments.
-    _seen: tuple[Any, Any, dict[tuple, Any]] | None = None
+    #: The model and guide last seen, and cached results by argument signature.
+    _cache: tuple[Any, Any, dict[tuple, Any]] | None = None
 
-    def at(self, moment: StepInfo) -> None:
-        """Told by :func:`~pyro_vae.fit` before each step what it is of."""
-        self._moment = moment
+    def set_step(self, info: StepInfo) -> None:
+        """Set the training progress, as :func:`~pyro_vae.fit` does before every step."""
+        self._step_info = info
 
     def state_dict(self) -> dict[str, Any]:
-        """What an interrupted :func:`~pyro_vae.fit` needs to go on: tensors and plain values."""
+        """Return the state needed to resume :func:`~pyro_vae.fit`: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Restore the state returned by :meth:`state_dict`."""
 
     @abstractmethod
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective, summed over the data, in nats."""
+        """Return minus the objective, summed over the minibatch, in nats."""
 
     @abstractmethod
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """:meth:`loss` as a tensor whose gradient is the estimator's."""
+        """Return :meth:`loss` as a tensor whose gradient is the gradient estimator."""
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """:meth:`loss`, after adding its gradient to every parameter's ``grad``."""
+        """Return :meth:`loss` and accumulate its gradient in each parameter's ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         return loss.item()
 
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """:meth:`loss`, and a tensor whose gradient is the estimator's; nothing is read back.
+    def loss_and_surrogate(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return :meth:`loss` and a surrogate with the estimator's gradient, both on the device.
 
-        An objective that reads its loss as a number defines this, too, so that it can be traced.
+        Override this if :meth:`differentiable_loss` reads values on the host, which would break
+        tracing.
         """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return loss.detach(), loss
 
-    def scheduled(self) -> dict[str, float]:
-        """What every argument that is a schedule is at this step."""
-        named = {n: v for n, v in vars(self).items() if isinstance(v, Schedule)}
-        return {name: self._scheduled(value) for name, value in named.items()}
+    def schedule_values(self) -> dict[str, float]:
+        """Return the current value of every argument that is a schedule."""
+        schedules = {n: v for n, v in vars(self).items() if isinstance(v, Schedule)}
+        return {name: self._current_value(value) for name, value in schedules.items()}
 
     @contextmanager
-    def given(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Takes ``values``, tensors perhaps, for what :meth:`scheduled` tells."""
-        self._values = values
+    def override_schedules(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Use ``values`` (possibly tensors) in place of :meth:`schedule_values`."""
+        self._schedule_overrides = values
         try:
             yield
         finally:
-            self._values = {}
+            self._schedule_overrides = {}
 
-    def _once(self, look: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict) -> T:
-        """What ``look()`` gave when this program was first called with arguments of these kinds.
+    def _cached(
+        self, compute: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> T:
+        """Return ``compute()``, cached for this program and signature of its arguments.
 
-        Called with others, a program may have other sites: with labels, and without.
+        The sites of a program may depend on the signature, e.g. with and without labels.
         """
         # compared by ==, because vae.model is a new bound method at every access
-        if self._seen is None or self._seen[:2] != (model, guide):
-            self._seen = (model, guide, {})
-        found = self._seen[2]
-        kinds = (*map(_kind, args), *((name, _kind(kwargs[name])) for name in sorted(kwargs)))
-        if kinds not in found:
-            found[kinds] = look()
-        return found[kinds]
+        if self._cache is None or self._cache[:2] != (model, guide):
+            self._cache = (model, guide, {})
+        results = self._cache[2]
+        key = (
+            *map(_signature, args),
+            *((name, _signature(kwargs[name])) for name in sorted(kwargs)),
+        )
+        if key not in results:
+            results[key] = compute()
+        return results[key]
 
-    def _scheduled(self, value: float | Schedule) -> float:
-        """A number, or what it is at this step."""
+    def _current_value(self, value: float | Schedule) -> float:
+        """Evaluate a number or schedule at the current step."""
         if not isinstance(value, Schedule):
             return value
-        for name, given in self._values.items():
+        for name, override in self._schedule_overrides.items():
             if getattr(self, name) is value:
-                return given
-        if self._moment is Objective._moment:
+                return override
+        if self._step_info is Objective._step_info:
             raise ValueError(
-                f"expected to be told the epoch, with which {value} changes; got none: call "
-                f"objective.at(StepInfo(epoch=…)) before each step, as fit does"
+                f"expected the current epoch, to evaluate {value}; got none: call "
+                f"objective.set_step(StepInfo(epoch=…)) before each step, as fit does"
             )
-        return value(self._moment.epoch)
+        return value(self._step_info.epoch)
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} runs the programs by itself")
+        raise NotImplementedError(f"{type(self).__name__} does not use Pyro's traces")
 
 
-def _kind(value: Any) -> Any:
-    # a flag or a word may decide which sites there are; a size does not
+def _signature(value: Any) -> Any:
+    # flags and strings can change the sites of a program; sizes do not
     if isinstance(value, bool | str):
         return value
     return Tensor if isinstance(value, Tensor) else type(value)
 
 
 @torch.no_grad()
-def plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
-    """The depth of a program's plates, by one run of it.
+def find_max_plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
+    """Return the depth of a program's plates, found by running it once.
 
-    Pyro finds its ``max_plate_nesting`` likewise where it is not given one, but prints it.
+    Pyro guesses ``max_plate_nesting`` the same way if it is not given, but prints it.
     """
     with poutine.block():
-        both = trace_program(model, guide, args, kwargs)
-    sites = [site for found in both for site in sample_sites(found).values()]
+        traces = trace_program(model, guide, args, kwargs)
+    sites = [site for trace in traces for site in sample_sites(trace).values()]
     if is_validation_enabled():
-        # as Pyro does now, because its checks are weaker once it knows the depth
+        # check shapes here, because Pyro's checks are weaker once the depth is known
         for site in sites:
             log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
             check_site_shape(cast("Any", {**site, "log_prob": log_prob}), cast("int", math.inf))
@@ -175,11 +190,11 @@ def plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
-class PerDatum(Messenger):
-    """Refuses sites outside of the plate, of which there may be some in training mode alone.
+class DataPlateChecker(Messenger):
+    """Check that every sample site lies in the data plate, also those of training mode only.
 
     Raises:
-        ValueError: at such a site.
+        ValueError: at a site outside the plate.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -187,40 +202,41 @@ class PerDatum(Messenger):
             return
         if not any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
             raise ValueError(
-                f'expected every site in the plate "{PLATE}", so that there are weights per datum; '
+                f'expected every site in the plate "{PLATE}", because the weights are per datum; '
                 f"got {msg['name']!r} outside of it: use ELBO with gradient 'standard', or sample "
-                f'it inside `with pyro.plate("{PLATE}", len(x)):`'
+                f'the site inside `with pyro.plate("{PLATE}", len(x)):`'
             )
 
 
-def leaves(results: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that tensors were computed from, by autograd's own account.
+def find_leaf_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaf tensors (parameters) that the given tensors depend on, from autograd.
 
-    Not by Pyro's parameter store, which may remember another module's of the same name.
+    Pyro's parameter store is no substitute: it may hold another module's parameters of the same
+    name.
     """
-    results = list(results)
-    found = {id(t): t for t in results if t.requires_grad and t.is_leaf}
-    waiting: list[Any] = [t.grad_fn for t in results if t.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    tensors = list(tensors)
+    leaves = {id(t): t for t in tensors if t.requires_grad and t.is_leaf}
+    stack: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    visited = set(stack)
+    while stack:
+        node = stack.pop()
         leaf = getattr(node, "variable", None)
         if leaf is not None:
-            found[id(leaf)] = leaf
-        after = {function for function, _ in node.next_functions if function is not None} - seen
-        seen |= after
-        waiting += after
-    return list(found.values())
+            leaves[id(leaf)] = leaf
+        new = {function for function, _ in node.next_functions if function is not None} - visited
+        visited |= new
+        stack += new
+    return list(leaves.values())
 
 
-def log_weight_prior(modelled: Iterable[Tensor], guided: Iterable[Tensor]) -> Tensor:
-    """log N(θ; 0, I), but for a constant, of the parameters θ that the model alone uses.
+def log_parameter_prior(model_tensors: Iterable[Tensor], guide_tensors: Iterable[Tensor]) -> Tensor:
+    """log N(θ; 0, I), up to a constant, of the parameters θ used by the model only.
 
-    Constrained ones count as the unconstrained numbers that are learned.
+    Constrained parameters enter as their unconstrained values.
 
     Arguments:
-        modelled: what the model computed of a run, its log-densities.
-        guided: what the guide did, its draws and their log-densities.
+        model_tensors: log-densities computed by the model.
+        guide_tensors: samples and log-densities computed by the guide.
 
     Raises:
         ValueError: if the guide uses all of the model's parameters.
@@ -229,11 +245,11 @@ def log_weight_prior(modelled: Iterable[Tensor], guided: Iterable[Tensor]) -> Te
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 5 and appendix F.
         https://arxiv.org/abs/1312.6114
     """
-    shared = {id(leaf) for leaf in leaves(guided)}
-    own = [leaf for leaf in leaves(modelled) if id(leaf) not in shared]
-    if not own:
+    guide_leaves = {id(leaf) for leaf in find_leaf_tensors(guide_tensors)}
+    parameters = [leaf for leaf in find_leaf_tensors(model_tensors) if id(leaf) not in guide_leaves]
+    if not parameters:
         raise ValueError(
-            "expected parameters that the model uses and the guide does not; got none: leave "
+            "expected parameters that only the model uses, for map_weights; got none: leave "
             "map_weights out"
         )
-    return -0.5 * torch.stack([leaf.square().sum() for leaf in own]).sum()
+    return -0.5 * torch.stack([leaf.square().sum() for leaf in parameters]).sum()

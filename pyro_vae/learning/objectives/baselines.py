@@ -1,4 +1,4 @@
-"""What the variational autoencoder was first compared with, as objectives to ``fit`` with."""
+"""Objectives the VAE was originally compared with: wake-sleep and Monte Carlo EM."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...programs.hmc import (
-    StepSizes,
-    check_finite,
-    check_target,
+    StepSizeTuner,
+    append_event_dims,
+    check_initial_state,
+    check_target_acceptance,
+    hmc_step,
     jitter_step_size,
-    spread,
-    start,
-    transition,
+    make_state,
 )
 from ...programs.importance_weights import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import unconstrained_posterior
@@ -28,20 +28,20 @@ from .weighted import WeightObjective
 
 __all__ = ["MonteCarloEM", "WakeSleep"]
 
-#: Where the step size of a new chain starts.
-_STEP_SIZE = 0.5
-#: How far a transition may correct the logarithm of a chain's step size.
+#: Initial step size of a new chain.
+_INITIAL_STEP_SIZE = 0.5
+#: Gain of the step-size correction made by each transition, on the log scale.
 _GAIN = 0.1
 
 
 class WakeSleep(ReweightedWakeSleep):
-    """Wake-sleep: the model learns from one draw of q, the guide from one dream for each datum.
+    """Wake-sleep: train the model on samples of q and the guide on samples of the model.
 
-    Awake, ∇ log p(x, z) with z ~ q(z|x); asleep, ∇ log q(z̃|x̃) with (x̃, z̃) ~ p. The two do
-    not climb one bound together. What is returned is the ELBO.
+    The wake phase follows ∇ log p(x, z) with z ~ q(z|x), the sleep phase ∇ log q(z̃|x̃) with
+    (x̃, z̃) ~ p. The two phases do not maximise a common bound. The value returned is the ELBO.
 
     Raises:
-        ValueError: as for ``ReweightedWakeSleep``, of which it is ``k`` = 1 and ``wake`` = 0.
+        ValueError: as for ``ReweightedWakeSleep`` with ``k`` = 1 and ``wake`` = 0.
 
     References:
         The "Wake-Sleep" Algorithm for Unsupervised Neural Networks (Hinton et al., 1995).
@@ -55,32 +55,31 @@ class WakeSleep(ReweightedWakeSleep):
 
 
 class MonteCarloEM(WeightObjective):
-    """Monte Carlo EM: the model learns from draws of its own posterior, made by HMC.
+    """Monte Carlo EM: train the model on posterior samples drawn by HMC.
 
-    For each minibatch, one Hamiltonian transition moves the chain of each datum, which goes on
-    where the datum was last seen; with that sample, ``updates`` steps follow ∇ log p(x, z).
-    By Fisher's identity that is ∇ log p(x) where the chains have converged. A chain starts
-    from a draw of the guide, with transitions that tune its step size; afterwards each
-    transition corrects the step size a little. Where :func:`~pyro_vae.fit` does not say which
-    data are in a minibatch (plain ``SVI``), all chains start anew in each step, which costs
-    ``warm_up`` more transitions and draws less well.
+    Each training example has a persistent chain. For each minibatch, one HMC transition moves
+    the chains of its examples; ``updates`` optimizer steps then follow ∇ log p(x, z) at the new
+    samples, which equals ∇ log p(x) at convergence of the chains (Fisher's identity). A new
+    chain starts from a sample of the guide and tunes its step size in ``warm_up`` transitions;
+    later transitions correct the step size slightly. Plain ``SVI`` does not pass the indices of
+    the minibatch, so there all chains restart in each step: slower, with worse samples.
 
-    The guide takes no part in what the model learns. So that the model can be judged by
-    importance sampling, it follows the samples by ∇ log q(z|x), in the parameters that are
-    its alone; those that the model uses, too, are the model's. What is returned is the ELBO.
+    The model does not depend on the guide. To allow evaluation by importance sampling, the guide
+    is fitted to the same samples with ∇ log q(z|x), in those of its parameters that the model
+    does not use. The value returned is the ELBO.
 
     Arguments:
-        num_steps: leapfrog steps of a transition.
-        updates: steps of the optimiser with each sample.
-        target: the probability of acceptance to which the step sizes are tuned, in (0, 1).
-        warm_up: transitions of a new chain, during which its step size is found.
+        num_steps: leapfrog steps per transition.
+        updates: optimizer steps per posterior sample.
+        target: target acceptance probability of the step-size adaptation, in (0, 1).
+        warm_up: transitions that tune the step size of a new chain.
 
     Attributes:
-        acceptance: the probabilities with which the last transition was accepted, ``(N,)``.
+        acceptance: acceptance probabilities of the last transition, ``(N,)``.
 
     Raises:
-        ValueError: if a number is out of range; when used, if a latent site is discrete or has
-            a support on which there is no HMC, or if the guide has no density at the samples.
+        ValueError: if a number is out of range; at the first step, if a latent site is discrete
+            or its support is not supported by HMC, or if the guide has no density at the samples.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix E.
@@ -88,8 +87,8 @@ class MonteCarloEM(WeightObjective):
     """
 
     acceptance: Tensor
-    not_traceable_reason = "its chains go on where each datum was last seen"
-    not_decomposable_reason = "the chain of a datum stays in the process that saw it last"
+    not_traceable_reason = "its chains persist across steps"
+    not_decomposable_reason = "each process keeps the chains of the examples it last saw"
 
     def __init__(
         self, num_steps: int = 10, updates: int = 5, target: float = 0.9, warm_up: int = 50
@@ -97,104 +96,104 @@ class MonteCarloEM(WeightObjective):
         super().__init__(1)
         self.num_steps = positive_int("num_steps", num_steps)
         self.updates = positive_int("updates", updates)
-        self.target = check_target(target)
+        self.target = check_target_acceptance(target)
         self.warm_up = positive_int("warm_up", warm_up)
-        self._memory: _Memory | None = None
-        self._held: dict[str, Tensor] | None = None
-        self._learned: tuple[Any, Any] | None = None
+        self._chains: _PersistentChains | None = None
+        self._samples: dict[str, Tensor] | None = None
+        self._program: tuple[Any, Any] | None = None
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.mean(0)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._memory.copied() if self._memory is not None else {}
+        return self._chains.state_dict() if self._chains is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._memory = _Memory(**state) if state else None
-        self._held = self._learned = None
+        self._chains = _PersistentChains(**state) if state else None
+        self._samples = self._program = None
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if self._learned is not None and self._learned != (model, guide):
-            self._memory = self._held = None
-        self._learned = (model, guide)
+        if self._program is not None and self._program != (model, guide):
+            self._chains = self._samples = None
+        self._program = (model, guide)
         layout = self.layout(model, guide, args, kwargs)
-        if self._moment.update == 0 or self._held is None:
-            self._held = self._sample(model, guide, args, kwargs, layout)
-        z = self._held
-        with poutine.trace(param_only=True) as taught:
-            log_p = _total(log_probs_at(model, z, *args, layout=layout, **kwargs))
-        with poutine.trace(param_only=True) as following:
-            log_q = _total(log_probs_at(guide, z, *args, layout=layout, **kwargs))
-        shared = set(_parameters(taught))
-        own = [p for p in _parameters(following) if p not in shared]
-        climbed = log_p + _restricted(log_q, own)
-        return self.loss(model, guide, *args, **kwargs) + climbed.detach() - climbed
+        if self._step_info.update == 0 or self._samples is None:
+            self._samples = self._sample_posterior(model, guide, args, kwargs, layout)
+        z = self._samples
+        with poutine.trace(param_only=True) as model_params:
+            log_p = _total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs))
+        with poutine.trace(param_only=True) as guide_params:
+            log_q = _total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs))
+        shared = set(_traced_parameters(model_params))
+        guide_only = [p for p in _traced_parameters(guide_params) if p not in shared]
+        surrogate = log_p + _restrict_gradient(log_q, guide_only)
+        return self.loss(model, guide, *args, **kwargs) + surrogate.detach() - surrogate
 
     @torch.no_grad()
-    def _sample(
+    def _sample_posterior(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, layout: Layout
     ) -> dict[str, Tensor]:
-        """A draw of each datum's posterior, ``(1, N, *event)`` for each latent site."""
-        moment, size = self._moment, len(args[0])
+        """Advance the chains; return the samples ``(1, N, *event)`` of each latent site."""
+        info, size = self._step_info, len(args[0])
         with eval_mode(model, guide):
             density = unconstrained_posterior(model, *args, layout=layout, **kwargs)
-            drawn = run_particles(
+            latents = run_particles(
                 model, guide, *args, num_samples=1, layout=layout, **kwargs
             ).latents
-            if drawn.keys() != density.transforms.keys():
-                own = ", ".join(map(repr, sorted(drawn.keys() - density.transforms.keys())))
+            if latents.keys() != density.transforms.keys():
+                extra = ", ".join(map(repr, sorted(latents.keys() - density.transforms.keys())))
                 raise ValueError(
-                    f"expected a guide that samples the model's latent sites alone, to score the "
-                    f"posterior's draws; it also samples {own}: write it without"
+                    f"expected a guide that samples only the model's latent sites, to score "
+                    f"posterior samples; it also samples {extra}: remove them from the guide"
                 )
-            fresh = density.inverse(drawn)
-            if moment.index is None or moment.num_data is None:
-                memory, index = _Memory.of(fresh, size), torch.arange(size)
+            initial = density.inverse(latents)
+            if info.index is None or info.num_data is None:
+                chains, index = _PersistentChains.empty(initial, size), torch.arange(size)
             else:
-                memory, index = self._memory, moment.index
-                if memory is None or len(memory.seen) != moment.num_data:
-                    memory = self._memory = _Memory.of(fresh, moment.num_data)
-            new, log_step, position = memory.recall(index, fresh)
-            point, step_size = start(density, position), log_step.exp()
+                chains, index = self._chains, info.index
+                if chains is None or len(chains.seen) != info.num_data:
+                    chains = self._chains = _PersistentChains.empty(initial, info.num_data)
+            new, log_step, position = chains.load(index, initial)
+            state, step_size = make_state(density, position), log_step.exp()
             if new.any():
-                check_finite(point)
-                tuning = StepSizes(step_size, self.target)
+                check_initial_state(state)
+                tuner = StepSizeTuner(step_size, self.target)
                 for _ in range(self.warm_up):
-                    tried = jitter_step_size(tuning.step_size)
-                    point, accepted = transition(density, point, tried, self.num_steps)
-                    tuning.update(accepted)
-                step_size = torch.where(new, tuning.final, step_size)
-            point, accepted = transition(
-                density, point, jitter_step_size(step_size), self.num_steps
+                    jittered = jitter_step_size(tuner.step_size)
+                    state, acceptance = hmc_step(density, state, jittered, self.num_steps)
+                    tuner.update(acceptance)
+                step_size = torch.where(new, tuner.final, step_size)
+            state, acceptance = hmc_step(
+                density, state, jitter_step_size(step_size), self.num_steps
             )
-            log_step = step_size.log() + _GAIN * (accepted - self.target)
-            memory.keep(index, log_step, point.position)
-        self.acceptance = accepted[0]
-        return density.constrain(point.position)
+            log_step = step_size.log() + _GAIN * (acceptance - self.target)
+            chains.store(index, log_step, state.position)
+        self.acceptance = acceptance[0]
+        return density.constrain(state.position)
 
 
-class _Memory:
-    """Where the chain of each training datum is, and its step size.
+class _PersistentChains:
+    """Position and step size of the chain of every training example.
 
     Arguments:
-        seen: whether a datum has a chain, ``(num_data,)``.
-        log_step: the logarithm of its step size, likewise.
-        position: the unconstrained value of each latent site, ``(num_data, *event)``.
+        seen: whether an example has a chain yet, ``(num_data,)``.
+        log_step: log step size of each chain, ``(num_data,)``.
+        position: unconstrained value of each latent site, ``(num_data, *event)``.
     """
 
     def __init__(self, seen: Tensor, log_step: Tensor, position: dict[str, Tensor]) -> None:
         self.seen, self.log_step, self.position = seen, log_step, position
 
     @classmethod
-    def of(cls, like: Mapping[str, Tensor], num_data: int) -> _Memory:
-        """Room for so many chains of variables ``(1, N, *event)``."""
+    def empty(cls, like: Mapping[str, Tensor], num_data: int) -> _PersistentChains:
+        """Allocate ``num_data`` chains for variables shaped ``(1, N, *event)``."""
         position = {name: u.new_zeros(num_data, *u.shape[2:]) for name, u in like.items()}
         first = next(iter(like.values()))
-        log_step = first.new_full((num_data,), math.log(_STEP_SIZE))
+        log_step = first.new_full((num_data,), math.log(_INITIAL_STEP_SIZE))
         return cls(torch.zeros_like(log_step, dtype=torch.bool), log_step, position)
 
-    def copied(self) -> dict[str, Any]:
-        """What makes another one like this."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the constructor arguments."""
         position = {name: u.clone() for name, u in self.position.items()}
         return {
             "seen": self.seen.clone(),
@@ -202,41 +201,41 @@ class _Memory:
             "position": position,
         }
 
-    def recall(
-        self, index: Tensor, fresh: Mapping[str, Tensor]
+    def load(
+        self, index: Tensor, initial: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Which data are new, their log step sizes, ``(1, N)``, and where their chains are."""
-        device = next(iter(fresh.values())).device
+        """Return which chains are new, ``(1, N)``, their log step sizes and their positions."""
+        device = next(iter(initial.values())).device
         self.seen, self.log_step = self.seen.to(device), self.log_step.to(device)
         self.position = {name: u.to(device) for name, u in self.position.items()}
         index = index.to(device)
         new = ~self.seen[index]
         position = {
-            name: torch.where(spread(new[None], u), u, self.position[name][index])
-            for name, u in fresh.items()
+            name: torch.where(append_event_dims(new[None], u), u, self.position[name][index])
+            for name, u in initial.items()
         }
         return new[None], self.log_step[index][None], position
 
-    def keep(self, index: Tensor, log_step: Tensor, position: Mapping[str, Tensor]) -> None:
-        """Takes ``(1, N)`` log step sizes and positions ``(1, N, *event)``."""
+    def store(self, index: Tensor, log_step: Tensor, position: Mapping[str, Tensor]) -> None:
+        """Store log step sizes ``(1, N)`` and positions ``(1, N, *event)``."""
         index = index.to(self.seen.device)
         self.seen[index], self.log_step[index] = True, log_step[0]
         for name, u in position.items():
             self.position[name][index] = u[0]
 
 
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
+def _total_log_prob(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(tuple(terms.values())).sum()
 
 
-def _parameters(captured: Any) -> list[Tensor]:
-    """What ``pyro.param`` gave a program that was traced, each once, in order."""
-    sites = captured.trace.nodes.values()
+def _traced_parameters(capture: Any) -> list[Tensor]:
+    """Return the unconstrained parameters of a ``param_only`` trace, without duplicates."""
+    sites = capture.trace.nodes.values()
     return list(dict.fromkeys(site["value"].unconstrained() for site in sites))
 
 
-def _restricted(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    """A number whose gradient is that of ``value``, by these parameters alone."""
+def _restrict_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Return ``value`` with gradients with respect to the given parameters only."""
     wanted = [p for p in parameters if p.requires_grad]
     if not (wanted and value.requires_grad):
         return value.detach()

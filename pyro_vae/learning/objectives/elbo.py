@@ -1,4 +1,4 @@
-"""The evidence lower bound, by either SGVB estimator."""
+"""Evidence lower bound with either SGVB estimator."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from ...programs.base import Site, sample_sites, trace_program
 from ...programs.importance_weights import Layout, find_layout
 from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
-from .base import Objective, PerDatum, log_weight_prior, plate_nesting
-from .free_bits import FreeBits, rescored
+from .base import DataPlateChecker, Objective, find_max_plate_nesting, log_parameter_prior
+from .free_bits import FreeBits, replace_sites
 
 __all__ = ["ELBO"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Minus the ELBO, a tensor with the gradient asked for, and what the model and the guide
-#: computed on the way.
-_Run = tuple[float, Tensor, list[Tensor], list[Tensor]]
+#: Minus the ELBO, a surrogate with the requested gradient, and the tensors computed by the model
+#: and by the guide.
+_RunResult = tuple[float, Tensor, list[Tensor], list[Tensor]]
 
 
 class ELBO(Objective):
-    """The evidence lower bound, E_q[log p(x, z) − log q(z|x)], by either SGVB estimator.
+    """Evidence lower bound, E_q[log p(x, z) − log q(z|x)], with either SGVB estimator.
 
-    Estimator A samples the whole expectation and is Pyro's ``Trace_ELBO``; estimator B has
-    KL(q ‖ p) in closed form and is Pyro's ``TraceMeanField_ELBO``. B is right only if every
-    latent site is reparameterised and the guide draws them in the model's order, so that
-    what p(z_i | …) depends on is there when q(z_i | …) is drawn.
+    Estimator A samples the whole expectation (Pyro's ``Trace_ELBO``). Estimator B computes
+    KL(q ‖ p) in closed form (Pyro's ``TraceMeanField_ELBO``); it requires that every latent site
+    is reparameterised and that the guide samples the sites in the model's order, so that q(z_i | …)
+    is sampled after everything that p(z_i | …) depends on.
 
-    What it returns is always the ELBO. Its gradient is that of
-    E_q[log p(x|z)] − β Σ_groups max(λ, KL_group) + log p(θ): β multiplies the terms of all
-    latent sites, λ is that of free bits, and p(θ) = N(0, I) is there if it is asked for. All
-    options combine, except that ``stl`` goes with neither free bits nor an analytic KL.
+    The value returned is always the ELBO. The gradient is that of
+    E_q[log p(x|z)] − β Σ_groups max(λ, KL_group) + log p(θ), where β multiplies the terms of all
+    latent sites, λ is the number of free bits and p(θ) = N(0, I) is optional. All options can be
+    combined, except ``stl`` with free bits or an analytic KL.
 
     Arguments:
-        num_particles: draws of z for each datum.
-        analytic_kl: ``True`` for estimator B, ``False`` for A; ``None`` chooses B where it is
-            right and a closed form exists. A latent site that is sampled instead is logged.
-        beta: β, a number ≥ 0 or a schedule of it over the epochs, for instance
+        num_particles: number of samples of z per example.
+        analytic_kl: ``True`` for estimator B, ``False`` for A; ``None`` chooses B if it is valid
+            and a closed form exists. Latent sites that are sampled instead are logged.
+        beta: weight β of the KL: a number ≥ 0, or a schedule over epochs such as
             ``LinearWarmUp``.
-        free_bits: λ in nats for each latent dimension, or ``FreeBits`` to give it to groups
-            of them; 0 for none.
+        free_bits: free nats λ per latent dimension, or ``FreeBits`` for groups of dimensions; 0
+            for none.
         gradient: ``standard``, or ``stl`` for estimator A without the score of q at fixed
-            draws, which has mean zero and so much less noise as q is near the posterior.
-        map_weights: also climb log N(θ; 0, I) of the model's own parameters θ (unconstrained,
-            without those that the guide uses too), of which a minibatch has its share of the
-            training data.
+            samples; the score has mean zero, and dropping it removes the more noise, the closer q
+            is to the posterior.
+        map_weights: add log N(θ; 0, I) of the parameters θ that only the model uses
+            (unconstrained); each minibatch gets the fraction ``batch / num_data`` of it.
 
     Raises:
-        ValueError: if a number is out of range, ``gradient`` is another word, or options do
-            not combine; when used, if the program does not allow one of them, or if a schedule
-            has not been told the epoch, or ``map_weights`` the number of training data.
+        ValueError: if a number is out of range, ``gradient`` is unknown, or options cannot be
+            combined; at the first step, if the program does not support an option, if a schedule
+            is used without the epoch, or ``map_weights`` without the size of the training set.
 
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013), equations 6 and 7.
@@ -95,13 +95,13 @@ class ELBO(Objective):
 
     @property
     def not_decomposable_reason(self) -> str | None:
-        return "free bits look at the mean over a minibatch" if self.free_bits.nats else None
+        return "free bits depend on the mean over a minibatch" if self.free_bits.nats else None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        beta = self._now()
+        beta = self._current_value(self.beta)
         if self._is_plain(beta):
             estimator = self.estimator(model, guide, args, kwargs)
             return estimator.differentiable_loss(model, guide, *args, **kwargs)
@@ -109,7 +109,7 @@ class ELBO(Objective):
         return surrogate - surrogate.detach() + loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        beta = self._now()
+        beta = self._current_value(self.beta)
         if self._is_plain(beta):
             estimator = self.estimator(model, guide, args, kwargs)
             return estimator.loss_and_grads(model, guide, *args, **kwargs)
@@ -118,8 +118,10 @@ class ELBO(Objective):
             surrogate.backward()
         return loss
 
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        beta = self._now()
+    def loss_and_surrogate(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        beta = self._current_value(self.beta)
         if self._is_plain(beta):
             estimator: Any = self.estimator(model, guide, args, kwargs)
             (run,) = estimator._get_traces(model, guide, args, kwargs)
@@ -129,70 +131,68 @@ class ELBO(Objective):
             loss, surrogate = self._run(beta, model, guide, args, kwargs)
         return torch.as_tensor(loss, dtype=surrogate.dtype, device=surrogate.device), surrogate
 
-    def _now(self) -> float:
-        """β at this step."""
-        return self._scheduled(self.beta)
-
     def _is_plain(self, beta: float) -> bool:
-        """Whether the gradient is that of the ELBO itself, as Pyro has it."""
+        """Whether the gradient is that of the plain ELBO, as computed by Pyro."""
         standard = self.gradient == "standard" and not self.map_weights
         return standard and self.free_bits.nats == 0 and isinstance(beta, Real) and beta == 1
 
     def _run(
         self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> tuple[float, Tensor]:
-        """Minus the ELBO, and a tensor with the gradient that is asked for, of the same draws."""
-        estimator, layout = self._choice(model, guide, args, kwargs)
-        share = self._share(args) if self.map_weights else 0.0
+        """Return minus the ELBO and a surrogate with the requested gradient, from one run."""
+        estimator, layout = self._estimator_and_layout(model, guide, args, kwargs)
+        fraction = self._data_fraction(args) if self.map_weights else 0.0
         program = model, guide, args, kwargs
         if self.gradient == "stl":
             loss, surrogate, *computed = self._run_pathwise(layout, beta, *program)
         else:
-            loss, surrogate, *computed = self._run_weighed(estimator, beta, *program)
+            loss, surrogate, *computed = self._run_reweighted(estimator, beta, *program)
         if self.map_weights:
-            surrogate = surrogate - share * log_weight_prior(*computed)
+            surrogate = surrogate - fraction * log_parameter_prior(*computed)
         return loss, surrogate
 
-    def _run_weighed(
+    def _run_reweighted(
         self, estimator: Any, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> _Run:
-        """Pyro's estimator, on a run whose latent sites are weighed after they were measured."""
+    ) -> _RunResult:
+        """Apply Pyro's estimator, with the latent terms reweighted by β and free bits."""
         (run,) = estimator._get_traces(model, guide, args, kwargs)
         loss, _ = estimator._differentiable_loss_particle(*run)
-        modelled, guided = map(_log_probs, run)
-        guided += [site["value"] for site in sample_sites(run[1].nodes).values()]
-        run = self.free_bits.apart(*run)
-        free = self.free_bits.weights(*run, isinstance(estimator, TraceMeanField_ELBO))
-        for_model, for_guide = (_weighed(trace, beta, free) for trace in run)
-        for_model.compute_log_prob()
-        for_guide.compute_score_parts()
-        _, surrogate = estimator._differentiable_loss_particle(for_model, for_guide)
-        return loss / self.num_particles, surrogate / self.num_particles, modelled, guided
+        model_tensors, guide_tensors = map(_log_probs, run)
+        guide_tensors += [site["value"] for site in sample_sites(run[1].nodes).values()]
+        run = self.free_bits.split_sites(*run)
+        weights = self.free_bits.weights(*run, isinstance(estimator, TraceMeanField_ELBO))
+        model_trace, guide_trace = (_scale_latents(trace, beta, weights) for trace in run)
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        _, surrogate = estimator._differentiable_loss_particle(model_trace, guide_trace)
+        count = self.num_particles
+        return loss / count, surrogate / count, model_tensors, guide_tensors
 
     def _run_pathwise(
         self, layout: Layout, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> _Run:
+    ) -> _RunResult:
         count = self.num_particles
-        with PerDatum():
+        with DataPlateChecker():
             particles = run_pathwise(
                 model, guide, *args, num_samples=count, layout=layout, **kwargs
             )
         log_w, latents = particles.log_weights, particles.latents
         log_x = torch.stack([v for n, v in particles.log_p.items() if n not in latents]).sum(0)
-        weighed = log_x + beta * (log_w - log_x)
-        guided = [*particles.log_q.values(), *latents.values()]
-        modelled = list(particles.log_p.values())
-        return -log_w.mean(0).sum().item(), -weighed.mean(0).sum(), modelled, guided
+        objective = log_x + beta * (log_w - log_x)
+        guide_tensors = [*particles.log_q.values(), *latents.values()]
+        model_tensors = list(particles.log_p.values())
+        loss, surrogate = -log_w.mean(0).sum().item(), -objective.mean(0).sum()
+        return loss, surrogate, model_tensors, guide_tensors
 
-    def _share(self, args: tuple) -> float:
-        """The minibatch's share of the training data."""
-        if self._moment.num_data is None:
+    def _data_fraction(self, args: tuple) -> float:
+        """Return the size of the minibatch as a fraction of the training set."""
+        if self._step_info.num_data is None:
             raise ValueError(
-                "expected to be told the number of training data, of which a minibatch has its "
-                "share of log p(θ); got none: call objective.at(StepInfo(num_data=…)) before the "
-                "step, as fit does, or leave map_weights out"
+                "expected the size of the training set, to scale log p(θ) to a minibatch; got "
+                "none: call objective.set_step(StepInfo(num_data=…)) before the step, as fit "
+                "does, or leave map_weights out"
             )
-        return len(args[0]) / self._moment.num_data
+        return len(args[0]) / self._step_info.num_data
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
         return self.estimator(model, guide, args, kwargs)._get_trace(model, guide, args, kwargs)
@@ -200,45 +200,48 @@ class ELBO(Objective):
     def estimator(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Trace_ELBO:
-        """Pyro's ``ELBO`` that does the work for this program, called with these arguments."""
-        return self._choice(model, guide, args, kwargs)[0]
+        """Return Pyro's estimator for this program, called with these arguments."""
+        return self._estimator_and_layout(model, guide, args, kwargs)[0]
 
-    def _choice(
+    def _estimator_and_layout(
         self, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> tuple[Trace_ELBO, Layout]:
-        def look() -> tuple[Trace_ELBO, Layout]:
-            kind, layout, nesting = Trace_ELBO, Layout(), math.inf
+        def compute() -> tuple[Trace_ELBO, Layout]:
+            estimator_class, layout, nesting = Trace_ELBO, Layout(), math.inf
             with poutine.block():
                 if self.gradient == "stl":
                     with eval_mode(model, guide):
                         layout = find_layout(model, guide, *args, **kwargs)
                 elif self.analytic_kl is not False:
-                    kind = self._choose(*trace_program(model, guide, args, kwargs))
-            several = self.num_particles > 1
-            if several:
-                nesting = plate_nesting(model, guide, args, kwargs)
-            estimator = kind(
+                    traces = trace_program(model, guide, args, kwargs)
+                    estimator_class = self._select_estimator(*traces)
+            vectorize = self.num_particles > 1
+            if vectorize:
+                nesting = find_max_plate_nesting(model, guide, args, kwargs)
+            estimator = estimator_class(
                 num_particles=self.num_particles,
                 max_plate_nesting=nesting,
-                vectorize_particles=several,
+                vectorize_particles=vectorize,
             )
             return estimator, layout
 
-        return self._once(look, model, guide, args, kwargs)
+        return self._cached(compute, model, guide, args, kwargs)
 
-    def _choose(self, guide: Mapping[str, Site], model: Mapping[str, Site]) -> type[Trace_ELBO]:
+    def _select_estimator(
+        self, guide: Mapping[str, Site], model: Mapping[str, Site]
+    ) -> type[Trace_ELBO]:
         guide, model = sample_sites(dict(guide)), sample_sites(dict(model))
-        obstacle = _obstacle(guide, model)
-        if obstacle is None:
+        reason = _analytic_kl_obstacle(guide, model)
+        if reason is None:
             closed, sampled = _closed_forms(guide, model)
             for name, pair in sampled.items():
                 _log.warning(
-                    "site %r has no analytic KL (%s): it is estimated by sampling", name, pair
+                    "site %r has no analytic KL (%s): estimating it by sampling", name, pair
                 )
             return TraceMeanField_ELBO if closed or self.analytic_kl else Trace_ELBO
         if self.analytic_kl:
-            raise ValueError(f"expected a program whose KL is analytic; {obstacle}")
-        _log.warning("the KL is estimated by sampling: %s", obstacle)
+            raise ValueError(f"expected a program whose KL is analytic; {reason}")
+        _log.warning("the KL is estimated by sampling: %s", reason)
         return Trace_ELBO
 
 
@@ -247,45 +250,48 @@ def _check_gradient(gradient: str, analytic_kl: bool | None, free_bits: FreeBits
         raise ValueError(f"expected gradient to be standard or stl; got {gradient!r}")
     if gradient == "stl" and analytic_kl:
         raise ValueError(
-            "expected analytic_kl false or null with gradient 'stl', which leaves the score out of "
-            "a sampled log q; got True: a KL in closed form has none, use gradient 'standard'"
+            "expected analytic_kl false or null with gradient 'stl', which drops the score of a "
+            "sampled log q; got True: a KL in closed form has no score, use gradient 'standard'"
         )
     if gradient == "stl" and free_bits.nats > 0:
         raise ValueError(
-            f"expected no free bits with gradient 'stl', whose KL is not parted into groups; got "
+            f"expected no free bits with gradient 'stl', which has no KL per group; got "
             f"{free_bits}: use gradient 'standard'"
         )
 
 
-def _weighed(trace: poutine.Trace, beta: float, free: Mapping[str, Tensor]) -> poutine.Trace:
-    """A run of a model or a guide whose latent terms are multiplied by β and what is not free."""
+def _scale_latents(
+    trace: poutine.Trace, beta: float, weights: Mapping[str, Tensor]
+) -> poutine.Trace:
+    """Return a copy of the trace with the latent terms scaled by β and the free-bits weights."""
     latent = {
-        name: {"scale": site["scale"] * (beta * free.get(name, 1.0))}
+        name: {"scale": site["scale"] * (beta * weights.get(name, 1.0))}
         for name, site in sample_sites(cast("dict[str, Site]", trace.nodes)).items()
         if not site["is_observed"]
     }
-    return rescored(trace, latent)
+    return replace_sites(trace, latent)
 
 
 def _log_probs(trace: Any) -> list[Tensor]:
-    """The log-densities of a run of a model or a guide."""
+    """Return the log-densities of a trace."""
     return [site["log_prob"] for site in sample_sites(trace.nodes).values()]
 
 
-def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:
-    """Why ``TraceMeanField_ELBO`` would be wrong for a program, if it would.
+def _analytic_kl_obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:
+    """Return the reason why ``TraceMeanField_ELBO`` is invalid for a program, or ``None``.
 
-    Pyro checks this too, but only while validation is on, and then warns or asserts.
+    Pyro checks this only with validation enabled, and then warns or asserts.
     """
     for name, site in guide.items():
         if not (site["is_observed"] or site["fn"].has_rsample):
-            return f"site {name!r} of the guide ({_family(site['fn'])}) is not reparameterised"
+            family = _distribution_name(site["fn"])
+            return f"site {name!r} of the guide ({family}) is not reparameterised"
     latent = [name for name, site in model.items() if not site["is_observed"]]
-    drawn = [name for name in guide if name in latent]
-    if drawn != latent:
+    guide_order = [name for name in guide if name in latent]
+    if guide_order != latent:
         return (
-            f"the guide draws {', '.join(drawn)} in this order and the model "
-            f"{', '.join(latent)}, so KL(q ‖ p) of a site depends on later ones"
+            f"the guide samples {', '.join(guide_order)} in this order and the model "
+            f"{', '.join(latent)}, so KL(q ‖ p) of a site depends on later sites"
         )
     return None
 
@@ -293,7 +299,7 @@ def _obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | Non
 def _closed_forms(
     guide: Mapping[str, Site], model: Mapping[str, Site]
 ) -> tuple[set[str], dict[str, str]]:
-    """The latent sites with an analytic KL, and those without, with their distributions."""
+    """Return the latent sites with an analytic KL, and the distribution pairs of the others."""
     closed: set[str] = set()
     sampled: dict[str, str] = {}
     for name, site in model.items():
@@ -304,12 +310,12 @@ def _closed_forms(
             kl_divergence(q, p)
             closed.add(name)
         except NotImplementedError:
-            sampled[name] = f"{_family(q)} to {_family(p)}"
+            sampled[name] = f"{_distribution_name(q)} to {_distribution_name(p)}"
     return closed, sampled
 
 
-def _family(fn: Any) -> str:
-    # what .to_event() and .mask() wrap
+def _distribution_name(fn: Any) -> str:
+    # unwrap .to_event() and .mask()
     while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution"):
         fn = fn.base_dist
     return type(fn).__name__

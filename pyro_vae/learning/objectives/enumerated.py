@@ -1,4 +1,4 @@
-"""The evidence lower bound with discrete latents summed out."""
+"""Evidence lower bound with discrete latents summed out."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ from torch import Tensor
 from ...core.validation import positive_int
 from ...programs.base import sample_sites
 from ..schedules import Schedule, check_number
-from .base import Objective, plate_nesting
+from .base import Objective, find_max_plate_nesting
 
 __all__ = ["EnumeratedELBO"]
 
 
 class EnumeratedELBO(Objective):
-    """The evidence lower bound with discrete latents summed out, by Pyro's ``TraceEnum_ELBO``.
+    """Evidence lower bound with discrete latents summed out (Pyro's ``TraceEnum_ELBO``).
 
-    Every site of the guide with ``infer={"enumerate": "parallel"}`` takes all its values at
-    once, each weighed by its probability under q, and no noise of a draw is in the gradient. For
-    :class:`~pyro_vae.SemiSupervisedVAE` and −L(x, y) = E_q(z|x,y)[log p(x, y, z) − log q(z|x, y)]
-    that is, of a datum whose class is not known,
+    Guide sites with ``infer={"enumerate": "parallel"}`` are enumerated: all values at once,
+    weighted by their probabilities under q, without sampling noise in the gradient. For
+    :class:`~pyro_vae.SemiSupervisedVAE`, let
+    −L(x, y) = E_q(z|x,y)[log p(x, y, z) − log q(z|x, y)]. The bound of an unlabelled example is
 
         −U(x) = Σ_y q(y|x) (−L(x, y)) + H(q(y|x)),
 
-    and −L(x, y) of one whose class is. There a guide may say how probable it finds what is known
-    by ``pyro.factor(name, log_q, has_rsample=True)``, masked because it is no part of a bound:
-    ``classification_weight`` teaches it that.
+    and that of a labelled example is −L(x, y). The guide may report log q(y|x) of the known label
+    with ``pyro.factor(name, log_q, has_rsample=True)``, masked because it is not part of the bound;
+    ``classification_weight`` trains the classifier with it.
 
-    What it returns is always the bound itself, −U or −L. The gradient is that of
-    −L(x, y) + α log q(y|x) on data whose class is known, and with ``beta`` the terms of all
-    latent sites of the guide are multiplied by β.
+    The value returned is always the bound itself, −U or −L. The gradient on labelled examples is
+    that of −L(x, y) + α log q(y|x); ``beta`` multiplies the terms of all latent sites of the guide.
 
     Arguments:
-        num_particles: draws of the latents that are not summed out, for each datum.
-        classification_weight: α, the weight of the factors of the guide, for each datum, a
-            number ≥ 0. The paper's 0.1 N is that of a mean over the data whose class is known:
-            0.1 N / N_known here, if a pass over the data meets each of them once.
-        beta: β, a number ≥ 0 or a schedule of it over the epochs, for instance
+        num_particles: number of samples per example of the latents that are not enumerated.
+        classification_weight: weight α ≥ 0 of the guide's factors, per labelled example. The
+            paper's 0.1 N applies to a mean over labelled examples; it corresponds to
+            0.1 N / N_labelled here if every epoch sees each of them once.
+        beta: weight β of the latent terms: a number ≥ 0, or a schedule over epochs such as
             ``LinearWarmUp``.
 
     Raises:
-        ValueError: if a number is out of range; when used, if a factor of the guide depends on
-            a latent that is summed out, or if a schedule has not been told the epoch.
+        ValueError: if a number is out of range; at the first step, if a factor of the guide
+            depends on an enumerated latent, or if a schedule is used without the epoch.
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), equations 6
@@ -56,7 +55,7 @@ class EnumeratedELBO(Objective):
     """
 
     not_traceable_reason = (
-        "Pyro leaves out of the sum what has probability zero, as the numbers have it"
+        "Pyro drops terms of probability zero from the sum, depending on their values"
     )
 
     def __init__(
@@ -78,35 +77,35 @@ class EnumeratedELBO(Objective):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         estimator = self._estimator(model, guide, args, kwargs)
-        beta = self._scheduled(self.beta)
-        factors = _Factors()
-        watched = factors(guide) if self.classification_weight else guide
+        beta = self._current_value(self.beta)
+        factors = _FactorRecorder()
+        recorded_guide = factors(guide) if self.classification_weight else guide
         if beta == 1:
-            loss = estimator.differentiable_loss(model, watched, *args, **kwargs)
+            loss = estimator.differentiable_loss(model, recorded_guide, *args, **kwargs)
         else:
-            loss = self._weighed(estimator, beta, model, watched, args, kwargs)
+            loss = self._weighted_loss(estimator, beta, model, recorded_guide, args, kwargs)
         if factors.log_q:
-            known = torch.stack(factors.log_q).sum() / self.num_particles
-            loss = loss - self.classification_weight * (known - known.detach())
+            log_q = torch.stack(factors.log_q).sum() / self.num_particles
+            loss = loss - self.classification_weight * (log_q - log_q.detach())
         return loss
 
     def _estimator(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> TraceEnum_ELBO:
-        """Pyro's, one for each program, because the depth of its plates is looked at once."""
+        """Return Pyro's estimator with the plate depth of this program (cached)."""
 
-        def look() -> TraceEnum_ELBO:
+        def compute() -> TraceEnum_ELBO:
             return TraceEnum_ELBO(
                 num_particles=self.num_particles,
-                max_plate_nesting=plate_nesting(model, guide, args, kwargs),
+                max_plate_nesting=find_max_plate_nesting(model, guide, args, kwargs),
                 vectorize_particles=self.num_particles > 1,
-                strict_enumeration_warning=False,  # where all classes are known, nothing is left
+                strict_enumeration_warning=False,  # nothing to enumerate if all classes are known
             )
 
-        return self._once(look, model, guide, args, kwargs)
+        return self._cached(compute, model, guide, args, kwargs)
 
-    def _weighed(
+    def _weighted_loss(
         self, estimator: Any, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> Tensor:
-        """Minus the bound, whose gradient is that of the run with its latent terms weighed."""
+        """Return minus the bound, with the gradient of the bound with latent terms times β."""
         loss: Any = 0.0
         surrogate: Any = 0.0
         for run in estimator._get_traces(model, guide, args, kwargs):
@@ -114,25 +113,25 @@ class EnumeratedELBO(Objective):
             loss = loss - bound.detach()
             latent = [n for n, s in sample_sites(run[1].nodes).items() if not s["is_observed"]]
             for trace in run:
-                _weigh(trace, latent, beta)
+                _scale_log_probs(trace, latent, beta)
             surrogate = surrogate - _compute_dice_elbo(*run)
         return (surrogate - surrogate.detach() + loss) / self.num_particles
 
 
-def _weigh(trace: Trace, names: list[str], weight: float) -> None:
-    """Multiplies the log-densities of some sites by a number, in place."""
+def _scale_log_probs(trace: Trace, names: list[str], weight: float) -> None:
+    """Multiply the log-densities of the named sites by a weight, in place."""
     for name in filter(trace.nodes.__contains__, names):
         packed: Any = trace.nodes[name]["packed"]  # type: ignore[typeddict-item]
-        weighed = weight * packed["log_prob"]
-        weighed._pyro_dims = packed["log_prob"]._pyro_dims
-        packed["log_prob"] = weighed
+        scaled = weight * packed["log_prob"]
+        scaled._pyro_dims = packed["log_prob"]._pyro_dims
+        packed["log_prob"] = scaled
 
 
-class _Factors(Messenger):
-    """Notes the factors of a guide, masked or not.
+class _FactorRecorder(Messenger):
+    """Record the factors of a guide, masked or not.
 
     Attributes:
-        log_q: each factor, summed over data and particles, in nats.
+        log_q: each factor, summed over examples and particles, in nats.
     """
 
     def __init__(self) -> None:
@@ -146,7 +145,7 @@ class _Factors(Messenger):
         plates = {f.dim for f in msg["cond_indep_stack"] if f.vectorized}
         if any(n > 1 and d not in plates for d, n in enumerate(log_q.shape, -log_q.ndim)):
             raise ValueError(
-                f"expected factors of the guide to depend on no latent that is summed out; "
+                f"expected factors of the guide not to depend on enumerated latents; "
                 f"{msg['name']!r} does: set classification_weight to 0"
             )
         self.log_q.append((log_q * msg["scale"]).sum())

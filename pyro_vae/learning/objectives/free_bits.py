@@ -1,4 +1,4 @@
-"""Free bits: nats of a latent's KL that cost nothing."""
+"""Free bits: a KL below a threshold is not penalised."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from ...core.validation import positive_int
 from ...programs.base import PLATE, Site, sample_sites
 from ...programs.kl import site_kl, split_independent, unwrap_independent
 
-__all__ = ["FreeBits", "rescored"]
+__all__ = ["FreeBits", "replace_sites"]
 
-#: The plate of Pyro's vectorised particles.
-_PARTICLES = "num_particles_vectorized"
-#: What a trace remembers of a site's density.
-_MEMO = ("unscaled_log_prob", "log_prob", "log_prob_sum", "score_parts")
+#: Name of Pyro's plate of vectorised particles.
+_PARTICLE_PLATE = "num_particles_vectorized"
+#: Cached log-densities of a trace's site.
+_CACHED_ENTRIES = ("unscaled_log_prob", "log_prob", "log_prob_sum", "score_parts")
 
 
 @dataclass(frozen=True)
 class FreeBits:
-    """λ nats of KL(q ‖ p) that cost nothing, in each group of a latent site's dimensions.
+    """λ free nats of KL(q ‖ p) in each group of latent dimensions.
 
-    In place of the KL stands Σ_groups max(λ, KL_group), KL_group being the mean over the
-    minibatch and its particles, per datum: while it is below λ nothing pulls the group to the
-    prior. Every latent site in the plate ``"data"`` has its own groups; others have none. A
-    KL without a closed form is measured by the draws at hand, and its noise with it.
+    Replaces the KL by Σ_groups max(λ, KL_group), where KL_group is the mean per datum over the
+    minibatch and its particles. Below λ, nothing pulls the group towards the prior. Every latent
+    site in the plate ``"data"`` is divided into groups; other sites are unaffected. A KL without
+    a closed form is estimated from the current samples, including their noise.
 
     Arguments:
-        nats: λ, at least 0; at 0 nothing is free.
-        groups: into how many groups of equal size to part each site's dimensions, in their
-            order: 1 takes the site as a whole, and ``None`` each dimension by itself. All but
-            1 need a KL that is a sum over the dimensions: independent ones in both p and q.
+        nats: threshold λ ≥ 0; 0 disables free bits.
+        groups: number of equal-sized groups of consecutive dimensions per site: 1 for the site as
+            a whole, ``None`` for one group per dimension. Values other than 1 require
+            independent dimensions in both p and q.
 
     Raises:
         ValueError: if ``nats`` is negative or infinite, or ``groups`` is not a positive
-            integer; when used, if a site has no such groups.
+            integer; at the first step, if a site cannot be divided into these groups.
 
     References:
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
@@ -52,83 +52,85 @@ class FreeBits:
 
     def __post_init__(self) -> None:
         if isinstance(self.nats, bool) or not 0 <= self.nats < math.inf:
-            raise ValueError(f"expected free bits of nats ≥ 0 and finite; got {self.nats!r}")
+            raise ValueError(f"expected free bits with nats ≥ 0 and finite; got {self.nats!r}")
         if self.groups is not None:
             positive_int("groups", self.groups)
 
-    def apart(self, model: Trace, guide: Trace) -> tuple[Trace, Trace]:
-        """The same run, whose latent sites have a term for each dimension where groups need it.
+    def split_sites(self, model: Trace, guide: Trace) -> tuple[Trace, Trace]:
+        """Return the traces with one log-density per latent dimension, if the groups need it.
 
         Raises:
-            ValueError: if a site's terms are no sum over its dimensions.
+            ValueError: if the KL of a site is not a sum over its dimensions.
         """
         if self.nats == 0 or self.groups == 1:
             return model, guide
         for name, site in sample_sites(cast("dict[str, Site]", guide.nodes)).items():
             if not (site["is_observed"] or site["fn"].has_rsample):
                 raise ValueError(
-                    f"expected a guide that is reparameterised for free bits of parts of a site; "
-                    f"site {name!r} ({type(site['fn']).__name__}) is not: set their groups to 1"
+                    f"expected a reparameterised guide for free bits with groups; site {name!r} "
+                    f"({type(site['fn']).__name__}) is not: set the groups of free bits to 1"
                 )
-        names = _latents(model, guide)
+        names = _shared_latents(model, guide)
         return (
-            rescored(model, {name: _apart(name, model.nodes[name]) for name in names}),
-            rescored(guide, {name: _apart(name, guide.nodes[name]) for name in names}),
+            replace_sites(model, {name: _split_site(name, model.nodes[name]) for name in names}),
+            replace_sites(guide, {name: _split_site(name, guide.nodes[name]) for name in names}),
         )
 
     @torch.no_grad()
     def weights(self, model: Trace, guide: Trace, analytic: bool) -> dict[str, Tensor]:
-        """What to multiply a latent site's terms by: 1 where a group's KL is above λ, or 0.
+        """Return the weights of the latent terms: 1 if the group's KL is above λ, else 0.
 
-        That is the derivative of max(λ, KL) by KL.
+        This is the derivative of max(λ, KL) with respect to the KL.
 
         Arguments:
-            model, guide: traces of one run, as :meth:`split_independent` gives them.
-            analytic: whether to use the closed forms of the KL that there are.
+            model, guide: traces of one run, as returned by :meth:`split_sites`.
+            analytic: use the KL in closed form if there is one.
 
         Returns:
-            By the site's name, a tensor that broadcasts with its log-density.
+            For each site name, a tensor that broadcasts with the site's log-density.
 
         Raises:
-            ValueError: if the groups do not part a site's dimensions evenly, or if no latent
+            ValueError: if the groups do not divide a site's dimensions evenly, or if no latent
                 site is in the plate ``"data"``.
         """
         if self.nats == 0:
             return {}
         weights = {}
-        for name in _latents(model, guide):
+        for name in _shared_latents(model, guide):
             q, p = guide.nodes[name], model.nodes[name]
             kl = site_kl(q, p, analytic)
             frames = cast("Site", q)["cond_indep_stack"]
-            mean = kl.mean([f.dim for f in frames if f.name in (PLATE, _PARTICLES)], keepdim=True)
+            mean = kl.mean(
+                [f.dim for f in frames if f.name in (PLATE, _PARTICLE_PLATE)], keepdim=True
+            )
             size = mean.numel()
             count = size if self.groups is None else self.groups
             if size % count:
                 raise ValueError(
-                    f"expected free bits whose groups divide the {size} dimensions of site "
+                    f"expected the groups of free bits to divide the {size} dimensions of site "
                     f"{name!r} evenly; got {count}: choose a divisor, or 1 for the whole site"
                 )
             above = mean.reshape(count, -1).sum(1, keepdim=True) > self.nats
             weights[name] = above.expand(count, size // count).reshape(mean.shape).to(kl.dtype)
         if not weights:
             raise ValueError(
-                f'expected latent sites in the plate "{PLATE}" to give free bits to; got none: '
-                f'draw them inside `with pyro.plate("{PLATE}", len(x)):`'
+                f'expected latent sites in the plate "{PLATE}" for free bits; got none: '
+                f'sample them inside `with pyro.plate("{PLATE}", len(x)):`'
             )
         return weights
 
 
-def rescored(trace: Trace, changes: Mapping[str, Mapping[str, Any]]) -> Trace:
-    """A copy of a trace with some entries of some sites replaced, whose densities are unknown."""
+def replace_sites(trace: Trace, changes: Mapping[str, Mapping[str, Any]]) -> Trace:
+    """Return a copy of a trace with site entries replaced and their cached densities dropped."""
     changed = trace.copy()
     for name, entries in changes.items():
-        known = {k: v for k, v in trace.nodes[name].items() if k not in _MEMO}
-        changed.nodes[name] = cast("Any", {**known, **entries})
+        kept = {k: v for k, v in trace.nodes[name].items() if k not in _CACHED_ENTRIES}
+        changed.nodes[name] = cast("Any", {**kept, **entries})
     return changed
 
 
-def _latents(model: Trace, guide: Trace) -> list[str]:
-    """The latent sites of both that are per datum."""
+def _shared_latents(model: Trace, guide: Trace) -> list[str]:
+    """Return the names of the latent sites in the data plate that both traces contain."""
     sites = sample_sites(cast("dict[str, Site]", guide.nodes))
     return [
         name
@@ -139,12 +141,12 @@ def _latents(model: Trace, guide: Trace) -> list[str]:
     ]
 
 
-def _apart(name: str, site: Any) -> dict[str, Any]:
-    """:func:`~pyro_vae.programs.kl.split_independent`, of a site that can be taken apart."""
+def _split_site(name: str, site: Any) -> dict[str, Any]:
+    """Split a site into independent dimensions, or raise if it has dependent ones."""
     fn = unwrap_independent(site["fn"])
     if fn.event_shape:
         raise ValueError(
-            f"expected the KL of site {name!r} to be a sum over its dimensions; the density of "
-            f"{type(fn).__name__} is no product of theirs: set the groups of free bits to 1"
+            f"expected the KL of site {name!r} to be a sum over its dimensions; the dimensions of "
+            f"{type(fn).__name__} are dependent: set the groups of free bits to 1"
         )
     return split_independent(site)

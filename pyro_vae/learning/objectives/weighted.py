@@ -1,4 +1,4 @@
-"""Objectives that are functions of importance weights, as the IWAE's bound is."""
+"""Objectives that are functions of the importance weights, e.g. the IWAE bound."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...programs.importance_weights import Layout, Particles, find_layout, run_particles
 from ...programs.pathwise import run_pathwise
-from .base import Objective, PerDatum, leaves
+from .base import DataPlateChecker, Objective, find_leaf_tensors
 
 __all__ = [
     "CIWAE",
@@ -24,32 +24,32 @@ __all__ = [
     "Renyi",
     "WeightObjective",
     "log_mean_exp",
-    "score_term",
+    "score_function_term",
 ]
 
 Gradient = Literal["standard", "stl", "dreg"]
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """log 1/K Σ_k exp(values_k) along a dimension of size K: of log weights, L_K."""
+    """Return log 1/K Σ_k exp(values_k) along a dimension of size K (L_K for log weights)."""
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
 class WeightObjective(Objective):
-    """The base of objectives that are functions of the log weights ``(K, N)``.
+    """Base class of objectives that are functions of the log weights ``(K, N)``.
 
-    A new one defines :meth:`bound`, differentiable. They work on any program on which
-    :func:`~pyro_vae.log_weights` does, in training mode too: the weights are per datum,
-    whatever the number of latent sites. The gradient of a mean over draws goes through those
-    that are reparameterised, and of others, as of a class, it is the score function's with a
-    leave-one-out baseline (VIMCO), unbiased for any bound.
+    Subclasses define :meth:`bound`, a differentiable function. They support every program that
+    :func:`~pyro_vae.log_weights` supports, in training mode as well; each example has one weight
+    per sample, however many latent sites there are. Reparameterised samples use the pathwise
+    gradient; all others (e.g. discrete latents) use the score function with a leave-one-out
+    baseline (VIMCO), which is unbiased for any bound.
 
     Arguments:
-        num_particles: the number K of draws for each datum.
+        num_particles: number K of samples per example.
 
     Raises:
-        ValueError: if ``num_particles`` is not a positive integer; when used, if no weights
-            per datum exist.
+        ValueError: if ``num_particles`` is not a positive integer; at the first step, if the
+            program has no weights per example.
 
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
@@ -61,53 +61,55 @@ class WeightObjective(Objective):
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
-        """The bound of each datum, ``(N,)`` in nats, of log weights ``(K, N)``."""
+        """Return the bound of each example, ``(N,)`` in nats, from log weights ``(K, N)``."""
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        with torch.no_grad(), PerDatum():
-            particles = self._standard(model, guide, args, kwargs)
+        with torch.no_grad(), DataPlateChecker():
+            particles = self._run(model, guide, args, kwargs)
             return -float(self.bound(particles.log_weights).sum())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        with PerDatum():
+        with DataPlateChecker():
             return self._surrogate(model, guide, args, kwargs)
 
     def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        """Minus the bound, summed over the data, with the gradient of its estimator."""
-        return -self._climbed(self._standard(model, guide, args, kwargs), self.bound)
+        """Return minus the bound, summed over examples, with the estimator's gradient."""
+        return -self._differentiable_bound(self._run(model, guide, args, kwargs), self.bound)
 
-    def _climbed(self, particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor:
-        """A bound, summed over the data, whose gradient is that of its mean over the draws."""
-        return bound(particles.log_weights).sum() + score_term(particles, bound)
+    def _differentiable_bound(
+        self, particles: Particles, bound: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the summed bound with pathwise and score-function gradients."""
+        return bound(particles.log_weights).sum() + score_function_term(particles, bound)
 
-    def _standard(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+    def _run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
         layout, count = self.layout(model, guide, args, kwargs), self.num_particles
         return run_particles(model, guide, *args, num_samples=count, layout=layout, **kwargs)
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
-        """How this program's particles are laid out; looked at once."""
+        """Return the particle layout of a program (cached)."""
 
-        def look() -> Layout:
+        def compute() -> Layout:
             with eval_mode(model, guide):
                 return find_layout(model, guide, *args, **kwargs)
 
-        return self._once(look, model, guide, args, kwargs)
+        return self._cached(compute, model, guide, args, kwargs)
 
 
 class GroupedObjective(WeightObjective):
-    """The base of means over m independent L_k, whose gradient may avoid the score of q.
+    """Base class of averages of m independent L_k, with a choice of gradient estimators.
 
     Arguments:
-        m: the number of groups.
-        k: the number of draws in each.
-        gradient: how the gradient reaches the guide. ``standard`` differentiates the bound as
-            it stands. ``stl`` leaves out the score of q at fixed draws, which is right for
-            k = 1 and biased above. ``dreg`` replaces the score by a second
-            reparameterisation: unbiased, and of a signal that does not fall with k.
+        m: number of groups.
+        k: number of samples per group.
+        gradient: gradient estimator of the guide. ``standard`` differentiates the bound
+            directly. ``stl`` drops the score of q at fixed samples: unbiased for k = 1, biased for
+            k > 1. ``dreg`` replaces the score by a second reparameterisation: unbiased, with a
+            signal-to-noise ratio that does not fall with k.
 
     Raises:
-        ValueError: if a number is not a positive integer or ``gradient`` is another word; when
-            used, if ``stl`` or ``dreg`` is asked for where it does not exist.
+        ValueError: if a number is not a positive integer or ``gradient`` is unknown; at the first
+            step, if ``stl`` or ``dreg`` is not available for the program.
     """
 
     def __init__(self, m: int, k: int, gradient: Gradient) -> None:
@@ -120,45 +122,44 @@ class GroupedObjective(WeightObjective):
         return log_mean_exp(self._groups(log_weights), 1).mean(0)
 
     def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        return -self._climbed(self._particles(model, guide, args, kwargs), self.bound)
+        return -self._differentiable_bound(self._particles(model, guide, args, kwargs), self.bound)
 
     def _groups(self, log_weights: Tensor) -> Tensor:
         return log_weights.unflatten(0, (self.m, self.k))
 
     def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
-        """A run whose gradient reaches the guide as ``gradient`` says."""
+        """Run the programs with the gradient estimator ``gradient``."""
         if self.gradient == "standard":
-            return self._standard(model, guide, args, kwargs)
+            return self._run(model, guide, args, kwargs)
         layout, count = self.layout(model, guide, args, kwargs), self.num_particles
-        shares: list[Tensor] = []
+        normalized: list[Tensor] = []
         particles = run_pathwise(
             model,
             guide,
             *args,
             num_samples=count,
             layout=layout,
-            weight=(lambda: shares[0]) if self.gradient == "dreg" else None,
+            weight=(lambda: normalized[0]) if self.gradient == "dreg" else None,
             **kwargs,
         )
-        # the weights normalised in their groups are DReG's first factor, and its second
+        # the weights normalised per group are both the first and the second factor of DReG
         log_w = particles.log_weights.detach()
-        shares.append(self._groups(log_w).softmax(1).flatten(0, 1))
+        normalized.append(self._groups(log_w).softmax(1).flatten(0, 1))
         return particles
 
 
 class IWAE(GroupedObjective):
-    """L_k = E[log 1/k Σ_i p(x, z_i)/q(z_i|x)], z_i ~ q, for each datum by itself.
+    """Importance weighted bound, L_k = E[log 1/k Σ_i p(x, z_i)/q(z_i|x)] with z_i ~ q(z|x).
 
     Arguments:
-        k: the number of draws.
-        gradient: ``standard`` differentiates the bound as it stands; ``stl`` leaves out the
-            score of q at fixed draws, which is right for k = 1 and biased above; ``dreg``
-            replaces it by a second reparameterisation: unbiased, and of a signal that does
-            not fall with k.
+        k: number of samples.
+        gradient: ``standard`` differentiates the bound directly; ``stl`` drops the score of q at
+            fixed samples (unbiased for k = 1, biased for k > 1); ``dreg`` replaces it by a second
+            reparameterisation (unbiased, with a signal-to-noise ratio that does not fall with k).
 
     Raises:
-        ValueError: if ``k`` is not a positive integer or ``gradient`` is another word; when
-            used, if ``stl`` or ``dreg`` is asked for where it does not exist.
+        ValueError: if ``k`` is not a positive integer or ``gradient`` is unknown; at the first
+            step, if ``stl`` or ``dreg`` is not available for the program.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
@@ -172,11 +173,11 @@ class IWAE(GroupedObjective):
 
 
 class MIWAE(GroupedObjective):
-    """The mean of m independent L_k: the bound of k draws with the noise of m · k.
+    """Average of m independent L_k: the bound of k samples with the noise of m · k samples.
 
     Arguments:
-        m: the number of groups.
-        k: the number of draws in each.
+        m: number of groups.
+        k: number of samples per group.
         gradient: ``standard``, ``stl`` or ``dreg``, as for ``IWAE``.
 
     Raises:
@@ -192,17 +193,18 @@ class MIWAE(GroupedObjective):
 
 
 class PIWAE(GroupedObjective):
-    """L_{m·k}, whose gradient is followed by the model alone; the guide follows MIWAE(m, k).
+    """Partially importance weighted bound: L_{m·k} for the model, MIWAE(m, k) for the guide.
 
-    Both are of the same m · k draws. The bound that is tight is the better one for the model,
-    and the worse one for the guide, whose signal it drowns. A parameter is the guide's if
-    q(z|x) depends on it: with a ``VampPrior``, which is made of q, the encoder's weights follow
-    MIWAE(m, k) in the prior too, and the pseudo-inputs L_{m·k}. What is returned is L_{m·k}.
+    Both use the same m · k samples. A tight bound helps the model but drowns the gradient signal
+    of the guide. A parameter belongs to the guide if q(z|x) depends on it: a ``VampPrior`` uses q,
+    so the encoder's weights follow MIWAE(m, k) in the prior too, and the pseudo-inputs follow
+    L_{m·k}. The value returned is L_{m·k}.
 
     Arguments:
-        m: the number of groups.
-        k: the number of draws in each.
-        gradient: ``standard``, ``stl`` or ``dreg``, as for ``IWAE``; it is the guide's.
+        m: number of groups.
+        k: number of samples per group.
+        gradient: gradient estimator of the guide: ``standard``, ``stl`` or ``dreg``, as for
+            ``IWAE``.
 
     Raises:
         ValueError: as for ``IWAE``.
@@ -221,23 +223,23 @@ class PIWAE(GroupedObjective):
     def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
         particles = self._particles(model, guide, args, kwargs)
         loss = -self.bound(particles.log_weights).sum()
-        encoder = leaves([*particles.log_q.values(), *particles.latents.values()])
+        encoder = find_leaf_tensors([*particles.log_q.values(), *particles.latents.values()])
         if not encoder:
             return loss
-        change = -self._climbed(particles, super().bound) - loss
-        slopes = torch.autograd.grad(change, encoder, retain_graph=True)
-        # zeros, whose gradient is what the guide's lacks
-        for leaf, slope in zip(encoder, slopes, strict=True):
-            loss = loss + ((leaf - leaf.detach()) * slope).sum()
+        difference = -self._differentiable_bound(particles, super().bound) - loss
+        gradients = torch.autograd.grad(difference, encoder, retain_graph=True)
+        # add terms equal to zero that turn the guide's gradient into that of MIWAE
+        for leaf, gradient in zip(encoder, gradients, strict=True):
+            loss = loss + ((leaf - leaf.detach()) * gradient).sum()
         return loss
 
 
 class CIWAE(WeightObjective):
-    """β ELBO + (1 − β) L_k, both of the same k draws.
+    """Combination β ELBO + (1 − β) L_k, both from the same k samples.
 
     Arguments:
-        k: the number of draws.
-        beta: β, in [0, 1].
+        k: number of samples.
+        beta: weight β of the ELBO, in [0, 1].
 
     Raises:
         ValueError: if ``k`` is not a positive integer or ``beta`` is not in [0, 1].
@@ -258,14 +260,14 @@ class CIWAE(WeightObjective):
 
 
 class Renyi(WeightObjective):
-    """1/(1 − α) log 1/k Σ_i w_i^{1−α}: α = 1 is the ELBO, α = 0 is L_k.
+    """Rényi bound, 1/(1 − α) log 1/k Σ_i w_i^{1−α}: the ELBO at α = 1, L_k at α = 0.
 
-    A lower bound of log p(x) for α ≥ 0; for α < 0 it is one only in part, because a finite k
-    pulls it down and the true bound lies above.
+    A lower bound on log p(x) for α ≥ 0. For α < 0 the limit k → ∞ is an upper bound, but the
+    estimate with finite k is biased downwards and may lie on either side.
 
     Arguments:
-        alpha: α, any real number.
-        k: the number of draws.
+        alpha: order α, any real number.
+        k: number of samples.
 
     Raises:
         ValueError: if ``k`` is not a positive integer or ``alpha`` is not finite.
@@ -288,44 +290,43 @@ class Renyi(WeightObjective):
         return log_mean_exp(power * log_weights) / power
 
 
-def score_term(particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor | float:
-    """Zero, whose gradient is Σ_n Σ_k (L_n − L_n^{−k}) ∇ log q(z_kn), of draws that hold still.
+def score_function_term(particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor | float:
+    """Zero with the score-function gradient Σ_n Σ_k (L_n − L_n^{−k}) ∇ log q(z_kn).
 
-    Those are of sites that are not reparameterised. With it the gradient of a bound L is that
-    of the mean over all draws: L^{−k}, the bound with the mean of the other log weights in
-    place of the k-th, does not depend on z_k and takes away noise alone. A single draw has no
-    others, and no baseline.
+    Covers the sites that are not reparameterised, and makes the gradient of a bound L unbiased.
+    The leave-one-out baseline L^{−k}, the bound with the k-th log weight replaced by the mean of
+    the others, does not depend on z_k and only reduces the variance. For K = 1 it is zero.
 
     Arguments:
-        particles: a run, differentiable.
-        bound: what the gradient is of, ``(K, N)`` log weights to ``(N,)``.
+        particles: a differentiable run.
+        bound: function from ``(K, N)`` log weights to the ``(N,)`` bounds.
 
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
         and 8 to 10. https://arxiv.org/abs/1602.06725
     """
-    held = [
+    log_q = [
         particles.log_q[name]
-        for name, draw in particles.latents.items()
-        if particles.log_q[name].requires_grad and not draw.requires_grad
+        for name, sample in particles.latents.items()
+        if particles.log_q[name].requires_grad and not sample.requires_grad
     ]
-    if not held:
+    if not log_q:
         return 0.0
     log_w = particles.log_weights.detach()
-    signal = bound(log_w) - _without_each(log_w, bound)
-    term = (signal * torch.stack(held).sum(0)).sum()
+    signal = bound(log_w) - _leave_one_out(log_w, bound)
+    term = (signal * torch.stack(log_q).sum(0)).sum()
     return term - term.detach()
 
 
-def _without_each(log_weights: Tensor, bound: Callable[[Tensor], Tensor]) -> Tensor:
-    """The bound without each draw, ``(K, N)``."""
+def _leave_one_out(log_weights: Tensor, bound: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the leave-one-out baseline of each sample, ``(K, N)``."""
     count = len(log_weights)
     if count == 1:
         return torch.zeros_like(log_weights)
-    # of particle j where k is left out, at [j, k]
+    # table[j, k]: log weight of sample j with sample k left out
     table = log_weights[:, None].expand(count, count, -1)
     left_out = torch.eye(count, dtype=torch.bool, device=log_weights.device)[..., None]
     others = table.masked_fill(left_out, 0.0).sum(0) / (count - 1)
-    without = bound(torch.where(left_out, others, table).flatten(1)).unflatten(0, (count, -1))
-    # impossible draws alone say nothing; 0 is right, too
-    return without.where(without.isfinite(), 0.0)
+    baseline = bound(torch.where(left_out, others, table).flatten(1)).unflatten(0, (count, -1))
+    # infinite if all other samples have weight 0; no baseline is unbiased as well
+    return baseline.where(baseline.isfinite(), 0.0)

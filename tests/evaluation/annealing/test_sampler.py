@@ -1,4 +1,4 @@
-"""Annealed importance sampling, forwards and backwards, against closed forms."""
+"""Tests of forward and reverse annealed importance sampling against closed forms."""
 
 from functools import partial
 
@@ -14,9 +14,11 @@ from scipy import stats
 
 import pyro_vae as pv
 from pyro_vae.evaluation import Annealing, Bounds, ais, bdmc
-from pyro_vae.evaluation.annealing.path import Pilot
-from pyro_vae.evaluation.annealing.sampler import log_mean_exp
-from pyro_vae.evaluation.annealing.schedules import SCHEDULES, betas_of
+from pyro_vae.evaluation.annealing import sampler
+from pyro_vae.evaluation.annealing.bidirectional import simulate_data
+from pyro_vae.evaluation.annealing.path import PilotResult
+from pyro_vae.evaluation.annealing.sampler import estimate_log_mean_weight
+from pyro_vae.evaluation.annealing.schedules import SCHEDULES, make_betas
 
 SHORT = partial(Annealing, num_temperatures=6, num_steps=3)
 TEMPERATURES = {"guide": 6, "prior": 60}
@@ -67,35 +69,28 @@ CASES = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("initial", ["guide", "prior"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mean_weight_is_the_evidence(case, initial, schedule):
-    # of 3000 data with weights of their own, a short and noisy path; false alarm of one case:
-    # 1 in 15,000
+def test_mean_weight_is_evidence(case, initial, schedule):
+    # 3000 examples on a short, noisy path; false-alarm rate per case 1/15,000
     program, x, truth = CASES[case](3000)
     annealing = SHORT(num_chains=2, initial=initial, schedule=schedule)
     found = ais(program, x, annealing=annealing, seed=3).per_datum["ais"]
     ratio = np.exp(found - truth.numpy())
-    assert ratio.std() > 0.05  # there is something to average
+    assert ratio.std() > 0.05  # the weights vary
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))
 
 
 @pytest.mark.parametrize("initial", ["guide", "prior"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mean_weight_backwards_is_one_over_the_evidence(case, initial):
-    # false alarm of one case: 1 in 15,000
+def test_mean_reverse_weight_is_inverse_evidence(case, initial):
+    # false-alarm rate per case 1/15,000
     program, x, _ = CASES[case](3000)
-    # few temperatures from the prior have weights with hardly a variance to tell the mean by
+    # from the prior, few temperatures give weights of a too large variance
     annealing = SHORT(num_chains=1, initial=initial, num_temperatures=TEMPERATURES[initial])
     bounds = bdmc(program, x, annealing=annealing, num_samples=0, seed=4)
-    made = simulated(program, x, 4)
-    ratio = np.exp(evidence(case, program, made).numpy() - bounds.per_datum["upper"])
+    simulated = simulate_data(program, x, (), 4)[0]
+    ratio = np.exp(evidence(case, program, simulated).numpy() - bounds.per_datum["upper"])
     assert ratio.std() > 0.05
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))
-
-
-def simulated(program, like, seed):
-    from pyro_vae.evaluation.annealing.bidirectional import simulated
-
-    return simulated(program, like, (), seed)[0]
 
 
 def evidence(case, program, x):
@@ -108,13 +103,13 @@ def evidence(case, program, x):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_enclosed_within_a_twentieth_of_a_nat(case):
+def test_bdmc_bounds_are_within_a_twentieth_of_a_nat(case):
     program, x, _ = CASES[case](40)
     annealing = Annealing(num_temperatures=100, num_steps=5)
     bounds = bdmc(program, x, annealing=annealing, num_samples=500, seed=2)
-    truth = float(evidence(case, program, simulated(program, x, 2)).mean())
+    truth = float(evidence(case, program, simulate_data(program, x, (), 2)[0]).mean())
     low, high = bounds.estimates["ais"], bounds.estimates["upper"]
-    # false alarm 1 in 700 for each
+    # false-alarm rate 1/700 each
     assert low.value - 3 * low.se_monte_carlo < truth < high.value + 3 * high.se_monte_carlo
     assert abs(low.value - truth) < 0.05 and abs(high.value - truth) < 0.05
     gap = bounds.estimates["bdmc_gap"]
@@ -123,65 +118,63 @@ def test_enclosed_within_a_twentieth_of_a_nat(case):
     assert bounds.iwae[500] < truth + 3 * bounds.estimates["iwae_500"].se_monte_carlo
 
 
-def test_stated_errors_cover():
+def test_standard_errors_cover_log_evidence():
     program, x, truth = linear_case(400, shift=0.7)
     found = ais(program, x, annealing=Annealing(num_chains=16, num_temperatures=40), seed=1)
     z = (found.per_datum["ais"] - truth.numpy()) / np.sqrt(found.per_datum["ais_variance"])
-    # of a normal variable 95 % are within 2 standard errors; 16 chains know theirs to 18 %, and
-    # 400 data tell the share to 1.1 %
+    # 95 % of a normal distribution are within 2 standard errors; 16 chains estimate these to 18 %,
+    # and 400 examples the share to 1.1 %
     assert 0.90 < (np.abs(z) < 2).mean() < 0.98
     assert found.per_datum["ais_ess"].max() <= 16
 
 
-def test_a_path_of_one_temperature_is_importance_sampling():
+def test_single_temperature_is_importance_sampling():
     program, x, truth = linear_case(2000, shift=0.5)
     found = ais(program, x, annealing=Annealing(num_chains=4, num_temperatures=1), seed=1)
     ratio = np.exp(found.per_datum["ais"] - truth.numpy())
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))  # 1 in 15,000
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))  # false-alarm rate 1/15,000
     assert np.isnan(found.per_datum["acceptance"]).all()
 
 
-def test_a_bad_guide_moves_importance_sampling_and_not_annealing():
+def test_bad_guide_biases_importance_sampling_but_not_ais():
     program, x, truth = linear_case(30, shift=4.0)
     bounds = pv.evaluate(program, x, num_samples=1000)
     annealed = ais(program, x, annealing=Annealing(num_temperatures=300, num_steps=5), seed=1)
-    wrong = bounds.log_evidence - float(truth.mean())
-    right = annealed.estimates["ais"].value - float(truth.mean())
-    assert wrong < -1 and abs(right) < 0.15
+    importance_bias = bounds.log_evidence - float(truth.mean())
+    ais_bias = annealed.estimates["ais"].value - float(truth.mean())
+    assert importance_bias < -1 and abs(ais_bias) < 0.15
     assert len(bounds.unreliable) > 20
 
 
-def test_step_sizes_arrive_at_the_target():
+def test_step_sizes_reach_target_acceptance():
     program, x, _ = linear_case(30, shift=1.0)
     annealing = Annealing(num_temperatures=200, num_steps=5, target=0.8)
     found = ais(program, x, annealing=annealing, seed=1)
     assert abs(found.per_datum["acceptance"].mean() - 0.8) < 0.05
 
 
-def test_one_chain_cannot_tell_its_noise():
+def test_variance_of_single_chain_is_nan():
     program, x, _ = linear_case(3)
     found = ais(program, x, annealing=SHORT(num_chains=1), seed=1)
     assert np.isnan(found.per_datum["ais_variance"]).all()
 
 
-def test_seeds_repeat_and_generators_stay():
+def test_seed_is_reproducible_and_global_generator_is_unaffected():
     program, x, _ = linear_case(5, shift=1.0)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    one, two, other = (
+    first, repeated, other = (
         ais(program, x, annealing=SHORT(), seed=seed).per_datum["ais"] for seed in (1, 1, 2)
     )
     assert torch.equal(torch.get_rng_state(), state)
-    assert (one == two).all() and (one != other).all()
+    assert (first == repeated).all() and (first != other).all()
 
 
-def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    from pyro_vae.evaluation.annealing import sampler as module
-
+def test_interrupted_run_resumes_to_same_bits(tmp_path, monkeypatch):
     program, x, _ = linear_case(7, shift=1.0)
-    monkeypatch.setattr(module, "max_pairs", lambda x: 16)  # blocks of two
+    monkeypatch.setattr(sampler, "max_chain_pairs", lambda x: 16)  # blocks of two
     whole = ais(program, x, annealing=SHORT(), seed=1)
-    file, calls, original = tmp_path / "ais.npz", [], module.planned
+    file, calls, original = tmp_path / "ais.npz", [], sampler.tune_schedule
 
     def interrupted(path, annealing):
         calls.append(1)
@@ -189,54 +182,61 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(path, annealing)
 
-    monkeypatch.setattr(module, "planned", interrupted)
+    monkeypatch.setattr(sampler, "tune_schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ais(program, x, annealing=SHORT(), seed=1, checkpoint=file)
-    again = ais(program, x, annealing=SHORT(), seed=1, checkpoint=file)
-    assert len(calls) == 3 + 2  # of four blocks two were kept
+    resumed = ais(program, x, annealing=SHORT(), seed=1, checkpoint=file)
+    assert len(calls) == 3 + 2  # two of four blocks were saved
     for name, column in whole.per_datum.items():
-        assert np.array_equal(column, again.per_datum[name]), name
+        assert np.array_equal(column, resumed.per_datum[name]), name
     with pytest.raises(ValueError, match="checkpoint of this computation"):
         ais(program, x, annealing=SHORT(num_steps=4), seed=1, checkpoint=file)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """Real digits, 8 × 8, with their classes."""
+    """Labelled images of digits, 8 × 8."""
     return pv.data.load("digits", binarize="threshold")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_program(name, digits):
+def test_ais_of_every_program(name, digits):
     torch.manual_seed(0)
     program, data = program_for(PROGRAMS[name], digits), digits.test.head(4)
     if name == "SemiSupervisedVAE":
-        with pytest.raises(ValueError, match="discrete, and HMC follows gradients"):
+        with pytest.raises(ValueError, match="is discrete and has no gradient for HMC"):
             ais(program, data, annealing=SHORT())
         return
     annealing = Annealing(num_chains=8, num_temperatures=40, num_steps=5)
     low = ais(program, data, annealing=annealing, seed=1).estimates["ais"]
     estimate = pv.evaluate(program, data, num_samples=4000, seed=1).estimates["log_evidence"]
     error = np.hypot(low.se_monte_carlo, estimate.se_monte_carlo)
-    # an untrained program's prior and posterior are near: both know log p(x) well
+    # prior and posterior of an untrained program are close, so both estimates are accurate
     assert abs(low.value - estimate.value) < 4 * error + 1e-3
     assert error < 0.6
 
 
-def test_a_flow_without_an_inverse_begins_at_the_prior():
+def test_flow_without_inverse_requires_start_at_prior():
     vae = pv.VAE((4,), 2, posterior=pv.posteriors.PlanarFlow)
     x = torch.bernoulli(torch.full((3, 4), 0.5))
     with pytest.raises(ValueError, match="flow without an inverse"):
         ais(vae, x, annealing=SHORT())
-    annealing = Annealing(num_temperatures=60, num_steps=5, initial="prior")
+    annealing = Annealing(num_chains=40, num_temperatures=60, num_steps=5, initial="prior")
     low = ais(vae, x, annealing=annealing).estimates["ais"]
-    weighed = pv.evaluate(vae, x, num_samples=2000).estimates["log_evidence"]
-    assert abs(low.value - weighed.value) < 4 * np.hypot(low.se_monte_carlo, weighed.se_monte_carlo)
+    # samples from the prior suffice for two latents; the untrained flow would miss much
+    with torch.no_grad():
+        p = vae.likelihood(torch.randn(40_000, 1, 2)).log_prob(x).double().exp()
+    error = float((p.std(0) / p.mean(0)).square().mean() / len(p) / len(x)) ** 0.5
+    exact = float(p.mean(0).log().mean())
+    # false-alarm rate 1e-5
+    assert abs(low.value - exact) < 4.4 * np.hypot(low.se_monte_carlo, error)
 
 
-def test_a_sphere_is_refused():
+def test_latent_on_sphere_raises():
     vae = pv.VAE((4,), 3, prior=pv.priors.UniformSphere, posterior=pv.posteriors.PowerSpherical)
-    with pytest.raises(ValueError, match="no such transform"):
+    with pytest.raises(
+        ValueError, match=r"with a transform from unconstrained space; got site .* which has none"
+    ):
         ais(vae, torch.bernoulli(torch.full((3, 4), 0.5)), annealing=SHORT())
 
 
@@ -251,29 +251,29 @@ def test_a_sphere_is_refused():
         ({"schedule": "adaptive", "num_chains": 1}, "expected num_chains ≥ 2 for the adaptive"),
     ],
 )
-def test_bad_settings(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Annealing(**options)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_rise_from_0_to_1(schedule):
+def test_schedules_increase_from_0_to_1(schedule):
     for size in (1, 2, 50):
-        betas = np.array(betas_of(schedule, size))
+        betas = np.array(make_betas(schedule, size))
         assert betas[0] == 0 and betas[-1] == 1 and len(betas) == size + 1
         assert (np.diff(betas) > 0).all()
 
 
-def test_the_adaptive_schedule_loses_the_same_at_each_step():
-    # a spread of 1/β between 0.01 and 1 wants β that grow by the same factor
-    where = torch.linspace(0.01, 1, 2000, dtype=D)
-    pilot = Pilot(where, torch.ones(2000, 1, 1), 1 / where)
-    betas = np.array(betas_of("adaptive", 10, pilot))[1:]
+def test_adaptive_schedule_has_equal_loss_per_step():
+    # for a spread of 1/β between 0.01 and 1, β grows by a constant factor
+    grid = torch.linspace(0.01, 1, 2000, dtype=D)
+    pilot = PilotResult(grid, torch.ones(2000, 1, 1), 1 / grid)
+    betas = np.array(make_betas("adaptive", 10, pilot))[1:]
     assert np.allclose(betas[1:] / betas[:-1], 100 ** (1 / 10), rtol=0.02)
 
 
-def test_step_sizes_between_those_of_the_pilot():
-    pilot = Pilot(
+def test_step_sizes_are_interpolated():
+    pilot = PilotResult(
         torch.tensor([0.0, 0.5, 1.0], dtype=D),
         torch.tensor([1.0, 3.0, 5.0])[:, None, None],
         torch.ones(3),
@@ -282,27 +282,29 @@ def test_step_sizes_between_those_of_the_pilot():
     assert found.tolist() == [1.0, 2.0, 3.0, 5.0, 5.0]
 
 
-def test_simulation_by_number_and_by_likeness():
+def test_simulation_from_size_and_from_template():
     vae = pv.VAE((4,), 2)
-    made = bdmc(vae, 3, annealing=SHORT(), num_samples=30, seed=1)
-    assert len(made) == 3 and made.settings["simulated"]
+    from_size = bdmc(vae, 3, annealing=SHORT(), num_samples=30, seed=1)
+    assert len(from_size) == 3 and from_size.settings["simulated"]
     x = torch.zeros(3, 4)
-    like = bdmc(vae, x, annealing=SHORT(), num_samples=30, seed=1)
-    assert {*made.per_datum} == {*like.per_datum} and "log_evidence" in like.per_datum
+    from_template = bdmc(vae, x, annealing=SHORT(), num_samples=30, seed=1)
+    assert {*from_size.per_datum} == {
+        *from_template.per_datum
+    } and "log_evidence" in from_template.per_datum
 
 
-def test_labels_are_conditioned_on(tmp_path):
+def test_bdmc_of_conditional_program(tmp_path):
     vae = pv.ConditionalVAE((4,), condition=3, latent_dim=2)
     x, labels = torch.zeros(6, 4), torch.arange(6) % 3
     bounds = bdmc(vae, pv.data.Split(x, labels=labels), annealing=SHORT(), num_samples=30)
     bounds.to_netcdf(tmp_path / "bdmc.nc")
-    again = Bounds.from_netcdf(tmp_path / "bdmc.nc")
-    assert again.estimates == bounds.estimates and again.settings == bounds.settings
-    with pytest.raises(ValueError, match="expected a label for every datum"):
+    loaded = Bounds.from_netcdf(tmp_path / "bdmc.nc")
+    assert loaded.estimates == bounds.estimates and loaded.settings == bounds.settings
+    with pytest.raises(ValueError, match="expected a label for every example"):
         bdmc(vae, 6, annealing=SHORT())
 
 
-def test_more_than_the_data_observed():
+def test_second_observed_site_raises():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
@@ -313,13 +315,13 @@ def test_more_than_the_data_observed():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, 1.0))
 
-    with pytest.raises(ValueError, match="'y' is observed, too"):
+    with pytest.raises(ValueError, match="got the observed sites 'y'"):
         bdmc((model, guide), torch.zeros(3), annealing=SHORT())
 
 
-def test_data_that_the_density_looks_at():
+def test_density_that_depends_on_data_raises():
     def model(x):
-        # a decoder that is told the datum before: no draw of it is one of p(x)
+        # autoregressive in the data: a sample given other data is not from p(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             before = torch.nn.functional.pad(x[..., :-1], (1, 0))
@@ -329,7 +331,9 @@ def test_data_that_the_density_looks_at():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, 0], 1.0))
 
-    with pytest.raises(ValueError, match="'x', or of a latent, looks at the data themselves"):
+    with pytest.raises(
+        ValueError, match="a density of 'x' or of a latent that depends on the data"
+    ):
         bdmc((model, guide), torch.ones(3, 2), annealing=SHORT())
     vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.NegativeBinomial, library="observed"))
     vae.likelihood.init_from_data(torch.ones(2, 3))
@@ -352,15 +356,18 @@ def test_float64_data_of_a_float32_program():
     x = torch.tensor([[0.3, -0.4], [1.0, 2.0]], dtype=D)
     covariance = torch.ones(2, 2, dtype=D) + torch.eye(2, dtype=D)
     marginal = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=D), covariance)
-    found = ais((model, guide), x, annealing=Annealing(num_temperatures=60)).per_datum
-    # false alarm 1 in 15,000 for each
-    wrong = np.abs(found["ais"] - marginal.log_prob(x).numpy())
-    assert (wrong < 4 * np.sqrt(found["ais_variance"])).all() and wrong.max() < 0.1
+    # the standard error of eight chains is itself too uncertain: Student's t with 7 degrees of
+    # freedom exceeds 4 once in 200 times
+    annealing = Annealing(num_chains=100, num_temperatures=60)
+    found = ais((model, guide), x, annealing=annealing).per_datum
+    # false-alarm rate 1/10,000 each
+    error = np.abs(found["ais"] - marginal.log_prob(x).numpy())
+    assert (error < 4 * np.sqrt(found["ais_variance"])).all() and error.max() < 0.1
 
 
-def test_one_chain_that_outshines_the_others():
+def test_log_mean_weight_of_dominating_chain():
     log_w = torch.tensor([[0.0, 1.0, 0.0], [-100.0, 1.0, -torch.inf]], dtype=D)
-    value, variance, ess = log_mean_exp(log_w, slice(0, 3))
+    value, variance, ess = estimate_log_mean_weight(log_w, slice(0, 3))
     assert np.allclose(value, [-np.log(2), 1, -np.log(2)]) and np.allclose(ess, [1, 2, 1])
-    # without one of the two chains log p̂ is the other's: half their distance, squared
+    # leaving out one of two chains gives the other: the variance is half the distance, squared
     assert variance[:2].tolist() == [2500, 0] and variance[2].isnan()

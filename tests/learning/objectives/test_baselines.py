@@ -1,4 +1,4 @@
-"""The baselines of "Auto-Encoding Variational Bayes", against closed forms."""
+"""Monte Carlo EM against the closed forms of probabilistic PCA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_vae.learning.objectives.baselines import MonteCarloEM
 
 
 class ProbabilisticPCA(PyroModule):
-    """z ~ N(0, I), x ~ N(W z + b, σ² I), all of it learned; a linear guide."""
+    """z ~ N(0, I), x ~ N(W z + b, σ² I), with a linear guide; all parameters are trained."""
 
     def __init__(self, data_dim=4, latent_dim=1, seed=0):
         super().__init__()
@@ -64,12 +64,12 @@ def _data(size=300, seed=0):
 
 
 def _maximum_likelihood(x):
-    """log p(x) per datum at its maximum over W, b and σ (Tipping & Bishop, 1999)."""
+    """Return the maximum of log p(x) per datum and its σ² (Tipping & Bishop, 1999)."""
     eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
-    rest = eigenvalues[1:].mean()
+    variance = eigenvalues[1:].mean()
     dim = len(eigenvalues)
-    log_det = eigenvalues[0].log() + (dim - 1) * rest.log()
-    return -0.5 * float(dim * math.log(2 * math.pi) + log_det + dim), rest
+    log_det = eigenvalues[0].log() + (dim - 1) * variance.log()
+    return -0.5 * float(dim * math.log(2 * math.pi) + log_det + dim), variance
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def _evidence(program, x):
     return float(program.marginal.log_prob(x).mean())
 
 
-def test_it_arrives_at_the_maximum_likelihood():
+def test_converges_to_maximum_likelihood():
     x = _data()
     program = ProbabilisticPCA()
     best, variance = _maximum_likelihood(x)
@@ -91,7 +91,7 @@ def test_it_arrives_at_the_maximum_likelihood():
     assert best - 0.01 < reached <= best
     assert abs(float((2 * program.log_s.detach()).exp() / variance) - 1) < 0.05
     assert objective.acceptance.mean() > 0.85
-    # and the guide follows the posterior, whatever the model learns
+    # the guide follows the posterior
     evidence = pv.log_weights(program.model, program.guide, x, num_samples=1).mean()
     assert reached - 0.05 < float(evidence) < reached + 0.05
 
@@ -103,12 +103,12 @@ def _gradients(objective, program, x):
     return {name: p.grad.clone() for name, p in program.named_parameters()}
 
 
-def test_its_gradient_is_that_of_the_evidence():
-    # Fisher's identity; the mean of 400 dependent steps on 20 data, each of 5 leapfrog steps
+def test_gradient_is_that_of_the_log_evidence():
+    # Fisher's identity; mean over 400 dependent steps on 20 examples, with 5 leapfrog steps each
     x = _data(20)
     program = ProbabilisticPCA()
     truth = -program.marginal.log_prob(x).sum()
-    wanted = dict(
+    expected_gradients = dict(
         zip(
             ["W", "b", "log_s"],
             torch.autograd.grad(truth, [program.W, program.b, program.log_s]),
@@ -116,23 +116,23 @@ def test_its_gradient_is_that_of_the_evidence():
         )
     )
     objective = MonteCarloEM(num_steps=5, warm_up=40)
-    found = []
+    gradients = []
     for _ in range(400):
-        objective.at(StepInfo(0.0, len(x), torch.arange(len(x))))
-        found.append(_gradients(objective, program, x))
+        objective.set_step(StepInfo(0.0, len(x), torch.arange(len(x))))
+        gradients.append(_gradients(objective, program, x))
     rates = objective.acceptance
     assert rates.shape == (20,)
-    for name, expected in wanted.items():
-        draws = torch.stack([g[name] for g in found]).reshape(400, -1)
-        # batches of 20 are nearly independent: standard errors from 20 means, 5 of them allowed,
-        # which a t-variable of 19 degrees exceeds once in 10⁴; 9 numbers are looked at
-        means = draws.unflatten(0, (20, 20)).mean(1)
+    for name, expected in expected_gradients.items():
+        samples = torch.stack([g[name] for g in gradients]).reshape(400, -1)
+        # batches of 20 are nearly independent. The tolerance is 5 standard errors from 20 means,
+        # which a t variable with 19 degrees of freedom exceeds once in 10⁴, for each of 9 numbers
+        means = samples.unflatten(0, (20, 20)).mean(1)
         error = means.std(0) / 20**0.5
         assert ((means.mean(0) - expected.flatten()).abs() < 5 * error).all(), name
         assert error.norm() < 0.1 * expected.norm(), name
 
 
-def test_what_it_returns_is_the_elbo():
+def test_loss_is_the_elbo():
     x = _data(50)
     program = ProbabilisticPCA()
     values = []
@@ -144,12 +144,12 @@ def test_what_it_returns_is_the_elbo():
     weights = pv.log_weights(program.model, program.guide, x, num_samples=4000)
     elbo = float(weights.mean(0).sum())
     spread = float(weights.sum(1).std())
-    # 4.5 standard errors: 10⁻⁵
+    # false-alarm rate at 4.5 standard errors: 1e-5
     assert abs(sum(values) / 40 + elbo) < 4.5 * spread / 40**0.5
 
 
 class _Shared(PyroModule):
-    """A guide that uses the model's weight."""
+    """Guide that shares a parameter with the model."""
 
     def __init__(self):
         super().__init__()
@@ -172,15 +172,15 @@ class _Shared(PyroModule):
             pyro.sample("top", dist.LogNormal(self.own, 1.0))
 
 
-def test_each_program_follows_its_own_density_at_the_same_draws():
+def test_gradients_of_model_and_guide_at_the_same_samples():
     program, x = _Shared(), torch.tensor([0.5, -1.0, 2.0])
     objective = MonteCarloEM(warm_up=5)
-    objective.at(StepInfo(0.0, 3, torch.arange(3)))
-    found = _gradients(objective, program, x)
-    held = objective._held
-    assert held is not None and held["z"].shape == held["top"].shape == (1, 3)
-    assert (held["top"] > 0).all()
-    z, top = held["z"][0], held["top"][0]
+    objective.set_step(StepInfo(0.0, 3, torch.arange(3)))
+    gradients = _gradients(objective, program, x)
+    samples = objective._samples
+    assert samples is not None and samples["z"].shape == samples["top"].shape == (1, 3)
+    assert (samples["top"] > 0).all()
+    z, top = samples["z"][0], samples["top"][0]
     log_p = (
         dist.Gamma(2.0, program.rate).log_prob(top).sum()
         + dist.Normal(program.w * z, 1.0).log_prob(x).sum()
@@ -193,18 +193,18 @@ def test_each_program_follows_its_own_density_at_the_same_draws():
     for name, gradient in zip(
         named, torch.autograd.grad(-(log_p + log_q), list(named.values())), strict=True
     ):
-        torch.testing.assert_close(found[name], gradient)
+        torch.testing.assert_close(gradients[name], gradient)
 
 
-def test_the_sample_is_held_for_the_updates_and_the_chain_goes_on():
+def test_samples_are_reused_by_updates_and_chains_persist():
     program, x = _Shared(), torch.randn(6)
     objective = MonteCarloEM(warm_up=3)
 
     def step(update, index):
-        objective.at(StepInfo(0.0, 6, torch.tensor(index), update))
+        objective.set_step(StepInfo(0.0, 6, torch.tensor(index), update))
         _gradients(objective, program, x[index])
-        assert objective._held is not None
-        return {name: z.clone() for name, z in objective._held.items()}
+        assert objective._samples is not None
+        return {name: z.clone() for name, z in objective._samples.items()}
 
     first, again = step(0, [4, 1, 3]), step(1, [4, 1, 3])
     for name in first:
@@ -222,25 +222,25 @@ def test_the_sample_is_held_for_the_updates_and_the_chain_goes_on():
 
 
 @pytest.mark.parametrize("target", [0.7, 0.9])
-def test_step_sizes_stay_tuned_when_the_posterior_narrows(target):
+def test_step_sizes_adapt_to_a_narrower_posterior(target):
     program, x = ProbabilisticPCA(latent_dim=3), _data(100)
     objective = MonteCarloEM(num_steps=3, warm_up=20, target=target)
-    for log_s, visits in ((0.0, 5), (-1.5, 90)):
+    for log_s, visits in ((0.0, 25), (-1.5, 90)):
         with torch.no_grad():
             program.log_s.fill_(log_s)
         rates = []
         for _ in range(visits):
-            objective.at(StepInfo(0.0, len(x), torch.arange(len(x))))
+            objective.set_step(StepInfo(0.0, len(x), torch.arange(len(x))))
             _gradients(objective, program, x)
             rates.append(objective.acceptance)
-        # 20 visits of 100 chains
+        # 20 transitions of 100 chains
         assert abs(float(torch.stack(rates[-20:]).mean()) - target) < 0.07
 
 
-def test_a_fit_that_was_interrupted_goes_on_bit_by_bit(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
     x = _data(30)
 
-    def fitted(program, epochs, resume=False, path=tmp_path / "whole.pt"):
+    def fit(program, epochs, resume=False, path=tmp_path / "uninterrupted.pt"):
         objective = MonteCarloEM(num_steps=3, warm_up=4, updates=2)
         pv.fit(
             program,
@@ -254,32 +254,32 @@ def test_a_fit_that_was_interrupted_goes_on_bit_by_bit(tmp_path):
         return objective.state_dict()
 
     start = ProbabilisticPCA()
-    whole, parts = copy.deepcopy(start), copy.deepcopy(start)
-    state = fitted(whole, 3)
-    fitted(parts, 1, path=tmp_path / "parts.pt")
-    parts = copy.deepcopy(start)
-    resumed = fitted(parts, 3, resume=True, path=tmp_path / "parts.pt")
-    assert torch.load(tmp_path / "parts.pt", weights_only=True)["history"]
-    for name, weight in whole.named_parameters():
-        assert torch.equal(weight, parts.get_parameter(name)), name
+    uninterrupted, resumed = copy.deepcopy(start), copy.deepcopy(start)
+    state = fit(uninterrupted, 3)
+    fit(resumed, 1, path=tmp_path / "resumed.pt")
+    resumed = copy.deepcopy(start)
+    resumed_state = fit(resumed, 3, resume=True, path=tmp_path / "resumed.pt")
+    assert torch.load(tmp_path / "resumed.pt", weights_only=True)["history"]
+    for name, weight in uninterrupted.named_parameters():
+        assert torch.equal(weight, resumed.get_parameter(name)), name
     assert state["seen"].all()
-    assert torch.equal(state["log_step"], resumed["log_step"])
-    assert torch.equal(state["position"]["z"], resumed["position"]["z"])
+    assert torch.equal(state["log_step"], resumed_state["log_step"])
+    assert torch.equal(state["position"]["z"], resumed_state["position"]["z"])
 
 
-def test_another_program_has_chains_of_its_own():
+def test_a_new_program_resets_the_chains():
     x = _data(10)
     objective = MonteCarloEM(warm_up=2)
-    objective.at(StepInfo(0.0, 10, torch.arange(5)))
+    objective.set_step(StepInfo(0.0, 10, torch.arange(5)))
     first, second = ProbabilisticPCA(), ProbabilisticPCA(latent_dim=2)
     _gradients(objective, first, x[:5])
-    objective.at(StepInfo(0.0, 10, torch.arange(5, 10)))
+    objective.set_step(StepInfo(0.0, 10, torch.arange(5, 10)))
     _gradients(objective, second, x[5:])
     state = objective.state_dict()
     assert state["position"]["z"].shape == (10, 2) and state["seen"].sum() == 5
 
 
-def test_plain_svi_starts_a_chain_for_each_minibatch():
+def test_plain_svi_restarts_chains_in_every_step():
     x, program = _data(40), ProbabilisticPCA()
     objective = MonteCarloEM(num_steps=4, warm_up=8)
     optim = pyro.optim.Adam({"lr": 0.05})
@@ -291,7 +291,7 @@ def test_plain_svi_starts_a_chain_for_each_minibatch():
     assert _evidence(program, x) > before + 1
 
 
-def test_a_vae_learns():
+def test_trains_a_vae():
     pyro.set_rng_seed(0)
     x = (torch.rand(64, 12) < torch.tensor([0.1, 0.9]).repeat(6)).float()
     mlp = partial(pv.networks.MLP, hidden=(8,))
@@ -311,7 +311,7 @@ def _program(model, guide):
     return MonteCarloEM(warm_up=1), model, guide, torch.zeros(3)
 
 
-def test_programs_that_are_refused():
+def test_rejects_unsupported_programs():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -321,17 +321,18 @@ def test_programs_that_are_refused():
         objective, *pair = _program(model, AutoNormal(model))
         objective.differentiable_loss(*pair)
 
-    def counted(x):
+    def poisson_model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Poisson(1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    def counting(x):
+    def poisson_guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Poisson(2.0))
 
-    with pytest.raises(ValueError, match=r"expected continuous latent sites; site 'z' \(Poisson\)"):
-        objective, *pair = _program(counted, counting)
+    message = r"expected continuous latent sites; got site 'z' \(Poisson\)"
+    with pytest.raises(ValueError, match=message):
+        objective, *pair = _program(poisson_model, poisson_guide)
         objective.differentiable_loss(*pair)
 
 
@@ -344,6 +345,6 @@ def test_programs_that_are_refused():
         ({"target": 0}, r"expected target in \(0, 1\); got 0"),
     ],
 )
-def test_numbers_that_are_refused(arguments, message):
+def test_rejects_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         MonteCarloEM(**arguments)

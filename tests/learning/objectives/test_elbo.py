@@ -1,4 +1,4 @@
-"""The ELBO objective is Pyro's, whichever of the two estimators is chosen."""
+"""The ELBO objective against Pyro's estimators."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ def _loss_and_gradient(objective, vae):
 
 @pytest.mark.parametrize("particles", [1, 4])
 @pytest.mark.parametrize(
-    ("analytic_kl", "pyro_s"),
+    ("analytic_kl", "pyro_elbo"),
     [(False, Trace_ELBO), (True, TraceMeanField_ELBO), (None, TraceMeanField_ELBO)],
 )
-def test_value_and_gradient_are_pyro_s(particles, analytic_kl, pyro_s):
+def test_value_and_gradient_equal_those_of_pyro(particles, analytic_kl, pyro_elbo):
     vae = _vae()
     ours = pv.objectives.ELBO(particles, analytic_kl)
-    ours.loss(vae.model, vae.guide, X)  # the choice itself looks at one more run
-    theirs = pyro_s(num_particles=particles, vectorize_particles=particles > 1)
+    ours.loss(vae.model, vae.guide, X)  # selects the estimator with an additional run
+    theirs = pyro_elbo(num_particles=particles, vectorize_particles=particles > 1)
     theirs.loss(vae.model, vae.guide, X)
     (loss, grads), (expected, expected_grads) = (_loss_and_gradient(o, vae) for o in (ours, theirs))
     assert loss == expected
-    for ours_, theirs_ in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(ours_, theirs_, rtol=0, atol=0)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
 
 
-def test_analytic_kl_is_chosen_where_it_exists_and_said_where_not(caplog):
+def test_selects_analytic_kl_if_available(caplog):
     with caplog.at_level(logging.WARNING, logger="pyro_vae"):
         vae, objective = _vae(), pv.objectives.ELBO()
         assert isinstance(objective.estimator(vae.model, vae.guide, (X,), {}), TraceMeanField_ELBO)
         assert not caplog.records
         mixture = _vae(PRIORS["MixtureOfNormals"])
-        chosen = objective.estimator(mixture.model, mixture.guide, (X,), {})
-    assert type(chosen) is Trace_ELBO
+        estimator = objective.estimator(mixture.model, mixture.guide, (X,), {})
+    assert type(estimator) is Trace_ELBO
     assert caplog.messages == [
-        "site 'z' has no analytic KL (Normal to MixtureSameFamily): it is estimated by sampling"
+        "site 'z' has no analytic KL (Normal to MixtureSameFamily): estimating it by sampling"
     ]
 
 
-def test_analytic_kl_with_two_sites_of_which_one_has_it(caplog):
+def test_analytic_kl_for_one_of_two_sites(caplog):
     def model(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -75,15 +75,15 @@ def test_analytic_kl_with_two_sites_of_which_one_has_it(caplog):
             pyro.sample("b", dist.Normal(x, 1.0))
 
     with caplog.at_level(logging.WARNING, logger="pyro_vae"):
-        chosen = pv.objectives.ELBO().estimator(model, guide, (torch.zeros(2),), {})
-    assert isinstance(chosen, TraceMeanField_ELBO)
+        estimator = pv.objectives.ELBO().estimator(model, guide, (torch.zeros(2),), {})
+    assert isinstance(estimator, TraceMeanField_ELBO)
     assert caplog.messages == [
-        "site 'b' has no analytic KL (Normal to StudentT): it is estimated by sampling"
+        "site 'b' has no analytic KL (Normal to StudentT): estimating it by sampling"
     ]
 
 
 class BottomUp:
-    """z2 → z1 → x, with the guide q(z1|x) q(z2|z1): p(z1|z2) depends on what q draws later."""
+    """z2 → z1 → x, with the guide q(z1|x) q(z2|z1), which samples z1 before z2."""
 
     @staticmethod
     def model(x):
@@ -100,7 +100,7 @@ class BottomUp:
 
 
 class Discrete:
-    """A latent that is not reparameterised beside one that is."""
+    """One latent that is not reparameterised and one that is."""
 
     @staticmethod
     def model(x):
@@ -117,25 +117,25 @@ class Discrete:
 
 
 @pytest.mark.parametrize(
-    ("program", "why"),
+    ("program", "reason"),
     [
-        (BottomUp, "the guide draws z1, z2 in this order and the model z2, z1"),
+        (BottomUp, "the guide samples z1, z2 in this order and the model z2, z1"),
         (Discrete, "site 'c' of the guide (Bernoulli) is not reparameterised"),
     ],
 )
-def test_analytic_kl_is_not_chosen_where_it_would_be_wrong(program, why, caplog):
+def test_does_not_select_analytic_kl_if_it_would_be_wrong(program, reason, caplog):
     x = torch.full((2000,), 4.0)
     with caplog.at_level(logging.WARNING, logger="pyro_vae"):
         objective = pv.objectives.ELBO()
-        chosen = objective.estimator(program.model, program.guide, (x,), {})
-    assert type(chosen) is Trace_ELBO
-    assert why in caplog.messages[0]
+        estimator = objective.estimator(program.model, program.guide, (x,), {})
+    assert type(estimator) is Trace_ELBO
+    assert reason in caplog.messages[0]
     ours = -objective.loss(program.model, program.guide, x) / len(x)
     bounds = pv.evaluate((program.model, program.guide), x, num_samples=50)
     assert ours == pytest.approx(bounds.elbo, abs=0.7)  # Discrete has a standard error of 0.13
     with pytest.raises(ValueError, match="expected a program whose KL is analytic; "):
-        strict = pv.objectives.ELBO(analytic_kl=True)
-        strict.loss(program.model, program.guide, x)
+        analytic = pv.objectives.ELBO(analytic_kl=True)
+        analytic.loss(program.model, program.guide, x)
 
 
 def _semi_supervised():
@@ -145,39 +145,39 @@ def _semi_supervised():
 
 
 @pytest.mark.parametrize("labelled_first", [True, False])
-def test_the_estimator_is_chosen_for_each_kind_of_arguments(labelled_first):
-    """With labels B is right; without, the class is drawn, and B has no gradient for that."""
+def test_estimator_depends_on_the_arguments(labelled_first):
+    """Estimator B is valid with labels; without, the sampled class has no pathwise gradient."""
     vae, objective, y = _semi_supervised(), pv.objectives.ELBO(), torch.tensor([0, 1])
     calls = [(X, y), (X,), (X, None), (X, y)]
     calls = calls if labelled_first else calls[1:]
     for args in calls:
         with pyro.validation_enabled(False):  # as in fit
             objective.loss(vae.model, vae.guide, *args)
-        chosen = objective.estimator(vae.model, vae.guide, args, {})
-        assert type(chosen) is (Trace_ELBO if args[-1] is not y else TraceMeanField_ELBO)
-    named = objective.estimator(vae.model, vae.guide, (X,), {"y": y})
-    assert type(named) is TraceMeanField_ELBO
-    # looked at once each, so that no draw is taken later
+        estimator = objective.estimator(vae.model, vae.guide, args, {})
+        assert type(estimator) is (Trace_ELBO if args[-1] is not y else TraceMeanField_ELBO)
+    by_keyword = objective.estimator(vae.model, vae.guide, (X,), {"y": y})
+    assert type(by_keyword) is TraceMeanField_ELBO
+    # the estimator is cached, so no further random numbers are used
     state = torch.get_rng_state()
     objective.estimator(vae.model, vae.guide, (X,), {})
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_minibatches_without_labels_have_the_gradient_of_drawn_classes():
-    """After one with labels, by the sum over classes: five errors of 300, false alarm < 1e-4."""
+def test_unlabelled_minibatches_after_labelled_ones_have_the_right_gradient():
+    """Against the sum over classes, at 5 standard errors of 300 means: false alarm < 1e-4."""
     vae, objective = _semi_supervised(), pv.objectives.ELBO()
     objective.loss(vae.model, vae.guide, X, torch.tensor([0, 1]))
     exact = pv.objectives.EnumeratedELBO(20_000)
     means = []
-    for other, repeats in ((objective, 300), (exact, 1)):
+    for elbo, repeats in ((objective, 300), (exact, 1)):
         rows = []
         with pyro.validation_enabled(False):  # as in fit
             for _ in range(repeats):
                 vae.zero_grad()
-                many = X.repeat_interleave(50, 0) if repeats > 1 else X
-                other.loss_and_grads(vae.model, vae.guide, many)
+                batch = X.repeat_interleave(50, 0) if repeats > 1 else X
+                elbo.loss_and_grads(vae.model, vae.guide, batch)
                 grads = [p.grad.flatten() for p in vae.classifier.parameters()]
-                rows.append(torch.cat(grads) * 2 / len(many))
+                rows.append(torch.cat(grads) * 2 / len(batch))
         means.append(torch.stack(rows))
     ours, (expected,) = means
     error = ours.std(0) / 300**0.5 + 0.01 * expected.abs()
@@ -186,11 +186,11 @@ def test_minibatches_without_labels_have_the_gradient_of_drawn_classes():
 
 
 @pytest.mark.parametrize("make", [partial(pv.objectives.ELBO, 3), pv.objectives.EnumeratedELBO])
-def test_pyro_need_not_guess_the_depth_of_the_plates(make):
-    """Which it would print."""
-    said = []
+def test_pyro_does_not_guess_max_plate_nesting(make):
+    """Pyro would log its guess."""
+    records = []
     handler = logging.Handler()
-    handler.emit = said.append
+    handler.emit = records.append
     logger = logging.getLogger("pyro.infer.elbo")
     logger.addHandler(handler)
     try:
@@ -198,10 +198,10 @@ def test_pyro_need_not_guess_the_depth_of_the_plates(make):
         objective.loss_and_grads(vae.model, vae.guide, X)
     finally:
         logger.removeHandler(handler)
-    assert not said
+    assert not records
 
 
-def test_a_shape_that_no_plate_declares_is_refused_as_by_pyro():
+def test_rejects_undeclared_batch_shapes_like_pyro():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(4, 3), 1.0).to_event(0))
@@ -216,7 +216,7 @@ def test_a_shape_that_no_plate_declares_is_refused_as_by_pyro():
 
 
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_both_estimators_have_the_closed_form_mean(analytic_kl):
+def test_mean_equals_the_closed_form(analytic_kl):
     program = LinearGaussian(2, shift=0.5, inflate=1.3)
     x = program.sample(3)
     elbo = float(program.log_evidence(x).sum()) - 3 * program.divergence
@@ -226,7 +226,7 @@ def test_both_estimators_have_the_closed_form_mean(analytic_kl):
     assert abs(values.mean() - elbo) < 5 * values.std() / 20**0.5
 
 
-def test_svi_takes_it():
+def test_plain_svi():
     vae = _vae()
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), pv.objectives.ELBO())
     losses = [svi.step(X) for _ in range(300)]
@@ -234,6 +234,6 @@ def test_svi_takes_it():
 
 
 @pytest.mark.parametrize("particles", [0, 1.5, True])
-def test_bad_number_of_particles(particles):
+def test_rejects_bad_num_particles(particles):
     with pytest.raises(ValueError, match="expected num_particles to be a positive integer; got"):
         pv.objectives.ELBO(particles)

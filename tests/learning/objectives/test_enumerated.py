@@ -1,4 +1,4 @@
-"""The ELBO with discrete latents summed out, beside a sum written by hand."""
+"""``EnumeratedELBO`` against explicit sums over the classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vae():
 
 
 def _labelled(vae, y, noise, beta=1.0):
-    """−L(x, y) of the paper's equation 6 for noise ``(K, N, D)``, ``(K, N)``."""
+    """Return −L(x, y) (equation 6), ``(K, N)``, for noise ``(K, N, D)``."""
     one_hot = torch.eye(3, dtype=torch.float64)[y]
     loc, log_scale = vae.posterior.network(torch.cat([X, one_hot], -1)).unbind(-2)
     z = loc + log_scale.exp() * noise
@@ -46,7 +46,7 @@ def _labelled(vae, y, noise, beta=1.0):
 
 
 def _unlabelled(vae, noise, beta=1.0):
-    """−U(x) of equation 7, ``(K, N)``, of noise ``(K, C, N, D)``."""
+    """Return −U(x) (equation 7), ``(K, N)``, for noise ``(K, C, N, D)``."""
     log_q = vae.classifier(X).log_softmax(-1)
     total = 0
     for y, prob in enumerate(PROBS):
@@ -68,18 +68,18 @@ def _same_gradients(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-def _started(objective, vae, *args):
-    """The objective after its look at the program, which takes draws."""
+def _seeded_loss(objective, vae, *args):
+    """Return the differentiable loss with fixed noise."""
     objective.loss(vae.model, vae.guide, *args)
     pyro.set_rng_seed(7)
     return objective.differentiable_loss(vae.model, vae.guide, *args)
 
 
 @pytest.mark.parametrize("particles", [1, 4])
-def test_value_and_gradient_are_those_of_a_sum_by_hand(vae, particles):
-    loss = _started(EnumeratedELBO(particles), vae, X)
+def test_value_and_gradient_equal_the_explicit_sum(vae, particles):
+    loss = _seeded_loss(EnumeratedELBO(particles), vae, X)
     pyro.set_rng_seed(7)
-    # the enumerated classes are the leftmost dimension of the draws
+    # the enumerated classes are the leftmost dimension of the samples
     noise = torch.randn(3, particles, 3, 2, dtype=torch.float64).transpose(0, 1)
     expected = -_unlabelled(vae, noise).mean(0).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -87,8 +87,8 @@ def test_value_and_gradient_are_those_of_a_sum_by_hand(vae, particles):
 
 
 @pytest.mark.parametrize("particles", [1, 4])
-def test_known_classes_give_the_labelled_bound(vae, particles):
-    loss = _started(EnumeratedELBO(particles), vae, X, Y)
+def test_labels_give_the_labelled_bound(vae, particles):
+    loss = _seeded_loss(EnumeratedELBO(particles), vae, X, Y)
     pyro.set_rng_seed(7)
     noise = torch.randn(particles, 3, 2, dtype=torch.float64)
     prior = torch.tensor(PROBS, dtype=torch.float64).log()[Y]
@@ -98,26 +98,26 @@ def test_known_classes_give_the_labelled_bound(vae, particles):
 
 
 @pytest.mark.parametrize("particles", [1, 4])
-def test_classification_is_in_the_gradient_of_the_classifier_alone(vae, particles):
-    plain = _started(EnumeratedELBO(particles), vae, X, Y)
-    taught = _started(EnumeratedELBO(particles, classification_weight=2.5), vae, X, Y)
-    assert taught.item() == plain.item()
+def test_classification_term_affects_only_the_gradient_of_the_classifier(vae, particles):
+    plain = _seeded_loss(EnumeratedELBO(particles), vae, X, Y)
+    supervised = _seeded_loss(EnumeratedELBO(particles, classification_weight=2.5), vae, X, Y)
+    assert supervised.item() == plain.item()
     log_q = vae.classifier(X).log_softmax(-1).gather(-1, Y[:, None]).sum()
-    pairs = zip(_gradients(vae, taught), _gradients(vae, plain - 2.5 * log_q), strict=True)
+    pairs = zip(_gradients(vae, supervised), _gradients(vae, plain - 2.5 * log_q), strict=True)
     for (name, _), (a, b) in zip(vae.named_parameters(), pairs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
     first = next(vae.classifier.parameters())
-    assert torch.autograd.grad(taught, first)[0].norm() > 0
-    # where no class is known, there is nothing to teach
-    unknown = (_started(EnumeratedELBO(classification_weight=w), vae, X) for w in (0.0, 2.5))
-    _same_gradients(*(_gradients(vae, loss) for loss in unknown))
+    assert torch.autograd.grad(supervised, first)[0].norm() > 0
+    # no classification term without labels
+    losses = (_seeded_loss(EnumeratedELBO(classification_weight=w), vae, X) for w in (0.0, 2.5))
+    _same_gradients(*(_gradients(vae, loss) for loss in losses))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, LinearWarmUp(10, start=0.3)])
-def test_beta_weighs_every_latent_and_is_not_reported(vae, beta):
+def test_beta_weights_latent_terms_of_the_gradient_only(vae, beta):
     objective = EnumeratedELBO(beta=beta)
-    objective.at(StepInfo(epoch=0.0))
-    loss = _started(objective, vae, X)
+    objective.set_step(StepInfo(epoch=0.0))
+    loss = _seeded_loss(objective, vae, X)
     pyro.set_rng_seed(7)
     noise = torch.randn(1, 3, 3, 2, dtype=torch.float64)
     torch.testing.assert_close(loss, -_unlabelled(vae, noise).sum(), rtol=1e-12, atol=0)
@@ -126,34 +126,34 @@ def test_beta_weighs_every_latent_and_is_not_reported(vae, beta):
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_values_taken_one_after_the_other_give_the_same(vae, beta):
-    """``sequential`` in place of ``parallel``: as many runs, each with draws of its own."""
+def test_sequential_enumeration_equals_parallel_enumeration(vae, beta):
+    """Sequential enumeration takes one run per class, each with its own samples."""
 
-    def one_by_one(x):
-        marked = pyro.poutine.infer_config(vae.guide, lambda site: marks.get(site["name"], {}))
-        return marked(x)
+    def sequential_guide(x):
+        guide = pyro.poutine.infer_config(vae.guide, lambda site: config.get(site["name"], {}))
+        return guide(x)
 
-    marks = {"y": {"enumerate": "sequential"}}
-    loss = _started_as(EnumeratedELBO(beta=beta), vae.model, one_by_one)
+    config = {"y": {"enumerate": "sequential"}}
+    loss = _seeded_loss_of(EnumeratedELBO(beta=beta), vae.model, sequential_guide)
     pyro.set_rng_seed(7)
     # the last class comes first
-    draws = [torch.randn(1, 3, 2, dtype=torch.float64) for _ in range(3)]
-    noise = torch.stack(draws[::-1], 1)
+    noises = [torch.randn(1, 3, 2, dtype=torch.float64) for _ in range(3)]
+    noise = torch.stack(noises[::-1], 1)
     torch.testing.assert_close(loss, -_unlabelled(vae, noise).sum(), rtol=1e-9, atol=0)
     expected = -_unlabelled(vae, noise, beta).sum()
     _same_gradients(_gradients(vae, loss), _gradients(vae, expected))
 
 
-def _started_as(objective, model, guide):
+def _seeded_loss_of(objective, model, guide):
     objective.loss(model, guide, X)
     pyro.set_rng_seed(7)
     return objective.differentiable_loss(model, guide, X)
 
 
-def test_loss_is_the_value_that_is_differentiated(vae):
+def test_loss_equals_differentiable_loss(vae):
     objective = EnumeratedELBO(2, classification_weight=3.0)
     for args in ((X,), (X, Y)):
-        loss = _started(objective, vae, *args)
+        loss = _seeded_loss(objective, vae, *args)
         pyro.set_rng_seed(7)
         assert objective.loss(vae.model, vae.guide, *args) == pytest.approx(loss.item(), rel=1e-14)
         pyro.set_rng_seed(7)
@@ -164,17 +164,17 @@ def test_loss_is_the_value_that_is_differentiated(vae):
         _same_gradients(grads, _gradients(vae, loss))
 
 
-def test_the_bound_is_that_of_drawn_classes_in_the_mean(vae):
+def test_bound_equals_the_mean_over_sampled_classes(vae):
     objective = EnumeratedELBO(num_particles=500)
     values = torch.tensor([-objective.loss(vae.model, vae.guide, X) for _ in range(20)])
-    drawn = pv.log_weights(vae.model, vae.guide, X, num_samples=20_000).double().sum(1)
-    error = (values.var() / 20 + drawn.var() / 20_000).sqrt()
+    sampled = pv.log_weights(vae.model, vae.guide, X, num_samples=20_000).double().sum(1)
+    error = (values.var() / 20 + sampled.var() / 20_000).sqrt()
     # false alarm at 5 standard errors < 1e-5
-    assert abs(values.mean() - drawn.mean()) < 5 * error
+    assert abs(values.mean() - sampled.mean()) < 5 * error
 
 
 class Clusters:
-    """Two discrete latents, the second within the first; x is normal about their sum."""
+    """Two nested discrete latents; x is normal around their sum."""
 
     @staticmethod
     def model(x):
@@ -186,14 +186,14 @@ class Clusters:
 
     @staticmethod
     def guide(x):
-        mark = {"enumerate": "parallel"}
+        enumerate_all = {"enumerate": "parallel"}
         with pyro.plate("data", len(x)):
-            a = pyro.sample("a", dist.Bernoulli(torch.sigmoid(x - 2)), infer=mark)
+            a = pyro.sample("a", dist.Bernoulli(torch.sigmoid(x - 2)), infer=enumerate_all)
             logits = torch.stack([x - 1 + a, torch.zeros_like(x + a), 1 - x - a], -1)
-            pyro.sample("b", dist.Categorical(logits=logits), infer=mark)
+            pyro.sample("b", dist.Categorical(logits=logits), infer=enumerate_all)
 
 
-def test_every_marked_site_is_summed_out_exactly():
+def test_all_enumerated_sites_are_summed_exactly():
     x = torch.tensor([0.5, 3.0, 4.2], dtype=torch.float64)
     total = 0.0
     for a in (0, 1):
@@ -209,7 +209,7 @@ def test_every_marked_site_is_summed_out_exactly():
     assert -loss == pytest.approx(float(total), rel=1e-6)  # some constants are float32
 
 
-def test_a_factor_must_not_depend_on_what_is_summed_out():
+def test_rejects_factors_that_depend_on_enumerated_sites():
     def guide(x):
         with pyro.plate("data", len(x)), pyro.poutine.mask(mask=False):
             a = pyro.sample("a", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
@@ -222,12 +222,12 @@ def test_a_factor_must_not_depend_on_what_is_summed_out():
             pyro.sample("x", dist.Normal(a + shift, 1.0), obs=x)
 
     x = torch.zeros(3)
-    with pytest.raises(ValueError, match="no latent that is summed out; 'seen' does"):
+    with pytest.raises(ValueError, match="not to depend on enumerated latents; 'seen' does"):
         EnumeratedELBO(classification_weight=1.0).loss_and_grads(model, guide, x)
 
 
-def test_svi_learns_classes_from_few_labels():
-    # two groups of data, of which one datum each is known
+def test_svi_trains_a_classifier_from_few_labels():
+    # two clusters with one labelled example each
     x = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).repeat(20, 1)
     flip = torch.bernoulli(torch.full_like(x, 0.1))
     x, y = (x - flip).abs(), torch.arange(2).repeat(20)
@@ -252,6 +252,6 @@ def test_svi_learns_classes_from_few_labels():
         ({"beta": float("inf")}, "expected beta ≥ 0 and finite, or a schedule; got inf"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_rejects_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         EnumeratedELBO(**arguments)

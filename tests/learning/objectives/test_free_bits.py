@@ -1,4 +1,4 @@
-"""Free bits: which groups of latents pay for their KL, by the formula and finite differences."""
+"""Free bits against the explicit formula and finite differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.config.experiment import explained, parse, parser
+from pyro_vae.config.experiment import load_experiment, make_experiment_parser, parse_args
 from pyro_vae.learning.objectives import ELBO
 from pyro_vae.learning.objectives.free_bits import FreeBits
 
@@ -28,7 +28,7 @@ X = torch.tensor(
 
 
 class Diagonal(PyroModule):
-    """Four latents whose KLs are, on X, about 0.05, 1.7, 0.4 and 0.1 nats."""
+    """Four latents with KLs of about 0.05, 1.7, 0.4 and 0.1 nats on X."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Diagonal(PyroModule):
             pyro.sample("z", self.q(x).to_event(1))
 
     def formula(self, x, nats, groups, beta, particles, analytic):
-        """The loss written out, with the noise of the seed."""
+        """Return the explicit loss, with fixed noise."""
         pyro.set_rng_seed(7)
         q, p = self.q(x), dist.Normal(torch.zeros((), dtype=D), 1.0)
         z = q.rsample((particles,)) if particles > 1 else q.rsample()[None]
@@ -63,15 +63,17 @@ class Diagonal(PyroModule):
 
 def _gradients(objective, program, *args):
     with pyro.get_param_store().scope():
-        objective.loss(program.model, program.guide, *args)  # the choice itself draws
+        objective.loss(
+            program.model, program.guide, *args
+        )  # selecting the estimator uses random numbers
         program.zero_grad()
         pyro.set_rng_seed(7)
         loss = objective.loss_and_grads(program.model, program.guide, *args)
     return loss, {n: p.grad.clone() for n, p in program.named_parameters() if p.grad is not None}
 
 
-def _slopes(program, formula):
-    """Central differences by every parameter."""
+def _finite_differences(program, formula):
+    """Return central differences with respect to every parameter."""
     slopes = {}
     for name, parameter in program.named_parameters():
         flat, slope = parameter.data.view(-1), torch.zeros_like(parameter).view(-1)
@@ -86,24 +88,26 @@ def _slopes(program, formula):
     return slopes
 
 
-@pytest.mark.parametrize("size", [1, 3])  # a last minibatch may be of any size
+@pytest.mark.parametrize("size", [1, 3])  # the last minibatch may have any size
 @pytest.mark.parametrize("analytic", [True, False])
 @pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("beta", [1.0, 0.4])
 @pytest.mark.parametrize(("nats", "groups"), [(0.3, None), (0.3, 4), (0.9, 2), (1.0, 1), (4.0, 1)])
-def test_the_gradient_is_that_of_the_formula(size, analytic, particles, beta, nats, groups):
+def test_gradient_equals_the_formula(size, analytic, particles, beta, nats, groups):
     program, x = Diagonal(), X[:size]
     objective = ELBO(particles, analytic, beta, FreeBits(nats, groups))
     _, ours = _gradients(objective, program, x)
-    expected = _slopes(program, lambda: program.formula(x, nats, groups, beta, particles, analytic))
+    expected = _finite_differences(
+        program, lambda: program.formula(x, nats, groups, beta, particles, analytic)
+    )
     for name, slope in expected.items():
         torch.testing.assert_close(ours[name], slope, rtol=1e-6, atol=1e-6)
 
 
-def test_a_dimension_below_is_left_alone_and_one_above_is_as_without():
+def test_only_dimensions_above_the_threshold_have_a_kl_gradient():
     program = Diagonal()
     with torch.no_grad():
-        program.w.zero_()  # so that the KL is all there is for the guide
+        program.w.zero_()  # only the KL remains for the guide
     kl = kl_divergence(program.q(X), dist.Normal(torch.zeros((), dtype=D), 1.0)).mean(0)
     above = kl > 0.3
     assert above.tolist() == [False, True, True, False]
@@ -117,7 +121,7 @@ def test_a_dimension_below_is_left_alone_and_one_above_is_as_without():
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.3, 100.0])
-def test_what_is_reported_is_the_elbo_itself(nats):
+def test_loss_is_the_plain_elbo(nats):
     program = Diagonal()
     plain, _ = _gradients(ELBO(3), program, X)
     ours, _ = _gradients(ELBO(3, beta=0.5, free_bits=nats), program, X)
@@ -125,7 +129,7 @@ def test_what_is_reported_is_the_elbo_itself(nats):
 
 
 class TwoLayers(PyroModule):
-    """z2 → z1 → x, two and three latents; guides that go down with the model, or up."""
+    """z2 → z1 → x with two and three dimensions, and a top-down or bottom-up guide."""
 
     def __init__(self, up=False):
         super().__init__()
@@ -186,10 +190,12 @@ class TwoLayers(PyroModule):
     ("up", "analytic"), [(False, True), (False, False), (True, False), (True, None)]
 )
 @pytest.mark.parametrize(("nats", "groups"), [(0.4, None), (1.6, 1)])
-def test_every_site_has_its_own_groups(up, analytic, nats, groups):
+def test_groups_are_per_site(up, analytic, nats, groups):
     program = TwoLayers(up)
     _, ours = _gradients(ELBO(analytic_kl=analytic, free_bits=FreeBits(nats, groups)), program, X)
-    expected = _slopes(program, lambda: program.formula(X, nats, groups, bool(analytic)))
+    expected = _finite_differences(
+        program, lambda: program.formula(X, nats, groups, bool(analytic))
+    )
     _, plain = _gradients(ELBO(analytic_kl=analytic), program, X)
     assert any(not torch.allclose(ours[n], plain[n]) for n in ours)
     for name, gradient in ours.items():
@@ -197,7 +203,7 @@ def test_every_site_has_its_own_groups(up, analytic, nats, groups):
 
 
 @pytest.mark.parametrize("nats", [0.01, 50.0])
-def test_a_mixture_as_prior_is_one_group(nats):
+def test_mixture_prior_with_one_group(nats):
     vae = small_vae(PRIORS["VampPrior"]).double()
     x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], dtype=D)
     _, ours = _gradients(ELBO(free_bits=FreeBits(nats, groups=1)), vae, x)
@@ -213,7 +219,7 @@ def test_a_mixture_as_prior_is_one_group(nats):
 
 
 class Units(PyroModule):
-    """The latents of :class:`Diagonal` in a plate of their own, some data masked."""
+    """The latents of :class:`Diagonal` in a separate plate, with some examples masked."""
 
     def __init__(self):
         super().__init__()
@@ -238,7 +244,7 @@ class Units(PyroModule):
 
 
 @pytest.mark.parametrize(("nats", "groups"), [(0.3, None), (0.9, 2), (1.6, 1)])
-def test_dimensions_may_be_a_plate_s_and_data_masked(nats, groups):
+def test_dimensions_in_a_plate_and_masked_examples(nats, groups):
     program = Units()
     _, ours = _gradients(ELBO(free_bits=FreeBits(nats, groups)), program, X)
 
@@ -251,18 +257,18 @@ def test_dimensions_may_be_a_plate_s_and_data_masked(nats, groups):
         means = kl.mean(0).reshape(groups or 4, -1).sum(1)
         return 3 * means.clamp_min(nats).sum() - likelihood.sum()
 
-    for name, slope in _slopes(program, formula).items():
+    for name, slope in _finite_differences(program, formula).items():
         torch.testing.assert_close(ours[name], slope, rtol=1e-6, atol=1e-6)
 
 
 class Handled(Diagonal):
-    """A handler whose tensor is by datum, over an event of four dimensions."""
+    """Mask or scale per example, over an event of four dimensions."""
 
     def __init__(self, handler):
         super().__init__()
         self.handler = handler
         with torch.no_grad():
-            self.a.mul_(4.0)  # no KL is near zero
+            self.a.mul_(40.0)  # all KLs, and their estimates from three samples, are far from zero
 
     @pyro_method
     def model(self, x):
@@ -285,8 +291,8 @@ class Handled(Diagonal):
 )
 @pytest.mark.parametrize("analytic", [True, False])
 @pytest.mark.parametrize("groups", [None, 2])
-def test_a_mask_or_a_scale_reaches_every_dimension(handler, analytic, groups):
-    """Nothing is below: what is parted into dimensions is what it was as a whole."""
+def test_masks_and_scales_apply_to_every_dimension(handler, analytic, groups):
+    """With all KLs above λ, splitting into dimensions does not change the gradient."""
     program = Handled(handler)
     _, plain = _gradients(ELBO(3, analytic), program, X)
     _, ours = _gradients(ELBO(3, analytic, free_bits=FreeBits(1e-9, groups)), program, X)
@@ -295,7 +301,7 @@ def test_a_mask_or_a_scale_reaches_every_dimension(handler, analytic, groups):
 
 
 class Discrete:
-    """A latent that is not reparameterised."""
+    """Latent that is not reparameterised."""
 
     @staticmethod
     def model(x):
@@ -311,7 +317,7 @@ class Discrete:
 
 
 @pytest.mark.parametrize(("nats", "free"), [(0.02, False), (3.0, True)])
-def test_a_discrete_site_as_a_whole_has_the_mean_gradient_of_the_formula(nats, free):
+def test_discrete_site_with_one_group_has_the_right_mean_gradient(nats, free):
     x = torch.full((200_000,), 0.5, dtype=D)
     logit = torch.tensor(0.8, dtype=D, requires_grad=True)
     q = torch.stack([torch.sigmoid(-logit), torch.sigmoid(logit)])
@@ -320,13 +326,13 @@ def test_a_discrete_site_as_a_whole_has_the_mean_gradient_of_the_formula(nats, f
     (kl * (not free) - (q * likelihood).sum()).backward()
     ELBO(free_bits=FreeBits(nats, 1)).loss_and_grads(Discrete.model, Discrete.guide, x)
     ours = pyro.param("logit").unconstrained().grad / len(x)
-    # one standard error is at most 0.5 · 2 / √200000 = 0.0022: five are below 1e-6
+    # the standard error is at most 0.5 · 2 / √200000 = 0.0022; false alarm at 5 of them < 1e-6
     assert float(ours) == pytest.approx(float(logit.grad), abs=0.011)
     assert abs(float(logit.grad)) > 0.05
 
 
 class Global:
-    """A latent that all data share."""
+    """Latent shared by all examples."""
 
     @staticmethod
     def model(x):
@@ -352,7 +358,7 @@ def _diagonal():
 @pytest.mark.parametrize(
     ("make", "free_bits", "message"),
     [
-        (_diagonal, FreeBits(0.1, 3), "groups divide the 4 dimensions of site 'z' evenly; got 3"),
+        (_diagonal, FreeBits(0.1, 3), "bits to divide the 4 dimensions of site 'z' evenly; got 3"),
         (lambda: _vae("VampPrior"), 0.1, "of site 'z' to be a sum .* MixtureSameFamily .* to 1"),
         (
             lambda: _vae(posterior=pv.posteriors.FullCovarianceNormal),
@@ -362,16 +368,16 @@ def _diagonal():
         (
             lambda: (Discrete.model, Discrete.guide, X[0]),
             0.1,
-            r"site 'c' \(Bernoulli\) is not: set their groups to 1",
+            r"site 'c' \(Bernoulli\) is not: set the groups of free bits to 1",
         ),
         (
             lambda: (Global.model, Global.guide, X[0]),
             0.1,
-            'latent sites in the plate "data" to give free bits to; got none',
+            'latent sites in the plate "data" for free bits; got none',
         ),
     ],
 )
-def test_programs_without_such_groups(make, free_bits, message):
+def test_rejects_programs_without_such_groups(make, free_bits, message):
     model, guide, x = make()
     objective = ELBO(free_bits=free_bits)
     for run in (objective.loss_and_grads, objective.differentiable_loss):
@@ -382,21 +388,21 @@ def test_programs_without_such_groups(make, free_bits, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ELBO(free_bits=-0.1), "expected free bits of nats ≥ 0 and finite; got -0.1"),
-        (lambda: ELBO(free_bits=True), "expected free bits of nats ≥ 0 and finite; got True"),
-        (lambda: FreeBits(float("nan")), "expected free bits of nats ≥ 0 and finite; got nan"),
-        (lambda: FreeBits(float("inf")), "expected free bits of nats ≥ 0 and finite; got inf"),
+        (lambda: ELBO(free_bits=-0.1), "expected free bits with nats ≥ 0 and finite; got -0.1"),
+        (lambda: ELBO(free_bits=True), "expected free bits with nats ≥ 0 and finite; got True"),
+        (lambda: FreeBits(float("nan")), "expected free bits with nats ≥ 0 and finite; got nan"),
+        (lambda: FreeBits(float("inf")), "expected free bits with nats ≥ 0 and finite; got inf"),
         (lambda: FreeBits(0.1, 0), "expected groups to be a positive integer; got 0"),
         (lambda: FreeBits(0.1, 1.5), "expected groups to be a positive integer; got 1.5"),
         (lambda: FreeBits(0.1, True), "expected groups to be a positive integer; got True"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_rejects_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-_NEEDED = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
+_REQUIRED_ARGS = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
 
 
 @pytest.mark.parametrize(
@@ -417,27 +423,27 @@ _NEEDED = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
         ),
     ],
 )
-def test_the_command_line_names_it(options, expected):
-    made = parser()
-    objective = made.instantiate(explained(made, [*_NEEDED, *options])).objective
+def test_command_line_options(options, expected):
+    parser = make_experiment_parser()
+    objective = parser.instantiate(parse_args(parser, [*_REQUIRED_ARGS, *options])).objective
     assert objective.free_bits == expected
 
 
-def test_yaml_names_it(tmp_path):
+def test_yaml_options(tmp_path):
     file = tmp_path / "free.yaml"
     file.write_text(
         "data: {name: digits, binarize: none}\nmodel: {latent_dim: 2}\n"
         "objective: {class_path: ELBO, init_args: {free_bits: "
         "{class_path: FreeBits, init_args: {nats: 0.5, groups: 1}}}}\n"
     )
-    experiment = parse(file)
+    experiment = load_experiment(file)
     assert experiment.objective.free_bits == FreeBits(0.5, 1)
-    # what a run writes is read again
+    # round trip
     file.write_text(experiment.to_yaml())
-    assert parse(file).objective.free_bits == FreeBits(0.5, 1)
+    assert load_experiment(file).objective.free_bits == FreeBits(0.5, 1)
 
 
-def test_a_fit_is_resumed_with_the_same_free_bits_alone(tmp_path):
+def test_resuming_requires_the_same_free_bits(tmp_path):
     x = torch.bernoulli(torch.rand(20, 3))
     vae, fit = small_vae(), partial(pv.fit, checkpoint=tmp_path / "state.pt", resume=True)
     fit(vae, x, objective=ELBO(free_bits=FreeBits(0.2, 1)), epochs=1)

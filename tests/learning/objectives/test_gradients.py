@@ -1,9 +1,9 @@
-"""Every estimator's mean gradient is the truth, on a linear-Gaussian program.
+"""Mean gradients of all estimators against exact gradients of a linear-Gaussian program.
 
-The program's parameters have one entry for each datum, and all data are the same: one backward
-pass gives as many independent gradients as there are data. The truth is a closed form (ELBO,
-sleep) or Gauss–Hermite quadrature over all k draws at once, differentiated: nothing in it is
-sampled, and nothing is shared with the objectives.
+The parameters have one entry per example and all examples are equal, so one backward pass gives an
+independent gradient for each example. The exact gradient is that of a closed form (ELBO, sleep
+phase) or of Gauss–Hermite quadrature over all k samples. It involves no sampling and shares no code
+with the objectives.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEEDS = 40_000
 
 
 class Line(PyroModule):
-    """z ~ N(m, 1), x ~ N(w z + c, 0.7²), and q(z|x) = N(a x + b, e^2s): parameters per datum."""
+    """z ~ N(m, 1), x ~ N(w z + c, 0.7²), q(z|x) = N(a x + b, e^2s), with parameters per example."""
 
     def __init__(self, size):
         super().__init__()
@@ -70,43 +70,45 @@ def log_normal(value, mean, scale):
 
 
 class Quadrature:
-    """Everything at the nodes of k draws of q: log densities ``(k, nodes)``, and their means."""
+    """Quadrature over k samples of q: log densities ``(k, nodes)`` and their means."""
 
-    def __init__(self, k, nodes, held=False):
+    def __init__(self, k, nodes, detach=False):
         p = self.parameters = parameters()
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
         weights = torch.from_numpy(weights / weights.sum())
         eps = torch.cartesian_prod(*[torch.from_numpy(points)] * k).reshape(-1, k).T
-        self.share = torch.cartesian_prod(*[weights] * k).reshape(-1, k).prod(1)
+        self.weights = torch.cartesian_prod(*[weights] * k).reshape(-1, k).prod(1)
         z = p["a"] * X + p["b"] + p["s"].exp() * eps
-        z = z.detach() if held else z
+        z = z.detach() if detach else z
         self.log_p = log_normal(z, p["m"], 1.0) + log_normal(X, p["w"] * z + p["c"], NOISE)
         self.log_q = log_normal(z, p["a"] * X + p["b"], p["s"].exp())
         self.log_w = self.log_p - self.log_q
 
     def mean(self, values):
-        return (self.share * values).sum()
+        return (self.weights * values).sum()
 
 
-#: Nodes for each of k draws, at which one and a half times as many give the same truth.
+#: Quadrature nodes per sample, by the number k of samples; 1.5 times as many give the same result.
 NODES = {1: 80, 2: 60, 3: 36, 4: 22}
 
 
 def elbo(beta=1.0):
-    """E_q log p(x|z) − β KL(q ‖ p) in closed form."""
+    """Return the parameters and E_q log p(x|z) − β KL(q ‖ p) in closed form."""
     p = parameters()
     mean, variance = p["a"] * X + p["b"], (2 * p["s"]).exp()
     kl = 0.5 * (variance + (mean - p["m"]) ** 2 - 1) - p["s"]
-    miss = (X - p["w"] * mean - p["c"]) ** 2 + p["w"] ** 2 * variance
-    return p, -0.5 * miss / NOISE**2 - math.log(NOISE) - 0.5 * math.log(2 * math.pi) - beta * kl
+    squared_error = (X - p["w"] * mean - p["c"]) ** 2 + p["w"] ** 2 * variance
+    return p, -0.5 * squared_error / NOISE**2 - math.log(NOISE) - 0.5 * math.log(
+        2 * math.pi
+    ) - beta * kl
 
 
-def tight(k, nodes=None):
+def iwae(k, nodes=None):
     q = Quadrature(k, nodes or NODES[k])
     return q.parameters, q.mean(q.log_w.logsumexp(0) - math.log(k))
 
 
-def between(k, beta):
+def ciwae(k, beta):
     q = Quadrature(k, NODES[k])
     bound = q.log_w.logsumexp(0) - math.log(k)
     return q.parameters, q.mean(beta * q.log_w.mean(0) + (1 - beta) * bound)
@@ -118,15 +120,15 @@ def renyi(alpha, k):
     return q.parameters, q.mean((power * q.log_w).exp().mean(0).log() / power)
 
 
-def awake(k):
-    """Σ_i w̄_i (log p + log q) at held draws and weights."""
-    q = Quadrature(k, NODES[k], held=True)
-    share = q.log_w.detach().softmax(0)
-    return q.parameters, q.mean((share * (q.log_p + q.log_q)).sum(0))
+def wake_phase(k):
+    """Return Σ_i w̄_i (log p + log q) with detached samples and weights."""
+    q = Quadrature(k, NODES[k], detach=True)
+    weights = q.log_w.detach().softmax(0)
+    return q.parameters, q.mean((weights * (q.log_p + q.log_q)).sum(0))
 
 
-def asleep():
-    """E_p log q(z|x) in closed form, of the guide alone."""
+def sleep_phase():
+    """Return E_p log q(z|x) in closed form, as a function of the guide only."""
     p = parameters()
     m, w, c = (p[name].detach() for name in MODEL)
     # z − a x − b = (1 − a w) (z − m) − a noise + mean
@@ -137,77 +139,77 @@ def asleep():
 
 def gradient(truth, names):
     values, bound = truth
-    slopes = torch.autograd.grad(bound, [values[n] for n in names], allow_unused=True)
-    return torch.stack([torch.zeros((), dtype=D) if s is None else s for s in slopes])
+    grads = torch.autograd.grad(bound, [values[n] for n in names], allow_unused=True)
+    return torch.stack([torch.zeros((), dtype=D) if g is None else g for g in grads])
 
 
 @dataclass
 class Case:
-    """An estimator, the bound that it reports, and whose gradients its two are."""
+    """An objective, its bound, and the functions whose gradients model and guide follow."""
 
     make: Callable
     bound: Callable
     model: Callable
     guide: Callable
-    #: How much of the guide's truth is that of the sleep phase.
+    #: Weight of the sleep phase in the guide's gradient.
     sleep: float = 0.0
 
 
-def same(make, truth):
+def plain_case(make, truth):
     return Case(make, truth, truth, truth)
 
 
-def rws(make, k, sleep):
-    # θ at finite k: the mean of the self-normalised estimate, not ∇ log p(x), which is its limit
-    return Case(make, partial(tight, k), partial(awake, k), partial(awake, k), sleep)
+def rws_case(make, k, sleep):
+    # at finite k, the mean gradient is that of the self-normalised estimate, not ∇ log p(x)
+    return Case(make, partial(iwae, k), partial(wake_phase, k), partial(wake_phase, k), sleep)
 
 
 CASES = {
-    "ELBO, A": same(lambda: ELBO(analytic_kl=False), elbo),
-    "ELBO, A, 3 draws": same(lambda: ELBO(3, analytic_kl=False), elbo),
-    "ELBO, stl": same(lambda: ELBO(gradient="stl"), elbo),
-    "ELBO, B": same(lambda: ELBO(analytic_kl=True), elbo),
+    "ELBO, A": plain_case(lambda: ELBO(analytic_kl=False), elbo),
+    "ELBO, A, 3 samples": plain_case(lambda: ELBO(3, analytic_kl=False), elbo),
+    "ELBO, stl": plain_case(lambda: ELBO(gradient="stl"), elbo),
+    "ELBO, B": plain_case(lambda: ELBO(analytic_kl=True), elbo),
     "ELBO, β": Case(lambda: ELBO(beta=0.4), elbo, partial(elbo, 0.4), partial(elbo, 0.4)),
-    "IWAE": same(lambda: IWAE(3), partial(tight, 3)),
-    "IWAE, dreg": same(lambda: IWAE(3, "dreg"), partial(tight, 3)),
-    "IWAE, stl, 1 draw": same(lambda: IWAE(1, "stl"), elbo),
-    "MIWAE": same(lambda: MIWAE(4, 2), partial(tight, 2)),
-    "MIWAE, dreg": same(lambda: MIWAE(4, 2, "dreg"), partial(tight, 2)),
-    "PIWAE": Case(lambda: PIWAE(2, 2), partial(tight, 4), partial(tight, 4), partial(tight, 2)),
+    "IWAE": plain_case(lambda: IWAE(3), partial(iwae, 3)),
+    "IWAE, dreg": plain_case(lambda: IWAE(3, "dreg"), partial(iwae, 3)),
+    "IWAE, stl, 1 sample": plain_case(lambda: IWAE(1, "stl"), elbo),
+    "MIWAE": plain_case(lambda: MIWAE(4, 2), partial(iwae, 2)),
+    "MIWAE, dreg": plain_case(lambda: MIWAE(4, 2, "dreg"), partial(iwae, 2)),
+    "PIWAE": Case(lambda: PIWAE(2, 2), partial(iwae, 4), partial(iwae, 4), partial(iwae, 2)),
     "PIWAE, dreg": Case(
-        lambda: PIWAE(2, 2, "dreg"), partial(tight, 4), partial(tight, 4), partial(tight, 2)
+        lambda: PIWAE(2, 2, "dreg"), partial(iwae, 4), partial(iwae, 4), partial(iwae, 2)
     ),
     "PIWAE, stl, groups of 1": Case(
-        lambda: PIWAE(3, 1, "stl"), partial(tight, 3), partial(tight, 3), elbo
+        lambda: PIWAE(3, 1, "stl"), partial(iwae, 3), partial(iwae, 3), elbo
     ),
-    "CIWAE": same(lambda: CIWAE(3, 0.3), partial(between, 3, 0.3)),
-    "Renyi": same(lambda: Renyi(0.5, 3), partial(renyi, 0.5, 3)),
-    "Renyi, α < 0": same(lambda: Renyi(-0.7, 2), partial(renyi, -0.7, 2)),
-    "Renyi, α = 1": same(lambda: Renyi(1.0, 2), elbo),
-    "ReweightedWakeSleep, wake": rws(lambda: ReweightedWakeSleep(3, wake=1), 3, 0.0),
-    "ReweightedWakeSleep, both": rws(lambda: ReweightedWakeSleep(3, wake=0.3), 3, 0.7),
-    "ReweightedWakeSleep, sleep": rws(lambda: ReweightedWakeSleep(2, wake=0), 2, 1.0),
-    "WakeSleep": rws(WakeSleep, 1, 1.0),
+    "CIWAE": plain_case(lambda: CIWAE(3, 0.3), partial(ciwae, 3, 0.3)),
+    "Renyi": plain_case(lambda: Renyi(0.5, 3), partial(renyi, 0.5, 3)),
+    "Renyi, α < 0": plain_case(lambda: Renyi(-0.7, 2), partial(renyi, -0.7, 2)),
+    "Renyi, α = 1": plain_case(lambda: Renyi(1.0, 2), elbo),
+    "ReweightedWakeSleep, wake": rws_case(lambda: ReweightedWakeSleep(3, wake=1), 3, 0.0),
+    "ReweightedWakeSleep, both": rws_case(lambda: ReweightedWakeSleep(3, wake=0.3), 3, 0.7),
+    "ReweightedWakeSleep, sleep": rws_case(lambda: ReweightedWakeSleep(2, wake=0), 2, 1.0),
+    "WakeSleep": rws_case(WakeSleep, 1, 1.0),
 }
-#: What has no gradient of its own here, and where it is tested.
-ELSEWHERE = {
+#: Objectives tested elsewhere.
+TESTED_ELSEWHERE = {
     "EnumeratedELBO": "test_enumerated.py",
     "MonteCarloEM": "test_baselines.py",
     "Objective": "abstract",
 }
 
 
-def truth_of(case):
+def exact_gradient(case):
     guide = (1 - case.sleep) * gradient(case.guide(), GUIDE)
     if case.sleep:
-        guide = guide + case.sleep * gradient(asleep(), GUIDE)
+        guide = guide + case.sleep * gradient(sleep_phase(), GUIDE)
     return torch.cat([gradient(case.model(), MODEL), guide])
 
 
-def estimates(objective, backward=True):
-    """Its gradients ``(seeds, 6)``, of one step by all data."""
+def sample_gradients(objective, backward=True):
+    """Return the loss and one gradient per example, ``(SEEDS, 6)``."""
     program, x = Line(SEEDS), torch.full((SEEDS,), X, dtype=D)
-    objective.loss(program.model, program.guide, x)  # the first look at a program takes draws
+    objective.loss(program.model, program.guide, x)  # selecting the estimator uses random numbers
     pyro.set_rng_seed(4)
     if backward:
         loss = objective.loss_and_grads(program.model, program.guide, x)
@@ -220,62 +222,62 @@ def estimates(objective, backward=True):
 
 
 def agree(gradients, truth):
-    """Means of 40,000 at five standard errors: false alarm 6e-7 an entry, 1e-4 for all of them."""
+    """Compare means of 40,000 at 5 standard errors: false alarm 6e-7 per entry, 1e-4 in total."""
     error = gradients.std(0) / len(gradients) ** 0.5
     return bool(((gradients.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_mean_gradient_is_the_truth(name):
+def test_mean_gradient_is_exact(name):
     case = CASES[name]
-    loss, gradients = estimates(case.make())
-    assert agree(gradients, truth_of(case))
-    # what is reported is the bound itself, whatever the gradient is of: five standard errors of
-    # 40,000 data where they are largest, for a single draw (0.0063 nats)
+    loss, gradients = sample_gradients(case.make())
+    assert agree(gradients, exact_gradient(case))
+    # the loss is the bound itself, to 5 standard errors of 40,000 examples for a single sample,
+    # where they are largest (0.0063 nats)
     assert -loss / SEEDS == pytest.approx(float(case.bound()[1].detach()), abs=0.032)
-    again, twice = estimates(case.make(), backward=False)
-    assert again == pytest.approx(loss, rel=1e-12)
-    torch.testing.assert_close(twice, gradients, rtol=1e-9, atol=1e-9)
+    second_loss, second_gradients = sample_gradients(case.make(), backward=False)
+    assert second_loss == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(second_gradients, gradients, rtol=1e-9, atol=1e-9)
 
 
-def test_every_objective_is_in_the_table():
+def test_all_objectives_are_tested():
     classes = {type(case.make()).__name__ for case in CASES.values()}
-    assert classes | ELSEWHERE.keys() >= set(pv.objectives.__all__)
+    assert classes | TESTED_ELSEWHERE.keys() >= set(pv.objectives.__all__)
 
 
 @pytest.mark.parametrize("k", NODES)
-def test_the_quadrature_has_converged(k):
-    finer = tight(k, NODES[k] * 3 // 2 if k < 4 else 30)
-    every = [*MODEL, *GUIDE]
-    assert float(tight(k)[1].detach()) == pytest.approx(float(finer[1].detach()), abs=1e-5)
-    torch.testing.assert_close(gradient(tight(k), every), gradient(finer, every), rtol=0, atol=1e-4)
+def test_quadrature_has_converged(k):
+    finer = iwae(k, NODES[k] * 3 // 2 if k < 4 else 30)
+    names = [*MODEL, *GUIDE]
+    assert float(iwae(k)[1].detach()) == pytest.approx(float(finer[1].detach()), abs=1e-5)
+    torch.testing.assert_close(gradient(iwae(k), names), gradient(finer, names), rtol=0, atol=1e-4)
 
 
-def test_the_quadrature_is_the_closed_form():
-    """Of one draw the ELBO; of weights to the first power and any number of draws log p(x)."""
-    every = [*MODEL, *GUIDE]
+def test_quadrature_equals_the_closed_form():
+    """With one sample, quadrature gives the ELBO."""
+    names = [*MODEL, *GUIDE]
     torch.testing.assert_close(
-        gradient(tight(1), every), gradient(elbo(), every), rtol=1e-9, atol=1e-9
+        gradient(iwae(1), names), gradient(elbo(), names), rtol=1e-9, atol=1e-9
     )
 
 
 @pytest.mark.parametrize(
-    ("wrong", "claimed"),
+    ("wrong", "expected"),
     [
-        ("IWAE, stl", "IWAE"),  # biased for more than one draw
+        ("IWAE, stl", "IWAE"),  # biased for more than one sample
         ("MIWAE", "IWAE"),
-        ("IWAE", "PIWAE"),  # the model's right, the guide's not
-        ("wake alone", "ReweightedWakeSleep, both"),
+        ("IWAE", "PIWAE"),  # right for the model, wrong for the guide
+        ("wake only", "ReweightedWakeSleep, both"),
         ("IWAE", "ReweightedWakeSleep, wake"),
     ],
 )
-def test_a_wrong_gradient_is_noticed(wrong, claimed):
-    """Each is another estimator's, whose truth differs by much more than the errors."""
+def test_detects_wrong_gradients(wrong, expected):
+    """The gradients of two estimators differ by much more than the standard errors."""
     makes = {
         "IWAE, stl": lambda: IWAE(3, "stl"),
         "IWAE": lambda: IWAE(4),
         "MIWAE": lambda: MIWAE(2, 2),
-        "wake alone": lambda: ReweightedWakeSleep(3, wake=1),
+        "wake only": lambda: ReweightedWakeSleep(3, wake=1),
     }
-    _, gradients = estimates(makes[wrong]())
-    assert not agree(gradients, truth_of(CASES[claimed]))
+    _, gradients = sample_gradients(makes[wrong]())
+    assert not agree(gradients, exact_gradient(CASES[expected]))

@@ -1,6 +1,6 @@
-"""Reweighted wake-sleep: exact where the guide is, on discrete latents, in fit, and its refusals.
+"""Reweighted wake-sleep: exact cases, discrete latents, ``fit`` and errors.
 
-That its mean gradient is right is in test_gradients.py.
+See test_gradients.py for its mean gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALL = partial(pv.networks.MLP, hidden=(8,))
 
 
 class Coin(PyroModule):
-    """c ~ Bernoulli(π), x ~ N(3 c, 1): a discrete latent, whose posterior is a logistic line."""
+    """c ~ Bernoulli(π), x ~ N(3 c, 1): a discrete latent with a logistic posterior."""
 
     def __init__(self):
         super().__init__()
@@ -45,8 +45,8 @@ class Coin(PyroModule):
 
 
 @pytest.mark.parametrize("wake", [0.0, 0.5, 1.0])
-def test_a_discrete_latent_is_learned(wake):
-    """q(c|x) has the posterior in its family: logit = 3 x − 4.5 + logit π."""
+def test_trains_discrete_latents(wake):
+    """The family of q(c|x) contains the posterior: logit = 3 x − 4.5 + logit π."""
     program, objective = Coin(), ReweightedWakeSleep(10, wake)
     c = torch.bernoulli(torch.full((1000,), 0.7, dtype=D))
     x = 3 * c + torch.randn(1000, dtype=D)
@@ -58,7 +58,7 @@ def test_a_discrete_latent_is_learned(wake):
         objective.loss_and_grads(program.model, program.guide, x)
         optimizer.step()
     prior, slope, offset = (float(p.detach()) for p in program.parameters())
-    # what is left is the noise of the last steps
+    # tolerances allow for the noise of the last steps
     assert torch.sigmoid(torch.tensor(prior)) == pytest.approx(float(c.mean()), abs=0.025)
     assert slope == pytest.approx(3, abs=0.3)
     assert offset == pytest.approx(prior - 4.5, abs=0.45)
@@ -70,26 +70,26 @@ def test_a_discrete_latent_is_learned(wake):
     assert bound == pytest.approx(float(evidence), abs=0.01)
 
 
-def test_at_the_posterior_the_bound_is_the_evidence_and_θ_s_gradient_is_exact():
-    """All weights are equal, so Σ w̄ ∇ log p(x, z) has the mean ∇ log p(x) at any k."""
+def test_exact_at_the_posterior():
+    """With equal weights, Σ w̄ ∇ log p(x, z) has mean ∇ log p(x) for any k."""
     program = LinearGaussian(2)
     program.b = nn.Parameter(program.b)
     x = program.sample(1)
     evidence = program.log_evidence(x).sum()
     (exact,) = torch.autograd.grad(evidence, program.b)
-    many = x.expand(20_000, -1)
-    # the guide's own b is the posterior's, held
+    batch = x.expand(20_000, -1)
+    # the guide keeps the posterior for the initial b
     guide = LinearGaussian(2).guide
     objective = ReweightedWakeSleep(3, wake=1)
-    loss = objective.loss_and_grads(program.model, guide, many)
-    assert -loss / len(many) == pytest.approx(float(evidence.detach()), abs=1e-9)
-    # ∇_b log p(x, z) = (x − W z − b)/s²; errors of the mean of 60,000 draws, five of them
-    scatter = (program.W @ program.covariance @ program.W.T).diagonal().sqrt() / program.s**2
-    assert ((-program.b.grad / len(many) - exact).abs() < 5 * scatter / 60_000**0.5).all()
+    loss = objective.loss_and_grads(program.model, guide, batch)
+    assert -loss / len(batch) == pytest.approx(float(evidence.detach()), abs=1e-9)
+    # ∇_b log p(x, z) = (x − W z − b)/s²; 5 standard errors of the mean of 60,000 samples
+    std = (program.W @ program.covariance @ program.W.T).diagonal().sqrt() / program.s**2
+    assert ((-program.b.grad / len(batch) - exact).abs() < 5 * std / 60_000**0.5).all()
 
 
-def test_weights_are_normalised_datum_by_datum():
-    """By hand from the draws: a joint weight of the minibatch would mix its data."""
+def test_weights_are_normalised_per_example():
+    """Against an explicit computation; a joint weight would mix the examples of a minibatch."""
     program, x = Coin(), torch.tensor([0.2, 2.5, -1.0], dtype=D)
     objective = ReweightedWakeSleep(4, wake=1)
     objective.layout(program.model, program.guide, (x,), {})
@@ -100,15 +100,15 @@ def test_weights_are_normalised_datum_by_datum():
         c = pyro.sample("c", dist.Bernoulli(logits=torch.zeros(3, dtype=D)))
     prior = program.prior.detach().sigmoid()
     log_w = c * prior.log() + (1 - c) * (1 - prior).log() - 0.5 * (x - 3 * c) ** 2
-    share = log_w.softmax(0)  # q is one half at the start, the same for all
+    weights = log_w.softmax(0)  # q is initially 1/2 for all examples
     assert len({tuple(column) for column in c.T.tolist()}) > 1
-    torch.testing.assert_close(-program.prior.grad, (share * (c - prior)).sum())
-    torch.testing.assert_close(-program.slope.grad, (share * (c - 0.5) * x).sum())
+    torch.testing.assert_close(-program.prior.grad, (weights * (c - prior)).sum())
+    torch.testing.assert_close(-program.slope.grad, (weights * (c - 0.5) * x).sum())
 
 
-def test_labels_stay_those_of_the_minibatch_in_dreams():
-    """x ~ N(10 y + z, 1): a dream under another label would be ten away."""
-    seen = []
+def test_sleep_phase_keeps_the_labels_of_the_minibatch():
+    """x ~ N(10 y + z, 0.1²): with another label, generated examples would be off by 10."""
+    calls = []
 
     def model(x, labels):
         with pyro.plate("data", len(x)):
@@ -116,7 +116,7 @@ def test_labels_stay_those_of_the_minibatch_in_dreams():
             pyro.sample("x", dist.Normal(10.0 * labels + z, 0.1), obs=x)
 
     def guide(x, labels):
-        seen.append((x, labels))
+        calls.append((x, labels))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x - 10.0 * labels, 1.0))
 
@@ -124,26 +124,26 @@ def test_labels_stay_those_of_the_minibatch_in_dreams():
     x = 10.0 * labels
     objective = WakeSleep()
     objective.loss(model, guide, x, labels)
-    seen.clear()
+    calls.clear()
     objective.differentiable_loss(model, guide, x, labels)
-    (awake, _), (dreamt, kept) = seen
-    assert torch.equal(awake, x) and torch.equal(kept, labels)
-    assert not torch.equal(dreamt, x) and (dreamt - x).abs().max() < 6
+    (x_wake, _), (x_sleep, labels_sleep) = calls
+    assert torch.equal(x_wake, x) and torch.equal(labels_sleep, labels)
+    assert not torch.equal(x_sleep, x) and (x_sleep - x).abs().max() < 6
 
 
 @pytest.mark.parametrize(
     "make", [lambda: ReweightedWakeSleep(5), WakeSleep, lambda: PIWAE(2, 3, "dreg")]
 )
-def test_fit_learns_with_it(make):
+def test_trains_a_vae(make):
     vae = pv.VAE((4,), 2, encoder=SMALL, decoder=SMALL)
     x = torch.bernoulli(torch.rand(1, 4)).expand(50, 4)
     adam = partial(torch.optim.Adam, lr=0.02)
     history = pv.fit(vae, x, objective=make(), epochs=80, optimizer=adam)
-    # 50 copies of one datum have log p(x) → 0
+    # for 50 copies of one example log p(x) → 0
     assert history["elbo"][0] < -1.5 and history["elbo"][-1] > -0.3
 
 
-def test_plain_svi_takes_it():
+def test_plain_svi():
     program = Coin()
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.05}), ReweightedWakeSleep(5))
     x = torch.tensor([3.0, 2.0, 3.5, 0.1], dtype=D).repeat(50)
@@ -151,12 +151,12 @@ def test_plain_svi_takes_it():
     assert sum(losses[-10:]) < sum(losses[:10]) - 100
 
 
-def test_a_vamp_prior_s_shared_weights_follow_the_guide_s_bound():
-    """PIWAE with one group is IWAE for everything; with groups of one, the ELBO for q's weights."""
+def test_shared_weights_of_a_vamp_prior_follow_the_bound_of_the_guide():
+    """PIWAE with one group equals IWAE; with groups of one, the ELBO for the weights of q."""
     prior = partial(pv.priors.VampPrior, components=3)
     vae = pv.VAE((4,), 2, prior, encoder=SMALL, decoder=SMALL).double()
     x = torch.bernoulli(torch.full((6, 4), 0.5, dtype=D))
-    found = {}
+    gradients = {}
     for name, objective in {
         "one group": PIWAE(1, 5),
         "IWAE": IWAE(5),
@@ -167,12 +167,12 @@ def test_a_vamp_prior_s_shared_weights_follow_the_guide_s_bound():
         vae.zero_grad()
         pyro.set_rng_seed(3)
         objective.loss_and_grads(vae.model, vae.guide, x)
-        found[name] = {n: p.grad for n, p in vae.named_parameters()}
-    for name in found["IWAE"]:
-        own = "ELBO" if name.startswith("posterior.") else "IWAE"
-        torch.testing.assert_close(found["one group"][name], found["IWAE"][name])
-        torch.testing.assert_close(found["groups of one"][name], found[own][name])
-        assert not torch.allclose(found["ELBO"][name], found["IWAE"][name])
+        gradients[name] = {n: p.grad for n, p in vae.named_parameters()}
+    for name in gradients["IWAE"]:
+        expected = "ELBO" if name.startswith("posterior.") else "IWAE"
+        torch.testing.assert_close(gradients["one group"][name], gradients["IWAE"][name])
+        torch.testing.assert_close(gradients["groups of one"][name], gradients[expected][name])
+        assert not torch.allclose(gradients["ELBO"][name], gradients["IWAE"][name])
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ def test_a_vamp_prior_s_shared_weights_follow_the_guide_s_bound():
         (lambda: PIWAE(2, 2, "path"), "expected gradient to be standard, stl or dreg; got 'path'"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_rejects_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("wake", [0.0, 1.0])
-def test_a_flow_without_an_inverse_is_refused(wake):
+def test_rejects_flows_without_an_inverse(wake):
     flow = pv.posteriors.PlanarFlow
     vae = pv.VAE((4,), 2, posterior=flow, encoder=SMALL, decoder=SMALL)
     objective, x = ReweightedWakeSleep(2, wake), torch.zeros(3, 4)
-    with pytest.raises(ValueError, match=r"density at any draw; a flow without an inverse"):
+    with pytest.raises(ValueError, match=r"can score any sample; a flow without an inverse"):
         objective.differentiable_loss(vae.model, vae.guide, x)
-    # its bound exists all the same
+    # the loss does not need the inverse
     assert objective.loss(vae.model, vae.guide, x) > 0
 
 
@@ -239,15 +239,19 @@ def _auxiliary(x):
             _two_observed,
             _guide,
             torch.zeros(3),
-            r"observes one site, of the shape \(3,\) of the data, to dream of; got 'x' of shape "
-            r"\(3,\), 'y' of shape \(3,\): use wake=1",
+            r"one observed site of shape \(3,\), the shape of the data, for the sleep phase; got "
+            r"'x' of shape \(3,\), 'y' of shape \(3,\): use wake=1",
         ),
-        (_other_shape, _guide, torch.zeros(3, 2), r"shape \(3, 2\) .* got 'x' of shape \(3,\)"),
+        (_other_shape, _guide, torch.zeros(3, 2), r"shape \(3, 2\), .* got 'x' of shape \(3,\)"),
         (_plain, _auxiliary, torch.zeros(3), "it also samples 'u': use wake=1"),
     ],
 )
-def test_what_cannot_dream_is_refused(model, guide, x, message):
+def test_rejects_programs_without_a_sleep_phase(model, guide, x, message):
     with pytest.raises(ValueError, match=message):
         ReweightedWakeSleep(2, wake=0.5).differentiable_loss(model, guide, x)
-    awake = ReweightedWakeSleep(2, wake=1)
-    assert awake.differentiable_loss(model, guide, x).item() > 0
+    wake_only = ReweightedWakeSleep(2, wake=1)
+    pyro.set_rng_seed(1)
+    loss = wake_only.differentiable_loss(model, guide, x)
+    pyro.set_rng_seed(1)
+    log_w = pv.log_weights(model, guide, x, num_samples=2)
+    torch.testing.assert_close(loss, (math.log(2) - log_w.logsumexp(0)).sum())

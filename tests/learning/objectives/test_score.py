@@ -1,8 +1,8 @@
-"""Draws that no gradient goes through: every bound's mean gradient is the truth all the same.
+"""Score-function gradients of samples that are not reparameterised.
 
-As in test_gradients.py one backward pass by equal data gives as many independent gradients, and
-the truth is a sum over all classes and Gauss–Hermite quadrature over all normal draws, of which
-q(y|z) is a weight that is differentiated too: nothing in it is sampled.
+As in test_gradients.py, one backward pass over equal examples gives independent gradients. The
+exact gradient is that of a sum over all classes, weighted by q(y|z), and Gauss–Hermite quadrature
+over all normal samples; it involves no sampling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.learning.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Renyi
-from pyro_vae.learning.objectives.weighted import score_term
+from pyro_vae.learning.objectives.weighted import score_function_term
 from pyro_vae.programs.importance_weights import Layout, run_particles
 
 D = torch.float64
@@ -31,7 +31,7 @@ SEEDS = 40_000
 
 
 class Mixed(PyroModule):
-    """y ~ Bernoulli, z ~ N(m y, 1), x ~ N(w z + c y, 0.7²); the guide draws z, and y given z."""
+    """y ~ Bernoulli, z ~ N(m y, 1), x ~ N(w z + c y, 0.7²); q(z|x) q(y|z)."""
 
     def __init__(self, size):
         super().__init__()
@@ -65,12 +65,12 @@ NODES = {1: 80, 2: 60, 3: 36}
 
 
 def truth(objective, nodes=None):
-    """The mean of a bound over all k draws, and the parameters that it is a function of."""
+    """Return the parameters and the exact mean of a bound over k samples."""
     k = objective.num_particles
     p = {n: torch.tensor(v, dtype=D, requires_grad=True) for n, v in {**MODEL, **GUIDE}.items()}
     points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes or NODES[k]))
     eps = torch.cartesian_prod(*[points] * k).reshape(-1, k).T[:, None]
-    share = torch.cartesian_prod(*[weights / weights.sum()] * k).reshape(-1, k).prod(1)
+    node_weights = torch.cartesian_prod(*[weights / weights.sum()] * k).reshape(-1, k).prod(1)
     y = torch.cartesian_prod(*[torch.arange(2, dtype=D)] * k).reshape(-1, k).T[..., None]
     z = p["a"] * X + p["b"] + p["s"].exp() * eps
     log_q_y = log_bernoulli(y, p["u"] * z + p["v"])
@@ -78,18 +78,18 @@ def truth(objective, nodes=None):
     log_p = log_bernoulli(y, p["p"]) + log_normal(z, p["m"] * y, 1.0)
     log_p = log_p + log_normal(X, p["w"] * z + p["c"] * y, NOISE)
     bound = objective.bound((log_p - log_q).flatten(1)).unflatten(0, (2**k, -1))
-    return p, (share * log_q_y.sum(0).exp() * bound).sum()
+    return p, (node_weights * log_q_y.sum(0).exp() * bound).sum()
 
 
-def slopes(objective, names, nodes=None):
+def exact_gradient(objective, names, nodes=None):
     p, mean = truth(objective, nodes)
     return torch.stack(torch.autograd.grad(mean, [p[n] for n in names]))
 
 
-#: What is learned with, and whose gradients are the model's and the guide's.
+#: Objective, and the bounds whose gradients model and guide follow.
 CASES = {
-    "ELBO of Pyro": (partial(ELBO, analytic_kl=False), IWAE(1), IWAE(1)),
-    "one draw": (partial(IWAE, 1), IWAE(1), IWAE(1)),
+    "ELBO": (partial(ELBO, analytic_kl=False), IWAE(1), IWAE(1)),
+    "one sample": (partial(IWAE, 1), IWAE(1), IWAE(1)),
     "IWAE": (partial(IWAE, 3), IWAE(3), IWAE(3)),
     "MIWAE": (partial(MIWAE, 3, 2), IWAE(2), IWAE(2)),
     "MIWAE, groups of one": (partial(MIWAE, 3, 1), IWAE(1), IWAE(1)),
@@ -100,19 +100,19 @@ CASES = {
 }
 
 
-def estimates(loss, program, x):
+def sample_gradients(loss, program, x):
     loss(program, x).backward()
     return -torch.stack([getattr(program, name).grad for name in (*MODEL, *GUIDE)], 1)
 
 
 def agree(gradients, expected):
-    """Means of 40,000 at five standard errors: false alarm 6e-7 an entry, 1e-4 for all of them."""
+    """Compare means of 40,000 at 5 standard errors: false alarm 6e-7 per entry, 1e-4 in total."""
     error = gradients.std(0) / len(gradients) ** 0.5
     return bool(((gradients.mean(0) - expected).abs() <= 5 * error + 1e-12).all())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_mean_gradient_is_the_truth(name):
+def test_mean_gradient_is_exact(name):
     make, model, guide = CASES[name]
     objective, program, x = make(), Mixed(SEEDS), torch.full((SEEDS,), X, dtype=D)
     pyro.set_rng_seed(5)
@@ -123,34 +123,34 @@ def test_the_mean_gradient_is_the_truth(name):
         reported.append(-value.item() / SEEDS)
         return value
 
-    gradients = estimates(loss, program, x)
-    assert agree(gradients, torch.cat([slopes(model, MODEL), slopes(guide, GUIDE)]))
-    # the bound itself, to five standard errors of 40,000 data where they are largest
+    gradients = sample_gradients(loss, program, x)
+    assert agree(gradients, torch.cat([exact_gradient(model, MODEL), exact_gradient(guide, GUIDE)]))
+    # the bound itself, to 5 standard errors of 40,000 examples where they are largest
     assert reported[0] == pytest.approx(float(truth(model)[1].detach()), abs=0.04)
 
 
-def _unscored(program, x):
-    """What autograd alone makes of the bound."""
+def _pathwise_loss(program, x):
+    """Return the loss with the pathwise gradient only."""
     particles = run_particles(program.model, program.guide, x, num_samples=3)
     return -IWAE(3).bound(particles.log_weights).sum()
 
 
-def test_without_the_score_it_would_be_noticed():
+def test_detects_a_missing_score_term():
     pyro.set_rng_seed(5)
-    gradients = estimates(_unscored, Mixed(SEEDS), torch.full((SEEDS,), X, dtype=D))
-    assert not agree(gradients, slopes(IWAE(3), (*MODEL, *GUIDE)))
+    gradients = sample_gradients(_pathwise_loss, Mixed(SEEDS), torch.full((SEEDS,), X, dtype=D))
+    assert not agree(gradients, exact_gradient(IWAE(3), (*MODEL, *GUIDE)))
 
 
 @pytest.mark.parametrize("k", NODES)
-def test_the_quadrature_has_converged(k):
-    every, finer = (*MODEL, *GUIDE), NODES[k] * 3 // 2
+def test_quadrature_has_converged(k):
+    names, finer = (*MODEL, *GUIDE), NODES[k] * 3 // 2
     torch.testing.assert_close(
-        slopes(IWAE(k), every), slopes(IWAE(k), every, finer), rtol=0, atol=1e-4
+        exact_gradient(IWAE(k), names), exact_gradient(IWAE(k), names, finer), rtol=0, atol=1e-4
     )
 
 
-def test_the_signal_is_the_paper_s_datum_by_datum():
-    """Equation 10 in a loop: the bound less that with the geometric mean of the other weights."""
+def test_learning_signal_equals_the_paper():
+    """Equation 10 in a loop: subtract the bound with the geometric mean of the other weights."""
     program, x, k = Mixed(4), torch.tensor([1.4, -0.3, 0.2, 2.0], dtype=D), 3
     particles = run_particles(program.model, program.guide, x, num_samples=k)
     log_w = particles.log_weights.detach()
@@ -161,19 +161,19 @@ def test_the_signal_is_the_paper_s_datum_by_datum():
             replaced = torch.stack([*others, sum(others) / (k - 1)])
             signal = (log_w[:, n].logsumexp(0) - replaced.logsumexp(0)).item()
             expected = expected + signal * particles.log_q["y"][i, n]
-    term = score_term(particles, IWAE(k).bound)
+    term = score_function_term(particles, IWAE(k).bound)
     assert term.item() == 0
     parameters = [program.a, program.b, program.s, program.u, program.v]
-    ours, by_hand = (
+    ours, explicit = (
         torch.autograd.grad(t, parameters, retain_graph=True) for t in (term, expected)
     )
-    for a, b in zip(ours, by_hand, strict=True):
+    for a, b in zip(ours, explicit, strict=True):
         torch.testing.assert_close(a, b)
         assert b.abs().min() > 1e-6
 
 
-def test_the_baseline_takes_away_noise():
-    noise = []
+def test_baseline_reduces_variance():
+    variances = []
     for baseline in (True, False):
         pyro.set_rng_seed(5)
 
@@ -184,12 +184,12 @@ def test_the_baseline_takes_away_noise():
             bound = IWAE(3).bound(particles.log_weights)
             return -(bound + bound.detach() * particles.log_q["y"].sum(0)).sum()
 
-        gradients = estimates(loss, Mixed(4000), torch.full((4000,), X, dtype=D))
-        noise.append(gradients[:, -2:].var(0))
-    assert (noise[0] < 0.5 * noise[1]).all()
+        gradients = sample_gradients(loss, Mixed(4000), torch.full((4000,), X, dtype=D))
+        variances.append(gradients[:, -2:].var(0))
+    assert (variances[0] < 0.5 * variances[1]).all()
 
 
-def test_a_reparameterised_guide_has_no_term():
+def test_reparameterised_guide_has_no_score_term():
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(())), 1.0))
@@ -200,13 +200,13 @@ def test_a_reparameterised_guide_has_no_term():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     particles = run_particles(model, guide, torch.zeros(3), num_samples=2)
-    assert score_term(particles, IWAE(2).bound) == 0.0
-    assert isinstance(score_term(particles, IWAE(2).bound), float)
+    assert score_function_term(particles, IWAE(2).bound) == 0.0
+    assert isinstance(score_function_term(particles, IWAE(2).bound), float)
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_an_impossible_draw_leaves_the_gradient_finite(k):
-    """x = 0 cannot be where y = 1; with two draws, one such leaves nothing for a baseline."""
+def test_gradient_is_finite_with_impossible_samples(k):
+    """x = 0 is impossible if y = 1; with two samples, the baseline may then be undefined."""
     logit = torch.full((200,), 0.3, dtype=D, requires_grad=True)
 
     def model(x):
@@ -224,12 +224,12 @@ def test_an_impossible_draw_leaves_the_gradient_finite(k):
         )
     possible = particles.log_weights.isfinite().any(0)
     assert (possible & ~particles.log_weights.isfinite().all(0)).any()
-    (slope,) = torch.autograd.grad(score_term(particles, IWAE(k).bound), logit)
-    assert slope[possible].isfinite().all() and slope[possible].abs().max() > 0
+    (gradient,) = torch.autograd.grad(score_function_term(particles, IWAE(k).bound), logit)
+    assert gradient[possible].isfinite().all() and gradient[possible].abs().max() > 0
 
 
-def test_a_classifier_is_learned_through_its_draws():
-    """q(y|x) of SemiSupervisedVAE without labels: two kinds of data, told apart."""
+def test_classifier_gradient_through_samples():
+    """q(y|x) of SemiSupervisedVAE without labels, against the enumerated gradient."""
     torch.manual_seed(0)
     small = partial(pv.networks.MLP, hidden=(8,))
     parts = {"classifier": small, "encoder": small, "decoder": small}
@@ -241,13 +241,13 @@ def test_a_classifier_is_learned_through_its_draws():
     exact.loss_and_grads(vae.model, vae.guide, x)
     expected = torch.cat([p.grad.flatten() for p in vae.classifier.parameters()])
     rows = []
-    objective, many = MIWAE(4, 1), x.repeat(500, 1)
+    objective, batch = MIWAE(4, 1), x.repeat(500, 1)
     for _ in range(40):
         vae.zero_grad()
-        objective.loss_and_grads(vae.model, vae.guide, many)
+        objective.loss_and_grads(vae.model, vae.guide, batch)
         rows.append(torch.cat([p.grad.flatten() for p in vae.classifier.parameters()]) / 500)
     ours = torch.stack(rows)
     error = ours.std(0) / 40**0.5 + 0.01 * expected.abs()
-    # five standard errors of 40 means, t-distributed: false alarm 1e-5 an entry, 1e-3 for all
+    # 5 standard errors of 40 means (t distribution): false alarm 1e-5 per entry, 1e-3 in total
     assert ((ours.mean(0) - expected).abs() <= 5 * error + 1e-9).all()
     assert expected.abs().max() > 1e-3

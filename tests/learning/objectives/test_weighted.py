@@ -1,4 +1,4 @@
-"""Objectives of importance weights: their values, and that every estimator's gradient is right."""
+"""Values and gradients of objectives based on importance weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ D = torch.float64
 
 
 def _gradients(program, objective, x, repeats):
-    """Gradients per datum, ``(repeats, parameters)``, over independent minibatches."""
+    """Return gradients per datum, ``(repeats, parameters)``, of independent minibatches."""
     rows = []
     for _ in range(repeats):
         program.zero_grad()
@@ -32,7 +32,7 @@ def _gradients(program, objective, x, repeats):
 
 
 def _agree(ours, theirs):
-    """Means of two sets of rows at five standard errors: false alarm below 1e-5 an entry."""
+    """Compare the means of two sets of rows at 5 standard errors: false alarm < 1e-5 per entry."""
     error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
     return bool(((ours.mean(0) - theirs.mean(0)).abs() < 5 * error).all())
 
@@ -41,8 +41,8 @@ X = torch.full((3000,), 1.4, dtype=D)
 
 
 class TestGradients:
-    def test_standard_is_the_derivative_of_the_bound(self):
-        """By finite differences in float64, with the same noise on both sides."""
+    def test_standard_gradient_equals_finite_differences(self):
+        """In float64, with the same noise on both sides."""
         program, objective = Chain(), IWAE(k=5)
         x = X[:50]
         objective.loss(program.model, program.guide, x)
@@ -72,7 +72,7 @@ class TestGradients:
         assert _agree(standard, dreg)
 
     @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
-    def test_renyi_s_is_pyro_s(self, alpha):
+    def test_renyi_equals_pyro(self, alpha):
         program, (ours, theirs) = (
             Chain(),
             (
@@ -83,19 +83,19 @@ class TestGradients:
         rows = [_gradients(program, objective, X, 30) for objective in (ours, theirs)]
         assert _agree(*rows)
 
-    def test_stl_has_the_same_mean_for_a_single_draw_and_not_for_more(self):
+    def test_stl_is_biased_for_more_than_one_sample(self):
         program = Chain()
-        one, more = (
+        one_sample, four_samples = (
             [_gradients(program, IWAE(k, gradient), X, 30) for gradient in ("standard", "stl")]
             for k in (1, 4)
         )
-        assert _agree(*one)
-        # the paper of DReG: dropping the score of an IWAE is biased
-        assert not _agree(*more)
+        assert _agree(*one_sample)
+        # dropping the score of an IWAE is biased (DReG paper)
+        assert not _agree(*four_samples)
 
     @pytest.mark.parametrize("gradient", ["stl", "dreg"])
-    def test_at_the_posterior_nothing_is_left_of_the_guide_s(self, gradient):
-        """Sticking the landing: where q is the posterior every single gradient by φ is zero."""
+    def test_guide_gradient_vanishes_at_the_posterior(self, gradient):
+        """Sticking the landing: if q is the posterior, every sample has zero gradient."""
         program = Chain()
         v, w = 0.8, 1.3
         prior = v**2 + 0.36
@@ -112,8 +112,8 @@ class TestGradients:
         standard = _gradients(program, IWAE(3), X[:5], 4)
         assert standard[:, guide].abs().max() > 1e-2
 
-    def test_dreg_keeps_its_signal_where_the_standard_loses_it(self):
-        # Rainforth et al.: the guide's signal-to-noise falls with k; dreg's does not
+    def test_signal_to_noise_ratio_of_dreg_does_not_fall_with_k(self):
+        # Rainforth et al.: the standard signal-to-noise ratio falls with k, that of DReG does not
         program, ratios = Chain(), {}
         guide = [list(dict(program.named_parameters())).index("a")]
         for gradient in ("standard", "dreg"):
@@ -126,7 +126,7 @@ class TestGradients:
 
 class TestValues:
     @pytest.mark.parametrize("gradient", ["standard", "stl", "dreg"])
-    def test_is_l_k(self, gradient):
+    def test_mean_equals_l_k(self, gradient):
         program = LinearGaussian(2, shift=0.7, inflate=1.2)
         x = program.sample(400)
         objective = IWAE(7, gradient)
@@ -140,11 +140,11 @@ class TestValues:
         bounds = pv.evaluate(program, x, num_samples=7_000, ks=[7])
         expected = bounds.estimates["iwae_7"]
         error = math.hypot(float(values.std()) / 20**0.5 / 400, expected.se_monte_carlo)
-        # five standard errors
+        # 5 standard errors
         assert abs(-float(values.mean()) / 400 - expected.value) < 5 * error
         assert bounds.elbo + 0.1 < expected.value < float(program.log_evidence(x).mean()) - 0.01
 
-    def test_the_family_of_bounds_on_the_same_draws(self):
+    def test_relations_between_bounds(self):
         log_w = torch.randn(12, 5, dtype=D)
         mean, tight = log_w.mean(0), log_w.logsumexp(0) - math.log(12)
         equal = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
@@ -158,12 +158,12 @@ class TestValues:
         equal(CIWAE(12, 0.3).bound(log_w), 0.3 * mean + 0.7 * tight)
         equal(Renyi(0.0, 12).bound(log_w), tight)
         equal(Renyi(1.0, 12).bound(log_w), mean)
-        # continuous in α, and falling
+        # continuous and decreasing in α
         torch.testing.assert_close(Renyi(1.0001, 12).bound(log_w), mean, rtol=0, atol=1e-3)
         values = [Renyi(alpha, 12).bound(log_w) for alpha in (-1.0, 0.0, 0.5, 1.0, 3.0)]
         assert all(bool((a > b).all()) for a, b in pairwise(values))
 
-    def test_one_draw_is_the_elbo_s(self):
+    def test_one_sample_gives_the_elbo(self):
         program = LinearGaussian(2, shift=0.7)
         x = program.sample(5)
         values = []
@@ -174,21 +174,21 @@ class TestValues:
         assert values[0] == pytest.approx(values[1])
 
 
-def test_particles_are_laid_out_for_each_kind_of_arguments():
-    """With a condition this program reads a dimension by position; without, it does not."""
+def test_layout_depends_on_the_arguments():
+    """This program indexes dimensions by position only if it gets a condition."""
 
     def model(x, c=None):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            share = z.softmax(1) if c is not None else z
-            pyro.sample("x", dist.Normal(share.sum(-1) + share[..., 0], 1.0), obs=x)
+            weights = z.softmax(1) if c is not None else z
+            pyro.sample("x", dist.Normal(weights.sum(-1) + weights[..., 0], 1.0), obs=x)
 
     def guide(x, c=None):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
 
     objective, x, c = IWAE(3), torch.randn(5), torch.ones(5)
-    with pytest.warns(UserWarning, match="each draw runs as one more datum"):
+    with pytest.warns(UserWarning, match="each particle runs as an additional example"):
         tiled = [objective.layout(model, guide, args, {}).tiled for args in ((x,), (x, c), (x,))]
     assert tiled == [False, True, False]
 
@@ -218,9 +218,9 @@ def _shared_guide(x):
         partial(pv.objectives.ELBO, gradient="stl"),
     ],
 )
-def test_a_draw_that_data_share_is_refused(make):
-    """Also where it is there in training mode alone, which the first look does not see."""
-    sentence = r"expected every site in the plate .* got 'w' outside of it: use ELBO with gradient"
+def test_rejects_latents_outside_the_data_plate(make):
+    """Including latents of training mode only, which the layout does not contain."""
+    message = r"expected every site in the plate .* got 'w' outside of it: use ELBO with gradient"
 
     class Program(PyroModule):
         @pyro_method
@@ -243,22 +243,22 @@ def test_a_draw_that_data_share_is_refused(make):
     program, objective, x = Program().eval(), make(), torch.zeros(3)
     objective.loss(program.model, program.guide, x)
     program.train()
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         objective.differentiable_loss(program.model, program.guide, x)
 
 
 @pytest.mark.parametrize("gradient", ["standard", "stl", "dreg"])
-def test_fit_learns_with_it(gradient):
+def test_trains_a_vae(gradient):
     small = partial(pv.networks.MLP, hidden=(5,))
     vae = pv.VAE((4,), 2, encoder=small, decoder=small)
     x = torch.bernoulli(torch.rand(1, 4)).expand(50, 4)
     adam = partial(torch.optim.Adam, lr=0.02)
     history = pv.fit(vae, x, objective=IWAE(5, gradient), epochs=80, optimizer=adam)
-    # 50 copies of one datum have log p(x) → 0
+    # for 50 copies of one example log p(x) → 0
     assert history["elbo"][0] < -1.5 and history["elbo"][-1] > -0.3
 
 
-def test_plain_svi_takes_it():
+def test_plain_svi():
     program = Chain()
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), IWAE(8))
     losses = [svi.step(X[:100]) for _ in range(100)]
@@ -277,13 +277,13 @@ def test_plain_svi_takes_it():
         (lambda: IWAE(5, "path"), "expected gradient to be standard, stl or dreg; got 'path'"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_rejects_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg"])
-def test_what_cannot_be_reparameterised_or_inverted_is_refused(gradient):
+def test_rejects_programs_without_the_gradient_estimator(gradient):
     small = partial(pv.networks.MLP, hidden=(5,))
     parts = {"encoder": small, "decoder": small, "posterior": pv.posteriors.PlanarFlow}
     vae = pv.VAE((4,), 2, **parts)
@@ -294,7 +294,8 @@ def test_what_cannot_be_reparameterised_or_inverted_is_refused(gradient):
 
     noisy = partial(pv.networks.MLP, hidden=(50,), dropout=0.5)
     vae = pv.VAE((4,), 2, encoder=noisy, decoder=noisy)
-    with pytest.raises(ValueError, match="the same density each time it runs; got others, as of"):
+    message = "the same density for a sample in each run; got different"
+    with pytest.raises(ValueError, match=message):
         IWAE(3, gradient).differentiable_loss(vae.model, vae.guide, x)
     vae = pv.VAE((4,), 2, encoder=small, decoder=noisy)
     assert IWAE(3, gradient).differentiable_loss(vae.model, vae.guide, x).item() > 0
@@ -308,5 +309,6 @@ def test_what_cannot_be_reparameterised_or_inverted_is_refused(gradient):
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Bernoulli(0.4))
 
-    with pytest.raises(ValueError, match=r"site 'c' .Bernoulli. is not: use gradient 'standard'"):
+    message = r"site 'c' .Bernoulli., which is not: use gradient 'standard'"
+    with pytest.raises(ValueError, match=message):
         IWAE(3, gradient).differentiable_loss(model, guide, torch.zeros(3))

@@ -1,4 +1,4 @@
-"""Data sets of files that the user has: found, read the right way round, or refused."""
+"""Data sets in local files: lookup, orientation and error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAIN, TEST = RNG.random((12, 28, 28)), RNG.random((5, 28, 28))
 
 
 def columns(images: np.ndarray) -> np.ndarray:
-    """As chardata.mat has them: an image is a column, its own columns one after the other."""
+    """Flatten images to columns in column-major order, as in chardata.mat."""
     return np.stack([image.flatten(order="F") for image in images], 1)
 
 
@@ -28,10 +28,10 @@ def test_omniglot(folder, tmp_path):
     assert data.event_shape == (1, 28, 28)
     assert data.kind is Kind.UNIT
     np.testing.assert_allclose(data.test.draw()[:, 0], TEST, rtol=1e-6)
-    # the training data are put into an order of their own
-    where = [np.abs(TRAIN - x).sum((1, 2)).argmin() for x in data.train.draw()[:, 0].numpy()]
-    assert sorted(where) == [*range(12)]
-    np.testing.assert_allclose(data.train.draw()[:, 0], TRAIN[where], rtol=1e-6)
+    # the training data are shuffled
+    rows = [np.abs(TRAIN - x).sum((1, 2)).argmin() for x in data.train.draw()[:, 0].numpy()]
+    assert sorted(rows) == [*range(12)]
+    np.testing.assert_allclose(data.train.draw()[:, 0], TRAIN[rows], rtol=1e-6)
     dynamic = pv.data.load(**load, binarize="dynamic", valid=3)
     assert (len(dynamic.train), len(dynamic.valid), len(dynamic.test)) == (9, 3, 5)
     assert dynamic.kind is Kind.BINARY
@@ -53,33 +53,41 @@ def test_binarized_mnist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "told"),
+    ("name", "file", "description"),
     [
         ("omniglot", "chardata.mat", "the OMNIGLOT file of the IWAE paper"),
         ("binarized_mnist", "binarized_mnist_train.amat", "Larochelle's binarised digits"),
     ],
 )
-def test_files_that_are_missing_or_damaged(name, file, told, tmp_path):
+def test_missing_or_damaged_file_raises(name, file, description, tmp_path):
     def load() -> None:
         pv.data.load(name, binarize="none", root=str(tmp_path))
 
-    with pytest.raises(FileNotFoundError, match=f"expected {told} at .*{file} or .*; found none: "):
+    with pytest.raises(
+        FileNotFoundError, match=f"expected {description} at .*{file} or .*; found none: "
+    ):
         load()
     (tmp_path / "binarized_mnist_test.amat").write_text("0 1\n")
     for content in (b"", b"no numbers here", b"0 1 0\n"):
         (tmp_path / file).write_bytes(content)
-        with pytest.raises(ValueError, match=f"expected {tmp_path}.*; it is damaged or another fi"):
+        with pytest.raises(
+            ValueError, match=f"expected {tmp_path}.*; the file is damaged or has o"
+        ):
             load()
 
 
-def test_omniglot_of_other_values(tmp_path):
+def test_omniglot_with_values_above_one_raises(tmp_path):
     stored = {"data": 255 * columns(TRAIN), "testdata": columns(TEST)}
     savemat(tmp_path / "chardata.mat", stored)
-    with pytest.raises(ValueError, match=r"to hold 28 × 28 letters in \[0, 1\] named data and tes"):
+    with pytest.raises(
+        ValueError, match=r"to contain 28 × 28 letters in \[0, 1\] named data and tes"
+    ):
         pv.data.load("omniglot", binarize="dynamic", root=str(tmp_path))
 
 
-def test_binarized_mnist_without_its_test_file(tmp_path):
+def test_binarized_mnist_without_test_file_raises(tmp_path):
     (tmp_path / "binarized_mnist_train.amat").write_text("0 1\n")
-    with pytest.raises(FileNotFoundError, match=r"expected binarized_mnist_test\.amat beside .*; "):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected binarized_mnist_test\.amat in the same folder as .*; "
+    ):
         pv.data.load("binarized_mnist", binarize="none", root=str(tmp_path))
