@@ -99,7 +99,7 @@ def plot_log_weights(log_weights: np.ndarray, titles: list[str]) -> Figure:
         axes.set_xlabel("log w (nats)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
@@ -112,7 +112,8 @@ def plot_histograms(values: list[np.ndarray], titles: list[str], unit: str) -> F
     for sample, title in zip(values, titles, strict=True):
         axes.hist(np.clip(sample, low, high), bins=bins, density=True, alpha=0.6, label=title)
     axes.set_xlabel(unit)
-    axes.legend(frameon=False)
+    # a fixed place: matplotlib's search for the best one is slow, and warns when it is
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
