@@ -14,7 +14,8 @@ from pyro_vae.cli.app import main
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README", "docs/components", "docs/data", "docs/estimators", "docs/command-line")
+#: In the order of their commands: docs/command-line trains the runs that other pages use.
+PAGES = ("README", "docs/command-line", "docs/components", "docs/data", "docs/estimators")
 
 _ANNEALING = [
     "--annealing.num_chains=2",
