@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pyro
@@ -12,6 +13,12 @@ import streams
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 if "PYRO_VAE_DATA" not in os.environ and _SHARED_DATA.is_dir():
     os.environ["PYRO_VAE_DATA"] = str(_SHARED_DATA)
+
+
+def pytest_configure() -> None:
+    """Restore Python's handler of SIGINT, which a script ignores in its background processes."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
