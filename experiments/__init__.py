@@ -1,1 +1,1 @@
-"""One short script for each figure or table of a paper: ``python -m experiments.priors``."""
+"""Figures and tables of papers, comparisons of components, and benchmarks."""

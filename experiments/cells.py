@@ -137,7 +137,13 @@ class Table:
     def command(self, preset: str) -> str:
         """Command that runs the table."""
         variant = [f" --{key} {value}" for key, value in self.variant.items() if self.tag]
-        return f"python -m experiments.{self.name} --preset {preset}{''.join(variant)}"
+        return f"python -m {self.module} --preset {preset}{''.join(variant)}"
+
+    @property
+    def module(self) -> str:
+        """Module of its script."""
+        is_paper = (_HERE / "papers" / f"{self.name}.py").is_file()
+        return f"experiments.{'papers' if is_paper else 'studies'}.{self.name}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def parse_args(
     tables = [tables] if isinstance(tables, Table) else tables
     table = tables[0]
     parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{table.name}",
+        prog=f"python -m {table.module}",
         description=table.title,
         epilog=f"rows: {', '.join(table.cells)}",
         allow_abbrev=False,

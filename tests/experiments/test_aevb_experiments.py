@@ -18,12 +18,18 @@ from scipy.stats import norm
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
-from experiments import aevb_figure2, aevb_figure3, aevb_figure4, aevb_figure5, curves  # noqa: E402
+from experiments import curves  # noqa: E402
 from experiments import table as tables  # noqa: E402
-from experiments.aevb_pilot import TABLE as PILOT  # noqa: E402
 from experiments.cells import Cell  # noqa: E402
 from experiments.curves import Curve, EvaluationSchedule  # noqa: E402
 from experiments.gallery import latent_grid  # noqa: E402
+from experiments.papers import (  # noqa: E402
+    aevb_figure2,
+    aevb_figure3,
+    aevb_figure4,
+    aevb_figure5,
+)
+from experiments.papers.aevb_pilot import TABLE as PILOT  # noqa: E402
 
 SCRIPTS = {
     script.TABLE.name: script for script in (aevb_figure2, aevb_figure3, aevb_figure4, aevb_figure5)
@@ -410,4 +416,4 @@ def test_pilot_runs(tmp_path):
     rows = read(tmp_path, PILOT.name)["rows"]
     values = [rows[row]["runs"][0]["measures"]["training bound"]["value"] for row in only]
     assert values[0] != values[1]
-    assert importlib.import_module(f"experiments.{PILOT.name}").TABLE is PILOT
+    assert importlib.import_module(PILOT.module).TABLE is PILOT

@@ -16,7 +16,7 @@ import pyro_vae as pv
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
-from experiments import bad_proposal  # noqa: E402
+from experiments.studies import bad_proposal  # noqa: E402
 from experiments.table import Cell  # noqa: E402
 
 

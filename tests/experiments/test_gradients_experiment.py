@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
-from experiments import gradients  # noqa: E402
+from experiments.studies import gradients  # noqa: E402
 
 
 def test_experiment_runs_and_is_deterministic(tmp_path, capsys):

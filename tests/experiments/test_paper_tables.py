@@ -13,24 +13,24 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.cli import app
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
 
-from experiments import (  # noqa: E402
-    claims,
-    collect,
+from experiments import claims, collect  # noqa: E402
+from experiments.attempts import exclusive_lock  # noqa: E402
+from experiments.paper_optimizers import AdamFromOne, AdamNormGrad, RoundedSteps  # noqa: E402
+from experiments.papers import (  # noqa: E402
+    __main__ as verdicts,
+)
+from experiments.papers import (  # noqa: E402
     flows,
     iwae_table1,
     iwae_table2,
     iwae_table3,
     vampprior,
-    verdicts,
 )
-from experiments.attempts import exclusive_lock  # noqa: E402
-from experiments.paper_optimizers import AdamFromOne, AdamNormGrad, RoundedSteps  # noqa: E402
 from experiments.published import IWAE_TABLE_1, IWAE_TABLE_3, Published, iwae_row_name  # noqa: E402
 from experiments.table import Cell, Preset, Table, main  # noqa: E402
 
@@ -64,7 +64,7 @@ class TestRecipes:
         code = table1("code")
         assert code.stem("small") == "iwae_table1-small-code"
         assert code.command("small") == (
-            "python -m experiments.iwae_table1 --preset small --recipe code --data mnist"
+            "python -m experiments.papers.iwae_table1 --preset small --recipe code --data mnist"
         )
 
     def test_table_1_has_twelve_cells_with_published_results(self):
@@ -526,7 +526,7 @@ Missing: third, seed 0."""
         document.write_text(text, encoding="utf-8")
         monkeypatch.chdir(ROOT)
         args = ["--results", str(tmp_path), "--document", str(document)]
-        assert app.main(["experiment", "--table", *args]) == 0
+        assert verdicts.main(args) == 0
         assert capsys.readouterr().out == self.TABLE + "\n"
         assert document.read_text(encoding="utf-8") == (
             f"before\n<!-- papers -->\n{self.TABLE}\n<!-- /papers -->\nafter\n"
@@ -538,7 +538,7 @@ Missing: third, seed 0."""
         section = verdicts.format_section(list(verdicts.read_all_results()))
         assert section in document
         assert verdicts.insert_section(document, section) == document, (
-            "run `pyro-vae experiment --table`"
+            "run `python -m experiments.papers`"
         )
 
     def test_damaged_results_are_a_one_line_error(self, tmp_path, capsys):
@@ -547,50 +547,3 @@ Missing: third, seed 0."""
         err = capsys.readouterr().err
         assert err.startswith(f"verdicts: {tmp_path / 'synthetic-small.json'} is damaged")
         assert err.count("\n") == 1
-
-
-class TestCommand:
-    def test_runs_the_script(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(ROOT)
-        before = sys.path[:], sys.argv
-        row = "1 layer: IWAE, k = 5"
-        assert app.main(["experiment", "iwae_table3", *make_args(tmp_path, "--only", row)]) == 0
-        results = read(tmp_path, "iwae_table3-smoke")
-        assert [*results["rows"]] == [row]
-        assert results["variant"] == {"recipe": "text", "binarisation": "ours"}
-        assert (sys.path, sys.argv) == before
-
-    def test_returns_the_status_of_the_script(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(ROOT)
-        assert app.main(["experiment", "vampprior", *make_args(tmp_path), "--table"]) == 1
-        err = capsys.readouterr().err
-        file = tmp_path / "vampprior-smoke.json"
-        assert err.startswith(f"vampprior: expected results in {file};")
-
-    def test_unknown_name_is_a_one_line_error(self, monkeypatch, capsys):
-        monkeypatch.chdir(ROOT)
-        assert app.main(["experiment", "iwae_table"]) == 1
-        err = capsys.readouterr().err
-        assert err.startswith("pyro-vae: expected the name of an experiment, aevb_figure2, ")
-        assert "got 'iwae_table'; did you mean iwae_table" in err
-        assert err.count("\n") == 1
-
-    def test_help_lists_the_scripts(self, monkeypatch, capsys):
-        monkeypatch.chdir(ROOT)
-        assert app.main(["experiment"]) == 0
-        out = capsys.readouterr().out
-        assert "iwae_table1, iwae_table2, iwae_table3" in out
-        assert "collect" not in out
-
-    def test_outside_of_the_repository(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
-        # an unrelated folder with the same name
-        (tmp_path / "experiments").mkdir()
-        monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in (str(ROOT), "")])
-        for name in [n for n in sys.modules if n.partition(".")[0] == "experiments"]:
-            monkeypatch.delitem(sys.modules, name)
-        assert app.main(["experiment", "priors"]) == 1
-        assert capsys.readouterr().err == (
-            f"pyro-vae: expected the folder experiments, which is not installed with the package; "
-            f"found none in {tmp_path}: run this command from a clone of the repository\n"
-        )

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments import rate_distortion as experiment
+from experiments.studies import rate_distortion as experiment
 from experiments.table import Cell
 from pyro_vae.evaluation.annealing.rate_distortion_curve import DEFAULT_BETAS, RateDistortion
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_lower_half
-from .table import Preset, Table, main
+from ..measures import measure_lower_half
+from ..table import Preset, Table, main
 
 TABLE = Table(
     name="inpainting",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_active_units
-from .table import Preset, Table, main
+from ..measures import measure_active_units
+from ..table import Preset, Table, main
 
 DEEP = "--model.decoder.hidden {deep}"
 WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"

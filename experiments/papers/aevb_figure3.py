@@ -24,11 +24,10 @@ from pyro_vae.data import Split
 from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
-from . import curves, table
-from .aevb_figure2 import BASE, METHODS, STEP_SIZES
-from .cells import Preset
-from .claims import claim_verdict
-from .curves import (
+from .. import curves, table
+from ..cells import Preset
+from ..claims import claim_verdict
+from ..curves import (
     ClaimRecords,
     Curve,
     CurveCell,
@@ -37,6 +36,7 @@ from .curves import (
     make_claim_record,
     mean_paired_difference,
 )
+from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 
 SOURCE = "Kingma & Welling 2013, figure 3"
 OBJECTIVES = {

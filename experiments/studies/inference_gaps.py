@@ -19,7 +19,7 @@ from pyro_vae.evaluation.annealing.sampler import Annealing
 from pyro_vae.evaluation.inference_gaps.estimator import gaps
 from pyro_vae.models import Autoencoder
 
-from .table import Preset, Table, main
+from ..table import Preset, Table, main
 
 #: Number of test and of training examples whose q is refitted.
 _NUM_DATA = 100

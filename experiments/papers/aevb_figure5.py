@@ -1,8 +1,8 @@
 """Random samples of MNIST with 2, 5, 10 and 20 latents.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 5: latents from N(0, I), shown as
-the mean of p(x|z). The programs are those of :mod:`experiments.aevb_figure2` and
-:mod:`experiments.aevb_figure4`.
+the mean of p(x|z). The programs are those of :mod:`experiments.papers.aevb_figure2` and
+:mod:`experiments.papers.aevb_figure4`.
 https://arxiv.org/abs/1312.6114
 """
 
@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from pyro_vae import queries
 
-from . import aevb_figure2, aevb_figure4, table
-from .gallery import Gallery, SharedCell, include_all_rows, show_images
+from .. import table
+from ..gallery import Gallery, SharedCell, include_all_rows, show_images
+from . import aevb_figure2, aevb_figure4
 
 LATENTS = (2, 5, 10, 20)
 TABLE = Gallery(

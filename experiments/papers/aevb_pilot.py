@@ -1,4 +1,4 @@
-"""Choice of the step sizes of :mod:`experiments.aevb_figure2` after 10⁵ training examples.
+"""Choice of the step sizes of :mod:`experiments.papers.aevb_figure2` after 10⁵ training examples.
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), section 5: Adagrad's step size is one of
 0.01, 0.02 and 0.1, chosen by the performance on the training set in the first few iterations.
@@ -16,9 +16,9 @@ import pyro_vae as pv
 from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
+from ..cells import Preset, Table
+from ..table import main
 from . import aevb_figure2
-from .cells import Preset, Table
-from .table import main
 
 STEP_SIZES = (0.01, 0.02, 0.1)
 EPOCHS = {

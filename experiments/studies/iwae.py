@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_active_units
-from .published import IWAE_TABLE_1
-from .table import Preset, Table, main
+from ..measures import measure_active_units
+from ..published import IWAE_TABLE_1
+from ..table import Preset, Table, main
 
 DATA = "--data.name mnist --data.binarize dynamic --data.valid 0"
 # initial weights as in the text, output bias as in the authors' code

@@ -31,7 +31,7 @@ from pyro_vae.core import files
 from pyro_vae.core.random import check_seed, seeded
 from pyro_vae.learning.objectives import IWAE, MIWAE, PIWAE, Objective
 
-from .table import RESULTS
+from ..table import RESULTS
 
 GROUPS = 5
 ESTIMATORS: dict[str, Callable[[int], Objective]] = {
@@ -194,7 +194,7 @@ def measure_gradients(name: str, seed: int) -> dict[str, Any]:
         "name": "gradients",
         "title": "Gradients of importance weighted bounds against the number of samples",
         "preset": name,
-        "command": f"python -m experiments.gradients --preset {name} --seed {seed}",
+        "command": f"python -m experiments.studies.gradients --preset {name} --seed {seed}",
         "configuration": {**asdict(preset), "dimensions": 20, "perturbation": 0.01},
         "seed": seed,
         "device": f"cpu, {torch.get_num_threads()} threads",
@@ -284,7 +284,7 @@ def _plot_curve(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the numbers and the figure, and print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.gradients",
+        prog="python -m experiments.studies.gradients",
         description="Gradients of importance weighted bounds against the number of samples",
         allow_abbrev=False,
     )

@@ -7,7 +7,7 @@ Gated networks 300–300, 40 latents, 500 pseudo-inputs, 50,000 digits binarised
 100, Adam with normalised gradients and step size 5e-4, KL warm-up over 100 epochs, at most 2000
 epochs, early stopping after 50 epochs without a better validation ELBO. The binarisation is ours,
 drawn with a seed. Pseudo-inputs are initialised uniformly on [0, 1] or as digits, the authors' near
-black. ``experiments.priors`` compares all priors on a smaller scale.
+black. ``experiments.studies.priors`` compares all priors on a smaller scale.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .claims import make_ordering_claim
-from .priors import BASE, PRESETS, add_warm_up
-from .priors import TABLE as PRIORS
-from .published import VAMPPRIOR
-from .table import Table, main
+from ..claims import make_ordering_claim
+from ..published import VAMPPRIOR
+from ..studies.priors import BASE, PRESETS, add_warm_up
+from ..studies.priors import TABLE as PRIORS
+from ..table import Table, main
 
 STATIC = " --data.binarize static --data.valid {valid} "
 OPTIMIZER = """

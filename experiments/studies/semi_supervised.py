@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_accuracy
-from .table import Preset, Table, main
+from ..measures import measure_accuracy
+from ..table import Preset, Table, main
 
 PUBLISHED = {100: 0.932, 600: 0.944, 1000: 0.949, 3000: 0.958}
 

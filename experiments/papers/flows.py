@@ -7,7 +7,7 @@ https://arxiv.org/abs/1803.05649
 with step size 5e-4, minibatches of 100, KL warm-up over 100 epochs, at most 2000 epochs, early
 stopping after 100 epochs without a better validation ELBO. The authors' networks are six gated
 convolutions; these are two convolutions of stride 2 and a layer of 256.
-``experiments.posteriors`` compares all posteriors on a smaller scale.
+``experiments.studies.posteriors`` compares all posteriors on a smaller scale.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .claims import make_ordering_claim
-from .posteriors import TABLE as POSTERIORS
-from .priors import BASE, PRESETS, add_warm_up
-from .published import SYLVESTER
-from .table import Preset, Table, main
+from ..claims import make_ordering_claim
+from ..published import SYLVESTER
+from ..studies.posteriors import TABLE as POSTERIORS
+from ..studies.priors import BASE, PRESETS, add_warm_up
+from ..table import Preset, Table, main
 from .vampprior import STATIC
 
 FOUR_STEPS = "--model.posterior.flows 4"

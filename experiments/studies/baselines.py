@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_training_log_evidence
-from .table import Preset, Table, main
+from ..measures import measure_training_log_evidence
+from ..table import Preset, Table, main
 
 TABLE = Table(
     name="baselines",

@@ -14,10 +14,10 @@ import sys
 from dataclasses import replace
 from itertools import product
 
+from ..published import IWAE_TABLE_3, iwae_row_name
+from ..table import Table, main
 from .iwae_table1 import CAUSES, DIGITS, KS, OBJECTIVES, OPTIMIZERS, make_claims, make_presets
 from .iwae_table1 import TABLE as TABLE_1
-from .published import IWAE_TABLE_3, iwae_row_name
-from .table import Table, main
 
 #: Data set, binarisation and number of training digits held out.
 SOURCES = {"ours": ("mnist", "static", 10_000), "original": ("binarized_mnist", "none", 0)}

@@ -12,7 +12,8 @@ and this script does not do.
 
 The paper does not describe the binarisation of MNIST. Here it is drawn once with a seed, so that
 only the bound prevents overfitting. The test frames of Frey Face are whole blocks of 50 frames,
-because neighbouring frames are nearly equal. :mod:`experiments.aevb_pilot` chooses the step sizes.
+because neighbouring frames are nearly equal. :mod:`~experiments.papers.aevb_pilot` chooses the
+step sizes.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
-from . import curves, table
-from .cells import Preset
-from .claims import claim_verdict
-from .curves import (
+from .. import curves, table
+from ..cells import Preset
+from ..claims import claim_verdict
+from ..curves import (
     ClaimRecords,
     Curve,
     CurveCell,

@@ -39,7 +39,7 @@ from pyro_vae.evaluation import Bounds
 from pyro_vae.evaluation.annealing.sampler import Annealing, ais
 from pyro_vae.evaluation.importance.psis import khat_threshold
 
-from .table import RESULTS, Cell, Preset, Table
+from ..table import RESULTS, Cell, Preset, Table
 
 #: Changes of q(z|x): shifts of its mean in standard deviations, and factors of these.
 CHANGES = {"mean": (0.0, 0.5, 1.0, 2.0, 4.0), "scale": (0.25, 0.5, 1.0, 2.0, 4.0)}
@@ -302,7 +302,9 @@ def _measure_all(options: argparse.Namespace, file: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure missing rows, write the numbers and the figure, and print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bad_proposal", description=TABLE.title, allow_abbrev=False
+        prog="python -m experiments.studies.bad_proposal",
+        description=TABLE.title,
+        allow_abbrev=False,
     )
     parser.add_argument("--preset", choices=list(TABLE.presets), default="small")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

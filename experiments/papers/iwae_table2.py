@@ -12,11 +12,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .claims import make_ordering_claim, start_label
+from ..claims import make_ordering_claim, start_label
+from ..published import IWAE_TABLE_2, iwae_row_name
+from ..table import Preset, Table, main
 from .iwae_table1 import OBJECTIVES, ONE_LAYER, OPTIMIZERS, STAGES
 from .iwae_table1 import make_table as table1
-from .published import IWAE_TABLE_2, iwae_row_name
-from .table import Preset, Table, main
 
 TO_IWAE, TO_VAE = IWAE_TABLE_2
 

@@ -1,15 +1,15 @@
 """Posteriors on MNIST: the gap between ELBO and log p̂ for richer families q(z|x).
 
 Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018), table 1, in
-the setting of ``experiments.priors``. https://arxiv.org/abs/1803.05649
+the setting of ``experiments.studies.priors``. https://arxiv.org/abs/1803.05649
 """
 
 from __future__ import annotations
 
 import sys
 
+from ..table import Table, main
 from .priors import BASE, PRESETS
-from .table import Table, main
 
 TABLE = Table(
     name="posteriors",

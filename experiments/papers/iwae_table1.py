@@ -16,12 +16,12 @@ import sys
 from collections.abc import Mapping
 from itertools import product
 
-from .claims import Claim, make_ordering_claim
-from .hierarchical import TWO_LAYERS
-from .iwae import ONE_LAYER
-from .measures import measure_active_units
-from .published import IWAE_TABLE_1, iwae_row_name
-from .table import Preset, Table, main
+from ..claims import Claim, make_ordering_claim
+from ..measures import measure_active_units
+from ..published import IWAE_TABLE_1, iwae_row_name
+from ..studies.hierarchical import TWO_LAYERS
+from ..studies.iwae import ONE_LAYER
+from ..table import Preset, Table, main
 
 LAYERS = {1: ONE_LAYER, 2: TWO_LAYERS}
 KS = {1: "1", 5: "5", 50: "{k}"}

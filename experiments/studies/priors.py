@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from .table import Preset, Table, main
+from ..table import Preset, Table, main
 
 # The decoder starts at the pixels' means: without this, the VampPrior, which does not fix the scale
 # of the latents, collapsed to a point.
@@ -26,7 +26,7 @@ PRESETS = {
         num_data=20,
         values={"network": "MLP", "hidden": "[20]", "components": 10},
     ),
-    # without clipping, the planar flow of ``experiments.posteriors`` diverged
+    # without clipping, the planar flow of ``experiments.studies.posteriors`` diverged
     "small": Preset(
         fit="""
             --fit.epochs 15 --fit.optimizer Adam --fit.optimizer.lr 0.002

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from .measures import measure_accuracy_by_bayes
-from .table import Preset, Table, main
+from ..measures import measure_accuracy_by_bayes
+from ..table import Preset, Table, main
 
 BASE = """
     --data.name mnist --data.binarize dynamic --data.valid 0

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from ..measures import measure_active_units
+from ..published import IWAE_TABLE_1
+from ..table import Preset, Table, main
 from .iwae import DATA, OBJECTIVES
 from .iwae import TABLE as ONE_LAYER
-from .measures import measure_active_units
-from .published import IWAE_TABLE_1
-from .table import Preset, Table, main
 
 # x – 200 – 200 – z1 (100) – 100 – 100 – z2 (50), and back
 TWO_LAYERS = """

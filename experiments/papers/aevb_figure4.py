@@ -2,7 +2,7 @@
 
 Auto-Encoding Variational Bayes (Kingma & Welling, 2013), figure 4 and appendix A: a grid on the
 unit square is mapped to latents by the inverse CDF of the normal, and each latent is shown as the
-mean of p(x|z). The programs are those of :mod:`experiments.aevb_figure2` with N_z = 2.
+mean of p(x|z). The programs are those of :mod:`experiments.papers.aevb_figure2` with N_z = 2.
 https://arxiv.org/abs/1312.6114
 """
 
@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 
-from . import aevb_figure2, table
-from .gallery import Gallery, SharedCell, include_all_rows, latent_grid, show_images
+from .. import table
+from ..gallery import Gallery, SharedCell, include_all_rows, latent_grid, show_images
+from . import aevb_figure2
 
 DATA = ("Frey Face", "MNIST")
 TABLE = Gallery(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .table import Preset, Table, main
+from ..table import Preset, Table, main
 
 
 def both_networks(name: str, options: dict[str, str]) -> str:

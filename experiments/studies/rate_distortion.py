@@ -19,15 +19,15 @@ from pyro_vae.core import files
 from pyro_vae.evaluation import Annealing
 from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, rate_distortion
 
-from . import collect
-from .measures import (
+from .. import collect
+from ..measures import (
     measure_active_units,
     measure_distortion,
     measure_mutual_information,
     measure_rate,
 )
-from .table import Cell, Preset, Table, parse_args
-from .table import main as run_table
+from ..table import Cell, Preset, Table, parse_args
+from ..table import main as run_table
 
 ROWS = {f"beta {beta}": beta for beta in ("1", "0.1", "0.3", "3", "10")}
 

@@ -1,6 +1,6 @@
 """Compare the results in ``results/`` with the papers, and update ``docs/reproductions.md``.
 
-    python -m experiments.verdicts          # or: pyro-vae experiment --table
+    python -m experiments.papers
 
 The published numbers and the suspected causes of differences are declared in the scripts and copied
 to the results files. The verdicts are computed here.
@@ -21,8 +21,8 @@ from typing import Any
 
 from pyro_vae.core import files
 
-from .collect import format_budget_fraction, format_measure
-from .table import RESULTS
+from ..collect import format_budget_fraction, format_measure
+from ..table import RESULTS
 
 __all__ = [
     "TOLERANCE",
@@ -41,7 +41,7 @@ TOLERANCE = 0.5
 _FULL_BUDGET = 0.98
 #: Presets whose results are compared.
 _PRESETS = ("small", "paper")
-_DOCUMENT = Path(__file__).parents[1] / "docs" / "reproductions.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "reproductions.md"
 _UNKNOWN_CAUSE = "cause unknown"
 _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
@@ -229,7 +229,7 @@ def insert_section(document: str, section: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison, and write it between the marks of the document."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.verdicts",
+        prog="python -m experiments.papers",
         description="Compare the results with the papers: published numbers, claims and verdicts",
         allow_abbrev=False,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from .table import Preset, Table, group_rows, main
+from ..table import Preset, Table, group_rows, main
 
 DISCRETE = "--data.values integer --model.likelihood"
 DENSITY = "--data.values dequantized --model.likelihood"

@@ -1,0 +1,1 @@
+"""Our own comparisons of components, one script each."""
