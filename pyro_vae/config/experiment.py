@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import data
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
 from . import jsonargparse_compat, model_option
@@ -97,7 +97,7 @@ class Experiment:
                 required by the program.
         """
         data_arguments = {name: getattr(data, name) for name in self.program.from_data}
-        with seeded(self.seed):
+        with seeded(self.seed, Stream.TRAINING, 0):
             return self.program(**data_arguments, **self._instances.model.as_dict())
 
     def to_yaml(self) -> str:

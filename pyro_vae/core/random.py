@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from numbers import Integral
 
 import numpy as np
@@ -13,7 +14,75 @@ from pyro.util import get_rng_state, set_rng_state
 
 from . import distributed
 
-__all__ = ["check_seed", "seeded"]
+__all__ = ["Stream", "check_seed", "seeded"]
+
+
+class Stream(IntEnum):
+    """The random streams derived from a seed: one member for each use of random numbers.
+
+    ``seeded(seed, Stream.X, *more)`` seeds a stream. Every member has one use, with a fixed number
+    of further integers (a block, an epoch), so two uses never share their random numbers. Values
+    are never reused or renumbered: they determine recorded results. Data sets draw their noise from
+    ``(seed, number of examples)``; the large values cannot be the size of a data set.
+    """
+
+    #: Epochs of training; epoch 0 draws the initial weights.
+    TRAINING = 0
+    #: The ELBO of the validation data.
+    VALIDATION = 1
+    #: The run before training that selects the estimator.
+    WARM_UP = 2
+    #: Initialisation from the training data.
+    INITIALIZATION = 3
+
+    #: Samples of q with the same number for every example.
+    IMPORTANCE = 4_000_000_001
+    #: Pilot runs that choose the number of samples per example.
+    PILOT = 4_000_000_002
+    #: Samples of q with a number chosen per example.
+    ADAPTIVE = 4_000_000_003
+    #: Samples of the prior in a defensive mixture.
+    DEFENSIVE = 4_000_000_004
+    #: Comparison of the precisions of network layers.
+    PRECISION = 4_000_000_005
+    #: A first run on a subset of the examples, to find out whether the program supports it.
+    SUBSET = 4_000_000_006
+    #: Chains of annealed importance sampling.
+    AIS = 4_000_000_007
+    #: Chains of bidirectional Monte Carlo.
+    BDMC = 4_000_000_008
+    #: Data simulated from the model.
+    SIMULATION = 4_000_000_009
+    #: Chains of the rate–distortion curve.
+    RATE_DISTORTION = 4_000_000_010
+    #: Chains of reciprocal importance sampling.
+    RECIPROCAL = 4_000_000_011
+    #: The first run of the inference gaps, which resolves the variational families.
+    GAPS_SETUP = 4_000_000_012
+    #: Refits of the evaluated and of the training examples.
+    GAPS = 4_000_000_013
+    GAPS_TRAIN = 4_000_000_014
+    #: Posterior means of the active units.
+    ACTIVE_UNITS = 4_000_000_015
+    #: The first run of the KL divergences, and their samples.
+    DIVERGENCES_SETUP = 4_000_000_016
+    DIVERGENCES = 4_000_000_017
+    #: ELBO surgery: the subset of examples, the first run, the samples.
+    SURGERY_SUBSET = 4_000_000_018
+    SURGERY_SETUP = 4_000_000_019
+    SURGERY = 4_000_000_020
+    #: Initial states of the chains of HMC.
+    HMC = 4_000_000_021
+    #: Log weights in the report.
+    REPORT = 4_000_000_022
+    #: Queries.
+    IMPUTE = 4_000_000_023
+    SCORE_MISSING = 4_000_000_024
+    SAMPLE = 4_000_000_025
+    RECONSTRUCT = 4_000_000_026
+    INTERPOLATE = 4_000_000_027
+    TRAVERSE = 4_000_000_028
+    ENCODE = 4_000_000_029
 
 
 def check_seed(seed: int) -> int:
@@ -31,9 +100,12 @@ def check_seed(seed: int) -> int:
 def seeded(*entropy: int) -> Iterator[None]:
     """Seed torch (all devices), NumPy and ``random`` within a context.
 
-    The numbers in ``entropy`` are hashed together: ``seeded(seed, epoch)`` gives each epoch its
-    own stream, so a resumed run only needs to know its epoch. The previous state of all
-    generators is restored on exit.
+    The numbers in ``entropy`` are hashed together, without regard to zeros at the end:
+    ``seeded(seed, Stream.TRAINING, epoch)`` gives each epoch its own numbers, so a resumed run only
+    needs to know its epoch. The previous state of all generators is restored on exit.
+
+    Arguments:
+        *entropy: a seed; in most cases a :class:`Stream` and further integers ≥ 0.
     """
     # pyro.set_rng_seed also seeds NumPy, which takes 32 bits
     seed = int(np.random.SeedSequence([*map(check_seed, entropy)]).generate_state(1)[0])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..compile.matmul import Precision
 from ..core import distributed
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..data.splits import Split
 from ..programs.base import Program
 from ..programs.importance_weights import check_num_samples, stream_particles
@@ -191,7 +191,7 @@ def _evaluate_fixed(
     """Evaluate with the same number of samples for every example."""
     sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
     with _progress_bar(progress, len(sampler.inputs.x) * num_samples) as bar:
-        columns, raw = sampler(num_samples, sizes, (seed, 1), bar)
+        columns, raw = sampler(num_samples, sizes, (seed, Stream.IMPORTANCE), bar)
     return _make_bounds(columns, sizes, num_samples, seed, raw)
 
 
@@ -209,7 +209,9 @@ def _evaluate_adaptive(
     with _progress_bar(progress, 0) as bar:
 
         def errors(num_samples: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-            columns, _ = pilot(num_samples, (num_samples,), (seed, 4, num_samples), bar, rows)
+            columns, _ = pilot(
+                num_samples, (num_samples,), (seed, Stream.PILOT, num_samples), bar, rows
+            )
             return columns["log_evidence_variance"].sqrt(), columns["khat"]
 
         counts, pilot_total = adaptive.choose_sample_counts(errors, size, candidates, tolerance)
@@ -217,7 +219,7 @@ def _evaluate_adaptive(
         parts, order = [], []
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()[:, 0]
-            columns, _ = sampler(count, sizes, (seed, 5, count), bar, rows)
+            columns, _ = sampler(count, sizes, (seed, Stream.ADAPTIVE, count), bar, rows)
             parts.append(columns)
             order.append(rows)
     inverse = torch.cat(order).argsort()
@@ -283,7 +285,7 @@ class _ImportanceSampler:
         Arguments:
             num_samples: the number K of samples per example.
             ks: the L_k to report.
-            entropy: the seed.
+            entropy: the seed and the random stream.
             bar: the progress bar, advanced by the number of weights.
             rows: the indices of the examples to use; all by default.
         """
@@ -323,7 +325,7 @@ class _ImportanceSampler:
                     estimates = block.result()
                     if mixture is not None:
                         # a separate stream, so that the samples of q are those without a mixture
-                        with seeded(*entropy, 3, chunk.data.start):
+                        with seeded(entropy[0], Stream.DEFENSIVE, num_samples, chunk.data.start):
                             mixture.update_from_prior(first, model, guide, indices)
                         estimates |= mixture.result()
                     columns.append(estimates)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..compile.matmul import Precision, check_precision
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..programs.importance_weights import log_weights
 from ..programs.inputs import ProgramInputs
 from .importance import adaptive
@@ -57,7 +57,7 @@ def measure_precision_change(
         model, guide, x, args, kwargs = inputs
     log_w = {}
     for name in ("float32", precision):
-        with seeded(seed, 6):
+        with seeded(seed, Stream.PRECISION):
             log_w[name] = log_weights(
                 model, guide, x, *args, num_samples=_MAX_SAMPLES, precision=name, **kwargs
             ).double()

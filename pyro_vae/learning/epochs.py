@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..compile.allocator import keep_freed_memory
 from ..core import distributed
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..programs.base import Program
 from .batches import Batch, BatchLoader
 from .diagnostics import NonFiniteLossError, check_finite_weights, make_checked_loss_and_grads
@@ -26,12 +26,10 @@ from .objectives.base import StepInfo
 from .optimizers import FusedOptimizer
 from .svi import CompiledSVI
 
-__all__ = ["TRAINING_STREAM", "EpochRunner", "updates_per_batch"]
+__all__ = ["EpochRunner", "updates_per_batch"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Random stream of the training epochs.
-TRAINING_STREAM = 0
 #: Eager steps before compilation with ``compile=None``: about the number at which compilation pays
 #: off, so the total cost is at most twice the optimum. As it is fixed, resumed and extended runs
 #: take the same steps as uninterrupted ones.
@@ -133,7 +131,7 @@ class EpochRunner:
         losses: list[Any] = []
         count = 0
         # one stream per epoch: resuming does not need the state of the generators
-        with seeded(self._seed, TRAINING_STREAM, epoch), pyro.validation_enabled(False):
+        with seeded(self._seed, Stream.TRAINING, epoch), pyro.validation_enabled(False):
             for step, batch in enumerate(self._batches.iter_epoch(), 1):
                 total_steps = (epoch - 1) * len(self._batches) + step
                 progress = (total_steps - 1) / len(self._batches)

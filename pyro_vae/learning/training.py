@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from ..core import distributed
-from ..core.random import check_seed, seeded
+from ..core.random import Stream, check_seed, seeded
 from ..core.validation import positive_int
 from ..data.splits import Split, checksum, materialize
 from ..programs.base import Program
@@ -29,7 +29,7 @@ from . import checkpoint as checkpoints
 from .batches import BatchLoader
 from .cuda_graph import enable_capturable
 from .diagnostics import NonFiniteLossError, check_finite_weights
-from .epochs import TRAINING_STREAM, EpochRunner, updates_per_batch
+from .epochs import EpochRunner, updates_per_batch
 from .history import History
 from .initialization import initialize, needs_data_initialization
 from .objectives import ELBO
@@ -37,12 +37,6 @@ from .optimizers import FusedOptimizer
 from .sharding import check_decomposable
 
 __all__ = ["fit", "resolve_device"]
-
-
-#: Random streams derived from the seed, besides that of the training epochs.
-_VALIDATION_STREAM = TRAINING_STREAM + 1
-_WARM_UP_STREAM = TRAINING_STREAM + 2
-_INITIALIZATION_STREAM = TRAINING_STREAM + 3
 
 
 def fit(
@@ -144,7 +138,7 @@ def fit(
             check_data(program, data, seed)
     if needs_data_initialization(program):
         # before the move to the device, to avoid a second copy of the data there
-        with seeded(seed, _INITIALIZATION_STREAM):
+        with seeded(seed, Stream.INITIALIZATION):
             initialize(program, materialize(train, seed))
     shapes = {name: list(p.shape) for name, p in program.named_parameters()}
     num_valid = None if valid is None else len(valid)
@@ -246,7 +240,7 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
     """
     program.eval()
     typed_program = cast(Program, program)
-    with seeded(seed, _WARM_UP_STREAM), torch.no_grad(), pyro.validation_enabled(False):
+    with seeded(seed, Stream.WARM_UP), torch.no_grad(), pyro.validation_enabled(False):
         for args in batches.example_args():
             objective.loss(typed_program.model, typed_program.guide, *args)
     program.train()
@@ -258,7 +252,7 @@ def _validate(program: Program, args: tuple[Tensor, ...], seed: int) -> float:
     total = 0.0
     # the same noise after every epoch, so that epochs differ by their weights only
     with (
-        seeded(seed, _VALIDATION_STREAM, *distributed.rank_entropy()),
+        seeded(seed, Stream.VALIDATION, *distributed.rank_entropy()),
         pyro.validation_enabled(False),
     ):
         if len(local_args[0]):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -14,7 +12,6 @@ from pyro.poutine.util import prune_subsample_sites
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
-from ..core.evaluation_mode import owning_modules
 
 __all__ = [
     "PLATE",
@@ -26,7 +23,6 @@ __all__ = [
     "label_use",
     "sample_sites",
     "trace_program",
-    "use_own_parameters",
 ]
 
 #: Pyro's record of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
@@ -181,29 +177,6 @@ def check_program(guide: Mapping[str, Site], model: Mapping[str, Site], size: in
                     f"has no plate: make it an event dimension with .to_event(…)"
                 )
     return nesting
-
-
-@contextmanager
-def use_own_parameters(*programs: Callable[..., Any]) -> Iterator[None]:
-    """Make modules use their own parameters instead of those in Pyro's parameter store.
-
-    The store is global: a second ``PyroModule`` with the same parameter names would silently get
-    the values of the first. Parameters created with plain ``pyro.param`` are read from the store
-    as usual; the store is restored on exit.
-    """
-    own_names = set()
-    for module in owning_modules(*programs):
-        root = getattr(module, "_pyro_name", "")
-        for name, _ in module.named_parameters():
-            own_names.add(f"{root}.{name}".lstrip(".").removesuffix("_unconstrained"))
-    store = pyro.get_param_store()
-    state = store.get_state()
-    # "$$$" separates a plain nn.Module's name from its parameter's in the store
-    names = [n for n in state["params"] if n.replace("$$$", ".") in own_names]
-    for name in names:
-        del state["params"][name], state["constraints"][name]
-    with store.scope(state):
-        yield
 
 
 def _check_plate(program: str, name: str, site: Site, size: int) -> None:

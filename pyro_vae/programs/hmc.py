@@ -10,10 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.evaluation_mode import eval_mode
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..core.validation import positive_int
-from .base import use_own_parameters
+from .context import evaluating
 from .importance_weights import Layout, find_layout, run_particles
 from .unconstrained import UnconstrainedDensity, unconstrained_posterior
 
@@ -346,7 +345,7 @@ def sample_posterior(
             is discrete or has a support without a transform from unconstrained space.
     """
     positive_int("num_chains", num_chains)
-    with use_own_parameters(model, guide), eval_mode(model, guide), seeded(seed, 1):
+    with evaluating(model, guide, seed=seed, stream=Stream.HMC):
         if layout is None:
             layout = find_layout(model, guide, x, *args, **kwargs)
         target = unconstrained_posterior(model, x, *args, layout=layout, **kwargs)

@@ -19,9 +19,10 @@ from torch import Tensor
 from ..compile.allocator import keep_freed_memory
 from ..compile.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
-from .base import Site, attach_noise, check_program, sample_sites, trace_program, use_own_parameters
+from .base import Site, attach_noise, check_program, sample_sites, trace_program
 from .chunking import chunk_shape, limit_pairs, max_chain_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
+from .context import use_own_parameters
 from .particles import (
     Layout,
     Particles,

@@ -9,12 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from ..core import files
+from ..core.random import Stream
 from ..core.validation import positive_int
 from ..data import Split
 from ..programs.base import Program
+from ..programs.context import evaluating
 from ..programs.inputs import program_args
 from .latent_paths import SubstituteCentres
-from .runner import Runner, query_context, slice_args, validate_inputs
+from .runner import Runner, slice_args, unpack_program, validate_inputs
 
 __all__ = ["encode"]
 
@@ -58,7 +60,7 @@ def encode(
     x, *labels = program_args(program, data, seed) if isinstance(data, Split) else (data,)
     x, args = validate_inputs(program, x, (*labels, *args))
     chunks: list[dict[str, np.ndarray]] = []
-    with query_context(program, seed, 27):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.ENCODE):
         first_args = slice_args(slice(0, chunk_size), len(x), args)
         runner = Runner.create(program, x[:chunk_size], first_args)
         for start in range(0, len(x), chunk_size):

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.random import Stream
 from ..core.validation import positive_int
 from ..programs.base import Program
+from ..programs.context import evaluating
 from ..programs.sites import prior_predictive_sites
 from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
-from .runner import Runner, get_mean, query_context, unpack_program, validate_inputs
+from .runner import Runner, get_mean, unpack_program, validate_inputs
 
 __all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
 
@@ -66,7 +68,7 @@ def sample(
     if like is not None and len(like) != size:
         raise ValueError(f"expected like to have {size} examples; got {len(like)}")
     model, _ = unpack_program(program)
-    with query_context(program, seed, 23):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.SAMPLE):
         site, nodes = prior_predictive_sites(model, size, like, args)
     fn = nodes[site]["fn"]
     latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
@@ -96,7 +98,7 @@ def reconstruct(
             none.
     """
     x, args = validate_inputs(program, x, args)
-    with query_context(program, seed, 24):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.RECONSTRUCT):
         runner = Runner.create(program, x, args)
         latents, _ = runner.sample_guide(1)
         generated = _decode(runner, latents, mean)
@@ -154,7 +156,7 @@ def interpolate(
             f"expected x_a and x_b of the same shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"
         )
     (x_a, args), (x_b, _) = (validate_inputs(program, x, args) for x in (x_a, x_b))
-    with query_context(program, seed, 25):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.INTERPOLATE):
         runner = Runner.create(program, x_a, args)
         start = compute_guide_centres(runner)
         end = compute_guide_centres(runner.with_data(x_b, args))
@@ -194,7 +196,7 @@ def traverse(
             site is discrete, or a value is outside (−1, 1) on the unit sphere.
     """
     x, args = validate_inputs(program, x, args)
-    with query_context(program, seed, 26):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.TRAVERSE):
         runner = Runner.create(program, x, args)
         centres = compute_guide_centres(runner)
         name = _select_site({n: c for n, c in centres.items() if n not in runner.noise_sites}, site)

@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.random import Stream
 from ..core.validation import positive_int
 from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.base import Program
+from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
 from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
@@ -25,7 +27,7 @@ from .proposals import (
     update_completions,
     weight_samples,
 )
-from .runner import Runner, move_to_device, query_context, slice_args, unpack_program
+from .runner import Runner, move_to_device, slice_args, unpack_program
 
 __all__ = ["Imputation", "MissingScore", "impute", "score_missing"]
 
@@ -188,7 +190,7 @@ def impute(
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
     x, args = move_to_device(program, x, args)
-    with query_context(program, seed, 21):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.IMPUTE):
         runner, observation = _prepare(program, x, args, observed, noise)
         blocks = []
         for block in _iterate_blocks(runner, observation, settings):
@@ -230,7 +232,7 @@ def score_missing(
     """
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
     x, args = move_to_device(program, x, args)
-    with query_context(program, seed, 22):
+    with evaluating(*unpack_program(program), seed=seed, stream=Stream.SCORE_MISSING):
         runner, partial = _prepare(program, x, args, observed, None)
         complete = PartialObservation(x, torch.ones_like(partial.observed))
         runner = runner.with_data(x, runner.args)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from ..core.evaluation_mode import eval_mode
-from ..core.random import seeded
-from ..programs.base import PLATE, Program, Site, use_own_parameters
+from ..programs.base import PLATE, Program, Site
 from ..programs.importance_weights import Layout, expand_inputs, find_layout, log_prob_of
 from ..programs.sites import find_data_site, trace_sites
 
@@ -25,7 +22,6 @@ __all__ = [
     "Runner",
     "get_mean",
     "move_to_device",
-    "query_context",
     "slice_args",
     "unpack_program",
     "validate_inputs",
@@ -35,23 +31,6 @@ __all__ = [
 def unpack_program(program: Program | tuple[Any, Any]) -> tuple[Any, Any]:
     """Return the model and the guide of a program or of a pair."""
     return program if isinstance(program, tuple) else (program.model, program.guide)
-
-
-@contextmanager
-def query_context(program: Program | tuple[Any, Any], *entropy: int) -> Iterator[None]:
-    """Run in evaluation mode without gradients, with a separate seed and the modules' parameters.
-
-    Arguments:
-        program: the program.
-        *entropy: the seed, as in :func:`~pyro_vae.core.random.seeded`.
-    """
-    model, guide = unpack_program(program)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(use_own_parameters(model, guide))
-        stack.enter_context(eval_mode(model, guide))
-        stack.enter_context(seeded(*entropy))
-        yield
 
 
 def move_to_device(program: Any, x: Any, args: tuple) -> tuple[Tensor, tuple]:

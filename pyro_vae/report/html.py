@@ -15,7 +15,7 @@ from .. import queries
 from ..core import files
 from ..core.components import Space
 from ..core.evaluation_mode import eval_mode
-from ..core.random import seeded
+from ..core.random import Stream, seeded
 from ..data import Split
 from ..data.splits import are_class_labels
 from ..evaluation import Bounds
@@ -93,7 +93,7 @@ def _bounds_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Pic
     extremes = [int(khat.argmin()), int(khat.argmax())]
     # the evaluation does not keep raw weights: sample those of two examples again
     x, *args = (part[extremes] for part in program_args(program, split, bounds.seed or 0))
-    with seeded(bounds.seed or 0, 2):
+    with seeded(bounds.seed or 0, Stream.REPORT):
         log_w = log_weights(program.model, program.guide, x, *args, num_samples=bounds.num_samples)
     titles = [
         f"{rank} k̂: {khat[i]:.2f}, example {i}"

@@ -15,10 +15,12 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae import queries
+from pyro_vae.core.random import seeded
 from pyro_vae.evaluation.importance.streaming import khat_threshold
+from pyro_vae.programs.context import evaluating
 from pyro_vae.queries.fitted_proposals import Mixture, fit_mixture
 from pyro_vae.queries.proposals import PartialObservation
-from pyro_vae.queries.runner import Runner, query_context
+from pyro_vae.queries.runner import Runner, unpack_program
 
 OBSERVED = torch.tensor([True, False, True, True, False, True])
 
@@ -151,7 +153,7 @@ def test_narrow_proposals_give_a_warning():
 def test_wrong_guide_is_refitted_to_exact_conditional():
     program = LinearGaussian(2, shift=1.0, inflate=0.5)
     x = program.sample(4)
-    with query_context(program, 0):
+    with seeded(0), evaluating(*unpack_program(program)):
         completed = torch.where(OBSERVED, x, 0.0)
         observation = PartialObservation(completed, OBSERVED.expand(x.shape))
         runner = Runner.create(program, completed, ())

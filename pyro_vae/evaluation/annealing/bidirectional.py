@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor
 
 from ...core.components import Labels
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...distributions.counts import ConditionedOnTotal
-from ...programs.base import Program, Site, label_use, use_own_parameters
+from ...programs.base import Program, Site, label_use
+from ...programs.context import evaluating
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import prepare, program_labels
 from ...programs.particles import Layout, log_prob_of, particle_values
@@ -108,6 +108,7 @@ def bdmc(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
+        stream=Stream.BDMC,
         name="BDMC",
     )
     bounds = Bounds(
@@ -135,7 +136,7 @@ def simulate_data(
     else:
         _, _, template, args, _ = prepare(program, data, args, {}, seed)
         size = len(template)
-    with torch.no_grad(), use_own_parameters(model), eval_mode(model), seeded(seed, 5):
+    with evaluating(model, seed=seed, stream=Stream.SIMULATION):
         site, nodes = prior_predictive_sites(model, size, template, args)
         x = nodes[site]["value"]
         values = {n: s["value"] for n, s in nodes.items() if n != site}

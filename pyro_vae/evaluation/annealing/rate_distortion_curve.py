@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core import files
+from ...core.random import Stream
 from ...data.splits import Split
 from ...programs.base import Program
 from ...programs.inputs import prepare
@@ -230,6 +231,7 @@ def rate_distortion(
         annealing,
         seed=seed,
         name="rate and distortion",
+        stream=Stream.RATE_DISTORTION,
         make_schedule=partial(_tune_schedule, points=points),
         checkpoint=checkpoint,
         progress=progress,

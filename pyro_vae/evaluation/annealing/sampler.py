@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
-from ...programs.base import Program, use_own_parameters
+from ...programs.base import Program
+from ...programs.context import evaluating
 from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size, make_state
 from ...programs.importance_weights import find_layout, max_chain_pairs
 from ...programs.inputs import ProgramInputs, prepare
@@ -143,6 +144,7 @@ def ais(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
+        stream=Stream.AIS,
         name="AIS",
     )
     return Bounds(
@@ -240,6 +242,7 @@ def anneal_in_blocks(
     annealing: Annealing,
     *,
     seed: int,
+    stream: Stream,
     name: str,
     make_schedule: Callable[[AnnealingPath, Annealing], TunedSchedule] | None = None,
     checkpoint: Path | None = None,
@@ -252,7 +255,8 @@ def anneal_in_blocks(
         inputs: the program and the data.
         annealing: the settings.
         seed: the random seed.
-        name: the label of the progress bar, which also enters the seed of the random stream.
+        name: the label of the progress bar.
+        stream: the random stream.
         make_schedule: returns the schedule of a path; :func:`tune_schedule` by default.
         checkpoint, progress: as for :func:`ais`.
     """
@@ -270,12 +274,12 @@ def anneal_in_blocks(
         schedule = (make_schedule or tune_schedule)(path, annealing)
         return run(path, schedule, rows, advance)
 
-    with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
+    with evaluating(model, guide):
         return compute_in_blocks(
             compute,
             size,
             block=max(1, max_chain_pairs(x) // annealing.num_chains),
-            entropy=(seed, *name.encode()),
+            entropy=(seed, stream),
             checkpoint=checkpoint,
             key=compute_fingerprint(
                 name, make_schedule, asdict(annealing), model, guide, x, args, kwargs

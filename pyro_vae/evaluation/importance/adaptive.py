@@ -8,9 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
-from ...programs.base import use_own_parameters
+from ...core.random import Stream
+from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import ProgramInputs
 from ...programs.particles import map_batched
@@ -84,7 +83,7 @@ def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
     (x, *args_), kwargs = map_batched(lambda t: t[rows.to(t.device)], size, (x, *args), kwargs)
     subset = ProgramInputs(model, guide, x, tuple(args_), kwargs)
     try:
-        with seeded(0), use_own_parameters(model, guide), eval_mode(model, guide):
+        with evaluating(model, guide, seed=0, stream=Stream.SUBSET):
             find_layout(model, guide, subset.x, *subset.args, **subset.kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ...core.evaluation_mode import eval_mode
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
-from ...programs.base import Program, empty_program, use_own_parameters
+from ...programs.base import Program, empty_program
+from ...programs.context import evaluating
 from ...programs.hmc import sample_posterior
 from ...programs.importance_weights import find_layout, max_chain_pairs, run_particles
 from ...programs.inputs import prepare
@@ -126,12 +127,12 @@ def reciprocal(
             "hmc_acceptance": chains.acceptance.mean(0),
         }
 
-    with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
+    with evaluating(model, guide):
         columns = compute_in_blocks(
             compute,
             size,
             block=max(1, max_chain_pairs(x) // num_chains),
-            entropy=(seed, *b"reciprocal"),
+            entropy=(seed, Stream.RECIPROCAL),
             checkpoint=checkpoint,
             key=compute_fingerprint(num_chains, options, model, guide, x, args, kwargs)
             if checkpoint

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
+from ...core.random import Stream, seeded
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...posteriors import FullCovarianceNormal, Posterior
-from ...programs.base import Program, use_own_parameters
+from ...programs.base import Program
+from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, log_weights
 from ...programs.inputs import ProgramInputs, prepare
 from ...programs.particles import map_batched
@@ -37,7 +37,6 @@ from .result import PROPOSALS, Gaps, select_tightest_bound
 __all__ = ["Gaps", "gaps"]
 
 #: Key of the random streams of this module.
-_STREAM = b"gaps"
 #: Samples used to estimate the moments that a family is initialised with.
 _NUM_MOMENT_SAMPLES = 200
 
@@ -133,7 +132,7 @@ def gaps(
     evaluation = _GapEvaluation(family, richer, settings, positive_int("num_samples", num_samples))
     options = {"block": positive_int("block", block), "seed": seed, "progress": progress}
     inputs = prepare(program, data, args, kwargs, seed)
-    bounds = evaluation.compute_bounds(inputs, checkpoint, **options)
+    bounds = evaluation.compute_bounds(inputs, checkpoint, stream=Stream.GAPS, **options)
     if annealing is not None:
         bounds = bounds.merge(
             ais(
@@ -148,7 +147,10 @@ def gaps(
     train_bounds = None
     if train is not None:
         train_bounds = replace(evaluation, richer=None).compute_bounds(
-            prepare(program, train, seed=seed), _append_suffix(checkpoint, "train"), **options
+            prepare(program, train, seed=seed),
+            _append_suffix(checkpoint, "train"),
+            stream=Stream.GAPS_TRAIN,
+            **options,
         )
     return Gaps(bounds, train_bounds)
 
@@ -178,7 +180,13 @@ class _GapEvaluation:
         }
 
     def compute_bounds(
-        self, inputs: ProgramInputs, checkpoint: Path | None, block: int, seed: int, progress: bool
+        self,
+        inputs: ProgramInputs,
+        checkpoint: Path | None,
+        block: int,
+        seed: int,
+        progress: bool,
+        stream: Stream,
     ) -> Bounds:
         """Return the ELBOs of q, of the refitted q and of the richer q, and their best L_K."""
         model, guide, x, args, kwargs = inputs
@@ -189,8 +197,8 @@ class _GapEvaluation:
         def select(rows: slice) -> tuple[tuple, dict[str, Any]]:
             return map_batched(lambda value: value[rows], len(x), (x, *args), kwargs)
 
-        with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
-            with seeded(seed, *_STREAM):
+        with evaluating(model, guide):
+            with seeded(seed, Stream.GAPS_SETUP):
                 resolved = self._resolve(guide, *select(slice(0, block)))
 
             def compute(rows: slice, advance: Advance) -> dict[str, Tensor]:
@@ -203,7 +211,7 @@ class _GapEvaluation:
                 compute,
                 len(x),
                 block=block,
-                entropy=(seed, *_STREAM),
+                entropy=(seed, stream),
                 checkpoint=checkpoint,
                 key=compute_fingerprint(*parts) if checkpoint else "",
                 progress=progress,

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.datasets import Split
 from ...programs.base import (
@@ -20,8 +19,8 @@ from ...programs.base import (
     empty_program,
     sample_sites,
     trace_program,
-    use_own_parameters,
 )
+from ...programs.context import evaluating
 from ...programs.importance_weights import Layout, find_layout, run_particles
 from ...programs.inputs import prepare
 from ...programs.particles import map_batched
@@ -108,7 +107,7 @@ def active_units(
             f"{num_samples} of {len(data)}"
         )
     model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
-    with seeded(seed, 2), use_own_parameters(model, guide), eval_mode(model, guide):
+    with evaluating(model, guide, seed=seed, stream=Stream.ACTIVE_UNITS):
         size = max(1, _PAIRS // num_samples)
         blocks = [
             map_batched(lambda tensor: tensor[i : i + size], len(x), (x, *args), kwargs)  # noqa: B023

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
-from ...programs.base import Program, use_own_parameters
+from ...programs.base import Program
+from ...programs.context import evaluating
 from ...programs.importance_weights import Layout, log_probs_at
 from ...programs.inputs import ProgramInputs, prepare
 from ...programs.particles import guide_scorer, map_batched
@@ -193,10 +193,9 @@ def surgery(
         )
     num_samples = max(2, num_draws // size)
     count = min(size, num_draws // num_samples)
-    subset = np.random.default_rng([seed, 4]).permutation(size)[:count]
+    subset = np.random.default_rng([seed, Stream.SURGERY_SUBSET]).permutation(size)[:count]
     index = torch.from_numpy(np.sort(subset))
-    both = inputs.model, inputs.guide
-    with torch.no_grad(), seeded(seed, 6), use_own_parameters(*both), eval_mode(*both):
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SURGERY_SETUP):
         columns = _compute_columns(inputs, index, num_samples, seed, progress)
     return Surgery(
         per_datum=columns,
@@ -256,7 +255,12 @@ def _sample_terms(
         return {name: value.movedim(1, 0)[kept] for name, value in columns.items()}
 
     return compute_in_blocks(
-        compute, len(index), block=block, entropy=(seed, 5), progress=progress, desc="samples"
+        compute,
+        len(index),
+        block=block,
+        entropy=(seed, Stream.SURGERY),
+        progress=progress,
+        desc="samples",
     )
 
 

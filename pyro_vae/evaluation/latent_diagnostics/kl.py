@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
-from ...core.random import seeded
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
-from ...programs.base import Program, use_own_parameters
+from ...programs.base import Program
+from ...programs.context import evaluating
 from ...programs.inputs import prepare
 from ...programs.particles import map_batched
 from ..estimates import Estimate, estimate_mean, finite_or_none
@@ -164,11 +164,10 @@ def divergences(
     size = len(x)
     flags: dict[str, tuple[bool, bool]] = {}
 
-    with seeded(seed, 4), use_own_parameters(model, guide), eval_mode(model, guide):
+    with evaluating(model, guide, seed=seed, stream=Stream.DIVERGENCES_SETUP):
         layout, pairs, min_block = plan_particles(model, guide, x, args, kwargs)
         block = min(size, max(min_block, pairs // num_samples))
 
-        @torch.no_grad()
         def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
             inputs, named = map_batched(lambda t: t[rows], size, (x, *args), kwargs)
             moments: dict[str, _RunningMoments] = {}
@@ -194,7 +193,12 @@ def divergences(
             return means | {f"{name}_variance": m.variance_of_mean for name, m in moments.items()}
 
         columns = compute_in_blocks(
-            compute, size, block=block, entropy=(seed, 3), progress=progress, desc="divergences"
+            compute,
+            size,
+            block=block,
+            entropy=(seed, Stream.DIVERGENCES),
+            progress=progress,
+            desc="divergences",
         )
     return Divergences(
         sites={name: _make_site_divergence(name, columns, *flag) for name, flag in flags.items()},

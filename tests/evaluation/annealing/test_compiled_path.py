@@ -13,12 +13,11 @@ import torch
 from components import PROGRAMS, small_vae
 
 from pyro_vae.compile import cache
-from pyro_vae.core.evaluation_mode import eval_mode
 from pyro_vae.evaluation import Annealing
 from pyro_vae.evaluation.annealing.compiled import compile_path
 from pyro_vae.evaluation.annealing.path import make_annealing_path
 from pyro_vae.evaluation.annealing.sampler import ais
-from pyro_vae.programs.base import use_own_parameters
+from pyro_vae.programs.context import evaluating
 from pyro_vae.programs.importance_weights import find_layout
 
 X = torch.bernoulli(torch.full((4, 3), 0.5), generator=streams.generator(0)).double()
@@ -38,7 +37,7 @@ def test_values_and_gradients_equal_autograd(initial, monkeypatch):
     monkeypatch.setattr(cache, "_MIN_ELEMENTS", 1)
     program = _hierarchical_vae().double()
     model, guide = program.model, program.guide
-    with torch.no_grad(), use_own_parameters(model, guide), eval_mode(model, guide):
+    with evaluating(model, guide):
         path = make_annealing_path(
             model, guide, X, layout=find_layout(model, guide, X), initial=initial
         )

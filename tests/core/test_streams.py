@@ -1,0 +1,50 @@
+"""Random streams: each member of ``Stream`` has one use."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from pyro_vae.core.random import Stream, seeded
+
+PACKAGE = Path(__file__).parents[2] / "pyro_vae"
+#: Epochs of training, whose epoch 0 draws the initial weights in another module.
+TWICE = {Stream.TRAINING}
+
+
+def uses() -> Counter[str]:
+    """Number of places in the package that name each stream."""
+    found: Counter[str] = Counter()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "Stream":
+                found[node.attr] += 1
+    return found
+
+
+def test_every_stream_has_one_use():
+    expected = {stream.name: 2 if stream in TWICE else 1 for stream in Stream}
+    assert uses() == expected
+
+
+def test_streams_differ():
+    draws = []
+    for stream in Stream:
+        with seeded(0, stream):
+            draws.append(float(torch.rand(())))
+    assert len(set(draws)) == len(Stream)
+
+
+def test_seeds_are_registered():
+    """No seed is combined with an unregistered number, except the sizes of data sets."""
+    unregistered = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "seeded":
+                continue
+            if any(isinstance(arg, ast.Constant) for arg in node.args[1:]):
+                unregistered.append(f"{file.name}")
+    assert unregistered == ["experiment.py"]
