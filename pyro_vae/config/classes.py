@@ -1,0 +1,231 @@
+"""Classes named in a configuration: which ones an option accepts, and how their names resolve."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple, get_args, get_origin
+
+import torch
+from torch import nn
+
+from .. import learning, likelihoods, models, networks, posteriors, priors
+from ..core.components import Shape
+from ..core.validation import did_you_mean
+from ..learning import objectives
+from ..models import Autoencoder, inference
+from .signatures import REQUIRED, Group, Option, signature_options, union_members
+
+__all__ = [
+    "ClassType",
+    "allow_imports",
+    "class_path",
+    "class_types",
+    "component_names",
+    "default_class",
+    "inner_options",
+]
+
+#: A class path imports its module, so only these modules and the user's plugins are allowed.
+_ALLOWED_MODULES = ("pyro_vae", "torch.nn", "torch.optim")
+#: Base class -> module whose public classes have short names.
+_SHORT_NAMES: dict[type, ModuleType] = {
+    priors.Prior: priors,
+    likelihoods.Likelihood: likelihoods,
+    posteriors.Posterior: posteriors,
+    Autoencoder: models,
+    inference.Inference: inference,
+    objectives.Objective: objectives,
+    learning.Schedule: learning,
+    learning.FreeBits: learning,
+    torch.optim.Optimizer: torch.optim,
+    torch.optim.lr_scheduler.LRScheduler: torch.optim.lr_scheduler,
+    nn.Module: nn,
+}
+
+_plugins: set[str] = set()
+
+
+def allow_imports(plugins: Iterable[str]) -> None:
+    """Allow class paths in the modules ``plugins`` too."""
+    _plugins.update(plugins)
+
+
+class ClassType(NamedTuple):
+    """The type of an option whose value is a class: a factory of ``base``, or an instance of it.
+
+    A factory ``Callable[[A, B], Base]`` is called with A and B by the program, so the first two
+    parameters of its class are not options.
+    """
+
+    base: type
+    #: The types of the arguments that a factory is called with; ``None`` for an instance.
+    inputs: tuple[Any, ...] | None
+
+    @property
+    def module(self) -> ModuleType:
+        """The module whose public classes have short names."""
+        if self.base is nn.Module and self.inputs == (Shape, Shape):
+            return networks
+        return _SHORT_NAMES.get(self.base, sys.modules[self.base.__module__])
+
+    @property
+    def names(self) -> list[str]:
+        """The short names of the classes that the option accepts."""
+        names = component_names(self.module, self.base)
+        return names if self.is_listed else [n for n in names if n != self.base.__name__]
+
+    @property
+    def only(self) -> type | None:
+        """The class that needs no name: a dataclass that is not a base class."""
+        is_plain = dataclasses.is_dataclass(self.base) and not _is_abstract(self.base)
+        return self.base if is_plain else None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the classes are few enough to be listed: those of pyro_vae."""
+        return not self.module.__name__.startswith("torch.")
+
+    def options(self, cls: type) -> tuple[Option, ...]:
+        """Return the constructor arguments of ``cls`` that are options."""
+        if issubclass(cls, Autoencoder):
+            return signature_options(cls, skip=cls.from_data)
+        return signature_options(cls)[len(self.inputs or ()) :]
+
+    def find(self, name: Any, option: str) -> type:
+        """Return the class with a short name, or with an import path.
+
+        Arguments:
+            name: the name.
+            option: the name of the option, for error messages.
+
+        Raises:
+            ValueError: if there is no such class, or if the option does not accept it; the message
+                suggests the closest name.
+        """
+        if not isinstance(name, str) or "." not in name:
+            if name in self.names:
+                return getattr(self.module, name)
+            one_of = (
+                f"one of {', '.join(self.names)}, or a class of a --plugin as module.Class"
+                if self.is_listed
+                else "the name of a class"
+            )
+            hint = did_you_mean(str(name), self.names)
+            raise ValueError(f"expected {option} to be {one_of}; got {name!r}{hint}")
+        if not any(name.startswith(f"{m}.") for m in (*_ALLOWED_MODULES, *_plugins)):
+            raise ValueError(
+                f"expected {option} to be a class of {', '.join(_ALLOWED_MODULES)} or a --plugin; "
+                f"got {name!r}: to use your own module add --plugin {name.split('.')[0]}"
+            )
+        cls = _import(name, option)
+        if not (inspect.isclass(cls) and issubclass(cls, self.base)) or _is_abstract(cls):
+            raise ValueError(
+                f"expected {option} to be a concrete subclass of {self.base.__name__}; got {name!r}"
+            )
+        return cls
+
+
+def _import(path: str, option: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"expected {option} to be the path of a class; cannot import module {module}"
+        ) from None
+    if not hasattr(found, name):
+        hint = did_you_mean(name, [n for n in dir(found) if not n.startswith("_")])
+        raise ValueError(
+            f"expected {option} to be the path of a class; module {module} has no {name!r}{hint}"
+        )
+    return getattr(found, name)
+
+
+def class_types(hint: Any) -> list[ClassType]:
+    """Return the classes that an annotation accepts, also within a union or a list."""
+    found = []
+    for member in union_members(hint):
+        if isinstance(member, ClassType):
+            found.append(member)
+        elif get_origin(member) is list:
+            found += class_types(get_args(member)[0])
+        elif get_origin(member) is Callable:
+            inputs, base = get_args(member)
+            if inspect.isclass(base) and base is not type(None):
+                found.append(ClassType(base, tuple(inputs) if isinstance(inputs, list) else ()))
+        elif inspect.isclass(member) and _is_allowed(member.__module__):
+            found.append(ClassType(member, None))
+    return found
+
+
+def _is_allowed(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{m}.") for m in (*_ALLOWED_MODULES, *_plugins))
+
+
+def class_path(cls: type) -> str:
+    """Return the shortest public import path of a class, but not that of a whole package.
+
+    It is the path in ``config.yaml``: it survives a move of the class within its package.
+    """
+    parts = cls.__module__.split(".")
+    for end in range(min(2, len(parts)), len(parts)):
+        module = ".".join(parts[:end])
+        if getattr(sys.modules.get(module), cls.__qualname__, None) is cls:
+            return f"{module}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def component_names(module: Any, base: type = object) -> list[str]:
+    """Return the public concrete subclasses of ``base`` in a module."""
+    public = getattr(module, "__all__", None) or [n for n in dir(module) if n[0] != "_"]
+    classes = [getattr(module, name, None) for name in public]
+    return [
+        c.__name__
+        for c in classes
+        if inspect.isclass(c) and issubclass(c, base) and not _is_abstract(c)
+    ]
+
+
+def inner_options(option: Option, cls: type | None = None) -> tuple[Option, ...]:
+    """Return the options within an option: those of a group, or the arguments of a class.
+
+    Arguments:
+        option: the option.
+        cls: the selected class; that of the default if ``None``.
+    """
+    if isinstance(option.hint, Group):
+        return option.hint.options
+    kinds = class_types(option.hint)
+    default, given = default_class(option.default)
+    cls = cls or default or (kinds[0].only if kinds else None)
+    if not kinds or cls is None:
+        return ()
+    options = kinds[0].options(cls)
+    if cls is not default:
+        return options
+    return tuple(o._replace(default=given.get(o.name, o.default)) for o in options)
+
+
+def default_class(default: Any) -> tuple[type | None, Mapping[str, Any]]:
+    """Return the class of a default value, and its arguments."""
+    if isinstance(default, type) and default is not REQUIRED:
+        return default, {}
+    if isinstance(default, partial):
+        return default.func, default.keywords  # type: ignore[return-value]
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        return type(default), {
+            f.name: getattr(default, f.name) for f in dataclasses.fields(default)
+        }
+    return None, {}
+
+
+def _is_abstract(cls: type) -> bool:
+    # inspect.isabstract misses abstract methods of classes that do not derive from ABC
+    methods = (getattr(cls, name, None) for name in dir(cls))
+    return any(getattr(method, "__isabstractmethod__", False) for method in methods)
