@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -130,11 +131,10 @@ def test_all_options_are_written(tmp_path):
     assert set(settings["fit"]) == set(inspect.signature(pv.fit).parameters) - set_by_the_run
 
 
-def test_short_names_are_unambiguous_with_torchvision(tmp_path):
-    # torchvision.ops.MLP is also an nn.Module
-    from pyro_vae.data import sources
-
-    sources._import_torchvision_datasets()
+def test_short_names_are_unambiguous_next_to_other_packages(tmp_path, monkeypatch):
+    other = ModuleType("other_package")  # such as torchvision.ops, which has an MLP
+    other.MLP = type("MLP", (torch.nn.Module,), {"__module__": "other_package"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "other_package", other)
     settings = experiment.load_experiment(
         write_config(tmp_path, {"model": {"encoder": "MLP"}})
     ).settings_dict()
