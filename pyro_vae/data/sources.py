@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from urllib.request import urlopen
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import atomic_write
-
 __all__ = ["SOURCES", "RawData", "SourceOptions", "root_folder"]
 
 _FREY = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 _OMNIGLOT = "https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT"
 _AMAT = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-#: Address of the gzipped IDX files, and their MD5 sums.
-_IDX_FILES = {
-    "MNIST": (
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        {
-            "train-images-idx3": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-    ),
-    "FashionMNIST": (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        {
-            "train-images-idx3": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-    ),
-}
 
 #: Exceptions raised on reading a damaged or unrelated file.
 _READ_ERRORS = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
@@ -112,13 +88,13 @@ def mnist5k(options: SourceOptions) -> RawData:
 
 
 def mnist(options: SourceOptions) -> RawData:
-    """60,000 + 10,000 digits of 28 × 28 pixels, levels 0…255, downloaded once."""
-    return _load_idx("MNIST", options.root)
+    """60,000 + 10,000 digits of 28 × 28 pixels, levels 0…255, via torchvision."""
+    return _load_torchvision("MNIST", options.root)
 
 
 def fashion_mnist(options: SourceOptions) -> RawData:
-    """60,000 + 10,000 images of clothes, 28 × 28, levels 0…255, downloaded once."""
-    return _load_idx("FashionMNIST", options.root)
+    """60,000 + 10,000 images of clothes, 28 × 28, levels 0…255, via torchvision."""
+    return _load_torchvision("FashionMNIST", options.root)
 
 
 def frey(options: SourceOptions) -> RawData:
@@ -309,39 +285,43 @@ SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
 }
 
 
-def _load_idx(name: str, root: Path) -> RawData:
-    """Read the four files of MNIST's format in ``root/name/raw``, downloading missing ones."""
-    (train, labels), (test, test_labels) = (
-        (_read_idx(name, root, f"{part}-images-idx3"), _read_idx(name, root, f"{part}-labels-idx1"))
-        for part in ("train", "t10k")
-    )
-    held_out = RawData(test[:, None], test_labels.long(), peak=255)
-    return RawData(train[:, None], labels.long(), peak=255, test=held_out)
-
-
-def _read_idx(name: str, root: Path, part: str) -> Tensor:
-    file = root / name / "raw" / f"{part}-ubyte"
-    if not file.is_file():
-        url, checksums = _IDX_FILES[name]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with urlopen(f"{url}{file.name}.gz", timeout=60) as response:
-                archive = response.read()
-            if hashlib.md5(archive, usedforsecurity=False).hexdigest() != checksums[part]:
-                raise OSError(f"{file.name}.gz is damaged")
-            atomic_write(file, lambda path: path.write_bytes(gzip.decompress(archive)))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"expected {name}/raw under {root}; found none and could not download it: connect "
-                f"to the internet once, or set data.root or PYRO_VAE_DATA to its folder"
-            ) from error
-    content = file.read_bytes()
+def _load_torchvision(name: str, root: Path) -> RawData:
+    dataset = getattr(_import_torchvision_datasets(), name)
     try:
-        # two zeros, the type (8 is uint8), the number of dimensions, big-endian sizes, values
-        sizes, start = np.frombuffer(content, ">i4", content[3], offset=4), 4 + 4 * content[3]
-        return torch.tensor(np.frombuffer(content, np.uint8, offset=start)).reshape(sizes.tolist())
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"expected {file} to be in MNIST's format; the file is damaged: delete it, and it is "
-            f"downloaded again"
+        train, test = (dataset(root=root, train=flag, download=True) for flag in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"expected {name}/raw under {root}; found none and could not download it: connect to "
+            f"the internet once, or set data.root or PYRO_VAE_DATA to its folder"
         ) from error
+    held_out = RawData(test.data[:, None], test.targets, peak=255)
+    return RawData(train.data[:, None], train.targets, peak=255, test=held_out)
+
+
+#: Keeps operator declarations alive: they last as long as their library object.
+_libraries: list[torch.library.Library] = []
+
+
+def _import_torchvision_datasets() -> ModuleType:
+    """Import ``torchvision.datasets``, also next to a CPU build of torch.
+
+    The PyPI wheel of torchvision is built for CUDA. With a CPU build of torch its operators do
+    not load, and the import fails on registering a shape rule for ``nms``. The data sets use no
+    operators, so declaring the two names is enough for the import to succeed.
+
+    Raises:
+        ModuleNotFoundError: if torchvision is not installed.
+    """
+    try:
+        import torchvision.datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _libraries.append(library)
+        import torchvision.datasets
+    return torchvision.datasets

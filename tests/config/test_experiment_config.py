@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,10 +130,11 @@ def test_all_options_are_written(tmp_path):
     assert set(settings["fit"]) == set(inspect.signature(pv.fit).parameters) - set_by_the_run
 
 
-def test_short_names_are_unambiguous_next_to_other_packages(tmp_path, monkeypatch):
-    other = ModuleType("other_package")  # such as torchvision.ops, which has an MLP
-    other.MLP = type("MLP", (torch.nn.Module,), {"__module__": "other_package"})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "other_package", other)
+def test_short_names_are_unambiguous_with_torchvision(tmp_path):
+    # torchvision.ops.MLP is also an nn.Module
+    from pyro_vae.data import sources
+
+    sources._import_torchvision_datasets()
     settings = experiment.load_experiment(
         write_config(tmp_path, {"model": {"encoder": "MLP"}})
     ).settings_dict()
