@@ -7,8 +7,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
@@ -19,10 +21,14 @@ __all__ = [
     "Site",
     "attach_noise",
     "check_program",
+    "data_dim",
     "empty_program",
+    "is_latent",
     "label_use",
     "sample_sites",
+    "site_log_prob",
     "trace_program",
+    "trace_sites",
 ]
 
 #: Pyro's record of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
@@ -78,9 +84,17 @@ def trace_program(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    pruned = (prune_subsample_sites(trace) for trace in (guide_trace, model_trace))
-    guide_sites, model_sites = (cast("dict[str, Site]", trace.nodes) for trace in pruned)
-    return guide_sites, model_sites
+    guide_sites, model_sites = (
+        {name: site for name, site in trace.nodes.items() if not site_is_subsample(site)}
+        for trace in (guide_trace, model_trace)
+    )
+    return cast("dict[str, Site]", guide_sites), cast("dict[str, Site]", model_sites)
+
+
+def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """Run a program once and return its sample sites by name."""
+    trace = poutine.trace(program).get_trace(*args, **kwargs)
+    return sample_sites(cast("Mapping[str, Site]", trace.nodes))
 
 
 def attach_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -136,12 +150,30 @@ def _transformed(fn: Any) -> TransformedDistribution | None:
 
 
 def sample_sites(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Select the sites with a density, which excludes ``pyro.deterministic``."""
+    """Select the sites with a density: no ``pyro.deterministic`` and no subsampling of a plate."""
     return {
         name: site
         for name, site in sites.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+        if site["type"] == "sample"
+        and not (site["infer"].get("_deterministic") or site_is_subsample(cast("Any", site)))
     }
+
+
+def is_latent(site: Site) -> bool:
+    """Whether a sample site is latent, i.e. not observed."""
+    return not site["is_observed"]
+
+
+def data_dim(site: Site) -> int:
+    """Return the (negative) batch dimension of the data plate at a site."""
+    (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == PLATE)
+    return dim
+
+
+def site_log_prob(site: Site) -> Tensor:
+    """Return log p of one site with its batch shape: 0 where masked, and not scaled."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, mask=site["mask"])
 
 
 def check_program(guide: Mapping[str, Site], model: Mapping[str, Site], size: int) -> int:

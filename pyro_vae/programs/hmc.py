@@ -13,7 +13,8 @@ from torch import Tensor
 from ..core.random import Stream, seeded
 from ..core.validation import positive_int
 from .context import evaluating
-from .importance_weights import Layout, find_layout, run_particles
+from .importance_weights import find_layout
+from .particles import Layout, run_particles
 from .unconstrained import UnconstrainedDensity, unconstrained_posterior
 
 __all__ = [

@@ -20,34 +20,18 @@ from ..compile.allocator import keep_freed_memory
 from ..compile.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
 from .base import Site, attach_noise, check_program, sample_sites, trace_program
-from .chunking import chunk_shape, limit_pairs, max_chain_pairs, max_streamed_pairs
+from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
-from .particles import (
-    Layout,
-    Particles,
-    expand_inputs,
-    has_batch,
-    log_prob_of,
-    log_probs_at,
-    map_batched,
-    map_site,
-    run_particles,
-)
+from .inputs import ProgramInputs, check_examples, has_batch
+from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 
 __all__ = [
     "Chunk",
-    "Layout",
-    "Particles",
     "check_num_samples",
-    "expand_inputs",
+    "find_block_layout",
     "find_layout",
-    "log_prob_of",
-    "log_probs_at",
     "log_weights",
-    "max_chain_pairs",
-    "run_particles",
-    "stream_log_weights",
     "stream_particles",
 ]
 
@@ -71,10 +55,8 @@ def find_layout(
     size = len(args[0])
     nesting = check_program(guide_sites, model_sites, size)
     width = max(_site_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
-    single = Particles(
-        log_p={n: log_prob_of(s, None, (1, size)) for n, s in model_sites.items()},
-        log_q={n: log_prob_of(s, None, (1, size)) for n, s in guide_sites.items()},
-    ).log_weights
+    batch = ParticleBatch.single(args, kwargs)
+    single = Particles(batch.log_probs(model_sites), batch.log_probs(guide_sites)).log_weights
     half = _first_half_weights(model, guide, args, kwargs, draws, nesting)
     if half is not None and not _weights_match(half, single[:, : half.shape[1]]):
         raise ValueError(_MIXES)
@@ -187,15 +169,15 @@ def log_weights(
     """
     result: Tensor | None = None
     options: dict[str, Any] = {"compile": compile, "precision": precision, **kwargs}
-    with closing(
-        stream_log_weights(
-            model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options
-        )
-    ) as chunks:
-        for data, draws, chunk in chunks:
+    chunks = stream_particles(
+        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options
+    )
+    with closing(chunks):
+        for chunk in chunks:
+            log_w = chunk.particles.log_weights
             if result is None:
-                result = chunk.new_empty(num_samples, len(x))
-            result[draws, data] = chunk
+                result = log_w.new_empty(num_samples, len(x))
+            result[chunk.draws, chunk.data] = log_w
     assert result is not None  # stream_particles rejects empty data
     return result
 
@@ -221,25 +203,6 @@ class Chunk(NamedTuple):
 
 
 @torch.no_grad()
-def stream_log_weights(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    *args: Any,
-    num_samples: int,
-    **options: Any,
-) -> Generator[tuple[slice, slice, Tensor]]:
-    """Yield :func:`log_weights` in chunks: two slices and the weights ``(draws, data)``.
-
-    See :func:`stream_particles`.
-    """
-    chunks = stream_particles(model, guide, x, *args, num_samples=num_samples, **options)
-    with closing(chunks):
-        for chunk in chunks:
-            yield chunk.data, chunk.draws, chunk.particles.log_weights
-
-
-@torch.no_grad()
 def stream_particles(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -258,31 +221,19 @@ def stream_particles(
     when the generator ends: wrap it in ``contextlib.closing`` if you may stop early, otherwise
     they are restored only when it is garbage-collected.
     """
-    if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
+    check_examples(x)
     num_samples = check_num_samples(num_samples)
     check_precision(precision)
     keep_freed_memory()
     pairs = max_streamed_pairs(x, chunk_size)
-    size = len(x)
-
-    def slice_inputs(data: slice) -> tuple[tuple, dict[str, Any]]:
-        return map_batched(lambda tensor: tensor[data], size, (x, *args), kwargs)
-
+    inputs, size = ProgramInputs(model, guide, x, args, kwargs), len(x)
     with use_own_parameters(model, guide), eval_mode(model, guide):
         draws_at_once, data_at_once = chunk_shape(size, num_samples, pairs)
         if data_at_once < size <= pairs and has_batch(size, (*args, *kwargs.values())):
             # all examples fit at once: no need to assume that tensors of size N are per datum
             draws_at_once, data_at_once = max(1, pairs // size), size
-        try:
-            inputs, named = slice_inputs(slice(0, data_at_once))
-            layout = find_layout(model, guide, *inputs, **named)
-        except (RuntimeError, ValueError, IndexError):
-            if data_at_once >= size:
-                raise
-            # a guide with parameters per example must see all examples
-            layout = find_layout(model, guide, x, *args, **kwargs)
+        layout, min_block = find_block_layout(inputs, data_at_once)
+        if min_block > data_at_once:
             draws_at_once, data_at_once = max(1, pairs // size), size
         if chunk_size is None and limit_pairs(pairs, layout.width, x) < pairs:
             pairs = limit_pairs(pairs, layout.width, x)
@@ -291,24 +242,42 @@ def stream_particles(
         full_shape = (draws_at_once, data_at_once)
         num_runs = (num_samples // draws_at_once) * (size // data_at_once)
         compiled: CompiledRuns | None = None
-        for start in range(0, size, data_at_once):
-            data = slice(start, min(start + data_at_once, size))
-            inputs, named = slice_inputs(data)
-            if data.stop - start == data_at_once:
-                if start == 0:
-                    compiled = compile_runs(
-                        run, inputs, named, full_shape, num_runs, layout, compile
-                    )
-                if compiled is not None:
-                    compiled.set_inputs(inputs, named)
+        for data, block in inputs.blocks(data_at_once):
+            block_args, named = (block.x, *block.args), block.kwargs
+            if data.start == 0:
+                compiled = compile_runs(
+                    run, block_args, named, full_shape, num_runs, layout, compile
+                )
+            if compiled is not None and len(block.x) == data_at_once:
+                compiled.set_inputs(block_args, named)
             for first in range(0, num_samples, draws_at_once):
                 draws = slice(first, min(first + draws_at_once, num_samples))
                 count = draws.stop - first
-                if compiled is not None and (count, data.stop - start) == full_shape:
+                if compiled is not None and (count, len(block.x)) == full_shape:
                     particles = compiled()
                 else:
-                    particles = run(*inputs, num_samples=count, **named)
-                yield Chunk(data, draws, particles, inputs, named, layout)
+                    particles = run(*block_args, num_samples=count, **named)
+                yield Chunk(data, draws, particles, block_args, named, layout)
+
+
+def find_block_layout(inputs: ProgramInputs, block: int) -> tuple[Layout, int]:
+    """Find the layout of a program on its first ``block`` examples; see :func:`find_layout`.
+
+    Returns:
+        The layout, and the minimum number of examples in a run: N for a guide with parameters
+        per example, which cannot run on a subset, else 1.
+    """
+    size = len(inputs.x)
+    try:
+        return _find_layout(inputs.select(slice(0, block))), 1
+    except (RuntimeError, ValueError, IndexError):
+        if block >= size:
+            raise
+        return _find_layout(inputs), size
+
+
+def _find_layout(inputs: ProgramInputs) -> Layout:
+    return find_layout(inputs.model, inputs.guide, inputs.x, *inputs.args, **inputs.kwargs)
 
 
 def _run_in_precision(*args: Any, precision: Precision, **kwargs: Any) -> Particles:

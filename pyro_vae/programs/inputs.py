@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.components import Labels
+from ..core.evaluation_mode import owning_modules
 from ..data.splits import Split, materialize
 from .base import Program, label_use
 
-__all__ = ["ProgramInputs", "check_data", "prepare", "program_args", "program_labels"]
+__all__ = [
+    "ProgramInputs",
+    "check_data",
+    "check_examples",
+    "has_batch",
+    "map_batched",
+    "prepare",
+    "program_args",
+    "program_labels",
+    "split_program",
+]
 
 
 class ProgramInputs(NamedTuple):
@@ -24,51 +35,113 @@ class ProgramInputs(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def select(self, index: slice | Tensor) -> ProgramInputs:
+        """Return the inputs of a subset of the examples.
+
+        Arguments:
+            index: selects examples of x and of all arguments that are tensors of leading size N.
+        """
+        return self._map(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index])
+
+    def repeat(self, count: int) -> ProgramInputs:
+        """Return the inputs with ``count`` copies of the examples."""
+        return self._map(lambda tensor: torch.cat([tensor] * count))
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, ProgramInputs]]:
+        """Yield the slices of consecutive blocks of at most ``size`` examples, and their inputs."""
+        for start in range(0, len(self.x), size):
+            rows = slice(start, min(start + size, len(self.x)))
+            yield rows, self.select(rows)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ProgramInputs:
+        """Apply a function to x and to all arguments that are tensors of leading size N."""
+        (x, *args), kwargs = map_batched(function, len(self.x), (self.x, *self.args), self.kwargs)
+        return self._replace(x=x, args=tuple(args), kwargs=kwargs)
+
 
 def prepare(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: Program | tuple[Any, Any] | Callable[..., Any],
+    data: Split | Tensor | Callable[..., Any],
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
+    *,
+    check: bool = True,
 ) -> ProgramInputs:
     """Prepare the arguments of a program on its device, and check the data.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        program: anything with a ``model`` and a ``guide``, or a pair of them. Also a model, if
+            ``data`` is its guide and the first of ``args`` the data.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`. Dynamic
             binarisation or noise is drawn once, with ``seed``.
         args: further arguments of model and guide. Without ``args`` and ``kwargs``, a program
             that conditions on labels gets those of the ``Split``.
         kwargs: further keyword arguments of model and guide.
         seed: seed of dynamic binarisation or noise.
+        check: whether to call the ``check`` method of the program.
 
     Returns:
         ``(model, guide, x, args, kwargs)``.
 
     Raises:
-        ValueError: if the program conditions on labels and one is missing, or if the ``check``
+        ValueError: if ``program`` is not a program, if the data are not a tensor of at least one
+            example, if the program conditions on labels and one is missing, or if the ``check``
             method of the program rejects the data.
     """
-    model, guide = program if isinstance(program, tuple) else (program.model, program.guide)
+    examples: Any = data
+    if callable(data):
+        program, examples, args = (program, data), args[0] if args else None, args[1:]
+    model, guide = split_program(program)
     kwargs = dict(kwargs or {})
+    check_examples(examples)
     # explicit arguments take precedence over the labels of the data
-    x, *labels = (materialize(data, seed),) if args or kwargs else program_args(program, data, seed)
-    args = (*labels, *args)
-    if isinstance(program, torch.nn.Module):
-        device = next((p.device for p in program.parameters()), x.device)
-        x, *moved = (_to_device(value, device) for value in (x, *args))
-        args = tuple(moved)
-        kwargs = {name: _to_device(value, device) for name, value in kwargs.items()}
-    if hasattr(program, "check"):
-        conditional = label_use(program) is Labels.CONDITION
-        conditions = (*args, *kwargs.values())[:1] if conditional else ()
-        program.check(x, *conditions)  # type: ignore[union-attr]
+    if args or kwargs:
+        x, *labels = (materialize(examples, seed),)
+    else:
+        x, *labels = program_args(program, examples, seed)
+    owners = owning_modules(program, model, guide)  # type: ignore[arg-type]
+    device = next((p.device for owner in owners for p in owner.parameters()), x.device)
+
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    x, args = x.to(device), tuple(map(move, (*labels, *args)))
+    kwargs = {name: move(value) for name, value in kwargs.items()}
+    if check:
+        uses_labels = label_use(program) is not Labels.UNUSED
+        _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
     return ProgramInputs(model, guide, x, args, kwargs)
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def split_program(program: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the model and the guide of a program or of a pair.
+
+    Raises:
+        ValueError: if ``program`` is neither.
+    """
+    if isinstance(program, tuple) and len(program) == 2:
+        return program
+    model, guide = (getattr(program, name, None) for name in ("model", "guide"))
+    if isinstance(program, type) or model is None or guide is None:
+        name = f"the class {program.__name__}" if isinstance(program, type) else None
+        raise ValueError(
+            f"expected an object with a model and a guide, such as a VAE, or a pair (model, "
+            f"guide); got {name or type(program).__name__}"
+        )
+    return model, guide
+
+
+def check_examples(x: Any) -> None:
+    """Check that ``x`` contains at least one example.
+
+    Raises:
+        ValueError: if it is neither a tensor ``(N, …)`` nor a ``Split``, or if N is 0.
+    """
+    values = x.values if isinstance(x, Split) else x
+    if not isinstance(values, Tensor) or values.ndim < 1 or not len(values):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(x).__name__
+        raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
 
 
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:
@@ -120,6 +193,25 @@ def check_data(program: object, data: Split | Tensor, seed: int) -> None:
         ValueError: if the program rejects the data.
     """
     labels = program_labels(program, data)
+    _check(program, materialize(data, seed), *(() if labels is None else (labels,)))
+
+
+def _check(program: Any, x: Tensor, *labels: Tensor) -> None:
     if hasattr(program, "check"):
-        x = materialize(data, seed)
-        program.check(x) if labels is None else program.check(x, labels)  # type: ignore[attr-defined]
+        program.check(x, *labels)
+
+
+def has_batch(size: int, values: tuple[Any, ...]) -> bool:
+    """Whether any value is a tensor of leading size ``size``."""
+    return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
+
+
+def map_batched(
+    function: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Apply a function to all per-datum tensors among the arguments."""
+
+    def apply(value: Any) -> Any:
+        return function(value) if has_batch(size, (value,)) else value
+
+    return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}

@@ -8,7 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from .base import Site
+from .base import Site, site_log_prob
 
 __all__ = ["analytic_kl", "site_kl", "split_independent", "unwrap_independent"]
 
@@ -46,8 +46,7 @@ def site_kl(q: Site | Any, p: Site | Any, analytic: bool) -> Tensor:
     exact = analytic_kl(q, p) if analytic else None
     if exact is not None:
         return exact
-    log_q, log_p = (scale_and_mask(_log_prob(site), mask=site["mask"]) for site in (q, p))
-    return log_q - log_p
+    return _log_prob(q) - _log_prob(p)
 
 
 def analytic_kl(q: Site | Any, p: Site | Any) -> Tensor | None:
@@ -63,6 +62,6 @@ def _append_dims(value: Any, depth: int) -> Any:
 
 
 def _log_prob(site: Site) -> Tensor:
-    if "unscaled_log_prob" in site:
-        return site["unscaled_log_prob"]
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    if "unscaled_log_prob" in site:  # computed by Pyro
+        return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+    return site_log_prob(site)

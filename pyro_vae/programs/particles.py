@@ -4,62 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .base import PLATE, Site, sample_sites, trace_program
+from .base import (
+    Site,
+    data_dim,
+    is_latent,
+    sample_sites,
+    site_log_prob,
+    trace_program,
+    trace_sites,
+)
+from .inputs import map_batched
 
 __all__ = [
     "Layout",
+    "ParticleBatch",
     "Particles",
+    "UnscorableError",
     "data_axis",
-    "expand_inputs",
     "guide_scorer",
-    "has_batch",
-    "is_latent",
-    "log_prob_of",
     "log_probs_at",
-    "map_batched",
     "map_site",
-    "particle_values",
     "run_particles",
-    "site_values",
+    "scoring_errors",
+    "total_log_prob",
 ]
 
 _PARTICLES = "_particles"
-
-
-@dataclass(frozen=True)
-class Particles:
-    """Weighted run with K particles for each of N examples.
-
-    Attributes:
-        log_p: log-density of each sample site of the model, ``(K, N)``, in nats.
-        log_q: log-density of each sample site of the guide, ``(K, N)``, in nats.
-        latents: the values drawn by the guide, ``(K, N, *event)``; the dimensions of further
-            plates are between N and the event.
-    """
-
-    log_p: Mapping[str, Tensor]
-    log_q: Mapping[str, Tensor]
-    latents: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def log_weights(self) -> Tensor:
-        """log p(x, z) − log q(z|x), ``(K, N)``."""
-        total = torch.stack(tuple(self.log_p.values())).sum(0)
-        for log_q in self.log_q.values():
-            total = total - log_q
-        return total
 
 
 @dataclass(frozen=True)
@@ -81,6 +61,160 @@ class Layout:
     width: int = 1
 
 
+class ParticleBatch:
+    """Arguments of a program for K particles of each of N examples.
+
+    Runs programs on them, and converts the sites of a run to ``(K, N)`` and back.
+
+    Arguments:
+        num_samples: the number K of particles.
+        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        args, kwargs: arguments of the program; the first is the data, ``(N, …)``.
+
+    Attributes:
+        args, kwargs: the arguments, repeated for each particle if the layout is tiled.
+        shape: ``(K, N)``.
+        dim: the batch dimension of the particles at each site; ``None`` if tiled, where the data
+            dimension has size K · N, particles first.
+    """
+
+    def __init__(
+        self, num_samples: int, layout: Layout, args: tuple, kwargs: Mapping[str, Any]
+    ) -> None:
+        self.layout, self.shape = layout, (num_samples, len(args[0]))
+        self.args, self.kwargs = args, dict(kwargs)
+        self.dim = -1 - layout.nesting
+        if layout.tiled:
+            self.dim = None
+            self.args, self.kwargs = map_batched(self._tile, len(args[0]), args, kwargs)
+
+    @classmethod
+    def single(cls, args: tuple, kwargs: Mapping[str, Any]) -> ParticleBatch:
+        """Return a batch with one particle, which adds no dimension to the sites."""
+        return cls(1, Layout(tiled=True), args, kwargs)
+
+    def trace(
+        self, program: Callable[..., Any], latents: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Site]:
+        """Run a model or guide once and return its sample sites by name.
+
+        Arguments:
+            program: the model or guide.
+            latents: values of its latent sites, ``(K, N, …)``; sampled by default.
+
+        Raises:
+            ValueError: if ``latents`` has no value for a latent site.
+        """
+        with self._plate(), nullcontext() if latents is None else _ObserveLatents(latents, self):
+            return trace_sites(program, *self.args, **self.kwargs)
+
+    def trace_program(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        draws: Mapping[str, Site] | None = None,
+    ) -> tuple[dict[str, Site], dict[str, Site]]:
+        """Run guide and model once and return the sample sites of the guide and of the model.
+
+        Arguments:
+            model, guide: the program.
+            draws: sites of an earlier run on this batch whose draws the guide reuses, see
+                :func:`~.base.trace_program`.
+        """
+        with self._plate():
+            guide_sites, model_sites = trace_program(model, guide, self.args, self.kwargs, draws)
+        return sample_sites(guide_sites), sample_sites(model_sites)
+
+    def log_prob(self, site: Site) -> Tensor:
+        """Return log p of one site, ``(K, N)``, summed over all plates except particles and data.
+
+        Scales (of a subsampling plate or an annealed KL) belong to training, not to the density,
+        and are ignored. Masks are applied: a masked observation is not observed.
+        """
+        log_prob, kept = site_log_prob(site), (self.dim, data_dim(site))
+        others = [d for d in range(-log_prob.ndim, 0) if d not in kept]
+        if others:
+            log_prob = log_prob.sum(others)
+        if self.dim is None:
+            return log_prob.expand(math.prod(self.shape)).reshape(self.shape)
+        return log_prob.expand(self.shape)
+
+    def log_probs(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+        """Return :meth:`log_prob` of all sites."""
+        return {name: self.log_prob(site) for name, site in sites.items()}
+
+    def value(self, site: Site) -> Tensor:
+        """Return the value of a site as ``(K, N, …)``."""
+        value: Tensor = site["value"]
+        axis = data_axis(site, value.ndim)
+        if self.layout.tiled:
+            return value.movedim(axis, 0).unflatten(0, self.shape)
+        return value.movedim(axis, 1)
+
+    def latents(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+        """Return :meth:`value` of all latent sites."""
+        return {name: self.value(site) for name, site in sites.items() if is_latent(site)}
+
+    def site_value(self, site: Site, value: Tensor) -> Tensor:
+        """Convert ``(K, N, …)`` to the shape of the site; inverse of :meth:`value`."""
+        if self.layout.tiled:
+            value = value.flatten(0, 1)
+            return value.movedim(0, data_axis(site, value.ndim))
+        return value.movedim(1, data_axis(site, value.ndim))
+
+    def repeat_draws(self, sites: Mapping[str, Site]) -> dict[str, Site]:
+        """Repeat the draws of a run without particles for each particle."""
+        return {name: self._repeat(site) for name, site in sites.items()}
+
+    def _plate(self) -> AbstractContextManager[Any]:
+        if self.dim is None:
+            return nullcontext()
+        return pyro.plate(_PARTICLES, self.shape[0], dim=self.dim)
+
+    def _tile(self, value: Tensor, dim: int = 0) -> Tensor:
+        return torch.cat([value] * self.shape[0], dim)
+
+    def _repeat(self, site: Site) -> Site:
+        if self.layout.tiled or site["type"] != "sample":
+            return map_site(site, self._tile)
+        # plates that do not contain the site are between the particle dimension and its own
+        missing = (1,) * (self.layout.nesting - len(site["fn"].batch_shape))
+        values = {key: site[key] for key in ("value", "noise") if key in site}
+        return {**site} | {
+            k: v.reshape(*missing, *v.shape).expand(self.shape[0], *missing, *v.shape)
+            for k, v in values.items()
+        }
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Weighted run with K particles for each of N examples.
+
+    Attributes:
+        log_p: log-density of each sample site of the model, ``(K, N)``, in nats.
+        log_q: log-density of each sample site of the guide, ``(K, N)``, in nats.
+        latents: the values drawn by the guide, ``(K, N, *event)``; the dimensions of further
+            plates are between N and the event.
+    """
+
+    log_p: Mapping[str, Tensor]
+    log_q: Mapping[str, Tensor]
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) − log q(z|x), ``(K, N)``."""
+        total = total_log_prob(self.log_p)
+        for log_q in self.log_q.values():
+            total = total - log_q
+        return total
+
+
+def total_log_prob(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the log-densities of all sites."""
+    return torch.stack(tuple(terms.values())).sum(0)
+
+
 def run_particles(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -92,9 +226,6 @@ def run_particles(
 ) -> Particles:
     """Run guide and model once with ``num_samples`` particles; differentiable.
 
-    Scales (of a subsampling plate or an annealed KL) belong to training, not to the density, and
-    are ignored. Masks are applied: a masked observation is not observed.
-
     Arguments:
         model: a Pyro model with every sample site inside ``pyro.plate("data", N)``.
         guide: its guide.
@@ -103,21 +234,13 @@ def run_particles(
         layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
         draws: sites of an earlier run without particles, whose draws all particles reuse.
     """
-    size = len(args[0])
-    shape = (num_samples, size)
-    if draws is not None:
-        draws = {name: _repeat_draws(site, num_samples, layout) for name, site in draws.items()}
-    args, kwargs, plate, dim = expand_inputs(size, num_samples, layout, args, kwargs)
-    with plate:
-        guide_sites, model_sites = map(
-            sample_sites, trace_program(model, guide, args, kwargs, draws)
-        )
+    batch = ParticleBatch(num_samples, layout, args, kwargs)
+    draws = None if draws is None else batch.repeat_draws(draws)
+    guide_sites, model_sites = batch.trace_program(model, guide, draws)
     return Particles(
-        log_p={name: log_prob_of(site, dim, shape) for name, site in model_sites.items()},
-        log_q={name: log_prob_of(site, dim, shape) for name, site in guide_sites.items()},
-        latents={
-            n: particle_values(s, layout, shape) for n, s in guide_sites.items() if is_latent(s)
-        },
+        log_p=batch.log_probs(model_sites),
+        log_q=batch.log_probs(guide_sites),
+        latents=batch.latents(guide_sites),
     )
 
 
@@ -132,7 +255,7 @@ def log_probs_at(
 
     The sum over the sites is log p(x, z) for a model and log q(z|x) for a guide. It is
     differentiable with respect to latents and parameters. Scales are ignored and masks applied,
-    as in :func:`run_particles`.
+    as in :meth:`ParticleBatch.log_prob`.
 
     Arguments:
         program: the model or the guide, called as ``program(*args, **kwargs)``.
@@ -148,14 +271,10 @@ def log_probs_at(
         ValueError: if a latent site has no value, or if the density of a site can only be
             evaluated at its own samples (a flow without an inverse).
     """
-    size = len(args[0])
-    shape = (len(next(iter(latents.values()))), size)
-    args, kwargs, plate, dim = expand_inputs(size, shape[0], layout, args, kwargs)
-    with plate, poutine.trace() as tracer, _ObserveLatents(latents, layout):
-        program(*args, **kwargs)
-    sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
-    with _convert_scoring_errors():
-        return {name: log_prob_of(site, dim, shape) for name, site in sites.items()}
+    batch = ParticleBatch(len(next(iter(latents.values()))), layout, args, kwargs)
+    sites = batch.trace(program, latents)
+    with scoring_errors():
+        return batch.log_probs(sites)
 
 
 def guide_scorer(
@@ -174,162 +293,77 @@ def guide_scorer(
     Raises:
         ValueError: when the function is called, as for :func:`log_probs_at`.
     """
-    size = len(args[0])
-    cache: dict[int, tuple[Site, int | None] | None] = {}
+    runs: dict[int, tuple[ParticleBatch, dict[str, Site]]] = {}
 
     @torch.no_grad()
-    def run_once(count: int) -> tuple[Site, int | None] | None:
-        inputs, named, plate, dim = expand_inputs(size, count, layout, args, kwargs)
-        with plate, poutine.trace() as tracer:
-            guide(*inputs, **named)
-        sites = sample_sites(cast("dict[str, Site]", prune_subsample_sites(tracer.trace).nodes))
-        return (next(iter(sites.values())), dim) if len(sites) == 1 else None
+    def run_once(count: int) -> tuple[ParticleBatch, dict[str, Site]]:
+        batch = ParticleBatch(count, layout, args, kwargs)
+        return batch, batch.trace(guide)
 
     def log_q(latents: Mapping[str, Tensor]) -> Tensor:
         count = len(next(iter(latents.values())))
-        if count not in cache:
-            cache[count] = run_once(count)
-        single_site = cache[count]
-        if single_site is None:
-            terms = log_probs_at(guide, latents, *args, layout=layout, **kwargs)
-            return torch.stack(tuple(terms.values())).sum(0)
-        site, dim = single_site
-        value = site_values(site, latents[site["name"]], layout)
-        with _convert_scoring_errors():
-            return log_prob_of({**site, "value": value}, dim, (count, size))
+        if count not in runs:
+            runs[count] = run_once(count)
+        batch, sites = runs[count]
+        if len(sites) > 1:
+            return total_log_prob(log_probs_at(guide, latents, *args, layout=layout, **kwargs))
+        ((name, site),) = sites.items()
+        with scoring_errors():
+            return batch.log_prob({**site, "value": batch.site_value(site, latents[name])})
 
     return log_q
 
 
+class UnscorableError(ValueError):
+    """The density of a program cannot be evaluated at the given latents."""
+
+
 @contextmanager
-def _convert_scoring_errors() -> Iterator[None]:
-    """Explain the errors of densities that can only be evaluated at their own samples."""
+def scoring_errors(remedy: str = "use another posterior") -> Iterator[None]:
+    """Explain the errors of densities that can only be evaluated at their own samples.
+
+    Raises:
+        UnscorableError: instead of these errors; its message ends with the remedy.
+    """
     try:
         yield
     except (KeyError, NotImplementedError) as error:
-        raise ValueError(
-            "expected densities that can be evaluated anywhere; got a flow without an inverse, "
-            "which only scores its own samples: use another posterior"
+        raise UnscorableError(
+            f"expected densities that can be evaluated anywhere; got a flow without an inverse, "
+            f"which only scores its own samples: {remedy}"
         ) from error
 
 
 class _ObserveLatents(Messenger):
     """Observe given values at all latent sites."""
 
-    def __init__(self, latents: Mapping[str, Tensor], layout: Layout) -> None:
+    def __init__(self, latents: Mapping[str, Tensor], batch: ParticleBatch) -> None:
         super().__init__()
-        self.latents, self.layout = latents, layout
+        self.latents, self.batch = latents, batch
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["infer"].get("_deterministic") or site_is_subsample(msg):
             return
         if msg["name"] not in self.latents:
-            raise ValueError(
+            raise UnscorableError(
                 f"expected a value for each latent site; got values for "
                 f"{', '.join(map(repr, self.latents))}, but not for {msg['name']!r}"
             )
-        value = site_values(msg, self.latents[msg["name"]], self.layout)
+        value = self.batch.site_value(msg, self.latents[msg["name"]])
         msg["value"], msg["is_observed"] = value, True
-
-
-def is_latent(site: Site) -> bool:
-    """Whether a sample site is latent, i.e. not observed."""
-    return not site["is_observed"]
 
 
 def data_axis(site: Site, ndim: int) -> int:
     """Return the axis of the data plate in a site's value with ``ndim`` dimensions."""
-    (dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
-    return ndim - site["fn"].event_dim + dim
-
-
-def particle_values(site: Site, layout: Layout, shape: tuple[int, int]) -> Tensor:
-    """Return the value of a site of a run with K particles as ``(K, N, …)``."""
-    value: Tensor = site["value"]
-    axis = data_axis(site, value.ndim)
-    if layout.tiled:
-        return value.movedim(axis, 0).unflatten(0, shape)
-    return value.movedim(axis, 1)
-
-
-def site_values(site: Site, value: Tensor, layout: Layout) -> Tensor:
-    """Convert ``(K, N, …)`` to the shape of the site; inverse of :func:`particle_values`."""
-    if layout.tiled:
-        value = value.flatten(0, 1)
-        return value.movedim(0, data_axis(site, value.ndim))
-    return value.movedim(1, data_axis(site, value.ndim))
-
-
-def expand_inputs(
-    size: int, num_samples: int, layout: Layout, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[tuple, dict[str, Any], Any, int | None]:
-    """Expand the arguments of a program for K particles.
-
-    Returns:
-        The arguments, the keyword arguments, the particle plate, and its dimension (``None`` if
-        tiled).
-    """
-    if layout.tiled:
-        args, tiled = map_batched(
-            lambda tensor: torch.cat([tensor] * num_samples), size, args, kwargs
-        )
-        return args, tiled, nullcontext(), None
-    dim = -1 - layout.nesting
-    return args, dict(kwargs), pyro.plate(_PARTICLES, num_samples, dim=dim), dim
-
-
-def log_prob_of(site: Site, particle_dim: int | None, shape: tuple[int, int]) -> Tensor:
-    """Return log p of one site, ``(K, N)``, summed over all plates except particles and data.
-
-    Without a particle dimension (``None``) the data dimension has size K · N, particles first.
-    """
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, mask=site["mask"])
-    (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
-    others = [d for d in range(-log_prob.ndim, 0) if d not in (particle_dim, data_dim)]
-    if others:
-        log_prob = log_prob.sum(others)
-    if particle_dim is None:
-        return log_prob.expand(math.prod(shape)).reshape(shape)
-    return log_prob.expand(shape)
+    return ndim - site["fn"].event_dim + data_dim(site)
 
 
 def map_site(site: Site, function: Callable[[Tensor, int], Tensor]) -> Site:
     """Apply ``function(value, data_dim)`` to the draw of a site of a run without particles."""
     if site["type"] != "sample":
         return site
-    (data_dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == PLATE)
     batch_dims = len(site["fn"].batch_shape)
     values = {key: site[key] for key in ("value", "noise") if key in site}
-    return {**site} | {k: function(v, data_dim - (v.ndim - batch_dims)) for k, v in values.items()}
-
-
-def _repeat_draws(site: Site, num_samples: int, layout: Layout) -> Site:
-    """Repeat the draw of a site of a run without particles for each particle."""
-    if layout.tiled:
-        return map_site(site, lambda value, dim: torch.cat([value] * num_samples, dim))
-    if site["type"] != "sample":
-        return site
-    # plates that do not contain the site are between the particle dimension and its own
-    missing = (1,) * (layout.nesting - len(site["fn"].batch_shape))
-    values = {key: site[key] for key in ("value", "noise") if key in site}
     return {**site} | {
-        k: v.reshape(*missing, *v.shape).expand(num_samples, *missing, *v.shape)
-        for k, v in values.items()
+        k: function(v, data_dim(site) - (v.ndim - batch_dims)) for k, v in values.items()
     }
-
-
-def has_batch(size: int, values: tuple[Any, ...]) -> bool:
-    """Whether any value is a tensor of leading size ``size``."""
-    return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
-
-
-def map_batched(
-    function: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
-    """Apply a function to all per-datum tensors among the arguments."""
-
-    def apply(value: Any) -> Any:
-        return function(value) if has_batch(size, (value,)) else value
-
-    return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}

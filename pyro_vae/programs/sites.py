@@ -1,24 +1,17 @@
-"""Sites of a Pyro program, and the site that observes the data."""
+"""The site of a model that observes the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from .base import Site, sample_sites
+from .base import Site, trace_sites
 
-__all__ = ["find_data_site", "prior_predictive_sites", "trace_sites"]
-
-
-def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """Run a program once and return its sample sites by name."""
-    trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
-    return sample_sites(cast("dict[str, Site]", trace.nodes))
+__all__ = ["find_data_site", "prior_predictive_sites"]
 
 
 def find_data_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[str, Tensor]:

@@ -10,15 +10,12 @@ from typing import Any, cast
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
-from .base import Site, sample_sites
-from .importance_weights import Layout, log_probs_at
-from .particles import data_axis, is_latent
+from .base import Site, is_latent, trace_sites
+from .particles import Layout, data_axis, log_probs_at, total_log_prob
 
 __all__ = [
     "UnconstrainedDensity",
@@ -83,8 +80,7 @@ def unconstrained_posterior(
     transforms = site_transforms(model, *args, **kwargs)
 
     def log_density(z: Mapping[str, Tensor]) -> Tensor:
-        terms = log_probs_at(model, z, *args, layout=layout, **kwargs)
-        return torch.stack(tuple(terms.values())).sum(0)
+        return total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs))
 
     return UnconstrainedDensity(log_density, transforms)
 
@@ -111,7 +107,14 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
         ValueError: if a latent site is discrete, if its support has no such transform (a
             sphere), or if its support depends on other sites.
     """
-    first, second = (_latents(model, args, kwargs) for _ in range(2))
+    first, second = (
+        {
+            name: site
+            for name, site in trace_sites(model, *args, **kwargs).items()
+            if is_latent(site)
+        }
+        for _ in range(2)
+    )
     if not first:
         raise ValueError("expected a model with latent sites; got none")
     transforms = {}
@@ -137,12 +140,6 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
                 f"importance sampling"
             ) from None
     return transforms
-
-
-def _latents(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Site]:
-    trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-    sites = sample_sites(cast("dict[str, Site]", trace.nodes))
-    return {name: site for name, site in sites.items() if is_latent(site)}
 
 
 def _support(site: Site) -> Constraint:

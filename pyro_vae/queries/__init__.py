@@ -4,9 +4,7 @@ from .anomaly import AUROC, anomaly_scores, auroc
 from .encoding import encode
 from .generate import Generated, interpolate, reconstruct, sample, traverse
 from .imputation import Imputation, MissingScore, impute, score_missing
-from .masks import mask
-from .noise import AdditiveNormal, Flip, Noise
-from .pixelwise import score_pixelwise
+from .pixels import AdditiveNormal, Flip, Noise, mask, score_pixelwise
 
 __all__ = [
     "AUROC",

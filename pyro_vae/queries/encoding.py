@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from ..core.validation import positive_int
 from ..data import Split
 from ..programs.base import Program
 from ..programs.context import evaluating
-from ..programs.inputs import program_args
+from ..programs.inputs import prepare
 from .latent_paths import SubstituteCentres
-from .runner import Runner, slice_args, unpack_program, validate_inputs
+from .runner import Runner
 
 __all__ = ["encode"]
 
@@ -57,16 +58,13 @@ def encode(
         OSError: if the file cannot be written; an existing file is kept.
     """
     positive_int("chunk_size", chunk_size)
-    x, *labels = program_args(program, data, seed) if isinstance(data, Split) else (data,)
-    x, args = validate_inputs(program, x, (*labels, *args))
-    chunks: list[dict[str, np.ndarray]] = []
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.ENCODE):
-        first_args = slice_args(slice(0, chunk_size), len(x), args)
-        runner = Runner.create(program, x[:chunk_size], first_args)
-        for start in range(0, len(x), chunk_size):
-            rows = slice(start, min(start + chunk_size, len(x)))
-            chunk_runner = runner.with_data(x[rows], slice_args(rows, len(x), args))
-            chunks.append(_compute_columns(chunk_runner))
+    inputs = prepare(program, data, args, seed=seed)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
+        runner = Runner.create(inputs.select(slice(0, chunk_size)))
+        chunks = [
+            _compute_columns(replace(runner, inputs=chunk))
+            for _, chunk in inputs.blocks(chunk_size)
+        ]
     columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     if isinstance(data, Split) and data.labels is not None:
         columns["labels"] = data.labels.cpu().numpy()

@@ -15,8 +15,7 @@ from ..programs.unconstrained import (
     site_transforms,
     unflatten_sites,
 )
-from .proposals import PartialObservation, log_joint, merge_completions
-from .runner import Runner
+from .proposals import PartialObservation, merge_completions
 
 __all__ = [
     "MAX_FULL_COVARIANCE_DIM",
@@ -122,20 +121,19 @@ class FittedProposal:
         return log_q.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
-def make_unconstrained_density(
-    runner: Runner, observation: PartialObservation
-) -> UnconstrainedDensity:
+def make_unconstrained_density(observation: PartialObservation) -> UnconstrainedDensity:
     """Return log p(z, x_obs) as a function of unconstrained real variables.
 
     Raises:
         ValueError: if the latents are discrete or unit vectors.
     """
-    transforms = site_transforms(runner.model, runner.x, *runner.args)
-    return UnconstrainedDensity(lambda z: log_joint(observation, runner.decode(z)), transforms)
+    runner = observation.runner
+    transforms = site_transforms(runner.inputs.model, runner.inputs.x, *runner.inputs.args)
+    return UnconstrainedDensity(lambda z: observation.log_joint(runner.decode(z)), transforms)
 
 
 def fit_mixture(
-    runner: Runner, observation: PartialObservation, completions: Tensor, steps: int
+    observation: PartialObservation, completions: Tensor, steps: int
 ) -> FittedProposal | None:
     """Fit a mixture to p(z | x_obs) of each example; return ``None`` if z is not real-valued.
 
@@ -150,8 +148,7 @@ def fit_mixture(
     normals at the end, because the ELBO favours components that are too narrow.
 
     Arguments:
-        runner: the program with the N examples.
-        observation: their observed part.
+        observation: the N examples.
         completions: M completions of the examples, ``(M, N, *event)``.
         steps: gradient steps of Adam.
 
@@ -163,9 +160,10 @@ def fit_mixture(
         https://arxiv.org/abs/1802.02550
     """
     try:
-        space = make_unconstrained_density(runner, observation)
+        space = make_unconstrained_density(observation)
     except ValueError:
         return None
+    runner = observation.runner
     latents, _ = runner.with_copies(completions).sample_guide(_NUM_MOMENT_SAMPLES)
     start = space.inverse(
         {n: merge_completions(latents[n], len(completions)) for n in space.transforms}

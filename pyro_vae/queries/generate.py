@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,10 @@ from ..core.random import Stream
 from ..core.validation import positive_int
 from ..programs.base import Program
 from ..programs.context import evaluating
+from ..programs.inputs import prepare, split_program
 from ..programs.sites import prior_predictive_sites
 from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
-from .runner import Runner, get_mean, unpack_program, validate_inputs
+from .runner import Runner, get_mean
 
 __all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
 
@@ -36,6 +37,12 @@ class Generated:
     x: Tensor
     mean: Tensor | None
     latents: Mapping[str, Tensor]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Generated:
+        """Apply a function to all tensors."""
+        mean = None if self.mean is None else function(self.mean)
+        latents = {name: function(value) for name, value in self.latents.items()}
+        return Generated(function(self.x), mean, latents)
 
 
 def sample(
@@ -67,8 +74,8 @@ def sample(
     positive_int("size", size)
     if like is not None and len(like) != size:
         raise ValueError(f"expected like to have {size} examples; got {len(like)}")
-    model, _ = unpack_program(program)
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.SAMPLE):
+    model, _ = split_program(program)
+    with evaluating(model, seed=seed, stream=Stream.SAMPLE):
         site, nodes = prior_predictive_sites(model, size, like, args)
     fn = nodes[site]["fn"]
     latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
@@ -97,16 +104,11 @@ def reconstruct(
         ValueError: if the examples cannot be scored, or if the mean is requested and p(x|z) has
             none.
     """
-    x, args = validate_inputs(program, x, args)
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.RECONSTRUCT):
-        runner = Runner.create(program, x, args)
+    inputs = prepare(program, x, args)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.RECONSTRUCT):
+        runner = Runner.create(inputs)
         latents, _ = runner.sample_guide(1)
-        generated = _decode(runner, latents, mean)
-    return Generated(
-        generated.x[0],
-        None if generated.mean is None else generated.mean[0],
-        {name: value[0] for name, value in generated.latents.items()},
-    )
+        return _decode(runner, latents, mean).map(lambda value: value[0])
 
 
 def interpolate(
@@ -155,11 +157,11 @@ def interpolate(
         raise ValueError(
             f"expected x_a and x_b of the same shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"
         )
-    (x_a, args), (x_b, _) = (validate_inputs(program, x, args) for x in (x_a, x_b))
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.INTERPOLATE):
-        runner = Runner.create(program, x_a, args)
+    inputs, other = (prepare(program, x, args) for x in (x_a, x_b))
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.INTERPOLATE):
+        runner = Runner.create(inputs)
         start = compute_guide_centres(runner)
-        end = compute_guide_centres(runner.with_data(x_b, args))
+        end = compute_guide_centres(runner.with_data(other.x))
         latents = {n: interpolate_latents(a, end[n], steps, path) for n, a in start.items()}
         return _decode(runner, latents, mean)
 
@@ -195,9 +197,9 @@ def traverse(
         ValueError: if the examples cannot be scored, the site or a coordinate does not exist, the
             site is discrete, or a value is outside (−1, 1) on the unit sphere.
     """
-    x, args = validate_inputs(program, x, args)
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.TRAVERSE):
-        runner = Runner.create(program, x, args)
+    inputs = prepare(program, x, args)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.TRAVERSE):
+        runner = Runner.create(inputs)
         centres = compute_guide_centres(runner)
         name = _select_site({n: c for n, c in centres.items() if n not in runner.noise_sites}, site)
         width = centres[name].value[0].numel()
@@ -209,12 +211,12 @@ def traverse(
             levels = (torch.arange(9, dtype=prior.dtype, device=prior.device) + 0.5) / 9
             table = prior.quantile(levels, 0).T[selected]
         else:
-            table = torch.as_tensor(values, dtype=x.dtype, device=x.device)
+            table = torch.as_tensor(values, dtype=inputs.x.dtype, device=inputs.x.device)
             table = table.expand(len(selected), -1)
         moved = traverse_latents(centres[name], selected, table)
         latents = {n: c.value.expand(len(moved), *c.value.shape) for n, c in centres.items()}
         generated = _decode(runner, {**latents, name: moved}, mean)
-    return _unflatten_batch(generated, (len(selected), table.shape[1]))
+    return generated.map(lambda value: value.unflatten(0, table.shape))
 
 
 def _select_site(centres: Mapping[str, Any], site: str | None) -> str:
@@ -232,15 +234,3 @@ def _select_site(centres: Mapping[str, Any], site: str | None) -> str:
 def _decode(runner: Runner, latents: Mapping[str, Tensor], mean: bool) -> Generated:
     decoded = runner.decode(latents)
     return Generated(decoded.sample(), decoded.mean if mean else None, dict(latents))
-
-
-def _unflatten_batch(generated: Generated, shape: tuple[int, ...]) -> Generated:
-    def unflatten(value: Tensor) -> Tensor:
-        return value.unflatten(0, shape)
-
-    return replace(
-        generated,
-        x=unflatten(generated.x),
-        mean=None if generated.mean is None else unflatten(generated.mean),
-        latents={name: unflatten(value) for name, value in generated.latents.items()},
-    )

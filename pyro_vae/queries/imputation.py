@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
+from ..programs.inputs import ProgramInputs, prepare
 from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
-from .noise import Noise
+from .pixels import Noise
 from .proposals import (
     PartialObservation,
     ProposalCounts,
@@ -25,9 +26,8 @@ from .proposals import (
     init_completions,
     propose,
     update_completions,
-    weight_samples,
 )
-from .runner import Runner, move_to_device, slice_args, unpack_program
+from .runner import Runner
 
 __all__ = ["Imputation", "MissingScore", "impute", "score_missing"]
 
@@ -38,7 +38,8 @@ _NUM_PRIOR_CANDIDATES, _NUM_GUIDE_CANDIDATES = 20, 8
 #: Fraction of the guide in the joint samples of the guide and the mixture fitted to it.
 _GUIDE_FRACTION = 0.1
 _HMC_DEFAULTS = {"warm_up": 100, "thin": 50}
-_ESTIMATES = ("log_evidence", "log_evidence_variance", "khat", "ess")
+#: Fields of :class:`Imputation` whose examples are along the second axis.
+_PER_SAMPLE = ("x", "means", "latents")
 
 
 @dataclass(frozen=True)
@@ -189,15 +190,15 @@ def impute(
         raise ValueError("expected method 'hmc' with options of HMC; got 'importance'")
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    x, args = move_to_device(program, x, args)
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.IMPUTE):
-        runner, observation = _prepare(program, x, args, observed, noise)
-        blocks = []
-        for block in _iterate_blocks(runner, observation, settings):
-            estimates = _estimate(block.weighted, block.start, len(x))
-            samples = _resample(block, draws, method, options or {})
-            blocks.append({**samples, **estimates})
-    return _concatenate(blocks)
+    inputs = prepare(program, x, args, check=False)
+    hmc_options = None if method == "importance" else options or {}
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
+        observation = _observe(program, inputs, observed, noise)
+        parts = [
+            _resample(part, weighted, draws, hmc_options, _estimate(weighted, start, len(x)))
+            for start, part, weighted in _iterate_blocks(observation, settings)
+        ]
+    return _concatenate(parts)
 
 
 def score_missing(
@@ -231,19 +232,24 @@ def score_missing(
         ValueError: as for :func:`impute`.
     """
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    x, args = move_to_device(program, x, args)
-    with evaluating(*unpack_program(program), seed=seed, stream=Stream.SCORE_MISSING):
-        runner, partial = _prepare(program, x, args, observed, None)
-        complete = PartialObservation(x, torch.ones_like(partial.observed))
-        runner = runner.with_data(x, runner.args)
+    inputs = prepare(program, x, args, check=False)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SCORE_MISSING):
+        partial = _observe(program, inputs, observed, None)
+        runner = partial.runner.with_data(inputs.x)
+        complete = PartialObservation(runner, inputs.x, torch.ones_like(partial.observed))
         joint, marginal = (
-            _concatenate_estimates(_iterate_blocks(runner, observation, settings, truth), len(x))
-            for observation, truth in ((complete, None), (partial, x))
+            _concatenate(
+                [
+                    _estimate(weighted, start, len(x))
+                    for start, _, weighted in _iterate_blocks(observation, settings, truth)
+                ]
+            )
+            for observation, truth in ((complete, None), (partial, inputs.x))
         )
     return MissingScore(
-        joint["log_evidence"] - marginal["log_evidence"],
-        joint["log_evidence_variance"] + marginal["log_evidence_variance"],
-        torch.maximum(joint["khat"], marginal["khat"]),
+        joint.log_evidence - marginal.log_evidence,
+        joint.log_evidence_variance + marginal.log_evidence_variance,
+        torch.maximum(joint.khat, marginal.khat),
     )
 
 
@@ -280,19 +286,11 @@ class _ImputationSettings:
         return ProposalCounts(guide, fitted, prior if self.defence else 0)
 
 
-class _Block(NamedTuple):
-    """Weighted samples of a block of examples, of which the first has index ``start``."""
-
-    start: int
-    runner: Runner
-    observation: PartialObservation
-    weighted: WeightedSamples
-
-
-def _prepare(
-    program: Any, x: Tensor, args: tuple, observed: Tensor | None, noise: Noise | None
-) -> tuple[Runner, PartialObservation]:
-    """Return the runner and the observation, with model samples in place of missing pixels."""
+def _observe(
+    program: Any, inputs: ProgramInputs, observed: Tensor | None, noise: Noise | None
+) -> PartialObservation:
+    """Return the observation, with model samples in place of missing pixels."""
+    model, _, x, args, _ = inputs
     if observed is None:
         observed = torch.ones(x.shape[1:], dtype=torch.bool)
     if observed.dtype != torch.bool or observed.shape not in (x.shape, x.shape[1:]):
@@ -301,12 +299,10 @@ def _prepare(
             f"got {observed.dtype} of shape {tuple(observed.shape)}"
         )
     observed = observed.to(x.device).expand(x.shape)
-    _, sample = find_data_site(unpack_program(program)[0], x, *args)
+    _, sample = find_data_site(model, x, *args)
     completed = torch.where(observed, x, sample.to(x.dtype))
-    if hasattr(program, "check"):
-        program.check(completed, *args)
-    runner = Runner.create(program, completed, args)
-    return runner, PartialObservation(completed, observed, noise)
+    runner = Runner.create(prepare(program, completed, args))
+    return PartialObservation(runner, completed, observed, noise)
 
 
 def _split_rows(size: int, elements: int) -> list[slice]:
@@ -316,121 +312,105 @@ def _split_rows(size: int, elements: int) -> list[slice]:
 
 
 def _iterate_blocks(
-    runner: Runner,
-    observation: PartialObservation,
-    settings: _ImputationSettings,
-    truth: Tensor | None = None,
-) -> Iterator[_Block]:
-    """Yield K weighted samples of each example, block by block."""
+    observation: PartialObservation, settings: _ImputationSettings, truth: Tensor | None = None
+) -> Iterator[tuple[int, PartialObservation, WeightedSamples]]:
+    """Yield K weighted samples of each example: the first index of a block, and its samples."""
     size, pixels = len(observation.x), observation.x[0].numel()
     num_completions = settings.fills if observation.is_incomplete else 1
-    latent_dim = sum(value.numel() for value in runner.sample_prior(1).values()) // size
+    prior = observation.runner.sample_prior(1)
+    latent_dim = sum(value.numel() for value in prior.values()) // size
     has_factors = settings.refit_steps and latent_dim <= MAX_FULL_COVARIANCE_DIM
     elements = max(_NUM_PRIOR_CANDIDATES * pixels, latent_dim**2 if has_factors else latent_dim)
-
-    def select(rows: slice) -> tuple[Runner, PartialObservation]:
-        part = observation.select(rows)
-        return runner.with_data(part.x, slice_args(rows, size, runner.args)), part
-
     for rows in _split_rows(size, num_completions * elements):
-        block_runner, part = select(rows)
+        block = observation.select(rows)
         block_truth = None if truth is None else truth[rows]
-        completions = _make_completions(block_runner, part, settings, block_truth)
+        completions = _make_completions(block, settings, block_truth)
         fitted = (
-            fit_mixture(block_runner, part, completions, settings.refit_steps)
-            if settings.refit_steps
-            else None
+            fit_mixture(block, completions, settings.refit_steps) if settings.refit_steps else None
         )
         counts = settings.count_proposals(num_completions, fitted is not None)
-        for chunk in _split_rows(len(part.x), settings.num_samples * pixels):
+        for chunk in _split_rows(len(block.x), settings.num_samples * pixels):
             start = rows.start + chunk.start
-            chunk_runner, chunk_part = select(slice(start, rows.start + chunk.stop))
-            proposal = fitted and fitted.select(
-                chunk, make_unconstrained_density(chunk_runner, chunk_part)
-            )
-            samples = propose(chunk_runner, completions[:, chunk], counts, proposal)
-            weighted = weight_samples(chunk_part, samples)
-            yield _Block(start, chunk_runner, chunk_part, weighted)
+            part = observation.select(slice(start, rows.start + chunk.stop))
+            proposal = fitted and fitted.select(chunk, make_unconstrained_density(part))
+            yield start, part, propose(part, completions[:, chunk], counts, proposal)
 
 
 def _make_completions(
-    runner: Runner,
-    observation: PartialObservation,
-    settings: _ImputationSettings,
-    truth: Tensor | None,
+    observation: PartialObservation, settings: _ImputationSettings, truth: Tensor | None
 ) -> Tensor:
     """Return the completions of a block of examples, ``(M, N, *event)``."""
     if not observation.is_incomplete:
         return observation.x[None]
-    completions = init_completions(runner, observation, settings.fills, _NUM_PRIOR_CANDIDATES)
+    completions = init_completions(observation, settings.fills, _NUM_PRIOR_CANDIDATES)
     for _ in range(settings.rounds):
-        completions = update_completions(runner, observation, completions, _NUM_GUIDE_CANDIDATES)
+        completions = update_completions(observation, completions, _NUM_GUIDE_CANDIDATES)
     return completions if truth is None else torch.cat([completions[:-1], truth[None]])
 
 
-def _concatenate_estimates(blocks: Iterable[_Block], size: int) -> dict[str, Tensor]:
-    parts = [_estimate(block.weighted, block.start, size) for block in blocks]
-    return {name: torch.cat([part[name] for part in parts]) for name in _ESTIMATES}
+@dataclass(frozen=True)
+class _Estimates:
+    """Estimates of log p(x_obs), each ``(N,)``; see :class:`Imputation`."""
+
+    log_evidence: Tensor
+    log_evidence_variance: Tensor
+    khat: Tensor
+    ess: Tensor
 
 
-def _estimate(weighted: WeightedSamples, start: int, size: int) -> dict[str, Tensor]:
+def _estimate(weighted: WeightedSamples, start: int, size: int) -> _Estimates:
     log_w = weighted.log_weights.double().cpu()
     estimates = StreamingEstimates(log_w.shape[1], len(log_w), (), size)
     estimates.update(log_w, start)
     columns = estimates.result()
-    return {name: columns[name] for name in _ESTIMATES}
+    return _Estimates(*(columns[field.name] for field in fields(_Estimates)))
 
 
-def _resample(block: _Block, draws: int, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``draws`` samples, and the mean over all proposals or chains."""
-    _, runner, observation, weighted = block
+def _resample(
+    observation: PartialObservation,
+    weighted: WeightedSamples,
+    draws: int,
+    hmc_options: Mapping[str, Any] | None,
+    estimates: _Estimates,
+) -> Imputation:
+    """Resample by weight, and run HMC from there with the given options unless ``None``."""
     weights = weighted.log_weights.softmax(0)
     proposal_means = observation.mean(weighted.decoded)
     weights_shape = (*weights.shape, *(1,) * (proposal_means.ndim - 2))
     mean = (weights.reshape(weights_shape) * proposal_means).sum(0)
-    latents = weighted.resample(draws)
-    acceptance = None
-    if method == "hmc":
-        latents, acceptance = _run_chains(runner, observation, latents, options)
-    decoded = runner.decode(latents)
+    latents, acceptance = weighted.resample(draws), None
+    if hmc_options is not None:
+        # a different seed for each block of examples
+        options = {**_HMC_DEFAULTS, "seed": int(torch.randint(1 << 31, ())), **hmc_options}
+        chains = run_hmc(make_unconstrained_density(observation), latents, **options)
+        latents, acceptance = chains.last, chains.acceptance.mean(0)
+    decoded = observation.runner.decode(latents)
     means = observation.mean(decoded)
-    if method == "hmc":
-        mean = means.mean(0)
-    return {
-        "x": observation.sample(decoded),
-        "means": means,
-        "mean": mean,
-        "latents": latents,
-        "acceptance": acceptance,
-        "num_samples": len(weighted.log_weights),
-    }
-
-
-def _run_chains(
-    runner: Runner,
-    observation: PartialObservation,
-    latents: dict[str, Tensor],
-    options: Mapping[str, Any],
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Run HMC from the given latents; return the last ones and the acceptance per example."""
-    # a different seed for each block of examples
-    seed = int(torch.randint(1 << 31, ()))
-    density = make_unconstrained_density(runner, observation)
-    chains = run_hmc(density, latents, **{**_HMC_DEFAULTS, "seed": seed, **options})
-    return chains.last, chains.acceptance.mean(0)
-
-
-def _concatenate(blocks: list[dict[str, Any]]) -> Imputation:
-    def cat(key: str, dim: int) -> Tensor:
-        return torch.cat([block[key] for block in blocks], dim)
-
-    names = blocks[0]["latents"]
     return Imputation(
-        x=cat("x", 1),
-        means=cat("means", 1),
-        mean=cat("mean", 0),
-        latents={n: torch.cat([block["latents"][n] for block in blocks], 1) for n in names},
-        **{name: cat(name, 0) for name in _ESTIMATES},
-        num_samples=blocks[0]["num_samples"],
-        acceptance=None if blocks[0]["acceptance"] is None else cat("acceptance", 0),
+        x=observation.sample(decoded),
+        means=means,
+        mean=mean if hmc_options is None else means.mean(0),
+        latents=latents,
+        **vars(estimates),
+        num_samples=len(weighted.log_weights),
+        acceptance=acceptance,
+    )
+
+
+def _concatenate(parts: Sequence[Any]) -> Any:
+    """Concatenate the fields of dataclasses along the axis of the examples."""
+
+    def concatenate(values: list[Any], dim: int) -> Any:
+        first = values[0]
+        if isinstance(first, Mapping):
+            return {name: concatenate([v[name] for v in values], dim) for name in first}
+        return torch.cat(values, dim) if isinstance(first, Tensor) else first
+
+    return type(parts[0])(
+        **{
+            field.name: concatenate(
+                [getattr(part, field.name) for part in parts], int(field.name in _PER_SAMPLE)
+            )
+            for field in fields(parts[0])
+        }
     )

@@ -10,21 +10,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .noise import Noise
+from ..programs.particles import UnscorableError
+from .pixels import Noise
 from .runner import Decoded, Runner
 
 __all__ = [
     "PartialObservation",
     "Proposal",
     "ProposalCounts",
-    "ProposalSamples",
     "WeightedSamples",
     "init_completions",
-    "log_joint",
     "merge_completions",
     "propose",
     "update_completions",
-    "weight_samples",
 ]
 
 
@@ -33,11 +31,14 @@ class PartialObservation:
     """N examples of which only a subset of the pixels, or a noisy version, is observed.
 
     Attributes:
-        x: the examples, ``(N, *event)``; missing pixels may have any value with a density.
+        runner: the program with complete examples, on which the guide runs.
+        x: the observed examples, ``(N, *event)``; missing pixels may have any value with a
+            density.
         observed: whether each pixel is observed, ``(N, *event)``.
         noise: the noise on the observed pixels.
     """
 
+    runner: Runner
     x: Tensor
     observed: Tensor
     noise: Noise | None = None
@@ -49,12 +50,13 @@ class PartialObservation:
 
     def select(self, rows: slice) -> PartialObservation:
         """Return the observation of a subset of the examples."""
-        return replace(self, x=self.x[rows], observed=self.observed[rows])
+        x, observed = self.x[rows], self.observed[rows]
+        return replace(self, runner=self.runner.select(rows), x=x, observed=observed)
 
-    def repeat(self, count: int) -> PartialObservation:
-        """Return the observation of ``count`` copies of the examples."""
-        x, observed = (torch.cat([part] * count) for part in (self.x, self.observed))
-        return replace(self, x=x, observed=observed)
+    def with_completions(self, completions: Tensor) -> PartialObservation:
+        """Return the observation of M × N examples, for M completions ``(M, N, *event)``."""
+        x, observed = (torch.cat([t] * len(completions)) for t in (self.x, self.observed))
+        return replace(self, runner=self.runner.with_copies(completions), x=x, observed=observed)
 
     def log_prob(self, decoded: Decoded) -> Tensor:
         """Return log p(x_obs | latents), ``(K, N)``."""
@@ -62,6 +64,10 @@ class PartialObservation:
         log_p = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
         log_p = torch.where(self.observed, decoded.mask_pixels(log_p), 0.0)
         return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
+
+    def log_joint(self, decoded: Decoded) -> Tensor:
+        """Return log p(z, x_obs), ``(K, N)``."""
+        return decoded.log_latents + decoded.log_others + self.log_prob(decoded)
 
     def sample(self, decoded: Decoded) -> Tensor:
         """Sample x ~ p(x | latents, x_obs), ``(K, N, *event)``."""
@@ -96,23 +102,14 @@ class Proposal(Protocol):
 
 
 @dataclass(frozen=True)
-class ProposalSamples:
+class WeightedSamples:
     """K samples of the latents for each of N examples.
 
     Attributes:
         latents: by site, ``(K, N, *rest)``.
         decoded: the model at these latents.
-        log_q: the log density of the proposal, ``(K, N)``.
+        log_weights: log p(z, x_obs) − log q(z), ``(K, N)``.
     """
-
-    latents: dict[str, Tensor]
-    decoded: Decoded
-    log_q: Tensor
-
-
-@dataclass(frozen=True)
-class WeightedSamples:
-    """Proposal samples with log weights log p(z, x_obs) − log q(z), ``(K, N)``."""
 
     latents: dict[str, Tensor]
     decoded: Decoded
@@ -142,12 +139,15 @@ class ProposalCounts:
 
 
 def propose(
-    runner: Runner, completions: Tensor, counts: ProposalCounts, fitted: Proposal | None = None
-) -> ProposalSamples:
+    observation: PartialObservation,
+    completions: Tensor,
+    counts: ProposalCounts,
+    fitted: Proposal | None = None,
+) -> WeightedSamples:
     """Sample from a mixture of the guide at each completion, a fitted proposal and the prior.
 
     Arguments:
-        runner: the program with the N examples.
+        observation: the N examples.
         completions: M completions of the examples, ``(M, N, *event)``.
         counts: the number of samples from each part.
         fitted: the fitted proposal.
@@ -155,15 +155,15 @@ def propose(
     Returns:
         The samples of all parts in random order, so that any subset represents the mixture.
     """
-    copies, num_completions = runner.with_copies(completions), len(completions)
+    runner, num_completions = observation.runner, len(completions)
+    copies = runner.with_copies(completions)
     parts: list[tuple[dict[str, Tensor], Callable[[dict[str, Tensor], Decoded], Tensor]]] = []
     can_score = _can_score_any_value(copies)
     if can_score or fitted is None:
         samples, own_log_q = copies.sample_guide(counts.guide)
         latents = {n: merge_completions(value, num_completions) for n, value in samples.items()}
         if not can_score:
-            log_q = merge_completions(own_log_q, num_completions)
-            return ProposalSamples(latents, runner.decode(latents), log_q)
+            return _weigh(observation, latents, merge_completions(own_log_q, num_completions))
         parts.append((latents, lambda z, _: _guide_mixture_log_prob(copies, z, num_completions)))
     if fitted is not None:
         parts.append((fitted.sample(counts.fitted), lambda z, _: fitted.log_prob(z)))
@@ -171,14 +171,15 @@ def propose(
         parts.append((runner.sample_prior(counts.prior), lambda _, decoded: decoded.log_latents))
     latents = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
     total = len(next(iter(latents.values())))
-    order = torch.randperm(total, device=runner.x.device)
+    order = torch.randperm(total, device=observation.x.device)
     latents = {name: value[order] for name, value in latents.items()}
     decoded = runner.decode(latents)
     log_q = [
         log_density(latents, decoded) + math.log(len(next(iter(part.values()))) / total)
         for part, log_density in parts
     ]
-    return ProposalSamples(latents, decoded, torch.stack(log_q).logsumexp(0))
+    log_weights = observation.log_joint(decoded) - torch.stack(log_q).logsumexp(0)
+    return WeightedSamples(latents, decoded, log_weights)
 
 
 def merge_completions(values: Tensor, num_completions: int) -> Tensor:
@@ -186,20 +187,7 @@ def merge_completions(values: Tensor, num_completions: int) -> Tensor:
     return values.unflatten(1, (num_completions, -1)).flatten(0, 1)
 
 
-def weight_samples(observation: PartialObservation, samples: ProposalSamples) -> WeightedSamples:
-    """Compute the importance weights of proposal samples."""
-    log_p = log_joint(observation, samples.decoded)
-    return WeightedSamples(samples.latents, samples.decoded, log_p - samples.log_q)
-
-
-def log_joint(observation: PartialObservation, decoded: Decoded) -> Tensor:
-    """Return log p(z, x_obs), ``(K, N)``."""
-    return decoded.log_latents + decoded.log_others + observation.log_prob(decoded)
-
-
-def init_completions(
-    runner: Runner, observation: PartialObservation, count: int, num_candidates: int
-) -> Tensor:
+def init_completions(observation: PartialObservation, count: int, num_candidates: int) -> Tensor:
     """Complete each example from the model alone.
 
     Each completion is chosen from ``num_candidates`` prior samples by their likelihood of the
@@ -208,16 +196,15 @@ def init_completions(
     Returns:
         Independent completions, ``(count, N, *event)``.
     """
-    copies = runner.with_copies(observation.x.expand(count, *observation.x.shape))
-    observations = observation.repeat(count)
-    latents = copies.sample_prior(num_candidates)
-    decoded = copies.decode(latents)
-    weighted = WeightedSamples(latents, decoded, observations.log_prob(decoded))
-    return _sample_completions(copies, observations, weighted, count)
+    copies = observation.with_completions(observation.x.expand(count, *observation.x.shape))
+    latents = copies.runner.sample_prior(num_candidates)
+    decoded = copies.runner.decode(latents)
+    weighted = WeightedSamples(latents, decoded, copies.log_prob(decoded))
+    return _sample_completions(copies, weighted, count)
 
 
 def update_completions(
-    runner: Runner, observation: PartialObservation, completions: Tensor, num_candidates: int
+    observation: PartialObservation, completions: Tensor, num_candidates: int
 ) -> Tensor:
     """Resample the missing pixels of each of M completions from the guide at that completion.
 
@@ -225,18 +212,23 @@ def update_completions(
     updated independently, so they do not all descend from a single one with a large weight. The
     weights of the final mixture account for their probabilities.
     """
-    copies, observations = runner.with_copies(completions), observation.repeat(len(completions))
-    latents, log_q = copies.sample_guide(num_candidates)
-    samples = ProposalSamples(latents, copies.decode(latents), log_q)
-    weighted = weight_samples(observations, samples)
-    return _sample_completions(copies, observations, weighted, len(completions))
+    copies = observation.with_completions(completions)
+    weighted = _weigh(copies, *copies.runner.sample_guide(num_candidates))
+    return _sample_completions(copies, weighted, len(completions))
+
+
+def _weigh(
+    observation: PartialObservation, latents: dict[str, Tensor], log_q: Tensor
+) -> WeightedSamples:
+    decoded = observation.runner.decode(latents)
+    return WeightedSamples(latents, decoded, observation.log_joint(decoded) - log_q)
 
 
 def _sample_completions(
-    copies: Runner, observations: PartialObservation, weighted: WeightedSamples, count: int
+    copies: PartialObservation, weighted: WeightedSamples, count: int
 ) -> Tensor:
-    decoded = copies.decode(weighted.resample(1))
-    return observations.sample(decoded)[0].unflatten(0, (count, -1))
+    decoded = copies.runner.decode(weighted.resample(1))
+    return copies.sample(decoded)[0].unflatten(0, (count, -1))
 
 
 def _guide_mixture_log_prob(
@@ -253,6 +245,6 @@ def _can_score_any_value(copies: Runner) -> bool:
     latents, _ = copies.sample_guide(1)
     try:
         copies.guide_log_prob({name: value.clone() for name, value in latents.items()})
-    except (KeyError, NotImplementedError):
+    except UnscorableError:
         return False
     return True

@@ -16,7 +16,7 @@ import pyro_vae as pv
 from pyro_vae import models, objectives
 from pyro_vae.config.jsonargparse_compat import component_names
 from pyro_vae.core.components import Labels
-from pyro_vae.programs import importance_weights
+from pyro_vae.programs import importance_weights, particles
 from pyro_vae.programs.base import attach_noise, label_use, sample_sites, trace_program
 from pyro_vae.programs.inputs import program_args
 
@@ -127,12 +127,12 @@ def test_broadcast_particles_equal_tiled_ones(program, data):
     assert not layout.tiled and layout.nesting == 1
     draws = attach_noise(trace_program(program.model, program.guide, args, {})[0])
     broadcast, tiled = (
-        importance_weights.run_particles(
+        particles.run_particles(
             program.model,
             program.guide,
             *args,
             num_samples=3,
-            layout=importance_weights.Layout(1, tiled=tiled),
+            layout=particles.Layout(1, tiled=tiled),
             draws=draws,
         )
         for tiled in (False, True)

@@ -15,7 +15,8 @@ from scipy import stats
 
 from pyro_vae.distributions import UniformSphere
 from pyro_vae.programs import hmc
-from pyro_vae.programs.importance_weights import Layout, find_layout
+from pyro_vae.programs.importance_weights import find_layout
+from pyro_vae.programs.particles import Layout
 from pyro_vae.programs.unconstrained import (
     UnconstrainedDensity,
     site_transforms,

@@ -16,7 +16,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.programs import importance_weights
+from pyro_vae.programs import importance_weights, particles
 
 
 def _normal(x, loc, scale):
@@ -36,9 +36,7 @@ def test_one_example_agrees_with_pyro():
     # log_weights draws additional samples to find the layout
     pyro.set_rng_seed(1)
     with torch.no_grad():
-        same = importance_weights.run_particles(
-            program.model, program.guide, x, num_samples=200
-        ).log_weights
+        same = particles.run_particles(program.model, program.guide, x, num_samples=200).log_weights
     torch.testing.assert_close(same[:, 0], theirs)
     evidence = [w.logsumexp(0) - math.log(200) for w in (ours[:, 0], theirs)]
     assert abs(evidence[0] - evidence[1]) < 0.5
@@ -49,9 +47,7 @@ def test_weights_are_per_datum_and_joint_in_pyro():
     x = program.sample(64)
     pyro.set_rng_seed(1)
     with torch.no_grad():
-        ours = importance_weights.run_particles(
-            program.model, program.guide, x, num_samples=500
-        ).log_weights
+        ours = particles.run_particles(program.model, program.guide, x, num_samples=500).log_weights
     pyro.set_rng_seed(1)
     theirs, *_ = vectorized_importance_weights(
         program.model, program.guide, x, num_samples=500, max_plate_nesting=1
@@ -81,7 +77,7 @@ def test_several_sites_scalar_and_vector_events_and_extra_arguments():
 
     x, c = torch.randn(5), torch.randn(5)
     power = torch.tensor(2.0)
-    run = importance_weights.run_particles(model, guide, x, c, power, noise=0.5, num_samples=7)
+    run = particles.run_particles(model, guide, x, c, power, noise=0.5, num_samples=7)
     a, b = run.latents["a"], run.latents["b"]
     assert a.shape == (7, 5) and b.shape == (7, 5, 3)
     expected = (
@@ -114,9 +110,7 @@ def test_inner_plates_are_summed():
 
     x = torch.randn(3, 4)
     pyro.set_rng_seed(5)
-    run = importance_weights.run_particles(
-        model, guide, x, num_samples=6, layout=importance_weights.Layout(2)
-    )
+    run = particles.run_particles(model, guide, x, num_samples=6, layout=particles.Layout(2))
     z = run.latents["z"]
     assert z.shape == (6, 3, 1)
     expected = (
@@ -137,7 +131,7 @@ def test_scales_are_ignored_and_masks_applied():
 
     def weights(model):
         pyro.set_rng_seed(2)
-        return importance_weights.run_particles(model, program.guide, x, num_samples=3).log_weights
+        return particles.run_particles(model, program.guide, x, num_samples=3).log_weights
 
     base = weights(program.model)
     torch.testing.assert_close(weights(poutine.scale(program.model, 0.1)), base)
@@ -223,7 +217,7 @@ def test_programs_without_support_for_a_particle_dimension(kind, size):
         with pytest.warns(UserWarning, match="each particle runs as an additional example"):
             layout = importance_weights.find_layout(model, guide, x)
         assert layout.tiled
-        run = importance_weights.run_particles(model, guide, x, num_samples=6, layout=layout)
+        run = particles.run_particles(model, guide, x, num_samples=6, layout=layout)
         z = run.latents["z"]
         assert z.shape == (6, size, 8)
         for k in range(6):
@@ -560,11 +554,11 @@ def _two_plates(outer):
 def test_log_probs_at_agree_with_the_run(outer, tiled):
     model, guide = _two_plates(outer)
     x, power = torch.randn(4), torch.tensor(0.5)
-    layout = importance_weights.Layout(2, tiled)
-    run = importance_weights.run_particles(model, guide, x, power, num_samples=5, layout=layout)
+    layout = particles.Layout(2, tiled)
+    run = particles.run_particles(model, guide, x, power, num_samples=5, layout=layout)
     assert run.latents["b"].shape == (5, 4, 3, 2)
     for program, expected in ((model, run.log_p), (guide, run.log_q)):
-        actual = importance_weights.log_probs_at(program, run.latents, x, power, layout=layout)
+        actual = particles.log_probs_at(program, run.latents, x, power, layout=layout)
         assert list(actual) == list(expected)
         for name in actual:
             torch.testing.assert_close(actual[name], expected[name])
@@ -580,7 +574,7 @@ def test_log_probs_at_are_differentiable_masked_and_not_scaled():
     z = torch.randn(4, 3, 2, dtype=x.dtype, requires_grad=True)
     mask = torch.tensor([True, False, True])
     model = poutine.scale(poutine.mask(program.model, mask), 0.3)
-    total = sum(importance_weights.log_probs_at(model, {"z": z}, x).values())
+    total = sum(particles.log_probs_at(model, {"z": z}, x).values())
     (gradient,) = torch.autograd.grad(total.sum(), z)
     score = ((x - z @ program.W.T - program.b) @ program.W) / program.s**2
     torch.testing.assert_close(gradient, mask[:, None] * (score - z).detach())
@@ -589,10 +583,10 @@ def test_log_probs_at_are_differentiable_masked_and_not_scaled():
 def test_log_probs_at_needs_values_for_all_latent_sites():
     model, _ = _two_plates(True)
     with pytest.raises(ValueError, match="got values for 'a', but not for 'b'"):
-        importance_weights.log_probs_at(
+        particles.log_probs_at(
             model,
             {"a": torch.zeros(1, 4, 1)},
             torch.zeros(4),
             torch.tensor(1.0),
-            layout=importance_weights.Layout(2),
+            layout=particles.Layout(2),
         )

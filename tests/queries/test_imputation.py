@@ -15,12 +15,13 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae import queries
-from pyro_vae.core.random import seeded
+from pyro_vae.core.random import Stream
 from pyro_vae.evaluation.importance.streaming import khat_threshold
 from pyro_vae.programs.context import evaluating
+from pyro_vae.programs.inputs import prepare
 from pyro_vae.queries.fitted_proposals import Mixture, fit_mixture
 from pyro_vae.queries.proposals import PartialObservation
-from pyro_vae.queries.runner import Runner, unpack_program
+from pyro_vae.queries.runner import Runner
 
 OBSERVED = torch.tensor([True, False, True, True, False, True])
 
@@ -153,11 +154,11 @@ def test_narrow_proposals_give_a_warning():
 def test_wrong_guide_is_refitted_to_exact_conditional():
     program = LinearGaussian(2, shift=1.0, inflate=0.5)
     x = program.sample(4)
-    with seeded(0), evaluating(*unpack_program(program)):
+    with evaluating(program.model, program.guide, seed=0, stream=Stream.IMPUTE):
         completed = torch.where(OBSERVED, x, 0.0)
-        observation = PartialObservation(completed, OBSERVED.expand(x.shape))
-        runner = Runner.create(program, completed, ())
-        mixture = fit_mixture(runner, observation, completed[None], 800).mixture
+        runner = Runner.create(prepare(program, completed))
+        observation = PartialObservation(runner, completed, OBSERVED.expand(x.shape))
+        mixture = fit_mixture(observation, completed[None], 800).mixture
     W = program.W[OBSERVED]
     cov = torch.linalg.inv(torch.eye(2, dtype=x.dtype) + W.T @ W / program.s**2)
     mean = (x[:, OBSERVED] - program.b[OBSERVED]) @ W @ cov / program.s**2

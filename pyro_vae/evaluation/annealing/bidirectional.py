@@ -16,12 +16,12 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...distributions.counts import ConditionedOnTotal
-from ...programs.base import Program, Site, label_use
+from ...programs.base import Program, Site, label_use, trace_sites
 from ...programs.context import evaluating
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import prepare, program_labels
-from ...programs.particles import Layout, log_prob_of, particle_values
-from ...programs.sites import prior_predictive_sites, trace_sites
+from ...programs.particles import ParticleBatch
+from ...programs.sites import prior_predictive_sites
 from ..bounds import Bounds
 from ..evaluator import evaluate
 from .path import AnnealingPath
@@ -147,24 +147,25 @@ def simulate_data(
             f"expected a model whose only observed site is the data, so that simulated latents are "
             f"exact posterior samples; got the observed sites {', '.join(map(repr, others))}"
         )
+    batch = ParticleBatch.single((x, *args), {})
     if isinstance(nodes[site]["fn"], ConditionedOnTotal) or not _has_same_density(
-        nodes, replayed, size
+        nodes, replayed, batch
     ):
         raise ValueError(
             f"expected a model that samples data from the density that scores them; got a density "
             f"of '{site}' or of a latent that depends on the data (their total, or previous "
             f"pixels), so that no exact posterior sample is known: use ais"
         )
-    tiled = Layout(tiled=True)  # a single particle adds no dimension
-    latents = {n: particle_values(s, tiled, (1, size)) for n, s in nodes.items() if n != site}
-    return x, args, latents
+    return x, args, {n: batch.value(s) for n, s in nodes.items() if n != site}
 
 
-def _has_same_density(first: Mapping[str, Site], second: Mapping[str, Site], size: int) -> bool:
+def _has_same_density(
+    first: Mapping[str, Site], second: Mapping[str, Site], batch: ParticleBatch
+) -> bool:
     """Whether two traces have the same sites with the same log densities."""
     return first.keys() == second.keys() and all(
         torch.allclose(
-            *(log_prob_of(s[name], None, (1, size)) for s in (first, second)),
+            *(batch.log_prob(sites[name]) for sites in (first, second)),
             rtol=1e-4,
             atol=1e-3,
             equal_nan=True,

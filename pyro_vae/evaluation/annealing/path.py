@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ...programs.base import empty_program
 from ...programs.hmc import HMCState, StepSizeTuner, hmc_step, jitter_step_size, value_and_grad
-from ...programs.importance_weights import Layout, log_probs_at, run_particles
-from ...programs.particles import guide_scorer
+from ...programs.particles import Layout, guide_scorer, log_probs_at, run_particles
 from ...programs.unconstrained import unconstrained_posterior
 
 __all__ = [

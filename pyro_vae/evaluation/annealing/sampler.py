@@ -17,11 +17,11 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program
+from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size, make_state
-from ...programs.importance_weights import find_layout, max_chain_pairs
-from ...programs.inputs import ProgramInputs, prepare
-from ...programs.particles import map_batched
+from ...programs.importance_weights import find_layout
+from ...programs.inputs import ProgramInputs, map_batched, prepare
 from ..bounds import Bounds
 from ..importance.streaming import check_log_weights
 from ..resumable import compute_fingerprint, compute_in_blocks

@@ -11,8 +11,7 @@ from torch import Tensor
 from ...core.random import Stream
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import ProgramInputs
-from ...programs.particles import map_batched
+from ...programs.inputs import ProgramInputs, map_batched
 from .streaming import khat_threshold
 
 __all__ = ["candidate_sample_counts", "choose_sample_counts", "select_examples"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...programs.base import empty_program
-from ...programs.importance_weights import Chunk, run_particles
-from ...programs.particles import guide_scorer
+from ...programs.importance_weights import Chunk
+from ...programs.particles import guide_scorer, run_particles
 from .psis import ParetoTail
 from .streaming import WeightMoments, check_log_weights, inflate_variance
 

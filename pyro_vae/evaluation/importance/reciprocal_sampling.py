@@ -15,11 +15,12 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program, empty_program
+from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import sample_posterior
-from ...programs.importance_weights import find_layout, max_chain_pairs, run_particles
-from ...programs.inputs import prepare
-from ...programs.particles import map_batched
+from ...programs.importance_weights import find_layout
+from ...programs.inputs import map_batched, prepare
+from ...programs.particles import run_particles
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior
 from ..annealing.sampler import ProgressCallback, estimate_log_mean_weight
 from ..bounds import Bounds

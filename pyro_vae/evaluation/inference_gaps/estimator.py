@@ -17,8 +17,7 @@ from ...posteriors import FullCovarianceNormal, Posterior
 from ...programs.base import Program
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, log_weights
-from ...programs.inputs import ProgramInputs, prepare
-from ...programs.particles import map_batched
+from ...programs.inputs import ProgramInputs, map_batched, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates

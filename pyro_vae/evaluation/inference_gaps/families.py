@@ -22,8 +22,7 @@ from ...posteriors import (
     SemiAmortized,
 )
 from ...posteriors.overridable import OverridableNetwork
-from ...programs.base import Site
-from ...programs.sites import trace_sites
+from ...programs.base import Site, trace_sites
 
 __all__ = [
     "FamilyFactory",

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import identity_transform
 
 from ...core.random import seeded
-from ...programs.base import empty_program
-from ...programs.importance_weights import Layout, log_probs_at, max_chain_pairs, run_particles
-from ...programs.sites import trace_sites
+from ...programs.base import empty_program, trace_sites
+from ...programs.chunking import max_chain_pairs
+from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import (
     UnconstrainedDensity,
     flatten_sites,

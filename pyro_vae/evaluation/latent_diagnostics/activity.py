@@ -21,9 +21,9 @@ from ...programs.base import (
     trace_program,
 )
 from ...programs.context import evaluating
-from ...programs.importance_weights import Layout, find_layout, run_particles
-from ...programs.inputs import prepare
-from ...programs.particles import map_batched
+from ...programs.importance_weights import find_layout
+from ...programs.inputs import map_batched, prepare
+from ...programs.particles import Layout, run_particles
 
 __all__ = ["ActiveUnits", "active_units"]
 

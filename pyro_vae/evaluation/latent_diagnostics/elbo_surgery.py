@@ -17,9 +17,8 @@ from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.importance_weights import Layout, log_probs_at
-from ...programs.inputs import ProgramInputs, prepare
-from ...programs.particles import guide_scorer, map_batched
+from ...programs.inputs import ProgramInputs, map_batched, prepare
+from ...programs.particles import Layout, guide_scorer, log_probs_at
 from ..estimates import Estimate
 from ..resumable import compute_in_blocks
 from .site_terms import compute_site_terms, plan_particles

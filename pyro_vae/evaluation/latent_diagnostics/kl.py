@@ -15,8 +15,7 @@ from ...core.validation import positive_int
 from ...data.splits import Split
 from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.inputs import prepare
-from ...programs.particles import map_batched
+from ...programs.inputs import map_batched, prepare
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..resumable import compute_in_blocks
 from .site_terms import compute_site_terms, plan_particles

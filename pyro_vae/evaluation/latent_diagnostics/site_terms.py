@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...programs.base import PLATE, Site, sample_sites, trace_program
-from ...programs.importance_weights import Layout, find_layout, max_chain_pairs
+from ...programs.base import Site, data_dim
+from ...programs.chunking import max_chain_pairs
+from ...programs.importance_weights import find_block_layout
+from ...programs.inputs import ProgramInputs
 from ...programs.kl import analytic_kl, site_kl, split_independent, unwrap_independent
-from ...programs.particles import expand_inputs, log_prob_of, map_batched, particle_values
+from ...programs.particles import Layout, ParticleBatch
 
 __all__ = ["SiteTerm", "SiteTerms", "compute_site_terms", "latent_names", "plan_particles"]
 
@@ -78,20 +80,16 @@ def compute_site_terms(
     not condition on a site sampled after it, that is, if all sites that precede it in the model
     also precede it in the guide. Otherwise log q − log p of the sample is used.
     """
-    size = len(args[0])
-    shape = (num_samples, size)
-    args, named, plate, dim = expand_inputs(size, num_samples, layout, args, kwargs)
-    with plate:
-        guided, modelled = map(sample_sites, trace_program(model, guide, args, named))
+    batch = ParticleBatch(num_samples, layout, args, kwargs)
+    guided, modelled = batch.trace_program(model, guide)
     names = latent_names(guided, modelled)
-    log_p = {name: log_prob_of(site, dim, shape) for name, site in modelled.items()}
-    log_q = {name: log_prob_of(site, dim, shape) for name, site in guided.items()}
-    zero = next(iter(log_p.values())).new_zeros(shape)
+    log_p, log_q = batch.log_probs(modelled), batch.log_probs(guided)
+    zero = next(iter(log_p.values())).new_zeros(batch.shape)
     log_likelihood = sum((v for n, v in log_p.items() if n not in names), zero)
     log_likelihood = log_likelihood - sum((v for n, v in log_q.items() if n not in names), zero)
     ordered = _select_ordered_sites(list(guided), list(modelled))
     sites = {
-        name: _compute_term(guided[name], modelled[name], name in ordered, dim, shape)
+        name: _compute_term(guided[name], modelled[name], name in ordered, batch)
         or SiteTerm(
             (log_q[name] - log_p[name]).unsqueeze(2), per_dimension=False, closed_form=False
         )
@@ -101,7 +99,7 @@ def compute_site_terms(
         sites,
         log_likelihood,
         sum((log_q[n] for n, site in guided.items() if not site["is_observed"]), zero),
-        {n: particle_values(s, layout, shape) for n, s in guided.items() if not s["is_observed"]},
+        batch.latents(guided),
     )
 
 
@@ -122,10 +120,9 @@ def _select_ordered_sites(guided: list[str], modelled: list[str]) -> set[str]:
     }
 
 
-def _compute_term(
-    q: Site, p: Site, is_ordered: bool, dim: int | None, shape: tuple[int, int]
-) -> SiteTerm | None:
+def _compute_term(q: Site, p: Site, is_ordered: bool, batch: ParticleBatch) -> SiteTerm | None:
     """Return the term of a site if it is a sum over dimensions or has a closed form."""
+    dim, shape = batch.dim, batch.shape
     per_dimension = not (
         unwrap_independent(q["fn"]).event_shape or unwrap_independent(p["fn"]).event_shape
     )
@@ -137,11 +134,10 @@ def _compute_term(
     if closed_form is None and not per_dimension:
         return None
     values = site_kl(q, p, analytic=False) if closed_form is None else closed_form
-    (data_dim,) = (f.dim for f in q["cond_indep_stack"] if f.name == PLATE)
     if dim is None:
-        values = values.movedim(data_dim, 0).unflatten(0, shape)
+        values = values.movedim(data_dim(q), 0).unflatten(0, shape)
     else:
-        values = values.movedim((dim, data_dim), (0, 1))
+        values = values.movedim((dim, data_dim(q)), (0, 1))
     values = values.reshape(*shape, -1)
     if not per_dimension:
         values = values.sum(2, keepdim=True)
@@ -168,15 +164,8 @@ def plan_particles(
     The pairs are (sample, example) pairs held in memory at once. The minimum block is the whole
     data set for a guide with parameters per example, which cannot run on a subset.
     """
-    size = len(x)
     pairs = max_chain_pairs(x)
-    block = min(size, max(1, pairs // _PROBE_REDUCTION))
-    try:
-        inputs, named = map_batched(lambda t: t[:block], size, (x, *args), kwargs)
-        layout = find_layout(model, guide, *inputs, **named)
-        min_block = 1
-    except (RuntimeError, ValueError, IndexError):
-        if block >= size:
-            raise
-        layout, min_block = find_layout(model, guide, x, *args, **kwargs), size
+    block = min(len(x), max(1, pairs // _PROBE_REDUCTION))
+    inputs = ProgramInputs(model, guide, x, args, dict(kwargs))
+    layout, min_block = find_block_layout(inputs, block)
     return layout, max(1, min(pairs, _MAX_ELEMENTS // layout.width)), min_block

@@ -21,7 +21,7 @@ from ...programs.hmc import (
     jitter_step_size,
     make_state,
 )
-from ...programs.importance_weights import Layout, log_probs_at, run_particles
+from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import unconstrained_posterior
 from .reweighted import ReweightedWakeSleep
 from .weighted import WeightObjective

@@ -17,7 +17,8 @@ from torch.distributions import kl_divergence
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...programs.base import Site, sample_sites, trace_program
-from ...programs.importance_weights import Layout, find_layout
+from ...programs.importance_weights import find_layout
+from ...programs.particles import Layout
 from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
 from .base import DataPlateChecker, Objective, find_max_plate_nesting, log_parameter_prior

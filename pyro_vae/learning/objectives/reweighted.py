@@ -11,8 +11,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ...core.validation import positive_int
-from ...programs.base import sample_sites
-from ...programs.importance_weights import log_prob_of, run_particles
+from ...programs.base import sample_sites, site_log_prob
+from ...programs.particles import run_particles
 from .weighted import WeightObjective, log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
@@ -114,5 +114,4 @@ def _sleep_log_prob(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor
             f"expected a guide that samples only the model's latent sites, for the sleep phase; "
             f"it also samples {', '.join(map(repr, extra))}: use wake=1"
         )
-    terms = [log_prob_of(site, None, (1, len(x))).sum() for site in guide_sites.values()]
-    return torch.stack(terms).sum()
+    return torch.stack([site_log_prob(site).sum() for site in guide_sites.values()]).sum()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
-from ...programs.importance_weights import Layout, Particles, find_layout, run_particles
+from ...programs.importance_weights import find_layout
+from ...programs.particles import Layout, Particles, run_particles
 from ...programs.pathwise import run_pathwise
 from .base import DataPlateChecker, Objective, find_leaf_tensors
 

@@ -18,7 +18,8 @@ from scipy import stats
 
 from pyro_vae import likelihoods, priors
 from pyro_vae.evaluation.latent_diagnostics.elbo_surgery import NoAggregateError, surgery
-from pyro_vae.programs.importance_weights import find_layout, log_probs_at
+from pyro_vae.programs.importance_weights import find_layout
+from pyro_vae.programs.particles import log_probs_at
 
 D = torch.float64
 MODULE = importlib.import_module("pyro_vae.evaluation.latent_diagnostics.elbo_surgery")

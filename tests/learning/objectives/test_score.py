@@ -21,7 +21,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.learning.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Renyi
 from pyro_vae.learning.objectives.weighted import score_function_term
-from pyro_vae.programs.importance_weights import Layout, run_particles
+from pyro_vae.programs.particles import Layout, run_particles
 
 D = torch.float64
 MODEL = {"p": 0.4, "m": 0.9, "w": 1.1, "c": -0.8}
