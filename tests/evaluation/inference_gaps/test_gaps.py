@@ -329,7 +329,7 @@ class TestPrograms:
     def test_pair_and_single_example(self):
         vae, _, precision = make_linear_vae()
         x = torch.randn(1, 4, dtype=D)
-        result = quick((vae.model, vae.guide), x, num_steps=1500, num_samples=20000)
+        result = quick((vae.model, vae.guide), x, num_steps=1500, num_samples=100_000)
         assert result.family == "DiagonalNormal"
         # the untrained encoder has a gap of 43 nats
         assert is_close(result.estimates["approximation"], mean_field_gap(precision))
@@ -452,7 +452,10 @@ class TestComputation:
         result = quick(vae, x, train=train)
         rows = result.estimates
         alone = quick(vae, train, richer=None)
-        assert rows["train_amortisation"] == alone.estimates["amortisation"]
+        # another random stream, so equal up to noise
+        two = rows["train_amortisation"], alone.estimates["amortisation"]
+        noise = math.hypot(*(row.se_monte_carlo for row in two))
+        assert abs(two[0].value - two[1].value) < 4 * noise
         difference = rows["amortisation"].value - rows["train_amortisation"].value
         assert rows["generalisation"].value == pytest.approx(difference)
         errors = [rows[n].se_data for n in ("amortisation", "train_amortisation")]
