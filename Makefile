@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # Short annealing, so that the demo ends within two minutes; 8 chains × 300 temperatures gain 0.3 nats.
-AIS := --ais.num_chains 4 --ais.num_temperatures 50 --ais.num_steps 5
+AIS := --annealing.num_chains 4 --annealing.num_temperatures 50 --annealing.num_steps 5
 
 # Train a VAE on 5000 real digits, evaluate it and write a report. Replaces runs/demo.
 demo: $(STAMP)

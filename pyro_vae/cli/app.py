@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
 
-from ..compile.matmul import Precision
 from ..config import catalogue, experiment, jsonargparse_compat
 from ..core import distributed
-from ..evaluation import Annealing
+from ..evaluation import EVALUATIONS
 from ..learning.diagnostics import NonFiniteLossError
 from ..runs import comparison
 from ..runs.run import Run
-from . import evaluation, experiments, queries
+from . import evaluation, experiments, parsers, queries
 from . import options as cli_options
 from .options import Command
 
@@ -48,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         with distributed.process_group(), _output_of_main_process(args[0]):
-            return _COMMANDS[args[0]](args[1:]) or 0
+            command = _COMMANDS[args[0]]
+            if list(inspect.signature(command).parameters) == ["args"]:
+                return command(args[1:]) or 0
+            return parsers.call(command, args[1:]) or 0
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
         _print_error(" ".join(str(error).split()))
         return 1
@@ -114,69 +115,6 @@ def fit(args: list[str]) -> None:
     print(f"run: {run.folder}   next: pyro-vae evaluate {run.folder}")
 
 
-def evaluate(args: list[str]) -> None:
-    """Bound and estimate log p(x) of held-out data by importance sampling."""
-    from ..report.tables import format_bits_per_dim
-
-    parser = cli_options.make_data_parser(evaluate, None)
-    parser.add_argument(
-        "--num-samples", type=int, default=5000, metavar="K", help="samples per example"
-    )
-    parser.add_argument("--ks", type=list[int], default=[5, 50, 500, 5000], help="L_k to print")
-    cli_options.add_device(parser)
-    parser.add_argument(
-        "--keep-log-weights", action="store_true", help="store the raw log weights in bounds.nc"
-    )
-    parser.add_argument(
-        "--corrected",
-        action="store_true",
-        help="add log p̂ from PSIS-smoothed weights and with jackknife bias correction",
-    )
-    parser.add_argument(
-        "--defensive",
-        type=float | None,
-        default=None,
-        help="add log p̂ from a mixture of q and the prior; the value is the weight of the prior",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float | None,
-        default=None,
-        help="sample each example until the standard error of log p̂ falls below this value, at "
-        "most --num-samples times",
-    )
-    parser.add_argument(
-        "--compile",
-        type=bool | None,
-        default=None,
-        help="compile the program; by default only for long evaluations",
-    )
-    parser.add_argument(
-        "--precision",
-        type=Precision,
-        default="float32",
-        help="precision of the network layers; the effect of bfloat16 is measured and printed",
-    )
-    parser.add_argument("--ais", action="store_true", help="add annealed importance sampling (AIS)")
-    parser.add_argument(
-        "--escalate", action="store_true", help="use AIS for the examples with a bad k̂"
-    )
-    cli_options.add_annealing(
-        parser, "options of --ais and --escalate, also as e.g. --ais.num_steps"
-    )
-    # --ais.X and --escalate.X are aliases of --annealing.X
-    aliased = [re.sub(r"^--(ais|escalate)\.", "--annealing.", arg) for arg in args]
-    options = experiment.parse_args(parser, aliased).as_dict()
-    annealing = _pop_annealing(options, args)
-    options |= {key: annealing for key in ("ais", "escalate") if options[key]}
-    run = Run(options.pop("run"))
-    print(run.evaluate(progress=True, **options).table(options["ks"]))
-    bits = run.read_result()["bounds"].get("bits_per_dim")
-    if bits is not None:
-        print(format_bits_per_dim(bits))
-    print(f"per-example results: {run.bounds}   next: pyro-vae report {run.folder}")
-
-
 def compare(args: list[str]) -> None:
     """Compare evaluated runs side by side, with paired differences."""
     parser = cli_options.make_parser(compare)
@@ -211,41 +149,30 @@ def list_(args: list[str]) -> None:
 _COMMANDS: dict[str, Command] = {
     cli_options.command_name(command): command
     for command in (
-        *(fit, evaluate, *evaluation.COMMANDS, compare, report),
+        *(fit, *evaluation.COMMANDS, compare, report),
         *(*queries.COMMANDS, experiments.experiment, list_),
     )
 }
 
 #: The commands that support several processes.
-_DISTRIBUTED_COMMANDS = ("fit", "evaluate")
+_DISTRIBUTED_COMMANDS = ("fit", *(e.command for e in EVALUATIONS.values() if e.is_distributed))
 
 
 def _resume_hint(args: Sequence[str]) -> str:
     """Return how to resume an interrupted command, if it keeps a checkpoint."""
     if args[0] == "fit":
         return "; resume with `pyro-vae fit --run … --resume`"
-    has_checkpoint = args[0] in ("bdmc", "gaps", "rate-distortion") or {"--ais", "--escalate"} & {
-        *args
-    }
+    given = {arg.removeprefix("--"): True for arg in args}
+    has_checkpoint = any(
+        e.command == args[0] and e.is_resumable(given) for e in EVALUATIONS.values()
+    )
     return "; repeat the command to resume" if has_checkpoint else ""
-
-
-def _pop_annealing(options: dict[str, Any], args: Sequence[str]) -> Annealing:
-    """Remove the annealing settings from the options and return them.
-
-    Raises:
-        ValueError: if they are given without AIS, or if a value is out of range.
-    """
-    given = [a for a in args if re.match(r"--(annealing|ais\.|escalate\.)", a)]
-    if given and not (options["ais"] or options["escalate"]):
-        raise ValueError(f"expected --ais or --escalate with {given[0]}; got neither: add one")
-    return Annealing(**options.pop("annealing"))
 
 
 def _format_usage() -> str:
     title = "usage: pyro-vae COMMAND ...   (pyro-vae COMMAND --help shows its options)"
     lines = [
-        f"  {name:15} {cli_options.command_summary(command)}" for name, command in _COMMANDS.items()
+        f"  {name:15} {parsers.command_summary(command)}" for name, command in _COMMANDS.items()
     ]
     return "\n".join([title, "", *lines])
 

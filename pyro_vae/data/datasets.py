@@ -85,6 +85,21 @@ class Dataset:
             return self.num_classes
         return tuple(labels.shape[1:])
 
+    def take(self, split: str = "test", num_data: int | None = None) -> Split:
+        """Return the first examples of a split, all by default.
+
+        Arguments:
+            split: ``test``, ``valid`` or ``train``.
+            num_data: the number of examples; all if there are fewer.
+
+        Raises:
+            ValueError: if the split is empty, or if the number is not a positive integer.
+        """
+        examples: Split = getattr(self, split)
+        if not len(examples):
+            raise ValueError(f"expected {split} data; the run has none: set --split")
+        return examples if num_data is None else examples.head(positive_int("num_data", num_data))
+
     @property
     def _splits(self) -> tuple[Split, Split, Split]:
         return self.train, self.valid, self.test

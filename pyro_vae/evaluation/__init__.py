@@ -1,21 +1,24 @@
 """Bounds on log p(x), estimates of it, and diagnostics of their reliability."""
 
-from .annealing.bidirectional import bdmc
-from .annealing.rate_distortion_curve import RateDistortion, rate_distortion
+from .annealing.bidirectional import BDMC, bdmc
+from .annealing.rate_distortion_curve import RATE_DISTORTION, RateDistortion, rate_distortion
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
-from .evaluator import evaluate
+from .evaluator import BOUNDS, evaluate
 from .importance.reciprocal_sampling import reciprocal
-from .inference_gaps.estimator import Gaps, gaps
+from .inference_gaps.estimator import GAPS, Gaps, gaps
 from .latent_diagnostics.elbo_surgery import Surgery, surgery
 from .latent_diagnostics.kl import Divergences, divergences
-from .latent_diagnostics.summary import ActiveUnits, Latents, active_units, latents
+from .latent_diagnostics.summary import LATENTS, ActiveUnits, Latents, active_units, latents
+from .slices import Evaluation
 
 __all__ = [
+    "EVALUATIONS",
     "ActiveUnits",
     "Annealing",
     "Bounds",
     "Divergences",
+    "Evaluation",
     "Gaps",
     "Latents",
     "RateDistortion",
@@ -31,3 +34,8 @@ __all__ = [
     "reciprocal",
     "surgery",
 ]
+
+#: The evaluations of a run by name, in the order of the command line and of the report.
+EVALUATIONS: dict[str, Evaluation] = {
+    evaluation.name: evaluation for evaluation in (BOUNDS, BDMC, GAPS, LATENTS, RATE_DISTORTION)
+}

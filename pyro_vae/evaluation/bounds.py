@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..core import files
-from .estimates import Estimate, estimate_mean, finite_or_none
-from .importance.defensive import count_prior_samples
+from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
+from .estimators import BoundsRow, Estimator, register, registered_estimators
 from .importance.psis import khat_threshold, khat_thresholds
+from .results import Result
+from .tables import Row, Table
 
 if TYPE_CHECKING:
     import xarray
@@ -25,47 +25,23 @@ _Key = TypeVar("_Key", str, int)
 #: Values of k reported by default, as is common in papers.
 DEFAULT_KS = (5, 50, 500, 5000)
 
-_LOWER, _ESTIMATE, _UPPER, _GAP = "lower bound", "estimate", "upper bound", "gap"
-
-#: Label and role of each row of the table. The rows L_k follow the ELBO.
-_ROWS = {
-    "elbo": ("ELBO", _LOWER),
-    "psis": ("log p̂ PSIS", _ESTIMATE),
-    "jackknife": ("log p̂ JVI", _ESTIMATE),
-    "defensive": ("log p̂ defensive", _LOWER),
-    "log_evidence": ("log p̂", _ESTIMATE),
-    "refitted": ("ELBO refitted", _LOWER),
-    "richer": ("ELBO richer q", _LOWER),
-    "ais": ("AIS", _LOWER),
-    "escalated": ("log p̂ or AIS", _ESTIMATE),
-    "reciprocal": ("reciprocal", _ESTIMATE),
-    "upper": ("BDMC", _UPPER),
-}
-
-#: Rows that are the difference of two others: shown if both are available.
-_GAPS = {
-    "gap": ("log_evidence", "elbo"),
-    "ais_gap": ("ais", "elbo"),
-    "bdmc_gap": ("upper", "ais"),
-}
-
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(Result):
     """Bounds on log p(x) and estimates of it, per example.
 
     All values are in nats per datum; higher is better. The ELBO and every L_k are lower
-    bounds on log p(x) in expectation. log p̂ is L_K, the tightest of them, read as an estimate
-    with a downward bias. Other estimators add columns.
+    bounds on log p(x) in expectation. log p̂ is L_K, the tightest of them, also read as an
+    estimate with a downward bias. Other estimators add columns.
 
     Each row of the table is a column NAME with its Monte Carlo variance in NAME_variance. A
     column with NaN, for examples that an estimator skipped, has no row. Columns:
 
     ========================  ==========================================================
     ``elbo``                  evidence lower bound
+    ``log_evidence``          log p̂ = L_K
     ``psis``, ``jackknife``   log p̂ from smoothed weights; log p̂ with its bias corrected
     ``defensive``             log p̂ with a mixture of q and the prior as proposal
-    ``log_evidence``          log p̂ = L_K
     ``refitted``, ``richer``  ELBO with q refitted per example; with a richer family
     ``ais``                   annealed importance sampling
     ``escalated``             AIS where k̂ is bad, log p̂ elsewhere
@@ -82,7 +58,10 @@ class Bounds:
         log_weights: the raw log weights ``(K, N)``, if kept.
         seed: the random seed.
         settings: the settings of the estimators, as JSON-serialisable values.
+        shown_ks: the k of the L_k that the table shows; all by default.
     """
+
+    contents: ClassVar[str] = "bounds"
 
     num_samples: int
     per_datum: dict[str, np.ndarray]
@@ -91,6 +70,7 @@ class Bounds:
     log_weights: np.ndarray | None = None
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    shown_ks: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.per_datum.values())))
@@ -117,21 +97,38 @@ class Bounds:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """Mean and standard errors by row: ``elbo``, ``iwae_5``, …, ``log_evidence``, ``gap``."""
-        return {name: self._estimate(name) for name in self.labels}
+        """Mean and standard errors: ``elbo``, ``iwae_5``, …, ``log_evidence``, ``gap``, …."""
+        return {name: self._estimate(name) for name in self._rows}
 
     @property
     def labels(self) -> dict[str, tuple[str, str]]:
-        """Label and role (lower bound, estimate, …) of each of :attr:`estimates`."""
-        bounds = {f"iwae_{k}": (f"L_{k}", _LOWER) for k in self.iwae_per_datum}
-        rows = {name: row for name, row in _ROWS.items() if self._is_complete(name)}
-        first = {name: rows.pop(name) for name in ("elbo",) if name in rows}
-        gaps = {
-            name: (f"{rows[high][0]} − {(first | rows)[low][0]}", _GAP)
-            for name, (high, low) in _GAPS.items()
-            if high in rows and low in first | rows
+        """Label and role (lower bound, estimate, …) of each row of the table.
+
+        L_K and log p̂ are one number with one row, ``log_evidence``.
+        """
+        rows = {name: (row.label, row.role) for name, row in self._rows.items()}
+        last = f"iwae_{self.num_samples}"
+        if "log_evidence" in rows and last in rows and "num_samples" not in self.per_datum:
+            rows["log_evidence"] = (f"log p̂ = L_{self.num_samples}", rows.pop(last)[1])
+        return rows
+
+    @property
+    def _rows(self) -> dict[str, BoundsRow]:
+        """The available rows: the ELBO, L_k, other estimators, and then differences."""
+        known = [row for estimator in registered_estimators() for row in estimator.rows]
+        complete = {row.name: row for row in known if self._is_complete(row.name)}
+        bounds = {
+            f"iwae_{k}": BoundsRow(f"iwae_{k}", f"L_{k}", "lower bound")
+            for k in self.iwae_per_datum
         }
-        return first | bounds | rows | gaps
+        first = {name: row for name, row in complete.items() if name == "elbo"}
+        rows = first | bounds | complete
+        gaps = {
+            row.gap[0]: replace(row, label=f"{row.label} − {rows[row.gap[1]].label}", role="gap")
+            for row in complete.values()
+            if row.gap and row.gap[1] in rows
+        }
+        return rows | gaps
 
     @property
     def sample_counts(self) -> np.ndarray:
@@ -169,9 +166,12 @@ class Bounds:
             f"k̂ > {high:.2g}" if low == high else f"k̂ above its threshold ({low:.2g}–{high:.2g})"
         )
         samples = f"{'up to ' * ('num_samples' in self.per_datum)}{self.num_samples} samples"
-        remedy = "Use more samples or a better guide."
-        if "escalated" in self.labels or "ais" in self.labels:
-            remedy = "AIS does not use these weights."
+        remedies = [
+            estimator.remedy
+            for estimator in registered_estimators()
+            if estimator.remedy and any(row.name in self._rows for row in estimator.rows)
+        ]
+        remedy = remedies[0] if remedies else "Use more samples or a better guide."
         return (
             f"{excess} for {count} of {len(self)} examples: the importance weights are too "
             f"heavy-tailed for log p̂ ({samples}) or its standard error to be reliable. The ELBO "
@@ -220,11 +220,11 @@ class Bounds:
             log_weights=raw,
             seed=other.seed if first.seed is None else first.seed,
             settings={**other.settings, **self.settings},
+            shown_ks=first.shown_ks,
         )
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers of the table for JSON; non-finite ones become null."""
-        data = self.per_datum
         values: dict[str, Any] = {
             "num_data": len(self),
             "num_samples": self.num_samples,
@@ -232,29 +232,47 @@ class Bounds:
             "units": "nats per datum",
             "estimates": {name: row.summary() for name, row in self.estimates.items()},
         }
-        if "khat" in data:
-            threshold = finite_or_none(khat_threshold(self.num_samples))
-            values |= {"khat": _median_and_worst(data["khat"]), "khat_threshold": threshold}
-            values |= {"unreliable": len(self.unreliable)}
-        if "ess" in data:
-            values["ess"] = _median_and_worst(data["ess"], lowest=True)
-        if "defensive_khat" in data:
-            values["defensive_khat"] = _median_and_worst(data["defensive_khat"])
-        if "ais_ess" in data:
-            values["ais_ess"] = _median_and_worst(data["ais_ess"], lowest=True)
-        if "acceptance" in data:
-            values["acceptance"] = _median_and_worst(data["acceptance"], lowest=True)
-        if "escalated" in data:
-            values["escalated"] = len(self.unreliable)
+        for estimator in registered_estimators():
+            values |= estimator.summarize(self)
         return values | ({"settings": self.settings} if self.settings else {})
 
-    def table(self, ks: Sequence[int] | None = None) -> str:
-        """Return the estimates as a text table.
+    def make_table(self, ks: Sequence[int] | None = None) -> Table:
+        """Return the estimates as a table.
 
         Arguments:
-            ks: the L_k to show; all by default.
+            ks: the L_k to show; all by default. The largest is always shown.
         """
-        return _format_bounds(self, ks)
+        last = max(self.iwae_per_datum, default=0)
+        hidden = {
+            f"iwae_{k}" for k in self.iwae_per_datum if ks is not None and k not in ks and k != last
+        }
+        estimates = self.estimates
+        return Table(
+            [
+                Row(label, [estimates[name]], role, name in ("elbo", "log_evidence"))
+                for name, (label, role) in self.labels.items()
+                if name not in hidden
+            ]
+        )
+
+    def table(self, ks: Sequence[int] | None = None) -> str:
+        """Return the estimates as a text table, followed by the diagnostics.
+
+        Arguments:
+            ks: the L_k to show; :attr:`shown_ks` by default. The largest is always shown.
+        """
+        known = [row for estimator in registered_estimators() for row in estimator.rows]
+        unit = next((row.unit for row in known if row.name in self.per_datum), "samples")
+        bound = "up to " if "num_samples" in self.per_datum else ""
+        lines = [e.describe(self) for e in registered_estimators()]
+        return "\n".join(
+            [
+                f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher "
+                f"is better",
+                str(self.make_table(self.shown_ks if ks is None else ks)),
+                *(line for line in (*lines, self.warning) if line),
+            ]
+        )
 
     def __str__(self) -> str:
         return self.table()
@@ -280,36 +298,13 @@ class Bounds:
             attributes["seed"] = self.seed
         if self.settings:
             attributes["settings"] = json.dumps(self.settings, ensure_ascii=False)
+        if self.shown_ks is not None:
+            attributes["shown_ks"] = json.dumps(self.shown_ks)
         groups = {"bounds": xarray.Dataset(columns, coords=coords, attrs=attributes)}
         if self.log_weights is not None:
             raw = {"log_weight": (("chain", "draw", "datum"), self.log_weights[None])}
             groups["sample_stats"] = xarray.Dataset(raw)
         return xarray.DataTree.from_dict(groups)
-
-    def to_netcdf(self, path: str | Path) -> None:
-        """Write :meth:`to_datatree` atomically to a NetCDF file, which ArviZ can read."""
-        tree = self.to_datatree()
-        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-
-    @classmethod
-    def from_netcdf(cls, path: str | Path) -> Bounds:
-        """Read a file written by :meth:`to_netcdf`.
-
-        Raises:
-            ValueError: if the file is not in this format.
-        """
-        import xarray
-
-        try:
-            with xarray.open_datatree(path, engine="h5netcdf") as tree:
-                tree.load()
-            return cls.from_datatree(tree)
-        except FileNotFoundError:
-            raise
-        except (OSError, KeyError, IndexError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"expected {path} to contain bounds saved by pyro_vae; {error}"
-            ) from error
 
     @classmethod
     def from_datatree(cls, tree: xarray.DataTree) -> Bounds:
@@ -317,6 +312,7 @@ class Bounds:
         bounds = tree["bounds"].to_dataset()
         ks = [int(k) for k in bounds["k"]] if "iwae" in bounds else []
         raw = tree["sample_stats/log_weight"].to_numpy()[0] if "sample_stats" in tree else None
+        shown = json.loads(bounds.attrs.get("shown_ks", "null"))
         return cls(
             num_samples=int(bounds.attrs["num_samples"]),
             per_datum={str(n): v.to_numpy() for n, v in bounds.items() if v.dims == ("datum",)},
@@ -325,6 +321,7 @@ class Bounds:
             log_weights=raw,
             seed=int(bounds.attrs["seed"]) if "seed" in bounds.attrs else None,
             settings=json.loads(bounds.attrs.get("settings", "{}")),
+            shown_ks=None if shown is None else tuple(shown),
         )
 
     def _is_complete(self, name: str) -> bool:
@@ -334,9 +331,9 @@ class Bounds:
         return exists and not np.isnan(data[name]).any()
 
     def _estimate(self, name: str) -> Estimate:
-        data = self.per_datum
-        if name in _GAPS:
-            high, low = _GAPS[name]
+        data, row = self.per_datum, self._rows[name]
+        if row.role == "gap" and row.gap is not None:
+            high, low = row.name, row.gap[1]
             with np.errstate(invalid="ignore"):  # the gap of −∞ and −∞ is NaN
                 values = data[high] - data[low]
             # estimators with separate samples have independent errors
@@ -360,115 +357,35 @@ def _merge_columns(
     return {**first, **second}
 
 
-def _median_and_worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
-    """Return the median and the maximum (minimum if ``lowest``), ignoring NaN."""
-    known = values if np.isnan(values).all() else values[~np.isnan(values)]
-    return {
-        "median": finite_or_none(np.median(known)),
-        "worst": finite_or_none(known.min() if lowest else known.max()),
-    }
-
-
-_HAT = "\N{COMBINING CIRCUMFLEX ACCENT}"
-
-
-def _format_bounds(bounds: Bounds, ks: Sequence[int] | None = None) -> str:
-    """Return one row per estimate, followed by the diagnostics.
-
-    Arguments:
-        bounds: the bounds.
-        ks: the L_k to show; all by default. The largest is always shown.
-    """
-    last = max(bounds.iwae_per_datum, default=0)
-    hidden = {
-        f"iwae_{k}" for k in bounds.iwae_per_datum if ks is not None and k not in ks and k != last
-    }
-    labels = {name: row for name, row in bounds.labels.items() if name not in hidden}
-    width = max([14, *(2 + len(label) - label.count(_HAT) for label, _ in labels.values())])
-    lines = [_format_head(bounds), f"{'':{width}}{'mean':>11}{'± data':>10}{'± MC':>10}"]
-    estimates = bounds.estimates
-    for name, (label, role) in labels.items():
-        row = estimates[name]
-        numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-        # the combining circumflex of p̂ has no width
-        lines.append(f"{label:{width + label.count(_HAT)}}{numbers}  {role}")
-    return "\n".join([*lines, *_format_diagnostics(bounds)])
-
-
-def _format_head(bounds: Bounds) -> str:
-    size = f"{bounds.num_samples} samples"
-    if "num_samples" in bounds.per_datum:
-        size = f"up to {size}"
-    elif "annealing" in bounds.settings and not {"elbo", "log_evidence"} & bounds.per_datum.keys():
-        size = f"{bounds.settings['annealing']['num_chains']} chains"
-    return f"{len(bounds)} examples × {size}; nats per datum, higher is better"
-
-
-def _format_diagnostics(bounds: Bounds) -> list[str]:
-    data, lines = bounds.per_datum, []
-    if {"khat", "ess"} <= data.keys():
-        khat, ess = data["khat"], data["ess"]
-        lines.append(
-            f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
-            f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
-        )
-    if "tolerance" in bounds.settings:
-        lines.append(_format_tolerance(bounds))
-    if "defensive_khat" in data:
-        lines.append(_format_defensive(bounds))
-    if "precision" in bounds.settings:
-        lines.append(_format_precision(bounds))
-    if "ais_ess" in data or "escalated" in data:
-        lines.append(_format_ais(bounds))
-    return [*lines, *([bounds.warning] if bounds.warning else [])]
-
-
-def _format_tolerance(bounds: Bounds) -> str:
-    tolerance, counts = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
-    errors = np.sqrt(bounds.per_datum["log_evidence_variance"])
-    above = int((~(errors <= tolerance)).sum())
-    low, high = counts.min(), counts.max()
-    samples = f"{low}" if low == high else f"{low} to {high}"
+def _describe_weights(bounds: Bounds) -> str | None:
+    if not {"khat", "ess"} <= bounds.per_datum.keys():
+        return None
+    khat, ess = bounds.per_datum["khat"], bounds.per_datum["ess"]
     return (
-        f"{samples} samples per example, {bounds.settings['total_draws']} in total including "
-        f"pilots; standard error of log p̂ above {tolerance:g} for {above} of {len(bounds)} examples"
+        f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
+        f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"
     )
 
 
-def _format_defensive(bounds: Bounds) -> str:
-    share, khat = bounds.settings["defensive"], bounds.per_datum["defensive_khat"]
-    counts = bounds.sample_counts
-    counts = counts + np.array([count_prior_samples(share, int(n)) for n in counts])
-    above = int((~(khat < khat_thresholds(counts))).sum())
-    return (
-        f"defensive mixture with {share:.1%} of samples from the prior: k̂ median "
-        f"{np.median(khat):.2f}, worst {khat.max():.2f}, above its threshold for {above} of "
-        f"{len(bounds)} examples"
+def _summarize_weights(bounds: Bounds) -> dict[str, Any]:
+    data, values = bounds.per_datum, {}
+    if "khat" in data:
+        threshold = finite_or_none(khat_threshold(bounds.num_samples))
+        values |= {"khat": median_and_worst(data["khat"]), "khat_threshold": threshold}
+        values["unreliable"] = len(bounds.unreliable)
+    if "ess" in data:
+        values["ess"] = median_and_worst(data["ess"], lowest=True)
+    return values
+
+
+register(
+    Estimator(
+        order=0,
+        rows=(
+            BoundsRow("elbo", "ELBO", "lower bound"),
+            BoundsRow("log_evidence", "log p̂", "lower bound", gap=("gap", "elbo")),
+        ),
+        describe=_describe_weights,
+        summarize=_summarize_weights,
     )
-
-
-def _format_precision(bounds: Bounds) -> str:
-    change = bounds.settings["precision"]
-    k = change["num_samples"]
-    changes = ", ".join(
-        f"{label} by {change[name]:+.4f} ± {change.get(f'{name}_se', np.nan):.4f}"
-        for name, label in (("elbo", "the ELBO"), ("iwae", f"L_{k}"))
-    )
-    return (
-        f"network layers in {change['name']} change {changes} nats per datum "
-        f"(same {k} samples for {change['num_data']} examples)"
-    )
-
-
-def _format_ais(bounds: Bounds) -> str:
-    data, parts = bounds.per_datum, ["AIS"]
-    if "escalated" in data:
-        parts[0] = f"AIS used for {(~np.isnan(data['ais'])).sum()} of {len(bounds)} examples"
-    if "annealing" in bounds.settings:
-        parts[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
-    for name, label in (("ais_ess", "ESS"), ("acceptance", "acceptance")):
-        values = data.get(name, np.empty(0))
-        values = values[~np.isnan(values)]
-        if len(values):
-            parts.append(f"{label} median {np.median(values):.2f}, worst {values.min():.2f}")
-    return "; ".join(parts)
+)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..programs.inputs import ProgramInputs
+from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
+from .estimators import BoundsRow, Estimator, register
 from .importance.adaptive import select_examples
-
-if TYPE_CHECKING:
-    from .annealing.sampler import Annealing
 
 __all__ = ["check_ais_supported", "merge_escalated", "resolve_annealing", "run_ais"]
 
@@ -25,8 +23,6 @@ def resolve_annealing(ais: bool | Annealing, escalate: bool | Annealing) -> Anne
     Raises:
         ValueError: if the two options have different settings.
     """
-    from .annealing.sampler import Annealing
-
     settings = [option for option in (ais, escalate) if isinstance(option, Annealing)]
     if len(settings) > 1 and settings[0] != settings[1]:
         raise ValueError(
@@ -56,8 +52,6 @@ def run_ais(
     rows: np.ndarray | None = None,
 ) -> Bounds:
     """Run AIS on the given rows (all by default); the other rows are NaN."""
-    from .annealing.sampler import ais
-
     size = len(inputs.x)
     rows = np.arange(size) if rows is None else rows
     if not len(rows):
@@ -82,13 +76,25 @@ def run_ais(
     return replace(bounds, per_datum=columns)
 
 
-def merge_escalated(bounds: Bounds, ais: Bounds) -> Bounds:
+def merge_escalated(bounds: Bounds, annealed: Bounds) -> Bounds:
     """Add the column ``escalated`` to AIS: AIS where k̂ is bad and log p̂ elsewhere."""
     bad = np.zeros(len(bounds), dtype=bool)
     bad[bounds.unreliable] = True
     columns = {}
     for suffix in ("", "_variance"):
-        annealed = ais.per_datum.get(f"ais{suffix}", np.full(len(bounds), np.nan))
+        values = annealed.per_datum.get(f"ais{suffix}", np.full(len(bounds), np.nan))
         evidence = bounds.per_datum[f"log_evidence{suffix}"]
-        columns[f"escalated{suffix}"] = np.where(bad, annealed, evidence)
-    return replace(ais, per_datum={**ais.per_datum, **columns})
+        columns[f"escalated{suffix}"] = np.where(bad, values, evidence)
+    return replace(annealed, per_datum={**annealed.per_datum, **columns})
+
+
+register(
+    Estimator(
+        order=61,
+        rows=(BoundsRow("escalated", "log p̂ or AIS", "estimate"),),
+        summarize=lambda bounds: (
+            {"escalated": len(bounds.unreliable)} if "escalated" in bounds.per_datum else {}
+        ),
+        remedy="AIS does not use these weights.",
+    )
+)

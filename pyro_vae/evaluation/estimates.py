@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Estimate", "estimate_mean", "finite_or_none"]
+__all__ = ["Estimate", "estimate_mean", "finite_or_none", "median_and_worst"]
 
 
 class Estimate(NamedTuple):
@@ -40,6 +40,15 @@ def estimate_mean(values: np.ndarray, variances: np.ndarray) -> Estimate:
         se_data=spread / math.sqrt(size),
         se_monte_carlo=float(np.sqrt(variances.sum()) / size),
     )
+
+
+def median_and_worst(values: np.ndarray, lowest: bool = False) -> dict[str, float | None]:
+    """Return the median and the maximum (minimum if ``lowest``) for JSON, ignoring NaN."""
+    known = values if np.isnan(values).all() else values[~np.isnan(values)]
+    return {
+        "median": finite_or_none(np.median(known)),
+        "worst": finite_or_none(known.min() if lowest else known.max()),
+    }
 
 
 def finite_or_none(value: float) -> float | None:

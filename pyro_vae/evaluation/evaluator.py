@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +17,22 @@ from tqdm import tqdm
 from ..compile.matmul import Precision
 from ..core import distributed
 from ..core.random import Stream, seeded
-from ..data.splits import Split
+from ..core.validation import positive_int
+from ..data import Dataset, Split
 from ..programs.base import Program
 from ..programs.importance_weights import check_num_samples, stream_particles
 from ..programs.inputs import ProgramInputs, prepare
 from . import escalation, sharding
+from .annealing.sampler import Annealing
 from .bounds import DEFAULT_KS, Bounds
+from .bounds_section import make_section
 from .importance import adaptive
 from .importance.defensive import DefensiveMixture, count_prior_samples
 from .importance.streaming import StreamingEstimates
 from .precision import check_precision_supported, measure_precision_change
+from .slices import Evaluation, SplitName
 
-if TYPE_CHECKING:
-    from .annealing.sampler import Annealing
-
-__all__ = ["evaluate"]
+__all__ = ["BOUNDS", "evaluate"]
 
 #: Weights to collect before the estimates are updated: smaller updates cost about as much.
 _WEIGHTS_PER_UPDATE = 1 << 16
@@ -348,3 +349,59 @@ def _progress_bar(progress: bool, total: int) -> tqdm:
         disable=not progress,
         dynamic_ncols=True,
     )
+
+
+def _compute(
+    program: Program,
+    dataset: Dataset,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = None,
+    num_samples: int = 5000,
+    ks: Sequence[int] = DEFAULT_KS,
+    ais: bool = False,
+    escalate: bool = False,
+    annealing: Annealing | None = None,
+    **options: Any,
+) -> Bounds:
+    """Bound and estimate log p(x) of held-out data by importance sampling.
+
+    Arguments:
+        split: data split.
+        num_data: use only the first examples of the split.
+        num_samples: samples per example; with tolerance, the maximum.
+        ks: the L_k to print.
+        ais: add annealed importance sampling (AIS).
+        escalate: use AIS for the examples with a bad k̂.
+        annealing: options of ais and escalate.
+    """
+    if annealing is not None and not (ais or escalate):
+        raise ValueError(
+            "expected --ais or --escalate with annealing settings; got neither: add one"
+        )
+    positive_int("num_samples", num_samples)
+    # the report plots L_k against k; further k are almost free
+    grid = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
+    bounds = evaluate(
+        program,
+        dataset.take(split, num_data),
+        num_samples=num_samples,
+        ks=sorted({*ks, *grid}),
+        ais=(annealing or True) if ais is True else ais,
+        escalate=(annealing or True) if escalate is True else escalate,
+        **options,
+    )
+    return replace(bounds, shown_ks=tuple(ks))
+
+
+BOUNDS = Evaluation(
+    name="bounds",
+    title="Bounds on log p(x)",
+    compute=_compute,
+    function=evaluate,
+    result=Bounds,
+    make_section=make_section,
+    command="evaluate",
+    resumable=("ais", "escalate"),
+    is_distributed=True,
+)

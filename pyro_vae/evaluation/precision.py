@@ -11,6 +11,8 @@ from ..compile.matmul import Precision, check_precision
 from ..core.random import Stream, seeded
 from ..programs.importance_weights import log_weights
 from ..programs.inputs import ProgramInputs
+from .bounds import Bounds
+from .estimators import Estimator, register
 from .importance import adaptive
 
 __all__ = ["check_precision_supported", "measure_precision_change"]
@@ -72,3 +74,21 @@ def measure_precision_change(
         if len(x) > 1:
             result[f"{name}_se"] = float(change.std()) / math.sqrt(len(x))
     return result
+
+
+def _describe(bounds: Bounds) -> str | None:
+    if "precision" not in bounds.settings:
+        return None
+    change = bounds.settings["precision"]
+    k = change["num_samples"]
+    changes = ", ".join(
+        f"{label} by {change[name]:+.4f} ± {change.get(f'{name}_se', math.nan):.4f}"
+        for name, label in (("elbo", "the ELBO"), ("iwae", f"L_{k}"))
+    )
+    return (
+        f"network layers in {change['name']} change {changes} nats per datum "
+        f"(same {k} samples for {change['num_data']} examples)"
+    )
+
+
+register(Estimator(order=40, describe=_describe))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -18,18 +18,15 @@ from ..core.evaluation_mode import eval_mode
 from ..core.random import Stream, seeded
 from ..data import Split
 from ..data.splits import are_class_labels
-from ..evaluation import Bounds
+from ..evaluation import EVALUATIONS, Bounds
+from ..evaluation.sections import Picture
 from ..models import VAE
 from ..programs.base import Program
 from ..programs.importance_weights import log_weights
 from ..programs.inputs import program_args
+from ..runs.provenance import format_bits_per_dim
+from ..runs.run import Run
 from . import pictures, plots
-from .evaluation_sections import make_bounds_table, make_sections
-from .pictures import Picture
-from .tables import flatten_settings, format_bits_per_dim
-
-if TYPE_CHECKING:
-    from ..runs.run import Run
 
 __all__ = ["write_report"]
 
@@ -48,12 +45,17 @@ def write_report(run: Run) -> None:
     result = run.read_result()
     # the evaluated examples, with the same dynamic binarisation
     split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
+    main, *others = (
+        (evaluation, evaluation.make_section(run.read_evaluation(evaluation.name)))
+        for evaluation in EVALUATIONS.values()
+        if run.evaluation_file(evaluation.name).is_file()
+    )
     overview = [
         Picture("learning", "Learning curves", "", plots.plot_learning_curves(run.read_metrics())),
-        *_bounds_pictures(model, split, bounds),
+        *main[1].pictures,
+        *_weight_pictures(model, split, bounds),
         *_image_pictures(model, split, bounds.seed or 0),
     ]
-    sections = list(make_sections(run, bounds))
 
     def inline(picture: Picture) -> str:
         return base64.b64encode(picture.write(run.figures).read_bytes()).decode()
@@ -62,33 +64,21 @@ def write_report(run: Run) -> None:
         name=run.name,
         result=result,
         bounds=bounds,
-        table=make_bounds_table(bounds),
+        tables=main[1].tables,
         bits=format_bits_per_dim(result["bounds"].get("bits_per_dim", {})),
-        settings=flatten_settings(result["config"]),
+        settings=_flatten_settings(result["config"]),
         pictures=overview,
-        sections=[section for section in sections if section.has_results],
-        missing=[section for section in sections if not section.has_results],
+        sections=others,
+        missing=[e for e in EVALUATIONS.values() if not run.evaluation_file(e.name).is_file()],
+        folder=run.folder,
         inline=inline,
     )
     files.atomic_write_text(run.report, page)
 
 
-def _bounds_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
-    plateau = bounds.plateau
-    convergence = (
-        f"log p̂ exceeds L_k at k = {plateau} by no more than twice its Monte Carlo standard error."
-        if plateau is not None
-        else f"L_k has not converged at k = {bounds.num_samples}: log p(x) is likely higher."
-    )
-    yield Picture("bounds", "Convergence of L_k", convergence, plots.plot_bound_against_k(bounds))
+def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
     if not np.isfinite(bounds.per_datum["khat"]).any():
         return
-    yield Picture(
-        "khat",
-        "k̂ per example",
-        bounds.warning or "k̂ is below its threshold for all examples.",
-        plots.plot_khat(bounds),
-    )
     khat = bounds.per_datum["khat"]
     extremes = [int(khat.argmin()), int(khat.argmax())]
     # the evaluation does not keep raw weights: sample those of two examples again
@@ -147,6 +137,15 @@ def _manifold_picture(model: VAE) -> Picture:
         "The mean of p(x|z) on a grid of quantiles of the standard normal distribution.",
         images.unflatten(0, (-1, _MANIFOLD_SIZE)),
     )
+
+
+def _flatten_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return a nested configuration as rows ``(dotted key, value)``."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        rows += _flatten_settings(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return rows
 
 
 def _load_template() -> jinja2.Template:

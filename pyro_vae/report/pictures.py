@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import queries
-from ..core import files
 from ..core.components import Labels, Shape
 from ..data import Split
 from ..data.splits import are_class_labels
+from ..evaluation.sections import Picture
 from ..programs.base import Program, label_use
 from ..programs.inputs import program_args
 from . import plots
@@ -32,29 +27,6 @@ __all__ = [
 
 #: Images per row, and rows of samples.
 COLUMNS, ROWS = 12, 8
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its file name, title and caption."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-    def png(self) -> bytes:
-        """Return the figure as PNG."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=130)
-        return buffer.getvalue()
-
-    def write(self, folder: Path) -> Path:
-        """Write ``NAME.png`` to a folder atomically and return its path."""
-        path = folder / f"{self.name}.png"
-        png = self.png()
-        files.atomic_write(path, lambda file: file.write_bytes(png))
-        return path
 
 
 def is_image(event_shape: Shape) -> bool:

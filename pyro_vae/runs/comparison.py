@@ -17,8 +17,9 @@ def compare(*runs: Run | Path | str) -> str:
     """Return a table of evaluated runs, with the paired differences from the first run.
 
     The difference of log p̂ is paired by example, so that the variation between examples
-    cancels. It is omitted if two runs were evaluated on different data, or if one has
-    probabilities and the other densities.
+    cancels. It is omitted, with the reason, if two runs were evaluated on different data or with
+    different numbers of samples K (log p̂ = L_K rises with K), or if one has probabilities and
+    the other densities.
 
     Arguments:
         *runs: evaluated runs, or their folders.
@@ -45,8 +46,11 @@ def compare(*runs: Run | Path | str) -> str:
         )
         if run is not opened[0]:
             difference = paired_difference(run, opened[0])
-            reason = "other measure" if _same_data(run, opened[0]) else "other data"
-            row += "{:16.3f}{:10.3f}".format(*difference) if difference else f"{reason:>16}"
+            row += (
+                "{:16.3f}{:10.3f}".format(*difference)
+                if difference
+                else f"{_find_mismatch(run, opened[0]):>16}"
+            )
         lines.append(row)
     lines.append("nats per datum, higher is better")
     return "\n".join(lines)
@@ -66,13 +70,13 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
             constant D log (n + 1).
 
     Returns:
-        The mean and its standard error, or ``None`` if the runs were evaluated on different data
-        or with different measures.
+        The mean and its standard error, or ``None`` if the runs were evaluated on different data,
+        with different numbers of samples or with different measures.
 
     Raises:
         RunError: if a run has not been evaluated.
     """
-    if not _same_data(run, first, any_values) or not _same_measure(run, first, any_values):
+    if _find_mismatch(run, first, any_values) is not None:
         return None
     ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (run, first))
     with np.errstate(invalid="ignore"):  # −∞ − −∞ is NaN, and is printed as such
@@ -81,16 +85,18 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
         return float(difference.mean()), float(deviation / math.sqrt(len(difference)))
 
 
-def _same_data(run: Run, first: Run, any_values: bool = False) -> bool:
-    sizes = {len(r.read_bounds()) for r in (run, first)}
-    return len(sizes) == 1 and _data_key(run, any_values) == _data_key(first, any_values)
-
-
-def _same_measure(run: Run, first: Run, any_values: bool) -> bool:
+def _find_mismatch(run: Run, first: Run, any_values: bool = False) -> str | None:
+    """Return why log p̂ of two runs cannot be compared, or ``None``."""
+    bounds = [r.read_bounds() for r in (run, first)]
+    same_size = len(bounds[0]) == len(bounds[1])
+    if not same_size or _data_key(run, any_values) != _data_key(first, any_values):
+        return "other data"
+    if bounds[0].num_samples != bounds[1].num_samples:
+        return "K differs"
     measures = {r.read_result().get("bounds", {}).get("measure") for r in (run, first)}
     # results without a measure are comparable with any
     measures -= {None, "density"} if any_values and "probability" in measures else {None}
-    return len(measures) <= 1
+    return "other measure" if len(measures) > 1 else None
 
 
 def _data_key(run: Run, any_values: bool) -> tuple[Any, ...]:

@@ -6,27 +6,22 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..core import files
-from ..evaluation import Bounds
+from ..evaluation import EVALUATIONS, Bounds
+from ..evaluation.results import Result
 from ..learning import History
 from ..models import Autoencoder
 from .provenance import device_name
 
-__all__ = ["EVALUATIONS", "RunError", "RunFiles"]
-
-#: The diagnostics besides the bounds. Each has a file ``NAME.nc`` and an entry in
-#: ``result.json``, and a checkpoint ``NAME.npz`` until it is finished.
-EVALUATIONS = ("bdmc", "gaps", "latents", "rate_distortion")
+__all__ = ["RunError", "RunFiles"]
 
 #: Prefix of the folder that holds replaced files until training has started.
 _BACKUP_PREFIX = ".replaced-"
-
-Content = TypeVar("Content")
 
 
 class RunError(ValueError):
@@ -46,8 +41,7 @@ class RunFiles:
         self.metrics = self.folder / "metrics.jsonl"
         self.state = self.folder / "state.pt"
         self.weights = self.folder / "weights.safetensors"
-        self.bounds = self.folder / "bounds.nc"
-        self.annealing = self.folder / "annealing.npz"
+        self.bounds = self.evaluation_file("bounds")
         self.result = self.folder / "result.json"
         self.report = self.folder / "report.html"
         self.figures = self.folder / "figures"
@@ -57,18 +51,18 @@ class RunFiles:
         return self.folder.name
 
     def evaluation_file(self, name: str) -> Path:
-        """Return the path of the results of one of :data:`EVALUATIONS`."""
+        """Return the path of the result of one of :data:`~pyro_vae.evaluation.EVALUATIONS`."""
         return self.folder / f"{name}.nc"
 
     def checkpoint_file(self, name: str) -> Path:
-        """Return the path of the checkpoint of one of :data:`EVALUATIONS`, or of AIS.
+        """Return the path of the checkpoint of an evaluation.
 
         Parts of the checkpoint may be stored in files with this path as prefix.
         """
         return self.folder / f"{name}.npz"
 
     def remove_checkpoint(self, name: str) -> None:
-        """Remove the checkpoint of one of :data:`EVALUATIONS`, or of AIS."""
+        """Remove the checkpoint of an evaluation."""
         for path in self._checkpoint_parts(name):
             path.unlink()
 
@@ -102,15 +96,24 @@ class RunFiles:
             raise RunError(
                 f"the run in {self.folder} has no bounds yet: run `pyro-vae evaluate {self.folder}`"
             )
-        return self._read_file(self.bounds, Bounds.from_netcdf, "evaluate")
+        bounds = self.read_evaluation("bounds")
+        assert isinstance(bounds, Bounds)
+        return bounds
 
-    def read_evaluation(self, name: str, reader: Callable[[Path], Content]) -> Content:
-        """Return the results of one of :data:`EVALUATIONS`, whose file must exist.
+    def read_evaluation(self, name: str) -> Result:
+        """Return the result of an evaluation, whose file must exist.
 
         Raises:
-            RunError: if ``reader`` rejects the file.
+            RunError: if the file is damaged.
         """
-        return self._read_file(self.evaluation_file(name), reader, name.replace("_", "-"))
+        evaluation, path = EVALUATIONS[name], self.evaluation_file(name)
+        try:
+            return evaluation.result.from_netcdf(path)
+        except ValueError as error:
+            raise RunError(
+                f"{path} is damaged or was not written by pyro_vae: replace it with "
+                f"`pyro-vae {evaluation.command} {self.folder}`"
+            ) from error
 
     def read_metrics(self) -> History:
         """Return the contents of ``metrics.jsonl``.
@@ -155,15 +158,6 @@ class RunFiles:
         file = self.checkpoint_file(name)
         return [path for path in (file, *self.folder.glob(f"{file.name}.*")) if path.is_file()]
 
-    def _read_file(self, path: Path, reader: Callable[[Path], Content], command: str) -> Content:
-        try:
-            return reader(path)
-        except ValueError as error:
-            raise RunError(
-                f"{path} is damaged or was not written by pyro_vae: replace it with "
-                f"`pyro-vae {command} {self.folder}`"
-            ) from error
-
     def _check_trained(self) -> None:
         self.require_config()
         if not self.weights.is_file():
@@ -184,7 +178,7 @@ class RunFiles:
         outdated = [self.weights]
         for name in EVALUATIONS:
             outdated += [self.evaluation_file(name), *self._checkpoint_parts(name)]
-        outdated += [self.bounds, *self._checkpoint_parts("annealing"), self.report, self.figures]
+        outdated += [self.report, self.figures]
         outdated += [] if resuming else [self.state, self.metrics]
         rewritten = [path for path in (self.config, self.result) if path.exists()]
         before = self.state.stat().st_mtime_ns if resuming else None
@@ -212,20 +206,15 @@ class RunFiles:
         for path in self.folder.glob(f"{_BACKUP_PREFIX}*"):
             shutil.rmtree(path)
         for target in (
-            self.config,
-            self.metrics,
-            self.state,
-            self.weights,
-            self.bounds,
-            self.annealing,
-            self.result,
+            *(self.config, self.metrics, self.state, self.weights, self.result),
             *map(self.evaluation_file, EVALUATIONS),
             *map(self.checkpoint_file, EVALUATIONS),
         ):
             for path in files.stale_temporary_files(target):
                 path.unlink()
-        for path in self.folder.glob(f".{self.annealing.name}-*"):  # of one of several processes
-            path.unlink()
+        for name in EVALUATIONS:  # of one of several processes
+            for path in self.folder.glob(f".{self.checkpoint_file(name).name}-*"):
+                path.unlink()
 
     def _write_metrics(self, history: History) -> None:
         lines = (json.dumps(record) for record in history.epochs)

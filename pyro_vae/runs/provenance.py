@@ -18,15 +18,17 @@ from ..core.components import Labels
 from ..data import Dataset
 from ..data.splits import checksum
 from ..evaluation import Bounds
+from ..evaluation.estimates import Estimate
+from ..evaluation.results import Result
 from ..models import Autoencoder
 from ..programs.base import label_use
 
 __all__ = [
-    "bounds_in_bits",
     "collect_provenance",
+    "describe_units",
     "device_name",
+    "format_bits_per_dim",
     "labels_checksum",
-    "likelihood_measure",
     "process_count",
     "weights_checksum",
 ]
@@ -54,23 +56,40 @@ def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     }
 
 
-def bounds_in_bits(bounds: Bounds, data: Dataset, model: Autoencoder) -> dict[str, Any] | None:
-    """Return ELBO and log p̂ in bits per dimension with standard errors, if they are code lengths.
+def describe_units(result: Result, data: Dataset, model: Autoencoder) -> dict[str, Any]:
+    """Return the measure of a result, and ELBO and log p̂ in bits per dimension if possible.
 
-    Otherwise return ``None``: neither a density of integers nor a likelihood given the total of
-    an example is a code for the data.
+    ``measure`` states whether log p̂ is a log probability or density, and whether it is given
+    labels: only results with the same measure can be compared. Bits per dimension are code
+    lengths of the data: neither a density of integers nor a likelihood given the total of an
+    example is one, and simulated data have none.
     """
-    if data.values != "dequantized" and not model.likelihood.has_code_length:
-        return None
+    condition = " given labels" if label_use(model) is Labels.CONDITION else ""
+    entries: dict[str, Any] = {"measure": f"{model.likelihood.measure}{condition}"}
+    has_code_length = data.values == "dequantized" or model.likelihood.has_code_length
+    names = ("elbo", "log_evidence")
+    if not has_code_length or not isinstance(result, Bounds) or "simulated" in result.settings:
+        return entries
+    if not {*names} <= {*result.labels}:
+        return entries
     zero = data.bits_per_dim(0.0)
-    rows = {}
-    for name in ("elbo", "log_evidence"):
-        row = bounds.estimates[name]
+    entries["bits_per_dim"] = {}
+    for name in names:
+        value, *errors = result.estimates[name]
         # the map is affine: errors are scaled by its slope only
-        errors = [zero - data.bits_per_dim(error) for error in row[1:]]
-        values = zip(row._fields, [data.bits_per_dim(row.value), *errors], strict=True)
-        rows[name] = {key: x if math.isfinite(x) else None for key, x in values}
-    return rows
+        row = Estimate(data.bits_per_dim(value), *(zero - data.bits_per_dim(e) for e in errors))
+        entries["bits_per_dim"][name] = row.summary()
+    return entries
+
+
+def format_bits_per_dim(rows: dict[str, dict[str, float | None]]) -> str:
+    """Format the bits per dimension in ``result.json`` as one line."""
+    labels = {"elbo": "ELBO", "log_evidence": "log p̂"}
+    parts = []
+    for name, row in rows.items():
+        value, error = (math.nan if row[k] is None else row[k] for k in ("value", "se_data"))
+        parts.append(f"{labels[name]} {value:.4f} ± {error:.4f}")
+    return f"bits per dimension (lower is better, ± data): {', '.join(parts)}"
 
 
 def labels_checksum(program: object, data: Dataset) -> str | None:
@@ -83,15 +102,6 @@ def labels_checksum(program: object, data: Dataset) -> str | None:
 def weights_checksum(file: Path) -> str:
     """Return the SHA-256 of a weights file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def likelihood_measure(model: Autoencoder) -> str:
-    """Return whether log p̂ is a log probability or density, and whether it is given labels.
-
-    Only results with the same measure can be compared.
-    """
-    condition = " given labels" if label_use(model) is Labels.CONDITION else ""
-    return f"{model.likelihood.measure}{condition}"
 
 
 def device_name(model: torch.nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +13,20 @@ import safetensors.torch
 
 from ..config.experiment import Experiment, load_experiment
 from ..core import distributed, files
-from ..core.validation import positive_int
+from ..core.validation import did_you_mean
 from ..data import Dataset, Split
-from ..evaluation import Bounds, evaluate
-from ..evaluation.bounds import DEFAULT_KS
+from ..evaluation import EVALUATIONS, Bounds
+from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
 from ..learning.training import resolve_device
 from ..models import Autoencoder
 from ..programs import inputs
 from .files import RunError, RunFiles
 from .provenance import (
-    bounds_in_bits,
     collect_provenance,
+    describe_units,
     device_name,
     labels_checksum,
-    likelihood_measure,
     process_count,
     weights_checksum,
 )
@@ -60,9 +59,9 @@ class Run(RunFiles):
     """The folder of one run; all files are written atomically.
 
     ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (checkpoint of training),
-    ``weights.safetensors`` (after training), ``bounds.nc``, ``result.json``, ``report.html``,
-    ``figures/`` and the files of :mod:`~pyro_vae.runs.evaluations`; during AIS also
-    ``annealing.npz`` (its checkpoint).
+    ``weights.safetensors`` (after training), ``result.json``, ``report.html``, ``figures/`` and
+    ``NAME.nc`` of each of :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long one also
+    ``NAME.npz`` (its checkpoint).
     """
 
     def fit(
@@ -210,77 +209,71 @@ class Run(RunFiles):
             RunError: as for :meth:`open`.
             ValueError: if the split is empty, or if a number is out of range.
         """
-        if num_data is not None:
-            positive_int("num_data", num_data)
+        experiment, data, model = self._open_on(device)
+        return OpenedRun(experiment, data, model, data.take(split, num_data))
+
+    def _open_on(self, device: str) -> tuple[Experiment, Dataset, Autoencoder]:
         torch_device = resolve_device(device)
         experiment, data, model = self.open()
-        examples: Split = getattr(data, split)
-        if not len(examples):
-            raise ValueError(f"expected {split} data; the run has none: set --split")
-        examples = examples if num_data is None else examples.head(num_data)
-        return OpenedRun(experiment, data, model.to(torch_device), examples)
+        return experiment, data, model.to(torch_device)
 
-    def evaluate(
-        self,
-        split: str = "test",
-        num_samples: int = 5000,
-        ks: Sequence[int] = DEFAULT_KS,
-        num_data: int | None = None,
-        device: str = "auto",
-        progress: bool = False,
-        **options: Any,
-    ) -> Bounds:
-        """Evaluate the trained model on a split; writes ``bounds.nc`` and ``result.json``.
-
-        Several processes can evaluate together, see :func:`~pyro_vae.evaluate`.
+    def evaluate(self, split: str = "test", **options: Any) -> Bounds:
+        """Evaluate the trained model on a split, see :meth:`compute`.
 
         Arguments:
             split: ``test``, ``valid`` or ``train``.
-            num_samples: number of samples K per example.
-            ks: k of the bounds L_k to compute, besides 1, 2, 5, 10, ….
-            num_data: use only the first examples of the split.
+            **options: those of ``pyro-vae evaluate``: ``num_data`` and the options of
+                :func:`~pyro_vae.evaluate`.
+        """
+        bounds = self.compute("bounds", split=split, **options)
+        assert isinstance(bounds, Bounds)
+        return bounds
+
+    def compute(
+        self, name: str, *, device: str = "auto", progress: bool = False, **options: Any
+    ) -> Result:
+        """Compute an evaluation of the trained model and write its file and ``result.json``.
+
+        Several processes can evaluate together, see :func:`~pyro_vae.evaluate`. An interrupted
+        computation resumes from its checkpoint if it is repeated with the same options.
+
+        Arguments:
+            name: one of :data:`~pyro_vae.evaluation.EVALUATIONS`.
             device: ``auto``, ``cpu`` or ``cuda``.
-            progress: show a progress bar on the standard error.
-            **options: passed to :func:`~pyro_vae.evaluate`. Interrupted AIS resumes from
-                ``annealing.npz`` if it is repeated with the same options.
+            progress: show progress bars on the standard error.
+            **options: the options of its command.
+
+        Returns:
+            The result.
 
         Raises:
             RunError: if the run is not finished.
-            ValueError: if the split is empty, if a number is out of range, or if the model does
-                not support an option.
+            ValueError: if the name is unknown, if the split is empty, if an option is out of
+                range, or if the model does not support the evaluation.
         """
-        positive_int("num_samples", num_samples)
+        if name not in EVALUATIONS:
+            raise ValueError(
+                f"expected one of {', '.join(EVALUATIONS)}; got {name!r}"
+                f"{did_you_mean(name, EVALUATIONS)}"
+            )
+        evaluation = EVALUATIONS[name]
+        options = evaluation.bind(options)
         with distributed.main_process_first():
-            _, data, model, examples = self.open_split(split, num_data, device)
+            _, data, model = self._open_on(device)
         start = time.perf_counter()
-        # the report plots L_k against k; further k are almost free
-        grid = [c * 10**e for e in range(9) for c in (1, 2, 5) if c * 10**e <= num_samples]
-        bounds = evaluate(
-            model,
-            examples,
-            num_samples=num_samples,
-            ks=sorted({*ks, *grid}),
-            checkpoint=self.annealing,
-            progress=progress,
-            **options,
+        result = evaluation.compute(
+            model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
         )
-        if not distributed.is_main_process():
-            distributed.all_gather(None)
-            return bounds
-        bounds.to_netcdf(self.bounds)
-        if options.get("ais") or options.get("escalate"):
-            self.remove_checkpoint("annealing")
-        bits = bounds_in_bits(bounds, data, model)
-        summary = {
-            "split": split,
-            **bounds.summary(),
-            "measure": likelihood_measure(model),
-            **({} if bits is None else {"bits_per_dim": bits}),
-            **process_count(),
-        }
-        self.record("bounds", summary, model, start)
+        if distributed.is_main_process():
+            result.to_netcdf(self.evaluation_file(name))
+            if evaluation.is_resumable(options):
+                self.remove_checkpoint(name)
+            split = {"split": options["split"]} if "split" in options else {}
+            units = describe_units(result, data, model)
+            summary = {**split, **result.summary(), **units, **process_count()}
+            self.record(name, summary, model, start)
         distributed.all_gather(None)
-        return bounds
+        return result
 
     def is_finished(self, experiment: Experiment) -> bool:
         """Whether all epochs of ``experiment`` are done, so that resuming would do nothing.

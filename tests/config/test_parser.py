@@ -12,7 +12,6 @@ from pyro_vae.cli import parsers
 from pyro_vae.config.signatures import convert, describe_type, document_arguments
 from pyro_vae.evaluation import Annealing
 
-
 ANNEALING = Annealing(num_steps=3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import math
@@ -176,12 +177,11 @@ def test_netcdf_round_trip(tmp_path):
 #: The expected table.
 _TABLE = """\
 3 examples × 100 samples; nats per datum, higher is better
-                     mean    ± data      ± MC
-ELBO             -102.000     0.577     0.100  lower bound
-L_5              -101.000     0.577     0.067  lower bound
-L_100            -100.000     0.577     0.050  lower bound
-log p̂            -100.000     0.577     0.050  estimate
-log p̂ − ELBO        2.000     0.000     0.033  gap
+                      mean    ± data      ± MC
+ELBO              -102.000     0.577     0.100  lower bound
+L_5               -101.000     0.577     0.067  lower bound
+log p̂ = L_100     -100.000     0.577     0.050  lower bound
+log p̂ − ELBO         2.000     0.000     0.033  gap
 k̂ median 0.30, worst 0.60; ESS median 50.0, worst 20.0
 k̂ > 0.5 for 1 of 3 examples: the importance weights are too heavy-tailed for log p̂ (100 samples) \
 or its standard error to be reliable. The ELBO and L_k remain lower bounds in expectation. \
@@ -239,11 +239,10 @@ def test_order_and_roles_of_rows():
     assert [(name, role) for name, (_, role) in labels.items()] == [
         ("elbo", "lower bound"),
         ("iwae_5", "lower bound"),
-        ("iwae_100", "lower bound"),
+        ("log_evidence", "lower bound"),
         ("psis", "estimate"),
         ("jackknife", "estimate"),
         ("defensive", "lower bound"),
-        ("log_evidence", "estimate"),
         ("refitted", "lower bound"),
         ("richer", "lower bound"),
         ("ais", "lower bound"),
@@ -254,6 +253,23 @@ def test_order_and_roles_of_rows():
         ("bdmc_gap", "gap"),
     ]
     assert labels["bdmc_gap"][0] == "BDMC − AIS"
+
+
+def test_log_evidence_and_the_last_bound_have_one_row_and_two_names():
+    bounds = _example_bounds()
+    assert bounds.labels["log_evidence"] == ("log p̂ = L_100", "lower bound")
+    assert bounds.estimates["iwae_100"] == bounds.estimates["log_evidence"]
+    assert bounds.summary()["estimates"].keys() >= {"iwae_100", "log_evidence"}
+    # with a number of samples per example, L_k ends at the smallest and log p̂ is another number
+    varying = _example_bounds(num_samples=np.array([100, 200, 300]))
+    assert varying.labels["log_evidence"][0] == "log p̂" and "iwae_100" in varying.labels
+
+
+def test_table_shows_the_requested_k(tmp_path):
+    bounds = dataclasses.replace(_example_bounds(), shown_ks=(7,))
+    assert str(bounds) == _example_bounds().table([])
+    bounds.to_netcdf(tmp_path / "bounds.nc")
+    assert str(pv.Bounds.from_netcdf(tmp_path / "bounds.nc")) == str(bounds)
 
 
 def test_variances_add_for_gaps_of_independent_estimators():

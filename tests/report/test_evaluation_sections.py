@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import re
 
 import matplotlib.colors
@@ -11,16 +12,16 @@ import numpy as np
 import pytest
 
 from pyro_vae.cli.app import main
-from pyro_vae.evaluation import Bounds
-from pyro_vae.report import plots
-from pyro_vae.report.evaluation_sections import make_sections
+from pyro_vae.evaluation import EVALUATIONS, Bounds, RateDistortion
+from pyro_vae.evaluation.annealing.rate_distortion_curve import plot_rate_distortion
+from pyro_vae.evaluation.bounds_section import plot_bounds
+from pyro_vae.evaluation.estimates import Estimate
+from pyro_vae.evaluation.inference_gaps.result import plot_gap_parts
+from pyro_vae.evaluation.latent_diagnostics.summary import plot_latent_units
 from pyro_vae.runs.run import Run
 
 SHORT = "--annealing.num_chains 2 --annealing.num_temperatures 8 --annealing.num_steps 2"
-TITLES = (
-    *("Bounds on log p(x)", "Inference gaps"),
-    *("Latent variables", "Rate and distortion"),
-)
+TITLES = [e.title for e in EVALUATIONS.values() if e.name != "bounds"]
 
 
 def run_command(command: str, run: Run) -> None:
@@ -78,28 +79,31 @@ def test_all_results_are_on_the_page(evaluated):
     page = evaluated.report.read_text(encoding="utf-8")
     assert "Not evaluated yet" not in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert [title for title in titles if title in TITLES] == [*TITLES]
+    assert [title for title in titles if title in TITLES] == TITLES
     result = evaluated.read_result()
     simulated = Bounds.from_netcdf(evaluated.evaluation_file("bdmc"))
-    for name, row in simulated.estimates.items():
-        label, role = simulated.labels[name]
-        numbers = [f"{value:.3f}" for value in row]
+    for name, (label, role) in simulated.labels.items():
+        numbers = [f"{value:.3f}" for value in simulated.estimates[name]]
         assert [*numbers, role] in cells(page, label)
     gap_rows = result["gaps"]["gaps"]
     for name, label in {"amortisation": "amortisation gap", "total": "log p̂ − ELBO"}.items():
         numbers = [f"{value:.3f}" for value in gap_rows[name].values()]
-        assert numbers in cells(page, label)
+        assert numbers in [row[:3] for row in cells(page, label)]
     assert result["gaps"]["reading"] in text(page)
-    rate = result["latents"]["estimates"]["rate"]
-    assert [f"{v:.3f}" for v in rate.values()] in cells(page, "rate, E KL(q(z|x) ‖ p(z))")
+    parts = result["latents"]["estimates"], result["latents"]["surgery"]["estimates"]
+    for row in (parts[0]["rate"], parts[1]["mutual_information"]):
+        numbers = [f"{v:.3f}" for v in row.values()]
+        assert numbers in [c[:3] for label in ("rate R", "= I_q(x; z)") for c in cells(page, label)]
     active = result["latents"]["sites"]["z"]["active"]
     assert f"{active} of 3 units are active." in text(page)
     curve = result["rate_distortion"]
     for i, beta in enumerate(("0.5", "1")):
         both = [*curve["rate"][i].values(), *curve["distortion"][i].values()]
-        assert cells(page, beta) == [[f"{value:.3f}" for value in both]]
+        (row,) = cells(page, beta)
+        assert row == [*(f"{value:.3f}" for value in both), f"ESS {curve['ess'][i]:.2f}"]
     (own,) = cells(page, "q itself")
     assert own[0] == f"{curve['own']['rate']['value']:.3f}"
+    assert "6 simulated examples." in page and "5 test examples." in page
 
 
 def test_pictures_are_in_the_page_and_in_the_folder(evaluated):
@@ -107,18 +111,16 @@ def test_pictures_are_in_the_page_and_in_the_folder(evaluated):
     inline = [base64.b64decode(b) for b in re.findall(r"base64,([^\"]+)", page)]
     assert sorted(inline) == sorted(f.read_bytes() for f in evaluated.figures.iterdir())
     names = {file.stem for file in evaluated.figures.iterdir()}
-    assert {"ladder", "gaps", "units-z", "rate-distortion"} <= names
+    assert {"ladder", "bdmc", "gaps", "units-z", "rate-distortion"} <= names
 
 
 def test_bdmc_gap_is_in_the_caption(evaluated):
-    (section, *_) = make_sections(evaluated, evaluated.read_bounds())
-    caption = section.pictures[0].caption
-    gap = Bounds.from_netcdf(evaluated.evaluation_file("bdmc")).estimates["bdmc_gap"]
-    assert f"gap of {gap.value:.2f} ± {gap.se_monte_carlo:.2f} nats" in caption
-    assert "On 6 examples simulated by the model, 2 chains with 8 temperatures × 2 steps" in caption
-    assert "--ais" not in caption
-    panels = [axes.get_title() for axes in section.pictures[0].figure.axes]
-    assert panels == ["held-out data", "simulated data"]
+    simulated = evaluated.read_evaluation("bdmc")
+    (picture,) = EVALUATIONS["bdmc"].make_section(simulated).pictures
+    gap = simulated.estimates["bdmc_gap"]
+    assert f"gap of {gap.value:.2f} ± {gap.se_monte_carlo:.2f} nats" in picture.caption
+    chains = "On 6 examples simulated by the model, 2 chains with 8 temperatures × 2 steps"
+    assert chains in picture.caption
 
 
 def bounds(**columns: float) -> Bounds:
@@ -132,31 +134,30 @@ def bounds(**columns: float) -> Bounds:
 
 
 def test_bounds_plot_shows_rows_in_order():
-    simulated = bounds(elbo=-90.0, log_evidence=-88.3, ais=-87.0, upper=-86.5)
-    axes = plots.plot_bounds({"first": bounds(elbo=-90.0), "simulated": simulated}).axes
-    assert [a.get_title() for a in axes] == ["first", "simulated"]
-    ticks = [[t.get_text() for t in a.get_xticklabels()] for a in axes]
-    assert ticks == [
-        ["ELBO", "$L_{5}$", "$L_{50}$"],
-        ["ELBO", "$L_{5}$", "$L_{50}$", "AIS", "BDMC"],
-    ]
-    path = axes[1].lines[0].get_ydata()
-    np.testing.assert_allclose(path, [-90.0, -90 + np.log10(5), -90 + np.log10(50), -87.0, -86.5])
+    def ticks(shown):
+        (axes,) = plot_bounds(shown).axes
+        return axes, [t.get_text() for t in axes.get_xticklabels()]
+
+    axes, labels = ticks(bounds(elbo=-90.0))
+    assert labels == ["ELBO", "L_5", "L_50"] and not axes.patches
+    axes, labels = ticks(bounds(elbo=-90.0, log_evidence=-88.3, ais=-87.0, upper=-86.5))
+    assert labels == ["ELBO", "L_5", "log p̂\n= L_50", "AIS", "BDMC"]
+    path = axes.lines[0].get_ydata()
+    np.testing.assert_allclose(path, [-90.0, -90 + np.log10(5), -88.3, -87.0, -86.5])
     # ± 2 √(2 · 0.02) / 2
-    low, high = axes[1].containers[0].lines[2][0].get_segments()[0][:, 1]
+    low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(4 * 0.1)
-    bands = [p for p in axes[1].patches if p.get_label() == "range of log p(x)"]
-    box = bands[0].get_extents().transformed(axes[1].transData.inverted())
+    bands = [p for p in axes.patches if p.get_label() == "range of log p(x)"]
+    box = bands[0].get_extents().transformed(axes.transData.inverted())
     assert (box.y0, box.y1) == pytest.approx((-87.0, -86.5))
-    assert not axes[0].patches
 
 
 def test_gap_parts_are_stacked():
     def row(value):
-        return {"value": value, "se_data": 0.1}
+        return Estimate(value, 0.1, 0.05)
 
     parts = {"amortisation": row(2.0), "closed": row(-0.1), "remaining": row(1.5)}
-    figure = plots.plot_gap_parts({"test": parts, "train": {"amortisation": row(1.0)}}, "Richer")
+    figure = plot_gap_parts({"test": parts, "train": {"amortisation": row(1.0)}}, "Richer")
     bars = [(b.get_x(), b.get_width()) for b in figure.axes[0].patches]
     assert bars == [(0.0, 2.0), (2.0, 0.0), (2.0, 1.5), (0.0, 1.0)]
     texts = [t.get_text() for t in figure.axes[0].texts]
@@ -166,26 +167,30 @@ def test_gap_parts_are_stacked():
 
 
 def test_units_are_sorted_by_their_kl_and_coloured_by_activity():
-    site = {"dimensions": [0.5, 2.0, 0.0], "variance": [0.9, 0.2, -0.001]}
-    cost, variance = plots.plot_latent_units(site, 0.3, "z").axes
+    kl, spread = np.array([0.5, 2.0, 0.0]), np.array([0.9, 0.2, -0.001])
+    cost, variance = plot_latent_units(kl, spread, 0.3, "z").axes
     assert [b.get_height() for b in cost.patches] == [2.0, 0.5, 0.0]
     assert [b.get_height() for b in variance.patches] == [0.2, 0.9, 1e-5]
     active = matplotlib.colors.to_rgba("C0")
     assert [b.get_facecolor() == active for b in cost.patches] == [False, True, False]
     assert variance.lines[0].get_ydata()[0] == 0.3
-    (only,) = plots.plot_latent_units({**site, "dimensions": None}, 0.3, "z").axes
+    (only,) = plot_latent_units(None, spread, 0.3, "z").axes
     assert [b.get_height() for b in only.patches] == [0.9, 0.2, 1e-5]
 
 
 def test_rate_distortion_curve_passes_through_its_points():
-    def rows(*values):
-        return [{"value": v, "se_monte_carlo": e} for v, e in zip(values, (0.5, None), strict=True)]
+    def column(*values):
+        return np.array([values, values], float)
 
-    own = {"rate": {"value": 3.0}, "distortion": {"value": 9.0}}
-    figure = plots.plot_rate_distortion([0.5, 1.0], rows(1.0, 4.0), rows(12.0, 7.0), own)
-    axes = figure.axes[0]
-    curve, star, line = axes.lines[0], axes.lines[-2], axes.lines[-1]
-    np.testing.assert_allclose(curve.get_xydata(), [[1.0, 12.0], [4.0, 7.0]])
+    columns = {"rate": column(1.0, 4.0), "distortion": column(12.0, 7.0)}
+    columns |= {f"{n}_variance": column(0.5, math.nan) for n in ("rate", "distortion")}
+    columns |= {"log_normalizer": column(0, 0), "log_normalizer_variance": column(0, 0)}
+    own = {"rate": np.array([3.0, 3.0]), "distortion": np.array([9.0, 9.0])}
+    own |= {f"{name}_variance": np.zeros(2) for name in own}
+    curve = RateDistortion(np.array([0.5, 1.0]), columns, np.ones(2), own=own)
+    axes = plot_rate_distortion(curve).axes[0]
+    drawn, star, line = axes.lines[0], axes.lines[-2], axes.lines[-1]
+    np.testing.assert_allclose(drawn.get_xydata(), [[1.0, 12.0], [4.0, 7.0]])
     np.testing.assert_allclose(star.get_xydata(), [[3.0, 9.0]])
     np.testing.assert_allclose(line.get_xydata().sum(1), 12.0)
     assert [t.get_text() for t in axes.texts] == ["β = 0.5", "β = 1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from linear_gaussian import LinearGaussian
 
 import pyro_vae as pv
 from pyro_vae.cli.app import main
+from pyro_vae.evaluation.bounds_section import plot_bound_against_k
 from pyro_vae.report import plots
 from pyro_vae.runs.run import Run, RunError
 
@@ -81,6 +83,13 @@ def test_runs_on_different_data_are_not_compared(runs, tmp_path):
     assert "other data" in pv.compare(runs / "flat", Run(other))
 
 
+def test_runs_with_different_numbers_of_samples_are_not_compared(runs, tmp_path):
+    other = shutil.copytree(runs / "flat", tmp_path / "other")
+    main(["evaluate", str(other), "--num-samples", "100"])
+    row = pv.compare(runs / "flat", other).splitlines()[2]
+    assert row.endswith("K differs") and row.split()[1] == "100"
+
+
 def test_run_without_bounds_has_no_report(tmp_path):
     main(["fit", *SMALL, "--model.latent_dim", "2", "--run", str(tmp_path / "new")])
     with pytest.raises(RunError, match="has no bounds yet: run `pyro-vae evaluate"):
@@ -107,7 +116,7 @@ def test_report_without_images(tmp_path):
 def test_bound_against_k_marks_the_plateau():
     program = LinearGaussian(2, shift=0.3, inflate=1.1)
     bounds = pv.evaluate(program, program.sample(20), num_samples=5000, ks=(1, 5, 50, 500))
-    axes = plots.plot_bound_against_k(bounds).axes[0]
+    axes = plot_bound_against_k(bounds).axes[0]
     (curve,) = (line for line in axes.lines if len(line.get_xdata()) == 5)
     np.testing.assert_allclose(curve.get_ydata(), list(bounds.iwae.values()))
     markers = [line for line in axes.lines if "converged" in str(line.get_label())]

@@ -5,30 +5,41 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import files
 from ...core.random import Stream
-from ...data.splits import Split
+from ...data import Dataset, Split
 from ...programs.base import Program
 from ...programs.inputs import prepare
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..importance.streaming import check_log_weights
+from ..latent_diagnostics.kl import divergences
+from ..results import Result
+from ..sections import Picture, Section, make_figure
+from ..slices import Evaluation, SplitName
+from ..tables import Row, Table
 from .path import AnnealingPath, run_pilot
 from .sampler import Annealing, ProgressCallback, TunedSchedule, anneal_in_blocks
 from .schedules import make_adaptive_betas
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
-__all__ = ["DEFAULT_BETAS", "RateDistortion", "rate_distortion"]
+__all__ = [
+    "DEFAULT_BETAS",
+    "RATE_DISTORTION",
+    "RateDistortion",
+    "plot_rate_distortion",
+    "rate_distortion",
+]
 
 #: Default values of β.
 DEFAULT_BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -42,7 +53,7 @@ _FIRST_BETA = 0.1
 
 
 @dataclass(frozen=True)
-class RateDistortion:
+class RateDistortion(Result):
     """Points of the rate–distortion curve of a prior and a decoder, in nats per datum.
 
     The optimal channel, independent of the guide, minimises the rate KL(q(z|x) ‖ p(z)) for its
@@ -64,17 +75,22 @@ class RateDistortion:
         acceptance: the mean acceptance of the transitions, ``(N,)``; NaN without transitions.
         settings: the settings, as JSON values.
         seed: the random seed.
+        own: rate and distortion of q(z|x) itself on the same examples, each ``(N,)`` with its
+            Monte Carlo variance in ``…_variance``, if they were estimated.
 
     References:
         Evaluating Lossy Compression Rates of Deep Generative Models (Huang, Cao & Grosse,
         2020), sections 4 and 5. https://arxiv.org/abs/2008.06653
     """
 
+    contents: ClassVar[str] = "a rate–distortion curve"
+
     betas: np.ndarray
     per_datum: Mapping[str, np.ndarray]
     acceptance: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.acceptance)
@@ -101,8 +117,16 @@ class RateDistortion:
             for name in ("rate", "distortion", "log_normalizer")
         }
 
+    @property
+    def own_estimates(self) -> dict[str, Estimate]:
+        """``rate`` and ``distortion`` of q(z|x) itself, if they were estimated."""
+        own = self.own
+        names = [name for name in ("rate", "distortion") if name in own]
+        return {name: estimate_mean(own[name], own[f"{name}_variance"]) for name in names}
+
     def summary(self) -> dict[str, Any]:
         """Return numbers and lists by β for JSON; non-finite ones become null."""
+        own = {name: row.summary() for name, row in self.own_estimates.items()}
         return {
             "num_data": len(self),
             "seed": self.seed,
@@ -112,30 +136,32 @@ class RateDistortion:
             **{name: [row.summary() for row in rows] for name, rows in self.estimates.items()},
             "ess": [finite_or_none(float(v)) for v in np.median(self.per_datum["ess"], axis=0)],
             "acceptance": finite_or_none(float(self.acceptance.mean())),
+            **({"own": own} if own else {}),
         }
+
+    def make_table(self) -> Table:
+        """Return rate and distortion at each β, and those of q(z|x) itself if known."""
+        rows, own = self.estimates, self.own_estimates
+        sizes = np.median(self.per_datum["ess"], axis=0)
+        points = zip(self.betas, rows["rate"], rows["distortion"], sizes, strict=True)
+        table = [Row(f"{beta:.3g}", (r, d), f"ESS {ess:.2f}") for beta, r, d, ess in points]
+        if own:
+            note = "on or above the curve"
+            table.append(Row("q itself", (own["rate"], own["distortion"]), note, is_main=True))
+        return Table(table, ("rate", "distortion"), "β")
 
     def __str__(self) -> str:
         annealing = self.settings.get("annealing", {})
-        lines = [
-            f"{len(self)} examples × {annealing.get('num_chains', '?')} chains, "
-            f"{annealing.get('num_temperatures', '?')} temperatures; nats per datum",
-            f"{'β':>8}{'rate':>10}{'± data':>9}{'± MC':>9}{'distortion':>12}{'± data':>9}"
-            f"{'± MC':>9}{'ESS':>8}",
-        ]
-        rows = self.estimates
-        sizes = np.median(self.per_datum["ess"], axis=0)
-        for beta, r, d, ess in zip(
-            self.betas, rows["rate"], rows["distortion"], sizes, strict=True
-        ):
-            lines.append(
-                f"{beta:8.3g}{r.value:10.3f}{r.se_data:9.3f}{r.se_monte_carlo:9.3f}"
-                f"{d.value:12.3f}{d.se_data:9.3f}{d.se_monte_carlo:9.3f}{ess:8.2f}"
-            )
         mean, worst = self.acceptance.mean(), self.acceptance.min()
-        return "\n".join([*lines, f"acceptance mean {mean:.2f}, worst {worst:.2f}"])
+        return (
+            f"{len(self)} examples × {annealing.get('num_chains', '?')} chains, "
+            f"{annealing.get('num_temperatures', '?')} temperatures; nats per datum\n"
+            f"{self.make_table()}\n"
+            f"acceptance mean {mean:.2f}, worst {worst:.2f}"
+        )
 
-    def to_dataset(self) -> xarray.Dataset:
-        """Return the results per example and β as an ``xarray.Dataset``."""
+    def to_datatree(self) -> xarray.DataTree:
+        """Return the results per example and β; those of q itself are in group ``own``."""
         import xarray
 
         columns: dict[str, Any] = {n: (("datum", "beta"), v) for n, v in self.per_datum.items()}
@@ -144,40 +170,25 @@ class RateDistortion:
         if self.seed is not None:
             attributes["seed"] = self.seed
         coords = {"beta": self.betas, "datum": np.arange(len(self))}
-        return xarray.Dataset(columns, coords=coords, attrs=attributes)
-
-    def to_netcdf(self, path: str | Path) -> None:
-        """Write :meth:`to_dataset` atomically to a NetCDF file."""
-        dataset = self.to_dataset()
-        files.atomic_write(Path(path), lambda file: dataset.to_netcdf(file, engine="h5netcdf"))
+        groups = {"/": xarray.Dataset(columns, coords=coords, attrs=attributes)}
+        if self.own:
+            groups["own"] = xarray.Dataset({n: ("datum", v) for n, v in self.own.items()})
+        return xarray.DataTree.from_dict(groups)
 
     @classmethod
-    def from_netcdf(cls, path: str | Path) -> RateDistortion:
-        """Read a file written by :meth:`to_netcdf`.
-
-        Raises:
-            ValueError: if the file is not in this format.
-        """
-        import xarray
-
-        try:
-            with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-                dataset.load()
-            return cls(
-                betas=dataset["beta"].to_numpy(),
-                per_datum={
-                    str(n): v.to_numpy() for n, v in dataset.items() if v.dims == ("datum", "beta")
-                },
-                acceptance=dataset["acceptance"].to_numpy(),
-                settings=json.loads(dataset.attrs["settings"]),
-                seed=int(dataset.attrs["seed"]) if "seed" in dataset.attrs else None,
-            )
-        except FileNotFoundError:
-            raise
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"expected {path} to contain a rate–distortion curve saved by pyro_vae; {error}"
-            ) from error
+    def from_datatree(cls, tree: xarray.DataTree) -> RateDistortion:
+        """Return the curve in a tree made by :meth:`to_datatree`."""
+        dataset, own = tree.to_dataset(), tree.children.get("own")
+        return cls(
+            betas=dataset["beta"].to_numpy(),
+            per_datum={
+                str(n): v.to_numpy() for n, v in dataset.items() if v.dims == ("datum", "beta")
+            },
+            acceptance=dataset["acceptance"].to_numpy(),
+            settings=json.loads(dataset.attrs["settings"]),
+            seed=int(dataset.attrs["seed"]) if "seed" in dataset.attrs else None,
+            own={} if own is None else {str(n): v.to_numpy() for n, v in own.data_vars.items()},
+        )
 
 
 def rate_distortion(
@@ -327,3 +338,80 @@ def _weighted_means(beta: float, log_w: Tensor, distortion: Tensor) -> dict[str,
     mean = torch.where(shares > 0, shares * distortion, 0.0).sum(0)
     log_z = log_w.logsumexp(0) - math.log(len(log_w))
     return {"rate": -log_z - beta * mean, "distortion": mean, "log_normalizer": log_z}
+
+
+def _make_section(curve: RateDistortion) -> Section:
+    """Return the section of the report."""
+    caption = "The ELBO, −(R + D), is constant along the dotted line and equal to that of q."
+    if 1.0 in curve.betas and curve.own:
+        index = curve.betas.tolist().index(1.0)
+        own = sum(row.value for row in curve.own_estimates.values())
+        if own < curve.rate[index] + curve.distortion[index]:
+            caption += (
+                " At β = 1 the annealed chains are worse than q: use more temperatures or chains "
+                "to lower the curve."
+            )
+    about = (
+        "In expectation the points lie on or above the optimal curve of this prior and decoder; "
+        "nats per datum."
+    )
+    figure = plot_rate_distortion(curve)
+    picture = Picture("rate-distortion", "Rate–distortion curve", caption, figure)
+    return Section([curve.make_table()], [picture], about)
+
+
+def plot_rate_distortion(curve: RateDistortion) -> Figure:
+    """Plot distortion against rate by β, ± 2 Monte Carlo standard errors, and the point of q."""
+    figure, (axes,) = make_figure(5.2, 4.6)
+    errors = (
+        2 * np.nan_to_num([row.se_monte_carlo for row in curve.estimates[name]])
+        for name in ("distortion", "rate")
+    )
+    points = curve.rate, curve.distortion
+    axes.errorbar(*points, *errors, marker="o", ms=4, label="rate–distortion curve, by AIS")
+    for beta, *point in zip(curve.betas, *points, strict=True):
+        axes.annotate(f"β = {beta:g}", point, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    if curve.own:
+        x, y = (row.value for row in curve.own_estimates.values())
+        axes.plot(x, y, "*", color="C3", ms=12, label="q itself")
+        ends = np.array([0.0, x + y])  # rate and distortion with the same sum
+        low, high = axes.get_xlim(), axes.get_ylim()
+        axes.plot(ends, ends[::-1], color="0.5", ls=":", lw=1, label="ELBO of q, −(R + D)")
+        axes.set_xlim(low)
+        axes.set_ylim(high)
+    axes.set_xlabel("rate (nats per datum)")
+    axes.set_ylabel("distortion (nats per datum)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _compute(
+    program: Program,
+    dataset: Dataset,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = 100,
+    seed: int = 0,
+    **options: Any,
+) -> RateDistortion:
+    """Compute the rate–distortion curve of the prior and the decoder by AIS.
+
+    Arguments:
+        split: data split.
+        num_data: use only the first examples of the split.
+        seed: seed of sampling and binarisation.
+    """
+    examples = dataset.take(split, num_data)
+    own = divergences(program, examples, seed=seed).per_datum
+    curve = rate_distortion(program, examples, seed=seed, **options)
+    return replace(curve, own={name: own[name] for name in own if not name.startswith("elbo")})
+
+
+RATE_DISTORTION = Evaluation(
+    name="rate_distortion",
+    title="Rate and distortion",
+    compute=_compute,
+    function=rate_distortion,
+    result=RateDistortion,
+    make_section=_make_section,
+)

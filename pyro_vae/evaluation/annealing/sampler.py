@@ -23,6 +23,8 @@ from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size,
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import ProgramInputs, map_batched, prepare
 from ..bounds import Bounds
+from ..estimates import median_and_worst
+from ..estimators import BoundsRow, Estimator, register
 from ..importance.streaming import check_log_weights
 from ..resumable import compute_fingerprint, compute_in_blocks
 from .compiled import compile_path
@@ -320,3 +322,39 @@ def estimate_log_mean_weight(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor
     others = ~torch.eye(count, dtype=torch.bool, device=log_w.device)
     without = torch.stack([log_w[keep].logsumexp(0) for keep in others])
     return value, without.var(0, correction=0) * (count - 1), ess
+
+
+#: Columns with the quality of the chains, and their names in the text.
+_DIAGNOSTICS = {"ais_ess": "ESS", "acceptance": "acceptance"}
+
+
+def _describe(bounds: Bounds) -> str | None:
+    data, parts = bounds.per_datum, ["AIS"]
+    if "ais_ess" not in data and "escalated" not in data:
+        return None
+    if "escalated" in data:
+        parts[0] = f"AIS used for {(~np.isnan(data['ais'])).sum()} of {len(bounds)} examples"
+    if "annealing" in bounds.settings:
+        parts[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
+    for name, label in _DIAGNOSTICS.items():
+        values = data.get(name, np.empty(0))
+        values = values[~np.isnan(values)]
+        if len(values):
+            parts.append(f"{label} median {np.median(values):.2f}, worst {values.min():.2f}")
+    return "; ".join(parts)
+
+
+def _summarize(bounds: Bounds) -> dict[str, Any]:
+    data = bounds.per_datum
+    return {n: median_and_worst(data[n], lowest=True) for n in _DIAGNOSTICS if n in data}
+
+
+register(
+    Estimator(
+        order=60,
+        rows=(BoundsRow("ais", "AIS", "lower bound", gap=("ais_gap", "elbo"), unit="chains"),),
+        describe=_describe,
+        summarize=_summarize,
+        remedy="AIS does not use these weights.",
+    )
+)

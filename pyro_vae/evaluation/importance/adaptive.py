@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from ...core.random import Stream
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import ProgramInputs, map_batched
+from ..bounds import Bounds
+from ..estimators import Estimator, register
 from .streaming import khat_threshold
 
 __all__ = ["candidate_sample_counts", "choose_sample_counts", "select_examples"]
@@ -91,3 +94,20 @@ def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
             f"all examples in a single process"
         ) from error
     return subset
+
+
+def _describe(bounds: Bounds) -> str | None:
+    if "tolerance" not in bounds.settings:
+        return None
+    tolerance, counts = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
+    errors = np.sqrt(bounds.per_datum["log_evidence_variance"])
+    above = int((~(errors <= tolerance)).sum())
+    low, high = counts.min(), counts.max()
+    samples = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"{samples} samples per example, {bounds.settings['total_draws']} in total including "
+        f"pilots; standard error of log p̂ above {tolerance:g} for {above} of {len(bounds)} examples"
+    )
+
+
+register(Estimator(order=20, describe=_describe))

@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...programs.base import empty_program
 from ...programs.importance_weights import Chunk
 from ...programs.particles import guide_scorer, run_particles
-from .psis import ParetoTail
+from ..bounds import Bounds
+from ..estimates import median_and_worst
+from ..estimators import BoundsRow, Estimator, register
+from .psis import ParetoTail, khat_thresholds
 from .streaming import WeightMoments, check_log_weights, inflate_variance
 
 __all__ = ["DefensiveMixture", "count_prior_samples"]
@@ -198,3 +202,32 @@ class _Stratum:
 
 def _sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(tuple(terms.values())).sum(0)
+
+
+def _describe(bounds: Bounds) -> str | None:
+    if "defensive_khat" not in bounds.per_datum:
+        return None
+    share, khat = bounds.settings["defensive"], bounds.per_datum["defensive_khat"]
+    counts = bounds.sample_counts
+    counts = counts + np.array([count_prior_samples(share, int(n)) for n in counts])
+    above = int((~(khat < khat_thresholds(counts))).sum())
+    return (
+        f"defensive mixture with {share:.1%} of samples from the prior: k̂ median "
+        f"{np.median(khat):.2f}, worst {khat.max():.2f}, above its threshold for {above} of "
+        f"{len(bounds)} examples"
+    )
+
+
+def _summarize(bounds: Bounds) -> dict[str, Any]:
+    khat = bounds.per_datum.get("defensive_khat")
+    return {} if khat is None else {"defensive_khat": median_and_worst(khat)}
+
+
+register(
+    Estimator(
+        order=30,
+        rows=(BoundsRow("defensive", "log p̂ defensive", "lower bound"),),
+        describe=_describe,
+        summarize=_summarize,
+    )
+)

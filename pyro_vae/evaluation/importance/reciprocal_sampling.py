@@ -24,9 +24,12 @@ from ...programs.particles import run_particles
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior
 from ..annealing.sampler import ProgressCallback, estimate_log_mean_weight
 from ..bounds import Bounds
+from ..estimators import BoundsRow, Estimator, register
 from ..resumable import compute_fingerprint, compute_in_blocks
 
 __all__ = ["reciprocal"]
+
+register(Estimator(order=70, rows=(BoundsRow("reciprocal", "reciprocal", "estimate"),)))
 
 #: Above this number of latent dimensions a fitted density is too far from the posterior.
 _MAX_DIMENSIONS = 5

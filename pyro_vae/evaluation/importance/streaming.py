@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..estimators import BoundsRow, Estimator, register
 from .jackknife import MIN_EXACT_WEIGHTS, jackknife_estimate
 from .psis import ParetoTail, khat_threshold
 
@@ -24,6 +25,16 @@ __all__ = [
     "inflate_variance",
     "khat_threshold",
 ]
+
+register(
+    Estimator(
+        order=10,
+        rows=(
+            BoundsRow("psis", "log p̂ PSIS", "estimate"),
+            BoundsRow("jackknife", "log p̂ JVI", "estimate"),
+        ),
+    )
+)
 
 #: The minimum number of degrees of freedom of a reported variance.
 _MIN_DEGREES_OF_FREEDOM = 30

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import posteriors
 from ...core.random import Stream, seeded
-from ...core.validation import positive_int
-from ...data.splits import Split
+from ...core.validation import did_you_mean, positive_int
+from ...data import Dataset, Split
 from ...posteriors import FullCovarianceNormal, Posterior
 from ...programs.base import Program
 from ...programs.context import evaluating
@@ -22,6 +23,7 @@ from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates
 from ..resumable import compute_fingerprint, compute_in_blocks
+from ..slices import Evaluation, SplitName
 from .families import (
     FamilyFactory,
     VariationalFamily,
@@ -31,11 +33,10 @@ from .families import (
     make_family,
 )
 from .refitting import RefitResult, RefitSettings, make_target_density, refit
-from .result import PROPOSALS, Gaps, select_tightest_bound
+from .result import PROPOSALS, Gaps, make_section, select_tightest_bound
 
-__all__ = ["Gaps", "gaps"]
+__all__ = ["GAPS", "Gaps", "gaps"]
 
-#: Key of the random streams of this module.
 #: Samples used to estimate the moments that a family is initialised with.
 _NUM_MOMENT_SAMPLES = 200
 
@@ -323,3 +324,66 @@ def _append_suffix(checkpoint: Path | None, part: str) -> Path | None:
     if checkpoint is None:
         return None
     return Path(checkpoint).with_name(f"{Path(checkpoint).name}.{part}")
+
+
+def _compute(
+    program: Program,
+    dataset: Dataset,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = 100,
+    train: bool = False,
+    family: str | None = None,
+    richer: str | None = "FullCovarianceNormal",
+    annealing: Annealing = Annealing(),
+    no_ais: bool = False,
+    **options: Any,
+) -> Gaps:
+    """Split log p(x) − ELBO into the amortisation gap and the approximation gap.
+
+    Arguments:
+        split: data split.
+        num_data: use only the first examples of the split.
+        train: compare with the same number of training examples.
+        family: variational family to refit instead of the model's own, e.g. DiagonalNormal.
+        richer: richer variational family, to see how much of the gap it closes, or null.
+        annealing: annealed importance sampling.
+        no_ais: use importance sampling only, without AIS.
+    """
+    if train and split == "train":
+        raise ValueError(
+            "expected a split other than train to compare with the training examples; got split "
+            "'train': drop --train or set --split"
+        )
+    examples = dataset.take(split, num_data)
+    return gaps(
+        program,
+        examples,
+        train=dataset.train.head(len(examples)) if train else None,
+        family=_find_family("family", family),
+        richer=_find_family("richer", richer),
+        annealing=None if no_ais else annealing,
+        **options,
+    )
+
+
+def _find_family(option: str, name: str | None) -> FamilyFactory | None:
+    if name is None:
+        return None
+    known = [n for n in posteriors.__all__ if n != "Posterior"]
+    if name not in known:
+        raise ValueError(
+            f"expected {option} to be one of {', '.join(known)}; got {name!r}"
+            f"{did_you_mean(name, known)}"
+        )
+    return getattr(posteriors, name)
+
+
+GAPS = Evaluation(
+    name="gaps",
+    title="Inference gaps",
+    compute=_compute,
+    function=gaps,
+    result=Gaps,
+    make_section=make_section,
+)

@@ -5,19 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ...core import files
 from ..bounds import Bounds
 from ..estimates import Estimate, estimate_mean, finite_or_none
+from ..estimators import BoundsRow, Estimator, register
+from ..results import Result
+from ..sections import Picture, Section, make_figure
+from ..tables import Row, Table
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
-__all__ = ["PROPOSALS", "Gaps", "select_tightest_bound"]
+__all__ = ["PROPOSALS", "Gaps", "make_section", "plot_gap_parts", "select_tightest_bound"]
+
+register(
+    Estimator(
+        order=50,
+        rows=(
+            BoundsRow("refitted", "ELBO refitted", "lower bound"),
+            BoundsRow("richer", "ELBO richer q", "lower bound"),
+        ),
+    )
+)
 
 #: Candidate proposals of importance sampling: the encoder's q, the refitted q, the richer q.
 PROPOSALS = ("elbo", "refitted", "richer")
@@ -27,7 +40,7 @@ _MAX_STANDARD_ERRORS = 5
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(Result):
     """log p̂ − ELBO as the sum of the approximation gap and the amortisation gap.
 
     Attributes:
@@ -37,6 +50,8 @@ class Gaps:
         train: ``elbo``, ``refitted`` and ``log_evidence`` of training examples.
     """
 
+    contents: ClassVar[str] = "gaps"
+
     bounds: Bounds
     train: Bounds | None = None
 
@@ -44,7 +59,12 @@ class Gaps:
         return len(self.bounds)
 
     def __str__(self) -> str:
-        return _format_table(self)
+        head = (
+            f"{len(self)} examples × {self.bounds.num_samples} samples; {self.family} refitted "
+            f"with {self.bounds.settings['gaps']['num_steps']} steps; nats per datum"
+        )
+        notes = [_describe_convergence(self), *_make_warnings(self), self.reading]
+        return "\n".join([head, str(self.make_table()), *notes])
 
     @property
     def family(self) -> str:
@@ -148,8 +168,46 @@ class Gaps:
             "reading": self.reading,
         }
 
+    def make_table(self) -> Table:
+        """Return the bounds and their differences as a table."""
+        bounds, estimates, share = self.bounds.estimates, self.estimates, self.share
+        proposal = _PROPOSAL_LABELS[self.bounds.settings["gaps"]["proposal"]]
+        labels = {
+            "elbo": "ELBO",
+            "refitted": f"refitted {self.family}",
+            "richer": f"refitted {self.richer}",
+            "log_evidence": f"log p̂ = L_{self.bounds.num_samples}, {proposal}",
+            "ais": "AIS",
+        }
+        error = "" if math.isnan(share.se_data) else f" ± {share.se_data:.0%}"
+        parts = {
+            "approximation": ("approximation gap", f"{1 - share.value:.0%}{error} of log p̂ − ELBO"),
+            "amortisation": ("amortisation gap", f"{share.value:.0%}{error} of log p̂ − ELBO"),
+            "total": ("log p̂ − ELBO", "total gap"),
+            "closed": ("closed by richer q", str(self.richer)),
+            "remaining": ("approximation gap, richer q", str(self.richer)),
+            "train_amortisation": ("amortisation gap, train", "training data"),
+            "generalisation": ("amortisation gap, test − train", "encoder generalisation"),
+        }
+        evidence = self.evidence_estimator
+        return Table(
+            [
+                Row(label, [bounds[n]], f"lower bound{', used as log p̂' * (n == evidence)}")
+                for n, label in labels.items()
+                if n in bounds
+            ]
+            + [
+                Row(label, [estimates[n]], note, n in ("approximation", "amortisation"))
+                for n, (label, note) in parts.items()
+                if n in estimates
+            ]
+        )
+
     def to_datatree(self) -> xarray.DataTree:
-        """The results per example: group ``bounds``, and ``train/bounds`` for the training data."""
+        """The results per example: group ``bounds``, and ``train/bounds`` for the training data.
+
+        :meth:`Bounds.from_netcdf` reads only the bounds.
+        """
         import xarray
 
         groups = {"bounds": self.bounds.to_datatree()["bounds"].to_dataset()}
@@ -157,33 +215,13 @@ class Gaps:
             groups["train/bounds"] = self.train.to_datatree()["bounds"].to_dataset()
         return xarray.DataTree.from_dict(groups)
 
-    def to_netcdf(self, path: str | Path) -> None:
-        """Write :meth:`to_datatree` to a NetCDF file atomically.
-
-        :meth:`Bounds.from_netcdf` reads only the bounds.
-        """
-        tree = self.to_datatree()
-        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
-
     @classmethod
-    def from_netcdf(cls, path: str | Path) -> Gaps:
-        """Read a file written by :meth:`to_netcdf`.
-
-        Raises:
-            ValueError: if the file was not written by it.
-        """
-        import xarray
-
-        bounds = Bounds.from_netcdf(path)
-        with xarray.open_datatree(path, engine="h5netcdf") as tree:
-            group = tree.children.get("train")
-            train = None if group is None else Bounds.from_datatree(group.load())
+    def from_datatree(cls, tree: xarray.DataTree) -> Gaps:
+        """Return the gaps in a tree made by :meth:`to_datatree`."""
+        bounds, train = Bounds.from_datatree(tree), tree.children.get("train")
         if "gaps" not in bounds.settings:
-            raise ValueError(
-                f"expected {path} to contain gaps from pyro_vae; got bounds: read it with "
-                f"Bounds.from_netcdf"
-            )
-        return cls(bounds, train)
+            raise ValueError("got bounds: read it with Bounds.from_netcdf")
+        return cls(bounds, None if train is None else Bounds.from_datatree(train))
 
 
 def select_tightest_bound(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
@@ -224,55 +262,10 @@ _PROPOSAL_LABELS = {
     "refitted": "the refitted q",
     "richer": "the richer q",
 }
-_LABEL_WIDTH = 30
 #: Gain in nats over the last tenth of the steps above which a refit has not converged.
 _MAX_LATE_GAIN = 0.01
 #: Relative ESS above which the weights are nearly equal.
 _EQUAL_WEIGHTS_ESS = 0.99
-
-
-def _format_table(gaps: Gaps) -> str:
-    """Format the bounds and gaps as a table, followed by diagnostics and the interpretation."""
-    bounds, settings = gaps.bounds, gaps.bounds.settings["gaps"]
-    gap_rows, share = gaps.estimates, gaps.share
-    lines = [
-        f"{len(gaps)} examples × {bounds.num_samples} samples; {gaps.family} refitted with "
-        f"{settings['num_steps']} steps; nats per datum",
-        f"{'':{_LABEL_WIDTH}}{'mean':>11}{'± data':>10}{'± MC':>10}",
-    ]
-    bound_rows = bounds.estimates
-    labels = {
-        "elbo": "ELBO",
-        "refitted": f"refitted {gaps.family}",
-        "richer": f"refitted {gaps.richer}",
-        "log_evidence": f"L_{bounds.num_samples}, {_PROPOSAL_LABELS[settings['proposal']]}",
-        "ais": "AIS",
-    }
-    for name, label in labels.items():
-        if name in bound_rows:
-            note = ", used as log p̂" if name == gaps.evidence_estimator else ""
-            lines.append(_format_row(label, bound_rows[name], f"lower bound{note}"))
-    fractions = {"approximation": 1 - share.value, "amortisation": share.value}
-    for name, fraction in fractions.items():
-        error = "" if math.isnan(share.se_data) else f" ± {share.se_data:.0%}"
-        role = f"{fraction:.0%}{error} of log p̂ − ELBO"
-        lines.append(_format_row(f"{name} gap", gap_rows[name], role))
-    lines.append(_format_row("log p̂ − ELBO", gap_rows["total"], "total gap"))
-    if "closed" in gap_rows:
-        row = gap_rows["remaining"]
-        lines.append(_format_row("approximation gap, richer q", row, str(gaps.richer)))
-    if "generalisation" in gap_rows:
-        row = gap_rows["train_amortisation"]
-        lines.append(_format_row("amortisation gap, train", row, "training data"))
-        row = gap_rows["generalisation"]
-        lines.append(_format_row("amortisation gap, test − train", row, "encoder generalisation"))
-    return "\n".join([*lines, _describe_convergence(gaps), *_make_warnings(gaps), gaps.reading])
-
-
-def _format_row(label: str, row: Estimate, role: str) -> str:
-    width = _LABEL_WIDTH + label.count("\N{COMBINING CIRCUMFLEX ACCENT}")  # has no width
-    numbers = f"{row.value:11.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-    return f"{label:{width}}{numbers}  {role}"
 
 
 def _describe_convergence(gaps: Gaps) -> str:
@@ -351,3 +344,57 @@ def _get_error(row: Estimate) -> float:
 
 def _format_fraction(fraction: float) -> str:
     return _FRACTIONS[min(_FRACTIONS, key=lambda known: abs(known - fraction))]
+
+
+#: Labels and colours of the parts of the gap, from the ELBO upwards.
+_PARTS = {
+    "amortisation": ("amortisation", "C1"),
+    "closed": ("approximation, closed by {richer}", "#7fb0d8"),
+    "remaining": ("approximation, remaining", "C0"),
+    "approximation": ("approximation", "C0"),
+}
+
+
+def make_section(gaps: Gaps) -> Section:
+    """Return the section of the report."""
+    rows = gaps.estimates
+    parts = ("closed", "remaining") if "closed" in rows else ("approximation",)
+    bars = {"evaluated data": {name: rows[name] for name in ("amortisation", *parts)}}
+    if "train_amortisation" in rows:
+        bars["training data"] = {"amortisation": rows["train_amortisation"]}
+    figure = plot_gap_parts(bars, gaps.richer)
+    picture = Picture("gaps", "Parts of the gap", gaps.reading, figure)
+    return Section([gaps.make_table()], [picture], "The “± data” of a difference is paired.")
+
+
+def plot_gap_parts(bars: Mapping[str, Mapping[str, Estimate]], richer: str | None) -> Figure:
+    """Plot the parts of log p̂ − ELBO as stacked bars.
+
+    Arguments:
+        bars: parts by data split: ``amortisation`` and, if known, either ``closed`` and
+            ``remaining`` or ``approximation``.
+        richer: name of the richer family, which closes the part ``closed``.
+    """
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = make_figure(height=1.4 + 0.7 * len(bars))
+    legend = {}
+    for i, parts in enumerate(bars.values()):
+        left = 0.0
+        for part, row in parts.items():
+            label, color = _PARTS[part]
+            # noise can make a small part negative: it is labelled but has no bar
+            width = max(row.value, 0.0) if math.isfinite(row.value) else 0.0
+            axes.barh(i, width, left=left, height=0.6, color=color)
+            legend[label.format(richer=richer)] = color
+            error = "" if math.isnan(row.se_data) else f"\n± {row.se_data:.2f}"
+            text = f"{row.value:.2f}{error}"
+            axes.text(left + width / 2, i, text, ha="center", va="center", fontsize=8)
+            left += width
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlabel("nats per datum above the ELBO")
+    patches = [Patch(color=color) for color in legend.values()]
+    place = {"loc": "outside upper center", "ncols": 3, "fontsize": 8}
+    figure.legend(patches, list(legend), frameon=False, **place)
+    return figure

@@ -21,6 +21,7 @@ from ...programs.inputs import ProgramInputs, map_batched, prepare
 from ...programs.particles import Layout, guide_scorer, log_probs_at
 from ..estimates import Estimate
 from ..resumable import compute_in_blocks
+from ..tables import Row, Table
 from .site_terms import compute_site_terms, plan_particles
 
 __all__ = ["NoAggregateError", "Surgery", "surgery"]
@@ -131,17 +132,16 @@ class Surgery:
             "warning": self.warning,
         }
 
+    def make_table(self) -> Table:
+        """Return the three terms as a table."""
+        return Table([Row(_ROWS[n][0], [e], _ROWS[n][1]) for n, e in self.estimates.items()])
+
     def __str__(self) -> str:
-        lines = [
+        head = (
             f"aggregate posterior q(z) of {self.num_data} examples, {self.num_samples} samples "
-            f"from each of {len(self)}; nats per datum; log N = {self.limit:.3f}",
-            f"{'':22}{'mean':>9}{'± data':>10}{'± MC':>10}",
-        ]
-        for name, row in self.estimates.items():
-            label, note = _ROWS[name]
-            numbers = f"{row.value:9.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
-            lines.append(f"{label:22}{numbers}  {note}".rstrip())
-        return "\n".join([*lines, *([self.warning] if self.warning else [])])
+            f"from each of {len(self)}; nats per datum; log N = {self.limit:.3f}"
+        )
+        return "\n".join([head, str(self.make_table()), *filter(None, [self.warning])])
 
 
 def surgery(

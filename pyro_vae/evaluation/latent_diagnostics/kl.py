@@ -18,6 +18,7 @@ from ...programs.context import evaluating
 from ...programs.inputs import map_batched, prepare
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..resumable import compute_in_blocks
+from ..tables import Row, Table
 from .site_terms import compute_site_terms, plan_particles
 
 __all__ = ["Divergences", "SiteDivergence", "divergences"]
@@ -115,15 +116,14 @@ class Divergences:
             },
         }
 
+    def make_table(self) -> Table:
+        """Return ELBO, rate and distortion as a table."""
+        return Table([Row(_ROWS[n][0], [e], _ROWS[n][1]) for n, e in self.estimates.items()])
+
     def __str__(self) -> str:
-        lines = [
-            f"{len(self)} examples × {self.num_samples} samples; nats per datum",
-            f"{'':18}{'mean':>10}{'± data':>10}{'± MC':>10}",
-        ]
-        for name, row in self.estimates.items():
-            label, role = _ROWS[name]
-            lines.append(f"{label:18}{_format_estimate(row)}  {role}")
-        return "\n".join([*lines, *map(_format_site, self.sites, self.sites.values())])
+        head = f"{len(self)} examples × {self.num_samples} samples; nats per datum"
+        sites = map(_format_site, self.sites, self.sites.values())
+        return "\n".join([head, str(self.make_table()), *sites])
 
 
 def divergences(
@@ -254,10 +254,6 @@ def _format_site(name: str, site: SiteDivergence) -> str:
     return f"{head}; {len(values)} dimensions, largest first: {listed}" + (
         ", …" if len(values) > _MAX_LISTED else ""
     )
-
-
-def _format_estimate(row: Estimate) -> str:
-    return f"{row.value:10.3f}{row.se_data:10.3f}{row.se_monte_carlo:10.3f}"
 
 
 def _to_list(values: np.ndarray | None) -> list[float | None] | None:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from ...core import files
-from ...data.splits import Split
+from ...data import Dataset, Split
 from ...programs.base import Program
+from ..estimates import Estimate
+from ..results import Result
+from ..sections import Picture, Section, make_figure
+from ..slices import Evaluation, SplitName
 from .activity import ActiveUnits, active_units
 from .elbo_surgery import NoAggregateError, Surgery, surgery
-from .kl import Divergences, divergences
+from .kl import Divergences, SiteDivergence, divergences
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
-__all__ = ["ActiveUnits", "Latents", "active_units", "latents"]
+__all__ = [
+    "LATENTS",
+    "ActiveUnits",
+    "Latents",
+    "active_units",
+    "latents",
+    "plot_latent_units",
+]
+
+#: Colours of latent units.
+_ACTIVE_COLOR, _INACTIVE_COLOR = "C0", "0.75"
+#: Lower limit of variances on a logarithmic axis.
+_MIN_VARIANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(Result):
     """Active units, KL of each latent, and mutual information of data and latents.
 
     Attributes:
@@ -35,10 +51,15 @@ class Latents:
         no_surgery_reason: the reason if ``surgery`` is ``None``.
     """
 
+    contents: ClassVar[str] = "latent diagnostics"
+
     active: ActiveUnits
     divergences: Divergences
     surgery: Surgery | None
     no_surgery_reason: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.divergences)
 
     def summary(self) -> dict[str, Any]:
         """The values as plain numbers and lists for JSON. Non-finite values become null."""
@@ -80,27 +101,60 @@ class Latents:
 
         Group ``divergences`` holds ``rate``, ``distortion`` and ``elbo``. Group ``surgery``, if
         present, holds ``divergence``, ``mutual_information`` and ``marginal`` of the evaluated
-        examples. Each column comes with its Monte Carlo variance.
+        examples. Each column comes with its Monte Carlo variance. The values of each site and
+        unit are JSON, in the attributes ``sites`` and ``active``.
         """
         import xarray
 
         divergences, surgery = self.divergences, self.surgery
         index = np.arange(len(divergences))
         groups = {"divergences": _make_dataset(divergences.per_datum, index)}
-        groups["divergences"].attrs = {"num_samples": divergences.num_samples, "units": "nats"}
+        groups["divergences"].attrs = {
+            "num_samples": divergences.num_samples,
+            "units": "nats",
+            "seed": divergences.seed,
+            "sites": _to_json({name: asdict(site) for name, site in divergences.sites.items()}),
+            "active": _to_json(asdict(self.active)),
+            "no_surgery_reason": self.no_surgery_reason or "",
+        }
         if surgery is not None:
             groups["surgery"] = _make_dataset(surgery.per_datum, surgery.index)
             groups["surgery"].attrs = {
                 "num_samples": surgery.num_samples,
                 "num_data": surgery.num_data,
                 "units": "nats",
+                "seed": surgery.seed,
             }
         return xarray.DataTree.from_dict(groups)
 
-    def to_netcdf(self, path: str | Path) -> None:
-        """Write :meth:`to_datatree` to a NetCDF file atomically. ArviZ can read it."""
-        tree = self.to_datatree()
-        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+    @classmethod
+    def from_datatree(cls, tree: xarray.DataTree) -> Latents:
+        """Return the diagnostics in a tree made by :meth:`to_datatree`."""
+        group = tree["divergences"].to_dataset()
+        active = json.loads(group.attrs["active"])
+        for name in ("variance", "se"):
+            active[name] = {site: np.array(v) for site, v in active[name].items()}
+        sites = {
+            name: SiteDivergence(
+                total=Estimate(*site["total"]),
+                dimensions=_to_array(site["dimensions"]),
+                errors=_to_array(site["errors"]),
+                closed_form=site["closed_form"],
+            )
+            for name, site in json.loads(group.attrs["sites"]).items()
+        }
+        surgery = None
+        if "surgery" in tree:
+            parts = tree["surgery"].to_dataset()
+            numbers = {n: int(parts.attrs[n]) for n in ("num_data", "num_samples", "seed")}
+            surgery = Surgery(_get_columns(parts), parts["datum"].to_numpy(), **numbers)
+        numbers = {n: int(group.attrs[n]) for n in ("num_samples", "seed")}
+        return cls(
+            ActiveUnits(**active),
+            Divergences(sites, _get_columns(group), **numbers),
+            surgery,
+            group.attrs["no_surgery_reason"] or None,
+        )
 
 
 def latents(
@@ -164,3 +218,106 @@ def _make_dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarra
     import xarray
 
     return xarray.Dataset({n: ("datum", v) for n, v in columns.items()}, coords={"datum": index})
+
+
+def _get_columns(dataset: xarray.Dataset) -> dict[str, np.ndarray]:
+    return {str(name): column.to_numpy() for name, column in dataset.items()}
+
+
+def _to_array(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array(values)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, default=np.ndarray.tolist, ensure_ascii=False)
+
+
+def _make_section(latents: Latents) -> Section:
+    """Return the section of the report."""
+    tables, about, pictures = [latents.divergences.make_table()], [], []
+    surgery = latents.surgery
+    if surgery is None:
+        about.append(f"No ELBO surgery: {latents.no_surgery_reason}.")
+    else:
+        tables.append(surgery.make_table())
+        about.append(
+            f"The second table is for the aggregate posterior of {surgery.num_data} examples; the "
+            f"mutual information is at most log N = {surgery.limit:.2f}."
+        )
+        if surgery.warning:
+            about.append(f"{surgery.warning[0].upper()}{surgery.warning[1:]}.")
+    active = latents.active
+    for name, site in latents.divergences.sites.items():
+        variance = active.variance.get(name)
+        caption = f"KL of {name}: {site.total.value:.3f} nats."
+        if variance is not None:
+            caption += f" {active.counts[name]} of {len(variance)} units are active."
+        if variance is None and site.dimensions is None:
+            about.append(caption)
+            continue
+        figure = plot_latent_units(site.dimensions, variance, active.threshold, name)
+        pictures.append(Picture(f"units-{name}", f"Units of {name}", caption, figure))
+    return Section(tables, pictures, " ".join(about))
+
+
+def plot_latent_units(
+    kl: np.ndarray | None, variance: np.ndarray | None, threshold: float, name: str
+) -> Figure:
+    """Plot the KL and the variance of the posterior mean of all units of a site, sorted.
+
+    Arguments:
+        kl: the KL of each unit in nats, ``(D,)``, or ``None``.
+        variance: the variance of each unit's posterior mean, or ``None``, but not both.
+        threshold: variance above which a unit is active.
+        name: name of the site.
+    """
+    panels = [values for values in (kl, variance) if values is not None]
+    figure, axes_row = make_figure(4.8 * len(panels), 3.2, len(panels))
+    order = np.argsort(-panels[0])
+    active = np.ones(len(order), bool) if variance is None else variance > threshold
+    colors = [_ACTIVE_COLOR if active[i] else _INACTIVE_COLOR for i in order]
+    if kl is not None:
+        axes = axes_row[0]
+        axes.bar(range(len(order)), kl[order], color=colors, width=0.9)
+        axes.set_ylabel("KL (nats per datum)")
+        axes.set_xlabel(f"units of {name}, sorted by KL")
+    if variance is not None:
+        axes = axes_row[-1]
+        shown = np.maximum(variance[order], _MIN_VARIANCE)
+        axes.bar(range(len(order)), shown, color=colors, width=0.9)
+        axes.axhline(threshold, color="C3", ls="--", lw=1, label=f"active above {threshold:g}")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=_MIN_VARIANCE / 2)
+        axes.set_ylabel("variance of the posterior mean")
+        axes.set_xlabel(f"units of {name}, in the same order" if kl is not None else name)
+        axes.legend(frameon=False, loc="upper right")
+    return figure
+
+
+def _compute(
+    program: Program,
+    dataset: Dataset,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = None,
+    checkpoint: object,
+    **options: Any,
+) -> Latents:
+    """Measure active units, the KL of each latent and the mutual information with the data.
+
+    Arguments:
+        split: data split.
+        num_data: use only the first examples of the split.
+    """
+    return latents(program, dataset.take(split, num_data), **options)
+
+
+LATENTS = Evaluation(
+    name="latents",
+    title="Latent variables",
+    compute=_compute,
+    function=latents,
+    result=Latents,
+    make_section=_make_section,
+    resumable=False,
+)

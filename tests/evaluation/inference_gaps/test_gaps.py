@@ -474,7 +474,7 @@ class TestComputation:
         quick(vae, x).to_netcdf(tmp_path / "alone.nc")
         assert Gaps.from_netcdf(tmp_path / "alone.nc").train is None
         evaluate(vae, x, num_samples=50).to_netcdf(tmp_path / "bounds.nc")
-        with pytest.raises(ValueError, match="to contain gaps from pyro_vae; got bounds"):
+        with pytest.raises(ValueError, match="to contain gaps saved by pyro_vae; got bounds"):
             Gaps.from_netcdf(tmp_path / "bounds.nc")
 
     def test_program_parameters_are_unchanged(self):

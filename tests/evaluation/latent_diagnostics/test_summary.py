@@ -17,7 +17,7 @@ import pyro_vae as pv
 from pyro_vae.evaluation import active_units
 from pyro_vae.evaluation.latent_diagnostics.elbo_surgery import surgery
 from pyro_vae.evaluation.latent_diagnostics.kl import divergences
-from pyro_vae.evaluation.latent_diagnostics.summary import latents
+from pyro_vae.evaluation.latent_diagnostics.summary import Latents, latents
 
 
 def compute_posterior_mean(program, x):
@@ -158,6 +158,8 @@ class TestLatents:
         result = latents(vae, torch.bernoulli(torch.full((40, 3), 0.5)), num_draws=20)
         assert result.surgery is not None
         result.to_netcdf(tmp_path / "latents.nc")
+        loaded = Latents.from_netcdf(tmp_path / "latents.nc")
+        assert str(loaded) == str(result) and loaded.summary() == result.summary()
         with xarray.open_datatree(tmp_path / "latents.nc", engine="h5netcdf") as tree:
             rate, group = tree["divergences/rate"].to_numpy(), tree["surgery"].to_dataset()
             assert (rate == result.divergences.per_datum["rate"]).all()
@@ -165,6 +167,15 @@ class TestLatents:
             assert (group["datum"].to_numpy() == result.surgery.index).all() and len(
                 group.datum
             ) == 10
+
+    def test_netcdf_of_discrete_site_and_without_surgery(self, tmp_path):
+        data = torch.bernoulli(torch.full((9, 3), 0.5))
+        without = latents(small_vae(posterior=POSTERIORS["PlanarFlow"]), data, num_samples=4)
+        discrete = latents(TwoLayers(), torch.randn(60, 1), num_samples=10, num_draws=120)
+        for result in (without, discrete):
+            result.to_netcdf(tmp_path / "latents.nc")
+            loaded = Latents.from_netcdf(tmp_path / "latents.nc")
+            assert str(loaded) == str(result) and loaded.summary() == result.summary()
 
 
 def test_active_units_of_a_conditional_program_and_of_a_pair():
