@@ -40,9 +40,8 @@ def make_marginal(program, observed):
     return MultivariateNormal(joint.mean[observed], joint.covariance_matrix[observed][:, observed])
 
 
-@pytest.mark.parametrize("shift, inflate", [(0.0, 1.0), (0.4, 1.3)])
-def test_samples_have_conditional_moments(shift, inflate):
-    program = LinearGaussian(2, shift=shift, inflate=inflate)
+def test_samples_have_conditional_moments():
+    program = LinearGaussian(2, shift=0.4, inflate=1.3)
     x = program.sample(4)
     x[:, ~OBSERVED] = math.nan
     result = queries.impute(program, x, observed=OBSERVED, num_samples=20_000, draws=4000, seed=1)
@@ -72,7 +71,8 @@ def test_samples_have_conditional_moments(shift, inflate):
 def test_log_evidence_of_observed_pixels(options):
     program = LinearGaussian(2, shift=0.2, inflate=1.2)
     x = program.sample(30)
-    result = queries.impute(program, x, observed=OBSERVED, num_samples=5000, **options)
+    options = {"num_samples": 5000, "refit_steps": 40, **options}
+    result = queries.impute(program, x, observed=OBSERVED, **options)
     truth = make_marginal(program, OBSERVED).log_prob(x[:, OBSERVED])
     error = (result.log_evidence_variance / 30).mean().sqrt()
     # 4 standard errors of the mean: false alarm rate 1 in 15,000
@@ -84,7 +84,7 @@ def test_log_evidence_of_observed_pixels(options):
 def test_without_missing_pixels_the_data_are_returned():
     program = LinearGaussian(2, shift=0.3, inflate=1.2)
     x = program.sample(5)
-    result = queries.impute(program, x, num_samples=4000)
+    result = queries.impute(program, x, num_samples=4000, refit_steps=40)
     error = result.log_evidence_variance.sqrt()
     assert ((result.log_evidence - program.log_evidence(x)).abs() < 5 * error).all()
     assert torch.allclose(result.mean, x) and torch.equal(result.x, x.expand(16, *x.shape))
@@ -106,7 +106,7 @@ def test_without_observed_pixels_the_model_is_sampled():
 def test_score_missing_matches_closed_form():
     program = LinearGaussian(2, shift=0.2, inflate=1.2)
     x = program.sample(40)
-    score = queries.score_missing(program, x, observed=OBSERVED, num_samples=4000)
+    score = queries.score_missing(program, x, observed=OBSERVED, num_samples=4000, refit_steps=60)
     mean, cov = compute_conditional(program, x, OBSERVED)
     truth = MultivariateNormal(mean, cov).log_prob(x[:, ~OBSERVED])
     error = (score.variance / 40).mean().sqrt()
@@ -158,7 +158,7 @@ def test_wrong_guide_is_refitted_to_exact_conditional():
         completed = torch.where(OBSERVED, x, 0.0)
         runner = Runner.create(prepare(program, completed))
         observation = PartialObservation(runner, completed, OBSERVED.expand(x.shape))
-        mixture = fit_mixture(observation, completed[None], 800).mixture
+        mixture = fit_mixture(observation, completed[None], 400).mixture
     W = program.W[OBSERVED]
     cov = torch.linalg.inv(torch.eye(2, dtype=x.dtype) + W.T @ W / program.s**2)
     mean = (x[:, OBSERVED] - program.b[OBSERVED]) @ W @ cov / program.s**2
@@ -202,7 +202,7 @@ def test_hmc_corrects_bad_proposals():
     program = LinearGaussian(2, shift=1.5, inflate=0.3)
     x = program.sample(2)
     bad = {"fills": 2, "rounds": 0, "defence": 0.0, "num_samples": 50, "refit_steps": 0}
-    options = {"warm_up": 150, "thin": 40, "num_steps": 8}
+    options = {"warm_up": 60, "thin": 15, "num_steps": 8}
     start, end = (
         queries.impute(program, x, observed=OBSERVED, draws=2000, method=m, options=o, **bad)
         for m, o in (("importance", None), ("hmc", options))
@@ -273,7 +273,12 @@ def test_normal_noise_matches_closed_form():
     clean = program.sample(4)
     noisy = clean + scale * torch.randn_like(clean)
     result = queries.impute(
-        program, noisy, noise=queries.AdditiveNormal(scale), num_samples=20_000, draws=4000
+        program,
+        noisy,
+        noise=queries.AdditiveNormal(scale),
+        num_samples=20_000,
+        draws=4000,
+        refit_steps=60,
     )
     joint = program.marginal.covariance_matrix
     noisy_cov = joint + scale**2 * torch.eye(6, dtype=joint.dtype)
@@ -301,7 +306,7 @@ def test_flow_that_scores_only_its_own_samples():
         observed = torch.tensor([True, False, True])
         options = {"observed": observed, "num_samples": 4000}
         result = queries.impute(vae, x, refit_steps=0, **options)
-        fitted = queries.impute(vae, x, **options)
+        fitted = queries.impute(vae, x, refit_steps=100, **options)
         simple = queries.impute((vae.model, prior_guide), x, observed=observed, num_samples=20_000)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -378,7 +383,8 @@ def test_results_are_seeded_and_global_generator_unaffected():
     x = program.sample(3)
     before = torch.get_rng_state()
     first, second, other = (
-        queries.impute(program, x, observed=OBSERVED, seed=seed) for seed in (5, 5, 6)
+        queries.impute(program, x, observed=OBSERVED, num_samples=50, refit_steps=5, seed=seed)
+        for seed in (5, 5, 6)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.x, second.x) and not torch.equal(first.x, other.x)
