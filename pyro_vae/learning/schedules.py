@@ -107,7 +107,8 @@ def check_number(
         return
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not minimum <= number <= maximum or number == math.inf:
-        bounds = "> 0" if minimum else "≥ 0"
-        limit = f" and ≤ {maximum:g}" if maximum < math.inf else ""
+        bounds = f"{'>' if minimum else '≥'} 0 and finite"
+        if maximum < math.inf:
+            bounds = f"in {'(' if minimum else '['}0, {maximum:g}]"
         alternative = ", or a schedule" if or_schedule else ""
-        raise ValueError(f"expected {name} {bounds}{limit} and finite{alternative}; got {value!r}")
+        raise ValueError(f"expected {name} {bounds}{alternative}; got {value!r}")

@@ -206,9 +206,7 @@ class _GradientGraph:
             poutine.trace(param_only=True) as capture,
             svi.objective.override_schedules(schedule_values),
         ):
-            loss, surrogate = svi.objective.loss_and_surrogate(
-                svi.model, svi.guide, *svi._draw(*args)
-            )
+            loss, surrogate = svi.objective.terms(svi.model, svi.guide, *svi._draw(*args))
         sites = cast("Any", capture.trace.nodes).values()
         by_id = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
         self.parameters = list(by_id.values())

@@ -164,7 +164,7 @@ def test_schedules_with_plain_svi():
         (lambda: ELBO(beta=True), "expected beta ≥ 0 and finite, or a schedule; got True"),
         (lambda: LinearWarmUp(0), "expected epochs > 0 and finite; got 0"),
         (lambda: LinearWarmUp(start=-1.0), "expected start ≥ 0 and finite; got -1.0"),
-        (lambda: Cyclical(rising=1.5), "expected rising > 0 and ≤ 1 and finite; got 1.5"),
+        (lambda: Cyclical(rising=1.5), r"expected rising in \(0, 1\]; got 1.5"),
         (lambda: Cyclical(period=float("inf")), "expected period > 0 and finite; got inf"),
     ],
 )

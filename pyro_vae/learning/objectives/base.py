@@ -15,10 +15,13 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from pyro.util import check_site_shape
+from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 
+from ...core.evaluation_mode import eval_mode
 from ...programs.base import PLATE, sample_sites, trace_program
+from ...programs.importance_weights import find_layout
+from ...programs.particles import Layout
 from ..schedules import Schedule
 
 __all__ = [
@@ -53,8 +56,8 @@ class StepInfo:
 class Objective(PyroELBO):
     """Base class of all objectives: a Pyro ``ELBO``, usable as ``SVI(…, loss=objective)``.
 
-    Subclasses define :meth:`loss` and :meth:`differentiable_loss`. Both return the value of the
-    bound itself, even if the gradient is that of another function.
+    Subclasses define :meth:`terms`. What is reported is always the bound itself, even if the
+    gradient is that of another function.
     """
 
     #: Updates that :func:`~pyro_vae.fit` makes with each minibatch.
@@ -89,30 +92,32 @@ class Objective(PyroELBO):
         """Restore the state returned by :meth:`state_dict`."""
 
     @abstractmethod
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Return minus the objective, summed over the minibatch, in nats."""
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return minus the bound, and a surrogate whose gradient is the gradient estimator.
 
-    @abstractmethod
+        Both are scalars on the device, summed over the minibatch, in nats; the first is detached.
+        There is no host synchronisation, so a compiled step can trace this method. Without
+        gradients (``torch.no_grad``) only the first is used, and schedules are not evaluated.
+        """
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return minus the bound, summed over the minibatch, in nats."""
+        with torch.no_grad():
+            return self.terms(model, guide, *args, **kwargs)[0].item()
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return :meth:`loss` as a tensor whose gradient is the gradient estimator."""
+        loss, surrogate = self.terms(model, guide, *args, **kwargs)
+        return surrogate - surrogate.detach() + loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Return :meth:`loss` and accumulate its gradient in each parameter's ``grad``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
-
-    def loss_and_surrogate(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return :meth:`loss` and a surrogate with the estimator's gradient, both on the device.
-
-        Override this if :meth:`differentiable_loss` reads values on the host, which would break
-        tracing.
-        """
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        return loss.detach(), loss
+        """Return :meth:`loss` and accumulate the gradient in each parameter's ``grad``."""
+        loss, surrogate = self.terms(model, guide, *args, **kwargs)
+        if surrogate.requires_grad:
+            surrogate.backward()
+        value = loss.item()
+        warn_if_nan(cast("Any", value), "loss")
+        return value
 
     def schedule_values(self) -> dict[str, float]:
         """Return the current value of every argument that is a schedule."""
@@ -127,6 +132,15 @@ class Objective(PyroELBO):
             yield
         finally:
             self._schedule_overrides = {}
+
+    def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
+        """Return the particle layout of a program (cached)."""
+
+        def compute() -> Layout:
+            with poutine.block(), eval_mode(model, guide):
+                return find_layout(model, guide, *args, **kwargs)
+
+        return self._cached(compute, model, guide, args, kwargs)
 
     def _cached(
         self, compute: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict

@@ -112,7 +112,9 @@ class MonteCarloEM(WeightObjective):
         self._chains = _PersistentChains(**state) if state else None
         self._samples = self._program = None
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return super().terms(model, guide, *args, **kwargs)
         if self._program is not None and self._program != (model, guide):
             self._chains = self._samples = None
         self._program = (model, guide)
@@ -127,7 +129,9 @@ class MonteCarloEM(WeightObjective):
         shared = set(_traced_parameters(model_params))
         guide_only = [p for p in _traced_parameters(guide_params) if p not in shared]
         surrogate = log_p + _restrict_gradient(log_q, guide_only)
-        return self.loss(model, guide, *args, **kwargs) + surrogate.detach() - surrogate
+        with torch.no_grad():
+            loss, _ = super().terms(model, guide, *args, **kwargs)
+        return loss, -surrogate
 
     @torch.no_grad()
     def _sample_posterior(

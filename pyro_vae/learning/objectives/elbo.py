@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.poutine import Trace
+from pyro.util import check_if_enumerated
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
-from ...programs.base import Site, sample_sites, trace_program
-from ...programs.importance_weights import find_layout
-from ...programs.particles import Layout
+from ...programs.base import Site, is_latent, sample_sites, trace_program
+from ...programs.kl import analytic_kl
 from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
 from .base import DataPlateChecker, Objective, find_max_plate_nesting, log_parameter_prior
-from .free_bits import FreeBits, replace_sites
+from .free_bits import PARTICLE_PLATE, FreeBits
 
 __all__ = ["ELBO"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Minus the ELBO, a surrogate with the requested gradient, and the tensors computed by the model
-#: and by the guide.
-_RunResult = tuple[float, Tensor, list[Tensor], list[Tensor]]
+#: The ELBO, a surrogate with the requested gradient, and the tensors computed by the model and by
+#: the guide.
+_RunResult = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 
 
 class ELBO(Objective):
@@ -98,92 +100,51 @@ class ELBO(Objective):
     def not_decomposable_reason(self) -> str | None:
         return "free bits depend on the mean over a minibatch" if self.free_bits.nats else None
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        return self.estimator(model, guide, args, kwargs).loss(model, guide, *args, **kwargs)
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        training = torch.is_grad_enabled()
+        beta = self._current_value(self.beta) if training else 1.0
+        run = self._run_pathwise if self.gradient == "stl" else self._run_sites
+        bound, surrogate, *tensors = run(beta, model, guide, args, kwargs)
+        if self.map_weights and training:
+            surrogate = surrogate + self._data_fraction(args) * log_parameter_prior(*tensors)
+        return -bound.detach(), -surrogate
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        beta = self._current_value(self.beta)
-        if self._is_plain(beta):
-            estimator = self.estimator(model, guide, args, kwargs)
-            return estimator.differentiable_loss(model, guide, *args, **kwargs)
-        loss, surrogate = self._run(beta, model, guide, args, kwargs)
-        return surrogate - surrogate.detach() + loss
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        beta = self._current_value(self.beta)
-        if self._is_plain(beta):
-            estimator = self.estimator(model, guide, args, kwargs)
-            return estimator.loss_and_grads(model, guide, *args, **kwargs)
-        loss, surrogate = self._run(beta, model, guide, args, kwargs)
-        if surrogate.requires_grad:
-            surrogate.backward()
-        return loss
-
-    def loss_and_surrogate(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        beta = self._current_value(self.beta)
-        if self._is_plain(beta):
-            estimator: Any = self.estimator(model, guide, args, kwargs)
-            (run,) = estimator._get_traces(model, guide, args, kwargs)
-            loss, surrogate = estimator._differentiable_loss_particle(*run)
-            loss, surrogate = loss / self.num_particles, surrogate / self.num_particles
-        else:
-            loss, surrogate = self._run(beta, model, guide, args, kwargs)
-        return torch.as_tensor(loss, dtype=surrogate.dtype, device=surrogate.device), surrogate
-
-    def _is_plain(self, beta: float) -> bool:
-        """Whether the gradient is that of the plain ELBO, as computed by Pyro."""
-        standard = self.gradient == "standard" and not self.map_weights
-        return standard and self.free_bits.nats == 0 and isinstance(beta, Real) and beta == 1
-
-    def _run(
+    def _run_sites(
         self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[float, Tensor]:
-        """Return minus the ELBO and a surrogate with the requested gradient, from one run."""
-        estimator, layout = self._estimator_and_layout(model, guide, args, kwargs)
-        fraction = self._data_fraction(args) if self.map_weights else 0.0
-        program = model, guide, args, kwargs
-        if self.gradient == "stl":
-            loss, surrogate, *computed = self._run_pathwise(layout, beta, *program)
-        else:
-            loss, surrogate, *computed = self._run_reweighted(estimator, beta, *program)
-        if self.map_weights:
-            surrogate = surrogate - fraction * log_parameter_prior(*computed)
-        return loss, surrogate
-
-    def _run_reweighted(
-        self, estimator: Any, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> _RunResult:
-        """Apply Pyro's estimator, with the latent terms reweighted by β and free bits."""
-        (run,) = estimator._get_traces(model, guide, args, kwargs)
-        loss, _ = estimator._differentiable_loss_particle(*run)
-        model_tensors, guide_tensors = map(_log_probs, run)
-        guide_tensors += [site["value"] for site in sample_sites(run[1].nodes).values()]
+        """Sum the log-densities and analytic KLs of one run, with latent terms weighted."""
+        analytic, nesting = self._estimator(model, guide, args, kwargs)
+        if self.num_particles > 1:
+            plate = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - int(nesting))
+            model, guide, nesting = plate(model), plate(guide), nesting + 1
+        run = get_importance_trace("flat", nesting, model, guide, args, kwargs)
+        if is_validation_enabled():
+            check_if_enumerated(run[1])
+        p, q = (sample_sites(cast("dict[str, Site]", trace.nodes)).values() for trace in run)
+        model_tensors = [site["log_prob"] for site in p]
+        guide_tensors = [site[key] for key in ("log_prob", "value") for site in q]
         run = self.free_bits.split_sites(*run)
-        weights = self.free_bits.weights(*run, isinstance(estimator, TraceMeanField_ELBO))
-        model_trace, guide_trace = (_scale_latents(trace, beta, weights) for trace in run)
-        model_trace.compute_log_prob()
-        guide_trace.compute_score_parts()
-        _, surrogate = estimator._differentiable_loss_particle(model_trace, guide_trace)
+        bits = self.free_bits.weights(*run, analytic)
+        latent = [site["name"] for site in q if is_latent(site)]
+        weights = {name: beta * bits.get(name, 1.0) for name in latent}
+        bound, surrogate = estimate_elbo(*run, weights, analytic)
         count = self.num_particles
-        return loss / count, surrogate / count, model_tensors, guide_tensors
+        return bound / count, surrogate / count, model_tensors, guide_tensors
 
     def _run_pathwise(
-        self, layout: Layout, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
+        self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> _RunResult:
-        count = self.num_particles
+        layout = self.layout(model, guide, args, kwargs)
         with DataPlateChecker():
             particles = run_pathwise(
-                model, guide, *args, num_samples=count, layout=layout, **kwargs
+                model, guide, *args, num_samples=self.num_particles, layout=layout, **kwargs
             )
         log_w, latents = particles.log_weights, particles.latents
         log_x = torch.stack([v for n, v in particles.log_p.items() if n not in latents]).sum(0)
         objective = log_x + beta * (log_w - log_x)
         guide_tensors = [*particles.log_q.values(), *latents.values()]
         model_tensors = list(particles.log_p.values())
-        loss, surrogate = -log_w.mean(0).sum().item(), -objective.mean(0).sum()
-        return loss, surrogate, model_tensors, guide_tensors
+        return log_w.mean(0).sum(), objective.mean(0).sum(), model_tensors, guide_tensors
 
     def _data_fraction(self, args: tuple) -> float:
         """Return the size of the minibatch as a fraction of the training set."""
@@ -195,43 +156,26 @@ class ELBO(Objective):
             )
         return len(args[0]) / self._step_info.num_data
 
-    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
-        return self.estimator(model, guide, args, kwargs)._get_trace(model, guide, args, kwargs)
+    def uses_analytic_kl(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether estimator B is used for this program, called with these arguments."""
+        return self.gradient == "standard" and self._estimator(model, guide, args, kwargs)[0]
 
-    def estimator(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> Trace_ELBO:
-        """Return Pyro's estimator for this program, called with these arguments."""
-        return self._estimator_and_layout(model, guide, args, kwargs)[0]
+    def _estimator(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[bool, float]:
+        """Return whether the KL is analytic, and the depth of the plates (cached)."""
 
-    def _estimator_and_layout(
-        self, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[Trace_ELBO, Layout]:
-        def compute() -> tuple[Trace_ELBO, Layout]:
-            estimator_class, layout, nesting = Trace_ELBO, Layout(), math.inf
-            with poutine.block():
-                if self.gradient == "stl":
-                    with eval_mode(model, guide):
-                        layout = find_layout(model, guide, *args, **kwargs)
-                elif self.analytic_kl is not False:
-                    traces = trace_program(model, guide, args, kwargs)
-                    estimator_class = self._select_estimator(*traces)
-            vectorize = self.num_particles > 1
-            if vectorize:
+        def compute() -> tuple[bool, float]:
+            analytic, nesting = False, math.inf
+            if self.analytic_kl is not False:
+                with poutine.block():
+                    analytic = self._select_analytic(*trace_program(model, guide, args, kwargs))
+            if self.num_particles > 1:
                 nesting = find_max_plate_nesting(model, guide, args, kwargs)
-            estimator = estimator_class(
-                num_particles=self.num_particles,
-                max_plate_nesting=nesting,
-                vectorize_particles=vectorize,
-            )
-            return estimator, layout
+            return analytic, nesting
 
         return self._cached(compute, model, guide, args, kwargs)
 
-    def _select_estimator(
-        self, guide: Mapping[str, Site], model: Mapping[str, Site]
-    ) -> type[Trace_ELBO]:
-        guide, model = sample_sites(dict(guide)), sample_sites(dict(model))
+    def _select_analytic(self, guide: Mapping[str, Site], model: Mapping[str, Site]) -> bool:
+        guide, model = sample_sites(guide), sample_sites(model)
         reason = _analytic_kl_obstacle(guide, model)
         if reason is None:
             closed, sampled = _closed_forms(guide, model)
@@ -239,11 +183,62 @@ class ELBO(Objective):
                 _log.warning(
                     "site %r has no analytic KL (%s): estimating it by sampling", name, pair
                 )
-            return TraceMeanField_ELBO if closed or self.analytic_kl else Trace_ELBO
+            return bool(closed or self.analytic_kl)
         if self.analytic_kl:
             raise ValueError(f"expected a program whose KL is analytic; {reason}")
         _log.warning("the KL is estimated by sampling: %s", reason)
-        return Trace_ELBO
+        return False
+
+
+def estimate_elbo(
+    model: Trace, guide: Trace, weights: Mapping[str, Any], analytic: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the ELBO of one run, and a surrogate whose latent terms are weighted.
+
+    The surrogate has the gradient of Pyro's ``Trace_ELBO``, or ``TraceMeanField_ELBO`` if
+    ``analytic``: pathwise where the samples are reparameterised, and the score function with the
+    costs in the same plates for the other sites of the guide.
+
+    Arguments:
+        model, guide: traces of one run, with their log-densities.
+        weights: weight of each latent site, a number or a tensor that broadcasts with its
+            log-density.
+        analytic: whether to use the KL in closed form where there is one.
+    """
+    p, q = (sample_sites(cast("dict[str, Site]", trace.nodes)) for trace in (model, guide))
+    bound = surrogate = cast("Tensor", 0.0)
+    closed = set()
+    for name, site in p.items():
+        term, weight = site["log_prob"], weights.get(name, 1.0)
+        kl = analytic_kl(q[name], site) if analytic and is_latent(site) else None
+        if kl is not None:
+            closed.add(name)
+            term = -scale_and_mask(kl, q[name]["scale"])
+        bound = bound + term.detach().sum()
+        surrogate = surrogate + scale_and_mask(term, weight).sum()
+    for name, site in q.items():
+        if name in closed:
+            continue
+        _, score, entropy = site["score_parts"]
+        bound = bound - site["log_prob_sum"].detach()
+        if not is_identically_zero(entropy):
+            surrogate = surrogate - scale_and_mask(entropy, weights.get(name, 1.0)).sum()
+        if not is_identically_zero(score):
+            signal = _plate_costs(p, q, weights).sum_to(site["cond_indep_stack"])
+            surrogate = surrogate + (signal * score).sum()
+    return bound, surrogate
+
+
+def _plate_costs(
+    p: Mapping[str, Site], q: Mapping[str, Site], weights: Mapping[str, Any]
+) -> MultiFrameTensor:
+    """Return the weighted, detached log p − log q by plate."""
+    costs = MultiFrameTensor()
+    for name, site in p.items():
+        cost = site["log_prob"] - q[name]["log_prob"] if is_latent(site) else site["log_prob"]
+        cost = scale_and_mask(cost.detach(), weights.get(name, 1.0))
+        costs.add((site["cond_indep_stack"], cost))
+    return costs
 
 
 def _check_gradient(gradient: str, analytic_kl: bool | None, free_bits: FreeBits) -> None:
@@ -259,23 +254,6 @@ def _check_gradient(gradient: str, analytic_kl: bool | None, free_bits: FreeBits
             f"expected no free bits with gradient 'stl', which has no KL per group; got "
             f"{free_bits}: use gradient 'standard'"
         )
-
-
-def _scale_latents(
-    trace: poutine.Trace, beta: float, weights: Mapping[str, Tensor]
-) -> poutine.Trace:
-    """Return a copy of the trace with the latent terms scaled by β and the free-bits weights."""
-    latent = {
-        name: {"scale": site["scale"] * (beta * weights.get(name, 1.0))}
-        for name, site in sample_sites(cast("dict[str, Site]", trace.nodes)).items()
-        if not site["is_observed"]
-    }
-    return replace_sites(trace, latent)
-
-
-def _log_probs(trace: Any) -> list[Tensor]:
-    """Return the log-densities of a trace."""
-    return [site["log_prob"] for site in sample_sites(trace.nodes).values()]
 
 
 def _analytic_kl_obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:

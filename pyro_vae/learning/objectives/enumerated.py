@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ...core.validation import positive_int
-from ...programs.base import sample_sites
+from ...programs.base import is_latent, sample_sites
 from ..schedules import Schedule, check_number
 from .base import Objective, find_max_plate_nesting
 
@@ -70,24 +70,26 @@ class EnumeratedELBO(Objective):
         self.classification_weight = classification_weight
         self.beta = beta
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        estimator = self._estimator(model, guide, args, kwargs)
-        with torch.no_grad():
-            return float(estimator.loss(model, guide, *args, **kwargs))
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        estimator = self._estimator(model, guide, args, kwargs)
-        beta = self._current_value(self.beta)
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        estimator: Any = self._estimator(model, guide, args, kwargs)
+        training = torch.is_grad_enabled()
+        beta = self._current_value(self.beta) if training else 1.0
         factors = _FactorRecorder()
-        recorded_guide = factors(guide) if self.classification_weight else guide
-        if beta == 1:
-            loss = estimator.differentiable_loss(model, recorded_guide, *args, **kwargs)
-        else:
-            loss = self._weighted_loss(estimator, beta, model, recorded_guide, args, kwargs)
+        if self.classification_weight and training:
+            guide = factors(guide)
+        bound = surrogate = cast("Tensor", 0.0)
+        for run in estimator._get_traces(model, guide, args, kwargs):
+            value = torch.as_tensor(_compute_dice_elbo(*run))
+            bound = bound + value.detach()
+            if beta != 1:
+                latent = [name for name, s in sample_sites(run[1].nodes).items() if is_latent(s)]
+                for trace in run:
+                    _scale_log_probs(trace, latent, beta)
+                value = torch.as_tensor(_compute_dice_elbo(*run))
+            surrogate = surrogate + value
         if factors.log_q:
-            log_q = torch.stack(factors.log_q).sum() / self.num_particles
-            loss = loss - self.classification_weight * (log_q - log_q.detach())
-        return loss
+            surrogate = surrogate + self.classification_weight * torch.stack(factors.log_q).sum()
+        return -bound / self.num_particles, -surrogate / self.num_particles
 
     def _estimator(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> TraceEnum_ELBO:
         """Return Pyro's estimator with the plate depth of this program (cached)."""
@@ -101,21 +103,6 @@ class EnumeratedELBO(Objective):
             )
 
         return self._cached(compute, model, guide, args, kwargs)
-
-    def _weighted_loss(
-        self, estimator: Any, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> Tensor:
-        """Return minus the bound, with the gradient of the bound with latent terms times β."""
-        loss: Any = 0.0
-        surrogate: Any = 0.0
-        for run in estimator._get_traces(model, guide, args, kwargs):
-            bound: Any = _compute_dice_elbo(*run)
-            loss = loss - bound.detach()
-            latent = [n for n, s in sample_sites(run[1].nodes).items() if not s["is_observed"]]
-            for trace in run:
-                _scale_log_probs(trace, latent, beta)
-            surrogate = surrogate - _compute_dice_elbo(*run)
-        return (surrogate - surrogate.detach() + loss) / self.num_particles
 
 
 def _scale_log_probs(trace: Trace, names: list[str], weight: float) -> None:

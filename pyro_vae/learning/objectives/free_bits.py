@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +14,10 @@ from ...core.validation import positive_int
 from ...programs.base import PLATE, Site, sample_sites
 from ...programs.kl import site_kl, split_independent, unwrap_independent
 
-__all__ = ["FreeBits", "replace_sites"]
+__all__ = ["PARTICLE_PLATE", "FreeBits"]
 
-#: Name of Pyro's plate of vectorised particles.
-_PARTICLE_PLATE = "num_particles_vectorized"
+#: Name of the plate of vectorised particles, as in Pyro.
+PARTICLE_PLATE = "num_particles_vectorized"
 #: Cached log-densities of a trace's site.
 _CACHED_ENTRIES = ("unscaled_log_prob", "log_prob", "log_prob_sum", "score_parts")
 
@@ -71,10 +70,10 @@ class FreeBits:
                     f"({type(site['fn']).__name__}) is not: set the groups of free bits to 1"
                 )
         names = _shared_latents(model, guide)
-        return (
-            replace_sites(model, {name: _split_site(name, model.nodes[name]) for name in names}),
-            replace_sites(guide, {name: _split_site(name, guide.nodes[name]) for name in names}),
-        )
+        model, guide = _split_sites(model, names), _split_sites(guide, names)
+        model.compute_log_prob()
+        guide.compute_score_parts()
+        return model, guide
 
     @torch.no_grad()
     def weights(self, model: Trace, guide: Trace, analytic: bool) -> dict[str, Tensor]:
@@ -101,7 +100,7 @@ class FreeBits:
             kl = site_kl(q, p, analytic)
             frames = cast("Site", q)["cond_indep_stack"]
             mean = kl.mean(
-                [f.dim for f in frames if f.name in (PLATE, _PARTICLE_PLATE)], keepdim=True
+                [f.dim for f in frames if f.name in (PLATE, PARTICLE_PLATE)], keepdim=True
             )
             size = mean.numel()
             count = size if self.groups is None else self.groups
@@ -120,15 +119,6 @@ class FreeBits:
         return weights
 
 
-def replace_sites(trace: Trace, changes: Mapping[str, Mapping[str, Any]]) -> Trace:
-    """Return a copy of a trace with site entries replaced and their cached densities dropped."""
-    changed = trace.copy()
-    for name, entries in changes.items():
-        kept = {k: v for k, v in trace.nodes[name].items() if k not in _CACHED_ENTRIES}
-        changed.nodes[name] = cast("Any", {**kept, **entries})
-    return changed
-
-
 def _shared_latents(model: Trace, guide: Trace) -> list[str]:
     """Return the names of the latent sites in the data plate that both traces contain."""
     sites = sample_sites(cast("dict[str, Site]", guide.nodes))
@@ -141,12 +131,21 @@ def _shared_latents(model: Trace, guide: Trace) -> list[str]:
     ]
 
 
-def _split_site(name: str, site: Any) -> dict[str, Any]:
-    """Split a site into independent dimensions, or raise if it has dependent ones."""
-    fn = unwrap_independent(site["fn"])
-    if fn.event_shape:
-        raise ValueError(
-            f"expected the KL of site {name!r} to be a sum over its dimensions; the dimensions of "
-            f"{type(fn).__name__} are dependent: set the groups of free bits to 1"
-        )
-    return split_independent(site)
+def _split_sites(trace: Trace, names: list[str]) -> Trace:
+    """Return a copy of a trace whose named sites have a log-density per dimension.
+
+    Raises:
+        ValueError: if the dimensions of a site are dependent.
+    """
+    split = trace.copy()
+    for name in names:
+        site: Any = trace.nodes[name]
+        fn = unwrap_independent(site["fn"])
+        if fn.event_shape:
+            raise ValueError(
+                f"expected the KL of site {name!r} to be a sum over its dimensions; the dimensions "
+                f"of {type(fn).__name__} are dependent: set the groups of free bits to 1"
+            )
+        kept = {k: v for k, v in site.items() if k not in _CACHED_ENTRIES}
+        split.nodes[name] = cast("Any", {**kept, **split_independent(site)})
+    return split

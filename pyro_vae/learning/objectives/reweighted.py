@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...core.validation import positive_int
 from ...programs.base import sample_sites, site_log_prob
-from ...programs.particles import run_particles
+from ..schedules import check_number
+from .base import DataPlateChecker
 from .weighted import WeightObjective, log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
@@ -52,20 +53,18 @@ class ReweightedWakeSleep(WeightObjective):
 
     def __init__(self, k: int = 5, wake: float = 0.5) -> None:
         super().__init__(positive_int("k", k))
-        if isinstance(wake, bool) or not 0 <= wake <= 1:
-            raise ValueError(f"expected wake in [0, 1]; got {wake!r}")
+        check_number("wake", wake, maximum=1.0)
         self.k, self.wake = k, wake
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_mean_exp(log_weights)
 
-    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        layout = self.layout(model, guide, args, kwargs)
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return super().terms(model, guide, *args, **kwargs)
         try:
-            with _DetachSamples():
-                particles = run_particles(
-                    model, guide, *args, num_samples=self.k, layout=layout, **kwargs
-                )
+            with DataPlateChecker(), _DetachSamples():
+                particles = self.run(model, guide, args, kwargs)
             sleep_term = _sleep_log_prob(model, guide, args, kwargs) if self.wake < 1 else 0.0
         except (KeyError, NotImplementedError) as error:
             raise ValueError(
@@ -77,7 +76,7 @@ class ReweightedWakeSleep(WeightObjective):
         if self.wake:
             objective = objective + self.wake * torch.stack(tuple(particles.log_q.values())).sum(0)
         total = (log_w.softmax(0) * objective).sum() + (1 - self.wake) * sleep_term
-        return total.detach() - total - self.bound(log_w).sum()
+        return -self.bound(log_w).sum(), -total
 
 
 class _DetachSamples(Messenger):

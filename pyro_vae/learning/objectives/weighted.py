@@ -10,11 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
-from ...programs.importance_weights import find_layout
-from ...programs.particles import Layout, Particles, run_particles
+from ...programs.particles import Particles, run_particles
 from ...programs.pathwise import run_pathwise
+from ..schedules import check_number
 from .base import DataPlateChecker, Objective, find_leaf_tensors
 
 __all__ = [
@@ -64,37 +63,20 @@ class WeightObjective(Objective):
     def bound(self, log_weights: Tensor) -> Tensor:
         """Return the bound of each example, ``(N,)`` in nats, from log weights ``(K, N)``."""
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        with torch.no_grad(), DataPlateChecker():
-            particles = self._run(model, guide, args, kwargs)
-            return -float(self.bound(particles.log_weights).sum())
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         with DataPlateChecker():
-            return self._surrogate(model, guide, args, kwargs)
+            particles = self.run(model, guide, args, kwargs)
+        loss = -self.bound(particles.log_weights).sum()
+        return loss.detach(), loss - self.gradient_term(particles)
 
-    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        """Return minus the bound, summed over examples, with the estimator's gradient."""
-        return -self._differentiable_bound(self._run(model, guide, args, kwargs), self.bound)
-
-    def _differentiable_bound(
-        self, particles: Particles, bound: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the summed bound with pathwise and score-function gradients."""
-        return bound(particles.log_weights).sum() + score_function_term(particles, bound)
-
-    def _run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+    def run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        """Run the program with ``num_particles`` particles; differentiable."""
         layout, count = self.layout(model, guide, args, kwargs), self.num_particles
         return run_particles(model, guide, *args, num_samples=count, layout=layout, **kwargs)
 
-    def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
-        """Return the particle layout of a program (cached)."""
-
-        def compute() -> Layout:
-            with eval_mode(model, guide):
-                return find_layout(model, guide, *args, **kwargs)
-
-        return self._cached(compute, model, guide, args, kwargs)
+    def gradient_term(self, particles: Particles) -> Tensor | float:
+        """Return zero, with the gradient that the derivative of the bound itself lacks."""
+        return score_function_term(particles, self.bound)
 
 
 class GroupedObjective(WeightObjective):
@@ -122,16 +104,13 @@ class GroupedObjective(WeightObjective):
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_mean_exp(self._groups(log_weights), 1).mean(0)
 
-    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        return -self._differentiable_bound(self._particles(model, guide, args, kwargs), self.bound)
-
     def _groups(self, log_weights: Tensor) -> Tensor:
         return log_weights.unflatten(0, (self.m, self.k))
 
-    def _particles(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
-        """Run the programs with the gradient estimator ``gradient``."""
-        if self.gradient == "standard":
-            return self._run(model, guide, args, kwargs)
+    def run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
+        # the loss alone does not need the additional runs of the guide for its gradient
+        if self.gradient == "standard" or not torch.is_grad_enabled():
+            return super().run(model, guide, args, kwargs)
         layout, count = self.layout(model, guide, args, kwargs), self.num_particles
         normalized: list[Tensor] = []
         particles = run_pathwise(
@@ -221,18 +200,17 @@ class PIWAE(GroupedObjective):
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_mean_exp(log_weights)
 
-    def _surrogate(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-        particles = self._particles(model, guide, args, kwargs)
-        loss = -self.bound(particles.log_weights).sum()
+    def gradient_term(self, particles: Particles) -> Tensor | float:
         encoder = find_leaf_tensors([*particles.log_q.values(), *particles.latents.values()])
         if not encoder:
-            return loss
-        difference = -self._differentiable_bound(particles, super().bound) - loss
+            return 0.0
+        log_w, bound = particles.log_weights, super().bound
+        difference = bound(log_w).sum() + score_function_term(particles, bound)
+        difference = difference - self.bound(log_w).sum()
         gradients = torch.autograd.grad(difference, encoder, retain_graph=True)
-        # add terms equal to zero that turn the guide's gradient into that of MIWAE
-        for leaf, gradient in zip(encoder, gradients, strict=True):
-            loss = loss + ((leaf - leaf.detach()) * gradient).sum()
-        return loss
+        # terms equal to zero that turn the guide's gradient into that of MIWAE
+        pairs = zip(encoder, gradients, strict=True)
+        return torch.stack([((leaf - leaf.detach()) * g).sum() for leaf, g in pairs]).sum()
 
 
 class CIWAE(WeightObjective):
@@ -252,8 +230,7 @@ class CIWAE(WeightObjective):
 
     def __init__(self, k: int = 50, beta: float = 0.5) -> None:
         super().__init__(positive_int("k", k))
-        if isinstance(beta, bool) or not 0 <= beta <= 1:
-            raise ValueError(f"expected beta in [0, 1]; got {beta!r}")
+        check_number("beta", beta, maximum=1.0)
         self.k, self.beta = k, beta
 
     def bound(self, log_weights: Tensor) -> Tensor:
