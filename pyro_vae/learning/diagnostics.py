@@ -14,7 +14,12 @@ from torch.nn.utils import get_total_norm
 
 from ..programs.base import sample_sites, trace_program
 
-__all__ = ["NonFiniteLossError", "check_finite_weights", "make_checked_loss_and_grads"]
+__all__ = [
+    "NonFiniteLossError",
+    "check_epoch",
+    "find_non_finite_parameter",
+    "make_checked_loss_and_grads",
+]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -28,10 +33,9 @@ class NonFiniteLossError(RuntimeError):
             that is not finite or has a non-finite gradient.
     """
 
-    def __init__(self, what: str, site: str, cause: str) -> None:
-        super().__init__(what, site, cause)
-        self.what, self.site, self.cause = what, site, cause
-        self.where = ""
+    def __init__(self, what: str, site: str, cause: str, where: str = "") -> None:
+        super().__init__(what, site, cause, where)
+        self.what, self.site, self.cause, self.where = what, site, cause, where
 
     def __str__(self) -> str:
         return (
@@ -56,16 +60,25 @@ def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[.
     return loss_and_grads
 
 
-def check_finite_weights(module: nn.Module) -> None:
-    """Raise if a parameter is not finite, e.g. after too large a step.
+def check_epoch(module: nn.Module, epoch: int, valid_elbo: float) -> None:
+    """Raise if a parameter or the validation ELBO is not finite at the end of an epoch.
 
     Raises:
         NonFiniteLossError: naming the first such parameter.
     """
-    for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
-            cause = f"parameter '{name}' is not finite after the last update"
-            raise NonFiniteLossError("the weights overflowed", name, cause)
+    where = f" at the end of epoch {epoch}"
+    name = find_non_finite_parameter(module)
+    if name is not None:
+        cause = f"parameter '{name}' is not finite after the last update"
+        raise NonFiniteLossError("the weights overflowed", name, cause, where)
+    if math.isnan(valid_elbo):
+        cause = "the log weights of a validation example are NaN"
+        raise NonFiniteLossError("the validation ELBO became NaN", "", cause, where)
+
+
+def find_non_finite_parameter(module: nn.Module) -> str | None:
+    """Return the name of the first parameter that is not finite, e.g. after too large a step."""
+    return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
 def _check_gradients(module: nn.Module) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,26 +13,21 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..core import distributed
 from ..core.random import Stream, check_seed, seeded
 from ..core.validation import positive_int
 from ..data.splits import Split, checksum, materialize
 from ..programs.base import Program
-from ..programs.importance_weights import log_weights
 from ..programs.inputs import check_data, program_args, program_labels
-from . import checkpoint as checkpoints
 from .batches import BatchLoader
 from .cuda_graph import enable_capturable
-from .diagnostics import NonFiniteLossError, check_finite_weights
-from .epochs import EpochRunner, updates_per_batch
-from .history import History
 from .initialization import initialize, needs_data_initialization
 from .objectives import ELBO
 from .optimizers import FusedOptimizer
 from .sharding import check_decomposable
+from .trainer import History, Trainer, validation_elbo
 
 __all__ = ["fit", "resolve_device"]
 
@@ -141,23 +134,17 @@ def fit(
         with seeded(seed, Stream.INITIALIZATION):
             initialize(program, materialize(train, seed))
     shapes = {name: list(p.shape) for name, p in program.named_parameters()}
-    num_valid = None if valid is None else len(valid)
+    sizes = len(train), None if valid is None else len(valid)
     # the collective calls below rely on equal shapes
-    distributed.check_same_across_ranks(
-        {"parameters": shapes, "number of examples": (len(train), num_valid)}
-    )
+    distributed.check_same_across_ranks({"parameters": shapes, "number of examples": sizes})
     program.to(torch_device)
     distributed.broadcast_parameters(program)
     batches.to(torch_device)
-    valid_args = (
-        ()
-        if valid is None
-        else tuple(t.to(torch_device) for t in program_args(program, valid, seed))
-    )
-    typed_program = cast(Program, program)
+    valid_args: tuple[Tensor, ...] = ()
+    if valid is not None:
+        valid_args = tuple(t.to(torch_device) for t in program_args(program, valid, seed))
     loss: Any = objective if objective is not None else ELBO()
     path = Path(checkpoint) if checkpoint is not None else None
-    is_distributed, is_main = distributed.world_size() > 1, distributed.is_main_process()
 
     # a separate parameter store, because other programs may use the same names
     with pyro.get_param_store().scope(), _training_mode(program):
@@ -165,10 +152,9 @@ def fit(
         _warm_up(program, loss, batches, seed)
         if valid_args:
             # raise its errors before training
-            _validate(typed_program, tuple(t[:batch_size] for t in valid_args), seed)
-        optim = FusedOptimizer(
-            optimizer, clip_norm, distributed.all_reduce_gradients if is_distributed else None
-        )
+            validation_elbo(program, tuple(t[:batch_size] for t in valid_args), seed)
+        reduce = distributed.all_reduce_gradients if distributed.world_size() > 1 else None
+        optim = FusedOptimizer(optimizer, clip_norm, reduce)
         optim.add(dict(program.named_parameters()))
         assert optim.optimizer is not None
         if compile is not False and torch_device.type == "cuda":
@@ -189,48 +175,25 @@ def fit(
             "schedule": type(scheduler).__name__ if scheduler else None,
             "labelled_every": labelled_every,
         }
-        state = checkpoints.FitState(program, optim, scheduler, loss, settings)
         resuming = resume and path is not None and path.exists()
         distributed.check_same_across_ranks(
             {**settings, "epochs": epochs, "checkpoint": resuming, "compile": compile}
         )
+        trainer = Trainer(
+            program,
+            loss,
+            optim,
+            scheduler,
+            batches,
+            valid_args,
+            seed=seed,
+            compile=compile,
+            patience=patience,
+            settings=settings,
+        )
         if resuming:
-            state.load(cast(Path, path), epochs)
-        history = state.history
-        runner = EpochRunner(program, loss, optim, batches, seed, compile)
-        with _make_progress_bar(progress and is_main, epochs, len(batches), len(history)) as bar:
-            for epoch in range(len(history) + 1, epochs + 1):
-                if state.should_stop(patience):
-                    break
-                start = time.perf_counter()
-                lr = float(optim.optimizer.param_groups[0]["lr"])
-                compile_seconds = runner.compile_seconds
-                elbo = runner.run(epoch, bar)
-                _check_owned_parameters(program, optim)
-                record = {
-                    "epoch": epoch,
-                    "step": epoch * len(batches) * updates_per_batch(loss),
-                    "elbo": elbo,
-                    "lr": lr,
-                }
-                if valid_args:
-                    record["valid_elbo"] = _validate(typed_program, valid_args, seed)
-                _check_finite_record(program, record)
-                _step_scheduler(scheduler, record)
-                record["seconds"] = time.perf_counter() - start
-                if runner.compile_seconds > compile_seconds:
-                    record["compile_seconds"] = runner.compile_seconds - compile_seconds
-                state.add_epoch(record)
-                is_due = (
-                    epoch % checkpoint_every == 0 or epoch == epochs or state.should_stop(patience)
-                )
-                if path is not None and is_main and is_due:
-                    checkpoints.save_checkpoint(path, state.as_dict())
-                if on_epoch is not None:
-                    on_epoch(history)
-    if patience is not None:
-        state.restore_best()
-    return history
+            trainer.resume(cast(Path, path), epochs)
+        return trainer.run(epochs, path, checkpoint_every, on_epoch, progress)
 
 
 def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int) -> None:
@@ -244,28 +207,6 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
         for args in batches.example_args():
             objective.loss(typed_program.model, typed_program.guide, *args)
     program.train()
-
-
-def _validate(program: Program, args: tuple[Tensor, ...], seed: int) -> float:
-    """Return the ELBO of the validation data, sharded over processes, in nats per datum."""
-    local_args = tuple(t[distributed.shard(len(args[0]))] for t in args)
-    total = 0.0
-    # the same noise after every epoch, so that epochs differ by their weights only
-    with (
-        seeded(seed, Stream.VALIDATION, *distributed.rank_entropy()),
-        pyro.validation_enabled(False),
-    ):
-        if len(local_args[0]):
-            log_w = log_weights(program.model, program.guide, *local_args, num_samples=1)
-            total = float(log_w.double().sum())
-    return sum(distributed.all_gather(total)) / len(args[0])
-
-
-def _step_scheduler(scheduler: LRScheduler | None, record: dict[str, Any]) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(-record.get("valid_elbo", record["elbo"]))
-    elif scheduler is not None:
-        scheduler.step()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -286,18 +227,6 @@ def resolve_device(name: str) -> torch.device:
     return distributed.local_device()
 
 
-def _check_finite_record(program: nn.Module, record: dict[str, Any]) -> None:
-    """Raise if weights or validation ELBO are not finite, before the checkpoint is written."""
-    try:
-        check_finite_weights(program)
-        if math.isnan(record.get("valid_elbo", 0.0)):
-            cause = "the log weights of a validation example are NaN"
-            raise NonFiniteLossError("the validation ELBO became NaN", "", cause)
-    except NonFiniteLossError as error:
-        error.where = f" at the end of epoch {record['epoch']}"
-        raise
-
-
 def _data_checksum(program: nn.Module, data: Split | Tensor) -> str:
     """Return the checksum of the data and of the labels used by the program."""
     values = data.values if isinstance(data, Split) else data
@@ -312,16 +241,6 @@ def _serializable(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in serializable.items() if isinstance(v, types) and not k.startswith("_")}
 
 
-def _check_owned_parameters(program: nn.Module, optim: FusedOptimizer) -> None:
-    owned = set(program.parameters())
-    foreign = [name for name, p in optim.parameters.items() if p not in owned]
-    if foreign:
-        raise ValueError(
-            f"expected parameters owned by the program; got {foreign[0]!r}, created by pyro.param "
-            f"and not saved with the program: make it an nn.Parameter or a PyroParam"
-        )
-
-
 @contextmanager
 def _training_mode(program: nn.Module) -> Iterator[None]:
     """Enable training mode, and ignore Pyro's warnings of NaN losses, which are errors here."""
@@ -333,14 +252,3 @@ def _training_mode(program: nn.Module) -> Iterator[None]:
             yield
         finally:
             program.train(before)
-
-
-def _make_progress_bar(progress: bool, epochs: int, steps: int, done: int) -> tqdm:
-    return tqdm(
-        total=epochs * steps,
-        initial=done * steps,
-        unit=" steps",
-        disable=not progress,
-        dynamic_ncols=True,
-        bar_format="{desc}/" + str(epochs) + " |{bar}| {postfix}, {remaining} left",
-    )

@@ -1,0 +1,362 @@
+"""The training loop: epochs of eager or compiled steps, validation and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
+
+from ..compile.allocator import keep_freed_memory
+from ..core import distributed
+from ..core.random import Stream, seeded
+from ..programs.base import Program
+from ..programs.importance_weights import log_weights
+from .batches import Batch, BatchLoader
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .diagnostics import (
+    NonFiniteLossError,
+    check_epoch,
+    find_non_finite_parameter,
+    make_checked_loss_and_grads,
+)
+from .objectives.base import Objective, StepInfo
+from .optimizers import FusedOptimizer
+from .svi import CompiledSVI
+
+__all__ = ["History", "Trainer", "validation_elbo"]
+
+_log = logging.getLogger("pyro_vae")
+
+#: Eager steps before compilation with ``compile=None``: about the number at which compilation pays
+#: off, so the total cost is at most twice the optimum. As it is fixed, resumed and extended runs
+#: take the same steps as uninterrupted ones.
+_EAGER_STEPS = 2500
+
+
+@dataclass
+class History:
+    """Metrics of each epoch.
+
+    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (total updates),
+    ``elbo`` (the objective averaged over the epoch's minibatches) and ``valid_elbo`` (the ELBO of
+    the validation data after the epoch, if any), both in nats per datum, ``lr`` and ``seconds``,
+    of which ``compile_seconds`` were spent on compilation, if any.
+
+    Attributes:
+        epochs: one mapping per epoch.
+        best_epoch: the epoch whose weights were kept, with early stopping.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        return [epoch[column] for epoch in self.epochs]
+
+
+class Trainer:
+    """Trains a program, and owns all state of a run: weights, optimizer, objective and history.
+
+    Each epoch has its own random stream, so resuming does not need the state of the generators.
+
+    Arguments:
+        program: the program, in training mode, in its own parameter store.
+        objective: the training objective, any Pyro ``ELBO``.
+        optim: the optimizer of all its parameters.
+        scheduler: learning-rate scheduler, stepped after every epoch.
+        batches: the training minibatches.
+        valid_args: arguments of the program for the validation data; empty if there are none.
+        seed: seed of the data order and of all samples.
+        compile: whether steps on full minibatches are compiled; ``None`` for those after the
+            first 2500 steps.
+        patience: epochs without improvement of the validation ELBO before early stopping.
+        settings: plain values that a checkpoint must agree with.
+    """
+
+    def __init__(
+        self,
+        program: nn.Module,
+        objective: Any,
+        optim: FusedOptimizer,
+        scheduler: LRScheduler | None,
+        batches: BatchLoader,
+        valid_args: tuple[Tensor, ...],
+        *,
+        seed: int,
+        compile: bool | None,
+        patience: int | None,
+        settings: dict[str, Any],
+    ) -> None:
+        keep_freed_memory()
+        self.history = History()
+        self._program, self._optim, self._scheduler = program, optim, scheduler
+        self._objective = objective if isinstance(objective, Objective) else None
+        self._name, self._updates = type(objective).__name__, getattr(objective, "updates", 1)
+        self._batches, self._valid_args, self._seed = batches, valid_args, seed
+        self._patience, self._settings = patience, settings
+        self._best: dict[str, Any] | None = None
+        self._bar = tqdm(disable=True)
+        pair = cast(Program, program)
+        step = make_checked_loss_and_grads(objective, program)
+        self._eager = SVI(pair.model, pair.guide, optim, loss=objective.loss, loss_and_grads=step)
+        self._eager_steps = _EAGER_STEPS if compile is None else 0
+        self._compiled: CompiledSVI | None = None
+        if self._updates > 1:
+            if compile:
+                _log.warning(
+                    "steps run eagerly: %s makes several updates per minibatch", self._name
+                )
+        elif compile is not False:
+            self._compiled = CompiledSVI(
+                pair.model,
+                pair.guide,
+                optim,
+                loss=objective,
+                draw=batches.make_args,
+                worthwhile=lambda index, labelled: len(index) == batches.shard_size,
+            )
+
+    def run(
+        self,
+        epochs: int,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 1,
+        on_epoch: Callable[[History], None] | None = None,
+        progress: bool = False,
+    ) -> History:
+        """Train up to ``epochs`` epochs in all; see :func:`~pyro_vae.fit` for the arguments."""
+        history, is_main = self.history, distributed.is_main_process()
+        self._bar = tqdm(
+            total=epochs * len(self._batches),
+            initial=len(history) * len(self._batches),
+            unit=" steps",
+            disable=not (progress and is_main),
+            dynamic_ncols=True,
+            bar_format="{desc}/" + str(epochs) + " |{bar}| {postfix}, {remaining} left",
+        )
+        with self._bar:
+            while len(history) < epochs and not self._should_stop():
+                self._add_epoch(self._run_epoch(len(history) + 1))
+                last = len(history) == epochs or self._should_stop()
+                if checkpoint and is_main and (last or len(history) % checkpoint_every == 0):
+                    save_checkpoint(checkpoint, self.state_dict())
+                if on_epoch is not None:
+                    on_epoch(history)
+        if self._best is not None:
+            self._program.load_state_dict(self._best["weights"])
+        return history
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for one epoch, validate, and return the record of the history."""
+        start, compile_seconds = time.perf_counter(), self._compile_seconds()
+        optimizer = cast(torch.optim.Optimizer, self._optim.optimizer)
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": epoch * len(self._batches) * self._updates,
+            "elbo": self._train(epoch),
+            # schedulers change the learning rate after the epoch
+            "lr": float(optimizer.param_groups[0]["lr"]),
+        }
+        self._check_owned_parameters()
+        if self._valid_args:
+            record["valid_elbo"] = validation_elbo(self._program, self._valid_args, self._seed)
+        # before the checkpoint is written
+        check_epoch(self._program, epoch, record.get("valid_elbo", 0.0))
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(-record.get("valid_elbo", record["elbo"]))
+        elif self._scheduler is not None:
+            self._scheduler.step()
+        record["seconds"] = time.perf_counter() - start
+        if self._compile_seconds() > compile_seconds:
+            record["compile_seconds"] = self._compile_seconds() - compile_seconds
+        return record
+
+    def _train(self, epoch: int) -> float:
+        """Return the mean objective over the examples of all processes, in nats per datum.
+
+        Compiled steps do not check their losses, to avoid device synchronisation. An epoch with
+        such steps that diverges is repeated eagerly.
+        """
+        self._bar.set_description(f"epoch {epoch}")
+        before = None
+        if self._is_compiled(epoch * len(self._batches)):
+            before = copy.deepcopy(self._weights_state())
+        total, count = self._take_steps(epoch)
+        if before is not None:
+            finite = math.isfinite(total) and find_non_finite_parameter(self._program) is None
+            if not all(distributed.all_gather(finite)):
+                self._load_weights_state(before)
+                self._compiled = None
+                self._bar.update(-len(self._batches))
+                # eager steps either raise an error that names the cause, or succeed
+                total, count = self._take_steps(epoch)
+        results = distributed.all_gather((total, count))
+        return sum(total for total, _ in results) / sum(count for _, count in results)
+
+    def _is_compiled(self, step: int) -> bool:
+        """Whether a step, counted from the start of training, is compiled."""
+        return self._compiled is not None and step > self._eager_steps
+
+    def _take_steps(self, epoch: int) -> tuple[float, int]:
+        """Return the objective summed over the examples seen, and their number."""
+        losses: list[Any] = []
+        count, steps, num_data = 0, len(self._batches), len(self._batches.data)
+        with seeded(self._seed, Stream.TRAINING, epoch), pyro.validation_enabled(False):
+            for step, batch in enumerate(self._batches.iter_epoch(), 1):
+                done = (epoch - 1) * steps + step - 1
+                info = StepInfo(done / steps, num_data, batch.index)
+                try:
+                    losses += self._step(batch, info, self._is_compiled(done + 1))
+                except NonFiniteLossError as error:
+                    error.where = f" in epoch {epoch}, step {step}"
+                    raise
+                count += self._updates * len(batch.index)
+                self._bar.update()
+        total = -_sum_losses(losses)
+        self._bar.set_postfix_str(
+            f"{self._name} {total / max(count, 1):.2f} nats/datum", refresh=False
+        )
+        return total, count
+
+    def _step(self, batch: Batch, info: StepInfo, compiled: bool) -> list[Any]:
+        """Make the updates with a minibatch and return their losses."""
+        if not len(batch.index):
+            # an empty shard still takes part in the gradient reduction
+            for _ in range(self._updates):
+                self._optim(())
+            return []
+        losses = []
+        args = () if compiled else self._batches.make_args(batch.index, batch.labelled)
+        for update in range(self._updates):
+            if self._objective is not None:
+                self._objective.set_step(replace(info, update=update))
+            if compiled and self._compiled is not None:
+                losses.append(self._compiled.step(batch.index, batch.labelled))
+            else:
+                losses.append(self._eager.step(*args))
+        return losses
+
+    def _compile_seconds(self) -> float:
+        return self._compiled.compile_seconds if self._compiled else 0.0
+
+    def _add_epoch(self, record: dict[str, Any]) -> None:
+        """Append an epoch to the history and keep its weights if they are the best so far."""
+        self.history.epochs.append(record)
+        if self._patience is None:
+            return
+        if self._best is None or record["valid_elbo"] > self._best["valid_elbo"]:
+            self._best = {**record, "weights": copy.deepcopy(self._program.state_dict())}
+            self.history.best_epoch = record["epoch"]
+
+    def _should_stop(self) -> bool:
+        """Whether the validation ELBO has not improved for ``patience`` epochs."""
+        if self._patience is None or self._best is None:
+            return False
+        return len(self.history) - self._best["epoch"] >= self._patience
+
+    def _check_owned_parameters(self) -> None:
+        owned = set(self._program.parameters())
+        foreign = [name for name, p in self._optim.parameters.items() if p not in owned]
+        if foreign:
+            raise ValueError(
+                f"expected parameters owned by the program; got {foreign[0]!r}, created by "
+                f"pyro.param and not saved with the program: make it an nn.Parameter or a PyroParam"
+            )
+
+    def _weights_state(self) -> dict[str, Any]:
+        """Return what the steps of an epoch change."""
+        return {
+            "weights": self._program.state_dict(),
+            "optimizer": self._optim.get_state(),
+            "objective": self._objective.state_dict() if self._objective else None,
+        }
+
+    def _load_weights_state(self, state: dict[str, Any]) -> None:
+        self._program.load_state_dict(state["weights"])
+        self._optim.set_state(state["optimizer"])
+        if self._objective and state.get("objective") is not None:
+            self._objective.load_state_dict(state["objective"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the contents of a checkpoint."""
+        return {
+            **self._weights_state(),
+            "settings": self._settings,
+            "history": self.history.epochs,
+            "scheduler": self._scheduler.state_dict() if self._scheduler else None,
+            "best": self._best,
+        }
+
+    def resume(self, path: Path, epochs: int) -> None:
+        """Restore the state from a checkpoint.
+
+        Raises:
+            CheckpointError: if it is damaged, has other settings, or more than ``epochs`` epochs.
+        """
+        state = load_checkpoint(path)
+        saved = {**state["settings"]}
+        name, values = saved["objective"]
+        saved["objective"] = [name, {**self._objective_defaults(), **values}]
+        changed = [k for k, v in self._settings.items() if saved.get(k) != v]
+        if changed:
+            raise CheckpointError(
+                f"{path} belongs to a fit with another {', '.join(changed)}: resume with the "
+                f"original settings, or fit to another checkpoint"
+            )
+        if len(state["history"]) > epochs:
+            raise CheckpointError(
+                f"{path} is already at epoch {len(state['history'])}: expected epochs to be at "
+                f"least this; got {epochs}"
+            )
+        self._load_weights_state(state)
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self.history.epochs, self._best = state["history"], state["best"]
+        self.history.best_epoch = self._best["epoch"] if self._best else None
+
+    def _objective_defaults(self) -> dict[str, Any]:
+        """Defaults for objective arguments that an older checkpoint does not contain."""
+        if self._objective is None:
+            return {}
+        parameters = inspect.signature(type(self._objective)).parameters
+        _, values = self._settings["objective"]
+        return {k: parameters[k].default for k in values if k in parameters}
+
+
+def validation_elbo(program: nn.Module, args: tuple[Tensor, ...], seed: int) -> float:
+    """Return the ELBO of the validation data, sharded over processes, in nats per datum."""
+    pair = cast(Program, program)
+    local_args = tuple(t[distributed.shard(len(args[0]))] for t in args)
+    total = 0.0
+    # the same noise after every epoch, so that epochs differ by their weights only
+    with (
+        seeded(seed, Stream.VALIDATION, *distributed.rank_entropy()),
+        pyro.validation_enabled(False),
+    ):
+        if len(local_args[0]):
+            log_w = log_weights(pair.model, pair.guide, *local_args, num_samples=1)
+            total = float(log_w.double().sum())
+    return sum(distributed.all_gather(total)) / len(args[0])
+
+
+def _sum_losses(losses: list[Any]) -> float:
+    """Return the sum, with a single device synchronisation."""
+    tensors = [loss for loss in losses if isinstance(loss, Tensor)]
+    total = float(torch.stack(tensors).double().sum()) if tensors else 0.0
+    return total + math.fsum(loss for loss in losses if not isinstance(loss, Tensor))
