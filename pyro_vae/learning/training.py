@@ -20,6 +20,7 @@ from ..core.random import Stream, check_seed, seeded
 from ..core.validation import positive_int
 from ..data.splits import Split, checksum, materialize
 from ..programs.base import Program
+from ..programs.context import evaluating
 from ..programs.inputs import check_data, program_args, program_labels
 from .batches import BatchLoader
 from .cuda_graph import enable_capturable
@@ -201,12 +202,11 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
 
     This consumes random numbers; in the first step, it would make a resumed run differ.
     """
-    program.eval()
-    typed_program = cast(Program, program)
-    with seeded(seed, Stream.WARM_UP), torch.no_grad(), pyro.validation_enabled(False):
+    pair = cast(Program, program)
+    context = evaluating(pair.model, pair.guide, seed=seed, stream=Stream.WARM_UP)
+    with context, pyro.validation_enabled(False):
         for args in batches.example_args():
-            objective.loss(typed_program.model, typed_program.guide, *args)
-    program.train()
+            objective.loss(pair.model, pair.guide, *args)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import objectives
 from pyro_vae.compile import trace
-from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, epochs, svi
+from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, svi, trainer
 from pyro_vae.learning.optimizers import FusedOptimizer
 from pyro_vae.programs.inputs import program_args
 
@@ -225,8 +225,8 @@ class CountingSVI(CompiledSVI):
 
 @pytest.mark.parametrize(("compile", "expected"), [(None, 2 * 10 - 7), (True, 2 * 10), (False, 0)])
 def test_number_of_compiled_steps(compile, expected, monkeypatch, grey, tmp_path, uncompiled):
-    monkeypatch.setattr(epochs, "CompiledSVI", CountingSVI)
-    monkeypatch.setattr(epochs, "_EAGER_STEPS", 7)
+    monkeypatch.setattr(trainer, "CompiledSVI", CountingSVI)
+    monkeypatch.setattr(trainer, "_EAGER_STEPS", 7)
     for stops in ((2,), (1, 2)):
         CountingSVI.steps, vae = 0, make_digits_vae(grey)
         for end in stops:
