@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -101,14 +101,11 @@ class CompiledSVI(SVI):
         step = self._steps[key]
         if step is None:
             return self._step_eagerly(args)
-        return step(args, self._schedule_values())
+        return step(args)
 
     def _step_eagerly(self, args: tuple) -> Tensor:
         loss: Any = super().step(*self._draw(*args))
         return torch.as_tensor(loss, dtype=torch.float64)
-
-    def _schedule_values(self) -> dict[str, float]:
-        return self.objective.schedule_values() if isinstance(self.objective, Objective) else {}
 
     def _compile(self, args: tuple) -> _CompiledStep | None:
         start = time.perf_counter()
@@ -123,38 +120,9 @@ class CompiledSVI(SVI):
 
 
 class _CompiledStep:
-    """Compiled step for one signature of the arguments."""
+    """Compiled step for one signature of the arguments.
 
-    def __init__(self, svi: CompiledSVI, args: tuple) -> None:
-        self.gradient = _GradientGraph(svi, args)
-        self.optim = svi.optim
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        on_gpu = any(leaf.is_cuda for leaf in self.gradient.leaves)
-        self._cuda_graph = (
-            CudaGraph(self._run, tensors) if on_gpu and _is_capturable(svi.optim) else None
-        )
-
-    def __call__(self, args: tuple, schedule_values: Mapping[str, float]) -> Tensor:
-        for name, value in schedule_values.items():
-            self.gradient.schedules[name].fill_(value)
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        return self._cuda_graph(*tensors) if self._cuda_graph else self._run(*tensors)
-
-    def _run(self, *tensors: Tensor) -> Tensor:
-        loss = self.gradient(*tensors)
-        self.optim(set(self.gradient.parameters))
-        for leaf in self.gradient.leaves:
-            leaf.grad = None
-        return loss
-
-
-class _GradientGraph:
-    """Compiled graph from tensor arguments to the loss and each parameter's ``grad``.
-
-    Attributes:
-        parameters: parameters used by the program.
-        leaves: parameters with a gradient.
-        schedules: scalar tensors with the values of schedules at the next step.
+    The graph maps tensor arguments and the values of schedules to the loss and the gradients.
     """
 
     def __init__(self, svi: CompiledSVI, args: tuple) -> None:
@@ -167,27 +135,36 @@ class _GradientGraph:
         if objective.not_traceable_reason:
             raise NotTraceableError(f"{type(objective).__name__}: {objective.not_traceable_reason}")
         self._svi, self._like = svi, args
-        self.parameters: list[Tensor] = []
-        self.leaves: list[Tensor] = []
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        #: Parameters that the program uses, and those that have a gradient.
+        self._parameters: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+        tensors = _tensors(args)
         device = tensors[0].device
-        values = svi._schedule_values()
-        self.schedules = {n: torch.tensor(v, device=device) for n, v in values.items()}
+        values = objective.schedule_values()
+        self._schedules = {n: torch.tensor(v, device=device) for n, v in values.items()}
         self._initialize_objective(args)
+        inputs = [*tensors, *self._schedules.values()]
         with _preserve_buffers(svi._owners):
-            graph, constants = trace_graph(
-                self._loss_and_gradients, *tensors, *self.schedules.values()
-            )
-        self._constants = constants
-        inputs = [*tensors, *self.schedules.values(), *constants]
+            graph, self._constants = trace_graph(self._loss_and_gradients, *inputs)
+        inputs += self._constants
         self._graph: Graph = compile_graph(rewrite_formulas(graph, inputs), inputs)
         self._check_gradients(tensors)
+        on_gpu = any(leaf.is_cuda for leaf in self._leaves) and _is_capturable(svi.optim)
+        self._run = CudaGraph(self._run_eagerly, tensors) if on_gpu else self._run_eagerly
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, args: tuple) -> Tensor:
+        for name, value in self._svi.objective.schedule_values().items():
+            self._schedules[name].fill_(value)
+        return self._run(*_tensors(args))
+
+    def _run_eagerly(self, *tensors: Tensor) -> Tensor:
         with matmul_backend():
-            loss, *gradients = self._graph(*tensors, *self.schedules.values(), *self._constants)
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            loss, *gradients = self._graph(*tensors, *self._schedules.values(), *self._constants)
+        for leaf, gradient in zip(self._leaves, gradients, strict=True):
             leaf.grad = gradient
+        self._svi.optim(set(self._parameters))
+        for leaf in self._leaves:
+            leaf.grad = None
         return loss
 
     def _initialize_objective(self, args: tuple) -> None:
@@ -197,8 +174,8 @@ class _GradientGraph:
 
     def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the loss and the gradients, as computed by Pyro's ``SVI``."""
-        svi, count = self._svi, len(tensors) - len(self.schedules)
-        schedule_values = dict(zip(self.schedules, tensors[count:], strict=True))
+        svi, count = self._svi, len(tensors) - len(self._schedules)
+        schedule_values = dict(zip(self._schedules, tensors[count:], strict=True))
         tensor_args = iter(tensors[:count])
         args = [next(tensor_args) if isinstance(like, Tensor) else like for like in self._like]
         with (
@@ -209,16 +186,16 @@ class _GradientGraph:
             loss, surrogate = svi.objective.terms(svi.model, svi.guide, *svi._draw(*args))
         sites = cast("Any", capture.trace.nodes).values()
         by_id = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
-        self.parameters = list(by_id.values())
-        trainable = [p for p in self.parameters if p.requires_grad]
+        self._parameters = list(by_id.values())
+        trainable = [p for p in self._parameters if p.requires_grad]
         gradients = torch.autograd.grad(surrogate, trainable, allow_unused=True)
         pairs = [(p, g) for p, g in zip(trainable, gradients, strict=True) if g is not None]
-        self.leaves = [p for p, _ in pairs]
+        self._leaves = [p for p, _ in pairs]
         return (loss, *(g for _, g in pairs))
 
     def _check_gradients(self, tensors: list[Tensor]) -> None:
         """Raise if the first gradient differs from the eager one with the same random numbers."""
-        inputs = [*tensors, *self.schedules.values()]
+        inputs = [*tensors, *self._schedules.values()]
         with pyro.validation_enabled(False), _preserve_buffers(self._svi._owners):
             with torch.random.fork_rng():
                 eager = self._loss_and_gradients(*inputs)
@@ -240,6 +217,10 @@ def _preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+def _tensors(args: tuple) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
 
 
 def _tensor_signature(arg: Any) -> Any:

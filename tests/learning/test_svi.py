@@ -18,6 +18,7 @@ import pyro_vae as pv
 from pyro_vae import objectives
 from pyro_vae.compile import trace
 from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, svi, trainer
+from pyro_vae.learning.diagnostics import NonFiniteLossError
 from pyro_vae.learning.optimizers import FusedOptimizer
 from pyro_vae.programs.inputs import program_args
 
@@ -130,36 +131,51 @@ def grey():
     return pv.data.load("digits", binarize="dynamic")
 
 
-@pytest.mark.parametrize("clip_norm", [None, 30.0])
-def test_compiled_steps_equal_plain_svi(grey, clip_norm):
-    """Binarisation, noise, gradient, clipping and Adam, over 60 steps in double precision."""
+@pytest.fixture(scope="module")
+def steps(grey):
+    """60 steps of plain and compiled SVI in double precision: losses, weights, one more step."""
     train = grey.train.head(200)
     losses, weights = [], []
-    for compiled in (False, True):
-        torch.set_default_dtype(torch.float64)
-        try:
-            vae, optim = make_digits_vae(grey, torch.float64), FusedOptimizer(ADAM, clip_norm)
-            compiled_svi = CompiledSVI(
-                vae.model, vae.guide, optim, objectives.ELBO(), draw=lambda i: (train.draw(i),)
-            )
-            initialized = objectives.ELBO()
-            initialized.loss(vae.model, vae.guide, train.materialize(0)[:3])
-            plain = SVI(vae.model, vae.guide, optim, loss=initialized)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for compiled in (False, True):
+            vae = make_digits_vae(grey, torch.float64)
+            optim, objective = FusedOptimizer(ADAM, clip_norm=30.0), objectives.ELBO()
+            if compiled:
+                svi = CompiledSVI(
+                    vae.model, vae.guide, optim, objective, draw=lambda i: (train.draw(i),)
+                )
+                step = svi.step
+            else:
+                objective.loss(vae.model, vae.guide, train.materialize(0)[:3])
+                plain = SVI(vae.model, vae.guide, optim, loss=objective)
+                step = lambda index, plain=plain: plain.step(train.draw(index))  # noqa: E731
             pyro.set_rng_seed(1)
             with pyro.get_param_store().scope(), pyro.validation_enabled(False):
                 batches = [torch.randint(0, 200, (50,)) for _ in range(60)]
-                if compiled:
-                    losses.append([float(compiled_svi.step(index)) for index in batches])
-                else:
-                    losses.append([plain.step(train.draw(index)) for index in batches])
-            weights.append([p.detach() for p in vae.parameters()])
-        finally:
-            torch.set_default_dtype(torch.float32)
-    assert compiled_svi.reasons == [] and compiled_svi.compile_seconds > 0
+                losses.append([float(step(index)) for index in batches])
+            weights.append([p.detach().clone() for p in vae.parameters()])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return losses, weights, svi, batches[0]
+
+
+def test_compiled_steps_equal_plain_svi(steps):
+    """Binarisation, noise, gradient, clipping and Adam, over 60 steps in double precision."""
+    losses, weights, svi, _ = steps
+    assert svi.reasons == [] and svi.compile_seconds > 0
     assert losses[0][-1] < 0.8 * losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_compiled_step_uses_mm_instead_of_addmm(steps):
+    _, _, svi, index = steps
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        svi.step(index)
+    called = {event.key for event in profile.key_averages()}
+    assert not svi.reasons and "aten::mm" in called and "aten::addmm" not in called
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +218,7 @@ def test_history_reports_compile_seconds(fits):
     assert not any("compile_seconds" in epoch for epoch in eager.epochs)
 
 
-def test_resumed_run_equals_uninterrupted_run(grey, tmp_path):
+def test_resumed_run_equals_uninterrupted_run(grey, tmp_path, uncompiled):
     weights = []
     for stops in ((2,), (1, 2)):
         vae, path = make_digits_vae(grey), tmp_path / f"{len(stops)}.pt"
@@ -340,28 +356,16 @@ def test_batch_norm_statistics_are_updated_once_per_step(uncompiled):
     assert means[0] and all(torch.allclose(a, b) for a, b in zip(*means, strict=True))
 
 
-def test_nan_loss_is_diagnosed(grey):
+def test_nan_loss_is_diagnosed(grey, uncompiled):
     """Compiled losses are not checked; the epoch is repeated eagerly."""
     errors = []
     for compile in (False, True):
         vae = make_digits_vae(grey)
-        with pytest.raises(pv.learning.fit.__globals__["NonFiniteLossError"]) as caught:
+        with pytest.raises(NonFiniteLossError) as caught:
             diverging = partial(torch.optim.SGD, lr=1e30)
             pv.fit(vae, grey.train.head(200), optimizer=diverging, epochs=2, compile=compile)
         errors.append(str(caught.value))
     assert errors[0] == errors[1] and "in epoch 1, step 2" in errors[0]
-
-
-def test_compiled_step_uses_mm_instead_of_addmm():
-    vae = small_vae()
-    optim = FusedOptimizer(partial(torch.optim.Adam, lr=1e-3))
-    compiled = CompiledSVI(vae.model, vae.guide, optim, objectives.ELBO())
-    x = torch.rand(5, 3).round()
-    compiled.step(x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        compiled.step(x)
-    called = {event.key for event in profile.key_averages()}
-    assert not compiled.reasons and "aten::mm" in called and "aten::addmm" not in called
 
 
 def test_compiled_graph_draws_the_same_random_numbers():

@@ -31,6 +31,7 @@ __all__ = [
     "find_leaf_tensors",
     "find_max_plate_nesting",
     "log_parameter_prior",
+    "restrict_gradient",
 ]
 
 T = TypeVar("T")
@@ -241,6 +242,16 @@ def find_leaf_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
         visited |= new
         stack += new
     return list(leaves.values())
+
+
+def restrict_gradient(value: Tensor, leaves: Iterable[Tensor]) -> Tensor:
+    """Return zero, with the gradient of ``value`` with respect to the given leaf tensors only."""
+    leaves = list(leaves)
+    if not leaves:
+        return torch.zeros_like(value)
+    gradients = torch.autograd.grad(value, leaves, retain_graph=True)
+    pairs = zip(leaves, gradients, strict=True)
+    return torch.stack([((leaf - leaf.detach()) * g).sum() for leaf, g in pairs]).sum()
 
 
 def log_parameter_prior(model_tensors: Iterable[Tensor], guide_tensors: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ...core.evaluation_mode import eval_mode
@@ -23,6 +22,7 @@ from ...programs.hmc import (
 )
 from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import unconstrained_posterior
+from .base import find_leaf_tensors, restrict_gradient
 from .reweighted import ReweightedWakeSleep
 from .weighted import WeightObjective
 
@@ -122,13 +122,11 @@ class MonteCarloEM(WeightObjective):
         if self._step_info.update == 0 or self._samples is None:
             self._samples = self._sample_posterior(model, guide, args, kwargs, layout)
         z = self._samples
-        with poutine.trace(param_only=True) as model_params:
-            log_p = _total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs))
-        with poutine.trace(param_only=True) as guide_params:
-            log_q = _total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs))
-        shared = set(_traced_parameters(model_params))
-        guide_only = [p for p in _traced_parameters(guide_params) if p not in shared]
-        surrogate = log_p + _restrict_gradient(log_q, guide_only)
+        log_p = _total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs))
+        log_q = _total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs))
+        shared = set(find_leaf_tensors([log_p]))
+        guide_only = [leaf for leaf in find_leaf_tensors([log_q]) if leaf not in shared]
+        surrogate = log_p + restrict_gradient(log_q, guide_only)
         with torch.no_grad():
             loss, _ = super().terms(model, guide, *args, **kwargs)
         return loss, -surrogate
@@ -230,20 +228,3 @@ class _PersistentChains:
 
 def _total_log_prob(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(tuple(terms.values())).sum()
-
-
-def _traced_parameters(capture: Any) -> list[Tensor]:
-    """Return the unconstrained parameters of a ``param_only`` trace, without duplicates."""
-    sites = capture.trace.nodes.values()
-    return list(dict.fromkeys(site["value"].unconstrained() for site in sites))
-
-
-def _restrict_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Return ``value`` with gradients with respect to the given parameters only."""
-    wanted = [p for p in parameters if p.requires_grad]
-    if not (wanted and value.requires_grad):
-        return value.detach()
-    gradients = torch.autograd.grad(value, wanted, allow_unused=True)
-    pairs = zip(wanted, gradients, strict=True)
-    linear = torch.stack([(p * g).sum() for p, g in pairs if g is not None]).sum()
-    return value.detach() + linear - linear.detach()

@@ -14,7 +14,7 @@ from ...core.validation import positive_int
 from ...programs.particles import Particles, run_particles
 from ...programs.pathwise import run_pathwise
 from ..schedules import check_number
-from .base import DataPlateChecker, Objective, find_leaf_tensors
+from .base import DataPlateChecker, Objective, find_leaf_tensors, restrict_gradient
 
 __all__ = [
     "CIWAE",
@@ -206,11 +206,8 @@ class PIWAE(GroupedObjective):
             return 0.0
         log_w, bound = particles.log_weights, super().bound
         difference = bound(log_w).sum() + score_function_term(particles, bound)
-        difference = difference - self.bound(log_w).sum()
-        gradients = torch.autograd.grad(difference, encoder, retain_graph=True)
-        # terms equal to zero that turn the guide's gradient into that of MIWAE
-        pairs = zip(encoder, gradients, strict=True)
-        return torch.stack([((leaf - leaf.detach()) * g).sum() for leaf, g in pairs]).sum()
+        # turns the guide's gradient into that of MIWAE
+        return restrict_gradient(difference - self.bound(log_w).sum(), encoder)
 
 
 class CIWAE(WeightObjective):
