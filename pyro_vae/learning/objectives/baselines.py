@@ -20,7 +20,7 @@ from ...programs.hmc import (
     jitter_step_size,
     make_state,
 )
-from ...programs.particles import Layout, log_probs_at, run_particles
+from ...programs.particles import Layout, log_probs_at, run_particles, total_log_prob
 from ...programs.unconstrained import unconstrained_posterior
 from .base import find_leaf_tensors, restrict_gradient
 from .reweighted import ReweightedWakeSleep
@@ -122,8 +122,8 @@ class MonteCarloEM(WeightObjective):
         if self._step_info.update == 0 or self._samples is None:
             self._samples = self._sample_posterior(model, guide, args, kwargs, layout)
         z = self._samples
-        log_p = _total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs))
-        log_q = _total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs))
+        log_p = total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs)).sum()
+        log_q = total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs)).sum()
         shared = set(find_leaf_tensors([log_p]))
         guide_only = [leaf for leaf in find_leaf_tensors([log_q]) if leaf not in shared]
         surrogate = log_p + restrict_gradient(log_q, guide_only)
@@ -224,7 +224,3 @@ class _PersistentChains:
         self.seen[index], self.log_step[index] = True, log_step[0]
         for name, u in position.items():
             self.position[name][index] = u[0]
-
-
-def _total_log_prob(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(tuple(terms.values())).sum()

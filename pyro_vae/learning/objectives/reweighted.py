@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.validation import positive_int
 from ...programs.base import sample_sites, site_log_prob
+from ...programs.particles import total_log_prob
 from ..schedules import check_number
 from .base import DataPlateChecker
 from .weighted import WeightObjective, log_mean_exp
@@ -72,9 +73,9 @@ class ReweightedWakeSleep(WeightObjective):
                 "score its own cached samples: use IWAE"
             ) from error
         log_w = particles.log_weights.detach()
-        objective = torch.stack(tuple(particles.log_p.values())).sum(0)
+        objective = total_log_prob(particles.log_p)
         if self.wake:
-            objective = objective + self.wake * torch.stack(tuple(particles.log_q.values())).sum(0)
+            objective = objective + self.wake * total_log_prob(particles.log_q)
         total = (log_w.softmax(0) * objective).sum() + (1 - self.wake) * sleep_term
         return -self.bound(log_w).sum(), -total
 
