@@ -1,98 +1,96 @@
-"""Variational autoencoders as Pyro programs, trained by SVI, evaluated by importance sampling."""
+"""Variational autoencoders as Pyro programs, trained by SVI, evaluated by importance sampling.
 
-from typing import TYPE_CHECKING, Any
+    import pyro_vae as pv
 
-from . import (
-    data,
-    evaluation,
-    learning,
-    likelihoods,
-    models,
-    networks,
-    posteriors,
-    priors,
-    queries,
-)
-from .core import distributed
-from .core.components import Labels, NetworkFactory, Shape, Space
-from .evaluation import (
-    ActiveUnits,
-    Annealing,
-    Bounds,
-    Gaps,
-    Latents,
-    RateDistortion,
-    active_units,
-    ais,
-    bdmc,
-    evaluate,
-    gaps,
-    latents,
-    rate_distortion,
-)
-from .learning import History, fit, initialize, objectives
-from .models import VAE, BayesianVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
-from .programs.importance_weights import log_weights
+    data = pv.data.load("mnist5k", binarize="dynamic")
+    vae = pv.VAE(data.event_shape, latent_dim=20)
+    pv.fit(vae, data.train)
+    print(pv.evaluate(vae, data.test))
 
-if TYPE_CHECKING:
-    from .runs import Run, compare, load
+``help(pv.fit)`` describes one name, with arguments, shapes, units and errors.
 
-__all__ = [
-    "VAE",
-    "ActiveUnits",
-    "Annealing",
-    "BayesianVAE",
-    "Bounds",
-    "ConditionalVAE",
-    "Gaps",
-    "HierarchicalVAE",
-    "History",
-    "Labels",
-    "Latents",
-    "NetworkFactory",
-    "RateDistortion",
-    "Run",
-    "SemiSupervisedVAE",
-    "Shape",
-    "Space",
-    "active_units",
-    "ais",
-    "bdmc",
-    "compare",
-    "data",
-    "distributed",
-    "evaluate",
-    "evaluation",
-    "fit",
-    "gaps",
-    "initialize",
-    "latents",
-    "learning",
-    "likelihoods",
-    "load",
-    "log_weights",
-    "models",
-    "networks",
-    "objectives",
-    "posteriors",
-    "priors",
-    "queries",
-    "rate_distortion",
-]
+Programs: a Pyro ``model`` and its ``guide``
+    VAE                 z ~ p(z), x ~ p(x|z), and the encoder q(z|x)
+    HierarchicalVAE     several layers of latents
+    ConditionalVAE      p(x|c), given a class or a tensor c
+    SemiSupervisedVAE   p(x, y), trained on a few known classes y
+    BayesianVAE         a posterior over the decoder's weights
+
+Training
+    fit                 train a program by SVI; returns its History
+    initialize          initialise from the data, for a training loop of your own
+    objectives          ELBO, IWAE, and others
+
+Evaluation: of these programs, or of any pair (model, guide)
+    evaluate            the ELBO, L_k, log p̂ and k̂, as Bounds
+    log_weights         log p(x, z) − log q(z|x) for each sample and example
+    ais, bdmc           annealed importance sampling, settings in Annealing; its check on simulated data
+    gaps                inference gaps, as Gaps
+    latents             KL per latent and ELBO surgery, as Latents
+    active_units        latents in use, as ActiveUnits
+    rate_distortion     rate-distortion curve, as RateDistortion
+
+Run folders of ``pyro-vae fit``
+    load                open one as a Run
+    compare             compare runs on the same test examples
+
+Components and data
+    priors, likelihoods, posteriors, networks
+                        classes to choose from, and base classes for your own
+    models              the programs and their base class
+    data                load, Dataset, Split: data sets and how they are binarised
+
+Further packages
+    queries             sample, reconstruct, interpolate, impute, encode, …
+    learning            compiled SVI, optimizers, schedules
+    evaluation          all evaluations
+    distributed         training with several processes
+
+Types of arguments
+    Shape, NetworkFactory, Space, Labels
+"""
+
+# Every export is an import with `as`, the convention of typed packages without `__all__`: with
+# `__all__`, help() would print the whole documentation of every class, thousands of lines.
+from . import data as data
+from . import evaluation as evaluation
+from . import learning as learning
+from . import likelihoods as likelihoods
+from . import models as models
+from . import networks as networks
+from . import posteriors as posteriors
+from . import priors as priors
+from . import queries as queries
+from .core import distributed as distributed
+from .core.components import Labels as Labels
+from .core.components import NetworkFactory as NetworkFactory
+from .core.components import Shape as Shape
+from .core.components import Space as Space
+from .evaluation import ActiveUnits as ActiveUnits
+from .evaluation import Annealing as Annealing
+from .evaluation import Bounds as Bounds
+from .evaluation import Gaps as Gaps
+from .evaluation import Latents as Latents
+from .evaluation import RateDistortion as RateDistortion
+from .evaluation import active_units as active_units
+from .evaluation import ais as ais
+from .evaluation import bdmc as bdmc
+from .evaluation import evaluate as evaluate
+from .evaluation import gaps as gaps
+from .evaluation import latents as latents
+from .evaluation import rate_distortion as rate_distortion
+from .learning import History as History
+from .learning import fit as fit
+from .learning import initialize as initialize
+from .learning import objectives as objectives
+from .models import VAE as VAE
+from .models import BayesianVAE as BayesianVAE
+from .models import ConditionalVAE as ConditionalVAE
+from .models import HierarchicalVAE as HierarchicalVAE
+from .models import SemiSupervisedVAE as SemiSupervisedVAE
+from .programs.importance_weights import log_weights as log_weights
+from .runs import Run as Run
+from .runs import compare as compare
+from .runs import load as load
 
 __version__ = "0.2.0"
-
-#: Imported on first use: parsers and run folders take time that `import pyro_vae` need not.
-_LAZY = ("Run", "compare", "load")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from . import runs
-
-        return getattr(runs, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})

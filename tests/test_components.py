@@ -318,8 +318,8 @@ class TestReferences:
         (lambda: likelihoods.StudentT(2, (3,), SMALL, df=1.0), "expected df > 1 and finite; got 1"),
         (lambda: likelihoods.Binomial(2, (3,), SMALL, levels=0), "expected levels to be a"),
         (lambda: posteriors.LowRankNormal((3,), 2, SMALL, rank=0), "expected rank to be a"),
-        (lambda: networks.MLP((3,), (2,), hidden=(0,)), "expected every width in hidden"),
-        (lambda: pv.VAE((3, 0), 2), "expected every size in event_shape"),
+        (lambda: networks.MLP((3,), (2,), hidden=(0,)), "expected every number in hidden"),
+        (lambda: pv.VAE((3, 0), 2), "expected every number in event_shape"),
     ],
 )
 def test_bad_arguments(make, message):

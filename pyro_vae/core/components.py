@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, ABCMeta
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
@@ -73,49 +72,21 @@ class Component(PyroModule, ABC, metaclass=AbstractModule):
         return nn.Module.__repr__(self)
 
 
-def checked_factory(factory: NetworkFactory, event_shape: Shape) -> NetworkFactory:
-    """Network factory whose networks check the shape of their outputs.
+class NetworkWrapper(nn.Module):
+    """Base class of modules around one network, whose options stay in effect."""
 
-    Guards against silent errors: an output that lacks a dimension would broadcast in a density,
-    and an image network would treat any two dimensions as height and width. Networks are not
-    wrapped, so they keep their class and parameter names.
-
-    Arguments:
-        factory: makes an encoder or a decoder.
-        event_shape: the shape of one example.
-
-    Returns:
-        A factory that raises a ``ValueError`` if it makes an image network for data that are not
-        images. A network raises a ``ValueError`` when called if it does not map
-        ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
-    """
-    return partial(_make_checked, factory, tuple(event_shape))
+    def __init__(self, network: nn.Module | None) -> None:
+        super().__init__()
+        self.network: Any = network
 
 
-def _make_checked(
-    factory: NetworkFactory, event_shape: Shape, in_shape: Shape, out_shape: Shape
-) -> nn.Module:
-    network = factory(in_shape, out_shape)
-    if getattr(network, "images_only", False) and len(event_shape) < 2:
-        raise ValueError(
-            f"expected event_shape to end in a height and a width; got {event_shape}: use an MLP "
-            f"for data that are not images"
-        )
-    if isinstance(network, nn.Module):
-        # a module-level function, so that the network can be copied and pickled
-        check = partial(_check_outputs, tuple(in_shape), tuple(out_shape))
-        network.register_forward_hook(check)
-    return network
+def unwrap(network: Any) -> Any:
+    """Return the network inside its wrappers."""
+    return unwrap(network.network) if isinstance(network, NetworkWrapper) else network
 
 
-def _check_outputs(
-    in_shape: Shape, out_shape: Shape, network: nn.Module, inputs: tuple[Any, ...], outputs: Any
-) -> None:
-    x, *_ = inputs
-    expected = (*x.shape[: x.ndim - len(in_shape)], *out_shape)
-    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if got != expected:
-        raise ValueError(
-            f"expected network outputs of shape {expected} for inputs of shape {tuple(x.shape)}; "
-            f"got {got}: a network must map (…, *in_shape) to (…, *out_shape)"
-        )
+def init_standardization(network: object, x: Tensor) -> None:
+    """Compute a network's input statistics from the training data, if it standardises inputs."""
+    fit_standardization = getattr(unwrap(network), "fit_standardization", None)
+    if fit_standardization is not None:
+        fit_standardization(x)

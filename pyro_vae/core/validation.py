@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable
 from numbers import Integral
 
-__all__ = ["did_you_mean", "positive_int"]
+from torch import Tensor
+
+__all__ = ["as_shape", "check_tensor", "did_you_mean", "positive_int"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -28,3 +30,28 @@ def positive_int(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
     return int(value)
+
+
+def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """Return the sizes ``values`` as a tuple.
+
+    Raises:
+        ValueError: if it is not a sequence of positive integers; the message contains ``name``.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        got = f"{values!r}: write ({values},)" if isinstance(values, Integral) else repr(values)
+        raise ValueError(f"expected {name} to be a tuple of positive integers; got {got}")
+    return tuple(positive_int(f"every number in {name}", value) for value in values)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise if ``value`` is not a tensor.
+
+    Raises:
+        ValueError: if it is a list, an array, a data frame or anything else.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"expected {name} as a tensor (N, …); got a {type(value).__name__}: convert it, if it "
+            f"is an array by torch.as_tensor(numpy.asarray({name}), dtype=torch.float32)"
+        )

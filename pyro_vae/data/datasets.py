@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
+from inspect import Parameter
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.components import Shape
 from ..core.random import check_seed
-from ..core.validation import positive_int
+from ..core.validation import did_you_mean, positive_int
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .sources import SOURCES, RawData, SourceOptions, root_folder
@@ -24,7 +24,7 @@ __all__ = ["Dataset", "Split", "load"]
 Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Named data set, split and binarised or dequantised.
 
@@ -45,6 +45,20 @@ class Dataset:
     binarize: Binarize
     checksum: str
     values: Values = "unit"
+
+    def __repr__(self) -> str:
+        labels = self.train.labels
+        if labels is None:
+            kind = "none"
+        elif are_class_labels(labels):
+            kind = f"classes 0 … {int(labels.max())}"
+        else:
+            kind = f"shape {tuple(labels.shape[1:])}"
+        sizes = " + ".join(str(len(split)) for split in self._splits)
+        return (
+            f"Dataset {self.name!r}: {sizes} examples (train + valid + test) of shape "
+            f"{self.event_shape}, {self.kind}; binarize={self.binarize}, labels: {kind}"
+        )
 
     @property
     def event_shape(self) -> Shape:
@@ -140,7 +154,8 @@ class Dataset:
 def load(
     name: str,
     *,
-    binarize: Binarize,
+    # no default in the signature, but its absence is reported with the choices
+    binarize: Binarize = Parameter.empty,  # type: ignore[assignment]
     train: int | None = None,
     valid: int | float = 0.1,
     test: int | float = 0.1,
@@ -252,9 +267,13 @@ def _is_integer(raw: RawData) -> bool:
 
 
 def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
+    if got is Parameter.empty:
+        raise ValueError(
+            f"expected {name} to be one of {', '.join(known)}; got nothing: log-likelihoods depend "
+            f"on it, so it has no default"
+        )
     if got not in known:
-        near = difflib.get_close_matches(str(got), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(got), known)
         raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {got!r}{hint}")
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..core.components import Shape
 from ..core.random import seeded
+from ..core.validation import check_tensor
 from .pixel_values import binarize, dequantize
 
-__all__ = ["Split", "are_class_labels", "checksum", "materialize"]
+__all__ = ["Split", "are_class_labels", "check_container", "checksum", "materialize"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Examples as stored, with the transform to the values that a likelihood sees.
 
@@ -31,8 +32,8 @@ class Split:
             the highest level.
 
     Raises:
-        ValueError: if both ``dynamic`` and ``noisy`` are set, or if the number of labels differs
-            from the number of examples.
+        ValueError: if both ``dynamic`` and ``noisy`` are set, if values or labels are not
+            tensors, or if the number of labels differs from the number of examples.
     """
 
     values: Tensor
@@ -42,6 +43,9 @@ class Split:
     noisy: bool = False
 
     def __post_init__(self) -> None:
+        check_tensor("values", self.values)
+        if self.labels is not None:
+            check_tensor("labels", self.labels)
         if self.dynamic and self.noisy:
             raise ValueError(
                 "expected a split to be dynamic or noisy; got both: binary values need no noise"
@@ -54,6 +58,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __repr__(self) -> str:
+        tensors = [("values", self.values), ("labels", self.labels)]
+        parts = [f"{n}={t.dtype} {tuple(t.shape)}" for n, t in tensors if t is not None]
+        options = [("peak", self.peak, 1.0), ("dynamic", self.dynamic, False)]
+        options.append(("noisy", self.noisy, False))
+        parts += [f"{name}={value}" for name, value, default in options if value != default]
+        return f"Split({', '.join(parts)})"
 
     @property
     def event_shape(self) -> Shape:
@@ -121,6 +133,27 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def check_container(data: object) -> None:
+    """Raise if the data are neither a split nor a tensor.
+
+    Raises:
+        ValueError: if they are a :class:`Dataset`, an array, a list or anything else.
+    """
+    if isinstance(data, Split):
+        return
+    if isinstance(getattr(data, "train", None), Split):
+        raise ValueError(
+            "expected a split or a tensor; got a whole Dataset: pass data.train, data.valid or "
+            "data.test"
+        )
+    check_tensor("x", data)
+
+
 def materialize(data: Split | Tensor, seed: int) -> Tensor:
-    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``."""
+    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``.
+
+    Raises:
+        ValueError: if the data are neither a split nor a tensor.
+    """
+    check_container(data)
     return data.materialize(seed) if isinstance(data, Split) else data

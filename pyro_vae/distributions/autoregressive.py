@@ -13,7 +13,7 @@ from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from ..core.components import Shape
-from ..core.validation import positive_int
+from ..core.validation import as_shape, positive_int
 
 __all__ = [
     "AffineAutoregressive",
@@ -44,12 +44,11 @@ def autoregressive_network(
         ValueError: if there is no hidden layer, or if one is narrower than D, which would mask
             some variables completely.
     """
-    for width in hidden:
-        positive_int("every width in hidden", width)
+    hidden = as_shape("hidden", hidden)
     if not hidden or min(hidden) < latent_dim:
         raise ValueError(
             f"expected one or more hidden layers of an autoregressive network, each at least as "
-            f"wide as the {latent_dim} latents; got hidden={tuple(hidden)}: use wider layers"
+            f"wide as the {latent_dim} latents; got hidden={hidden}: use wider layers"
         )
     order = torch.arange(latent_dim)
     options = {

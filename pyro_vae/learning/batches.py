@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..core import distributed
 from ..core.components import Labels
 from ..core.validation import positive_int
-from ..data.splits import Split, materialize
+from ..data.splits import Split, check_container, materialize
 from ..programs.base import label_use
 from ..programs.inputs import program_labels
 
@@ -56,6 +56,7 @@ class BatchLoader:
     def __init__(
         self, program: nn.Module, data: Split | Tensor, size: int, labelled_every: int | None = None
     ) -> None:
+        check_container(data)
         self.data, self.size = data, positive_int("batch_size", size)
         if not len(data):
             raise ValueError("expected at least one training example; got none")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from ..core.components import Component, NetworkFactory, Shape
+from ..core.components import Component, NetworkFactory, Shape, unwrap
 from ..core.validation import positive_int
 from ..data.kinds import Kind, kind_of
 
@@ -87,7 +87,8 @@ class Likelihood(Component):
 
     def init_from_data(self, x: torch.Tensor) -> None:
         """Initialise a decoder with ``output_bias="data"`` at the mean of the training data."""
-        init_output_bias = getattr(getattr(self, "network", None), "init_output_bias", None)
+        network = unwrap(getattr(self, "network", None))
+        init_output_bias = getattr(network, "init_output_bias", None)
         if init_output_bias is not None:
             init_output_bias(lambda: self.initial_outputs(x))
 

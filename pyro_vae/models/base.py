@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from ..core.components import AbstractModule, Labels, Shape
-from ..core.validation import positive_int
+from ..core.components import AbstractModule, Labels, NetworkFactory, Shape
+from ..core.validation import as_shape, positive_int
 from ..likelihoods import Likelihood
+from ..posteriors import Posterior
+from ..priors import Prior
+from .compatibility import check_compatible, check_unconditional
+from .conditioning import concat_shape, make_conditional_factory
+from .parts import CheckedFactory, make_part
 
-__all__ = ["Autoencoder", "init_standardization"]
+__all__ = ["Autoencoder", "OneLayerProgram"]
 
 
 class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
@@ -41,7 +48,7 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()
-        self.event_shape = tuple(positive_int("every size in event_shape", n) for n in event_shape)
+        self.event_shape = as_shape("event_shape", event_shape)
 
     @abstractmethod
     def model(self, x: torch.Tensor | None = None, *args: Any, size: int = 1) -> torch.Tensor:
@@ -60,18 +67,78 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
         """
         if x.shape[1:] != self.event_shape or not len(x):
             expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
-            raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}")
+            remedy = f": reshape x, or set event_shape to {tuple(x.shape[1:])}" if len(x) else ""
+            raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}{remedy}")
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
-            raise ValueError(f"expected x of {dtype}, like the model's weights; got {x.dtype}")
+            scaled = "" if x.is_floating_point() else ", or x / 255 for the bytes of an image"
+            raise ValueError(
+                f"expected x of {dtype}, like the model's weights; got {x.dtype}: pass "
+                f"x.to({dtype}){scaled}"
+            )
         self.likelihood.check(x)
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
 
-def init_standardization(network: object, x: torch.Tensor) -> None:
-    """Compute a network's input statistics from the training data, if it standardises inputs."""
-    fit_standardization = getattr(network, "fit_standardization", None)
-    if fit_standardization is not None:
-        fit_standardization(x)
+class OneLayerProgram(Autoencoder):
+    """Base class of programs with one layer of latents, z ~ p(z), that create their parts here.
+
+    Subclasses call the three methods in this order. In a program that uses labels, decoder and
+    encoder have a condition c of shape ``condition``, which is set first: the decoder's inputs are
+    z and c, and the encoder's are x and c.
+
+    Arguments:
+        event_shape: shape of one example.
+        latent_dim: number of latent variables D.
+    """
+
+    condition: Shape = ()
+
+    def __init__(self, event_shape: Shape, latent_dim: int) -> None:
+        super().__init__(event_shape)
+        self.latent_dim = positive_int("latent_dim", latent_dim)
+
+    @property
+    def _is_conditional(self) -> bool:
+        return self.labels is not Labels.UNUSED
+
+    def make_posterior(
+        self, posterior: Callable[..., Posterior], encoder: Callable[..., nn.Module]
+    ) -> Posterior:
+        """Return q(z|x), or q(z | x, c)."""
+        shape = self.event_shape
+        checked = CheckedFactory("encoder", encoder, shape)
+        network: NetworkFactory = checked
+        if self._is_conditional:
+            network = make_conditional_factory(checked)
+            shape = concat_shape(shape, self.condition)
+        call = "posterior(event_shape, latent_dim, encoder)"
+        return make_part(call, Posterior, posterior, shape, self.latent_dim, network)
+
+    def make_likelihood(
+        self, likelihood: Callable[..., Likelihood], decoder: Callable[..., nn.Module]
+    ) -> Likelihood:
+        """Return p(x|z), or p(x | z, c)."""
+        size = self.latent_dim + (math.prod(self.condition) if self._is_conditional else 0)
+        network = CheckedFactory("decoder", decoder, self.event_shape)
+        call = "likelihood(latent_dim, event_shape, decoder)"
+        return make_part(call, Likelihood, likelihood, size, self.event_shape, network)
+
+    def make_prior(
+        self, prior: Callable[..., Prior], posterior: Posterior, likelihood: Likelihood
+    ) -> Prior:
+        """Return p(z), after checking that the three parts can be combined, and bind them.
+
+        Raises:
+            ValueError: if the parts cannot be combined.
+        """
+        made = make_part("prior(latent_dim)", Prior, prior, self.latent_dim)
+        if self._is_conditional:
+            check_unconditional(made, posterior)
+        check_compatible(made, posterior)
+        made.bind(posterior)
+        if not self._is_conditional:
+            posterior.bind(made, likelihood)
+        return made

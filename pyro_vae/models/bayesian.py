@@ -15,14 +15,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ..core.components import NetworkFactory, Shape, checked_factory
-from ..core.validation import positive_int
+from ..core.components import NetworkFactory, Shape
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from .base import Autoencoder
-from .compatibility import check_compatible
+from .base import OneLayerProgram
 from .gaussian_linear import GaussianLinear, replace_linear_layers
 
 __all__ = ["BayesianVAE"]
@@ -31,7 +29,7 @@ __all__ = ["BayesianVAE"]
 _IS_NOISE: Any = {"is_noise": True}
 
 
-class BayesianVAE(Autoencoder):
+class BayesianVAE(OneLayerProgram):
     """θ ~ N(0, I), z ~ p(z), x ~ p(x | z, θ), with the guide q(θ) q(z|x): full variational Bayes.
 
     θ are the weights of the decoder's linear layers, with q(θ) = N(μ, diag σ²). They are shared by
@@ -86,18 +84,13 @@ class BayesianVAE(Autoencoder):
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
         initial_scale: float = 0.01,
     ) -> None:
-        super().__init__(event_shape)
-        self.latent_dim = positive_int("latent_dim", latent_dim)
+        super().__init__(event_shape, latent_dim)
         if not 0 < initial_scale < math.inf:
             raise ValueError(f"expected initial_scale > 0 and finite; got {initial_scale!r}")
-        encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
-        self.posterior = posterior(self.event_shape, latent_dim, encoder)
-        self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
+        self.posterior = self.make_posterior(posterior, encoder)
+        self.likelihood = self.make_likelihood(likelihood, decoder)
         replace_linear_layers(self.likelihood, initial_scale)
-        self.prior = prior(latent_dim)
-        check_compatible(self.prior, self.posterior)
-        self.prior.bind(self.posterior)
-        self.posterior.bind(self.prior, self.likelihood)
+        self.prior = self.make_prior(prior, self.posterior, self.likelihood)
         # part of the state, for resumed training; 0 until it is set
         self.register_buffer("num_data", torch.tensor(0))
 

@@ -10,7 +10,7 @@ from ..core.components import Space
 from ..posteriors import Posterior
 from ..priors import Prior
 
-__all__ = ["RULES", "Rule", "check_compatible", "find_violation"]
+__all__ = ["RULES", "Rule", "check_compatible", "check_unconditional", "find_violation"]
 
 
 class _Prior(Protocol):
@@ -79,4 +79,22 @@ def check_compatible(prior: Prior, posterior: Posterior) -> None:
         raise ValueError(
             f"expected {rule.expected}; got prior {type(prior).__name__} with posterior "
             f"{type(posterior).__name__}: {rule.remedy}"
+        )
+
+
+def check_unconditional(prior: Prior, posterior: Posterior) -> None:
+    """Raise if the posterior needs p(x|z), or the prior q(z|x), without a condition.
+
+    Raises:
+        ValueError: if one of them cannot be used in a conditional program.
+    """
+    if not posterior.self_contained:
+        raise ValueError(
+            f"expected a posterior that depends on its inputs alone; got "
+            f"{type(posterior).__name__}, which needs p(x|z) without a condition: choose another"
+        )
+    if prior.uses_posterior:
+        raise ValueError(
+            f"expected a prior that does not depend on the posterior; got "
+            f"{type(prior).__name__}, which needs q(z|x) without a condition: choose another"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -10,26 +9,19 @@ import pyro
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ..core.components import Labels, NetworkFactory, Shape, checked_factory
-from ..core.validation import positive_int
+from ..core.components import Labels, NetworkFactory, Shape
+from ..core.validation import as_shape, positive_int
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
-from ..networks.base import as_tuple
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from .base import Autoencoder
-from .compatibility import check_compatible
-from .conditioning import (
-    check_conditional_parts,
-    concat_flattened,
-    concat_shape,
-    make_conditional_factory,
-)
+from .base import OneLayerProgram
+from .conditioning import concat_flattened
 
 __all__ = ["ConditionalVAE"]
 
 
-class ConditionalVAE(Autoencoder):
+class ConditionalVAE(OneLayerProgram):
     """z ~ p(z), x ~ p(x | z, c), with the encoder q(z | x, c) as the guide, given a condition c.
 
     c is a class or a tensor, and is always observed, not modelled. It is concatenated (a class
@@ -75,29 +67,16 @@ class ConditionalVAE(Autoencoder):
         encoder: Callable[[Shape, Shape], nn.Module] = MLP,
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
-        super().__init__(event_shape)
-        self.latent_dim = positive_int("latent_dim", latent_dim)
+        super().__init__(event_shape, latent_dim)
         self.num_classes: int | None = None
         if isinstance(condition, int):
             self.num_classes = positive_int("condition, a number of classes,", condition)
-            self.condition: Shape = (self.num_classes,)
+            self.condition = (self.num_classes,)
         else:
-            sizes = as_tuple("condition", "sizes, or a number of classes", condition)
-            self.condition = tuple(positive_int("every size in condition", n) for n in sizes)
-        joint = concat_shape(self.event_shape, self.condition)
-        checked = checked_factory(encoder, self.event_shape)
-        self.posterior = posterior(
-            joint, latent_dim, make_conditional_factory(checked, self.event_shape)
-        )
-        self.likelihood = likelihood(
-            latent_dim + math.prod(self.condition),
-            self.event_shape,
-            checked_factory(decoder, self.event_shape),
-        )
-        self.prior = prior(latent_dim)
-        check_conditional_parts(self.prior, self.posterior)
-        check_compatible(self.prior, self.posterior)
-        self.prior.bind(self.posterior)
+            self.condition = as_shape("condition", condition)
+        self.posterior = self.make_posterior(posterior, encoder)
+        self.likelihood = self.make_likelihood(likelihood, decoder)
+        self.prior = self.make_prior(prior, self.posterior, self.likelihood)
 
     @pyro_method
     def model(self, x: Tensor | None = None, c: Tensor | None = None, size: int = 1) -> Tensor:

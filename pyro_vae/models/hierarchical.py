@@ -11,15 +11,16 @@ from pyro.nn import pyro_method
 from pyro.nn.module import PyroModuleList
 from torch import nn
 
-from ..core.components import NetworkFactory, Shape, checked_factory
-from ..core.validation import positive_int
+from ..core.components import NetworkFactory, Shape, unwrap
+from ..core.validation import as_shape
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
-from ..networks.base import Network, as_tuple
+from ..networks.base import Network
 from ..posteriors import DiagonalNormal
 from ..priors import Prior, StandardNormal
 from .base import Autoencoder
 from .inference import BottomUp, Inference
+from .parts import CheckedFactory, make_part
 
 __all__ = ["HierarchicalVAE"]
 
@@ -68,16 +69,22 @@ class HierarchicalVAE(Autoencoder):
         | Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
         super().__init__(event_shape)
-        dims = as_tuple("latent_dims", "numbers, one for each layer", latent_dims)
-        self.latent_dims = tuple(positive_int("every number in latent_dims", n) for n in dims)
+        self.latent_dims = as_shape("latent_dims", latent_dims)
         if not self.latent_dims:
             raise ValueError("expected latent_dims to have a number for each layer; got none")
         inputs = (self.event_shape, *((n,) for n in self.latent_dims[:-1]))
-        self.inference = inference(
-            self.event_shape, self.latent_dims, _factories_per_layer("encoders", encoders, inputs)
+        self.inference = make_part(
+            "inference(event_shape, latent_dims, encoders)",
+            Inference,
+            inference,
+            self.event_shape,
+            self.latent_dims,
+            _factories_per_layer("encoders", encoders, inputs),
         )
         first, *others = _factories_per_layer("decoders", decoders, inputs)
-        self.likelihood = likelihood(self.latent_dims[0], self.event_shape, first)
+        call = "likelihood(latent_dim, event_shape, decoder)"
+        sizes = self.latent_dims[0], self.event_shape
+        self.likelihood = make_part(call, Likelihood, likelihood, *sizes, first)
         # p(z_i | z_{i+1}) is a conditional normal, like a posterior given the layer above
         self.conditionals = PyroModuleList(
             [
@@ -87,7 +94,7 @@ class HierarchicalVAE(Autoencoder):
                 )
             ]
         )
-        self.prior = prior(self.latent_dims[-1])
+        self.prior = make_part("prior(latent_dim)", Prior, prior, self.latent_dims[-1])
         self.inference.bind(self.prior, self.likelihood)
 
     @pyro_method
@@ -121,14 +128,17 @@ def _factories_per_layer(
     """Return one checked factory per layer; ``inputs`` are the event shapes below each layer."""
     if not isinstance(factories, list | tuple):
         factories = [factories]
-    if len(factories) == 1:
+    if len(factories) == 1 and not isinstance(factories[0], nn.Module):
         factories = [*factories] * len(inputs)
     if len(factories) != len(inputs):
         raise ValueError(
             f"expected {name} to be one factory, or a list with one for each of the {len(inputs)} "
             f"layers; got {len(factories)}"
         )
-    first, *others = [checked_factory(f, shape) for f, shape in zip(factories, inputs, strict=True)]
+    singular = name.removesuffix("s")
+    first, *others = [
+        CheckedFactory(singular, f, shape) for f, shape in zip(factories, inputs, strict=True)
+    ]
     return [first, *(partial(_make_latent_network, name, factory) for factory in others)]
 
 
@@ -137,10 +147,11 @@ def _make_latent_network(
 ) -> nn.Module:
     """Create a network between two layers of latents, which has no access to training data."""
     network = factory(in_shape, out_shape)
-    if isinstance(network, Network) and network.uninitialized_option:
+    inner = unwrap(network)
+    if isinstance(inner, Network) and inner.uninitialized_option:
         raise ValueError(
             f"expected only the first of the {name} to depend on the training data; got "
-            f"{network.uninitialized_option} in a network between layers of latents: make {name} a "
+            f"{inner.uninitialized_option} in a network between layers of latents: make {name} a "
             f"list"
         )
     return network

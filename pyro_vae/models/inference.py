@@ -12,14 +12,13 @@ from pyro.nn import PyroModule
 from pyro.nn.module import PyroModuleList
 from torch import Tensor, nn
 
-from ..core.components import AbstractModule, NetworkFactory, Shape, Space
-from ..core.validation import positive_int
+from ..core.components import AbstractModule, NetworkFactory, Shape, Space, init_standardization
+from ..core.validation import as_shape
 from ..likelihoods import Likelihood
 from ..networks import MLP
-from ..networks.base import Init, as_tuple
+from ..networks.base import Init
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior
-from .base import init_standardization
 from .compatibility import check_compatible
 
 __all__ = ["BottomUp", "Inference", "TopDown"]
@@ -156,13 +155,13 @@ class TopDown(Inference):
         super().__init__()
         if isinstance(features, int):
             features = (features,) * len(latent_dims)
-        widths = as_tuple("features", "numbers, one for each layer, or one number", features)
+        widths = as_shape("features", features)
         if len(widths) != len(latent_dims):
             raise ValueError(
                 f"expected features to be one number, or one for each of the {len(latent_dims)} "
                 f"layers; got {features}"
             )
-        shapes = [tuple(event_shape), *((positive_int("features", n),) for n in widths)]
+        shapes = [tuple(event_shape), *((n,) for n in widths)]
         self.upward = nn.ModuleList(
             [factory(*sizes) for factory, *sizes in zip(encoders, shapes, shapes[1:], strict=False)]
         )

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ..core.components import Labels, NetworkFactory, Shape, checked_factory
+from ..core.components import Labels, NetworkFactory, Shape, init_standardization
 from ..core.evaluation_mode import eval_mode
 from ..core.validation import positive_int
 from ..data.splits import Split, materialize
@@ -21,14 +21,9 @@ from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from .base import Autoencoder, init_standardization
-from .compatibility import check_compatible
-from .conditioning import (
-    check_conditional_parts,
-    concat_flattened,
-    concat_shape,
-    make_conditional_factory,
-)
+from .base import OneLayerProgram
+from .conditioning import concat_flattened
+from .parts import CheckedFactory
 
 __all__ = ["SemiSupervisedVAE"]
 
@@ -36,7 +31,7 @@ __all__ = ["SemiSupervisedVAE"]
 _CLASSIFY_BATCH_SIZE = 1000
 
 
-class SemiSupervisedVAE(Autoencoder):
+class SemiSupervisedVAE(OneLayerProgram):
     """M2: y ~ Cat(π), z ~ p(z), x ~ p(x | y, z), with the guide q(y|x) q(z | x, y).
 
     With labels, y is observed; without, y is a latent variable. The guide's y is marked for
@@ -90,26 +85,15 @@ class SemiSupervisedVAE(Autoencoder):
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
         class_probs: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(event_shape)
+        super().__init__(event_shape, latent_dim)
         self.num_classes = positive_int("num_classes", num_classes)
-        self.latent_dim = positive_int("latent_dim", latent_dim)
+        self.condition = (self.num_classes,)
         self.register_buffer("class_logits", _logits(class_probs, self.num_classes))
-        classes = (self.num_classes,)
-        checked = checked_factory(encoder, self.event_shape)
-        joint = concat_shape(self.event_shape, classes)
-        self.posterior = posterior(
-            joint, latent_dim, make_conditional_factory(checked, self.event_shape)
-        )
-        self.classifier = checked_factory(classifier, self.event_shape)(self.event_shape, classes)
-        self.likelihood = likelihood(
-            latent_dim + self.num_classes,
-            self.event_shape,
-            checked_factory(decoder, self.event_shape),
-        )
-        self.prior = prior(latent_dim)
-        check_conditional_parts(self.prior, self.posterior)
-        check_compatible(self.prior, self.posterior)
-        self.prior.bind(self.posterior)
+        self.posterior = self.make_posterior(posterior, encoder)
+        classifier = CheckedFactory("classifier", classifier, self.event_shape)
+        self.classifier = classifier(self.event_shape, self.condition)
+        self.likelihood = self.make_likelihood(likelihood, decoder)
+        self.prior = self.make_prior(prior, self.posterior, self.likelihood)
 
     @pyro_method
     def model(self, x: Tensor | None = None, y: Tensor | None = None, size: int = 1) -> Tensor:

@@ -9,23 +9,23 @@ import torch
 from pyro.nn import pyro_method
 from torch import nn
 
-from ..core.components import NetworkFactory, Shape, checked_factory
-from ..core.validation import positive_int
+from ..core.components import NetworkFactory, Shape
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
 from ..priors import Prior, StandardNormal
-from .base import Autoencoder
-from .compatibility import check_compatible
+from .base import OneLayerProgram
 
 __all__ = ["VAE"]
 
 
-class VAE(Autoencoder):
+class VAE(OneLayerProgram):
     """z ~ p(z), x ~ p(x|z) as a Pyro model, with the encoder q(z|x) as its guide.
 
     Each part is given as a factory: a class, a ``functools.partial`` of a class, or any
-    callable with the same arguments.
+    callable with the same arguments. The networks may also be modules: an encoder that maps
+    ``(B, *event_shape)`` to the posterior's parameters, B vectors of any shape, and a decoder
+    that maps ``(B, latent_dim)`` to the likelihood's.
 
     Arguments:
         event_shape: shape of one example.
@@ -56,15 +56,10 @@ class VAE(Autoencoder):
         encoder: Callable[[Shape, Shape], nn.Module] = MLP,
         decoder: Callable[[Shape, Shape], nn.Module] = MLP,
     ) -> None:
-        super().__init__(event_shape)
-        self.latent_dim = positive_int("latent_dim", latent_dim)
-        encoder, decoder = (checked_factory(f, self.event_shape) for f in (encoder, decoder))
-        self.posterior = posterior(self.event_shape, latent_dim, encoder)
-        self.likelihood = likelihood(latent_dim, self.event_shape, decoder)
-        self.prior = prior(latent_dim)
-        check_compatible(self.prior, self.posterior)
-        self.prior.bind(self.posterior)
-        self.posterior.bind(self.prior, self.likelihood)
+        super().__init__(event_shape, latent_dim)
+        self.posterior = self.make_posterior(posterior, encoder)
+        self.likelihood = self.make_likelihood(likelihood, decoder)
+        self.prior = self.make_prior(prior, self.posterior, self.likelihood)
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:

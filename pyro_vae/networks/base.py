@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -19,7 +19,6 @@ __all__ = [
     "Network",
     "Norm",
     "OutputBias",
-    "as_tuple",
     "norm_activation_dropout",
 ]
 
@@ -209,17 +208,6 @@ def norm_activation_dropout(
         activation(),
         *([nn.Dropout(dropout)] if dropout else []),
     ]
-
-
-def as_tuple(name: str, items: str, values: Shape) -> Shape:
-    """Return ``values`` as a tuple.
-
-    Raises:
-        ValueError: if ``values`` is not a list or other iterable of ``items``, or is a string.
-    """
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"expected {name} to be a list of {items}; got {values!r}")
-    return tuple(values)
 
 
 def _norm_layers(shape: Shape, norm: Norm) -> list[nn.Module]:

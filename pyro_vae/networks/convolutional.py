@@ -11,8 +11,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ..core.components import Shape
-from ..core.validation import positive_int
-from .base import Bias, Init, Network, Norm, OutputBias, as_tuple, norm_activation_dropout
+from ..core.validation import as_shape, positive_int
+from .base import Bias, Init, Network, Norm, OutputBias, norm_activation_dropout
 from .dense import make_hidden_layers
 
 __all__ = ["ConvNet", "ResNet"]
@@ -253,11 +253,11 @@ class _LayerBuilder:
 def _level_shapes(shape: Shape, channels: Shape) -> list[ImageShape]:
     """Return ``(channels, H, W)`` of an image ``(*, H, W)`` and after each level."""
     *channel_dims, height, width = shape
-    channels = as_tuple("channels", "integers, one per level", channels)
+    channels = as_shape("channels", channels)
     if not channels:
         raise ValueError("expected channels to have at least one level; got an empty list")
     shapes = [(math.prod(channel_dims), height, width)]
     for count in channels:
         height, width = -(-height // 2), -(-width // 2)
-        shapes.append((positive_int("every number of channels", count), height, width))
+        shapes.append((count, height, width))
     return shapes

@@ -9,8 +9,8 @@ from itertools import pairwise
 from torch import nn
 
 from ..core.components import Shape
-from ..core.validation import positive_int
-from .base import GatedLinear, Init, Network, Norm, OutputBias, as_tuple, norm_activation_dropout
+from ..core.validation import as_shape
+from .base import GatedLinear, Init, Network, Norm, OutputBias, norm_activation_dropout
 
 __all__ = ["MLP", "GatedMLP", "make_hidden_layers"]
 
@@ -97,8 +97,7 @@ class GatedMLP(Network):
         output_bias: OutputBias = None,
         standardize: bool = False,
     ) -> None:
-        hidden = as_tuple("hidden", "widths", hidden)
-        widths = [math.prod(in_shape), *(positive_int("every width in hidden", w) for w in hidden)]
+        widths = [math.prod(in_shape), *as_shape("hidden", hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [GatedLinear(width_in, width_out)]
@@ -120,8 +119,7 @@ def make_hidden_layers(
         ValueError: if a width is not a positive integer, or an option is invalid.
     """
     layers: list[nn.Module] = []
-    for width_out in as_tuple("hidden", "widths", hidden):
-        width_out = positive_int("every width in hidden", width_out)
+    for width_out in as_shape("hidden", hidden):
         layers += [nn.Linear(width, width_out, bias=norm != "batch")]
         layers += norm_activation_dropout((width_out,), activation, norm, dropout)
         width = width_out

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
-from ..core.components import Component, NetworkFactory, Shape, Space
+from ..core.components import Component, NetworkFactory, Shape, Space, init_standardization
 from ..core.validation import positive_int
 
 __all__ = ["Posterior"]
@@ -62,6 +62,4 @@ class Posterior(Component):
 
         Called once before training.
         """
-        fit_standardization = getattr(getattr(self, "network", None), "fit_standardization", None)
-        if fit_standardization is not None:
-            fit_standardization(x)
+        init_standardization(getattr(self, "network", None), x)

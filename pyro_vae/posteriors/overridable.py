@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ..core.components import NetworkWrapper
 from .base import Posterior
 
 __all__ = ["OverridableNetwork"]
 
 
-class OverridableNetwork(nn.Module):
+class OverridableNetwork(NetworkWrapper):
     """A network with an output that can be overridden, to make q(z|x) a function of that output.
 
     Arguments:
@@ -20,21 +21,13 @@ class OverridableNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module | None) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self._override: Tensor | None = None
         self._outputs: list[Tensor] = []
-
-    def fit_standardization(self, x: Tensor) -> None:
-        """Forward the training data to the network if it standardises its inputs."""
-        fit_standardization = getattr(self.network, "fit_standardization", None)
-        if fit_standardization is not None:
-            fit_standardization(x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._override is not None:
             return self._override
-        assert self.network is not None
         self._outputs.append(self.network(x))
         return self._outputs[-1]
 

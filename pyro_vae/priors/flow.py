@@ -12,7 +12,7 @@ from pyro.nn import DenseNN
 from torch import nn
 
 from ..core.components import Shape
-from ..core.validation import positive_int
+from ..core.validation import as_shape, positive_int
 from ..distributions.autoregressive import (
     AffineAutoregressive,
     SplineAutoregressive,
@@ -71,12 +71,12 @@ class FlowPrior(Prior):
                 "expected latent_dim ≥ 2 for coupling layers, which split the variables; got 1: "
                 "use autoregressive or spline"
             )
-        if not hidden or any(positive_int("every width in hidden", width) < 1 for width in hidden):
+        hidden = as_shape("hidden", hidden)
+        if not hidden:
             raise ValueError(f"expected one or more hidden layers; got hidden={hidden!r}")
         self.transform, (self.bins, self.bound) = transform, check_spline(bins, bound)
         self.networks = nn.ModuleList(
-            self._network(tuple(hidden), bool(layer % 2))
-            for layer in range(positive_int("flows", flows))
+            self._network(hidden, bool(layer % 2)) for layer in range(positive_int("flows", flows))
         )
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)

@@ -352,7 +352,10 @@ def test_trains_with_plain_pyro_svi(inference):
     ("arguments", "message"),
     [
         ({"latent_dims": ()}, "expected latent_dims to have a number for each layer; got none"),
-        ({"latent_dims": 5}, "expected latent_dims to be a list of numbers, one for each layer"),
+        (
+            {"latent_dims": 5},
+            "expected latent_dims to be a tuple of positive integers; got 5: write",
+        ),
         ({"latent_dims": (5, 0)}, "expected every number in latent_dims to be a positive integer"),
         ({"encoders": [SMALL] * 3}, "expected encoders to be one factory, .* the 2 layers; got 3"),
         ({"decoders": []}, "expected decoders to be one factory, .* the 2 layers; got 0"),
@@ -378,10 +381,13 @@ def test_trains_with_plain_pyro_svi(inference):
             {"inference": partial(TopDown, features=(3, 4, 5))},
             "one for each of the 2 layers; got",
         ),
-        ({"inference": partial(TopDown, features=0)}, "expected features to be a positive integer"),
+        (
+            {"inference": partial(TopDown, features=0)},
+            "expected every number in features to be a positive",
+        ),
         (
             {"inference": partial(TopDown, features=2.5)},
-            "features to be a list of numbers, one",
+            "features to be a tuple of positive integers",
         ),
         ({"inference": partial(TopDown, init="he")}, "expected init to be 'torch', 'glorot' or"),
     ],

@@ -302,12 +302,12 @@ NOT_IN_GATED_MLP = ("norm", "activation")
         ({"init": True}, "or a standard deviation > 0; got True"),
         ({"output_bias": "mean"}, "expected output_bias to be 'data' or None; got 'mean'"),
         ({"hidden": (1,), "norm": "layer"}, "expected at least 2 units per layer for norm 'layer'"),
-        ({"hidden": 200}, "expected hidden to be a list of widths; got 200"),
-        ({"hidden": "200"}, "expected hidden to be a list of widths; got '200'"),
+        ({"hidden": 200}, "expected hidden to be a tuple of positive integers; got 200: write"),
+        ({"hidden": "200"}, "expected hidden to be a tuple of positive integers; got '200'"),
         ({"dropout": "a"}, r"expected dropout in \[0, 1\); got 'a'"),
         ({"dropout": None}, r"expected dropout in \[0, 1\); got None"),
         ({"dropout": math.nan}, r"expected dropout in \[0, 1\); got nan"),
-        ({"hidden": (2.5,)}, "expected every width in hidden to be a positive integer; got 2.5"),
+        ({"hidden": (2.5,)}, "expected every number in hidden to be a positive integer; got 2.5"),
     ],
 )
 def test_invalid_arguments_raise(name, arguments, message):

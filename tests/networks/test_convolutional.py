@@ -131,9 +131,13 @@ def test_deep_residual_networks_have_finite_gradients_at_every_depth():
             {"channels": ()},
             "expected channels to have at least one level; got an empty list",
         ),
-        (((1, 8, 8), (3,)), {"channels": 32}, "expected channels to be a list of int.*; got 32"),
-        (((3,), (1, 8, 8)), {"channels": (4, 0)}, "expected every number of channels to be a pos"),
-        (((3,), (1, 8, 8)), {"hidden": (0,)}, "expected every width in hidden to be a positive"),
+        (
+            ((1, 8, 8), (3,)),
+            {"channels": 32},
+            "expected channels to be a tuple of pos.*; got 32: write",
+        ),
+        (((3,), (1, 8, 8)), {"channels": (4, 0)}, "expected every number in channels to be a pos"),
+        (((3,), (1, 8, 8)), {"hidden": (0,)}, "expected every number in hidden to be a positive"),
     ],
 )
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)

@@ -215,7 +215,7 @@ class TestVampPrior:
     ("make", "message"),
     [
         (lambda: priors.FlowPrior(4, hidden=()), r"one or more hidden layers; got hidden=\(\)"),
-        (lambda: priors.FlowPrior(4, hidden=(0,)), "every width in hidden to be a positive"),
+        (lambda: priors.FlowPrior(4, hidden=(0,)), "every number in hidden to be a positive"),
         (lambda: priors.FlowPrior(4, "spline", bins=1001), "expected bins ≤ 1000; got 1001"),
         (lambda: priors.FlowPrior(4, "spline", bound=math.inf), "bound > 0 and finite; got inf"),
         (lambda: priors.StudentT(2, df=math.inf), "expected df > 0 and finite; got inf"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -51,13 +49,3 @@ def test_compare_takes_runs_and_folders(folder):
     assert second.split()[-2:] == ["0.000", "0.000"]
     with pytest.raises(ValueError, match="expected at least one run to compare; got none"):
         pv.compare()
-
-
-def test_public_names_exist_and_runs_are_imported_lazily():
-    for name in pv.__all__:
-        assert getattr(pv, name) is not None, name
-    assert {*pv.__all__} <= {*dir(pv)}
-    with pytest.raises(AttributeError, match="has no attribute 'laod'"):
-        pv.laod  # noqa: B018
-    code = "import sys, pyro_vae; assert 'jsonargparse' not in sys.modules; pyro_vae.load"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Shape checks of network outputs."""
+"""Parts of a program: shape checks of networks, and messages for unsuitable factories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from components import LIKELIHOODS, POSTERIORS, SMALL
 from torch import nn
 
 from pyro_vae import networks
-from pyro_vae.core.components import checked_factory
+from pyro_vae.models.parts import CheckedFactory
 
 
 class Flat(nn.Module):
@@ -37,7 +37,7 @@ MULTI_OUTPUT = [
 
 @pytest.mark.parametrize("name", MULTI_OUTPUT)
 def test_decoder_without_output_dimensions_raises(name):
-    p = LIKELIHOODS[name](2, (6,), checked_factory(Flat, (6,)))
+    p = LIKELIHOODS[name](2, (6,), CheckedFactory("encoder", Flat, (6,)))
     message = (
         r"expected network outputs of shape \(60, \d+, 6\) for inputs of shape \(60, 2\); got "
     )
@@ -46,7 +46,7 @@ def test_decoder_without_output_dimensions_raises(name):
 
 
 def test_error_message():
-    network = checked_factory(Flat, (6,))((2,), (1, 6))
+    network = CheckedFactory("encoder", Flat, (6,))((2,), (1, 6))
     with pytest.raises(ValueError) as error:
         network(torch.zeros(60, 2))
     assert str(error.value) == (
@@ -57,7 +57,7 @@ def test_error_message():
 
 @pytest.mark.parametrize("name", ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"])
 def test_encoder_without_output_dimensions_raises(name):
-    q = POSTERIORS[name]((6,), 2, checked_factory(Flat, (6,)))
+    q = POSTERIORS[name]((6,), 2, CheckedFactory("encoder", Flat, (6,)))
     with pytest.raises(ValueError, match="expected network outputs of shape"):
         q(torch.randn(2, 6))  # batch size equals latent_dim, so it would broadcast
 
@@ -77,7 +77,7 @@ class _ReturnsPair(nn.Module):
     [(_DropsBatch(), r"\(4, 3\)"), (nn.Linear(3, 3), None), (_ReturnsPair(), "tuple")],
 )
 def test_batch_dimensions_are_checked(module, got):
-    network = checked_factory(lambda *shapes: module, (3,))((3,), (3,))
+    network = CheckedFactory("encoder", lambda *shapes: module, (3,))((3,), (3,))
     if got is None:
         assert network(torch.zeros(5, 4, 3)).shape == (5, 4, 3)
         return
@@ -86,7 +86,7 @@ def test_batch_dimensions_are_checked(module, got):
 
 
 class TestNetworkIsUnchanged:
-    factory = staticmethod(checked_factory(SMALL, (6,)))
+    factory = staticmethod(CheckedFactory("encoder", SMALL, (6,)))
 
     def test_network_is_not_wrapped(self):
         network, plain = self.factory((6,), (2, 2)), SMALL((6,), (2, 2))
@@ -96,7 +96,7 @@ class TestNetworkIsUnchanged:
 
     def test_copies_and_pickles_are_checked(self):
         file = io.BytesIO()
-        network = checked_factory(Flat, (6,))((6,), (2, 2))
+        network = CheckedFactory("encoder", Flat, (6,))((6,), (2, 2))
         torch.save(network, file)
         file.seek(0)
         for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
@@ -112,13 +112,13 @@ class TestNetworkIsUnchanged:
         with pytest.raises(
             ValueError, match=r"of shape \(4, 2, 2\) for inputs of shape \(4, 6\); got"
         ):
-            torch.func.vmap(checked_factory(Flat, (6,))((6,), (2, 2)))(x)
+            torch.func.vmap(CheckedFactory("encoder", Flat, (6,))((6,), (2, 2)))(x)
 
 
 @pytest.mark.parametrize("make", [networks.ConvNet, partial(networks.ResNet, blocks=1)])
 @pytest.mark.parametrize("event_shape", [(), (6,)])
 def test_image_networks_need_image_shapes(make, event_shape):
-    factory = checked_factory(make, event_shape)
+    factory = CheckedFactory("encoder", make, event_shape)
     message = (
         r"expected event_shape to end in a height and a width; got \((6,)?\): use an MLP for data "
         r"that are not images"
@@ -128,7 +128,7 @@ def test_image_networks_need_image_shapes(make, event_shape):
         factory(event_shape, (2, 4))
     with pytest.raises(ValueError, match=message):
         factory((4,), (2, *event_shape) if event_shape else (2, 1))
-    image = checked_factory(make, (8, 8))
+    image = CheckedFactory("encoder", make, (8, 8))
     assert image((8, 8), (2, 4))(torch.zeros(3, 8, 8)).shape == (3, 2, 4)
     assert image((4,), (1, 8, 8))(torch.zeros(3, 4)).shape == (3, 1, 8, 8)
-    assert checked_factory(networks.MLP, event_shape)(event_shape, (2, 4)) is not None
+    assert CheckedFactory("encoder", networks.MLP, event_shape)(event_shape, (2, 4)) is not None
