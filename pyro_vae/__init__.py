@@ -24,7 +24,7 @@ Training
 Evaluation: of these programs, or of any pair (model, guide)
     evaluate            the ELBO, L_k, log p̂ and k̂, as Bounds
     log_weights         log p(x, z) − log q(z|x) for each sample and example
-    ais, bdmc           annealed importance sampling, settings in Annealing; its check on simulated data
+    ais, bdmc           annealed importance sampling (settings: Annealing), and its check
     gaps                inference gaps, as Gaps
     latents             KL per latent and ELBO surgery, as Latents
     active_units        latents in use, as ActiveUnits

@@ -44,8 +44,7 @@ FIT = ["fit", "--config", "tiny.yaml", "--run", "new"]
 BAD_OPTIONS = {
     "data set": (
         "--data.name digts",
-        "expected data set to be one of array, .*, digits, .*; got 'digts'; "
-        "did you mean 'digits'\\?",
+        "expected data set to be one of array, .*, digits, .*; got 'digts'; did you mean digits\\?",
     ),
     "group's option": (
         "--data.nmae x",
