@@ -1,4 +1,4 @@
-"""Train with the ELBO and with the importance weighted bound L_50, and compare the models.
+"""Train with the ELBO and with the importance weighted bound L_20, and compare the models.
 
     python examples/iwae.py
 
@@ -13,16 +13,16 @@ import torch
 import pyro_vae as pv
 
 
-def main(epochs: int = 40, k: int = 50, num_data: int = 200, num_samples: int = 500) -> dict:
-    data = pv.data.load("mnist5k", binarize="dynamic")
+def main(epochs: int = 100, k: int = 20, num_data: int = 180, num_samples: int = 300) -> dict:
+    data = pv.data.load("digits", binarize="dynamic")
     test = data.test.head(num_data)
     objectives = {"ELBO": pv.objectives.ELBO(), f"IWAE, k = {k}": pv.objectives.IWAE(k=k)}
     print(f"{num_data} test digits; nats, higher is better")
-    print(f"{'objective':14}{'ELBO':>9}{f'L_{num_samples}':>10}   active latents of 20")
+    print(f"{'objective':14}{'ELBO':>9}{f'L_{num_samples}':>10}   active latents of 10")
     results = {}
     for name, objective in objectives.items():
         torch.manual_seed(0)
-        vae = pv.VAE(data.event_shape, latent_dim=20)
+        vae = pv.VAE(data.event_shape, latent_dim=10)
         pv.fit(vae, data.train, objective=objective, epochs=epochs)
         bounds = pv.evaluate(vae, test, num_samples=num_samples)
         active = pv.active_units(vae, test)

@@ -9,6 +9,8 @@
    p(z|x)) plus the error of the encoder (its q is not the best of the family).
 """
 
+import math
+
 import torch
 
 import pyro_vae as pv
@@ -29,6 +31,13 @@ def main(
 
     gaps = pv.gaps(vae, test, num_steps=2 * effort, num_samples=num_samples, annealing=annealing)
     print(f"\n{gaps}\n")
+
+    ais, importance = bounds.estimates["ais"], bounds.estimates["log_evidence"]
+    error = math.hypot(ais.se_monte_carlo, importance.se_monte_carlo)
+    print(
+        f"AIS − log p̂ is {ais.value - importance.value:.3f} ± {error:.3f} nats per digit. Both are "
+        f"lower bounds in expectation, so the larger one is closer to log p(x)."
+    )
     return bounds, gaps
 
 

@@ -2,9 +2,9 @@
 
     python examples/own_program.py
 
-The program has what a VAE class does not: a discrete latent. A digit is one of C clusters and has
-a style z: c ~ Categorical(π), z ~ N(0, I), x ~ Bernoulli(decoder(c, z)). All that ``evaluate`` needs
-are sample sites for each example inside ``pyro.plate("data", N)``.
+This one has a discrete latent, a cluster c of digits, and a style z within it: c ~ Categorical(π),
+z ~ N(0, I), x ~ Bernoulli(decoder(c, z)). ``evaluate`` takes any pair (model, guide) whose sample
+sites of each example are inside ``pyro.plate("data", N)``.
 """
 
 import pyro

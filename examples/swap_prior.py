@@ -3,8 +3,9 @@
     python examples/swap_prior.py
 
 A part of a program is replaced by its class, or by a ``functools.partial`` of the class to set
-further arguments. Likelihoods, posteriors and networks are replaced in the same way. Each row is
-compared with the first one example by example, which removes most of the noise over test data.
+further arguments. Likelihoods, posteriors and networks are replaced in the same way. With two
+latents, encodings of ten kinds of digits are not normal, so a flexible prior fits them better. The
+difference to the first row is taken example by example, which removes most of the noise.
 """
 
 from functools import partial
@@ -15,21 +16,21 @@ import pyro_vae as pv
 
 PRIORS = {
     "StandardNormal": pv.priors.StandardNormal,
-    "MixtureOfNormals": partial(pv.priors.MixtureOfNormals, components=50),
-    "VampPrior": partial(pv.priors.VampPrior, components=100, start="data"),
+    "MixtureOfNormals": partial(pv.priors.MixtureOfNormals, components=20),
+    "VampPrior": partial(pv.priors.VampPrior, components=50, start="data"),
     "FlowPrior": partial(pv.priors.FlowPrior, transform="coupling", flows=4),
 }
 
 
-def main(epochs: int = 30, num_data: int = 200, num_samples: int = 500) -> dict[str, float]:
-    data = pv.data.load("mnist5k", binarize="dynamic")
+def main(epochs: int = 100, num_data: int = 180, num_samples: int = 300) -> dict[str, float]:
+    data = pv.data.load("digits", binarize="dynamic")
     # the mean of the data in the decoder's bias keeps the encoder from collapsing at the start
     decoder = partial(pv.networks.MLP, output_bias="data")
     print(f"L_{num_samples} on {num_data} test digits, nats; higher is better")
     results, baseline = {}, None
     for name, prior in PRIORS.items():
         torch.manual_seed(0)
-        vae = pv.VAE(data.event_shape, latent_dim=20, prior=prior, decoder=decoder)
+        vae = pv.VAE(data.event_shape, latent_dim=2, prior=prior, decoder=decoder)
         pv.fit(vae, data.train, epochs=epochs)
         bounds = pv.evaluate(vae, data.test.head(num_data), num_samples=num_samples)
         values = bounds.iwae_per_datum[num_samples]

@@ -18,7 +18,7 @@ def print_digits(images: torch.Tensor) -> None:
         print("  ".join("".join(shades[int(9 * p)] for p in row) for row in rows))
 
 
-def main(epochs: int = 60, num_data: int = 200, num_samples: int = 500) -> pv.Bounds:
+def main(epochs: int = 40, num_data: int = 100, num_samples: int = 500) -> pv.Bounds:
     torch.manual_seed(0)  # the initial weights
     # each pixel is drawn from Bernoulli(grey value) again in every epoch
     data = pv.data.load("mnist5k", binarize="dynamic")

@@ -52,6 +52,6 @@ def check_tensor(name: str, value: object) -> None:
     """
     if not isinstance(value, Tensor):
         raise ValueError(
-            f"expected {name} as a tensor (N, …); got a {type(value).__name__}: convert it, if it "
-            f"is an array by torch.as_tensor(numpy.asarray({name}), dtype=torch.float32)"
+            f"expected {name} to be a tensor of shape (N ≥ 1, …); got {type(value).__name__}: "
+            f"convert an array by torch.as_tensor(numpy.asarray({name}), dtype=torch.float32)"
         )

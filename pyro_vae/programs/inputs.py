@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
-from ..data.splits import Split, materialize
+from ..data.splits import Split, check_container, materialize
 from .base import Program, label_use
 
 __all__ = [
@@ -138,10 +138,10 @@ def check_examples(x: Any) -> None:
     Raises:
         ValueError: if it is neither a tensor ``(N, …)`` nor a ``Split``, or if N is 0.
     """
-    values = x.values if isinstance(x, Split) else x
-    if not isinstance(values, Tensor) or values.ndim < 1 or not len(values):
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(x).__name__
-        raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
+    check_container(x)
+    shape = x.values.shape if isinstance(x, Split) else x.shape
+    if not shape or not shape[0]:
+        raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got shape {tuple(shape)}")
 
 
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:

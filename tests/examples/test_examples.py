@@ -1,0 +1,118 @@
+"""The examples: short, stand-alone, and right about what they show."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples"
+FILES = sorted(FOLDER.glob("*.py"))
+#: log p(x) of 64 pixels that are 0 or 1 with probability ½, which any trained model exceeds.
+COIN_FLIPS = -64 * math.log(2)
+
+
+def run(name, **budget):
+    """Return the result of an example's ``main``."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(**budget)
+
+
+def numbers(line):
+    return [float(value) for value in re.findall(r"[+-]?\d+\.\d+", line.replace("−", "-"))]
+
+
+def test_all_examples_exist():
+    names = ("iwae", "judge_a_model", "own_data", "own_program", "swap_prior", "vae")
+    assert tuple(file.stem for file in FILES) == names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_examples_are_short_and_use_the_public_names(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    tree = ast.parse(text)
+    assert f"    python examples/{file.name}\n" in ast.get_docstring(tree)
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {n.names[0].name if isinstance(n, ast.Import) else n.module for n in imports}
+    assert {name for name in names if name.startswith("pyro_vae")} == {"pyro_vae"}
+    assert {n.split(".")[0] for n in names} <= {
+        *("pyro_vae", "pyro", "torch", "sklearn", "functools", "math"),
+    }
+    assert not any(n.attr.startswith("_") for n in ast.walk(tree) if isinstance(n, ast.Attribute))
+
+
+def test_vae(capsys):
+    bounds = run("vae", epochs=2, num_data=20, num_samples=50)
+    values = [bounds.elbo, *bounds.iwae.values()]
+    assert list(bounds.iwae) == [5, 50] and values == sorted(values)
+    printed = capsys.readouterr().out
+    (training,) = [line for line in printed.splitlines() if line.startswith("training ELBO")]
+    first, last = numbers(training)
+    assert first < last
+    table, pictures = printed.split("Means of p(x|z)")
+    assert f"{bounds.elbo:.3f}" in table
+    # fourteen rows of five digits, with some ink
+    *_, rows = pictures.partition(":\n")
+    lines = rows.rstrip("\n").splitlines()
+    assert len(lines) == 14 and {len(line) for line in lines} == {5 * 28 + 4 * 2}
+    assert set(rows) & set("=+*#%@")
+
+
+def test_swap_prior(capsys):
+    results = run("swap_prior", epochs=8, num_data=30, num_samples=20)
+    assert len(results) == 4 and all(COIN_FLIPS < value < 0 for value in results.values())
+    rows = [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    baseline = rows[0][0]
+    for value, difference, error in rows:
+        assert value - baseline == pytest.approx(difference, abs=0.011)
+        assert (error == 0) == (difference == 0 and value == baseline)
+
+
+def test_iwae(capsys):
+    plain, weighted = run("iwae", epochs=15, k=10, num_data=50, num_samples=50).values()
+    for bounds in (plain, weighted):
+        assert COIN_FLIPS < bounds.elbo < bounds.log_evidence < 0
+    # the encoder that is trained for k attempts is worse in a single one
+    assert weighted.gap > plain.gap
+    rows = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 2
+
+
+def test_own_program(capsys):
+    bounds = run("own_program", epochs=8, num_samples=100)
+    values = [bounds.elbo, *bounds.iwae.values()]
+    assert list(bounds.iwae) == [5, 50, 100] and values == sorted(values)
+    assert bounds.elbo > COIN_FLIPS
+    printed = capsys.readouterr().out
+    first, last = [numbers(line)[0] for line in printed.splitlines() if "epoch" in line]
+    assert first < last
+    assert f"log weights: (10, {len(bounds)}) = (samples, digits)" in printed
+
+
+def test_own_data(capsys):
+    results = run("own_data", epochs=60, num_samples=100)
+    printed = capsys.readouterr().out.splitlines()
+    assert "(142, 13)" in printed[0] and "finite real numbers" in printed[1]
+    assert [numbers(row)[-1] for row in printed[-4:]] == [round(v, 2) for v in results.values()]
+    independent, _, vae, conditional = results.values()
+    assert independent == pytest.approx(-19.14, abs=0.01)
+    # what the example shows: the latents explain dependence, the class explains some more
+    assert independent < vae < conditional
+
+
+def test_judge_a_model(capsys):
+    budget = {"epochs": 20, "num_data": 6, "num_samples": 200, "effort": 10}
+    bounds, gaps = run("judge_a_model", **budget)
+    assert bounds.elbo < bounds.log_evidence
+    parts = [gaps.estimates[name].value for name in ("approximation", "amortisation")]
+    assert sum(parts) == pytest.approx(gaps.estimates["total"].value)
+    *_, verdict = capsys.readouterr().out.strip().splitlines()
+    ais = bounds.estimates["ais"].value
+    assert numbers(verdict)[0] == pytest.approx(ais - bounds.log_evidence, abs=6e-4)
