@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .trace import is_tracing
+
 __all__ = ["Precision", "check_precision", "matmul_backend"]
 
 #: Precision of the linear and convolutional layers.
@@ -59,7 +61,8 @@ def matmul_backend(precision: Precision = "float32") -> Iterator[None]:
     Raises:
         ValueError: if the environment variable has another value.
     """
-    library = _onednn() if _library() == "onednn" else nullcontext()
+    # a graph is traced once, and the library is that of its later calls
+    library = _onednn() if _library() == "onednn" and not is_tracing() else nullcontext()
     with library, _BFloat16Layers() if precision == "bfloat16" else nullcontext():
         yield
 
