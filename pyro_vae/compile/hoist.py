@@ -159,9 +159,9 @@ def _is_random(node: Node) -> bool:
     """Whether a node may draw random numbers."""
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op not in ("placeholder", "call_function")
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return True  # a higher-order operator, which may contain any operation
-    return torch.Tag.nondeterministic_seeded in node.target.tags
+    tags = getattr(node.target, "tags", None)
+    # a higher-order operator has no tags and may contain any operation
+    return tags is None or torch.Tag.nondeterministic_seeded in tags
 
 
 def _is_cheap(node: Node) -> bool:

@@ -354,10 +354,10 @@ class _Sylvester(transforms.Transform):
         self._log_det = torch.empty(0)
 
     def _call(self, x: Tensor) -> Tensor:
-        rotated = self.q._inverse(x)
+        rotated = self.q.inv(x)
         hidden = (_matvec(self.s, rotated) + self.bias).tanh()
         self._log_det = ((1 - hidden.square()) * self.diagonal).log1p().sum(-1)
-        return x + self.q._call(_matvec(self.r, hidden))
+        return x + self.q(_matvec(self.r, hidden))
 
     def _inverse(self, y: Tensor) -> Tensor:
         raise NotImplementedError(
