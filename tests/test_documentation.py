@@ -25,6 +25,8 @@ _ANNEALING = [
 #: Options that make a documented command fast.
 FAST_OPTIONS = {
     "evaluate": ["--num-data", "40"],
+    "infer": ["--num-samples", "60"],
+    "anomaly": ["--num-data", "40", "--num-samples", "60"],
     "bdmc": ["--num-data", "3", "--num-samples", "60", *_ANNEALING],
     "gaps": ["--num-data", "3", "--num-steps", "5", "--num-samples", "60", *_ANNEALING],
     "latents": ["--num-data", "40", "--num-draws", "100"],
@@ -32,7 +34,7 @@ FAST_OPTIONS = {
 }
 VERBS = {
     *("fit", "evaluate", "compare", "report", *FAST_OPTIONS),
-    *("sample", "reconstruct", "interpolate", "traverse", "infer", "anomaly", "encode"),
+    *("sample", "reconstruct", "interpolate", "traverse", "encode"),
 }
 
 
@@ -126,7 +128,29 @@ def test_estimators_page(trained):
     assert gap.value > -4 * gap.se_monte_carlo
 
 
-def test_commands(tmp_path, monkeypatch, capsys):
+def commands(page):
+    """The blocks of commands of a page: lists of the arguments of ``pyro-vae``."""
+    found = []
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+    for block in (block for language, block in fenced if not language):
+        lines = [line.split("#")[0].split() for line in block.splitlines()]
+        ours = [line[1:] for line in lines if line[:1] == ["pyro-vae"]]
+        found.append([args for args in ours if "runs/mnist_vae" not in args])
+    return [block for block in found if block]
+
+
+BLOCKS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(commands(page))}
+
+
+def fit_of(run):
+    """The first documented command that trains a run."""
+    fits = (args for block in BLOCKS.values() for args in block if args[0] == "fit")
+    return next(args for args in fits if args[args.index("--run") + 1] == run)
+
+
+@pytest.fixture
+def documented_files(tmp_path, monkeypatch):
+    """The YAML and Python files of the commands in an empty folder, with one short epoch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (config,) = blocks("docs/components", "yaml")
@@ -143,27 +167,36 @@ def test_commands(tmp_path, monkeypatch, capsys):
         assert epochs in settings and "dynamic}" in settings
         short = settings.replace(epochs, "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}")
         Path(file).write_text(short, encoding="utf-8")
-    ran = set()
-    for page in PAGES:
-        for line in text(page).splitlines():
-            if not line.startswith("pyro-vae ") or "runs/mnist_vae" in line:
-                continue
-            args = line.split("#")[0].replace("5000", "60").split()[1:]
-            args += FAST_OPTIONS.get(args[0], [])
-            if {"--ais", "--escalate"} & {*args}:
-                args += _ANNEALING
-            if args[0] == "fit" and "--resume" not in args:
-                args += ["--overwrite"]
-            if args[0] == "compare" and "runs/mog" in args:
-                main(["evaluate", "runs/mog", "--num-samples", "60", "--num-data", "40"])
-            assert main(args) == 0, (line, capsys.readouterr().err)
-            ran.add(args[0])
-    assert ran == VERBS
-    scope = {"pv": pv}
-    for page in ("README", "docs/command-line"):
-        (code,) = (code for code in blocks(page) if "pv.load" in code)
-        execute(code, scope)
-    assert "log p̂ − first" in capsys.readouterr().out
+
+
+def shorten(args):
+    """Add options that make a command fast."""
+    short = ["60" if argument == "5000" else argument for argument in args]
+    short += FAST_OPTIONS.get(args[0], [])
+    return short + (_ANNEALING if {"--ais", "--escalate"} & {*args} else [])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_commands(block, documented_files, capsys):
+    """The commands of a block run in order, after those that train the runs of other blocks."""
+    for args in BLOCKS[block]:
+        runs = {argument for argument in args if argument.startswith("runs/")}
+        if args[0] == "fit" and "--resume" not in args:
+            runs.remove(args[-1])
+        for run in runs:
+            if not Path(run).exists():
+                assert main(shorten(fit_of(run))) == 0
+            if args[0] == "compare" and not (Path(run) / "bounds.nc").exists():
+                assert main(["evaluate", run, "--num-samples", "60", "--num-data", "40"]) == 0
+        assert main(shorten(args)) == 0, (args, capsys.readouterr().err)
+    if "compare" in [args[0] for args in BLOCKS[block]]:
+        (code,) = (code for code in blocks(block.rpartition("-")[0]) if "pv.load" in code)
+        execute(code, {"pv": pv})
+        assert "log p̂ − first" in capsys.readouterr().out
+
+
+def test_every_verb_has_a_command():
+    assert {args[0] for block in BLOCKS.values() for args in block} == VERBS
 
 
 def test_links_and_pages():

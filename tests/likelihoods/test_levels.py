@@ -6,7 +6,6 @@ import math
 from functools import partial
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from components import SMALL
@@ -187,12 +186,10 @@ def test_mixture_needs_components():
         likelihoods.MixtureOfDiscretizedLogistics(2, (3,), SMALL, components=0)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("make", [likelihoods.Categorical, *LOGISTICS.values()])
-def test_fits_bytes(make, seed):
+def test_fits_bytes(make):
     # for 50 copies of one example, log P(x) → 0
     x = torch.tensor([[0.0, 17.0, 128.0, 254.0, 255.0]]).expand(50, 5)
-    pyro.set_rng_seed(seed)
     vae = pv.VAE((5,), 1, likelihood=make, encoder=SMALL, decoder=SMALL)
     # with a constant learning rate the locations jump by several levels per step, so a single
     # ELBO can be low; with the rate decayed to zero, 28 seeds ended between −2.5 and 0

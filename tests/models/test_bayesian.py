@@ -202,8 +202,8 @@ def test_weights_stay_closer_to_the_prior_with_fewer_examples():
     def trained(size):
         vae = _vae((3,), 1, 0.1).float()
         x = X.float()[:1].expand(size, 3)
-        optimizer = partial(torch.optim.Adam, lr=0.03)
-        pv.fit(vae, x, epochs=300 if size == 1 else 60, batch_size=50, optimizer=optimizer)
+        optimizer = partial(torch.optim.Adam, lr=0.05)
+        pv.fit(vae, x, epochs=100 if size == 1 else 20, batch_size=50, optimizer=optimizer)
         return vae
 
     few, many = trained(1), trained(400)

@@ -76,10 +76,11 @@ def _gap(make):
         vae.likelihood.network.layers[0].weight.copy_(rows)
         vae.likelihood.network.layers[0].bias.zero_()
     x = torch.randn(200, 2) @ rows.T + 0.3 * torch.randn(200, 3)
+    objective = pv.objectives.ELBO()
     optimizer = torch.optim.Adam(vae.posterior.parameters(), 0.02)
     for _ in range(500):
         optimizer.zero_grad()
-        pv.objectives.ELBO().loss_and_grads(vae.model, vae.guide, x)
+        objective.loss_and_grads(vae.model, vae.guide, x)
         optimizer.step()
     covariance = rows @ rows.T + 0.09 * torch.eye(3)
     truth = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).mean()
