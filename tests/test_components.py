@@ -198,7 +198,15 @@ class TestNetworks:
         torch.testing.assert_close(double.float(), expected)
 
 
-@pytest.mark.parametrize(("prior", "posterior"), COMPATIBLE_PAIRS)
+#: Flows and mixtures have no closed form: both estimators sample.
+SIMPLE_PAIRS = [
+    pair
+    for pair in COMPATIBLE_PAIRS
+    if not any(word in name for word in ("Flow", "Mixture", "Vamp") for name in pair)
+]
+
+
+@pytest.mark.parametrize(("prior", "posterior"), SIMPLE_PAIRS)
 def test_both_kl_estimators_agree(prior, posterior):
     # in expectation: 4000 particles each, 5 standard errors (false alarm < 1e-5)
     vae = small_vae(PRIORS[prior], POSTERIORS[posterior]).double()
