@@ -82,7 +82,7 @@ def test_readme_quick_start(capsys):
     assert shown is not None
     recorded = table_structure(shown[1])
     del recorded["L_500"]
-    recorded["L_60"] = recorded.pop("L_5000")
+    recorded["log p̂ = L_60"] = recorded.pop("log p̂ = L_5000")
     assert table_structure(capsys.readouterr().out.replace("× 60 ", "× 5000 ")) == recorded
 
     scope |= {"model": scope["vae"].model, "guide": scope["vae"].guide}
