@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from numbers import Integral
 
 import numpy as np
 import pyro
@@ -13,6 +12,7 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from . import distributed
+from .validation import non_negative_int
 
 __all__ = ["Stream", "check_seed", "seeded"]
 
@@ -91,9 +91,7 @@ def check_seed(seed: int) -> int:
     Raises:
         ValueError: if it is not an integer ≥ 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"expected seed to be an integer ≥ 0; got {seed!r}")
-    return int(seed)
+    return non_negative_int("seed", seed)
 
 
 @contextmanager

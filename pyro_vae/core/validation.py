@@ -8,7 +8,7 @@ from numbers import Integral
 
 from torch import Tensor
 
-__all__ = ["as_shape", "check_tensor", "did_you_mean", "positive_int"]
+__all__ = ["as_shape", "check_tensor", "did_you_mean", "non_negative_int", "positive_int"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -29,6 +29,17 @@ def positive_int(name: str, value: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
+    return int(value)
+
+
+def non_negative_int(name: str, value: int) -> int:
+    """Return ``value`` as an int.
+
+    Raises:
+        ValueError: if it is not an integer ≥ 0; the message contains ``name``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"expected {name} to be an integer ≥ 0; got {value!r}")
     return int(value)
 
 

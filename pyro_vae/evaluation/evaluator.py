@@ -291,13 +291,10 @@ class _ImportanceSampler:
             rows: the indices of the examples to use; all by default.
         """
         inputs = self.inputs if rows is None else adaptive.select_examples(self.inputs, rows)
-        model, guide, x, args, kwargs = inputs
-        size = len(x)
+        size = len(inputs.x)
         indices = self.first + (torch.arange(size) if rows is None else rows)
         bar.total = bar.n + size * num_samples
-        chunks = stream_particles(
-            model, guide, x, *args, num_samples=num_samples, **self.options, **kwargs
-        )
+        chunks = stream_particles(inputs, num_samples, **self.options)
         columns, raw = [], []
         pending: list[Tensor] = []
         block: StreamingEstimates | None = None
@@ -327,7 +324,7 @@ class _ImportanceSampler:
                     if mixture is not None:
                         # a separate stream, so that the samples of q are those without a mixture
                         with seeded(entropy[0], Stream.DEFENSIVE, num_samples, chunk.data.start):
-                            mixture.update_from_prior(first, model, guide, indices)
+                            mixture.update_from_prior(first, indices)
                         estimates |= mixture.result()
                     columns.append(estimates)
                 bar.update(log_w.numel())

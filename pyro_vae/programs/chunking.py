@@ -1,10 +1,8 @@
-"""Chunk sizes of streamed computations, chosen to fit the processor's caches."""
+"""Chunk sizes of streamed computations, chosen to fit a processor's caches."""
 
 from __future__ import annotations
 
-import functools
 import math
-from pathlib import Path
 
 from torch import Tensor
 
@@ -12,11 +10,10 @@ __all__ = ["chunk_shape", "limit_pairs", "max_chain_pairs", "max_streamed_pairs"
 
 #: Target size in bytes of the observations of MCMC chains, (chains × examples).
 _CHAIN_BYTES = 1 << 24
-#: The observations of a chunk take 1/4 of the last-level cache, as decoders have several tensors
-#: of that size. Larger chunks do not fit the cache; smaller ones increase the Python overhead.
-_CACHE_FRACTION = 4
-#: Limits of the chunk size in bytes, and its default if the cache size is unknown.
-_MIN_BYTES, _MAX_BYTES, _DEFAULT_BYTES = 1 << 22, 1 << 24, 1 << 23
+#: Target size in bytes of the observations of a chunk: 1/4 of a last-level cache of 32 MiB, as
+#: decoders have several tensors of that size. Larger chunks do not fit the cache; smaller ones
+#: increase the Python overhead. The same on all machines, because the samples depend on it.
+_CHUNK_BYTES = 1 << 23
 #: Factor by which chunks are larger on a GPU, to keep it busy.
 _GPU_FACTOR = 16
 #: Maximum number of elements of the widest tensor of a chunk.
@@ -44,7 +41,7 @@ def max_streamed_pairs(x: Tensor, chunk_size: int | None = None) -> int:
     """
     if chunk_size is None:
         factor = _device_factor(x)
-        return _num_pairs(x, factor * chunk_bytes(), factor * _MAX_PAIRS)
+        return _num_pairs(x, factor * _CHUNK_BYTES, factor * _MAX_PAIRS)
     if chunk_size < 1:
         raise ValueError(f"expected chunk_size ≥ 1; got {chunk_size}")
     return chunk_size
@@ -77,27 +74,3 @@ def _num_pairs(x: Tensor, num_bytes: int, maximum: int) -> int:
 
 def _device_factor(x: Tensor) -> int:
     return 1 if x.device.type == "cpu" else _GPU_FACTOR
-
-
-@functools.cache
-def chunk_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Return the target size in bytes of the observations of a chunk, a power of two.
-
-    Arguments:
-        folder: the folder in which Linux describes the caches of a processor.
-    """
-    sizes = []
-    for file in folder.glob("index*/size"):
-        try:
-            sizes.append(_parse_size(file.read_text()))
-        except (OSError, ValueError):
-            continue
-    target = max(sizes, default=_CACHE_FRACTION * _DEFAULT_BYTES) // _CACHE_FRACTION
-    return min(max(1 << target.bit_length() - 1, _MIN_BYTES), _MAX_BYTES)
-
-
-def _parse_size(text: str) -> int:
-    """Convert a size such as ``"32768K"`` to bytes."""
-    text = text.strip()
-    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-    return unit * int(text.rstrip("KMG"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..compile.cache import compile_cached, log_not_compiled, worth_compiling
+from ..compile.cache import compile_cached, log_not_compiled
 from ..compile.hoist import hoist_invariants
 from ..compile.matmul import matmul_backend
 from ..compile.trace import NotTraceableError, trace_graph
-from .particles import Layout, Particles
+from .inputs import ProgramInputs
+from .particles import Particles
 
 __all__ = ["CompiledRuns", "compile_runs"]
 
@@ -22,35 +23,14 @@ _TOLERANCE, _MAX_MISMATCH = 1e-3, 0.01
 
 
 def compile_runs(
-    run: Callable[..., Particles],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    shape: tuple[int, int],
-    num_runs: int,
-    layout: Layout,
-    enabled: bool | None = None,
+    run: Callable[..., Particles], inputs: ProgramInputs, num_samples: int
 ) -> CompiledRuns | None:
-    """Compile the runs of a program if requested, or if it pays off.
+    """Return :class:`CompiledRuns`, or ``None`` if the program cannot be compiled.
 
-    Arguments:
-        run: runs the program; called at least once before.
-        args: its arguments, the data first.
-        kwargs: its keyword arguments.
-        shape: numbers of particles and examples of each run.
-        num_runs: number of runs.
-        layout: layout of the particles.
-        enabled: whether to compile; by default, if the computation is large enough.
-
-    Returns:
-        The compiled runs; ``None`` if not compiled. The reason is logged if the program cannot be
-        compiled.
+    The reason is logged.
     """
-    if enabled is None:
-        enabled = worth_compiling(num_runs * shape[0] * shape[1] * layout.width)
-    if not enabled:
-        return None
     try:
-        return CompiledRuns(run, args, kwargs, shape[0])
+        return CompiledRuns(run, inputs, num_samples)
     except NotTraceableError as error:
         log_not_compiled(error)
         return None
@@ -64,9 +44,8 @@ class CompiledRuns:
     cached: another instance with the same graph is only traced.
 
     Arguments:
-        run: runs the program; called at least once before.
-        args: its arguments, the data first, with the shapes of all later blocks.
-        kwargs: its keyword arguments.
+        run: runs the program with its arguments; called at least once before.
+        inputs: a block of data with the shapes of all later blocks.
         num_samples: the number K of particles of each run.
 
     Raises:
@@ -75,34 +54,30 @@ class CompiledRuns:
     """
 
     def __init__(
-        self,
-        run: Callable[..., Particles],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        num_samples: int,
+        self, run: Callable[..., Particles], inputs: ProgramInputs, num_samples: int
     ) -> None:
         names: list[list[str]] = []
+        _, _, x, args, kwargs = inputs
 
         def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
             remaining = iter(tensors)
-            inputs = [next(remaining) if isinstance(value, Tensor) else value for value in args]
-            named = {
-                name: next(remaining) if isinstance(value, Tensor) else value
-                for name, value in kwargs.items()
-            }
-            particles = run(*inputs, num_samples=num_samples, **named)
+
+            def replace(value: Any) -> Any:
+                return next(remaining) if isinstance(value, Tensor) else value
+
+            positional = [replace(value) for value in (x, *args)]
+            named = {name: replace(value) for name, value in kwargs.items()}
+            particles = run(*positional, num_samples=num_samples, **named)
             parts = (particles.log_p, particles.log_q, particles.latents)
             names[:] = [list(part) for part in parts]
             return tuple(value for part in parts for value in part.values())
 
-        tensors = _tensors(args, kwargs)
-        graph, self._closure = trace_graph(flat, *tensors)
+        graph, self._closure = trace_graph(flat, *_tensors(inputs))
         self._names = names
-        inputs = [*tensors, *self._closure]
-        self._once, each = hoist_invariants(graph, inputs)
-        self._inputs = [*inputs, *self._once(*inputs)]
+        self._once, each = hoist_invariants(graph, [*_tensors(inputs), *self._closure])
+        self.set_inputs(inputs)
         self._each = compile_cached(each, self._inputs)
-        self._check(lambda: run(*args, num_samples=num_samples, **kwargs))
+        self._check(lambda: run(x, *args, num_samples=num_samples, **kwargs))
 
     def _check(self, run: Callable[[], Particles]) -> None:
         """Check that the graph and the program agree for the same random numbers."""
@@ -120,10 +95,10 @@ class CompiledRuns:
                 f"{float((got - expected).abs().max()):.3g}"
             )
 
-    def set_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def set_inputs(self, inputs: ProgramInputs) -> None:
         """Set the data of the following runs, of the same shape, and run the hoisted part."""
-        inputs = [*_tensors(args, kwargs), *self._closure]
-        self._inputs = [*inputs, *self._once(*inputs)]
+        tensors = [*_tensors(inputs), *self._closure]
+        self._inputs = [*tensors, *self._once(*tensors)]
 
     def __call__(self) -> Particles:
         """Run on the current inputs."""
@@ -132,5 +107,6 @@ class CompiledRuns:
         return Particles(*({name: next(outputs) for name in names} for names in self._names))
 
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+def _tensors(inputs: ProgramInputs) -> list[Tensor]:
+    values = (inputs.x, *inputs.args, *inputs.kwargs.values())
+    return [value for value in values if isinstance(value, Tensor)]

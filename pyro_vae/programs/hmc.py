@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core.random import Stream, seeded
-from ..core.validation import positive_int
+from ..core.validation import non_negative_int, positive_int
 from .context import evaluating
 from .importance_weights import find_layout
 from .particles import Layout, run_particles
@@ -280,8 +279,7 @@ def run_hmc(
     check_target_acceptance(target)
     if not 0 <= jitter < 1:
         raise ValueError(f"expected jitter in [0, 1); got {jitter!r}")
-    if isinstance(warm_up, bool) or not isinstance(warm_up, Integral) or warm_up < 0:
-        raise ValueError(f"expected warm_up to be an integer ≥ 0; got {warm_up!r}")
+    non_negative_int("warm_up", warm_up)
     space = log_density if isinstance(log_density, UnconstrainedDensity) else None
     with seeded(seed):
         state = make_state(log_density, space.inverse(initial) if space else initial)

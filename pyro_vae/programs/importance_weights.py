@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..compile.allocator import keep_freed_memory
+from ..compile.cache import worth_compiling
 from ..compile.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
 from .base import Site, attach_noise, check_program, sample_sites, trace_program
@@ -145,9 +146,8 @@ def log_weights(
             is treated as per datum and split with ``x`` (bind others with ``partial``).
         num_samples: the number K of samples for each example.
         chunk_size: maximum number of (particle, datum) pairs in memory at once; by default chosen
-            from the size of an example and of the processor's caches. Bounds the memory in
-            addition to the result. Chunks are drawn independently, so the samples for a given
-            seed depend on it.
+            from the size of an example. Bounds the memory in addition to the result. Chunks are
+            drawn independently, so the samples for a given seed depend on it.
         compile: whether to compile the program into one graph. Compiling takes some seconds and
             halves the time. The draws are the same; weights differ by rounding. By default only
             long computations are compiled. A program that cannot be compiled runs eagerly, with a
@@ -168,9 +168,9 @@ def log_weights(
         https://arxiv.org/abs/1509.00519
     """
     result: Tensor | None = None
-    options: dict[str, Any] = {"compile": compile, "precision": precision, **kwargs}
+    inputs = ProgramInputs(model, guide, x, args, kwargs)
     chunks = stream_particles(
-        model, guide, x, *args, num_samples=num_samples, chunk_size=chunk_size, **options
+        inputs, num_samples, chunk_size=chunk_size, compile=compile, precision=precision
     )
     with closing(chunks):
         for chunk in chunks:
@@ -189,30 +189,25 @@ class Chunk(NamedTuple):
         data: slice of the examples.
         draws: slice of the draws.
         particles: the weighted run.
-        args: arguments of model and guide, the data first.
-        kwargs: keyword arguments of model and guide.
+        inputs: the program with these examples.
         layout: layout of the particles.
     """
 
     data: slice
     draws: slice
     particles: Particles
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    inputs: ProgramInputs
     layout: Layout
 
 
 @torch.no_grad()
 def stream_particles(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    *args: Any,
+    inputs: ProgramInputs,
     num_samples: int,
+    *,
     chunk_size: int | None = None,
     compile: bool | None = None,
     precision: Precision = "float32",
-    **kwargs: Any,
 ) -> Generator[Chunk]:
     """Yield K particles for each of N examples in chunks, see :func:`log_weights` for the options.
 
@@ -221,12 +216,12 @@ def stream_particles(
     when the generator ends: wrap it in ``contextlib.closing`` if you may stop early, otherwise
     they are restored only when it is garbage-collected.
     """
+    model, guide, x, args, kwargs = inputs
     check_examples(x)
     num_samples = check_num_samples(num_samples)
     check_precision(precision)
     keep_freed_memory()
-    pairs = max_streamed_pairs(x, chunk_size)
-    inputs, size = ProgramInputs(model, guide, x, args, kwargs), len(x)
+    pairs, size = max_streamed_pairs(x, chunk_size), len(x)
     with use_own_parameters(model, guide), eval_mode(model, guide):
         draws_at_once, data_at_once = chunk_shape(size, num_samples, pairs)
         if data_at_once < size <= pairs and has_batch(size, (*args, *kwargs.values())):
@@ -240,24 +235,23 @@ def stream_particles(
             draws_at_once = max(1, min(draws_at_once, pairs // data_at_once))
         run = partial(_run_in_precision, model, guide, layout=layout, precision=precision)
         full_shape = (draws_at_once, data_at_once)
-        num_runs = (num_samples // draws_at_once) * (size // data_at_once)
+        if compile is None:
+            num_runs = (num_samples // draws_at_once) * (size // data_at_once)
+            compile = worth_compiling(num_runs * draws_at_once * data_at_once * layout.width)
         compiled: CompiledRuns | None = None
         for data, block in inputs.blocks(data_at_once):
-            block_args, named = (block.x, *block.args), block.kwargs
-            if data.start == 0:
-                compiled = compile_runs(
-                    run, block_args, named, full_shape, num_runs, layout, compile
-                )
+            if compile and data.start == 0:
+                compiled = compile_runs(run, block, draws_at_once)
             if compiled is not None and len(block.x) == data_at_once:
-                compiled.set_inputs(block_args, named)
+                compiled.set_inputs(block)
             for first in range(0, num_samples, draws_at_once):
                 draws = slice(first, min(first + draws_at_once, num_samples))
                 count = draws.stop - first
                 if compiled is not None and (count, len(block.x)) == full_shape:
                     particles = compiled()
                 else:
-                    particles = run(*block_args, num_samples=count, **named)
-                yield Chunk(data, draws, particles, block_args, named, layout)
+                    particles = run(block.x, *block.args, num_samples=count, **block.kwargs)
+                yield Chunk(data, draws, particles, block, layout)
 
 
 def find_block_layout(inputs: ProgramInputs, block: int) -> tuple[Layout, int]:

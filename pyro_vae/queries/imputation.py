@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.random import Stream
-from ..core.validation import positive_int
+from ..core.validation import non_negative_int, positive_int
 from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.base import Program
 from ..programs.context import evaluating
@@ -267,9 +267,7 @@ class _ImputationSettings:
         for name in ("num_samples", "fills"):
             positive_int(name, getattr(self, name))
         for name in ("rounds", "refit_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"expected {name} to be an integer ≥ 0; got {value!r}")
+            non_negative_int(name, getattr(self, name))
         if not 0 <= self.defence < 1:
             raise ValueError(f"expected defence to be a fraction in [0, 1); got {self.defence}")
         if self.num_samples < 2 * self.fills:

@@ -10,24 +10,6 @@ import torch
 from pyro_vae.programs import chunking
 
 
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        (["32K", "1024K", "32768K"], 8 << 20),
-        (["48K", "2M", "36M"], 8 << 20),  # the power of two below a quarter
-        (["32K", "512K"], 4 << 20),  # the minimum
-        (["32K", "1G"], 16 << 20),  # the maximum
-        (["invalid"], 8 << 20),
-        ([], 8 << 20),
-    ],
-)
-def test_chunk_size_depends_on_the_cache(tmp_path, sizes, expected):
-    for i, size in enumerate(sizes):
-        (tmp_path / f"index{i}").mkdir()
-        (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
-    assert chunking.chunk_bytes(tmp_path) == expected
-
-
 def test_chunks_fit_and_divide_the_totals_if_possible():
     for size, num_samples, pairs in itertools.product(
         (1, 7, 100, 1000), (1, 3, 64, 131, 5000), (1, 2, 63, 64, 1000, 4000)
@@ -42,7 +24,7 @@ def test_chunks_fit_and_divide_the_totals_if_possible():
 
 def test_fewer_pairs_of_larger_examples():
     flat = torch.zeros(3, 784)
-    expected = chunking.chunk_bytes() // (4 * 784)
+    expected = (1 << 23) // (4 * 784)
     for data in (flat, flat.reshape(3, 28, 28)):
         assert chunking.max_streamed_pairs(data) == expected
     assert chunking.max_streamed_pairs(torch.zeros(1).expand(3, 10**8)) == 1

@@ -20,6 +20,7 @@ from pyro_vae.compile import cache
 from pyro_vae.compile.hoist import hoist_invariants
 from pyro_vae.compile.trace import trace_graph
 from pyro_vae.programs.compiled import CompiledRuns
+from pyro_vae.programs.inputs import ProgramInputs
 from pyro_vae.programs.particles import Layout, run_particles
 
 LABELS = torch.tensor([0, 2, 1, 2, 0])
@@ -230,7 +231,7 @@ def test_parameter_updates_are_seen_and_code_is_cached(compiled_calls):
     with torch.no_grad():
         for parameter in program.parameters():
             parameter.mul_(-1.0)
-    runs.set_inputs((x,), {})
+    runs.set_inputs(ProgramInputs(program.model, program.guide, x, (), {}))
     pyro.set_rng_seed(1)
     actual = runs().log_weights
     pyro.set_rng_seed(1)

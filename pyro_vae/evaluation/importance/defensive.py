@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -85,18 +85,11 @@ class DefensiveMixture:
         self.add(0, _sum_terms(particles.log_p), _sum_terms(prior), log_q, chunk.data.start, rows)
 
     @torch.no_grad()
-    def update_from_prior(
-        self,
-        chunk: Chunk,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        rows: Tensor | None = None,
-    ) -> None:
+    def update_from_prior(self, chunk: Chunk, rows: Tensor | None = None) -> None:
         """Draw and add all samples from the prior, in chunks of the same size as those of q.
 
         Arguments:
             chunk: a chunk of this block.
-            model, guide: the program.
             rows: the indices of the examples, for error messages.
 
         Raises:
@@ -104,16 +97,12 @@ class DefensiveMixture:
                 without an inverse).
         """
         size = chunk.draws.stop - chunk.draws.start
-        log_q = guide_scorer(guide, *chunk.args, layout=chunk.layout, **chunk.kwargs)
+        model, guide, x, args, kwargs = chunk.inputs
+        log_q = guide_scorer(guide, x, *args, layout=chunk.layout, **kwargs)
         for first in range(0, self.counts[1], size):
             count = min(size, self.counts[1] - first)
             particles = run_particles(
-                empty_program,
-                model,
-                *chunk.args,
-                num_samples=count,
-                layout=chunk.layout,
-                **chunk.kwargs,
+                empty_program, model, x, *args, num_samples=count, layout=chunk.layout, **kwargs
             )
             # with an empty guide the model runs in place of the guide: its terms are in log_q
             terms = particles.log_q
