@@ -16,7 +16,7 @@ from ..data import Split
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.inputs import prepare
-from .latent_paths import SubstituteCentres
+from .latent_paths import compute_guide_centres
 from .runner import Runner
 
 __all__ = ["encode"]
@@ -74,16 +74,13 @@ def encode(
 
 
 def _compute_columns(runner: Runner) -> dict[str, np.ndarray]:
-    centres = SubstituteCentres()
-    latents, fns = runner.run_guide(centres)
     columns = {}
-    for name, value in latents.items():
+    for name, point in compute_guide_centres(runner).items():
         if name in runner.noise_sites:
             continue
-        kind = centres.kinds[name]
-        columns[f"{name}.{kind}"] = value
-        if kind == "mean":
-            columns[f"{name}.std"] = fns[name].variance.sqrt().reshape(value.shape)
+        columns[f"{name}.{point.kind}"] = point.value
+        if point.std is not None:
+            columns[f"{name}.std"] = point.std
     return {name: value.cpu().numpy() for name, value in columns.items()}
 
 

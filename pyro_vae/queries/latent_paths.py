@@ -16,11 +16,8 @@ from .runner import Runner
 
 __all__ = [
     "LatentPoint",
-    "SubstituteCentres",
     "compute_guide_centres",
     "interpolate_latents",
-    "is_discrete",
-    "is_sphere",
     "traverse_latents",
 ]
 
@@ -33,21 +30,26 @@ class LatentPoint:
         value: ``(N, *rest)``.
         discrete: whether they are discrete.
         sphere: whether they are unit vectors.
+        kind: the kind of value: ``mean`` of the distribution; the ``direction`` of the mean on the
+            unit sphere; the ``mode`` of a discrete distribution; or a ``draw`` if none of these is
+            available.
+        fn: the distribution of the guide.
     """
 
     value: Tensor
     discrete: bool
     sphere: bool
+    kind: str = "draw"
+    fn: Any = None
+
+    @property
+    def std(self) -> Tensor | None:
+        """The standard deviation, ``(N, *rest)``, if the value is a mean."""
+        return self.fn.variance.sqrt().reshape(self.value.shape) if self.kind == "mean" else None
 
 
-class SubstituteCentres(Messenger):
-    """Replace each sample by the mean of its distribution, or by a substitute for the mean.
-
-    Attributes:
-        kinds: the kind of value at each site: ``mean``; the ``direction`` of the mean on the
-            unit sphere; the ``mode`` of a discrete distribution; or a ``draw`` if none of these
-            is available.
-    """
+class _SubstituteCentres(Messenger):
+    """Replace each sample by the mean of its distribution, or by a substitute for the mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,26 +58,25 @@ class SubstituteCentres(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
+        fn, kind = msg["fn"], "draw"
         try:
-            self.kinds[msg["name"]], msg["value"] = _get_centre(msg["fn"])
+            if _is_discrete(fn):
+                kind, msg["value"] = "mode", fn.mode
+            elif _is_sphere(fn):
+                kind, msg["value"] = "direction", normalize(fn.mean, dim=-1)
+            else:
+                kind, msg["value"] = "mean", fn.mean
         except (NotImplementedError, AttributeError):
-            self.kinds[msg["name"]] = "draw"
+            kind = "draw"
+        self.kinds[msg["name"]] = kind
 
 
-def _get_centre(fn: Any) -> tuple[str, Tensor]:
-    if is_discrete(fn):
-        return "mode", fn.mode
-    return ("direction", normalize(fn.mean, dim=-1)) if is_sphere(fn) else ("mean", fn.mean)
-
-
-def is_discrete(fn: Any) -> bool:
-    """Return whether a distribution is discrete."""
+def _is_discrete(fn: Any) -> bool:
     support = _get_support(fn)
     return support is not None and support.is_discrete
 
 
-def is_sphere(fn: Any) -> bool:
-    """Return whether a distribution is over unit vectors."""
+def _is_sphere(fn: Any) -> bool:
     return _get_support(fn) is constraints.sphere
 
 
@@ -94,8 +95,12 @@ def compute_guide_centres(runner: Runner) -> dict[str, LatentPoint]:
 
     A site whose distribution has no centre gives a sample.
     """
-    latents, fns = runner.run_guide(SubstituteCentres())
-    return {n: LatentPoint(v, is_discrete(fns[n]), is_sphere(fns[n])) for n, v in latents.items()}
+    messenger = _SubstituteCentres()
+    latents, fns = runner.run_guide(messenger)
+    return {
+        name: LatentPoint(value, _is_discrete(fn), _is_sphere(fn), messenger.kinds[name], fn)
+        for (name, value), fn in zip(latents.items(), fns.values(), strict=True)
+    }
 
 
 def interpolate_latents(a: LatentPoint, b: LatentPoint, steps: int, path: str) -> Tensor:
