@@ -209,7 +209,7 @@ class Cell:
         Raises:
             ValueError: if the arguments are not valid.
         """
-        return _parse_experiment([*self.args, "--fit.device", device])
+        return experiment.parse([*self.args, "--fit.device", device])
 
     @property
     def _parsed(self) -> experiment.Experiment:
@@ -386,15 +386,10 @@ class Cell:
         return consistent and all(recorded[key] == value for key, value in expected.items())
 
 
-def _parse_experiment(args: Sequence[str]) -> experiment.Experiment:
-    parser = experiment.make_experiment_parser(args)
-    return experiment.Experiment(parser, experiment.parse_args(parser, args))
-
-
 @cache
 def _parse_cached(args: tuple[str, ...]) -> experiment.Experiment:
     """For reading settings only: training needs a fresh experiment, as objectives have state."""
-    return _parse_experiment(args)
+    return experiment.parse(args)
 
 
 def group_rows(name: str, base: str, cells: Mapping[str, str]) -> dict[str, str]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from importlib import metadata
+from pathlib import Path
 
-from ..config import catalogue, experiment, jsonargparse_compat
+from ..config import catalogue
+from ..config.experiment import EXPERIMENT_OPTIONS, Experiment, ExperimentParser
+from ..config.parser import Layer, read_file
+from ..config.signatures import signature_options
 from ..core import distributed
+from ..core.validation import did_you_mean
 from ..evaluation import EVALUATIONS
 from ..learning.diagnostics import NonFiniteLossError
 from ..runs import comparison
 from ..runs.run import Run
-from . import evaluation, experiments, parsers, queries
-from . import options as cli_options
-from .options import Command
+from . import evaluation, queries
+from .parsers import Command, call, command_name, command_summary
 
 __all__ = ["main"]
 
@@ -39,17 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_format_usage())
         return 0
+    if args[0] == "--version":
+        print(f"pyro-vae {metadata.version('pyro-vae')}")
+        return 0
     if args[0] not in _COMMANDS:
         expected = f"expected a command, {', '.join(_COMMANDS)}"
-        hint = jsonargparse_compat.did_you_mean(args[0], _COMMANDS)
+        hint = did_you_mean(args[0], _COMMANDS)
         print(f"pyro-vae: {expected}; got {args[0]!r}{hint}", file=sys.stderr)
         return 1
     try:
         with distributed.process_group(), _output_of_main_process(args[0]):
             command = _COMMANDS[args[0]]
-            if list(inspect.signature(command).parameters) == ["args"]:
-                return command(args[1:]) or 0
-            return parsers.call(command, args[1:]) or 0
+            run = _parse_and_fit if command is fit else partial(call, command)
+            return run(args[1:]) or 0
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
         _print_error(" ".join(str(error).split()))
         return 1
@@ -84,62 +91,88 @@ def _print_error(sentence: str) -> None:
         print(f"pyro-vae: {sentence}", file=sys.stderr)
 
 
-def fit(args: list[str]) -> None:
-    """Train a model and save it to a run folder."""
-    folder = _option_value(args, "--run")
-    if "--resume" in args and folder and not any(a.startswith("--config") for a in args):
-        args = ["--config", str(Run(folder).require_config()), *args]
-    parser = experiment.make_experiment_parser(
-        args,
-        prog="pyro-vae fit",
-        usage="pyro-vae fit --config FILE --run FOLDER [--OPTION VALUE ...]",
-        description=cli_options.command_summary(fit),
-        epilog="To show the options of a class: pyro-vae fit --model.prior.help VampPrior",
-    )
-    parser.add_argument("--run", type=str, required=True, metavar="FOLDER", help="run folder")
-    parser.add_argument("--resume", action="store_true", help="resume an interrupted run")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an existing run in the folder"
-    )
-    settings = experiment.parse_args(parser, args)
-    run = Run(settings.run)
-    chosen = experiment.Experiment(parser, settings)
-    if settings.resume and run.is_finished(chosen):
-        print(f"{run.folder} is already finished; raise --fit.epochs to continue")
+def fit(
+    experiment: Experiment,
+    *,
+    run: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    print_config: bool = False,
+) -> None:
+    """Train a model and save it to a run folder.
+
+    Arguments:
+        experiment: the experiment to train.
+        run: run folder, required for training.
+        resume: resume an interrupted run.
+        overwrite: replace an existing run in the folder.
+        print_config: print the resolved configuration and exit.
+    """
+    if print_config:
+        print(experiment.to_yaml(), end="")
         return
-    history = run.fit(chosen, settings.resume, settings.overwrite, progress=True)
+    if run is None:
+        raise ValueError("expected a run folder; got nothing: add --run FOLDER")
+    folder = Run(run)
+    if resume and folder.is_finished(experiment):
+        print(f"{run} is already finished; raise --fit.epochs to continue")
+        return
+    history = folder.fit(experiment, resume, overwrite, progress=True)
     last = history.epochs[(history.best_epoch or len(history)) - 1]
     valid = f", validation ELBO {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
-    objective = type(chosen.objective).__name__
+    objective = type(experiment.objective).__name__
     print(f"{objective} after epoch {last['epoch']}: {last['elbo']:.3f} nats per datum{valid}")
-    print(f"run: {run.folder}   next: pyro-vae evaluate {run.folder}")
+    print(f"run: {run}   next: pyro-vae evaluate {run}")
 
 
-def compare(args: list[str]) -> None:
-    """Compare evaluated runs side by side, with paired differences."""
-    parser = cli_options.make_parser(compare)
-    parser.add_argument("runs", nargs="+", type=str, help="folders of evaluated runs")
-    print(comparison.compare(*experiment.parse_args(parser, args).runs))
+class _FitParser(ExperimentParser):
+    """Parser of an experiment that reads the YAML file of a run to resume."""
+
+    def prepare(self, layers: list[Layer]) -> list[Layer]:
+        given = {name: value for layer in layers for name, value in layer.items()}
+        resume, overwrite = (given.get(k) in (True, "true") for k in ("resume", "overwrite"))
+        if isinstance(given.get("run"), str):
+            run = Run(given["run"])
+            if resume and "config" not in given:
+                file = run.require_config()
+                layers = [{"config": str(file)}, *read_file(file), *layers]
+            run.check_folder(resume, overwrite)
+        return super().prepare(layers)
 
 
-def report(args: list[str]) -> None:
+def _parse_and_fit(argv: Sequence[str]) -> None:
+    own = signature_options(fit, skip=("experiment",))
+    epilog = "To show the options of a class: pyro-vae fit --model.prior.help VampPrior"
+    options = [*own, *EXPERIMENT_OPTIONS]
+    parser = _FitParser(options, "pyro-vae fit", command_summary(fit), epilog)
+    settings = parser.parse(argv)
+    fit(Experiment(parser, settings), **{option.name: settings[option.name] for option in own})
+
+
+def compare(*runs: str) -> None:
+    """Compare evaluated runs side by side, with paired differences.
+
+    Arguments:
+        runs: folders of evaluated runs.
+    """
+    print(comparison.compare(*runs))
+
+
+def report(run: str) -> None:
     """Write an HTML report of a run, with its curves, samples and diagnostics."""
     from ..report import write_report
 
-    parser = cli_options.make_parser(report)
-    parser.add_argument("run", type=str, help="folder of an evaluated run")
-    run = Run(experiment.parse_args(parser, args).run)
-    write_report(run)
-    print(f"report: {run.report.resolve()}")
+    folder = Run(run)
+    write_report(folder)
+    print(f"report: {folder.report.resolve()}")
 
 
-def list_(args: list[str]) -> None:
-    """List the available components, e.g. `list`, `list priors` or `list priors VampPrior`."""
-    parser = cli_options.make_parser(list_)
-    parser.add_argument(
-        "names", nargs="*", type=str, help="kind of component, and name of a component"
-    )
-    names = experiment.parse_args(parser, args).names
+def list_(*names: str) -> None:
+    """List the available components, e.g. `list`, `list priors` or `list priors VampPrior`.
+
+    Arguments:
+        names: kind of component, and name of a component.
+    """
     if len(names) > 2:
         raise ValueError(f"expected a kind and a name; got {' '.join(names)}")
     describe = catalogue.describe_component if len(names) == 2 else catalogue.list_components
@@ -147,10 +180,10 @@ def list_(args: list[str]) -> None:
 
 
 _COMMANDS: dict[str, Command] = {
-    cli_options.command_name(command): command
+    command_name(command): command
     for command in (
         *(fit, *evaluation.COMMANDS, compare, report),
-        *(*queries.COMMANDS, experiments.experiment, list_),
+        *(*queries.COMMANDS, list_),
     )
 }
 
@@ -171,16 +204,5 @@ def _resume_hint(args: Sequence[str]) -> str:
 
 def _format_usage() -> str:
     title = "usage: pyro-vae COMMAND ...   (pyro-vae COMMAND --help shows its options)"
-    lines = [
-        f"  {name:15} {parsers.command_summary(command)}" for name, command in _COMMANDS.items()
-    ]
+    lines = [f"  {name:15} {command_summary(command)}" for name, command in _COMMANDS.items()]
     return "\n".join([title, "", *lines])
-
-
-def _option_value(args: Sequence[str], name: str) -> str | None:
-    for arg, following in zip(args, [*args[1:], None], strict=False):
-        if arg == name:
-            return following
-        if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-    return None

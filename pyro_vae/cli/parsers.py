@@ -6,13 +6,21 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..config.parser import Parser, build
+from ..config.parser import Parser
 from ..config.signatures import Option, signature_options
 
 __all__ = ["Command", "call", "command_name", "command_summary", "make_parser"]
 
 #: A command is a function whose arguments are its options. It may return an exit status.
 Command = Callable[..., int | None]
+#: Help texts of the arguments that many commands share.
+_SHARED_TEXTS = {
+    "run": "folder of a finished run",
+    "split": "data split",
+    "num_data": "use only the first N examples of the split",
+    "seed": "seed of sampling and binarisation",
+    "device": "device to compute on",
+}
 
 
 def command_name(command: Command) -> str:
@@ -48,6 +56,8 @@ def make_parser(
         more: further options, placed first.
     """
     options = [*more, *signature_options(function, skip=skip, defaults=defaults)]
+    texts = [o.help or _SHARED_TEXTS.get(o.name, "") for o in options]
+    options = [o._replace(help=text) for o, text in zip(options, texts, strict=True)]
     prog = prog or f"pyro-vae {command_name(function)}"
     return Parser(options, prog, command_summary(function))
 
@@ -59,7 +69,8 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
         ValueError: if the arguments are invalid: one sentence with the closest known name.
     """
     parser = make_parser(command)
-    arguments = build(parser.parse(argv))
+    settings = parser.parse(argv)
+    arguments = parser.parser.instantiate(settings).as_dict()
     names = [o.name for o in parser.options if o.positional and not o.repeated]
     repeated = [v for o in parser.options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)

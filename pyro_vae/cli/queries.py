@@ -10,54 +10,55 @@ import torch
 from torch import Tensor
 
 from .. import data, queries
-from ..config import experiment
+from ..config.experiment import Experiment
 from ..core.components import Labels
 from ..data import Dataset, Kind, Split
 from ..data.splits import are_class_labels
 from ..programs.base import Program, label_use
 from ..programs.inputs import program_args
 from ..runs.run import Run
-from .options import Command, make_data_parser, make_parser
+from .parsers import Command
 
 __all__ = ["COMMANDS"]
 
 
+#: The splits of a data set.
+_SplitName = Literal["test", "valid", "train"]
+
+
 class _Context(NamedTuple):
-    """An opened run with the options of the command."""
+    """An opened run with a part of its data."""
 
     run: Run
-    experiment: experiment.Experiment
+    experiment: Experiment
     data: Dataset
     program: Any
     split: Split
-    options: dict[str, Any]
+    seed: int
 
     def inputs(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the examples and the other arguments of the program."""
-        x, *labels = program_args(self.program, self.split, self.options["seed"])
+        x, *labels = program_args(self.program, self.split, self.seed)
         return x, tuple(labels)
 
 
-def sample(args: list[str]) -> None:
+def sample(run: str, *, seed: int = 0) -> None:
     """Generate new examples from the model, one row per class for class-conditional models."""
     from ..report import pictures
 
-    parser = make_parser(sample)
-    parser.add_argument("run", type=str, help="folder of a finished run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
-    context = _open_context(parser, args, split="test", num_data=None)
+    context = _open_run(run, "test", None, seed)
     _check_images(context)
-    seed = context.options["seed"]
     _write_picture(context, pictures.sample_picture(context.program, context.split, seed))
 
 
-def reconstruct(args: list[str]) -> None:
+def reconstruct(
+    run: str, *, split: _SplitName = "test", num_data: int | None = 48, seed: int = 0
+) -> None:
     """Reconstruct examples from samples of q(z|x)."""
     from ..report import pictures
 
-    context = _open_context(make_data_parser(reconstruct, 48), args)
+    context = _open_run(run, split, num_data, seed)
     x, labels = context.inputs()
-    seed = context.options["seed"]
     generated = queries.reconstruct(context.program, x, *labels, seed=seed)
     assert generated.mean is not None
     error = (generated.mean - x).flatten(1).square().mean(1)
@@ -70,70 +71,74 @@ def reconstruct(args: list[str]) -> None:
         _write_picture(context, picture)
 
 
-def interpolate(args: list[str]) -> None:
-    """Interpolate between pairs of examples in latent space."""
+def interpolate(
+    run: str,
+    *,
+    split: _SplitName = "test",
+    num_data: int = 8,
+    seed: int = 0,
+    steps: int = 10,
+    path: Literal["spherical", "straight"] = "spherical",
+) -> None:
+    """Interpolate between pairs of examples in latent space.
+
+    Arguments:
+        num_data: number of pairs.
+        steps: points per path, including both ends.
+        path: shape of the path in latent space.
+    """
     from ..report import pictures
 
-    parser = make_data_parser(interpolate, 8)
-    parser.add_argument(
-        "--steps", type=int, default=10, help="points per path, including both ends"
-    )
-    parser.add_argument(
-        "--path",
-        type=Literal["spherical", "straight"],
-        default="spherical",
-        help="shape of the path in latent space",
-    )
-    context = _open_context(parser, args, in_pairs=True)
+    # ten times as many examples, so that enough of them can be paired
+    context = _open_run(run, split, 10 * num_data, seed)
     _check_images(context)
     x, labels = context.inputs()
-    first, second = _find_pairs(context, len(x))
-    options = {key: context.options[key] for key in ("steps", "path", "seed")}
-    path = queries.interpolate(
-        context.program, x[first], x[second], *(a[first] for a in labels), **options
+    first, second = _find_pairs(context, len(x), num_data)
+    between = queries.interpolate(
+        context.program,
+        x[first],
+        x[second],
+        *(a[first] for a in labels),
+        steps=steps,
+        path=path,
+        seed=seed,
     )
-    assert path.mean is not None
-    print(f"{len(first)} paths of {len(path.mean)} points, {options['path']}")
+    assert between.mean is not None
+    print(f"{len(first)} paths of {len(between.mean)} points, {path}")
     # show the examples themselves at both ends
-    images = torch.cat([x[first][None], path.mean, x[second][None]]).transpose(0, 1)
+    images = torch.cat([x[first][None], between.mean, x[second][None]]).transpose(0, 1)
     caption = "The two examples at the ends of each row, and the mean of p(x|z) along the path."
     _write_picture(context, pictures.image_rows("interpolate", "Interpolation", caption, images))
 
 
-def traverse(args: list[str]) -> None:
-    """Vary one latent dimension at a time, starting from an example."""
+def traverse(
+    run: str,
+    *,
+    split: _SplitName = "test",
+    num_data: int | None = 500,
+    seed: int = 0,
+    datum: int = 0,
+    dims: list[int] | None = None,
+    values: list[float] | None = None,
+) -> None:
+    """Vary one latent dimension at a time, starting from an example.
+
+    Arguments:
+        datum: index of the example to start from.
+        dims: latent dimensions; by default the ten whose posterior means vary most.
+        values: values of each dimension; by default quantiles of the prior.
+    """
     from ..report import pictures
 
-    parser = make_data_parser(traverse, 500)
-    parser.add_argument("--datum", type=int, default=0, help="index of the example to start from")
-    parser.add_argument(
-        "--dims",
-        type=list[int] | None,
-        default=None,
-        help="latent dimensions; by default the ten whose posterior means vary most",
-    )
-    parser.add_argument(
-        "--values",
-        type=list[float] | None,
-        default=None,
-        help="values of each dimension; by default quantiles of the prior",
-    )
-    context = _open_context(parser, args)
+    context = _open_run(run, split, num_data, seed)
     _check_images(context)
     x, labels = context.inputs()
-    options = context.options
-    datum = options["datum"]
     if not 0 <= datum < len(x):
         raise ValueError(f"expected datum from 0 to {len(x) - 1}; got {datum}")
-    dims = options["dims"] or _most_active_dims(context.program, x, labels)
+    dims = dims or _most_active_dims(context.program, x, labels)
     rows = slice(datum, datum + 1)
     path = queries.traverse(
-        context.program,
-        x[rows],
-        *(a[rows] for a in labels),
-        dims=dims,
-        values=options["values"],
-        seed=options["seed"],
+        context.program, x[rows], *(a[rows] for a in labels), dims=dims, values=values, seed=seed
     )
     assert path.mean is not None
     print(f"one row per latent dimension: {', '.join(map(str, dims))}")
@@ -142,47 +147,43 @@ def traverse(args: list[str]) -> None:
     _write_picture(context, picture)
 
 
-def infer(args: list[str]) -> None:
-    """Infer missing or noisy pixels: in-painting, super-resolution and denoising."""
-    parser = make_data_parser(infer, 10)
-    parser.add_argument(
-        "--missing",
-        type=str,
-        default="lower-half",
-        help="missing pixels: none, lower-half, upper-half, left-half, right-half, "
-        "random:FRACTION or every:N (all but every Nth row and column)",
-    )
-    parser.add_argument(
-        "--noise",
-        type=float | None,
-        default=None,
-        help="noise of the observed pixels: flip probability of 0/1 data, or σ of additive "
-        "Gaussian noise",
-    )
-    parser.add_argument(
-        "--method",
-        type=Literal["importance", "hmc"],
-        default="importance",
-        help="sampling method",
-    )
-    parser.add_argument("--num-samples", type=int, default=2000, help="proposals per example")
-    parser.add_argument("--draws", type=int, default=8, help="samples to show per example")
-    context = _open_context(parser, args)
+def infer(
+    run: str,
+    *,
+    split: _SplitName = "test",
+    num_data: int | None = 10,
+    seed: int = 0,
+    missing: str = "lower-half",
+    noise: float | None = None,
+    method: Literal["importance", "hmc"] = "importance",
+    num_samples: int = 2000,
+    draws: int = 8,
+) -> None:
+    """Infer missing or noisy pixels: in-painting, super-resolution and denoising.
+
+    Arguments:
+        missing: missing pixels: none, lower-half, upper-half, left-half, right-half,
+            random:FRACTION or every:N (all but every Nth row and column).
+        noise: noise of the observed pixels: flip probability of 0/1 data, or σ of additive
+            Gaussian noise.
+        method: sampling method.
+        num_samples: proposals per example.
+        draws: samples to show per example.
+    """
+    context = _open_run(run, split, num_data, seed)
     x, labels = context.inputs()
-    options = context.options
-    seed, num_samples = options["seed"], options["num_samples"]
-    observed = queries.mask(options["missing"], context.data.event_shape, seed)
-    noise = _make_noise(options["noise"], context.data.kind)
-    noisy = _add_noise(x, noise, seed)
+    observed = queries.mask(missing, context.data.event_shape, seed)
+    corruption = _make_noise(noise, context.data.kind)
+    noisy = _add_noise(x, corruption, seed)
     result = queries.impute(
         context.program,
         noisy,
         *labels,
         observed=observed,
-        noise=noise,
-        draws=options["draws"],
+        noise=corruption,
+        draws=draws,
         num_samples=num_samples,
-        method=options["method"],
+        method=method,
         seed=seed,
     )
     count = int(observed.sum())
@@ -198,29 +199,40 @@ def infer(args: list[str]) -> None:
     if result.warning:
         print(result.warning)
     if noise is None and count < observed.numel():
-        _print_scores(context, x, labels, observed)
+        _print_scores(context, x, labels, observed, num_samples)
     _write_imputation_picture(context, x, noisy, observed, result)
 
 
-def anomaly(args: list[str]) -> None:
-    """Detect anomalies by the ELBO and log p̂, against another data set or an unseen class."""
+def anomaly(
+    run: str,
+    *,
+    split: _SplitName = "test",
+    num_data: int | None = 1000,
+    seed: int = 0,
+    against: str | None = None,
+    against_class: int | None = None,
+    num_samples: int = 100,
+) -> None:
+    """Detect anomalies by the ELBO and log p̂, against another data set or an unseen class.
+
+    Arguments:
+        against: anomalous data set.
+        against_class: anomalous class of the run's data, excluded from training by
+            --data.without_class.
+        num_samples: samples per example.
+    """
     from ..report import pictures, plots
 
-    parser = make_data_parser(anomaly, 1000)
-    parser.add_argument(
-        "--against", type=str | None, default=None, metavar="DATASET", help="anomalous data set"
-    )
-    parser.add_argument(
-        "--against-class",
-        type=int | None,
-        default=None,
-        metavar="CLASS",
-        help="anomalous class of the run's data, excluded from training by --data.without_class",
-    )
-    parser.add_argument("--num-samples", type=int, default=100, help="samples per example")
-    context = _open_context(parser, args)
-    options = context.options
-    normal, anomalous, name = _find_splits(context)
+    if (against is None) == (against_class is None):
+        raise ValueError("expected either --against DATASET or --against-class CLASS")
+    context = _open_run(run, split, num_data, seed)
+    if against is not None:
+        name, normal = against, context.split
+        anomalous = getattr(_load_like(context, against), split).head(len(normal))
+    else:
+        name, labels = f"class {against_class}", _find_class(context, against_class)
+        normal = context.split.at(labels != against_class)
+        anomalous = context.split.at(labels == against_class)
     print(
         f"{len(normal)} examples of the run, {len(anomalous)} of {name}; ± is DeLong's standard "
         f"error"
@@ -228,13 +240,9 @@ def anomaly(args: list[str]) -> None:
     scores = {
         score: [
             queries.anomaly_scores(
-                context.program,
-                split,
-                score=score,
-                num_samples=options["num_samples"],
-                seed=options["seed"],
+                context.program, part, score=score, num_samples=num_samples, seed=seed
             )
-            for split in (normal, anomalous)
+            for part in (normal, anomalous)
         ]
         for score in ("elbo", "log_evidence")
     }
@@ -247,17 +255,24 @@ def anomaly(args: list[str]) -> None:
     _write_picture(context, pictures.Picture("anomaly", "Anomaly detection", "", figure))
 
 
-def encode(args: list[str]) -> None:
-    """Encode examples and save their latents to an .npz file."""
-    parser = make_data_parser(encode, None)
-    parser.add_argument("--output", type=str, required=True, metavar="FILE", help=".npz file")
-    context = _open_context(parser, args)
-    columns = queries.encode(
-        context.program, context.split, path=context.options["output"], seed=context.options["seed"]
-    )
+def encode(
+    run: str,
+    *,
+    output: Path,
+    split: _SplitName = "test",
+    num_data: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Encode examples and save their latents to an .npz file.
+
+    Arguments:
+        output: the .npz file.
+    """
+    context = _open_run(run, split, num_data, seed)
+    columns = queries.encode(context.program, context.split, path=output, seed=seed)
     for name, values in columns.items():
         print(f"{name}: {values.dtype} {values.shape}")
-    print(f"latents: {Path(context.options['output']).resolve()}")
+    print(f"latents: {output.resolve()}")
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -271,12 +286,9 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
-def _open_context(parser: Any, args: list[str], in_pairs: bool = False, **fixed: Any) -> _Context:
-    options = {**experiment.parse_args(parser, args).as_dict(), **fixed}
-    run, num_data = Run(options.pop("run")), options["num_data"]
-    # ten times as many examples, so that enough of them can be paired
-    size = 10 * num_data if in_pairs and num_data is not None else num_data
-    return _Context(run, *run.open_split(options["split"], size), options)
+def _open_run(folder: str, split: str, num_data: int | None, seed: int) -> _Context:
+    run = Run(folder)
+    return _Context(run, *run.open_split(split, num_data), seed)
 
 
 def _check_images(context: _Context) -> None:
@@ -300,9 +312,9 @@ def _format_mean(values: Tensor | np.ndarray, digits: int = 3) -> str:
     return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
 
 
-def _find_pairs(context: _Context, size: int) -> tuple[list[int], list[int]]:
+def _find_pairs(context: _Context, size: int, num_pairs: int) -> tuple[list[int], list[int]]:
     """Return the ends of the paths, with equal labels if the program conditions on labels."""
-    num_pairs, labels = context.options["num_data"], context.split.labels
+    labels = context.split.labels
     conditioned = label_use(context.program) is Labels.CONDITION and labels is not None
     first, second, free = [], [], list(range(size))
     while free and len(first) < num_pairs:
@@ -347,16 +359,12 @@ def _add_noise(x: Tensor, noise: queries.Noise | None, seed: int) -> Tensor:
     return x
 
 
-def _print_scores(context: _Context, x: Tensor, args: tuple[Tensor, ...], observed: Tensor) -> None:
+def _print_scores(
+    context: _Context, x: Tensor, args: tuple[Tensor, ...], observed: Tensor, num_samples: int
+) -> None:
     """Print log p̂ of the missing pixels, and of independent pixels as a baseline."""
-    options = context.options
     score = queries.score_missing(
-        context.program,
-        x,
-        *args,
-        observed=observed,
-        num_samples=options["num_samples"],
-        seed=options["seed"],
+        context.program, x, *args, observed=observed, num_samples=num_samples, seed=context.seed
     )
     print(
         f"log p̂(x_mis | x_obs): {_format_mean(score.value)} nats per datum, worst k̂ "
@@ -365,7 +373,7 @@ def _print_scores(context: _Context, x: Tensor, args: tuple[Tensor, ...], observ
     likelihood = getattr(context.program, "likelihood", None)
     binary = context.data.kind is Kind.BINARY
     if likelihood is not None and likelihood.measure == ("probability" if binary else "density"):
-        train = context.data.train.materialize(options["seed"])
+        train = context.data.train.materialize(context.seed)
         baseline = queries.score_pixelwise(train, x, observed)
         print(f"independent pixels (mean imputation): {_format_mean(baseline)} nats per datum")
 
@@ -389,27 +397,24 @@ def _write_imputation_picture(
     )
 
 
-def _find_splits(context: _Context) -> tuple[Split, Split, str]:
-    """Return the normal examples, the anomalous ones and the name of the latter."""
-    dataset, cls = context.options["against"], context.options["against_class"]
-    if (dataset is None) == (cls is None):
-        raise ValueError("expected either --against DATASET or --against-class CLASS")
-    split = context.split
-    if dataset is not None:
-        root = context.experiment.settings.data.root
-        other = data.load(
-            dataset, binarize=context.data.binarize, values=context.data.values, root=root
+def _load_like(context: _Context, name: str) -> Dataset:
+    """Load another data set in the representation of the run's data."""
+    root = context.experiment.settings.data.root
+    other = data.load(name, binarize=context.data.binarize, values=context.data.values, root=root)
+    if other.event_shape != context.data.event_shape:
+        raise ValueError(
+            f"expected data of shape {context.data.event_shape}; {name} has {other.event_shape}"
         )
-        if other.event_shape != context.data.event_shape:
-            raise ValueError(
-                f"expected data of shape {context.data.event_shape}; {dataset} has "
-                f"{other.event_shape}"
-            )
-        return split, getattr(other, context.options["split"]).head(len(split)), dataset
-    has_classes = split.labels is not None and are_class_labels(split.labels)
-    classes = split.labels.unique().tolist() if has_classes else []  # type: ignore[union-attr]
+    return other
+
+
+def _find_class(context: _Context, cls: int | None) -> Tensor:
+    """Return the labels, which include the class."""
+    labels = context.split.labels
+    has_classes = labels is not None and are_class_labels(labels)
+    classes = labels.unique().tolist() if has_classes else []  # type: ignore[union-attr]
     if cls not in classes:
         known = ", ".join(map(str, classes)) or "none"
         raise ValueError(f"expected --against-class to be a class of the data, {known}; got {cls}")
-    assert split.labels is not None
-    return split.at(split.labels != cls), split.at(split.labels == cls), f"class {cls}"
+    assert labels is not None
+    return labels

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from .. import likelihoods, models, networks, posteriors, priors
+from .. import data, likelihoods, models, networks, posteriors, priors
 from ..core.validation import did_you_mean
 from ..data import Kind
+from ..data.sources import SOURCES
 from ..learning import objectives
 from ..models.compatibility import RULES, find_violation
-from .jsonargparse_compat import component_names
+from .classes import component_names
+from .signatures import REQUIRED, Option, signature_options
 
 __all__ = [
     "COMBINATIONS",
     "COMPONENT_KINDS",
+    "component_options",
     "describe_component",
     "list_combinations",
     "list_components",
@@ -31,10 +36,12 @@ COMPONENT_KINDS: dict[str, ModuleType] = {
     "models": models,
     "objectives": objectives,
 }
+#: Constructor arguments set by the program, not by the user.
+_SET_BY_PROGRAM = ("latent_dim", "event_shape", "network", "in_shape", "out_shape")
 #: The argument of ``list`` that selects the compatibility tables.
 COMBINATIONS = "combinations"
-#: Constructor arguments set by the program, not by the user.
-_SET_BY_PROGRAM = {"self", "latent_dim", "event_shape", "network", "in_shape", "out_shape"}
+#: The argument of ``list`` that selects the named data sets.
+DATA = "data"
 
 
 def list_components(kind: str | None = None) -> str:
@@ -43,20 +50,21 @@ def list_components(kind: str | None = None) -> str:
     Raises:
         ValueError: if the kind is unknown; the message suggests the closest one.
     """
+    kinds = [DATA, *COMPONENT_KINDS, COMBINATIONS]
+    if kind is None:
+        return "\n\n".join(map(list_components, kinds))
+    _check_name("one of", kind, kinds)
     if kind == COMBINATIONS:
         return list_combinations()
-    shown = COMPONENT_KINDS if kind is None else {kind: _kind_module(kind)}
-    blocks = []
-    for name, module in shown.items():
-        lines = [f"{name}:"]
-        for component in component_names(module):
-            doc = inspect.getdoc(getattr(module, component)) or ""
-            lines.append(f"  {component:30} {doc.splitlines()[0]}")
-            lines += [f"  {'':30} {reference}" for reference in _references(doc)]
-        blocks.append("\n".join(lines))
-    if kind is None:
-        blocks.append(list_combinations())
-    return "\n\n".join(blocks)
+    lines = [f"{kind}:"]
+    for name, component in _components(kind).items():
+        doc = inspect.getdoc(component) or ""
+        lines.append(f"  {name:30} {doc.splitlines()[0].replace('``', '')}")
+        lines += [f"  {'':30} {reference}" for reference in _references(doc)]
+    if kind == DATA:
+        lines += ["  Options, arguments of data.load:"]
+        lines += _format_options(signature_options(data.load))
+    return "\n".join(lines)
 
 
 def list_combinations() -> str:
@@ -89,46 +97,68 @@ def list_combinations() -> str:
     return "\n".join(lines)
 
 
-def describe_component(kind: str, component: str) -> str:
-    """Return the signature of a component, without arguments set by the program, and its docstring.
+def describe_component(kind: str, name: str) -> str:
+    """Return the signature of a component, its docstring and its options.
+
+    Arguments set by the program are omitted.
 
     Raises:
         ValueError: if the kind or the component is unknown; the message suggests the closest
             name.
     """
-    module = _kind_module(kind)
-    known = component_names(module)
-    if component not in known:
+    _check_name("one of", kind, [DATA, *COMPONENT_KINDS, COMBINATIONS])
+    components = _components(kind)
+    _check_name(f"one of the {kind}", name, components)
+    doc = inspect.getdoc(components[name]) or ""
+    if kind == DATA:
+        return f"{name}\n\n{doc}"
+    options = component_options(components[name])
+    # arguments inherited from a base class are explained in its docstring only
+    before, _, after = re.sub(r"Arguments:\n(?:[ ].*\n?|\n)*", "\0", doc).partition("\0")
+    lines = [f"{name}({', '.join(map(_format_option, options))})", "", before.strip()]
+    if options:
+        lines += ["", "Arguments:", *_format_options(options)]
+    return "\n".join([*lines, *(["", after] if after else [])])
+
+
+def component_options(component: Any) -> tuple[Option, ...]:
+    """Return the arguments of a component that the user sets, not the program or the data."""
+    return signature_options(component, skip=getattr(component, "from_data", _SET_BY_PROGRAM))
+
+
+def _components(kind: str) -> dict[str, Callable[..., Any]]:
+    if kind == DATA:
+        return dict(sorted(SOURCES.items()))
+    if kind == COMBINATIONS:
+        return {}
+    module = COMPONENT_KINDS[kind]
+    return {name: getattr(module, name) for name in component_names(module)}
+
+
+def _check_name(expected: str, name: str, known: Sequence[str] | dict[str, Any]) -> None:
+    if name not in known:
         raise ValueError(
-            f"expected one of the {kind} {', '.join(known)}; got {component!r}"
-            f"{did_you_mean(component, known)}"
+            f"expected {expected} {', '.join(known)}; got {name!r}{did_you_mean(name, known)}"
         )
-    cls = getattr(module, component)
-    # programs get some arguments from the data, other components from the program
-    hidden = getattr(cls, "from_data", _SET_BY_PROGRAM)
-    shown = [p for p in inspect.signature(cls).parameters.values() if p.name not in hidden]
-    lines = [
-        f"{component}({', '.join(map(_format_parameter, shown))})",
-        "",
-        inspect.getdoc(cls) or "",
+
+
+def _format_option(option: Option) -> str:
+    if option.default is REQUIRED:
+        return option.name
+    default = option.default
+    return f"{option.name}={default.__name__ if inspect.isclass(default) else repr(default)}"
+
+
+def _format_options(options: Sequence[Option]) -> list[str]:
+    return [
+        textwrap.fill(
+            f"{option.name}: {option.help}",
+            width=100,
+            initial_indent=" " * 4,
+            subsequent_indent=" " * 8,
+        )
+        for option in options
     ]
-    return "\n".join(lines)
-
-
-def _kind_module(name: str) -> ModuleType:
-    if name not in COMPONENT_KINDS:
-        known = [*COMPONENT_KINDS, COMBINATIONS]
-        raise ValueError(
-            f"expected one of {', '.join(known)}; got {name!r}{did_you_mean(name, known)}"
-        )
-    return COMPONENT_KINDS[name]
-
-
-def _format_parameter(parameter: inspect.Parameter) -> str:
-    default: Any = parameter.default
-    if default is inspect.Parameter.empty:
-        return parameter.name
-    return f"{parameter.name}={default.__name__ if inspect.isclass(default) else repr(default)}"
 
 
 def _references(doc: str) -> list[str]:

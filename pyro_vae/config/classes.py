@@ -6,12 +6,12 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_origin
 
 import torch
+from jsonargparse import set_parsing_settings
 from torch import nn
 
 from .. import learning, likelihoods, models, networks, posteriors, priors
@@ -19,16 +19,13 @@ from ..core.components import Shape
 from ..core.validation import did_you_mean
 from ..learning import objectives
 from ..models import Autoencoder, inference
-from .signatures import REQUIRED, Group, Option, signature_options, union_members
+from .signatures import Option, signature_options, union_members
 
 __all__ = [
     "ClassType",
     "allow_imports",
-    "class_path",
     "class_types",
     "component_names",
-    "default_class",
-    "inner_options",
 ]
 
 #: A class path imports its module, so only these modules and the user's plugins are allowed.
@@ -52,8 +49,11 @@ _plugins: set[str] = set()
 
 
 def allow_imports(plugins: Iterable[str]) -> None:
-    """Allow class paths in the modules ``plugins`` too."""
+    """Restrict class paths to pyro_vae, ``torch.nn``, ``torch.optim`` and ``plugins``."""
     _plugins.update(plugins)
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED_MODULES, *sorted(_plugins)]
+    )
 
 
 class ClassType(NamedTuple):
@@ -78,7 +78,9 @@ class ClassType(NamedTuple):
     def names(self) -> list[str]:
         """The short names of the classes that the option accepts."""
         names = component_names(self.module, self.base)
-        return names if self.is_listed else [n for n in names if n != self.base.__name__]
+        # torch exports its base classes, too
+        is_torch = self.module.__name__.startswith("torch.")
+        return [n for n in names if not (is_torch and n == self.base.__name__)]
 
     @property
     def only(self) -> type | None:
@@ -88,14 +90,23 @@ class ClassType(NamedTuple):
 
     @property
     def is_listed(self) -> bool:
-        """Whether the classes are few enough to be listed: those of pyro_vae."""
-        return not self.module.__name__.startswith("torch.")
+        """Whether the names are few enough to be listed, unlike those of ``torch.nn``."""
+        return self.module is not nn
 
     def options(self, cls: type) -> tuple[Option, ...]:
         """Return the constructor arguments of ``cls`` that are options."""
         if issubclass(cls, Autoencoder):
             return signature_options(cls, skip=cls.from_data)
         return signature_options(cls)[len(self.inputs or ()) :]
+
+    def argument_names(self, name: str) -> list[str]:
+        """Return the names of the options of the class with a short name."""
+        return [option.name for option in self.options(getattr(self.module, name))]
+
+    def path(self, cls: type) -> str:
+        """Return the import path of a class, which is public if the class has a short name."""
+        is_public = getattr(self.module, cls.__name__, None) is cls
+        return f"{self.module.__name__ if is_public else cls.__module__}.{cls.__qualname__}"
 
     def find(self, name: Any, option: str) -> type:
         """Return the class with a short name, or with an import path.
@@ -168,19 +179,6 @@ def _is_allowed(module: str) -> bool:
     return any(f"{module}.".startswith(f"{m}.") for m in (*_ALLOWED_MODULES, *_plugins))
 
 
-def class_path(cls: type) -> str:
-    """Return the shortest public import path of a class, but not that of a whole package.
-
-    It is the path in ``config.yaml``: it survives a move of the class within its package.
-    """
-    parts = cls.__module__.split(".")
-    for end in range(min(2, len(parts)), len(parts)):
-        module = ".".join(parts[:end])
-        if getattr(sys.modules.get(module), cls.__qualname__, None) is cls:
-            return f"{module}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def component_names(module: Any, base: type = object) -> list[str]:
     """Return the public concrete subclasses of ``base`` in a module."""
     public = getattr(module, "__all__", None) or [n for n in dir(module) if n[0] != "_"]
@@ -190,39 +188,6 @@ def component_names(module: Any, base: type = object) -> list[str]:
         for c in classes
         if inspect.isclass(c) and issubclass(c, base) and not _is_abstract(c)
     ]
-
-
-def inner_options(option: Option, cls: type | None = None) -> tuple[Option, ...]:
-    """Return the options within an option: those of a group, or the arguments of a class.
-
-    Arguments:
-        option: the option.
-        cls: the selected class; that of the default if ``None``.
-    """
-    if isinstance(option.hint, Group):
-        return option.hint.options
-    kinds = class_types(option.hint)
-    default, given = default_class(option.default)
-    cls = cls or default or (kinds[0].only if kinds else None)
-    if not kinds or cls is None:
-        return ()
-    options = kinds[0].options(cls)
-    if cls is not default:
-        return options
-    return tuple(o._replace(default=given.get(o.name, o.default)) for o in options)
-
-
-def default_class(default: Any) -> tuple[type | None, Mapping[str, Any]]:
-    """Return the class of a default value, and its arguments."""
-    if isinstance(default, type) and default is not REQUIRED:
-        return default, {}
-    if isinstance(default, partial):
-        return default.func, default.keywords  # type: ignore[return-value]
-    if dataclasses.is_dataclass(default) and not isinstance(default, type):
-        return type(default), {
-            f.name: getattr(default, f.name) for f in dataclasses.fields(default)
-        }
-    return None, {}
 
 
 def _is_abstract(cls: type) -> bool:

@@ -1,6 +1,6 @@
 """Resolved experiment configurations, shared by YAML, the command line and Python.
 
-There are no configuration classes: the parser is generated from the signatures of ``data.load``,
+There are no configuration classes: the options are derived from the signatures of ``data.load``,
 the program (``VAE`` by default) and ``fit``, so that new components and options are available
 without further code.
 """
@@ -8,27 +8,55 @@ without further code.
 from __future__ import annotations
 
 import pkgutil
-from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from .. import data
-from ..core.random import Stream, seeded
+from .. import data, models
+from ..core.random import seeded
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
-from . import jsonargparse_compat, model_option
+from .parser import Layer, Parser
 from .plugins import load_plugins, plugin_path
-from .raw_settings import GROUPS, as_list, collect_settings
+from .signatures import Option, signature_options
 
-__all__ = ["Experiment", "load_experiment", "make_experiment_parser", "parse_args"]
+__all__ = ["EXPERIMENT_OPTIONS", "Experiment", "ExperimentParser", "load_experiment", "parse"]
 
-#: Keys that control the execution and are not part of the experiment.
-_EXECUTION_KEYS = ("config", "run", "resume", "overwrite")
+#: Arguments of ``fit`` that are set by the run.
+_SET_BY_RUN = (
+    *("program", "train", "valid", "objective"),
+    *("checkpoint", "resume", "on_epoch", "progress"),
+)
+
+#: The options of an experiment.
+EXPERIMENT_OPTIONS = (
+    Option("config", Path | None, None, "YAML file with any of these options"),
+    Option(
+        "plugin", list[str] | str, [], "module, or [MODULE, ...], whose classes are MODULE.Class"
+    ),
+    Option("start_from", Path | None, None, "finished run whose weights initialise this one"),
+    Option("data", help="data", group=signature_options(data.load)),
+    Option("model", Callable[..., Autoencoder], VAE, "model and guide", expand=True),
+    Option("objective", objectives.Objective, objectives.ELBO, "objective to maximise"),
+    Option("fit", help="training", group=signature_options(fit, skip=_SET_BY_RUN)),
+)
+#: The keys of ``config.yaml``.
+_KEYS = [option.name for option in EXPERIMENT_OPTIONS if option.name != "config"]
+
+
+class ExperimentParser(Parser):
+    """Parser of an experiment, whose plugins are imported before class names are resolved."""
+
+    def prepare(self, layers: list[Layer]) -> list[Layer]:
+        files = [str(layer["config"]) for layer in layers if "config" in layer]
+        plugins = [layer["plugin"] for layer in layers if "plugin" in layer]
+        load_plugins(_as_list(plugins[-1]) if plugins else [], files)
+        return layers
 
 
 class Experiment:
@@ -38,25 +66,19 @@ class Experiment:
         settings: the configuration with all defaults and absolute paths.
     """
 
-    def __init__(self, parser: model_option.ExperimentParser, settings: Namespace) -> None:
+    def __init__(self, parser: Parser, settings: Namespace) -> None:
         self._parser = parser
         self.settings = settings.clone()
         # a run can be opened from any folder, so relative paths must not be stored
-        self.settings.plugin = [plugin_path(name) for name in as_list(settings.plugin)]
+        self.settings.plugin = [plugin_path(name) for name in _as_list(settings.plugin)]
         for key in ("path", "root"):
-            if settings.data[key] is not None:
-                self.settings.data[key] = str(Path(settings.data[key]).expanduser().absolute())
-        if settings.start_from is not None:
-            folder = Path(settings.start_from).expanduser().absolute()
-            self.settings.start_from = str(folder)
-        self._cached_instances: Namespace | None = None
+            self.settings.data[key] = _absolute(settings.data[key])
+        self.settings.start_from = _absolute(settings.start_from)
 
-    @property
+    @cached_property
     def _instances(self) -> Namespace:
         # instantiated once, so that the objective is always the same object
-        if self._cached_instances is None:
-            self._cached_instances = self._parser.instantiate(self.settings)
-        return self._cached_instances
+        return self._parser.parser.instantiate(self.settings)
 
     @property
     def seed(self) -> int:
@@ -83,7 +105,7 @@ class Experiment:
     @property
     def program(self) -> type[Autoencoder]:
         """The class of the model."""
-        return self._parser.program
+        return self._parser.selected["model"]
 
     def build_model(self, data: Any) -> Autoencoder:
         """Return the program with initial weights drawn with the experiment's seed.
@@ -97,22 +119,25 @@ class Experiment:
                 required by the program.
         """
         data_arguments = {name: getattr(data, name) for name in self.program.from_data}
-        with seeded(self.seed, Stream.TRAINING, 0):
+        with seeded(self.seed):
             return self.program(**data_arguments, **self._instances.model.as_dict())
 
     def to_yaml(self) -> str:
         """Return the settings needed to repeat the experiment, without execution settings."""
-        settings = self.settings.clone()
-        for key in _EXECUTION_KEYS:
-            settings.pop(key, None)
-        if settings.start_from is None:
-            settings.pop("start_from")
-        # a null that overrides a default must be written
-        return self._parser.dump(settings, skip_validation=True, skip_unset=False)
+        return yaml.safe_dump(self.settings_dict(), sort_keys=False, allow_unicode=True)
 
     def settings_dict(self) -> dict[str, Any]:
         """Return :meth:`to_yaml` as plain containers."""
-        return yaml.safe_load(self.to_yaml())
+        # a null that overrides a default must be written
+        text = self._parser.parser.dump(self.settings, skip_validation=True, skip_unset=False)
+        tree = yaml.safe_load(text)
+        settings = {key: tree[key] for key in _KEYS if key != "start_from" or tree[key]}
+        if self.program is not VAE:
+            is_built_in = getattr(models, self.program.__name__, None) is self.program
+            module = models.__name__ if is_built_in else self.program.__module__
+            path = f"{module}.{self.program.__qualname__}"
+            settings["model"] = {"class_path": path, "init_args": settings["model"]}
+        return settings
 
     def differences(self, other: Experiment) -> list[str]:
         """Return the keys that differ; a different program is reported as ``model`` alone."""
@@ -123,73 +148,15 @@ class Experiment:
         return sorted(keys)
 
 
-def make_experiment_parser(
-    argv: Sequence[str] = (), **kwargs: Any
-) -> model_option.ExperimentParser:
-    """Return the parser of an experiment, with the options of the program selected in ``argv``.
-
-    Arguments:
-        argv: the arguments to be parsed, searched for plugins and for the program.
-        **kwargs: passed to ``ArgumentParser``.
+def parse(argv: Sequence[str]) -> Experiment:
+    """Return the experiment described by command-line arguments.
 
     Raises:
-        ValueError: if a plugin or the program cannot be imported.
+        FileNotFoundError: if a YAML file does not exist.
+        ValueError: if the arguments are invalid.
     """
-    jsonargparse_compat.allow_imports(load_plugins(argv))
-    program = model_option.find_program(argv)
-    parser = jsonargparse_compat.make_base_parser(model_option.ExperimentParser, **kwargs)
-    parser.program = program
-    parser.add_argument(
-        "--config", action="config", metavar="FILE", help="YAML file with any of these options"
-    )
-    parser.add_argument(
-        "--plugin",
-        type=list[str] | str,
-        default=[],
-        metavar="MODULE",
-        help="module, or [MODULE, ...], whose classes can be used as MODULE.Class",
-    )
-    parser.add_argument(
-        "--start_from",
-        type=str | None,
-        default=None,
-        metavar="FOLDER",
-        help="finished run whose weights initialise this one",
-    )
-    parser.add_function_arguments(data.load, "data", sub_configs=False)
-    parser.add_class_arguments(program, "model", skip={*program.from_data}, instantiate=False)
-    parser.add_argument(
-        "--objective",
-        type=objectives.Objective,
-        default={"class_path": "pyro_vae.learning.objectives.ELBO"},
-        help="objective to maximise",
-    )
-    parser.add_function_arguments(
-        fit,
-        "fit",
-        skip={
-            *("program", "train", "valid", "objective"),
-            *("checkpoint", "resume", "on_epoch", "progress"),
-        },
-    )
-    for name, title in GROUPS.items():
-        parser.groups[name].title = title  # type: ignore[index]
-    model_option.set_class_names(parser, known := class_options(program))
-    for action in parser._actions:
-        if action.dest == "model":
-            action.metavar = "CLASS"
-            action.help = f"program (one of {', '.join(known['model'])}; default: VAE)"
-        elif action.dest in GROUPS or action.dest.endswith(".help"):
-            action.help = SUPPRESS  # a config file per group and a help option per class
-        elif action.dest == "print_config":
-            action.help = "print the resolved configuration and exit"
-    return parser
-
-
-def class_options(program: type[Autoencoder] = VAE) -> dict[str, list[str]]:
-    """Return the options whose value is a class, with the short names of the built-in classes."""
-    options = model_option.model_class_options(program)
-    return {**options, "objective": jsonargparse_compat.component_names(objectives)}
+    parser = ExperimentParser(EXPERIMENT_OPTIONS, "pyro-vae fit")
+    return Experiment(parser, parser.parse(argv))
 
 
 def load_experiment(source: Path, **kwargs: Any) -> Experiment:
@@ -203,36 +170,17 @@ def load_experiment(source: Path, **kwargs: Any) -> Experiment:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not a valid experiment.
     """
-    argv = ["--config", str(source), *(f"--{k}={v}" for k, v in kwargs.items())]
-    parser = make_experiment_parser(argv)
-    return Experiment(parser, parse_args(parser, argv))
+    return parse(["--config", str(source), *(f"--{k}={v}" for k, v in kwargs.items())])
 
 
-def parse_args(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Parse ``argv``; errors are one sentence that suggests the closest known name.
-
-    Raises:
-        ValueError: if the arguments are invalid.
-    """
-    if isinstance(parser, model_option.ExperimentParser):
-        _check_class_names(collect_settings(argv), parser.program)
-        argv = model_option.strip_program_name(argv)
-    return jsonargparse_compat.parse_or_explain(parser, argv)
+def _as_list(value: Any) -> list[str]:
+    """Return a name, a list of names or a YAML list in a string as a list."""
+    names = yaml.safe_load(value) if isinstance(value, str) else value
+    return [names] if isinstance(names, str) else list(names or [])
 
 
-def _check_class_names(settings: dict[str, Any], program: type[Autoencoder]) -> None:
-    """Raise if a short class name is unknown, and suggest the closest one."""
-    if isinstance(settings.get("model"), dict):
-        model = model_option.flatten_model(settings["model"])
-        settings = settings | {f"model.{k}": v for k, v in model.items()}
-    for option, known in class_options(program).items():
-        if option == "model":
-            continue  # checked when the parser was built
-        value = settings.get(option)
-        for part in value if isinstance(value, list) else [value]:
-            name = part.get("class_path") if isinstance(part, dict) else part
-            if isinstance(name, str) and name.isidentifier() and name not in known:
-                raise ValueError(jsonargparse_compat.unknown_name_message(option, name, known))
+def _absolute(path: Any) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def _with_defining_paths(settings: Any) -> Any:

@@ -1,104 +1,32 @@
-"""Settings from YAML files and the command line, resolved by the signatures of their options.
+"""Settings from YAML files and the command line: one nested mapping, checked, then parsed.
 
 Every source is a *layer*: a mapping of options, nested by group and class. Later layers override
 earlier ones; a class that replaces another one starts from its own defaults. A class is written as
 its name, as ``{class_path: NAME, init_args: {...}}``, or as ``{class_path: NAME, argument: ...}``;
-without a name, the arguments belong to the class selected before.
+without a name, the arguments belong to the class selected before. jsonargparse gets the merged
+mapping, in which every class is an import path: it converts values and creates objects.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import inspect
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, get_origin
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from ..core.validation import did_you_mean
-from .classes import ClassType, class_path, class_types, default_class, inner_options
-from .help import Section, format_help
-from .signatures import (
-    REQUIRED,
-    Group,
-    Option,
-    accepts_mapping,
-    convert,
-    describe_type,
-    flag,
-    join_or,
-    literal_choices,
-    union_members,
-    yaml_value,
-)
+from .classes import ClassType, class_types
+from .signatures import REQUIRED, Option, check_value, join_or, literal_choices, union_members
 
-__all__ = ["Chosen", "Layer", "Parser", "Settings", "build", "to_plain"]
+__all__ = ["Layer", "Parser", "read_file"]
 
 Layer = dict[str, Any]
 
-#: The value of an option without one, such as a flag.
+#: The value of an option without one.
 _NO_VALUE = object()
-
-
-class Settings(dict[str, Any]):
-    """Resolved options, whose values are also attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-class Chosen(NamedTuple):
-    """A class selected by an option, with its arguments, which are also attributes."""
-
-    cls: type
-    init_args: Settings
-    #: Whether the value is a factory (the class with these arguments) or an instance.
-    is_factory: bool
-    #: Whether the class must be named, because it is not the only one or the default.
-    is_named: bool = True
-
-    @property
-    def class_path(self) -> str:
-        return class_path(self.cls)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.init_args, name)
-
-
-def build(value: Any) -> Any:
-    """Return the objects described by resolved settings."""
-    if isinstance(value, Chosen):
-        arguments = build(value.init_args)
-        make = partial(value.cls, **arguments) if arguments else value.cls
-        return make if value.is_factory else make()
-    if isinstance(value, dict):
-        return {key: build(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(build, value))
-    return value
-
-
-def to_plain(value: Any, path: Callable[[type], str] = class_path) -> Any:
-    """Return resolved settings as plain YAML values.
-
-    Arguments:
-        value: the settings.
-        path: returns the path by which a class is written.
-    """
-    if isinstance(value, Chosen):
-        arguments = to_plain(value.init_args, path)
-        if not value.is_named:
-            return arguments
-        return {"class_path": path(value.cls)} | ({"init_args": arguments} if arguments else {})
-    if isinstance(value, dict):
-        return {key: to_plain(inner, path) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(inner, path) for inner in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 class Parser:
@@ -112,248 +40,346 @@ class Parser:
     """
 
     def __init__(
-        self,
-        options: Sequence[Option],
-        prog: str = "pyro-vae",
-        description: str = "",
-        epilog: str = "",
+        self, options: Sequence[Option], prog: str, description: str = "", epilog: str = ""
     ) -> None:
         self.options = tuple(options)
         self.prog = prog
         self.description = description
         self.epilog = epilog
-        self._missing: list[tuple[str, Any]] = []
+        self._missing: list[Option] = []
 
-    def parse(self, argv: Sequence[str]) -> Settings:
+    def parse(self, argv: Sequence[str]) -> Namespace:
         """Return the resolved options of a command line.
 
         Raises:
+            FileNotFoundError: if a YAML file does not exist.
             ValueError: if the arguments are invalid: one sentence with the closest known name.
             SystemExit: after printing the help page, if requested.
         """
-        return self.resolve(self.read(argv))
+        layers, help_of = self._read(argv)
+        layers = self.prepare(layers)
+        self.selected = {o.name: self._select(o, layers) for o in self.options if o.expand}
+        given = {name for layer in layers for name in layer}
+        self.parser = self._make_parser(given if help_of is None else None)
+        if help_of is not None:
+            self._print_help(*help_of)
+        self._missing = []
+        settings = self._merge(self.options, layers)
+        if self._missing:
+            texts = [_describe_missing(option) for option in self._missing]
+            # options with choices come last, so that the sentence is readable
+            missing = " and ".join(sorted(texts, key=lambda text: " " in text))
+            raise ValueError(f"expected {missing}; got nothing: see `{self.prog} --help`")
+        try:
+            return self.parser.parse_object(settings)
+        except ArgumentError as error:  # a rule of jsonargparse that is not checked above
+            raise ValueError(" ".join(str(error).split())) from None
 
-    def read(self, argv: Sequence[str]) -> list[Layer]:
-        """Return the layers of a command line: YAML files, then options from the outside in.
+    def prepare(self, layers: list[Layer]) -> list[Layer]:
+        """Return the layers to resolve; a subclass may act on them before names are resolved."""
+        return layers
 
-        The order of options does not matter, except for the same option given twice: that of a
-        class is applied before those of its arguments.
+    def _read(self, argv: Sequence[str]) -> tuple[list[Layer], tuple[str, Any] | None]:
+        """Return the layers of a command line, and the option and class whose help is requested.
 
-        Raises:
-            FileNotFoundError: if a file does not exist.
-            ValueError: if a file is not YAML, or if a positional argument is unexpected.
-            SystemExit: after printing the help page, if requested.
+        YAML files come first, then options from the outside in, so that their order does not
+        matter: a class is selected before its arguments are set.
         """
-        flags = {option.name for option in self.options if option.is_flag}
         files: list[Layer] = []
         given: list[tuple[list[str], Any]] = []
         positional: list[str] = []
+        help_of = None
         rest = list(argv)
         while rest:
             token = rest.pop(0)
             if token in ("-h", "--help"):
-                given.append((["help"], ""))
-                continue
-            if not token.startswith("--"):
+                help_of = ("", None)
+            elif not token.startswith("--"):
                 positional.append(token)
-                continue
-            name, equals, value = token[2:].partition("=")
-            path = name.replace("-", "_").split(".")
-            has_value = rest and not rest[0].startswith("--")
-            if not equals:
-                is_bare = name.replace("-", "_") in flags and rest[:1] not in (["true"], ["false"])
-                value = rest.pop(0) if has_value and not is_bare else _NO_VALUE
-            if path == ["config"] and isinstance(value, str):
-                files += _read_file(Path(value))
-            given.append(([p for p in path if p not in ("class_path", "init_args")], value))
-        layers = [*files, *self._assign(positional)]
-        layers += [nest(path, value) for path, value in sorted(given, key=lambda g: len(g[0]))]
-        for path, value in given:
-            if path[-1] == "help":
-                self._print_help(path[:-1], value, layers)
-                raise SystemExit(0)
-        return layers
+            else:
+                name, equals, value = token[2:].partition("=")
+                name = name.replace("-", "_")
+                if not equals:
+                    value = self._take_value(name, rest)
+                path = [p for p in name.split(".") if p not in ("class_path", "init_args")]
+                if path[-1:] == ["help"]:
+                    help_of = (".".join(path[:-1]), value)
+                    continue
+                if path == ["config"] and isinstance(value, str):
+                    files += read_file(Path(value))
+                given.append((path, value))
+        given.sort(key=lambda item: len(item[0]))
+        options = [_nest(path, value) for path, value in given]
+        return [*files, self._assign(positional), *options], help_of
 
-    def _assign(self, values: list[str]) -> Iterator[Layer]:
-        """Yield the positional options."""
-        values = list(values)
+    def _take_value(self, name: str, rest: list[str]) -> Any:
+        """Return the value of an option, removed from the rest of the arguments."""
+        is_flag = any(o.name == name and o.hint is bool for o in self.options)
+        if is_flag:
+            return rest.pop(0) == "true" if rest[:1] in (["true"], ["false"]) else True
+        return rest.pop(0) if rest and not rest[0].startswith("--") else _NO_VALUE
+
+    def _assign(self, values: list[str]) -> Layer:
+        """Return the positional options."""
+        layer: Layer = {}
         for option in self.options:
             if option.repeated:
-                yield {option.name: values}
-                return
-            if option.positional and values:
-                yield {option.name: values.pop(0)}
+                layer[option.name], values = values, []
+            elif option.positional and values:
+                layer[option.name], *values = values
         if values:
-            raise ValueError(
-                f"expected only options and their values; got unexpected {' '.join(values)!r}"
-            )
+            got = " ".join(values)
+            raise ValueError(f"expected only options and their values; got unexpected {got!r}")
+        return layer
 
-    def resolve(self, layers: Sequence[Layer]) -> Settings:
-        """Return the options with all defaults, checked.
-
-        Raises:
-            ValueError: if a name is unknown or a value is missing or has another type.
-        """
-        self._missing = []
-        settings = self._resolve_options(self.options, layers, "")
-        if self._missing:
-            missing = []
-            for name, hint in self._missing:
-                choices = literal_choices(hint)
-                missing.append(name + (f" to be {join_or(choices)}" if choices else ""))
-            # options with choices come last, so that the sentence is readable
-            missing.sort(key=lambda text: " " in text)
-            raise ValueError(
-                f"expected {' and '.join(missing)}; got nothing: see `{self.prog} --help`"
-            )
-        return settings
-
-    def _resolve_options(
-        self, options: Sequence[Option], layers: Sequence[Layer], prefix: str, owner: str = ""
-    ) -> Settings:
-        known = {option.name for option in options}
+    def _merge(
+        self,
+        options: Sequence[Option],
+        layers: Sequence[Layer],
+        prefix: str = "",
+        owner: tuple[ClassType, type] | None = None,
+    ) -> Layer:
+        """Return the options given in the layers, the last of which counts, with class paths."""
+        known = [option.name for option in options]
         for name in (n for layer in layers for n in layer):
             if name not in known:
-                raise ValueError(self._unknown(name, options, prefix, owner))
-        resolved = Settings()
+                raise ValueError(self._describe_unknown(name, options, prefix, owner))
+        merged: Layer = {}
         for option in options:
-            given = [layer[option.name] for layer in layers if option.name in layer]
-            value = self._resolve(option, given, f"{prefix}{option.name}")
-            if value is not REQUIRED:
-                resolved[option.name] = value
-        return resolved
+            name = f"{prefix}{option.name}"
+            values = [layer[option.name] for layer in layers if option.name in layer]
+            if option.group:
+                inner = [_as_mapping(value, name) for value in values]
+                merged[option.name] = self._merge(option.group, inner, f"{name}.")
+            elif not values:
+                if option.default is REQUIRED:
+                    self._missing.append(option._replace(name=name))
+                elif option.expand:
+                    merged[option.name] = self._merge_class(option, values, name)
+            elif class_types(option.hint):
+                merged[option.name] = self._merge_class(option, values, name)
+            else:
+                merged[option.name] = self._check(option, values[-1], name)
+        return merged
 
-    def _resolve(self, option: Option, given: list[Any], name: str) -> Any:
-        """Return the value of one option from those given for it, the last of which counts."""
-        if isinstance(option.hint, Group):
-            layers = [_as_mapping(value, name) for value in given]
-            return self._resolve_options(option.hint.options, layers, f"{name}.")
-        if given and given[-1] is _NO_VALUE:
+    def _check(self, option: Option, value: Any, name: str) -> Any:
+        if value is _NO_VALUE:
             if bool not in union_members(option.hint):
-                raise ValueError(f"expected a value after {flag(name)}; got nothing")
-            given = [*given[:-1], True]
-        types = class_types(option.hint)
-        if types:
-            return self._resolve_class(option, types[0], given, name)
-        if not given:
-            return self._default(option, name)
-        if isinstance(given[-1], dict) and not accepts_mapping(option.hint):
-            inner = f"{name}.{next(iter(given[-1]), '')}"
-            raise ValueError(self._unknown(inner, self.options, "", ""))
-        return _convert(option.hint, given[-1], name)
+                raise ValueError(f"expected a value after {_flag(name)}; got nothing")
+            return True
+        if isinstance(value, dict) and option.hint is not Any:
+            inner = f"{name}.{next(iter(value), '')}"
+            raise ValueError(self._describe_unknown(inner, self.options))
+        check_value(option.hint, value, name)
+        return value
 
-    def _default(self, option: Option, name: str) -> Any:
-        if option.default is REQUIRED:
-            self._missing.append((name, option.hint))
-            return REQUIRED
-        try:
-            return convert(option.hint, option.default)
-        except ValueError:  # a default of another type than annotated
-            return option.default
-
-    def _resolve_class(self, option: Option, kind: ClassType, given: list[Any], name: str) -> Any:
-        """Return the class selected last, with the arguments given to it."""
-        default = default_class(option.default)[0]
-        current, is_default = default, True
-        layers: list[Layer] = []
-        value: Any = REQUIRED
-        for v in given:
-            selected, layer = split_class(v)
+    def _merge_class(self, option: Option, values: Sequence[Any], name: str) -> Any:
+        """Return the class selected last, as an import path with the arguments given to it."""
+        kind = class_types(option.hint)[0]
+        default = option.default if inspect.isclass(option.default) else None
+        current, layers, other = default, list[Layer](), None
+        for value in values:
+            selected, layer = _split_class(value)
             if selected is None and layer is None:
-                current, value, layers = None, self._resolve_other(option, kind, v, name), []
+                current, layers, other = None, [], value
                 continue
-            if selected is not None:
-                cls = kind.find(selected, name)
-                if cls is not current:
-                    layers = []
-                current, is_default = cls, False
-            current = current or kind.only
-            if current is None:
+            cls = kind.find(selected, name) if selected is not None else current or kind.only
+            if cls is None:
                 raise ValueError(
-                    f"expected {name} to be a class name, or class_path and init_args; got {v!r}"
+                    f"expected {name} to be a class name, or class_path and init_args; got "
+                    f"{value!r}"
                 )
-            layers.append(layer or {})
+            layers = [*(layers if cls is current else ()), layer or {}]
+            current = cls
         if current is None:
-            return self._default(option, name) if value is REQUIRED else value
-        options = inner_options(option, current)
-        owner = f"{current.__name__}, the default," if is_default else current.__name__
-        arguments = self._resolve_options(options, layers, f"{name}.", owner)
-        is_named = current is not kind.only and not (option.expand and current is default)
-        return Chosen(current, arguments, kind.inputs is not None, is_named)
+            return self._merge_other(option, kind, other, name)
+        arguments = self._merge(kind.options(current), layers, f"{name}.", (kind, current))
+        if option.expand or current is kind.only:
+            return arguments
+        if default is not None and current is not default:
+            # jsonargparse would pass on those of the default class that both have
+            common = {o.name for o in kind.options(default)}
+            own = {o.name: _plain(o.default) for o in kind.options(current) if o.name in common}
+            arguments = {**own, **arguments}
+        return {"class_path": kind.path(current), "init_args": arguments}
 
-    def _resolve_other(self, option: Option, kind: ClassType, value: Any, name: str) -> Any:
+    def _merge_other(self, option: Option, kind: ClassType, value: Any, name: str) -> Any:
         """Return the value of a class option that is not a class, such as a list of classes."""
-        value = yaml_value(value)
+        items = _load(value)
         lists = [m for m in union_members(option.hint) if get_origin(m) is list]
-        if isinstance(value, list) and any(map(class_types, lists)):
-            return [
-                self._resolve_class(option._replace(default=REQUIRED), kind, [v], name)
-                for v in value
-            ]
-        return _convert(option.hint, value, name)
+        if isinstance(items, list) and any(map(class_types, lists)):
+            return [self._merge_class(option, [value], name) for value in items]
+        return self._check(option, value, name)
 
-    def _print_help(self, path: Sequence[str], name: Any, layers: Sequence[Layer]) -> None:
-        """Print the help page of all options, or of a class named for the option at ``path``."""
-        prefix, options, sections = "", self.options, list[Section]()
-        for part in path:
-            option = next((o for o in options if o.name == part), None)
-            if option is None:
-                raise ValueError(self._unknown(part, options, prefix, ""))
-            layers = [layer[part] for layer in layers if isinstance(layer, dict) and part in layer]
-            cls, prefix = _selected_class(option, layers, f"{prefix}{part}"), f"{prefix}{part}."
-            layers = [split_class(value)[1] or {} for value in layers]
-            options = inner_options(option, cls)
-        if path:
-            kinds = class_types(option.hint)
-            if kinds and isinstance(name, str):
-                cls = kinds[0].find(name, prefix[:-1])
-                options = kinds[0].options(cls)
-            sections = [Section(f"arguments of {cls.__name__ if cls else part}", prefix, options)]
-            print(format_help(f"{self.prog} --{prefix}help", sections))
-            return
-        plain = [o for o in options if not isinstance(o.hint, Group)]
-        sections = [Section("options", "", plain)]
-        for o in options:
-            if isinstance(o.hint, Group):
-                sections.append(Section(o.hint.title or o.name, f"{o.name}.", o.hint.options))
-            elif o.is_expanded:
-                given = [layer[o.name] for layer in layers if o.name in layer]
-                cls = _selected_class(o, given, o.name)
-                sections.append(Section(o.help or o.name, f"{o.name}.", inner_options(o, cls)))
-        print(format_help(self.prog, sections, self.description, self.epilog))
+    def _select(self, option: Option, layers: Sequence[Layer]) -> type:
+        """Return the class selected for an option whose arguments stand beside the others."""
+        values = [layer[option.name] for layer in layers if option.name in layer]
+        names = [name for value in values if (name := _split_class(value)[0])]
+        kind = class_types(option.hint)[0]
+        return kind.find(names[-1], option.name) if names else option.default
 
-    def _unknown(self, name: str, options: Sequence[Option], prefix: str, owner: str) -> str:
-        """Return the error message for an unknown option."""
-        message = f"unknown option {flag(f'{prefix}{name}')}"
-        known = [o.name for o in options]
+    def _describe_unknown(
+        self,
+        name: str,
+        options: Sequence[Option],
+        prefix: str = "",
+        owner: tuple[ClassType, type] | None = None,
+    ) -> str:
+        """Return the error message for an unknown option, with the one probably meant."""
+        message = f"unknown option {_flag(f'{prefix}{name}')}"
         last = name.rpartition(".")[2]
         elsewhere = [
             f"{o.name}.{inner.name}"
             for o in (options if not prefix else ())
-            for inner in inner_options(o)
+            for inner in self._inner_options(o)
             if inner.name == last
         ]
-        matches = elsewhere or difflib.get_close_matches(name, known, n=1)
+        matches = elsewhere or difflib.get_close_matches(name, [o.name for o in options], n=1)
         if matches:
-            return f"{message}; did you mean {flag(f'{prefix}{matches[0]}')}?"
-        if owner.endswith(","):
-            arguments = ", ".join(known) or "no arguments"
-            return (
-                f"{message}: {owner} has {arguments}; to use another class, add {prefix}class_path"
-            )
+            return f"{message}; did you mean {_flag(f'{prefix}{matches[0]}')}?"
+        if owner is not None:
+            kind, cls = owner
+            others = [n for n in kind.names if name in kind.argument_names(n)]
+            if others:
+                return (
+                    f"{message}, which {cls.__name__} does not have: set {prefix}class_path to "
+                    f"{join_or(others)}"
+                )
         return message
 
+    def _inner_options(self, option: Option) -> tuple[Option, ...]:
+        """Return the options below the name of another one."""
+        kinds = class_types(option.hint)
+        cls = self.selected.get(option.name) or (kinds[0].only if kinds else None)
+        return kinds[0].options(cls) if cls else option.group
 
-def _selected_class(option: Option, given: Sequence[Any], name: str) -> type | None:
-    """Return the class selected last for an option, if any."""
-    names = [split_class(value)[0] for value in given]
+    def _make_parser(self, given: Collection[str] | None = None) -> ArgumentParser:
+        """Return the parser of the options.
+
+        Arguments:
+            given: names of the options that have values; all if ``None``.
+        """
+        names = [f"{o.name} ..." if o.repeated else o.name for o in self.options if o.positional]
+        usage = " ".join([self.prog, *names, "[--OPTION VALUE ...]"])
+        parser = ArgumentParser(
+            prog=self.prog,
+            usage=usage,
+            description=self.description,
+            epilog=self.epilog,
+            exit_on_error=False,
+            formatter_class=_HelpFormatter,
+        )
+        for option in self.options:
+            if option.group or option.expand:
+                group = parser.add_argument_group(option.help)
+                for inner in self._inner_options(option):
+                    _add_option(group, inner, f"{option.name}.")
+            else:
+                kinds = class_types(option.hint)
+                if kinds and kinds[0].only and (given is None or option.name in given):
+                    # the arguments of an optional dataclass are options if it is given
+                    option = option._replace(hint=kinds[0].only)
+                _add_option(parser, option)
+        return parser
+
+    def _print_help(self, option: str, name: Any) -> None:
+        """Print the help page of all options, or of a class named for an option, and exit."""
+        if not option:
+            self.parser.print_help()
+            raise SystemExit(0)
+        found = {o.name: o for o in self.options}
+        for outer in self.options:
+            found |= {f"{outer.name}.{o.name}": o for o in self._inner_options(outer)}
+        kinds = class_types(found[option].hint) if option in found else []
+        if not kinds:
+            raise ValueError(self._describe_unknown(f"{option}.help", self.options))
+        default = found[option].default
+        cls = kinds[0].find(name, option) if isinstance(name, str) else kinds[0].only or default
+        if found[option].expand or cls is kinds[0].only:
+            self.selected[option] = cls
+            self._make_parser().print_help()
+            raise SystemExit(0)
+        self.parser.parse_args([f"--{option}.help", kinds[0].path(cls)])
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help formatter that shows defaults, without types and import paths."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{**kwargs, "max_help_position": 28})
+
+    def add_argument(self, action: Any) -> None:
+        # omit the options of jsonargparse that every class has: its help, and a file
+        if not action.dest.endswith(".help") and action.help != "Path to a configuration file.":
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: Any) -> str:
+        # omit --OPTION+, which appends to a list
+        return super()._format_action_invocation(action).partition(f", --{action.dest}+")[0]
+
+    def _get_help_string(self, action: Any) -> str:
+        text = action.help or ""
+        if action.required:
+            return f"{text} (required)" if action.option_strings else text
+        is_class = isinstance(
+            action.default, dict | Namespace
+        )  # shown with the names of the others
+        has_default = action.default not in (None, "==SUPPRESS==", []) and not is_class
+        return f"{text} (default: %(default)s)" if has_default and action.nargs != 0 else text
+
+
+def _add_option(parser: Any, option: Option, prefix: str = "") -> None:
+    """Add an option to a parser or a group of one."""
+    if option.positional and not prefix:
+        repeated = {"nargs": "*"} if option.repeated else {}
+        hint = str if option.repeated else option.hint
+        parser.add_argument(option.name, type=hint, help=option.help, **repeated)
+        return
     kinds = class_types(option.hint)
-    return next((kinds[0].find(n, name) for n in reversed(names) if n), None)
+    default, text, metavar = option.default, option.help, {}
+    if kinds and kinds[0].only is None:
+        names = [f"one of {', '.join(kinds[0].names)}"] if kinds[0].is_listed else []
+        if inspect.isclass(default) and default is not REQUIRED:
+            names.append(f"default: {default.__name__}")
+        text, metavar = f"{text} ({'; '.join(names)})" if names else text, {"metavar": "CLASS"}
+    if option.hint is bool and default is False and not prefix:
+        parser.add_argument(_flag(option.name), action="store_true", help=text)
+        return
+    required = {"required": True} if default is REQUIRED else {"default": _plain(default)}
+    if default is None and inspect.isclass(option.hint):
+        required = {}
+    name = _flag(f"{prefix}{option.name}")
+    parser.add_argument(name, type=option.hint, help=text, **required, **metavar)
 
 
-def split_class(value: Any) -> tuple[str | None, Layer | None]:
+def _plain(default: Any) -> Any:
+    """Return a default value as jsonargparse expects it."""
+    if inspect.isclass(default):
+        return {"class_path": f"{default.__module__}.{default.__qualname__}"}
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _describe_missing(option: Option) -> str:
+    choices = literal_choices(option.hint)
+    return option.name + (f" to be {join_or(choices)}" if choices else "")
+
+
+def _flag(name: str) -> str:
+    """Return how an option is written on the command line."""
+    return f"--{name if '.' in name else name.replace('_', '-')}"
+
+
+def _load(value: Any) -> Any:
+    """Return a string as the YAML value that it spells; other values are returned unchanged."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
+
+
+def _split_class(value: Any) -> tuple[str | None, Layer | None]:
     """Return the class name and the arguments in a value; either may be missing."""
-    value = yaml_value(value)
+    value = _load(value)
     if isinstance(value, str):
         return value, None
     if not isinstance(value, dict):
@@ -363,26 +389,13 @@ def split_class(value: Any) -> tuple[str | None, Layer | None]:
 
 
 def _as_mapping(value: Any, name: str) -> Layer:
-    value = yaml_value(value)
+    value = _load(value)
     if not isinstance(value, dict):
         raise ValueError(f"expected {name} to be a mapping of options; got {value!r}")
     return value
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    try:
-        return convert(hint, value)
-    except ValueError:
-        types = describe_type(hint)
-        if kinds := class_types(hint):
-            types.append("a mapping of options" if kinds[0].only else "the name of a class")
-        raise ValueError(
-            f"expected {name} to be {join_or(types or [str(hint)])}; got {value!r}"
-            f"{did_you_mean(str(value), types)}"
-        ) from None
-
-
-def _read_file(file: Path) -> list[Layer]:
+def read_file(file: Path) -> list[Layer]:
     """Return the layers of a YAML file: its mapping, then its dotted keys."""
     if not file.is_file():
         raise FileNotFoundError(f"expected a YAML file at {file}; the file does not exist")
@@ -407,11 +420,11 @@ def _split_dotted(tree: Any, path: tuple[str, ...], dotted: list[Layer]) -> Any:
         if len(parts) == 1:
             plain[parts[0]] = inner
         else:
-            dotted.append(nest(path + parts, inner))
+            dotted.append(_nest(path + parts, inner))
     return plain
 
 
-def nest(path: Sequence[str], value: Any) -> Layer:
+def _nest(path: Sequence[str], value: Any) -> Layer:
     """Return a layer with one value."""
     for name in reversed(path):
         value = {name: value}

@@ -7,26 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .raw_settings import as_list, collect_settings, config_files
+from .classes import allow_imports
 
 __all__ = ["load_plugins", "plugin_path"]
 
 
-def load_plugins(argv: Sequence[str]) -> list[str]:
-    """Import the modules given by ``--plugin`` or by the key ``plugin`` of the YAML file.
+def load_plugins(names: Sequence[str], config_files: Sequence[str]) -> None:
+    """Import modules and allow their classes in a configuration.
 
-    They are searched next to the YAML file, in the current folder and among the installed
+    They are searched next to the YAML files, in the current folder and among the installed
     modules. A run stores the path of the file, so that it can be opened from another folder.
-
-    Returns:
-        The names of the modules.
 
     Raises:
         ValueError: if a module cannot be imported.
     """
-    folders = [*(Path(f).resolve().parent for f in config_files(argv)), Path.cwd()]
-    plugins = as_list(collect_settings(argv).get("plugin", []))
-    return [_import_plugin(name, folders) for name in plugins]
+    folders = [*(Path(f).resolve().parent for f in config_files), Path.cwd()]
+    allow_imports([_import_plugin(name, folders) for name in names])
 
 
 def _import_plugin(name: str, folders: list[Path]) -> str:

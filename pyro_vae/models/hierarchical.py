@@ -54,8 +54,6 @@ class HierarchicalVAE(Autoencoder):
         https://arxiv.org/abs/1602.02282
     """
 
-    # lists come first in the unions: jsonargparse uses the first matching type, and a list
-    # matches Callable
     def __init__(
         self,
         event_shape: Shape,

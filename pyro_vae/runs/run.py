@@ -92,7 +92,7 @@ class Run(RunFiles):
             RunError: if the folder contains a run and neither ``resume`` nor ``overwrite`` is
                 given, or if the run has another configuration.
         """
-        self._check_folder(experiment, resume, overwrite)
+        self._check_experiment(experiment, resume, overwrite)
         # check everything before any file is changed
         resolve_device(experiment.settings.fit.device)
         with distributed.main_process_first():
@@ -283,7 +283,7 @@ class Run(RunFiles):
         """
         if not (self.config.is_file() and self.weights.is_file()):
             return False
-        self._check_folder(experiment, resume=True, overwrite=False)
+        self._check_experiment(experiment, resume=True, overwrite=False)
         result = self.read_result()
         if "fit" not in result or not self.metrics.is_file():
             return False
@@ -291,8 +291,13 @@ class Run(RunFiles):
         same_epochs = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
         return same_epochs or experiment.settings.fit.epochs <= result["fit"]["epochs"]
 
-    def _check_folder(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
-        """Raise if the experiment cannot be trained in this folder."""
+    def check_folder(self, resume: bool, overwrite: bool) -> None:
+        """Check that a run can be trained in this folder.
+
+        Raises:
+            RunError: if the folder contains other files, or a run and neither ``resume`` nor
+                ``overwrite`` is given, or both.
+        """
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return
         if not self.config.is_file():
@@ -300,15 +305,19 @@ class Run(RunFiles):
                 f"expected {self.folder} to be a new folder or the folder of a run; it contains "
                 f"other files: choose another --run"
             )
-        if overwrite and not resume:
-            return
-        if overwrite:
+        if overwrite and resume:
             raise RunError("expected --resume or --overwrite; got both")
-        if not resume:
+        if not (resume or overwrite):
             raise RunError(
                 f"{self.folder} already contains a run: continue it with --resume, replace it with "
                 f"--overwrite, or choose another --run"
             )
+
+    def _check_experiment(self, experiment: Experiment, resume: bool, overwrite: bool) -> None:
+        """Raise if the experiment cannot be trained in this folder."""
+        self.check_folder(resume, overwrite)
+        if not resume or not self.config.is_file():
+            return
         differences = experiment.differences(self._load_experiment())
         changed = [key for key in differences if key not in _MUTABLE_SETTINGS]
         if changed:

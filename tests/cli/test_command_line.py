@@ -69,7 +69,7 @@ BAD_OPTIONS = {
     ),
     "prior's option": (
         "--model.prior MixtureOfNormals --model.prior.componets 3",
-        "unknown option --model.prior.componets; did you mean components\\?",
+        "unknown option --model.prior.componets; did you mean --model.prior.components\\?",
     ),
     "prior's value": (
         "--model.prior MixtureOfNormals --model.prior.components many",
@@ -87,7 +87,7 @@ BAD_OPTIONS = {
     ),
     "optimizer": (
         "--fit.optimizer Adagard",
-        "expected fit.optimizer to be the name of a class; got 'Adagard'; did you mean Adagrad\\?",
+        "expected fit.optimizer to be one of .*Adagrad, .*; got 'Adagard'; did you mean Adagrad\\?",
     ),
     "schedule's needs": (
         "--fit.schedule StepLR",
@@ -95,7 +95,7 @@ BAD_OPTIONS = {
     ),
     "not a prior": (
         "--model.prior torch.nn.Linear",
-        "expected model.prior to be a subclass of Prior; got 'torch.nn.Linear'",
+        "expected model.prior to be a concrete subclass of Prior; got 'torch.nn.Linear'",
     ),
     "unknown class": (
         "--model.prior pyro_vae.priors.VampPriorr",
@@ -155,12 +155,12 @@ BAD_YAML = {
     "group": ({"modle": {"latent_dim": 2}}, "unknown option --modle.*"),
     "not a group": (
         {"fit": 3},
-        "expected fit in tiny.yaml to be a mapping of options; got 3",
+        "expected fit to be a mapping of options; got 3",
     ),
     "class": ({"objective": "ELBOO"}, "expected objective to be one of CIWAE, .* mean ELBO\\?"),
     "class's option": (
         {"model": {"encoder": {"class_path": "MLP", "init_args": {"hiden": [3]}}}},
-        "unknown option --model.encoder.hiden; did you mean hidden\\?",
+        "unknown option --model.encoder.hiden; did you mean --model.encoder.hidden\\?",
     ),
     "misspelt init_args": (
         {"model": {"encoder": {"class_path": "MLP", "init_arg": {"hidden": [3]}}}},
@@ -635,8 +635,8 @@ HELP = {
     "interpolate": ["--steps", "default: 10", "{spherical,straight}"],
     "traverse": ["--dims", "--values", "--datum"],
     "infer": ["lower-half", "random:FRACTION", "every:N", "{importance,hmc}", "--noise"],
-    "anomaly": ["--against", "--against-class", "DATASET"],
-    "encode": ["--output", "FILE"],
+    "anomaly": ["--against AGAINST", "--against-class"],
+    "encode": ["--output OUTPUT", "required"],
 }  # fmt: skip
 
 

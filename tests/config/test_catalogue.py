@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from itertools import pairwise
 
 import pytest
 from components import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 
-from pyro_vae import models
+from pyro_vae import data, models
 from pyro_vae.cli.app import main
 from pyro_vae.config import catalogue
+from pyro_vae.config.classes import component_names
+from pyro_vae.data.sources import SOURCES
 from pyro_vae.learning import objectives
 from pyro_vae.learning.objectives import baselines
 
@@ -22,6 +25,7 @@ def test_list_shows_all_components(capsys):
     assert combinations
     blocks = dict(block.split(":\n", 1) for block in printed.split("\n\n"))
     expected = {
+        "data": SOURCES,
         "priors": PRIORS,
         "likelihoods": LIKELIHOODS,
         "posteriors": POSTERIORS,
@@ -31,7 +35,8 @@ def test_list_shows_all_components(capsys):
     }
     assert blocks.keys() == expected.keys()
     for kind, components in expected.items():
-        lines = [n for n in blocks[kind].splitlines() if n[2] != " "]
+        block = blocks[kind].partition("\n  Options, ")[0]
+        lines = [n for n in block.splitlines() if n[2] != " "]
         summaries = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
         assert summaries.keys() == {name.split(",")[0].split(" ")[0] for name in components}
         # each has a summary, neither empty nor a signature
@@ -71,6 +76,28 @@ def test_list_one_kind_and_one_component(capsys):
 def test_unknown_names_are_rejected(args, message, capsys):
     assert main(["list", *args]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_list_data(capsys):
+    assert main(["list", "data"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\n  mnist5k +5000 MNIST digits, ", printed)
+    for name in inspect.signature(data.load).parameters:
+        assert f"\n    {name}: " in printed
+    assert main(["list", "data", "array"]) == 0
+    assert "labels_key" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", catalogue.COMPONENT_KINDS)
+def test_every_argument_is_explained(kind):
+    module = catalogue.COMPONENT_KINDS[kind]
+    for name in component_names(module):
+        options = catalogue.component_options(getattr(module, name))
+        printed = catalogue.describe_component(kind, name)
+        signature = printed.splitlines()[0]
+        for option in options:
+            assert option.help, f"{name}.{option.name} is not explained"
+            assert option.name in signature and f"\n    {option.name}: " in printed
 
 
 def test_component_kinds():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from pyro_vae.cli import parsers
-from pyro_vae.config.signatures import convert, describe_type, document_arguments
+from pyro_vae.config.signatures import check_value, document_arguments, signature_options
 from pyro_vae.evaluation import Annealing
 
 ANNEALING = Annealing(num_steps=3)
@@ -68,9 +68,9 @@ def test_arguments(args, changes):
         ("x --split tset", "expected split to be test or valid; got 'tset'; did you mean test?"),
         ("x --num-data 1.5", "expected num_data to be an integer or null; got '1.5'"),
         ("x --num-data true", "expected num_data to be an integer or null; got 'true'"),
-        ("x --ks [a]", "expected ks to be a list of integers; got '[a]'"),
+        ("x --ks [a]", "expected ks to be a list; got '[a]'"),
         ("x --tolerance", "expected a value after --tolerance; got nothing"),
-        ("x --annealing 3", "expected annealing to be a mapping of options; got 3"),
+        ("x --annealing 3", "expected annealing to be a mapping of options; got '3'"),
     ],
 )
 def test_bad_arguments(args, message):
@@ -85,45 +85,25 @@ def test_help(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert exited.value.code == 0 and "usage: pyro-vae sample run [--OPTION VALUE ...]" in text
     assert "--split {test,valid} the split, in 50 % of all cases. (default: test)" in text
-    assert "--ks [X,...] two numbers. (default: [5, 50])" in text
-    assert "--annealing.num_steps N" in text and "(default: 3)" in text
+    assert "two numbers. (default: [5, 50])" in text
+    assert "--annealing.num_steps NUM_STEPS" in text and "(default: 3)" in text
 
 
 @pytest.mark.parametrize(
-    ("hint", "value", "expected"),
+    ("hint", "value", "types"),
     [
-        (int | float, "1", 1),
-        (int | float, "0.5", 0.5),
-        (int | str, "3", 3),
-        (int | str, "three", "three"),
-        (str | None, "null", None),
-        (float, 1, 1.0),
-        (float, "1e-8", 1e-8),
-        (tuple[int, ...], [1, 2], (1, 2)),
-        (tuple[float, float] | None, "[0, 1]", (0.0, 1.0)),
-        (list[float], "[1e-3, 2]", [1e-3, 2.0]),
-        (float | Literal["learned"], "learned", "learned"),
-        (Literal["none", "all"], "none", "none"),
-        (bool | None, "false", False),
+        (int, True, "an integer"),
+        (int, 1.0, "an integer"),
+        (str, 3, "a string"),
+        (tuple[float, float], [1], "a list"),
+        (list[int], 3, "a list"),
+        (bool, 1, "true or false"),
+        (float | Literal["a", "b"] | None, "c", "a number, a, b or null"),
     ],
 )
-def test_values(hint, value, expected):
-    found = convert(hint, value)
-    assert found == expected and type(found) is type(expected)
-
-
-@pytest.mark.parametrize(
-    ("hint", "value"),
-    [(int, True), (int, 1.0), (str, 3), (tuple[float, float], [1]), (list[int], 3), (bool, 1)],
-)
-def test_values_of_another_type(hint, value):
-    with pytest.raises(ValueError):
-        convert(hint, value)
-
-
-def test_types_are_described_in_plain_words():
-    assert describe_type(float | Literal["a", "b"] | None) == ["a number", "a", "b", "null"]
-    assert describe_type(list[int]) == ["a list of integers"]
+def test_values_of_another_type(hint, value, types):
+    with pytest.raises(ValueError, match=f"expected name to be {types}; got "):
+        check_value(hint, value, "name")
 
 
 def test_arguments_of_a_class_are_inherited():
@@ -152,8 +132,6 @@ def test_arguments_of_a_class_are_inherited():
 
 
 def test_keyword_arguments_of_a_base_class():
-    from pyro_vae.config.signatures import signature_options
-
     class Base:
         def __init__(self, a: int, b: int = 2) -> None: ...
 

@@ -11,7 +11,7 @@ from components import COMPATIBLE_PAIRS, POSTERIORS, PRIORS, SMALL, component_cl
 import pyro_vae as pv
 from pyro_vae import likelihoods, posteriors, priors
 from pyro_vae.config import catalogue
-from pyro_vae.config.jsonargparse_compat import component_names
+from pyro_vae.config.classes import component_names
 from pyro_vae.data import Kind
 from pyro_vae.models import compatibility
 

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 
 import pyro_vae as pv
 from pyro_vae import models, objectives
-from pyro_vae.config.jsonargparse_compat import component_names
+from pyro_vae.config.classes import component_names
 from pyro_vae.core.components import Labels
 from pyro_vae.programs import importance_weights, particles
 from pyro_vae.programs.base import attach_noise, label_use, sample_sites, trace_program

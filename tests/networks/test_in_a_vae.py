@@ -157,8 +157,7 @@ RESOLVED = {
 
 
 def test_command_line_options_round_trip_through_yaml(tmp_path):
-    parser = experiment.make_experiment_parser()
-    first = experiment.Experiment(parser, experiment.parse_args(parser, ARGUMENTS))
+    first = experiment.parse(ARGUMENTS)
     settings = first.settings_dict()["model"]
     assert {side: settings[side] for side in RESOLVED} == RESOLVED
     (tmp_path / "again.yaml").write_text(first.to_yaml())
@@ -197,11 +196,10 @@ def test_every_choice_in_yaml(name, values, tmp_path):
 
 @pytest.mark.parametrize("file", [None, {"hidden": [7]}, {"class_path": "MLP"}])
 def test_replaced_class_has_its_own_defaults(file, tmp_path):
-    # jsonargparse would keep the defaults of MLP: 200, 200 and tanh
+    # not those of MLP: 200, 200 and tanh
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"model": {"decoder": file or "MLP"}}))
     arguments = ["--config", str(tmp_path / "x.yaml")] if file else []
     arguments += ARGUMENTS[:6]
-    parser = experiment.make_experiment_parser()
     for options, hidden in (
         (["--model.decoder", "GatedMLP"], [300, 300]),
         (["--model.decoder", "ConvNet"], []),
@@ -211,7 +209,7 @@ def test_replaced_class_has_its_own_defaults(file, tmp_path):
         (["--model.decoder.norm", "batch"], (file or {}).get("hidden", [200, 200])),
         (["--model.decoder", "MLP"], (file or {}).get("hidden", [200, 200])),
     ):
-        settings = experiment.parse_args(parser, [*arguments, *options])
+        settings = experiment.parse([*arguments, *options]).settings
         assert list(settings.model.decoder.init_args.hidden) == hidden, options
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.config.experiment import Experiment, make_experiment_parser, parse_args
+from pyro_vae.config.experiment import Experiment, parse
 from pyro_vae.learning import checkpoint
 from pyro_vae.runs.run import Run
 
@@ -20,9 +20,7 @@ RARE_CHECKPOINTS = ("--fit.checkpoint_every", "1000")
 
 
 def make_experiment(*args: str) -> Experiment:
-    argv = [*ARGS, *args]
-    parser = make_experiment_parser(argv)
-    return Experiment(parser, parse_args(parser, argv))
+    return parse([*ARGS, *args])
 
 
 @pytest.fixture

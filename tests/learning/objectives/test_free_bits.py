@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.config.experiment import load_experiment, make_experiment_parser, parse_args
+from pyro_vae.config.experiment import load_experiment, parse
 from pyro_vae.learning.objectives import ELBO
 from pyro_vae.learning.objectives.free_bits import FreeBits
 
@@ -424,9 +424,7 @@ _REQUIRED_ARGS = ["--data.name=digits", "--data.binarize=none", "--model.latent_
     ],
 )
 def test_command_line_options(options, expected):
-    parser = make_experiment_parser()
-    objective = parser.instantiate(parse_args(parser, [*_REQUIRED_ARGS, *options])).objective
-    assert objective.free_bits == expected
+    assert parse([*_REQUIRED_ARGS, *options]).objective.free_bits == expected
 
 
 def test_yaml_options(tmp_path):
