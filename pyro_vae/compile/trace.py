@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.overrides import TorchFunctionMode
 
 from .allocator import keep_freed_memory
 
@@ -53,7 +52,7 @@ def trace_graph(
             traced.
     """
     try:
-        with torch.random.fork_rng(), pyro.validation_enabled(False), _ItemAsTensor():
+        with torch.random.fork_rng(), pyro.validation_enabled(False):
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
     except Exception as error:  # operations raise errors of various types
         raise NotTraceableError(_first_line(error)) from error
@@ -86,17 +85,6 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
 def is_tracing() -> bool:
     """Whether a graph is being traced, so that many small operations cost nothing."""
     return get_proxy_mode() is not None
-
-
-class _ItemAsTensor(TorchFunctionMode):
-    """Keep the result of ``.item()`` a tensor during tracing."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if func is Tensor.item:
-            return args[0].detach()
-        return func(*args, **(kwargs or {}))
 
 
 def _lift_closure(graph: GraphModule) -> list[Tensor]:
