@@ -422,7 +422,7 @@ def test_guide_parameters_per_example_with_more_examples_than_a_chunk():
 
     x = torch.randn(50)
     for guide in (plated, summed):
-        log_w = pv.log_weights(model, guide, x, num_samples=10_000, chunk_size=3000)
+        log_w = pv.log_weights(model, guide, x, num_samples=10_000, chunk_size=2000)
         truth = torch.distributions.Normal(0.0, math.sqrt(2)).log_prob(x)
         close = (locs - x / 2).abs() < 0.7
         evidence = log_w.logsumexp(0) - math.log(10_000)
