@@ -106,6 +106,9 @@ def test_sizes_that_are_not_a_tuple():
         pv.VAE(5, 2)
     with pytest.raises(ValueError, match=r"a class or another factory inference\(.*BottomUp"):
         pv.HierarchicalVAE((3,), (2, 2), inference=BottomUp((3,), (2, 2), [SMALL, SMALL]))
+    for network in (pv.networks.MLP, pv.networks.GatedMLP):
+        with pytest.raises(ValueError, match=r"in_shape to be a tuple .*; got 9: write \(9,\)"):
+            network(9, 4)
 
 
 class Flat(nn.Sequential):

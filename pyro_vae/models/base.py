@@ -16,7 +16,7 @@ from ..core.validation import as_shape, positive_int
 from ..likelihoods import Likelihood
 from ..posteriors import Posterior
 from ..priors import Prior
-from .compatibility import check_compatible, check_unconditional
+from .compatibility import CONDITIONAL_RULES, RULES, check_compatible
 from .conditioning import concat_shape, make_conditional_factory
 from .parts import CheckedFactory, make_part
 
@@ -135,9 +135,7 @@ class OneLayerProgram(Autoencoder):
             ValueError: if the parts cannot be combined.
         """
         made = make_part("prior(latent_dim)", Prior, prior, self.latent_dim)
-        if self._is_conditional:
-            check_unconditional(made, posterior)
-        check_compatible(made, posterior)
+        check_compatible(made, posterior, CONDITIONAL_RULES if self._is_conditional else RULES)
         made.bind(posterior)
         if not self._is_conditional:
             posterior.bind(made, likelihood)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from ..core.components import Space
 from ..posteriors import Posterior
 from ..priors import Prior
 
-__all__ = ["RULES", "Rule", "check_compatible", "check_unconditional", "find_violation"]
+__all__ = ["CONDITIONAL_RULES", "RULES", "Rule", "check_compatible", "find_violation"]
 
 
 class _Prior(Protocol):
@@ -62,39 +62,38 @@ RULES = (
     ),
 )
 
+#: Rules of programs in which p(x|z) and q(z|x) have a condition, which neither part can pass on.
+CONDITIONAL_RULES = (
+    Rule(
+        lambda prior, posterior: posterior.self_contained,
+        "a posterior that depends on its inputs alone",
+        "choose another, because p(x|z) has a condition here",
+    ),
+    Rule(
+        lambda prior, posterior: not prior.uses_posterior,
+        "a prior that does not depend on the posterior",
+        "choose another, because q(z|x) has a condition here",
+    ),
+    *RULES,
+)
 
-def find_violation(prior: _Prior, posterior: _Posterior) -> Rule | None:
+
+def find_violation(
+    prior: _Prior, posterior: _Posterior, rules: Sequence[Rule] = RULES
+) -> Rule | None:
     """Return the first rule that the pair violates, or ``None`` if it can be combined."""
-    return next((rule for rule in RULES if not rule.holds(prior, posterior)), None)
+    return next((rule for rule in rules if not rule.holds(prior, posterior)), None)
 
 
-def check_compatible(prior: Prior, posterior: Posterior) -> None:
+def check_compatible(prior: Prior, posterior: Posterior, rules: Sequence[Rule] = RULES) -> None:
     """Raise if a prior and a posterior cannot be combined.
 
     Raises:
-        ValueError: if they violate one of :data:`RULES`.
+        ValueError: if they violate one of the rules.
     """
-    rule = find_violation(prior, posterior)
+    rule = find_violation(prior, posterior, rules)
     if rule is not None:
         raise ValueError(
             f"expected {rule.expected}; got prior {type(prior).__name__} with posterior "
             f"{type(posterior).__name__}: {rule.remedy}"
-        )
-
-
-def check_unconditional(prior: Prior, posterior: Posterior) -> None:
-    """Raise if the posterior needs p(x|z), or the prior q(z|x), without a condition.
-
-    Raises:
-        ValueError: if one of them cannot be used in a conditional program.
-    """
-    if not posterior.self_contained:
-        raise ValueError(
-            f"expected a posterior that depends on its inputs alone; got "
-            f"{type(posterior).__name__}, which needs p(x|z) without a condition: choose another"
-        )
-    if prior.uses_posterior:
-        raise ValueError(
-            f"expected a prior that does not depend on the posterior; got "
-            f"{type(prior).__name__}, which needs q(z|x) without a condition: choose another"
         )

@@ -180,7 +180,7 @@ class _LayerBuilder:
         if len(in_shape) >= 2:
             shapes = _level_shapes(in_shape, channels)
             levels = [m for large, small in pairwise(shapes) for m in self._down(large, small)]
-            dense, width = make_hidden_layers(math.prod(shapes[-1]), hidden, *options)
+            dense, width = make_hidden_layers(shapes[-1], hidden, *options)
             out = nn.Linear(width, math.prod(out_shape))
             return [nn.Unflatten(1, shapes[0]), *levels, nn.Flatten(), *dense, out]
         if len(out_shape) < 2:
@@ -189,7 +189,7 @@ class _LayerBuilder:
                 f"{tuple(in_shape)} and {tuple(out_shape)}: use an MLP for data that are not images"
             )
         image, *shapes = _level_shapes(out_shape, channels)
-        dense, width = make_hidden_layers(math.prod(in_shape), hidden[::-1], *options)
+        dense, width = make_hidden_layers(in_shape, hidden[::-1], *options)
         first = [
             nn.Linear(width, math.prod(shapes[-1]), bias=self._has_bias),
             nn.Unflatten(1, shapes[-1]),

@@ -57,7 +57,7 @@ class MLP(Network):
         output_bias: OutputBias = None,
         standardize: bool = False,
     ) -> None:
-        layers, width = make_hidden_layers(math.prod(in_shape), hidden, activation, norm, dropout)
+        layers, width = make_hidden_layers(in_shape, hidden, activation, norm, dropout)
         layers += [nn.Linear(width, math.prod(out_shape))]
         super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
 
@@ -97,7 +97,7 @@ class GatedMLP(Network):
         output_bias: OutputBias = None,
         standardize: bool = False,
     ) -> None:
-        widths = [math.prod(in_shape), *as_shape("hidden", hidden)]
+        widths = [math.prod(as_shape("in_shape", in_shape)), *as_shape("hidden", hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [GatedLinear(width_in, width_out)]
@@ -107,18 +107,19 @@ class GatedMLP(Network):
 
 
 def make_hidden_layers(
-    width: int,
+    in_shape: Shape,
     hidden: Shape,
     activation: Callable[[], nn.Module],
     norm: Norm,
     dropout: float,
 ) -> tuple[list[nn.Module], int]:
-    """Return the hidden layers for inputs of size ``width``, and the width of the last one.
+    """Return the hidden layers for inputs of ``prod(in_shape)`` numbers, and the last width.
 
     Raises:
         ValueError: if a width is not a positive integer, or an option is invalid.
     """
     layers: list[nn.Module] = []
+    width = math.prod(as_shape("in_shape", in_shape))
     for width_out in as_shape("hidden", hidden):
         layers += [nn.Linear(width, width_out, bias=norm != "batch")]
         layers += norm_activation_dropout((width_out,), activation, norm, dropout)

@@ -81,8 +81,10 @@ def test_iwae(capsys):
         assert COIN_FLIPS < bounds.elbo < bounds.log_evidence < 0
     # the encoder that is trained for k attempts is worse in a single one
     assert weighted.gap > plain.gap
-    rows = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len(rows) == 2
+    rows = [numbers(line) for line in capsys.readouterr().out.splitlines()[2:]]
+    for (elbo, bound, gap), bounds in zip(rows, (plain, weighted), strict=True):
+        assert elbo == pytest.approx(bounds.elbo, abs=0.006)
+        assert bound - elbo == pytest.approx(gap, abs=0.02)
 
 
 def test_own_program(capsys):
