@@ -18,9 +18,9 @@ import pyro_vae as pv
 
 def main(epochs: int = 200, num_samples: int = 500) -> dict[str, float]:
     torch.manual_seed(0)
-    table = load_wine()
-    x = torch.as_tensor(table["data"], dtype=torch.float32)  # as for a DataFrame's to_numpy()
-    labels = torch.as_tensor(table["target"])
+    values, classes = load_wine(return_X_y=True)
+    x = torch.as_tensor(values, dtype=torch.float32)  # as for a DataFrame's to_numpy()
+    labels = torch.as_tensor(classes)
 
     rows = torch.randperm(len(x))
     train_rows, test_rows = rows[:142], rows[142:]

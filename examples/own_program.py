@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
+from pyro.optim import Adam
 from torch import nn
 
 import pyro_vae as pv
@@ -48,7 +49,7 @@ def main(epochs: int = 60, num_samples: int = 1000) -> pv.Bounds:
     train, test = (part.materialize(0).flatten(1) for part in (data.train, data.test))
 
     # plain Pyro: the objective sums over the clusters
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+    svi = SVI(model, guide, Adam({"lr": 3e-3}), TraceEnum_ELBO(max_plate_nesting=1))
     for epoch in range(1, epochs + 1):
         loss = sum(svi.step(x) for x in train[torch.randperm(len(train))].split(100))
         if epoch in (1, epochs):
