@@ -7,9 +7,7 @@ without further code.
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from .. import data, models
+from .. import data
 from ..core.random import seeded
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
+from .classes import ClassType
 from .parser import Layer, Parser
 from .plugins import load_plugins, plugin_path
 from .signatures import Option, signature_options
@@ -33,6 +32,8 @@ _SET_BY_RUN = (
     *("checkpoint", "resume", "on_epoch", "progress"),
 )
 
+#: The type of the option that selects the program.
+_PROGRAM = ClassType(Autoencoder, ())
 #: The options of an experiment.
 EXPERIMENT_OPTIONS = (
     Option("config", Path | None, None, "YAML file with any of these options"),
@@ -41,7 +42,7 @@ EXPERIMENT_OPTIONS = (
     ),
     Option("start_from", Path | None, None, "finished run whose weights initialise this one"),
     Option("data", help="data", group=signature_options(data.load)),
-    Option("model", Callable[..., Autoencoder], VAE, "model and guide", expand=True),
+    Option("model", _PROGRAM, VAE, "model and guide", expand=True),
     Option("objective", objectives.Objective, objectives.ELBO, "objective to maximise"),
     Option("fit", help="training", group=signature_options(fit, skip=_SET_BY_RUN)),
 )
@@ -133,15 +134,13 @@ class Experiment:
         tree = yaml.safe_load(text)
         settings = {key: tree[key] for key in _KEYS if key != "start_from" or tree[key]}
         if self.program is not VAE:
-            is_built_in = getattr(models, self.program.__name__, None) is self.program
-            module = models.__name__ if is_built_in else self.program.__module__
-            path = f"{module}.{self.program.__qualname__}"
+            path = _PROGRAM.path(self.program)
             settings["model"] = {"class_path": path, "init_args": settings["model"]}
         return settings
 
     def differences(self, other: Experiment) -> list[str]:
         """Return the keys that differ; a different program is reported as ``model`` alone."""
-        ours, theirs = (_flatten(_with_defining_paths(e.settings_dict())) for e in (self, other))
+        ours, theirs = (_flatten(e.settings_dict()) for e in (self, other))
         keys = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
         if self.program is not other.program:
             keys = {"model"} | {k for k in keys if not k.startswith("model.")}
@@ -181,23 +180,6 @@ def _as_list(value: Any) -> list[str]:
 
 def _absolute(path: Any) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def _with_defining_paths(settings: Any) -> Any:
-    """Replace every class path by the path of the module that defines the class.
-
-    A class exported by two modules may be written as either of them.
-    """
-    if isinstance(settings, list):
-        return [_with_defining_paths(value) for value in settings]
-    if not isinstance(settings, dict):
-        return settings
-    resolved = {key: _with_defining_paths(value) for key, value in settings.items()}
-    if "class_path" in resolved:
-        with suppress(ValueError, ImportError, AttributeError):
-            cls = pkgutil.resolve_name(resolved["class_path"])
-            resolved["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
-    return resolved
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

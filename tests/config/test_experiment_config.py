@@ -171,6 +171,28 @@ def test_experiment_seed_determines_initial_weights(tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"prior": {"class_path": "VampPrior", "components": 7}},
+        {"prior": "VampPrior", "prior.components": 7},
+        {"prior.init_args.components": 7, "prior.class_path": "VampPrior"},
+    ],
+)
+def test_short_forms_of_arguments(model, tmp_path):
+    full = {"prior": {"class_path": "VampPrior", "init_args": {"components": 7}}}
+    expected = experiment.load_experiment(write_config(tmp_path, {"model": full})).to_yaml()
+    assert (
+        experiment.load_experiment(write_config(tmp_path, {"model": model})).to_yaml() == expected
+    )
+
+
+def test_the_order_of_options_does_not_matter():
+    base = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
+    options = ["--model.prior.components=7", "--model.prior=VampPrior"]
+    assert parse(*options, *base).to_yaml() == parse(*base, *options[::-1]).to_yaml()
+
+
 PLUGIN = """\
 from pyro_vae.models import VAE
 from pyro_vae.core.components import Labels
