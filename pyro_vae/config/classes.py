@@ -162,9 +162,7 @@ def class_types(hint: Any) -> list[ClassType]:
     """Return the classes that an annotation accepts, also within a union or a list."""
     found = []
     for member in union_members(hint):
-        if isinstance(member, ClassType):
-            found.append(member)
-        elif get_origin(member) is list:
+        if get_origin(member) is list:
             found += class_types(get_args(member)[0])
         elif get_origin(member) is Callable:
             inputs, base = get_args(member)

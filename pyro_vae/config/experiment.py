@@ -7,7 +7,7 @@ without further code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .. import data
 from ..core.random import seeded
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
-from .classes import ClassType
+from .classes import class_types
 from .parser import Layer, Parser
 from .plugins import load_plugins, plugin_path
 from .signatures import Option, signature_options
@@ -33,7 +33,7 @@ _SET_BY_RUN = (
 )
 
 #: The type of the option that selects the program.
-_PROGRAM = ClassType(Autoencoder, ())
+_PROGRAM = Callable[..., Autoencoder]
 #: The options of an experiment.
 EXPERIMENT_OPTIONS = (
     Option("config", Path | None, None, "YAML file with any of these options"),
@@ -134,7 +134,7 @@ class Experiment:
         tree = yaml.safe_load(text)
         settings = {key: tree[key] for key in _KEYS if key != "start_from" or tree[key]}
         if self.program is not VAE:
-            path = _PROGRAM.path(self.program)
+            path = class_types(_PROGRAM)[0].path(self.program)
             settings["model"] = {"class_path": path, "init_args": settings["model"]}
         return settings
 

@@ -155,6 +155,8 @@ def check_value(hint: Any, value: Any, name: str) -> None:
         for member in union_members(hint):
             if get_origin(member) is Literal:
                 types += map(str, get_args(member))
+            elif get_origin(member) is tuple and ... not in get_args(member):
+                types.append(f"a list of length {len(get_args(member))}")
             elif inspect.isclass(get_origin(member) or member):
                 other = "a mapping of options" if is_dataclass(member) else "the name of a class"
                 types.append(_TYPE_NAMES.get(get_origin(member) or member, other))

@@ -321,6 +321,7 @@ def test_program_in_a_plugin(tmp_path, monkeypatch):
     ("args", "message"),
     [
         ("Hierarchical", "expected model to be one of VAE, .*; did you mean HierarchicalVAE?"),
+        ("3", "expected model to be the name of a class; got '3'"),
         ("Autoencoder", "expected model to be one of VAE, .*; got 'Autoencoder'"),
         (
             "torch.nn.Linear",

@@ -95,7 +95,7 @@ def test_help(capsys):
         (int, True, "an integer"),
         (int, 1.0, "an integer"),
         (str, 3, "a string"),
-        (tuple[float, float], [1], "a list"),
+        (tuple[float, float], [1], "a list of length 2"),
         (list[int], 3, "a list"),
         (bool, 1, "true or false"),
         (float | Literal["a", "b"] | None, "c", "a number, a, b or null"),
