@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from ..compile.matmul import Precision
 from ..core import distributed
-from ..core.random import Stream, seeded
 from ..core.validation import positive_int
-from ..data import Dataset, Split
+from ..data import Dataset
 from ..programs.base import Program
-from ..programs.importance_weights import check_num_samples, stream_particles
-from ..programs.inputs import ProgramInputs, prepare
+from ..programs.importance_weights import check_num_samples
+from ..programs.inputs import AnyData, AnyProgram, prepare
 from . import escalation, sharding
 from .annealing.sampler import Annealing
 from .bounds import DEFAULT_KS, Bounds
 from .bounds_section import make_section
-from .importance import adaptive
-from .importance.defensive import DefensiveMixture, count_prior_samples
-from .importance.streaming import StreamingEstimates
+from .importance.sampling import ImportanceSampler
 from .precision import check_precision_supported, measure_precision_change
 from .slices import Evaluation, SplitName
 
 __all__ = ["BOUNDS", "evaluate"]
 
-#: Weights to collect before the estimates are updated: smaller updates cost about as much.
-_WEIGHTS_PER_UPDATE = 1 << 16
-
 
 def evaluate(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_samples: int = 5000,
     ks: Sequence[int] = DEFAULT_KS,
@@ -76,7 +66,8 @@ def evaluate(
     by Monte Carlo error with another number.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`. Dynamic
             binarisation or noise is drawn once, with ``seed``. A program that conditions on
             labels gets those of a ``Split``, unless there are further arguments.
@@ -145,22 +136,26 @@ def evaluate(
     num_samples = check_num_samples(num_samples)
     if annealing is not None and not ais:
         escalation.check_ais_supported(inputs, annealing)
-    options = {"chunk_size": chunk_size, "compile": compile, "precision": precision}
-    sampler = _ImportanceSampler(inputs, first, options, corrected, defensive, keep_log_weights)
+    sampler = ImportanceSampler(
+        inputs,
+        first + torch.arange(len(inputs.x)),
+        seed,
+        {"chunk_size": chunk_size, "compile": compile, "precision": precision},
+        corrected,
+        defensive,
+        keep_log_weights,
+        progress,
+    )
     # AIS first: its errors occur before the importance samples are drawn
     annealed = None
-    if ais:
-        assert annealing is not None
+    if annealing is not None and ais:
         annealed = escalation.run_ais(inputs, annealing, seed, checkpoint, progress)
     if tolerance is None:
-        bounds = _evaluate_fixed(sampler, num_samples, ks, seed, progress)
+        bounds = sampler.run(num_samples, ks)
     else:
-        bounds = _evaluate_adaptive(sampler, num_samples, ks, tolerance, seed, progress)
-    if defensive is not None:
-        bounds = replace(bounds, settings={**bounds.settings, "defensive": defensive})
+        bounds = sampler.run_adaptive(num_samples, ks, tolerance)
     if precision != "float32":
-        change = measure_precision_change(inputs, precision, seed)
-        bounds = replace(bounds, settings={**bounds.settings, "precision": change})
+        bounds.settings["precision"] = measure_precision_change(inputs, precision, seed)
     if annealing is not None and escalate:
         rows = bounds.unreliable
         if annealed is None:
@@ -184,168 +179,6 @@ def _check_options(
             "expected keep_log_weights or tolerance; got both, but with tolerance the number of "
             "raw weights varies by example: drop one of them"
         )
-
-
-def _evaluate_fixed(
-    sampler: _ImportanceSampler, num_samples: int, ks: Sequence[int], seed: int, progress: bool
-) -> Bounds:
-    """Evaluate with the same number of samples for every example."""
-    sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
-    with _progress_bar(progress, len(sampler.inputs.x) * num_samples) as bar:
-        columns, raw = sampler(num_samples, sizes, (seed, Stream.IMPORTANCE), bar)
-    return _make_bounds(columns, sizes, num_samples, seed, raw)
-
-
-def _evaluate_adaptive(
-    sampler: _ImportanceSampler,
-    max_samples: int,
-    ks: Sequence[int],
-    tolerance: float,
-    seed: int,
-    progress: bool,
-) -> Bounds:
-    """Evaluate with a number of samples per example that is chosen by pilot runs."""
-    size, candidates = len(sampler.inputs.x), adaptive.candidate_sample_counts(max_samples)
-    pilot = replace(sampler, corrected=False, defensive=None)
-    with _progress_bar(progress, 0) as bar:
-
-        def errors(num_samples: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-            columns, _ = pilot(
-                num_samples, (num_samples,), (seed, Stream.PILOT, num_samples), bar, rows
-            )
-            return columns["log_evidence_variance"].sqrt(), columns["khat"]
-
-        counts, pilot_total = adaptive.choose_sample_counts(errors, size, candidates, tolerance)
-        sizes = sorted({int(k) for k in ks if k <= candidates[0]} | {candidates[0]})
-        parts, order = [], []
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            columns, _ = sampler(count, sizes, (seed, Stream.ADAPTIVE, count), bar, rows)
-            parts.append(columns)
-            order.append(rows)
-    inverse = torch.cat(order).argsort()
-    merged = {name: torch.cat([p[name] for p in parts])[inverse] for name in _common_columns(parts)}
-    bounds = _make_bounds({**merged, "num_samples": counts}, sizes, max_samples, seed, None)
-    total = pilot_total + int(counts.sum())
-    return replace(bounds, settings={"tolerance": tolerance, "total_draws": total})
-
-
-def _common_columns(parts: Sequence[dict[str, Tensor]]) -> list[str]:
-    """Return the columns that all parts have, which excludes the L_K of each."""
-    return [name for name in parts[0] if all(name in part for part in parts)]
-
-
-def _make_bounds(
-    columns: dict[str, Tensor],
-    sizes: Sequence[int],
-    num_samples: int,
-    seed: int,
-    raw: np.ndarray | None,
-) -> Bounds:
-    arrays = {name: column.numpy() for name, column in columns.items()}
-    return Bounds(
-        num_samples=num_samples,
-        per_datum={name: v for name, v in arrays.items() if not name.startswith("iwae_")},
-        iwae_per_datum={k: arrays[f"iwae_{k}"] for k in sizes},
-        iwae_variance={k: arrays[f"iwae_{k}_variance"] for k in sizes},
-        log_weights=raw,
-        seed=seed,
-    )
-
-
-@dataclass(frozen=True)
-class _ImportanceSampler:
-    """Importance sampling with q as proposal.
-
-    Attributes:
-        inputs: the program and the data.
-        first: the index of the first example in the whole data set, for error messages.
-        options: the chunk size, whether to compile, and the precision.
-        corrected: compute the smoothed and the jackknife-corrected estimate.
-        defensive: the prior's share of the samples in the defensive mixture.
-        keep: keep the raw weights.
-    """
-
-    inputs: ProgramInputs
-    first: int
-    options: Mapping[str, Any]
-    corrected: bool
-    defensive: float | None
-    keep: bool
-
-    def __call__(
-        self,
-        num_samples: int,
-        ks: Sequence[int],
-        entropy: tuple[int, ...],
-        bar: tqdm,
-        rows: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], np.ndarray | None]:
-        """Return the estimates per example, and the raw weights if kept.
-
-        Arguments:
-            num_samples: the number K of samples per example.
-            ks: the L_k to report.
-            entropy: the seed and the random stream.
-            bar: the progress bar, advanced by the number of weights.
-            rows: the indices of the examples to use; all by default.
-        """
-        inputs = self.inputs if rows is None else adaptive.select_examples(self.inputs, rows)
-        size = len(inputs.x)
-        indices = self.first + (torch.arange(size) if rows is None else rows)
-        bar.total = bar.n + size * num_samples
-        chunks = stream_particles(inputs, num_samples, **self.options)
-        columns, raw = [], []
-        pending: list[Tensor] = []
-        block: StreamingEstimates | None = None
-        mixture: DefensiveMixture | None = None
-        with seeded(*entropy), closing(chunks):
-            for chunk in chunks:
-                log_w = chunk.particles.log_weights.cpu()
-                if block is None or chunk.draws.start == 0:
-                    block = StreamingEstimates(
-                        log_w.shape[1], num_samples, ks, size, self.corrected
-                    )
-                    pending = []
-                    mixture = self._make_mixture(log_w.shape[1], num_samples)
-                    raw.append([])
-                    first = chunk
-                pending.append(log_w)
-                is_last = chunk.draws.stop == num_samples
-                if is_last or log_w.numel() * len(pending) >= _WEIGHTS_PER_UPDATE:
-                    block.update(torch.cat(pending).double(), chunk.data.start, indices)
-                    pending = []
-                if mixture is not None:
-                    mixture.update(chunk, indices)
-                if self.keep:
-                    raw[-1].append(log_w.float())
-                if is_last:
-                    estimates = block.result()
-                    if mixture is not None:
-                        # a separate stream, so that the samples of q are those without a mixture
-                        with seeded(entropy[0], Stream.DEFENSIVE, num_samples, chunk.data.start):
-                            mixture.update_from_prior(first, indices)
-                        estimates |= mixture.result()
-                    columns.append(estimates)
-                bar.update(log_w.numel())
-        merged = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
-        return merged, torch.cat([torch.cat(r) for r in raw], 1).numpy() if self.keep else None
-
-    def _make_mixture(self, size: int, num_samples: int) -> DefensiveMixture | None:
-        if self.defensive is None:
-            return None
-        return DefensiveMixture(size, num_samples, count_prior_samples(self.defensive, num_samples))
-
-
-def _progress_bar(progress: bool, total: int) -> tqdm:
-    return tqdm(
-        total=total,
-        desc="evaluate",
-        unit=" samples",
-        unit_scale=True,
-        disable=not progress,
-        dynamic_ncols=True,
-    )
 
 
 def _compute(

@@ -43,7 +43,7 @@ def compute_in_blocks(
     block: int,
     entropy: tuple[int, ...],
     checkpoint: Path | None = None,
-    key: str = "",
+    key: tuple[Any, ...] = (),
     progress: bool = False,
     desc: str = "",
 ) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ def compute_in_blocks(
         block: the number of examples per block.
         entropy: the seed; the start of the block is appended.
         checkpoint: a file for the finished blocks; ``None`` disables checkpoints.
-        key: the :func:`compute_fingerprint` of everything that the columns depend on.
+        key: everything that the columns depend on, see :func:`compute_fingerprint`.
         progress: show a progress bar on standard error.
         desc: the label of the progress bar.
 
@@ -71,8 +71,10 @@ def compute_in_blocks(
     Raises:
         ValueError: if the file is not a checkpoint, or is one of another computation.
     """
-    key = compute_fingerprint(key, size, block, list(entropy))
-    done = {} if checkpoint is None else _read(Path(checkpoint), key)
+    done, fingerprint = {}, ""
+    if checkpoint is not None:
+        fingerprint = compute_fingerprint(*key, size, block, list(entropy))
+        done = _read(Path(checkpoint), fingerprint)
     first = len(next(iter(done.values()))) if done else 0
     with tqdm(
         total=size,
@@ -90,7 +92,7 @@ def compute_in_blocks(
             done = {n: np.concatenate([done[n], v]) if done else v for n, v in new.items()}
             bar.update(rows.stop - bar.n)  # correct the shares reported within the block
             if checkpoint is not None:
-                _write(Path(checkpoint), key, done)
+                _write(Path(checkpoint), fingerprint, done)
     return done
 
 

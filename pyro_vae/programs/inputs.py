@@ -14,16 +14,24 @@ from ..data.splits import Split, check_container, materialize
 from .base import Program, label_use
 
 __all__ = [
+    "AnyData",
+    "AnyProgram",
     "ProgramInputs",
     "check_data",
     "check_examples",
     "has_batch",
     "map_batched",
+    "normalize_order",
     "prepare",
     "program_args",
     "program_labels",
     "split_program",
 ]
+
+#: A program, a pair of model and guide, or a model that is followed by its guide and the data.
+AnyProgram = Program | tuple[Any, Any] | Callable[..., Any]
+#: The data, or the guide of a model that is followed by the data.
+AnyData = Split | Tensor | Callable[..., Any]
 
 
 class ProgramInputs(NamedTuple):
@@ -60,8 +68,8 @@ class ProgramInputs(NamedTuple):
 
 
 def prepare(
-    program: Program | tuple[Any, Any] | Callable[..., Any],
-    data: Split | Tensor | Callable[..., Any],
+    program: AnyProgram,
+    data: AnyData,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -89,9 +97,7 @@ def prepare(
             example, if the program conditions on labels and one is missing, or if the ``check``
             method of the program rejects the data.
     """
-    examples: Any = data
-    if callable(data):
-        program, examples, args = (program, data), args[0] if args else None, args[1:]
+    program, examples, args = normalize_order(program, data, args)
     model, guide = split_program(program)
     kwargs = dict(kwargs or {})
     check_examples(examples)
@@ -112,6 +118,13 @@ def prepare(
         uses_labels = label_use(program) is not Labels.UNUSED
         _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
     return ProgramInputs(model, guide, x, args, kwargs)
+
+
+def normalize_order(program: Any, data: Any, args: tuple[Any, ...]) -> tuple[Any, Any, tuple]:
+    """Return program, data and further arguments, also from the order model, guide, data."""
+    if callable(data):
+        return (program, data), args[0] if args else None, args[1:]
+    return program, data, args
 
 
 def split_program(program: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -19,7 +19,7 @@ from ...distributions.counts import ConditionedOnTotal
 from ...programs.base import Program, Site, label_use, trace_sites
 from ...programs.context import evaluating
 from ...programs.importance_weights import check_num_samples
-from ...programs.inputs import prepare, program_labels
+from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare, program_labels
 from ...programs.particles import ParticleBatch
 from ...programs.sites import prior_predictive_sites
 from ..bounds import Bounds
@@ -46,8 +46,8 @@ register(
 
 
 def bdmc(
-    program: Program | tuple[Any, Any],
-    data: int | Split | Tensor = 64,
+    program: AnyProgram,
+    data: int | AnyData = 64,
     *args: Any,
     annealing: Annealing = Annealing(),
     num_samples: int = 5000,
@@ -69,8 +69,9 @@ def bdmc(
     over examples is more reliable.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
-            latent sites and no observed site besides the data.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data, with continuous latent sites and no observed site
+            besides the data.
         data: the number of examples to simulate, for programs that run without data; or data
             of the desired size, of which only the shape and the labels are used.
         *args: further arguments of model and guide.
@@ -94,6 +95,7 @@ def bdmc(
     """
     if num_samples:
         check_num_samples(num_samples)
+    program, data, args = normalize_order(program, data, args)
     x, args, latents = simulate_data(program, data, args, seed)
 
     def run(
@@ -132,7 +134,7 @@ def bdmc(
 
 
 def simulate_data(
-    program: Program | tuple[Any, Any], data: int | Split | Tensor, args: tuple, seed: int
+    program: AnyProgram, data: int | AnyData, args: tuple, seed: int
 ) -> tuple[Tensor, tuple, dict[str, Tensor]]:
     """Simulate data; return them, the further arguments, and the latents ``(1, N, …)``."""
     model = program[0] if isinstance(program, tuple) else program.model

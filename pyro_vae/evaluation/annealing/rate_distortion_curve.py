@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...core.random import Stream
-from ...data import Dataset, Split
+from ...data import Dataset
 from ...programs.base import Program
-from ...programs.inputs import prepare
+from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..importance.streaming import check_log_weights
 from ..latent_diagnostics.kl import divergences
@@ -192,8 +192,8 @@ class RateDistortion(Result):
 
 
 def rate_distortion(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     betas: Sequence[float] = DEFAULT_BETAS,
     annealing: Annealing = _ANNEALING,
@@ -210,8 +210,9 @@ def rate_distortion(
     a property of the model.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
-            latent sites. Noise sites count as latent sites here.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data, with continuous latent sites. Noise sites count as
+            latent sites here.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).

@@ -15,18 +15,16 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...data.splits import Split
-from ...programs.base import Program
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size, make_state
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import ProgramInputs, map_batched, prepare
+from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
 from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import BoundsRow, Estimator, register
 from ..importance.streaming import check_log_weights
-from ..resumable import compute_fingerprint, compute_in_blocks
+from ..resumable import compute_in_blocks
 from .compiled import compile_path
 from .path import AnnealingPath, PathState, make_annealing_path, run_annealing, run_pilot
 from .schedules import SCHEDULES, make_betas
@@ -96,8 +94,8 @@ class Annealing:
 
 
 def ais(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     annealing: Annealing = Annealing(),
     seed: int = 0,
@@ -112,8 +110,8 @@ def ais(
     logarithm is a lower bound on log p(x) in expectation.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
-            latent sites.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data, with continuous latent sites.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
@@ -262,32 +260,26 @@ def anneal_in_blocks(
         make_schedule: returns the schedule of a path; :func:`tune_schedule` by default.
         checkpoint, progress: as for :func:`ais`.
     """
-    model, guide, x, args, kwargs = inputs
-    size = len(x)
 
     def compute(rows: slice, advance: ProgressCallback) -> Mapping[str, Tensor]:
-        batch, batch_kwargs = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
-        layout = find_layout(model, guide, *batch, **batch_kwargs)
+        model, guide, x, args, kwargs = inputs.select(rows)
+        layout = find_layout(model, guide, x, *args, **kwargs)
         path = make_annealing_path(
-            model, guide, *batch, layout=layout, initial=annealing.initial, **batch_kwargs
+            model, guide, x, *args, layout=layout, initial=annealing.initial, **kwargs
         )
         gradients = annealing.num_temperatures * annealing.num_steps
         path = compile_path(path, gradients, layout.width)
         schedule = (make_schedule or tune_schedule)(path, annealing)
         return run(path, schedule, rows, advance)
 
-    with evaluating(model, guide):
+    with evaluating(inputs.model, inputs.guide):
         return compute_in_blocks(
             compute,
-            size,
-            block=max(1, max_chain_pairs(x) // annealing.num_chains),
+            len(inputs.x),
+            block=max(1, max_chain_pairs(inputs.x) // annealing.num_chains),
             entropy=(seed, stream),
             checkpoint=checkpoint,
-            key=compute_fingerprint(
-                name, make_schedule, asdict(annealing), model, guide, x, args, kwargs
-            )
-            if checkpoint
-            else "",
+            key=(name, make_schedule, asdict(annealing), *inputs),
             progress=progress,
             desc=name,
         )

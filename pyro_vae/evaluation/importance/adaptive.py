@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.random import Stream
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import ProgramInputs, map_batched
+from ...programs.inputs import ProgramInputs
 from ..bounds import Bounds
 from ..estimators import Estimator, register
 from .streaming import khat_threshold
@@ -78,15 +78,13 @@ def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
     Raises:
         ValueError: if the program cannot run on the subset.
     """
-    model, guide, x, args, kwargs = inputs
-    size = len(x)
-    if len(rows) == size:
+    if len(rows) == len(inputs.x):
         return inputs
-    (x, *args_), kwargs = map_batched(lambda t: t[rows.to(t.device)], size, (x, *args), kwargs)
-    subset = ProgramInputs(model, guide, x, tuple(args_), kwargs)
+    subset = inputs.select(rows)
+    model, guide, x, args, kwargs = subset
     try:
         with evaluating(model, guide, seed=0, stream=Stream.SUBSET):
-            find_layout(model, guide, subset.x, *subset.args, **subset.kwargs)
+            find_layout(model, guide, x, *args, **kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"expected a program that runs on a subset of the examples, as tolerance, escalate and "

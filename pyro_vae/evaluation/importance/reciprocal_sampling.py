@@ -13,19 +13,18 @@ from torch.distributions import MultivariateNormal
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...data.splits import Split
-from ...programs.base import Program, empty_program
+from ...programs.base import empty_program
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import sample_posterior
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import map_batched, prepare
+from ...programs.inputs import AnyData, AnyProgram, prepare
 from ...programs.particles import run_particles
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior
 from ..annealing.sampler import ProgressCallback, estimate_log_mean_weight
 from ..bounds import Bounds
 from ..estimators import BoundsRow, Estimator, register
-from ..resumable import compute_fingerprint, compute_in_blocks
+from ..resumable import compute_in_blocks
 
 __all__ = ["reciprocal"]
 
@@ -36,8 +35,8 @@ _MAX_DIMENSIONS = 5
 
 
 def reciprocal(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_samples: int = 50,
     num_chains: int = 20,
@@ -60,8 +59,8 @@ def reciprocal(
     of the posterior.
 
     Arguments:
-        program: anything with a ``model`` and a ``guide``, or a pair of them, with continuous
-            latent sites.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data, with continuous latent sites.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs``.
         num_samples: the number of samples per chain.
@@ -93,28 +92,29 @@ def reciprocal(
             f"expected num_chains ≥ 4, two to fit the density and two to evaluate it; got "
             f"{num_chains}"
         )
-    model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
-    size, options = len(x), {"num_samples": num_samples, **(options or {})}
+    inputs = prepare(program, data, args, kwargs, seed)
+    options = {"num_samples": num_samples, **(options or {})}
 
     def compute(rows: slice, advance: ProgressCallback) -> dict[str, Tensor]:
-        batch, batch_kwargs = map_batched(lambda part: part[rows], size, (x, *args), kwargs)
-        layout = find_layout(model, guide, *batch, **batch_kwargs)
-        target = unconstrained_posterior(model, *batch, layout=layout, **batch_kwargs)
+        model, guide, x, args, kwargs = inputs.select(rows)
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        target = unconstrained_posterior(model, x, *args, layout=layout, **kwargs)
         if not force:
             latents = run_particles(
-                empty_program, guide, *batch, num_samples=1, layout=layout, **batch_kwargs
+                empty_program, guide, x, *args, num_samples=1, layout=layout, **kwargs
             ).latents
             start = target.inverse({name: latents[name] for name in target.transforms})
             _check_num_dimensions(flatten_sites(start).shape[-1])
         chains = sample_posterior(
             model,
             guide,
-            *batch,
+            x,
+            *args,
             num_chains=num_chains,
             seed=int(torch.randint(2**31, ())),
             layout=layout,
             options=options,
-            **batch_kwargs,
+            **kwargs,
         )
         u = target.inverse(chains.draws)
         # one sample of all chains at a time, to save memory
@@ -131,16 +131,14 @@ def reciprocal(
             "hmc_acceptance": chains.acceptance.mean(0),
         }
 
-    with evaluating(model, guide):
+    with evaluating(inputs.model, inputs.guide):
         columns = compute_in_blocks(
             compute,
-            size,
-            block=max(1, max_chain_pairs(x) // num_chains),
+            len(inputs.x),
+            block=max(1, max_chain_pairs(inputs.x) // num_chains),
             entropy=(seed, Stream.RECIPROCAL),
             checkpoint=checkpoint,
-            key=compute_fingerprint(num_chains, options, model, guide, x, args, kwargs)
-            if checkpoint
-            else "",
+            key=(num_chains, options, *inputs),
             progress=progress,
             desc="reciprocal",
         )

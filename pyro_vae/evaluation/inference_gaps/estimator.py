@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,17 @@ from ...posteriors import FullCovarianceNormal, Posterior
 from ...programs.base import Program
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, log_weights
-from ...programs.inputs import ProgramInputs, map_batched, prepare
+from ...programs.inputs import (
+    AnyData,
+    AnyProgram,
+    ProgramInputs,
+    normalize_order,
+    prepare,
+)
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates
-from ..resumable import compute_fingerprint, compute_in_blocks
+from ..resumable import compute_in_blocks
 from ..slices import Evaluation, SplitName
 from .families import (
     FamilyFactory,
@@ -44,8 +50,8 @@ Advance = Callable[[float], None]
 
 
 def gaps(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     train: Split | Tensor | None = None,
     family: FamilyFactory | None = None,
@@ -85,8 +91,8 @@ def gaps(
     approximation gap is too small.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them, with continuous
-            latents.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data, with continuous latents.
         data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
@@ -119,6 +125,7 @@ def gaps(
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
         sections 3 and 5. https://arxiv.org/abs/1801.03558
     """
+    program, data, args = normalize_order(program, data, args)
     if not 0 < step_size < float("inf"):
         raise ValueError(f"expected step_size > 0 and finite; got {step_size}")
     if train is not None and (args or kwargs):
@@ -189,31 +196,20 @@ class _GapEvaluation:
         stream: Stream,
     ) -> Bounds:
         """Return the ELBOs of q, of the refitted q and of the richer q, and their best L_K."""
-        model, guide, x, args, kwargs = inputs
-        if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
-            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got {got}")
-
-        def select(rows: slice) -> tuple[tuple, dict[str, Any]]:
-            return map_batched(lambda value: value[rows], len(x), (x, *args), kwargs)
-
-        with evaluating(model, guide):
+        with evaluating(inputs.model, inputs.guide):
             with seeded(seed, Stream.GAPS_SETUP):
-                resolved = self._resolve(guide, *select(slice(0, block)))
+                resolved = self._resolve(inputs.select(slice(0, block)))
 
             def compute(rows: slice, advance: Advance) -> dict[str, Tensor]:
-                return resolved.compute_block(
-                    model, guide, *select(rows), start=rows.start, advance=advance
-                )
+                return resolved.compute_block(inputs.select(rows), rows.start, advance)
 
-            parts = (resolved.config, resolved.family, resolved.richer, *inputs)
             columns = compute_in_blocks(
                 compute,
-                len(x),
+                len(inputs.x),
                 block=block,
                 entropy=(seed, stream),
                 checkpoint=checkpoint,
-                key=compute_fingerprint(*parts) if checkpoint else "",
+                key=(resolved.config, resolved.family, resolved.richer, *inputs),
                 progress=progress,
                 desc="gaps",
             )
@@ -233,20 +229,16 @@ class _GapEvaluation:
         )
 
     def compute_block(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple,
-        kwargs: Mapping[str, Any],
-        start: int,
-        advance: Advance,
+        self, inputs: ProgramInputs, start: int, advance: Advance
     ) -> dict[str, Tensor]:
         """Return the columns of a block of examples that begins at index ``start``."""
+        model, guide, x, args, kwargs = inputs
+        args = (x, *args)
         layout = find_layout(model, guide, *args, **kwargs)
         num_samples, num_refits = self.num_samples, 2 if self.richer else 1
 
         def compute_columns(name: str, log_w: Iterable[Tensor]) -> dict[str, Tensor]:
-            return _compute_columns(name, log_w, len(args[0]), num_samples, start)
+            return _compute_columns(name, log_w, len(x), num_samples, start)
 
         def run_refit(family: VariationalFamily) -> RefitResult:
             return refit(family, target, self.settings, lambda done: advance(done / num_refits))
@@ -260,26 +252,22 @@ class _GapEvaluation:
         if family is None:
             assert self.family is not None  # set by _resolve
             u = target.sample_guide(_NUM_MOMENT_SAMPLES)
-            family = make_family(self.family, args[0], *_clamp_scale(u.mean(0), u.std(0)))
+            family = make_family(self.family, x, *_clamp_scale(u.mean(0), u.std(0)))
+
+        def add(name: str, result: RefitResult) -> None:
+            columns.update(compute_columns(name, result.log_weights(num_samples)))
+            columns[f"{name}_late"] = result.late_gain
+            columns[f"{name}_better"] = result.improved.double()
+
         refitted = run_refit(family)
-        columns |= compute_columns("refitted", refitted.log_weights(num_samples))
-        columns |= {
-            "refitted_late": refitted.late_gain,
-            "refitted_better": refitted.improved.double(),
-        }
+        add("refitted", refitted)
         if self.richer is not None:
             moments = refitted.family.moments(refitted.params, _NUM_MOMENT_SAMPLES)
-            richer = run_refit(make_family(self.richer, args[0], *_clamp_scale(*moments)))
-            columns |= compute_columns("richer", richer.log_weights(num_samples))
-            columns |= {
-                "richer_late": richer.late_gain,
-                "richer_better": richer.improved.double(),
-            }
+            add("richer", run_refit(make_family(self.richer, x, *_clamp_scale(*moments))))
         return columns
 
-    def _resolve(
-        self, guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-    ) -> _GapEvaluation:
+    def _resolve(self, inputs: ProgramInputs) -> _GapEvaluation:
+        guide, args, kwargs = inputs.guide, (inputs.x, *inputs.args), inputs.kwargs
         own_family = extract_family(guide, args, kwargs) if self.family is None else None
         if own_family is None:
             family = self.family or choose_family(guide, args, kwargs)

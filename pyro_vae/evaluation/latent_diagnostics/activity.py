@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...data.datasets import Split
 from ...programs.base import (
-    Program,
     Site,
     empty_program,
     sample_sites,
@@ -22,7 +20,7 @@ from ...programs.base import (
 )
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import map_batched, prepare
+from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
 from ...programs.particles import Layout, run_particles
 
 __all__ = ["ActiveUnits", "active_units"]
@@ -65,8 +63,8 @@ class ActiveUnits:
 
 @torch.no_grad()
 def active_units(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_samples: int = 64,
     threshold: float = 0.01,
@@ -81,7 +79,8 @@ def active_units(
     the variance.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data.
         data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: additional arguments of model and guide, as are ``**kwargs``; tensors of leading
             size N are per example.
@@ -100,41 +99,38 @@ def active_units(
         Importance Weighted Autoencoders (Burda et al., 2015), section 5.2.
         https://arxiv.org/abs/1509.00519
     """
+    inputs = prepare(program, data, args, kwargs, seed)
     half = positive_int("num_samples", num_samples) // 2
-    if half < 1 or len(data) < 2:
+    if half < 1 or len(inputs.x) < 2:
         raise ValueError(
             f"expected at least 2 samples of at least 2 examples to estimate a variance; got "
-            f"{num_samples} of {len(data)}"
+            f"{num_samples} of {len(inputs.x)}"
         )
-    model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
-    with evaluating(model, guide, seed=seed, stream=Stream.ACTIVE_UNITS):
-        size = max(1, _PAIRS // num_samples)
-        blocks = [
-            map_batched(lambda tensor: tensor[i : i + size], len(x), (x, *args), kwargs)  # noqa: B023
-            for i in range(0, len(x), size)
-        ]
-        inputs, named = blocks[0]
-        layout = find_layout(model, guide, *inputs, **named)
-        guided, _ = trace_program(model, guide, inputs, named)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ACTIVE_UNITS):
+        blocks = [block for _, block in inputs.blocks(max(1, _PAIRS // num_samples))]
+        model, guide, x, args, kwargs = blocks[0]
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        guided, _ = trace_program(model, guide, (x, *args), kwargs)
         sites = _select_continuous_sites(guided)
-        block_means = [_estimate_means(guide, *block, sites, half, layout) for block in blocks]
+        block_means = [_estimate_means(block, sites, half, layout) for block in blocks]
     means = {site: torch.cat([m[site] for m in block_means], 1).double() for site in sites}
     estimates = {site: _compute_covariance(m) for site, m in means.items()}
     return ActiveUnits(
         variance={site: value.cpu().numpy() for site, (value, _) in estimates.items()},
         se={site: se.cpu().numpy() for site, (_, se) in estimates.items()},
         threshold=threshold,
-        num_data=len(data),
+        num_data=len(inputs.x),
         num_samples=2 * half,
     )
 
 
 def _estimate_means(
-    guide: Any, args: tuple, kwargs: Mapping[str, Any], sites: list[str], half: int, layout: Layout
+    inputs: ProgramInputs, sites: list[str], half: int, layout: Layout
 ) -> dict[str, Tensor]:
     """Return two estimates of each site's mean, from ``half`` samples each, ``(2, N, D)``."""
+    _, guide, x, args, kwargs = inputs
     latents = run_particles(
-        empty_program, guide, *args, num_samples=2 * half, layout=layout, **kwargs
+        empty_program, guide, x, *args, num_samples=2 * half, layout=layout, **kwargs
     ).latents
     return {site: latents[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
 

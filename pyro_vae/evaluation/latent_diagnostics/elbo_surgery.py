@@ -14,10 +14,8 @@ from tqdm import tqdm
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...data.splits import Split
-from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.inputs import ProgramInputs, map_batched, prepare
+from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
 from ...programs.particles import Layout, guide_scorer, log_probs_at
 from ..estimates import Estimate
 from ..resumable import compute_in_blocks
@@ -145,8 +143,8 @@ class Surgery:
 
 
 def surgery(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_draws: int = 10_000,
     seed: int = 0,
@@ -159,7 +157,8 @@ def surgery(
     density evaluations, streamed so that memory depends on neither number.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data.
         data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
@@ -208,7 +207,7 @@ def surgery(
 def _compute_columns(
     inputs: ProgramInputs, index: Tensor, num_samples: int, seed: int, progress: bool
 ) -> dict[str, np.ndarray]:
-    layout, pairs, min_block = plan_particles(*inputs)
+    layout, pairs, min_block = plan_particles(inputs)
     block = max(min_block, pairs // num_samples)
     samples = _sample_terms(inputs, index, num_samples, layout, block, seed, progress)
     latents = {
@@ -239,14 +238,12 @@ def _sample_terms(
     progress: bool,
 ) -> dict[str, np.ndarray]:
     """Sample from q of the examples at ``index``; return the terms, ``(M, num_samples, …)``."""
-    model, guide, x, args, kwargs = inputs
-    use_all = block >= len(x)  # a guide with parameters per example cannot run on a subset
+    use_all = block >= len(inputs.x)  # a guide with parameters per example cannot run on a subset
 
     def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
-        selected = slice(None) if use_all else index[rows]
-        block_args, named = map_batched(lambda t: t[selected], len(x), (x, *args), kwargs)
+        model, guide, x, args, kwargs = inputs if use_all else inputs.select(index[rows])
         terms = compute_site_terms(
-            model, guide, *block_args, num_samples=num_samples, layout=layout, **named
+            model, guide, x, *args, num_samples=num_samples, layout=layout, **kwargs
         )
         columns = {"divergence": terms.divergence.double(), "log_q": terms.log_q.double()}
         columns |= {f"latent {name}": value for name, value in terms.latents.items()}
@@ -272,27 +269,23 @@ def _compute_log_aggregate(
     progress: bool,
 ) -> Tensor:
     """Return log 1/N Σ_n q(z_b | x_n) of B samples, ``(B,)``, in float64."""
-    _, guide, x, args, kwargs = inputs
-    size, count = len(x), len(next(iter(latents.values())))
+    size, count = len(inputs.x), len(next(iter(latents.values())))
     chunk = min(count, _DRAWS_TILED if layout.tiled else _DRAWS, pairs)
-    block = min(size, max(min_block, pairs // chunk))
-    log_sum = torch.full((count,), -math.inf, dtype=torch.float64, device=x.device)
+    log_sum = torch.full((count,), -math.inf, dtype=torch.float64, device=inputs.x.device)
     with tqdm(
         total=size, desc="q(z)", unit=" examples", disable=not progress, dynamic_ncols=True
     ) as bar:
-        for start in range(0, size, block):
-            rows = slice(start, start + block)
-            block_args, named = map_batched(lambda t: t[rows], size, (x, *args), kwargs)  # noqa: B023
-            scorer = guide_scorer(guide, *block_args, layout=layout, **named)
-            width = len(block_args[0])
+        for _, block in inputs.blocks(min(size, max(min_block, pairs // chunk))):
+            _, guide, x, args, kwargs = block
+            scorer = guide_scorer(guide, x, *args, layout=layout, **kwargs)
             for first in range(0, count, chunk):
                 subset = slice(first, first + chunk)
                 try:
-                    log_q = scorer(_expand_latents(latents, subset, width))
+                    log_q = scorer(_expand_latents(latents, subset, len(x)))
                 except ValueError as error:
                     raise NoAggregateError(str(error)) from error
                 log_sum[subset] = torch.logaddexp(log_sum[subset], log_q.double().logsumexp(1))
-            bar.update(width)
+            bar.update(len(x))
     return log_sum - math.log(size)
 
 
@@ -304,22 +297,21 @@ def _check_prior(
     Raises:
         NoAggregateError: if they do not, or if the guide samples additional sites.
     """
-    model, _, x, args, kwargs = inputs
-    size, (max_samples, max_examples) = len(x), _PRIOR_CHECK_SIZES
+    size, (max_samples, max_examples) = len(inputs.x), _PRIOR_CHECK_SIZES
     rows = (
         torch.linspace(0, size - 1, min(size, max_examples)).long()
         if min_block < size
         else slice(None)
     )
-    block_args, named = map_batched(lambda t: t[rows], size, (x, *args), kwargs)
+    model, _, x, args, kwargs = inputs.select(rows)
     count = len(next(iter(latents.values())))
     subset = torch.linspace(0, count - 1, min(count, max_samples)).long()
     log_p = log_probs_at(
         model,
-        _expand_latents(latents, subset, len(block_args[0])),
-        *block_args,
+        _expand_latents(latents, subset, len(x)),
+        *(x, *args),
         layout=layout,
-        **named,
+        **kwargs,
     )
     additional = latents.keys() - log_p.keys()
     if additional:

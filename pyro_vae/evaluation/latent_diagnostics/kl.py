@@ -12,10 +12,8 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...data.splits import Split
-from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.inputs import map_batched, prepare
+from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..resumable import compute_in_blocks
 from ..tables import Row, Table
@@ -127,8 +125,8 @@ class Divergences:
 
 
 def divergences(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_samples: int = 64,
     seed: int = 0,
@@ -138,7 +136,8 @@ def divergences(
     """Estimate E_x KL(q ‖ p) of each latent site and dimension, rate and distortion.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data.
         data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
@@ -159,22 +158,23 @@ def divergences(
         Fixing a Broken ELBO (Alemi et al., 2018), section 2. https://arxiv.org/abs/1711.00464
     """
     positive_int("num_samples", num_samples)
-    model, guide, x, args, kwargs = prepare(program, data, args, kwargs, seed)
-    size = len(x)
+    inputs = prepare(program, data, args, kwargs, seed)
+    size = len(inputs.x)
     flags: dict[str, tuple[bool, bool]] = {}
 
-    with evaluating(model, guide, seed=seed, stream=Stream.DIVERGENCES_SETUP):
-        layout, pairs, min_block = plan_particles(model, guide, x, args, kwargs)
+    setup = evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.DIVERGENCES_SETUP)
+    with setup:
+        layout, pairs, min_block = plan_particles(inputs)
         block = min(size, max(min_block, pairs // num_samples))
 
         def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
-            inputs, named = map_batched(lambda t: t[rows], size, (x, *args), kwargs)
+            model, guide, x, args, kwargs = inputs.select(rows)
             moments: dict[str, _RunningMoments] = {}
-            chunk = max(1, pairs // len(inputs[0]))
+            chunk = max(1, pairs // len(x))
             for first in range(0, num_samples, chunk):
                 count = min(chunk, num_samples - first)
                 terms = compute_site_terms(
-                    model, guide, *inputs, num_samples=count, layout=layout, **named
+                    model, guide, x, *args, num_samples=count, layout=layout, **kwargs
                 )
                 flags.update({n: (t.per_dimension, t.closed_form) for n, t in terms.sites.items()})
                 rate, log_likelihood = terms.divergence, terms.log_likelihood

@@ -152,20 +152,13 @@ def _expand_to_same_batch(*sites: Site) -> Iterator[Site]:
         yield site if is_same else {**site, "fn": site["fn"].expand(shape)}
 
 
-def plan_particles(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-) -> tuple[Layout, int, int]:
+def plan_particles(inputs: ProgramInputs) -> tuple[Layout, int, int]:
     """Return the particle layout, the maximum number of pairs and the minimum block size.
 
     The pairs are (sample, example) pairs held in memory at once. The minimum block is the whole
     data set for a guide with parameters per example, which cannot run on a subset.
     """
-    pairs = max_chain_pairs(x)
-    block = min(len(x), max(1, pairs // _PROBE_REDUCTION))
-    inputs = ProgramInputs(model, guide, x, args, dict(kwargs))
+    pairs = max_chain_pairs(inputs.x)
+    block = min(len(inputs.x), max(1, pairs // _PROBE_REDUCTION))
     layout, min_block = find_block_layout(inputs, block)
     return layout, max(1, min(pairs, _MAX_ELEMENTS // layout.width)), min_block

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from ...data import Dataset, Split
+from ...data import Dataset
 from ...programs.base import Program
+from ...programs.inputs import AnyData, AnyProgram
 from ..estimates import Estimate
 from ..results import Result
 from ..sections import Picture, Section, make_figure
@@ -158,8 +158,8 @@ class Latents(Result):
 
 
 def latents(
-    program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    program: AnyProgram,
+    data: AnyData,
     *args: Any,
     num_samples: int = 64,
     num_draws: int = 10_000,
@@ -175,7 +175,8 @@ def latents(
     posterior has no tractable density.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
+            separate arguments before the data.
         data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, two or more.
         *args: additional arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).

@@ -1,0 +1,217 @@
+"""Importance sampling with q as proposal, with a fixed or a chosen number of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...core.random import Stream, seeded
+from ...programs.importance_weights import Chunk, stream_particles
+from ...programs.inputs import ProgramInputs
+from ..bounds import Bounds
+from . import adaptive
+from .defensive import DefensiveMixture, count_prior_samples
+from .streaming import StreamingEstimates
+
+__all__ = ["ImportanceSampler"]
+
+#: Weights to collect before the estimates are updated: smaller updates cost about as much.
+_WEIGHTS_PER_UPDATE = 1 << 16
+
+
+@dataclass(frozen=True)
+class ImportanceSampler:
+    """Importance sampling with q as proposal.
+
+    Attributes:
+        inputs: the program and the data.
+        indices: the indices of the examples in the whole data set, for error messages.
+        seed: the random seed.
+        options: the chunk size, whether to compile, and the precision.
+        corrected: compute the smoothed and the jackknife-corrected estimate.
+        defensive: the prior's share of the samples in the defensive mixture.
+        keep: keep the raw weights.
+        progress: show a progress bar.
+    """
+
+    inputs: ProgramInputs
+    indices: Tensor
+    seed: int
+    options: Mapping[str, Any]
+    corrected: bool = False
+    defensive: float | None = None
+    keep: bool = False
+    progress: bool = False
+
+    def run(self, num_samples: int, ks: Sequence[int]) -> Bounds:
+        """Evaluate with the same number of samples for every example."""
+        sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
+        with self._progress_bar() as bar:
+            columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
+        return self._make_bounds(columns, sizes, num_samples, raw)
+
+    def run_adaptive(self, max_samples: int, ks: Sequence[int], tolerance: float) -> Bounds:
+        """Evaluate with a number of samples per example that is chosen by pilot runs."""
+        candidates = adaptive.candidate_sample_counts(max_samples)
+        sizes = sorted({int(k) for k in ks if k <= candidates[0]} | {candidates[0]})
+        pilot = replace(self, corrected=False, defensive=None)
+        with self._progress_bar() as bar:
+
+            def errors(num_samples: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+                stream = (Stream.PILOT, num_samples)
+                columns, _ = pilot._sample(num_samples, (num_samples,), stream, bar, rows)
+                return columns["log_evidence_variance"].sqrt(), columns["khat"]
+
+            counts, pilot_total = adaptive.choose_sample_counts(
+                errors, len(self.indices), candidates, tolerance
+            )
+            parts, order = [], []
+            for count in counts.unique().tolist():
+                rows = (counts == count).nonzero()[:, 0]
+                columns, _ = self._sample(count, sizes, (Stream.ADAPTIVE, count), bar, rows)
+                parts.append(columns)
+                order.append(rows)
+        inverse = torch.cat(order).argsort()
+        # not all parts have the L_K of each
+        common = [name for name in parts[0] if all(name in part for part in parts)]
+        merged = {name: torch.cat([part[name] for part in parts])[inverse] for name in common}
+        return self._make_bounds(
+            {**merged, "num_samples": counts},
+            sizes,
+            max_samples,
+            tolerance=tolerance,
+            total_draws=pilot_total + int(counts.sum()),
+        )
+
+    def _make_bounds(
+        self,
+        columns: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        num_samples: int,
+        log_weights: np.ndarray | None = None,
+        **settings: Any,
+    ) -> Bounds:
+        arrays = {name: column.numpy() for name, column in columns.items()}
+        if self.defensive is not None:
+            settings["defensive"] = self.defensive
+        return Bounds(
+            num_samples=num_samples,
+            per_datum={name: v for name, v in arrays.items() if not name.startswith("iwae_")},
+            iwae_per_datum={k: arrays[f"iwae_{k}"] for k in sizes},
+            iwae_variance={k: arrays[f"iwae_{k}_variance"] for k in sizes},
+            log_weights=log_weights,
+            seed=self.seed,
+            settings=settings,
+        )
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=0,
+            desc="evaluate",
+            unit=" samples",
+            unit_scale=True,
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
+
+    def _sample(
+        self,
+        num_samples: int,
+        ks: Sequence[int],
+        stream: tuple[int, ...],
+        bar: tqdm,
+        rows: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], np.ndarray | None]:
+        """Return the estimates per example, and the raw weights if kept.
+
+        Arguments:
+            num_samples: the number K of samples per example.
+            ks: the L_k to report.
+            stream: the random stream.
+            bar: the progress bar, advanced by the number of weights.
+            rows: the indices of the examples to use; all by default.
+        """
+        part = self
+        if rows is not None:
+            inputs = adaptive.select_examples(self.inputs, rows)
+            part = replace(self, inputs=inputs, indices=self.indices[rows])
+        bar.total = bar.n + len(part.inputs.x) * num_samples
+        chunks = stream_particles(part.inputs, num_samples, **self.options)
+        blocks: list[_Block] = []
+        columns: list[dict[str, Tensor]] = []
+        with seeded(self.seed, *stream), closing(chunks):
+            for chunk in chunks:
+                if chunk.draws.start == 0:
+                    blocks.append(_Block(part, chunk, num_samples, ks))
+                blocks[-1].update(chunk)
+                if chunk.draws.stop == num_samples:
+                    columns.append(blocks[-1].result())
+                bar.update(chunk.particles.log_weights.numel())
+        merged = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
+        raw = torch.cat([block.raw for block in blocks], 1).numpy() if self.keep else None
+        return merged, raw
+
+
+class _Block:
+    """Estimates of a block of examples from chunks of their samples.
+
+    Arguments:
+        sampler: the sampler.
+        first: the first chunk.
+        num_samples: the number K of samples per example.
+        ks: the L_k to report.
+    """
+
+    def __init__(
+        self, sampler: ImportanceSampler, first: Chunk, num_samples: int, ks: Sequence[int]
+    ) -> None:
+        size, total = first.data.stop - first.data.start, len(sampler.indices)
+        self.sampler, self.first, self.num_samples = sampler, first, num_samples
+        self.estimates = StreamingEstimates(size, num_samples, ks, total, sampler.corrected)
+        self.mixture: DefensiveMixture | None = None
+        if sampler.defensive is not None:
+            num_prior = count_prior_samples(sampler.defensive, num_samples)
+            self.mixture = DefensiveMixture(size, num_samples, num_prior)
+        self._pending: list[Tensor] = []
+        self._raw: list[Tensor] = []
+
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk of samples."""
+        log_w = chunk.particles.log_weights.cpu()
+        self._pending.append(log_w)
+        if log_w.numel() * len(self._pending) >= _WEIGHTS_PER_UPDATE:
+            self._flush()
+        if self.mixture is not None:
+            self.mixture.update(chunk, self.sampler.indices)
+        if self.sampler.keep:
+            self._raw.append(log_w.float())
+
+    def _flush(self) -> None:
+        if self._pending:
+            log_w = torch.cat(self._pending).double()
+            self.estimates.update(log_w, self.first.data.start, self.sampler.indices)
+        self._pending = []
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the columns, and draw the samples of the prior if there is a mixture."""
+        self._flush()
+        columns = self.estimates.result()
+        if self.mixture is not None:
+            start = self.first.data.start
+            # a separate stream, so that the samples of q are those without a mixture
+            with seeded(self.sampler.seed, Stream.DEFENSIVE, self.num_samples, start):
+                self.mixture.update_from_prior(self.first, self.sampler.indices)
+            columns |= self.mixture.result()
+        return columns
+
+    @property
+    def raw(self) -> Tensor:
+        """The raw weights, ``(K, n)``."""
+        return torch.cat(self._raw)
