@@ -25,11 +25,6 @@ FUNCTIONS = {
 }
 
 
-def test_all_functions_are_listed():
-    functions = {name for name in evaluation.__all__ if name.islower()}
-    assert functions == FUNCTIONS.keys()
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_model_and_guide_may_be_separate_arguments(name):
     program, options = LinearGaussian(2), FUNCTIONS[name]

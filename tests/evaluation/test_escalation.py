@@ -129,7 +129,7 @@ def test_ais_errors_occur_before_sampling(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr("pyro_vae.evaluation.evaluator.stream_particles", fail)
+    monkeypatch.setattr("pyro_vae.evaluation.importance.sampling.stream_particles", fail)
     for option in ("ais", "escalate"):
         with pytest.raises(ValueError, match=r"continuous|discrete"):
             pv.evaluate((model, guide), torch.zeros(5, dtype=D), **{option: SHORT})

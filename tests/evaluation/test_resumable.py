@@ -46,7 +46,7 @@ def test_blocks_are_concatenated_and_independent(tmp_path):
 
 def test_interrupted_computation_resumes_to_same_bits(tmp_path):
     file = tmp_path / "deep" / "a.ckpt"
-    arguments = {"block": 4, "entropy": (0,), "checkpoint": file, "key": "k"}
+    arguments = {"block": 4, "entropy": (0,), "checkpoint": file, "key": ("k",)}
     whole = compute_in_blocks(RecordingCompute(), 11, block=4, entropy=(0,))
     with pytest.raises(KeyboardInterrupt):
         compute_in_blocks(RecordingCompute(interrupt_at=8), 11, **arguments)
@@ -66,11 +66,11 @@ def test_interrupted_computation_resumes_to_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"key": "other"}, {"block": 5}, {"entropy": (1,)}, {"size": 12}]
+    "changed", [{"key": ("other",)}, {"block": 5}, {"entropy": (1,)}, {"size": 12}]
 )
 def test_checkpoint_of_another_computation_raises(changed, tmp_path):
     file = tmp_path / "a.npz"
-    arguments = {"size": 11, "block": 4, "entropy": (0,), "checkpoint": file, "key": "k"}
+    arguments = {"size": 11, "block": 4, "entropy": (0,), "checkpoint": file, "key": ("k",)}
     compute_in_blocks(RecordingCompute(), **arguments)
     before = file.read_bytes()
     with pytest.raises(ValueError, match="got one with other settings, data or weights"):

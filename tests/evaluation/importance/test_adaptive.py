@@ -13,8 +13,7 @@ from linear_gaussian import LinearGaussian
 from uneven import Uneven
 
 import pyro_vae as pv
-from pyro_vae.evaluation import evaluator
-from pyro_vae.evaluation.importance import adaptive
+from pyro_vae.evaluation.importance import adaptive, sampling
 from pyro_vae.evaluation.importance.streaming import StreamingEstimates
 
 D = torch.float64
@@ -110,14 +109,14 @@ def test_choice_of_sample_counts_does_not_bias_estimates():
 
 def test_pilot_samples_are_not_reported(monkeypatch):
     # all examples need only the number of samples of the pilot, so only the seeds differ
-    recorded, original = [], evaluator.stream_particles
+    recorded, original = [], sampling.stream_particles
 
     def record(*args, **kwargs):
         for chunk in original(*args, **kwargs):
             recorded.append(chunk.particles.log_weights)
             yield chunk
 
-    monkeypatch.setattr(evaluator, "stream_particles", record)
+    monkeypatch.setattr(sampling, "stream_particles", record)
     program = LinearGaussian(2, inflate=1.1)
     x = program.sample(5)
     bounds = pv.evaluate(program, x, num_samples=1600, ks=(), tolerance=1.0)
