@@ -152,7 +152,7 @@ def test_standard_errors_cover_log_evidence_in_200_repetitions():
     truth = program.log_evidence(x).numpy()
     low, high = stats.binom.ppf([5e-5, 1 - 5e-5], 200, 0.95) / 200
     hits = 0
-    bounds = pv.evaluate(program, x, num_samples=1000, ks=(), defensive=0.2)
+    bounds = pv.evaluate(program, x, num_samples=400, ks=(), defensive=0.2)
     for rows, part in split_bounds(bounds, 10):
         row = part.estimates["defensive"]
         hits += abs(row.value - truth[rows].mean()) < 1.96 * row.se_monte_carlo
