@@ -108,7 +108,7 @@ def test_true_uses_default_annealing(uneven, monkeypatch):
             {"ais": np.zeros(len(data)), "ais_variance": np.zeros(len(data))},
         )
 
-    monkeypatch.setattr("pyro_vae.evaluation.annealing.sampler.ais", fake_ais)
+    monkeypatch.setattr("pyro_vae.evaluation.escalation.ais", fake_ais)
     pv.evaluate(program, x, shift, num_samples=500, escalate=True)
     # a short trial on two examples comes first
     trial, (annealing, *sizes) = calls
