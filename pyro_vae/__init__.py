@@ -52,6 +52,8 @@ Types of arguments
 
 # Every export is an import with `as`, the convention of typed packages without `__all__`: with
 # `__all__`, help() would print the whole documentation of every class, thousands of lines.
+import importlib.metadata
+
 from . import data as data
 from . import evaluation as evaluation
 from . import learning as learning
@@ -93,4 +95,4 @@ from .runs import Run as Run
 from .runs import compare as compare
 from .runs import load as load
 
-__version__ = "0.2.0"
+__version__ = importlib.metadata.version("pyro-vae")

@@ -7,7 +7,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.config.experiment import Experiment, parse
-from pyro_vae.learning import checkpoint
+from pyro_vae.learning import trainer
 from pyro_vae.runs.run import Run
 
 ARGS = [
@@ -26,13 +26,13 @@ def make_experiment(*args: str) -> Experiment:
 @pytest.fixture
 def saved_epochs(monkeypatch) -> list[int]:
     """The numbers of epochs in the saved checkpoints."""
-    save, epochs = checkpoint.save_checkpoint, []
+    save, epochs = trainer.save_checkpoint, []
 
     def save_and_record(path, state):
         epochs.append(len(state["history"]))
         save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_record)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_record)
     return epochs
 
 

@@ -11,7 +11,7 @@ from run_folders import TINY
 
 from pyro_vae.cli import app
 from pyro_vae.config import experiment
-from pyro_vae.learning import checkpoint
+from pyro_vae.learning import trainer
 from pyro_vae.runs.run import Run
 
 
@@ -68,14 +68,14 @@ def test_data_dependent_initialisation_is_skipped(workdir):
 def test_interrupted_run_resumes_bit_for_bit(workdir, monkeypatch):
     args = ["--start_from", "first", "--fit.epochs", "3"]
     assert fit("whole", *args) == 0
-    save = checkpoint.save_checkpoint
+    save = trainer.save_checkpoint
 
     def save_and_interrupt(*state):
         save(*state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_checkpoint", save_and_interrupt)
+        patched.setattr(trainer, "save_checkpoint", save_and_interrupt)
         assert fit("part", *args) == 130
     assert app.main(["fit", "--run", "part", "--resume"]) == 0
     whole, part = weights("whole"), weights("part")
