@@ -1,149 +1,50 @@
-"""Tables of experiments: rows with different arguments of ``pyro-vae fit``, each a run folder.
-
-A :class:`Table` is a declaration. A :class:`Cell`, one row with one seed, trains and evaluates.
-"""
+"""Cells of tables: a row with a seed is a run folder, trained, evaluated and measured in steps."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.config import experiment
 from pyro_vae.core import files
-from pyro_vae.data import Dataset
-from pyro_vae.models import Autoencoder
+from pyro_vae.evaluation import Bounds
+from pyro_vae.learning.diagnostics import NonFiniteLossError
 from pyro_vae.runs.provenance import weights_checksum
 from pyro_vae.runs.run import Run
 
-from .claims import Claim
-from .published import Published
+from .tables import HERE, Measure, Table, slug
 
-__all__ = ["Cell", "Measure", "Preset", "Table", "get_group", "group_rows", "slug"]
+__all__ = ["FAILURES", "Cell", "exclusive_lock", "find_cells", "format_error"]
 
+#: Expected failures of a cell, reported in one line; the other cells still run.
+FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
 #: Settings that may differ between a run and the script, because they do not change the numbers.
 _IGNORED_DIFFERENCES = {
-    "fit.checkpoint_every",
-    "fit.device",
-    "data.path",
-    "data.root",
-    "plugin",
-    "start_from",
+    *("fit.checkpoint_every", "fit.device", "data.path", "data.root", "plugin", "start_from")
 }
-#: Replaces ``{here}`` in arguments such as ``--plugin {here}/paper_optimizers.py``.
-_HERE = Path(__file__).parent
-#: Computes a further result of a trained model as JSON: ``value``, optionally ``se`` (its standard
-#: error), ``text`` (printed in place of the number) and other entries.
-Measure = Callable[[Autoencoder, Dataset], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Budget of every cell of a table.
+class _CachedRun(Run):
+    """A run whose bounds are read once, as differences and claims need them many times."""
 
-    Attributes:
-        fit: further arguments of ``pyro-vae fit``.
-        num_samples: K, the number of samples for each test example.
-        num_data: number of test examples (the first ones); all if not given.
-        values: replacement of each ``{name}`` in the table's arguments.
-        exclude: rows that are not run.
-    """
-
-    fit: str
-    num_samples: int = 5000
-    num_data: int | None = None
-    values: Mapping[str, object] = field(default_factory=dict)
-    exclude: Sequence[str] = ()
+    def read_bounds(self) -> Bounds:
+        modified = self.bounds.stat().st_mtime_ns if self.bounds.is_file() else 0
+        return _read_bounds(self.folder, modified)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Declaration of a table: shared arguments, rows, presets and published results.
-
-    Attributes:
-        name: name of the script, the run folders and the results file.
-        title: subject of the table, with the facts needed to read its numbers.
-        base: arguments of ``pyro-vae fit`` for all rows.
-        cells: further arguments of each row. A row is compared with the first of its group.
-        presets: ``smoke`` (tests), ``small`` (two cores, minutes) and ``paper`` (hours).
-        bits: whether to print bits per dimension instead of nats per datum.
-        measures: further results of every trained model, by column name.
-        published: the paper's result for a row, as a number with its source or as text.
-        claims: statements of the paper about several rows.
-        causes: suspected cause of a difference from the paper at the full budget, by row; ``""``
-            is the default for all other rows.
-        train_size: number of training examples in an epoch of the paper.
-        starts: rows that start from the weights of a row of another table.
-        variant: values of the options that select this table among several of one script, e.g.
-            ``{"recipe": "code"}``.
-        tag: suffix of this variant's file and folder names, after the preset.
-
-    Raises:
-        ValueError: if two rows would share a run folder.
-    """
-
-    name: str
-    title: str
-    base: str
-    cells: Mapping[str, str]
-    presets: Mapping[str, Preset]
-    bits: bool = False
-    measures: Mapping[str, Measure] = field(default_factory=dict)
-    published: Mapping[str, str | Published] = field(default_factory=dict)
-    claims: Mapping[str, Claim] = field(default_factory=dict)
-    causes: Mapping[str, str] = field(default_factory=dict)
-    train_size: int | None = None
-    starts: Mapping[str, tuple[Table, str]] = field(default_factory=dict)
-    variant: Mapping[str, str] = field(default_factory=dict)
-    tag: str = ""
-
-    def __post_init__(self) -> None:
-        slugs = [slug(row) for row in self.cells]
-        if len({*slugs}) < len(slugs):
-            raise ValueError(f"expected rows that differ in letters or digits; got {slugs}")
-
-    def rows(self, preset: str) -> list[str]:
-        """Rows that the preset runs."""
-        return [row for row in self.cells if row not in self.presets[preset].exclude]
-
-    def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> Cell:
-        """Return the cell of a row and a seed. Subclasses return their own kind of cell."""
-        return Cell(self, preset, row, seed, runs)
-
-    def first_row(self, row: str, preset: str) -> str:
-        """Return the row that ``row`` is compared with, the first of its group."""
-        return next(r for r in self.rows(preset) if get_group(r) == get_group(row))
-
-    def existing_cells(self, preset: str, runs: Path) -> list[Cell]:
-        """Return a cell for every row and every seed with a run folder (seed 0 if none has one)."""
-        cells = []
-        for row in self.rows(preset):
-            folder = runs / self.stem(preset)
-            matches = [re.fullmatch(rf"{slug(row)}-(\d+)", f.name) for f in folder.glob("*")]
-            seeds = sorted(int(match[1]) for match in matches if match) or [0]
-            cells += [self.cell(preset, row, seed, runs) for seed in seeds]
-        return cells
-
-    def stem(self, preset: str) -> str:
-        """Name of its results file and of its folder of runs."""
-        return "-".join(filter(None, [self.name, preset, self.tag]))
-
-    def command(self, preset: str) -> str:
-        """Command that runs the table."""
-        variant = [f" --{key} {value}" for key, value in self.variant.items() if self.tag]
-        return f"python -m {self.module} --preset {preset}{''.join(variant)}"
-
-    @property
-    def module(self) -> str:
-        """Module of its script."""
-        is_paper = (_HERE / "papers" / f"{self.name}.py").is_file()
-        return f"experiments.{'papers' if is_paper else 'studies'}.{self.name}"
+@cache
+def _read_bounds(folder: Path, modified: int) -> Bounds:
+    return Run(folder).read_bounds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,13 +60,19 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.row}, seed {self.seed}"
 
-    @property
+    @cached_property
     def folder(self) -> Path:
+        """Folder of the run, of another table if that has finished the same row."""
+        for table in self.table.shares:
+            cell = Cell(table, self.preset, self.row, self.seed, self.runs)
+            has_row = self.row in table.rows(self.preset)
+            if has_row and cell.args == self.args and cell.incomplete_reason() is None:
+                return cell.folder
         return self.runs / self.table.stem(self.preset) / f"{slug(self.row)}-{self.seed}"
 
     @property
     def run(self) -> Run:
-        return Run(self.folder)
+        return _CachedRun(self.folder)
 
     @property
     def start(self) -> Cell | None:
@@ -173,17 +80,18 @@ class Cell:
         if self.row not in self.table.starts:
             return None
         table, row = self.table.starts[self.row]
-        return replace(self, table=table, row=row)
+        return Cell(table, self.preset, row, self.seed, self.runs)
 
     @property
     def args(self) -> list[str]:
         """Arguments of ``pyro-vae fit`` except ``--run``."""
-        return self._make_args(_HERE)
+        return self._make_args(HERE)
 
     def _make_args(self, here: Path) -> list[str]:
         preset = self.table.presets[self.preset]
         text = " ".join([self.table.base, self.table.cells[self.row], preset.fit])
         start = [] if self.start is None else ["--start_from", str(self.start.folder)]
+        # {here} is replaced in arguments such as ``--plugin {here}/paper_optimizers.py``
         args = shlex.split(text.format_map({**preset.values, "here": shlex.quote(str(here))}))
         return [*args, *start, "--fit.seed", str(self.seed)]
 
@@ -192,19 +100,19 @@ class Cell:
         """Commands that repeat this cell alone, run in the root of the repository."""
         preset = self.table.presets[self.preset]
         # the default run folder, so that results files do not depend on --folder
-        default = Cell(self.table, self.preset, self.row, self.seed)
+        default = Cell(replace(self.table, shares=()), self.preset, self.row, self.seed)
         folder = str(default.folder)
-        args = default._make_args(Path("experiments"))
         evaluate = ["evaluate", folder, "--num-samples", str(preset.num_samples)]
         if preset.num_data is not None:
             evaluate += ["--num-data", str(preset.num_data)]
+        fit = ["fit", *default._make_args(Path("experiments")), "--run", folder]
         return {
-            "fit": shlex.join(["pyro-vae", "fit", *args, "--run", folder]),
+            "fit": shlex.join(["pyro-vae", *fit]),
             "evaluate": shlex.join(["pyro-vae", *evaluate]),
         }
 
     def experiment(self, device: str = "auto") -> experiment.Experiment:
-        """Return the experiment to run.
+        """Return the experiment to run, not cached because objectives have a state.
 
         Raises:
             ValueError: if the arguments are not valid.
@@ -212,7 +120,8 @@ class Cell:
         return experiment.parse([*self.args, "--fit.device", device])
 
     @property
-    def _parsed(self) -> experiment.Experiment:
+    def expected(self) -> experiment.Experiment:
+        """The experiment, for reading its settings."""
         return _parse_cached(tuple(self.args))
 
     def check(self) -> None:
@@ -222,27 +131,26 @@ class Cell:
             ValueError: if they are not valid, or if the run has another configuration or started
                 from other weights.
         """
-        expected = self._parsed
-        if not self.run.config.is_file():
+        expected, run = self.expected, self.run
+        if not run.config.is_file():
             return
-        stored = experiment.load_experiment(self.run.config)
-        changed = {*expected.differences(stored)} - _IGNORED_DIFFERENCES
-        if stored.settings.fit.epochs < expected.settings.fit.epochs:
-            changed -= {"fit.epochs"}  # training resumes
+        modified = run.config.stat().st_mtime_ns
+        changed, stored_epochs = _find_differences(expected, run.config, modified)
+        if stored_epochs < expected.settings.fit.epochs:
+            changed = changed - {"fit.epochs"}  # training resumes
         if changed:
             raise ValueError(
                 f"expected {self.folder} to have the configuration of the script; got other values "
                 f"of {', '.join(sorted(changed))}: remove the folder to rerun the cell, or choose "
                 f"another --folder"
             )
-        recorded = self.run.read_result().get("start", {}).get("weights")
-        if self.start and recorded and self.start.run.weights.is_file():
-            current = weights_checksum(self.start.run.weights)
-            if current != recorded:
-                raise ValueError(
-                    f"expected {self.folder} to start from the weights in {self.start.folder}; "
-                    f"these have changed since: remove the former to rerun the cell"
-                )
+        recorded = run.read_result().get("start", {}).get("weights")
+        weights = self.start.run.weights if self.start else None
+        if recorded and weights and weights.is_file() and weights_checksum(weights) != recorded:
+            raise ValueError(
+                f"expected {self.folder} to start from {weights}, which has changed since: "
+                f"remove {self.folder} to rerun the cell"
+            )
 
     def budget(self) -> dict[str, Any]:
         """Return the training examples seen by the run, and by the preset ``paper``.
@@ -252,10 +160,9 @@ class Cell:
         marks early stopping on validation data.
         """
         result = self.run.read_result()
-        epochs, planned = result["fit"]["epochs"], self._parsed.settings.fit.epochs
+        epochs, planned = result["fit"]["epochs"], self.expected.settings.fit.epochs
         seen = epochs * result["data"]["sizes"]["train"]
-        size = self.table.train_size
-        paper_samples = 0 if size is None else size * self._paper_epochs()
+        paper_samples = self.paper_samples()
         if self.start is not None:
             start = self.start.budget()
             seen += start["samples_seen"]
@@ -265,16 +172,14 @@ class Cell:
             return budget
         return {**budget, "paper_samples": paper_samples, "fraction": seen / paper_samples}
 
-    def _paper_epochs(self) -> int:
-        """Epochs of the preset ``paper``; 0 if it does not run this row."""
-        paper = replace(self, preset="paper")
-        has_paper = "paper" in self.table.presets and self.row in self.table.rows("paper")
-        return paper._parsed.settings.fit.epochs if has_paper else 0
-
-    @property
-    def failure_file(self) -> Path:
-        """File with the reason why training failed."""
-        return self.folder / "failure.txt"
+    def paper_samples(self) -> float:
+        """Training examples seen with the preset ``paper``; 0 if unknown."""
+        table = self.table
+        if table.train_size is None or "paper" not in table.presets:
+            return 0
+        if self.row not in table.rows("paper"):
+            return 0
+        return table.train_size * replace(self, preset="paper").expected.settings.fit.epochs
 
     def incomplete_reason(self) -> str | None:
         """Return why the cell has no complete results yet, or ``None`` if it has."""
@@ -284,27 +189,81 @@ class Cell:
             if not self.run.config.is_file():
                 return "not started"
             self.check()
-            if not self._is_trained():
+            if not self.is_trained():
                 return "training not finished"
             if not self._is_evaluated():
                 return "not evaluated"
-            missing = [name for name in self.table.measures if name not in self.read_measures()]
+            missing = self._missing_measures()
             return f"not measured: {', '.join(missing)}" if missing else None
         except ValueError as error:
             return str(error)
 
-    def execute(self, device: str = "auto") -> None:
+    def is_trained(self) -> bool:
+        """Whether training is finished; assumes that :meth:`check` has passed."""
+        result = self.run.read_result()
+        if "fit" not in result or not self.run.weights.is_file():
+            return False
+        return result["config"]["fit"]["epochs"] == self.expected.settings.fit.epochs
+
+    def _is_evaluated(self) -> bool:
+        """Whether the bounds exist with the preset's numbers of samples and examples."""
+        result, preset = self.run.read_result(), self.table.presets[self.preset]
+        if "bounds" not in result or not self.run.bounds.is_file():
+            return False
+        size = result["data"]["sizes"]["test"]
+        num_samples, num_data = preset.num_samples, min(size, preset.num_data or size)
+        expected = {"split": "test", "seed": 0, "num_samples": num_samples, "num_data": num_data}
+        return all(result["bounds"][key] == value for key, value in expected.items())
+
+    def attempt(self, device: str = "auto") -> str | None:
+        """Run the unfinished steps. Print and return the problem, or return ``None``."""
+        problem = self._attempt_start(device)
+        if problem is not None:
+            return problem
+        try:
+            with exclusive_lock(self.folder) as acquired:
+                if not acquired:
+                    print(f"{self}: running in another process, skipped", flush=True)
+                elif self.incomplete_reason() is None:
+                    print(f"{self}: already finished", flush=True)
+                else:
+                    self.failure_file.unlink(missing_ok=True)
+                    self.execute(device)
+                    print(self.status_line(), flush=True)
+        except FAILURES as error:
+            problem = format_error(error)
+            print(f"{self}: {problem}", file=sys.stderr, flush=True)
+            if isinstance(error, NonFiniteLossError):  # reproducible, so it is a result
+                files.atomic_write_text(self.failure_file, f"{problem}\n")
+        except Exception:  # a bug in one row must not stop the others
+            problem = traceback.format_exc()
+            print(f"{self}:\n{problem}", file=sys.stderr, flush=True)
+        return problem
+
+    def _attempt_start(self, device: str) -> str | None:
+        """Run the cell that this one starts from. Return why this one cannot start, or ``None``."""
+        if self.start is None or self.start.incomplete_reason() is None:
+            return None
+        problem = self.start.attempt(device)
+        if problem is None and self.start.incomplete_reason() is not None:
+            problem = (
+                f"starts from {self.start}, which is running in another process: repeat the "
+                f"command when it is finished"
+            )
+            print(f"{self}: {problem}", file=sys.stderr, flush=True)
+        return problem
+
+    def execute(self, device: str) -> None:
         """Run the steps that are not done yet: training, evaluation and measures.
 
         Raises:
             ValueError, OSError, ModuleNotFoundError, NonFiniteLossError: with a one-line message.
         """
         preset, progress = self.table.presets[self.preset], sys.stderr.isatty()
-        self.failure_file.unlink(missing_ok=True)
         experiment = self.experiment(device)
         if not self.run.is_finished(experiment):
             self._measures_file.unlink(missing_ok=True)
-            self.run.fit(experiment, resume=True, progress=progress)
+            self.fit(experiment, progress)
         if not self._is_evaluated():
             self.run.evaluate(
                 num_samples=preset.num_samples,
@@ -312,8 +271,20 @@ class Cell:
                 device=device,
                 progress=progress,
             )
-        self._take_measures()
-        print(self.status_line(), flush=True)
+        missing = self._missing_measures()
+        if not missing:
+            return
+        _, data, model = self.run.open()
+        model.eval()
+        measures = self.read_measures()
+        for name, measure in missing.items():
+            measures[name] = measure(model, data)
+            # save each as soon as it is computed
+            files.atomic_write_text(self._measures_file, json.dumps(measures, indent=1) + "\n")
+
+    def fit(self, experiment: experiment.Experiment, progress: bool) -> None:
+        """Start or resume training."""
+        self.run.fit(experiment, resume=True, progress=progress)
 
     def status_line(self) -> str:
         """Return one line with the bounds, or the reason why they are not complete."""
@@ -328,8 +299,22 @@ class Cell:
         return {}
 
     @property
+    def failure_file(self) -> Path:
+        """File with the reason why training failed."""
+        return self.folder / "failure.txt"
+
+    @property
     def _measures_file(self) -> Path:
         return self.folder / "measures.json"
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Measures of the table and the preset."""
+        return {**self.table.measures, **self.table.presets[self.preset].measures}
+
+    def _missing_measures(self) -> dict[str, Measure]:
+        stored = self.read_measures()
+        return {name: m for name, m in self.measures.items() if name not in stored}
 
     def read_measures(self) -> dict[str, Any]:
         """Return the stored results of the table's measures, by column.
@@ -346,62 +331,46 @@ class Cell:
                 f"{self._measures_file} is damaged: remove it to compute the measures again"
             ) from error
 
-    def _take_measures(self) -> None:
-        """Compute the missing measures, and save each as soon as it is computed."""
-        measures = self.read_measures()
-        missing = {n: m for n, m in self.table.measures.items() if n not in measures}
-        if not missing:
-            return
-        _, data, model = self.run.open()
-        model.eval()
-        for name, measure in missing.items():
-            measures[name] = measure(model, data)
-            files.atomic_write_text(self._measures_file, json.dumps(measures, indent=1) + "\n")
 
-    def _is_trained(self) -> bool:
-        """Whether training is finished; assumes that :meth:`check` has passed."""
-        result = self.run.read_result()
-        if "fit" not in result or not self.run.weights.is_file():
-            return False
-        return result["config"]["fit"]["epochs"] == self._parsed.settings.fit.epochs
+def find_cells(cell: type[Cell], table: Table, preset: str, runs: Path) -> list[Cell]:
+    """Return a cell for every row and every seed with a run folder (seed 0 if none has one)."""
+    cells = []
+    for row in table.rows(preset):
+        names = [folder.name for folder in (runs / table.stem(preset)).glob(f"{slug(row)}-*")]
+        matches = [re.fullmatch(rf"{slug(row)}-(\d+)", name) for name in names]
+        seeds = sorted(int(match[1]) for match in matches if match) or [0]
+        cells += [cell(table, preset, row, seed, runs) for seed in seeds]
+    return cells
 
-    def _is_evaluated(self) -> bool:
-        """Whether the bounds exist with the preset's numbers of samples and examples."""
-        result, preset = self.run.read_result(), self.table.presets[self.preset]
-        if "bounds" not in result or not self.run.bounds.is_file():
-            return False
-        recorded, size = result["bounds"], result["data"]["sizes"]["test"]
-        expected = {
-            "split": "test",
-            "seed": 0,
-            "num_samples": preset.num_samples,
-            "num_data": min(size, preset.num_data or size),
-        }
-        # a process killed between writing the two files leaves them inconsistent
-        bounds = self.run.read_bounds()
-        consistent = (bounds.num_samples, len(bounds)) == (
-            recorded["num_samples"],
-            recorded["num_data"],
-        )
-        return consistent and all(recorded[key] == value for key, value in expected.items())
+
+@contextmanager
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Yield whether this process holds the lock of ``path``. A killed process releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def format_error(error: BaseException) -> str:
+    """Return the message of an error as one line."""
+    return " ".join(str(error).split())
 
 
 @cache
 def _parse_cached(args: tuple[str, ...]) -> experiment.Experiment:
-    """For reading settings only: training needs a fresh experiment, as objectives have state."""
     return experiment.parse(args)
 
 
-def group_rows(name: str, base: str, cells: Mapping[str, str]) -> dict[str, str]:
-    """Return rows ``name: row`` with shared arguments, compared within the group."""
-    return {f"{name}: {row}": f"{base} {args}" for row, args in cells.items()}
-
-
-def get_group(row: str) -> str:
-    """Return the group of a row, or an empty string."""
-    return row.rpartition(": ")[0]
-
-
-def slug(row: str) -> str:
-    """Return the folder name of a row."""
-    return re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+@cache
+def _find_differences(
+    expected: experiment.Experiment, config: Path, modified: int
+) -> tuple[frozenset[str], int]:
+    """Return the settings that differ from those of a run, and the epochs of the run."""
+    stored = experiment.load_experiment(config)
+    changed = {*expected.differences(stored)} - _IGNORED_DIFFERENCES
+    return frozenset(changed), stored.settings.fit.epochs

@@ -15,14 +15,13 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro_vae.core import files
 
-from ..collect import format_budget_fraction, format_measure
-from ..table import RESULTS
+from ..command import RESULTS
+from ..reporting import format_budget_fraction, format_measure
 
 __all__ = [
     "TOLERANCE",
@@ -46,8 +45,7 @@ _UNKNOWN_CAUSE = "cause unknown"
 _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A row of a results file and the paper's result for it.
 
     Attributes:
@@ -55,24 +53,24 @@ class Comparison:
         se: its standard error over the test examples.
         error: standard error of the comparison: ``se`` for a subset of the test examples, and the
             Monte Carlo error if all were evaluated, as in the paper.
-        seeds: number of seeds.
         published: the paper's result.
         confirmed: whether the published number was checked against the source.
         budget: share of the paper's training in [0, 1]; ``None`` if unknown.
         full_budget: whether training had the paper's full length or stopped early on validation
             data.
-        all_examples: whether all test examples were evaluated.
+        num_data: number of evaluated test examples.
+        num_test: number of all test examples.
     """
 
     value: float
     se: float
     error: float
-    seeds: int
     published: float
     confirmed: bool
     budget: float | None
     full_budget: bool
-    all_examples: bool
+    num_data: int
+    num_test: int
 
 
 def compare_row(row: Mapping[str, Any]) -> Comparison:
@@ -84,18 +82,18 @@ def compare_row(row: Mapping[str, Any]) -> Comparison:
         return statistics.fmean(math.nan if e[key] is None else e[key] for e in estimates)
 
     shares = [run["budget"].get("fraction") for run in runs]
-    budget = None if None in shares else min(shares)
-    all_examples = all(r["bounds"]["num_data"] >= r["data"]["sizes"]["test"] for r in runs)
+    num_data = min(run["bounds"]["num_data"] for run in runs)
+    num_test = max(run["data"]["sizes"]["test"] for run in runs)
     return Comparison(
         value=mean("value"),
         se=mean("se_data"),
-        error=mean("se_monte_carlo" if all_examples else "se_data"),
-        seeds=len(runs),
+        error=mean("se_data" if num_data < num_test else "se_monte_carlo"),
         published=row["paper"]["value"],
         confirmed=row["paper"]["confirmed"],
-        budget=budget,
+        budget=None if None in shares else min(shares),
         full_budget=_is_full_budget(row),
-        all_examples=all_examples,
+        num_data=num_data,
+        num_test=num_test,
     )
 
 
@@ -109,9 +107,10 @@ def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
     """Return whether a result was reproduced.
 
     * ``reproduces``: the difference and its error are within the tolerance;
-    * ``short of budget``: the result is too low after shorter training, or too few test examples
-      were evaluated to decide;
-    * ``disagrees``: the result differs, and neither of these explains it;
+    * ``short of budget``: the result is too low after shorter training;
+    * ``better than published``, ``undecided``: a higher result, or a lower one within its error,
+      of a part of the test examples;
+    * ``disagrees``: the result differs, and none of these explains it;
     * ``not compared``: the published number is unconfirmed, or ours or its error is not finite.
     """
     difference = row.value - row.published
@@ -119,9 +118,15 @@ def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
         return "not compared"
     if abs(difference) <= tolerance and row.error <= tolerance:
         return "reproduces"
-    too_few = not row.all_examples and abs(difference) - 2 * row.error <= tolerance
-    too_short = not row.full_budget and difference < 0
-    return "short of budget" if too_few or too_short else "disagrees"
+    if difference < 0 and not row.full_budget:
+        return "short of budget"
+    if row.num_data < row.num_test:
+        part = f"on {row.num_data:,} of {row.num_test:,} test examples"
+        if difference > 0:
+            return f"better than published, {part}"
+        if -difference - 2 * row.error <= tolerance:
+            return f"undecided, {part}"
+    return "disagrees"
 
 
 def read_all_results(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
@@ -164,7 +169,7 @@ def _figure_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
         ours = f"{comparison.value:.2f} ± {comparison.se:.2f}"
         if row["paper"].get("units"):
             ours += f" / {format_measure(row['runs'], 'active units')}"
-        ours += f" ({comparison.seeds} seeds)" if comparison.seeds > 1 else ""
+        ours += f" ({len(row['runs'])} seeds)" if len(row["runs"]) > 1 else ""
         verdict = reproduction_verdict(comparison)
         if verdict == "disagrees":
             verdict += f": {row.get('suspected_cause', _UNKNOWN_CAUSE)}"

@@ -30,10 +30,10 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
-from .. import curves, table
-from ..cells import Preset
-from ..claims import claim_verdict
-from ..curves import (
+from ..command import main as run
+from ..tables import Preset, claim_verdict, smoke
+from . import curves
+from .curves import (
     ClaimRecords,
     Curve,
     CurveCell,
@@ -129,21 +129,17 @@ TABLE = Curves(
     },
     paper_samples=1e8,
     presets={
-        "smoke": Preset(
-            fit="",
-            num_samples=50,
-            num_data=20,
-            values={
-                "mnist": "mnist5k",
-                "mnist_train": 200,
-                "mnist_hidden": "[20]",
-                "mnist_epochs": 3,
-                "frey_train": 100,
-                "frey_hidden": "[10]",
-                "frey_often": 2,
-                "frey_epochs": 3,
-            },
+        "smoke": smoke(
+            "",
             exclude=[row_name(d, n, m) for (d, n, m) in ROWS.values() if n not in (2, 3, 20)],
+            mnist="mnist5k",
+            mnist_train=200,
+            mnist_hidden="[20]",
+            mnist_epochs=3,
+            frey_train=100,
+            frey_hidden="[10]",
+            frey_often=2,
+            frey_epochs=3,
         ),
         "small": Preset(
             fit="",
@@ -249,10 +245,11 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
 
 
 main = partial(
-    table.main,
+    run,
     TABLE,
-    extra=curves.make_claims_section(SOURCE, TABLE, ROWS, evaluate_claims),
     draw=draw,
+    collect=curves.make_collect(SOURCE, ROWS, evaluate_claims),
+    cell=CurveCell,
 )
 
 if __name__ == "__main__":

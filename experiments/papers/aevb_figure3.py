@@ -24,10 +24,11 @@ from pyro_vae.data import Split
 from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
-from .. import curves, table
-from ..cells import Preset
-from ..claims import claim_verdict
-from ..curves import (
+from ..command import main as run
+from ..tables import Preset, claim_verdict, smoke
+from . import curves
+from .aevb_figure2 import BASE, METHODS, STEP_SIZES
+from .curves import (
     ClaimRecords,
     Curve,
     CurveCell,
@@ -36,7 +37,6 @@ from ..curves import (
     make_claim_record,
     mean_paired_difference,
 )
-from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 
 SOURCE = "Kingma & Welling 2013, figure 3"
 OBJECTIVES = {
@@ -98,19 +98,15 @@ TABLE = Curves(
     },
     paper_samples=6e7,
     presets={
-        "smoke": Preset(
-            fit="",
-            num_samples=50,
-            num_data=20,
-            values={
-                "mnist": "mnist5k",
-                "hidden": "[10]",
-                "few": 100,
-                "few_epochs": 4,
-                "few_often": 2,
-                "many": 300,
-                "many_epochs": 2,
-            },
+        "smoke": smoke(
+            "",
+            mnist="mnist5k",
+            hidden="[10]",
+            few=100,
+            few_epochs=4,
+            few_often=2,
+            many=300,
+            many_epochs=2,
         ),
         "small": Preset(
             fit="",
@@ -191,10 +187,11 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
 
 
 main = partial(
-    table.main,
+    run,
     TABLE,
-    extra=curves.make_claims_section(SOURCE, TABLE, ROWS, evaluate_claims),
     draw=draw,
+    collect=curves.make_collect(SOURCE, ROWS, evaluate_claims),
+    cell=CurveCell,
 )
 
 if __name__ == "__main__":

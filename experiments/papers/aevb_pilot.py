@@ -16,8 +16,8 @@ import pyro_vae as pv
 from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
-from ..cells import Preset, Table
-from ..table import main
+from ..command import main
+from ..tables import Preset, Table
 from . import aevb_figure2
 
 STEP_SIZES = (0.01, 0.02, 0.1)

@@ -16,12 +16,9 @@ import sys
 from collections.abc import Mapping
 from itertools import product
 
-from ..claims import Claim, make_ordering_claim
-from ..measures import measure_active_units
-from ..published import IWAE_TABLE_1, iwae_row_name
-from ..studies.hierarchical import TWO_LAYERS
-from ..studies.iwae import ONE_LAYER
-from ..table import Preset, Table, main
+from ..command import main
+from ..tables import Claim, Preset, Table, ordering
+from .iwae_paper import ONE_LAYER, TABLE_1, TWO_LAYERS, measure_active_units, row_name
 
 LAYERS = {1: ONE_LAYER, 2: TWO_LAYERS}
 KS = {1: "1", 5: "5", 50: "{k}"}
@@ -100,7 +97,7 @@ def make_presets(recipe: str, valid: int, digits: str = "") -> dict[str, Preset]
 def make_rows() -> dict[str, str]:
     """Return the twelve cells of a data set."""
     return {
-        iwae_row_name(layers, objective, k): f"{args} {OBJECTIVES[objective]} {KS[k]}"
+        row_name(layers, objective, k): f"{args} {OBJECTIVES[objective]} {KS[k]}"
         for (layers, args), objective, k in product(LAYERS.items(), OBJECTIVES, KS)
     }
 
@@ -113,36 +110,36 @@ def make_claims(units: bool = True) -> dict[str, Claim]:
     """
     claims: dict[str, Claim] = {}
     for layers in LAYERS:
-        rows = {(o, k): iwae_row_name(layers, o, k) for o, k in product(OBJECTIVES, KS)}
+        rows = {(o, k): row_name(layers, o, k) for o, k in product(OBJECTIVES, KS)}
         name = f"{layers} layer{'s' if layers > 1 else ''}"
         iwae_1, iwae_5, iwae_50 = (rows["IWAE", k] for k in KS)
         vae_1, vae_50 = rows["VAE", 1], rows["VAE", 50]
         claims |= {
-            f"{name}: IWAE, 1 to 5": make_ordering_claim(
+            f"{name}: IWAE, 1 to 5": ordering(
                 f"{name}: IWAE is better with k = 5 than with k = 1", iwae_5, iwae_1
             ),
-            f"{name}: IWAE, 5 to 50": make_ordering_claim(
+            f"{name}: IWAE, 5 to 50": ordering(
                 f"{name}: IWAE is better with k = 50 than with k = 5", iwae_50, iwae_5
             ),
             f"{name}: hardly the VAE": Claim(
                 f"{name}: IWAE gains more than the VAE from k = 50 instead of k = 1",
                 {iwae_50: 1.0, iwae_1: -1.0, vae_50: -1.0, vae_1: 1.0},
             ),
-            f"{name}: the VAE, 1 to 50": make_ordering_claim(
+            f"{name}: the VAE, 1 to 50": ordering(
                 f"{name}: VAE is better with k = 50 than with k = 1", vae_50, vae_1
             ),
         }
         if units:
             claims |= {
-                f"{name}: units, 1 to 5": make_ordering_claim(
+                f"{name}: units, 1 to 5": ordering(
                     f"{name}: IWAE has more active units with k = 5 than with k = 1",
                     *(iwae_5, iwae_1, "active units"),
                 ),
-                f"{name}: units, 5 to 50": make_ordering_claim(
+                f"{name}: units, 5 to 50": ordering(
                     f"{name}: IWAE has more active units with k = 50 than with k = 5",
                     *(iwae_50, iwae_5, "active units"),
                 ),
-                f"{name}: units of the VAE": make_ordering_claim(
+                f"{name}: units of the VAE": ordering(
                     f"{name}: with k = 50, IWAE has more active units than the VAE",
                     *(iwae_50, vae_50, "active units"),
                 ),
@@ -163,7 +160,7 @@ def make_table(recipe: str, data: str) -> Table:
         base=f"--data.name {data} --data.binarize dynamic --data.valid {{valid}} {{digits}}",
         cells=make_rows(),
         measures={"active units": measure_active_units},
-        published=IWAE_TABLE_1[data],
+        published=TABLE_1[data],
         claims=make_claims(),
         causes={"": CAUSES[recipe]},
         train_size=TRAIN_SIZES[data] - HELD_OUT[recipe, data],

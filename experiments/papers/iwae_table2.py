@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from ..claims import make_ordering_claim, start_label
-from ..published import IWAE_TABLE_2, iwae_row_name
-from ..table import Preset, Table, main
-from .iwae_table1 import OBJECTIVES, ONE_LAYER, OPTIMIZERS, STAGES
+from ..command import main
+from ..tables import Preset, Table, ordering, start_label
+from .iwae_paper import ONE_LAYER, TABLE_2, row_name
+from .iwae_table1 import OBJECTIVES, OPTIMIZERS, STAGES
 from .iwae_table1 import make_table as table1
 
-TO_IWAE, TO_VAE = IWAE_TABLE_2
+TO_IWAE, TO_VAE = TABLE_2
 
 
 def last_stage(preset: Preset, recipe: str, last: int) -> Preset:
@@ -31,7 +31,7 @@ def last_stage(preset: Preset, recipe: str, last: int) -> Preset:
 def make_table(recipe: str) -> Table:
     """Return table 2 with one of the recipes."""
     first = table1(recipe, "mnist")
-    rows = {TO_IWAE: iwae_row_name(1, "VAE", 1), TO_VAE: iwae_row_name(1, "IWAE", 50)}
+    rows = {TO_IWAE: row_name(1, "VAE", 1), TO_VAE: row_name(1, "IWAE", 50)}
     return replace(
         first,
         name="iwae_table2",
@@ -43,25 +43,25 @@ def make_table(recipe: str) -> Table:
             TO_IWAE: f"{ONE_LAYER} {OBJECTIVES['IWAE']} {{k}}",
             TO_VAE: f"{ONE_LAYER} {OBJECTIVES['VAE']} 1",
         },
-        published=IWAE_TABLE_2,
+        published=TABLE_2,
         claims={
-            "to IWAE": make_ordering_claim(
+            "to IWAE": ordering(
                 "a trained VAE improves when trained further as an IWAE",
                 TO_IWAE,
                 start_label(TO_IWAE),
             ),
-            "units to IWAE": make_ordering_claim(
+            "units to IWAE": ordering(
                 "the VAE has more active units when trained further as an IWAE",
                 TO_IWAE,
                 start_label(TO_IWAE),
                 "active units",
             ),
-            "to VAE": make_ordering_claim(
+            "to VAE": ordering(
                 "a trained IWAE gets worse when trained further as a VAE",
                 start_label(TO_VAE),
                 TO_VAE,
             ),
-            "units to VAE": make_ordering_claim(
+            "units to VAE": ordering(
                 "the IWAE has fewer active units when trained further as a VAE",
                 start_label(TO_VAE),
                 TO_VAE,

@@ -15,31 +15,30 @@ https://arxiv.org/abs/1611.04273 https://arxiv.org/abs/1507.02646
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.core import files
-from pyro_vae.data import Split
+from pyro_vae.data import Dataset, Split
 from pyro_vae.evaluation import Bounds
 from pyro_vae.evaluation.annealing.sampler import Annealing, ais
 from pyro_vae.evaluation.importance.psis import khat_threshold
+from pyro_vae.runs.provenance import weights_checksum
 
-from ..table import RESULTS, Cell, Preset, Table
+from ..cells import Cell
+from ..command import main as run
+from ..reporting import Results
+from ..tables import Measure, Preset, Table, smoke
 
 #: Changes of q(z|x): shifts of its mean in standard deviations, and factors of these.
 CHANGES = {"mean": (0.0, 0.5, 1.0, 2.0, 4.0), "scale": (0.25, 0.5, 1.0, 2.0, 4.0)}
@@ -50,46 +49,6 @@ ANNEALING = {
     "small": Annealing(num_chains=8, num_temperatures=200, num_steps=5),
 }
 PRIOR_FACTOR = 5
-
-TABLE = Table(
-    name="bad_proposal",
-    title="Perturbed encoders of MNIST VAEs: L_K, k̂ and annealed importance sampling",
-    base="""
-        --data.name {digits} --data.binarize dynamic --data.valid 0 {data} --fit.batch_size 100
-        --model.encoder.hidden {hidden} --model.decoder.output_bias data --fit.epochs {epochs}
-    """,
-    cells={
-        "linear decoder": "--model.latent_dim {few} --model.decoder.hidden []",
-        "deep decoder": "--model.latent_dim {many} --model.decoder.hidden {hidden}",
-    },
-    presets={
-        "smoke": Preset(
-            fit="",
-            num_samples=50,
-            num_data=10,
-            values={
-                "digits": "mnist5k",
-                "data": "--data.test 4800",
-                "hidden": "[20]",
-                "epochs": 1,
-                "few": 2,
-                "many": 10,
-            },
-        ),
-        "small": Preset(
-            fit="",
-            num_data=100,
-            values={
-                "digits": "mnist",
-                "data": "",
-                "hidden": "[200,200]",
-                "epochs": 15,
-                "few": 5,
-                "many": 50,
-            },
-        ),
-    },
-)
 
 
 class PerturbedProposal(nn.Module):
@@ -147,64 +106,98 @@ def _get_estimate(bounds: Bounds, name: str) -> dict[str, float | None]:
     return {"value": row["value"], "se": row["se_monte_carlo"]}
 
 
-def measure_model(
-    cell: Cell, earlier: dict[str, Any], device: str, save: Callable[[dict[str, Any]], None]
-) -> None:
-    """Measure one model and save each row. Rows of ``earlier`` for the same weights are kept."""
-    cell.check()
-    if cell.incomplete_reason() is not None:
-        cell.execute(device)
-    preset, annealing = cell.table.presets[cell.preset], ANNEALING[cell.preset]
-    results: dict[str, Any] = {
-        **cell.commands,
-        # rows are measured again if the weights or the digits have changed
-        "weights": hashlib.sha256(cell.run.weights.read_bytes()).hexdigest(),
-        "data": cell.run.read_result()["data"]["checksum"],
-        "latents": cell.run.read_result()["config"]["model"]["latent_dim"],
+def make_measures(preset: str, num_samples: int, num_data: int) -> dict[str, Measure]:
+    """Return a measure for AIS from the prior, and one for each change of q(z|x)."""
+    annealing = ANNEALING[preset]
+    num_temperatures = PRIOR_FACTOR * annealing.num_temperatures
+    from_prior = replace(annealing, initial="prior", num_temperatures=num_temperatures)
+
+    def prior(vae: Any, data: Dataset) -> dict[str, Any]:
+        return evaluate_ais(vae, data.test.head(num_data), from_prior)
+
+    def change(vae: Any, data: Dataset, **amount: float) -> dict[str, Any]:
+        program = PerturbedProposal(vae, **amount)
+        return evaluate_program(program, data.test.head(num_data), num_samples, annealing)
+
+    return {"prior": prior} | {
+        f"{parameter} {amount:g}": partial(change, **{parameter: amount})
+        for parameter, amounts in CHANGES.items()
+        for amount in amounts
     }
-    unchanged = all(earlier.get(key) == value for key, value in results.items())
-    results["rows"] = earlier["rows"] if unchanged else {}
-    _, data, vae = cell.run.open()
-    digits = data.test.head(preset.num_data or len(data.test))
-    if "prior" not in results["rows"]:
-        num_temperatures = PRIOR_FACTOR * annealing.num_temperatures
-        from_prior = replace(annealing, initial="prior", num_temperatures=num_temperatures)
-        results["rows"]["prior"] = evaluate_ais(vae, digits, from_prior)
-        save(results)
-    for parameter, amounts in CHANGES.items():
-        for amount in amounts:
-            name = f"{parameter} {amount:g}"
-            if name not in results["rows"]:
-                program = PerturbedProposal(vae, **{parameter: amount})
-                results["rows"][name] = evaluate_program(
-                    program, digits, preset.num_samples, annealing
-                )
-                save(results)
-                print(f"{cell.row}, {name}: done", flush=True)
 
 
-def describe_results(preset: str) -> dict[str, Any]:
-    """Return the results file without its numbers."""
+TABLE = Table(
+    name="bad_proposal",
+    title="Perturbed encoders of MNIST VAEs: L_K, k̂ and annealed importance sampling",
+    base="""
+        --data.name {digits} --data.binarize dynamic --data.valid 0 {data} --fit.batch_size 100
+        --model.encoder.hidden {hidden} --model.decoder.output_bias data --fit.epochs {epochs}
+    """,
+    cells={
+        "linear decoder": "--model.latent_dim {few} --model.decoder.hidden []",
+        "deep decoder": "--model.latent_dim {many} --model.decoder.hidden {hidden}",
+    },
+    presets={
+        "smoke": smoke(
+            "",
+            measures=make_measures("smoke", 50, 20),
+            digits="mnist5k",
+            data="--data.test 4800",
+            hidden="[20]",
+            epochs=1,
+            few=2,
+            many=10,
+        ),
+        "small": Preset(
+            fit="",
+            num_data=100,
+            measures=make_measures("small", 5000, 100),
+            values={
+                "digits": "mnist",
+                "data": "",
+                "hidden": "[200,200]",
+                "epochs": 15,
+                "few": 5,
+                "many": 50,
+            },
+        ),
+    },
+)
+
+
+def collect(table: Table, preset: str, cells: Sequence[Cell], earlier: Any) -> Results:
+    """Return the contents of the results file: the measures of each model as its rows."""
+    reasons = {cell: cell.incomplete_reason() for cell in cells}
+    complete = {cell: cell.run.read_result() for cell, reason in reasons.items() if reason is None}
+    models = {
+        cell.row: {
+            **cell.commands,
+            "weights": weights_checksum(cell.run.weights),
+            "data": result["data"]["checksum"],
+            "latents": result["config"]["model"]["latent_dim"],
+            "versions": result["versions"],
+            "rows": cell.read_measures(),
+        }
+        for cell, result in complete.items()
+    }
     return {
-        "name": TABLE.name,
-        "title": TABLE.title,
+        "name": table.name,
+        "title": table.title,
         "preset": preset,
-        "command": TABLE.command(preset),
+        "command": table.command(preset),
         "columns": " ".join((evaluate_program.__doc__ or "").split()),
-        "num_samples": TABLE.presets[preset].num_samples,
-        "num_data": TABLE.presets[preset].num_data,
+        "num_samples": table.presets[preset].num_samples,
+        "num_data": table.presets[preset].num_data,
         "annealing": {
             **asdict(ANNEALING[preset]),
             "from_prior": f"{PRIOR_FACTOR} × num_temperatures",
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("pyro-vae", "torch", "pyro-ppl")},
-        },
+        "models": models,
+        "missing": {str(cell): reason for cell, reason in reasons.items() if reason is not None},
     }
 
 
-def format_results(results: dict[str, Any]) -> str:
+def format_results(results: Results) -> str:
     """Format the table for a terminal."""
     num_data, num_samples = results["num_data"], results["num_samples"]
     lines = [f"{results['title']}; {num_data} test digits, ± Monte Carlo"]
@@ -224,6 +217,7 @@ def format_results(results: dict[str, Any]) -> str:
                     f"{row['khat']['median']:10.2f}{row['unreliable']:9}{_format_estimate(row['ais']):>18}"
                     f"{row['acceptance']:10.2f}"
                 )
+    lines += [f"missing: {cell}: {why}" for cell, why in results.get("missing", {}).items()]
     return "\n".join(lines)
 
 
@@ -231,7 +225,7 @@ def _format_estimate(row: dict[str, float | None]) -> str:
     return " ± ".join("–" if row[key] is None else f"{row[key]:.2f}" for key in ("value", "se"))
 
 
-def draw(results: dict[str, Any]) -> Figure:
+def draw(results: Results, cells: Sequence[Cell]) -> Figure:
     """Draw L_K and AIS against the change of q, and below the number of examples with a bad k̂."""
     models = results["models"]
     figure = Figure(figsize=(9.6, 4.2 * len(models)), layout="constrained")
@@ -248,9 +242,9 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def _draw_panels(
-    nats: Any,
-    khat: Any,
-    rows: dict[str, Any],
+    nats: Axes,
+    khat: Axes,
+    rows: Mapping[str, Any],
     parameter: str,
     amounts: Sequence[float],
     results: dict[str, Any],
@@ -281,54 +275,7 @@ def _draw_panels(
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _measure_all(options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """Return the results, written to ``file`` after every row."""
-    results = describe_results(options.preset)
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # other annealing settings or versions start again
-    unchanged = {**earlier, "models": None} == {**results, "models": None}
-    results["models"] = dict(earlier["models"]) if unchanged else {}
-    for row in TABLE.rows(options.preset):
-
-        def save(entry: dict[str, Any], row: str = row) -> None:
-            results["models"][row] = entry
-            files.atomic_write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-
-        cell = Cell(TABLE, options.preset, row, runs=options.folder)
-        measure_model(cell, results["models"].get(row, {}), options.device, save)
-    return results
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure missing rows, write the numbers and the figure, and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.studies.bad_proposal",
-        description=TABLE.title,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--preset", choices=list(TABLE.presets), default="small")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
-    )
-    options = parser.parse_args(argv)
-    file = options.results / f"{TABLE.name}-{options.preset}.json"
-    try:
-        results = _measure_all(options, file)
-    except (ValueError, OSError) as error:
-        print(f"bad_proposal: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bad_proposal: interrupted; repeat the command to resume", file=sys.stderr)
-        return 130
-    figure = draw(results)
-    picture = file.with_suffix(".png")
-    files.atomic_write(picture, lambda temporary: figure.savefig(temporary, dpi=120))
-    print(format_results(results))
-    print(f"results: {file}, {picture}")
-    return 0
-
+main = partial(run, TABLE, collect=collect, show=format_results, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,9 +9,21 @@ decoder's weights. https://arxiv.org/abs/1312.6114
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from ..measures import measure_training_log_evidence
-from ..table import Preset, Table, main
+import pyro_vae as pv
+from pyro_vae.data import Dataset
+from pyro_vae.models import Autoencoder
+
+from ..command import main
+from ..tables import Preset, Table, smoke
+
+
+def measure_training_log_evidence(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """Return log p̂ of the first 1000 training examples, with 1000 samples each."""
+    row = pv.evaluate(model, data.train.head(1000), num_samples=1000).estimates["log_evidence"]
+    return {"value": row.value, "se": row.se_data, "se_monte_carlo": row.se_monte_carlo}
+
 
 TABLE = Table(
     name="baselines",
@@ -31,7 +43,7 @@ TABLE = Table(
     },
     measures={"training L_1000": measure_training_log_evidence},
     presets={
-        "smoke": Preset("--fit.epochs 1", num_samples=50, num_data=20, values={"hidden": "[20]"}),
+        "smoke": smoke("--fit.epochs 1", hidden="[20]"),
         "small": Preset("--fit.epochs 1000", num_data=1000, values={"hidden": "[100]"}),
         "paper": Preset("--fit.epochs 60000", num_data=1000, values={"hidden": "[100]"}),
     },

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 
-from ..measures import measure_active_units
-from ..table import Preset, Table, main
+from ..command import main
+from ..papers.iwae_paper import measure_active_units
+from ..tables import Preset, Table, smoke
 
 DEEP = "--model.decoder.hidden {deep}"
 WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
@@ -36,12 +37,7 @@ TABLE = Table(
     },
     measures={"active units": measure_active_units},
     presets={
-        "smoke": Preset(
-            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",
-            num_samples=50,
-            num_data=20,
-            values={"hidden": "[20]", "deep": "[20,20]", "rising": 1, "period": 1, "nats": 0.1},
-        ),
+        "smoke": smoke(hidden="[20]", deep="[20,20]", rising=1, period=1, nats=0.1),
         "small": Preset(
             fit="""
                 --fit.epochs 12 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..table import Preset, Table, main
+from ..command import main
+from ..tables import Preset, Table, smoke
 
 TABLE = Table(
     name="counts",
@@ -33,11 +34,9 @@ TABLE = Table(
         "ZeroInflatedNegativeBinomial": "--model.likelihood ZeroInflatedNegativeBinomial",
     },
     presets={
-        "smoke": Preset(
-            fit="--data.test 1600 --fit.epochs 1",
-            num_samples=50,
-            num_data=20,
-            values={"hidden": "[20]"},
+        "smoke": smoke(
+            "--data.test 1600 --fit.epochs 1",
+            hidden="[20]",
         ),
         "small": Preset(fit="--fit.epochs 400 --fit.patience 40", values={"hidden": "[100]"}),
         # not from a paper: the same with more patience

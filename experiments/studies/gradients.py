@@ -31,7 +31,7 @@ from pyro_vae.core import files
 from pyro_vae.core.random import check_seed, seeded
 from pyro_vae.learning.objectives import IWAE, MIWAE, PIWAE, Objective
 
-from ..table import RESULTS
+from ..command import RESULTS
 
 GROUPS = 5
 ESTIMATORS: dict[str, Callable[[int], Objective]] = {

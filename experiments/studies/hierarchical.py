@@ -10,24 +10,12 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from ..measures import measure_active_units
-from ..published import IWAE_TABLE_1
-from ..table import Preset, Table, main
+from ..command import main
+from ..papers.iwae_paper import TABLE_1, TWO_LAYERS, measure_active_units
+from ..tables import Preset, Table
 from .iwae import DATA, OBJECTIVES
 from .iwae import TABLE as ONE_LAYER
 
-# x – 200 – 200 – z1 (100) – 100 – 100 – z2 (50), and back
-TWO_LAYERS = """
-    --model HierarchicalVAE --model.latent_dims [100,50]
-    --model.encoders '[
-        {{class_path: MLP, init_args: {{hidden: {hidden}, init: glorot}}}},
-        {{class_path: MLP, init_args: {{hidden: {half}, init: glorot}}}}
-    ]'
-    --model.decoders '[
-        {{class_path: MLP, init_args: {{hidden: {hidden}, init: glorot, output_bias: {bias}}}}},
-        {{class_path: MLP, init_args: {{hidden: {half}, init: glorot}}}}
-    ]'
-"""
 LADDER = "--model.inference TopDown"
 # as in the ladder VAE paper; without it the KL of the lower layer stayed near zero
 WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
@@ -48,7 +36,7 @@ TABLE = Table(
         "ladder, warmed up": f"{LADDER} --objective ELBO {WARM_UP}",
     },
     measures={"active units": measure_active_units},
-    published={row: str(IWAE_TABLE_1["mnist"][f"2 layers: {row}"]) for row in OBJECTIVES},
+    published={row: str(TABLE_1["mnist"][f"2 layers: {row}"]) for row in OBJECTIVES},
     presets={
         "smoke": _add_values(ONE_LAYER.presets["smoke"], "[10]", 1),
         "small": replace(

@@ -12,6 +12,7 @@ available.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from pyro_vae.data import Dataset
@@ -19,25 +20,23 @@ from pyro_vae.evaluation.annealing.sampler import Annealing
 from pyro_vae.evaluation.inference_gaps.estimator import gaps
 from pyro_vae.models import Autoencoder
 
-from ..table import Preset, Table, main
+from ..command import main
+from ..tables import Preset, Table, smoke
 
-#: Number of test and of training examples whose q is refitted.
-_NUM_DATA = 100
-#: With fewer training examples than this, as in the smoke test, ``_SMOKE_OPTIONS`` apply.
-_MIN_TRAIN = 1000
-_SMOKE_OPTIONS: dict[str, Any] = {
+#: Annealing and fits of a smoke test.
+SMOKE: dict[str, Any] = {
     "num_steps": 20,
     "num_samples": 50,
     "annealing": Annealing(num_chains=2, num_temperatures=10, num_steps=2),
 }
 
 
-def measure_inference_gap(model: Autoencoder, data: Dataset) -> dict[str, Any]:
-    """Return the parts of log p̂ − ELBO of 100 test and 100 training examples."""
-    smoke = len(data.train) < _MIN_TRAIN
-    size = 10 if smoke else _NUM_DATA
-    options = _SMOKE_OPTIONS if smoke else {}
-    result = gaps(model, data.test.head(size), train=data.train.head(size), **options)
+def measure_inference_gap(
+    model: Autoencoder, data: Dataset, num_data: int = 100, **options: Any
+) -> dict[str, Any]:
+    """Return the parts of log p̂ − ELBO of the first test and training examples."""
+    train = data.train.head(num_data)
+    result = gaps(model, data.test.head(num_data), train=train, **options)
     rows = result.estimates
     approximation, amortisation, total = (
         rows[name].value for name in ("approximation", "amortisation", "total")
@@ -50,6 +49,7 @@ def measure_inference_gap(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     }
 
 
+COLUMN = "approximation + amortisation"
 TABLE = Table(
     name="inference_gaps",
     title=(
@@ -66,17 +66,17 @@ TABLE = Table(
         "small encoder": "--model.encoder.hidden {small}",
         "large encoder": "--model.encoder.hidden {large}",
     },
-    measures={"approximation + amortisation": measure_inference_gap},
+    measures={COLUMN: measure_inference_gap},
     published={
         "small encoder": "amortisation is the larger part (abstract)",
         "large encoder": "smaller amortisation gap (unconfirmed)",
     },
     presets={
-        "smoke": Preset(
-            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",
-            num_samples=50,
-            num_data=20,
-            values={"small": "[5]", "large": "[20,20]", "decoder": "[20]"},
+        "smoke": smoke(
+            measures={COLUMN: partial(measure_inference_gap, num_data=10, **SMOKE)},
+            small="[5]",
+            large="[20,20]",
+            decoder="[20]",
         ),
         "small": Preset(
             fit="""

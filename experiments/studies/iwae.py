@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from ..measures import measure_active_units
-from ..published import IWAE_TABLE_1
-from ..table import Preset, Table, main
+from ..command import main
+from ..papers.iwae_paper import ONE_LAYER, TABLE_1, measure_active_units
+from ..tables import Preset, Table, smoke
 
 DATA = "--data.name mnist --data.binarize dynamic --data.valid 0"
-# initial weights as in the text, output bias as in the authors' code
-ONE_LAYER = """
-    --model.latent_dim 50
-    --model.encoder MLP --model.encoder.hidden {hidden} --model.encoder.init glorot
-    --model.decoder MLP --model.decoder.hidden {hidden} --model.decoder.init glorot
-    --model.decoder.output_bias {bias}
-"""
 OBJECTIVES = {
     "VAE, k = 1": "--objective ELBO",
     "VAE, k = 50": "--objective ELBO --objective.num_particles {k}",
@@ -33,14 +26,9 @@ TABLE = Table(
     cells=OBJECTIVES,
     measures={"active units": measure_active_units},
     # as text, not compared: ``iwae_table1`` has the recipe of the paper
-    published={row: str(IWAE_TABLE_1["mnist"][f"1 layer: {row}"]) for row in OBJECTIVES},
+    published={row: str(TABLE_1["mnist"][f"1 layer: {row}"]) for row in OBJECTIVES},
     presets={
-        "smoke": Preset(
-            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",
-            num_samples=50,
-            num_data=20,
-            values={"hidden": "[20]", "k": 4, "bias": "data"},
-        ),
+        "smoke": smoke(hidden="[20]", k=4, bias="data"),
         "small": Preset(
             fit="""
                 --fit.epochs 12 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001

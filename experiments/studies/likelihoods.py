@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from ..table import Preset, Table, group_rows, main
+from ..command import main
+from ..tables import Preset, Table, group_rows, smoke
 
 DISCRETE = "--data.values integer --model.likelihood"
 DENSITY = "--data.values dequantized --model.likelihood"
@@ -49,19 +50,15 @@ TABLE = Table(
     base="--fit.batch_size 100",
     cells={**group_rows("MNIST", MNIST, ROWS), **group_rows("Frey Face", FREY, ROWS)},
     presets={
-        "smoke": Preset(
-            fit="--data.test 0.97",
-            num_samples=50,
-            num_data=20,
-            values={
-                "mnist": "mnist5k",
-                "hidden": "[5]",
-                "mnist_epochs": 1,
-                "frey_hidden": "[5]",
-                "frey_epochs": 1,
-            },
+        "smoke": smoke(
+            "--data.test 0.97",
             # every likelihood once; Categorical runs in ``counts`` with 17 levels
             exclude=["MNIST: Categorical", *(f"Frey Face: {row}" for row in list(ROWS)[2:])],
+            mnist="mnist5k",
+            hidden="[5]",
+            mnist_epochs=1,
+            frey_hidden="[5]",
+            frey_epochs=1,
         ),
         "small": Preset(
             fit="",

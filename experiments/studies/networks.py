@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..table import Preset, Table, main
+from ..command import main
+from ..tables import Preset, Table, smoke
 
 
 def both_networks(name: str, options: dict[str, str]) -> str:
@@ -33,18 +34,13 @@ TABLE = Table(
         ),
     },
     presets={
-        "smoke": Preset(
-            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1",
-            num_samples=50,
-            num_data=20,
-            values={
-                "mlp": "[8]",
-                "gated": "[4]",
-                "channels": "[2,4]",
-                "blocks": 1,
-                "convnet": "[8]",
-                "resnet": "[8]",
-            },
+        "smoke": smoke(
+            mlp="[8]",
+            gated="[4]",
+            channels="[2,4]",
+            blocks=1,
+            convnet="[8]",
+            resnet="[8]",
         ),
         # MLP: 419,264 parameters, the others within 0.5 %
         "small": Preset(

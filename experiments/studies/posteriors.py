@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from ..table import Table, main
+from ..command import main
+from ..tables import Table
 from .priors import BASE, PRESETS
 
 TABLE = Table(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from ..table import Preset, Table, main
+from ..command import main
+from ..tables import Preset, Table, smoke
 
 # The decoder starts at the pixels' means: without this, the VampPrior, which does not fix the scale
 # of the latents, collapsed to a point.
@@ -20,11 +21,10 @@ BASE = """
     --fit.batch_size 100
 """
 PRESETS = {
-    "smoke": Preset(
-        fit="--data.name mnist5k --data.test 4850 --fit.epochs 1",
-        num_samples=50,
-        num_data=20,
-        values={"network": "MLP", "hidden": "[20]", "components": 10},
+    "smoke": smoke(
+        network="MLP",
+        hidden="[20]",
+        components=10,
     ),
     # without clipping, the planar flow of ``experiments.studies.posteriors`` diverged
     "small": Preset(

@@ -7,29 +7,63 @@ importance sampling. https://arxiv.org/abs/1711.00464 https://arxiv.org/abs/2008
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyro_vae.core import files
+from pyro_vae.data import Dataset
 from pyro_vae.evaluation import Annealing
 from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, rate_distortion
+from pyro_vae.evaluation.latent_diagnostics.elbo_surgery import surgery
+from pyro_vae.evaluation.latent_diagnostics.kl import divergences
+from pyro_vae.models import Autoencoder
 
-from .. import collect
-from ..measures import (
-    measure_active_units,
-    measure_distortion,
-    measure_mutual_information,
-    measure_rate,
-)
-from ..table import Cell, Preset, Table, parse_args
-from ..table import main as run_table
+from ..cells import Cell
+from ..command import main as run
+from ..papers.iwae_paper import measure_active_units
+from ..reporting import Results, collect_results, format_results
+from ..tables import Preset, Table, smoke
 
 ROWS = {f"beta {beta}": beta for beta in ("1", "0.1", "0.3", "3", "10")}
+
+
+def measure_rate(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """Return the rate E KL(q(z|x) ‖ p(z)) on the test examples, total and by latent dimension."""
+    kl = divergences(model, data.test, num_samples=8)
+    row = kl.estimates["rate"]
+    dimensions = {name: site.dimensions for name, site in kl.sites.items()}
+    return {
+        "value": row.value,
+        "se": row.se_data,
+        "dimensions": {n: v.round(5).tolist() for n, v in dimensions.items() if v is not None},
+    }
+
+
+def measure_distortion(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """Return the distortion −E log p(x|z) on the test examples."""
+    row = divergences(model, data.test, num_samples=8).estimates["distortion"]
+    return {"value": row.value, "se": row.se_data, "se_monte_carlo": row.se_monte_carlo}
+
+
+def measure_mutual_information(model: Autoencoder, data: Dataset) -> dict[str, Any]:
+    """Return I_q(x; z) of the test examples, at most the logarithm of their number.
+
+    References:
+        ELBO surgery (Hoffman & Johnson, 2016), section 2.
+        https://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    """
+    result = surgery(model, data.test, num_draws=2000)
+    row, marginal = (result.estimates[name] for name in ("mutual_information", "marginal"))
+    return {
+        "value": row.value,
+        "se": row.se_data,
+        "limit": result.limit,
+        "marginal": {"value": marginal.value, "se": marginal.se_data},
+    }
+
 
 TABLE = Table(
     name="rate_distortion",
@@ -48,12 +82,7 @@ TABLE = Table(
         "mutual information": measure_mutual_information,
     },
     presets={
-        "smoke": Preset(
-            fit="--data.name mnist5k --data.test 4850 --fit.epochs 1 --fit.batch_size 50",
-            num_samples=50,
-            num_data=20,
-            values={"hidden": "[20]"},
-        ),
+        "smoke": smoke(hidden="[20]"),
         "small": Preset(
             fit="""
                 --fit.epochs 10 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
@@ -99,25 +128,43 @@ def load_or_make_curve(cell: Cell) -> RateDistortion:
     return RateDistortion.from_netcdf(file)
 
 
-def draw(results: Mapping[str, Any], curve: RateDistortion) -> Figure:
+def collect(table: Table, preset: str, cells: Sequence[Cell], earlier: Any) -> Results:
+    """Return the contents of the results file, with the curve if its model is trained."""
+    results = collect_results(table, preset, cells)
+    first = next((cell for cell in cells if cell.row == next(iter(ROWS))), None)
+    if first is None or first.incomplete_reason() is not None:
+        return results
+    return {**results, "curve": {"row": first.row, **load_or_make_curve(first).summary()}}
+
+
+def show(results: Results) -> str:
+    """Format the table and the curve."""
+    lines = [format_results(results)]
+    if "curve" in results:
+        curve = results["curve"]
+        rows = zip(curve["betas"], curve["rate"], curve["distortion"], strict=True)
+        lines += ["", f"curve of {curve['row']}", "     β       rate   distortion"]
+        lines += [f"{b:6.3g}{r['value']:11.2f}{d['value']:13.2f}" for b, r, d in rows]
+    return "\n".join(lines)
+
+
+def draw(results: Results, cells: Sequence[Cell]) -> Figure:
     """Draw the trained programs and the curve of the first in the rate-distortion plane."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    rows = curve.estimates
-    rates, distortions = (
-        [[row.value, 2 * row.se_data] for row in rows[name]] for name in ("rate", "distortion")
-    )
-    axes.errorbar(
-        [r for r, _ in rates],
-        [d for d, _ in distortions],
-        xerr=[e for _, e in rates],
-        yerr=[e for _, e in distortions],
-        color="C0",
-        marker=".",
-        lw=1,
-        elinewidth=0.6,
-        label=f"prior and decoder of β = 1, AIS of {len(curve)} examples ± 2 standard errors",
-    )
+    if "curve" in results:
+        curve = results["curve"]
+        axes.errorbar(
+            [r["value"] for r in curve["rate"]],
+            [d["value"] for d in curve["distortion"]],
+            xerr=[2 * r["se_data"] for r in curve["rate"]],
+            yerr=[2 * d["se_data"] for d in curve["distortion"]],
+            color="C0",
+            marker=".",
+            lw=1,
+            elinewidth=0.6,
+            label=f"prior and decoder of β = 1, AIS of {curve['num_data']} examples ± 2 se",
+        )
     for row, entry in results["rows"].items():
         measures = entry["runs"][0]["measures"]
         x, y = measures["rate"]["value"], measures["distortion"]["value"]
@@ -132,29 +179,7 @@ def draw(results: Mapping[str, Any], curve: RateDistortion) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the table; if its first row is complete, make the curve and the figure."""
-    status, options = run_table(TABLE, argv), parse_args(TABLE, argv)
-    first = Cell(TABLE, options.preset, next(iter(ROWS)), runs=options.folder)
-    if status or options.table or first.incomplete_reason() is not None:
-        return status
-    file: Path = options.results / f"{TABLE.name}-{options.preset}.json"
-    # a separate file, so that the table's own does not depend on the curve
-    curve_file = options.results / f"{TABLE.name}_curve-{options.preset}.json"
-    picture = file.with_suffix(".png")
-    try:
-        curve = load_or_make_curve(first)
-        summary = {"command": TABLE.command(options.preset), "row": first.row, **curve.summary()}
-        text = json.dumps(summary, indent=1, ensure_ascii=False)
-        files.atomic_write_text(curve_file, text + "\n")
-        figure = draw(collect.read_results(file, TABLE.command(options.preset)), curve)
-        files.atomic_write(picture, lambda path: figure.savefig(path, dpi=150))
-    except (OSError, ValueError) as error:
-        print(f"{TABLE.name}: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{curve}\ncurve: {curve_file}, {picture}")
-    return 0
-
+main = partial(run, TABLE, collect=collect, show=show, draw=draw)
 
 if __name__ == "__main__":
     sys.exit(main())

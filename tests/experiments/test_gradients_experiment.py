@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import RESULTS, read_json
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # experiments are not installed with the package
-
-from experiments.studies import gradients  # noqa: E402
+from experiments.studies import gradients
 
 
 def test_experiment_runs_and_is_deterministic(tmp_path, capsys):
@@ -74,8 +70,8 @@ def test_invalid_seed_is_a_one_line_error(capsys, tmp_path):
 
 def test_committed_results_agree_with_theory():
     """Fitted powers of k are within five standard errors plus 0.2 of the theory."""
-    file = ROOT / "experiments" / "results" / "gradients-small.json"
-    results = json.loads(file.read_text(encoding="utf-8"))
+    file = RESULTS / "gradients-small.json"
+    results = read_json(file)
     assert file.with_suffix(".png").is_file()
     for name in ("IWAE standard", "IWAE dreg"):
         for entry in results["slopes"][name].values():

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from scripts import make_args, read_json
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # not installed with the package
+from experiments.cells import Cell
+from experiments.command import main
+from experiments.tables import Preset, Table
 
-from experiments.table import Cell, Preset, Table, main
+submitit = pytest.importorskip("submitit")
 
-pytest.importorskip("submitit")
-
-from experiments import grid
+from experiments import jobs  # noqa: E402
 
 TOY = Table(
     name="toy",
@@ -25,21 +25,12 @@ TOY = Table(
         "good": "--fit.optimizer Adam --fit.optimizer.lr 0.01",
         "bad": "--fit.optimizer Adam --fit.optimizer.lr 1e30",
     },
-    presets={"smoke": Preset("--fit.epochs 2", 30, 20)},
+    presets={"smoke": Preset("--fit.epochs 1", 30, 20)},
 )
 
 
-@pytest.fixture
-def toy(tmp_path):
-    def run(*args: str) -> int:
-        folders = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
-        return main(TOY, ["--preset", "smoke", "--device", "cpu", *folders, *args])
-
-    return run
-
-
-def test_rows_run_as_jobs_and_failures_are_reported_with_their_logs(toy, tmp_path, capsys):
-    assert toy("--jobs", "2") == 1
+def test_rows_run_as_jobs_and_failures_are_reported_with_their_logs(tmp_path, capsys):
+    assert main(TOY, make_args(tmp_path, "--jobs", "2")) == 1
     out, err = capsys.readouterr()
     good, bad = (Cell(TOY, "smoke", row, runs=tmp_path / "runs") for row in ("good", "bad"))
     bounds = good.run.read_bounds()
@@ -52,19 +43,25 @@ def test_rows_run_as_jobs_and_failures_are_reported_with_their_logs(toy, tmp_pat
     assert message in Path(log).read_text(encoding="utf-8")
     assert "good" not in err
     assert not bad.run.weights.exists()
-    results = json.loads((tmp_path / "toy-smoke.json").read_text(encoding="utf-8"))
+    results = read_json(tmp_path / "toy-smoke.json")
     assert list(results["rows"]) == ["good"]
     problem = message.removeprefix("bad, seed 0: ")
     assert results["missing"] == {"bad, seed 0": f"failed: {problem}"}
 
-    # finished cells are not submitted, and a killed job is not a result
-    before = {p: p.stat().st_mtime_ns for p in good.folder.iterdir()}
-    assert toy("--jobs", "1", "--slurm", "timeout_min=0", "slurm_partition=none") == 1
-    out, err = capsys.readouterr()
-    assert "good, seed 0: already finished" in out
-    assert "1 jobs, local, 1 at a time" in out
-    assert "bad, seed 0: the job ended without a result" in err
-    assert {p: p.stat().st_mtime_ns for p in good.folder.iterdir()} == before
+    # finished cells are not submitted
+    assert main(TOY, make_args(tmp_path, "--only", "good", "--jobs", "1")) == 0
+    out = capsys.readouterr().out
+    assert "good, seed 0: already finished" in out and "1 at a time" not in out
+
+
+def test_killed_job_is_not_a_result():
+    def fail():
+        raise submitit.core.utils.UncompletedJobError("no result file")
+
+    job = SimpleNamespace(result=fail, state="TIMEOUT", done=lambda: True)
+    ((cell, failed, problem),) = jobs.run_queue(["cell"], 1, lambda cell: job)
+    assert (cell, failed) == ("cell", job)
+    assert problem == "the job ended without a result (timeout)"
 
 
 def test_number_of_simultaneous_jobs_is_limited():
@@ -91,20 +88,27 @@ def test_number_of_simultaneous_jobs_is_limited():
         def status_line(self):
             return "done"
 
-    pause, grid._POLL_SECONDS = grid._POLL_SECONDS, 0.0
-    try:
-        assert grid._run_queue([FinishedCell() for _ in range(7)], 3, lambda cell: Job()) == []
-    finally:
-        grid._POLL_SECONDS = pause
+    cells = [FinishedCell() for _ in range(7)]
+    assert jobs.run_queue(cells, 3, lambda cell: Job(), poll_seconds=0.0) == []
     assert (Job.max_running, Job.running) == (3, 0)
+
+
+@pytest.fixture
+def restored_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
     ("signalled", "raised"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
 )
-def test_jobs_are_cancelled_on_interrupt_or_termination(signalled, raised):
+def test_jobs_are_cancelled_on_interrupt_or_termination(signalled, raised, restored_handlers):
     cancelled = []
+    # a shell script starts background processes with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Job:
         def done(self):
@@ -114,26 +118,23 @@ def test_jobs_are_cancelled_on_interrupt_or_termination(signalled, raised):
             cancelled.append(self)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(raised), grid._cancel_jobs_on_exit():
-        grid._run_queue(list("abc"), 2, lambda cell: Job())
+    with pytest.raises(raised), jobs.cancel_on_exit():
+        jobs.run_queue(list("abc"), 2, lambda cell: Job())
     assert len(cancelled) == 2
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_jobs_do_not_inherit_an_ignored_sigint():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with grid._cancel_jobs_on_exit():
-            signal.raise_signal(signal.SIGINT)  # ignored as before
-            assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_jobs_do_not_inherit_an_ignored_sigint(restored_handlers):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with jobs.cancel_on_exit():
+        signal.raise_signal(signal.SIGINT)  # ignored as before
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_slurm_options_are_parsed():
     args = ["timeout_min=60", "mem_gb=1.5", "slurm_partition=gpu", "slurm_constraint=a=b"]
-    assert grid.parse_slurm_options(args) == {
+    assert jobs.parse_slurm_options(args) == {
         "timeout_min": 60,
         "mem_gb": 1.5,
         "slurm_partition": "gpu",
@@ -144,15 +145,13 @@ def test_slurm_options_are_parsed():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--jobs", "0"], "expected --jobs of at least 1; got 0"),
-        (["--slurm", "mem_gb=1"], "expected --jobs with --slurm; got none: give the number"),
         (["--jobs", "1", "--slurm", "mem_gb"], "expected --slurm KEY=VALUE; got 'mem_gb'"),
         (["--jobs", "1", "--slurm", "memory=1"], "expected --slurm to name parameters of submitit"),
         (["--jobs", "1", "--slurm", "mem_gb=all"], "expected --slurm to name parameters of submit"),
     ],
 )
-def test_invalid_options_are_one_line_errors(toy, tmp_path, capsys, args, message):
-    assert toy(*args) == 1
+def test_invalid_options_are_one_line_errors(tmp_path, capsys, args, message):
+    assert main(TOY, make_args(tmp_path, *args)) == 1
     out, err = capsys.readouterr()
     assert err.startswith(f"toy: {message}")
     assert err.count("\n") == 1

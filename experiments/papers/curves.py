@@ -8,7 +8,6 @@ in the run folder, so that curves are compared with paired errors.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,16 @@ from zipfile import BadZipFile
 import numpy as np
 from matplotlib.axes import Axes
 
+from pyro_vae.config.experiment import Experiment
 from pyro_vae.core import files
 from pyro_vae.data import Dataset, Split
 from pyro_vae.learning import History, checkpoint
 from pyro_vae.learning.training import resolve_device
 from pyro_vae.models import Autoencoder
 
-from .cells import Cell, Table
+from ..cells import Cell
+from ..reporting import Results, collect_results, without_verdict
+from ..tables import Table
 
 __all__ = [
     "ClaimRecords",
@@ -33,9 +35,8 @@ __all__ = [
     "Curves",
     "Estimators",
     "EvaluationSchedule",
-    "claims_by_seed",
     "make_claim_record",
-    "make_claims_section",
+    "make_collect",
     "mean_paired_difference",
     "plot_curves",
     "samples_to_reach",
@@ -153,9 +154,6 @@ class Curves(Table):
     schedules: Mapping[str, EvaluationSchedule] = field(default_factory=dict)
     paper_samples: float = math.nan
 
-    def cell(self, preset: str, row: str, seed: int = 0, runs: Path = Path("runs")) -> CurveCell:
-        return CurveCell(self, preset, row, seed, runs)
-
 
 class CurveCell(Cell):
     """A row with one seed that is evaluated at several epochs."""
@@ -178,31 +176,27 @@ class CurveCell(Cell):
             return str(error)
         return f"not evaluated after epochs {', '.join(map(str, missing))}" if missing else reason
 
-    def execute(self, device: str = "auto") -> None:
-        experiment = self.experiment(device)
+    def execute(self, device: str) -> None:
         self._evaluate_checkpoint(device)
-        if not self.run.is_finished(experiment):
-            self._measures_file.unlink(missing_ok=True)
-            progress = sys.stderr.isatty()
-            self.run.fit(experiment, resume=True, progress=progress, on_epoch=self._evaluate_epoch)
-        if missing := self._missing_epochs():
+        if self.is_trained() and (missing := self._missing_epochs()):
             raise ValueError(
                 f"expected {self.folder} to be evaluated during training; epochs "
                 f"{', '.join(map(str, missing))} are missing: remove it to rerun the cell"
             )
         super().execute(device)
 
-    def budget(self) -> dict[str, Any]:
-        budget, paper_samples = super().budget(), self.table.paper_samples
-        fraction = budget["samples_seen"] / paper_samples
-        return {**budget, "paper_samples": paper_samples, "fraction": fraction}
+    def fit(self, experiment: Experiment, progress: bool) -> None:
+        self.run.fit(experiment, resume=True, progress=progress, on_epoch=self._evaluate_epoch)
+
+    def paper_samples(self) -> float:
+        return self.table.paper_samples
 
     def extra_record(self) -> dict[str, Any]:
         return {"curve": self.curve.summary()}
 
     @property
     def _epochs(self) -> list[int]:
-        return self.table.schedules[self.preset].epochs(self._parsed.settings.fit.epochs)
+        return self.table.schedules[self.preset].epochs(self.expected.settings.fit.epochs)
 
     def _missing_epochs(self) -> list[int]:
         """Return the scheduled epochs without an evaluation."""
@@ -285,40 +279,35 @@ def make_claim_record(
     return {**record, "verdict": verdict, **extra}
 
 
-def claims_by_seed(
-    cells: Sequence[CurveCell],
-    rows: Mapping[str, Any],
-    claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
-) -> ClaimRecords:
-    """Evaluate the claims separately for each seed.
-
-    Arguments:
-        cells: cells with curves.
-        rows: the key of each row in the argument of ``claims``.
-        claims: evaluates the claims, given one curve for each key.
-    """
-    return {
-        f"{name}, seed {seed}": {**record, "seed": seed}
-        for seed in sorted({cell.seed for cell in cells})
-        for name, record in claims({rows[c.row]: c.curve for c in cells if c.seed == seed}).items()
-    }
-
-
-def make_claims_section(
+def make_collect(
     source: str,
-    table: Curves,
     rows: Mapping[str, Any],
     claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
-) -> Callable[[Sequence[CurveCell]], dict[str, Any]]:
-    """Return a function that makes the claims section of a results file from complete cells.
+) -> Callable[..., Results]:
+    """Return a function that collects results with claims about curves, separately by seed.
 
     Arguments:
         source: paper and figure.
-        table: the table.
-        rows, claims: as in :func:`claims_by_seed`.
+        rows: the key of each row in the argument of ``claims``.
+        claims: evaluates the claims, given one curve for each key.
     """
-    paper = {"source": source, "samples": table.paper_samples}
-    return lambda cells: {"paper": paper, "claims": claims_by_seed(cells, rows, claims)}
+
+    def collect(table: Curves, preset: str, cells: Sequence[CurveCell], _: Any) -> Results:
+        complete = [cell for cell in cells if cell.incomplete_reason() is None]
+        records = {
+            f"{name}, seed {seed}": {**record, "seed": seed}
+            for seed in sorted({cell.seed for cell in complete})
+            for name, record in claims(
+                {rows[c.row]: c.curve for c in complete if c.seed == seed}
+            ).items()
+        }
+        return {
+            **collect_results(table, preset, cells),
+            "paper": {"source": source, "samples": table.paper_samples},
+            "claims": without_verdict(preset, records),
+        }
+
+    return collect
 
 
 def plot_curves(

@@ -1,7 +1,7 @@
 """Run the cells of a table as submitit jobs, on Slurm or on the local machine.
 
-A job calls :func:`experiments.attempts.attempt_cell`. A killed job resumes from its run folder,
-finished cells are not submitted, and submitit requeues jobs that reach Slurm's time limit.
+A job calls :meth:`Cell.attempt`. A killed job resumes from its run folder, finished cells are not
+submitted, and submitit requeues jobs that reach Slurm's time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from .attempts import attempt_cell
 from .cells import Cell
 
 try:
@@ -30,11 +29,9 @@ except ModuleNotFoundError as error:
         "'pyro-vae[grid]', or leave --jobs out"
     ) from error
 
-__all__ = ["parse_slurm_options", "run_jobs"]
+__all__ = ["cancel_on_exit", "parse_slurm_options", "run_jobs", "run_queue"]
 
 _ROOT = Path(__file__).parents[1]
-#: Seconds between polls of the jobs.
-_POLL_SECONDS = 0.5
 #: Default time limit of a job; submitit's is two minutes.
 _DEFAULT_MINUTES = 24 * 60
 
@@ -43,7 +40,7 @@ class _Job(Checkpointable):
     """Job that runs a cell, resubmitted unchanged after Slurm's time limit."""
 
     def __call__(self, cell: Cell, device: str) -> str | None:
-        return attempt_cell(cell, device)
+        return cell.attempt(device)
 
 
 def parse_slurm_options(args: Sequence[str]) -> dict[str, Any]:
@@ -83,13 +80,18 @@ def run_jobs(
         ValueError: if submitit rejects a parameter.
     """
     executor = _make_executor(folder, device, options)
-    waiting = [cell for cell in cells if not _is_finished(cell)]
+    waiting = []
+    for cell in cells:
+        if cell.incomplete_reason() is None:
+            print(f"{cell}: already finished", flush=True)
+        else:
+            waiting.append(cell)
     if waiting:
         print(f"{len(waiting)} jobs, {executor.cluster}, {jobs} at a time; logs: {folder}")
     # lets the jobs import this package
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    with environment_variables(PYTHONPATH=path), _cancel_jobs_on_exit():
-        failed = _run_queue(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
+    with environment_variables(PYTHONPATH=path), cancel_on_exit():
+        failed = run_queue(waiting, jobs, lambda cell: executor.submit(_Job(), cell, device))
     for cell, job, problem in failed:
         print(f"{cell}: {problem}; its log is {job.paths.stderr}", file=sys.stderr)
     return bool(failed)
@@ -111,7 +113,7 @@ def _make_executor(folder: Path, device: str, options: Mapping[str, Any]) -> sub
 
 
 @contextmanager
-def _cancel_jobs_on_exit() -> Iterator[None]:
+def cancel_on_exit() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that running jobs are cancelled and not orphaned.
 
     submitit ends local jobs with SIGINT. Shell scripts start background processes with SIGINT
@@ -131,15 +133,11 @@ def _cancel_jobs_on_exit() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _is_finished(cell: Cell) -> bool:
-    finished = cell.incomplete_reason() is None
-    if finished:
-        print(f"{cell}: already finished", flush=True)
-    return finished
-
-
-def _run_queue(
-    cells: Sequence[Cell], max_jobs: int, submit: Callable[[Cell], submitit.Job[str | None]]
+def run_queue(
+    cells: Sequence[Cell],
+    max_jobs: int,
+    submit: Callable[[Cell], submitit.Job[str | None]],
+    poll_seconds: float = 0.5,
 ) -> list[tuple[Cell, submitit.Job[str | None], str]]:
     """Run at most ``max_jobs`` cells at a time. Return the failed ones with their problems."""
     waiting, failed = list(cells), []
@@ -155,7 +153,7 @@ def _run_queue(
                 print(f"{cell}: failed" if problem else cell.status_line(), flush=True)
                 if problem:
                     failed.append((cell, job, problem))
-            time.sleep(_POLL_SECONDS if running else 0)
+            time.sleep(poll_seconds if running else 0)
     finally:
         for job in running.values():
             job.cancel(check=False)
