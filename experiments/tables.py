@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
 __all__ = [
+    "ADAM",
+    "FEW_DIGITS",
     "HERE",
     "Claim",
     "Measure",
     "Preset",
     "Published",
     "Table",
+    "budget",
     "claim_verdict",
     "group_rows",
     "ordering",
@@ -55,18 +59,27 @@ class Preset:
     measures: Mapping[str, Measure] = field(default_factory=dict)
 
 
-_FEW_DIGITS = "--data.name mnist5k --data.train 150 --data.test 100"
-
-
-def smoke(
-    fit: str = f"{_FEW_DIGITS} --fit.epochs 1 --fit.batch_size 50",
+def budget(
+    fit: str = "",
     *,
+    num_samples: int = 5000,
+    num_data: int | None = None,
     exclude: Sequence[str] = (),
     measures: Mapping[str, Measure] | None = None,
     **values: object,
 ) -> Preset:
-    """Return a budget of seconds: by default one epoch of 150 digits; 50 samples, 20 examples."""
-    return Preset(fit, 50, 20, values=values, exclude=exclude, measures=measures or {})
+    """Return a preset whose further arguments are its ``values``."""
+    return Preset(fit, num_samples, num_data, values, exclude, measures or {})
+
+
+#: A smoke test of seconds: 150 digits, one epoch.
+FEW_DIGITS = """
+    --data.name mnist5k --data.train 150 --data.test 100 --fit.epochs 1 --fit.batch_size 50
+"""
+#: 50 samples for each of 20 examples.
+smoke = partial(budget, FEW_DIGITS, num_samples=50, num_data=20)
+#: The optimizer of most of our comparisons.
+ADAM = "--fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ to the results files. The verdicts are computed here.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 from pyro_vae.core import files
 
 from ..command import RESULTS
-from ..reporting import format_budget_fraction, format_measure
+from ..reporting import Results, format_budget_fraction, format_measure, read_results
 
 __all__ = [
     "TOLERANCE",
@@ -46,55 +45,42 @@ _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
 
 class Comparison(NamedTuple):
-    """A row of a results file and the paper's result for it.
+    """A row of a results file and the paper's result for it, in nats per datum.
 
-    Attributes:
-        value: our result in nats per datum, a mean over seeds.
-        se: its standard error over the test examples.
-        error: standard error of the comparison: ``se`` for a subset of the test examples, and the
-            Monte Carlo error if all were evaluated, as in the paper.
-        published: the paper's result.
-        confirmed: whether the published number was checked against the source.
-        budget: share of the paper's training in [0, 1]; ``None`` if unknown.
-        full_budget: whether training had the paper's full length or stopped early on validation
-            data.
-        num_data: number of evaluated test examples.
-        num_test: number of all test examples.
+    ``value`` is a mean over seeds, ``se`` its standard error over the test examples, ``num_data``
+    of ``num_test`` of which were evaluated. ``error`` is the standard error of the comparison:
+    ``se``, or the Monte Carlo error if all examples were evaluated, as in the paper. ``budget`` is
+    the share of the paper's training, ``None`` if unknown; ``full_budget`` is also true for
+    training that stopped early on validation data.
     """
 
     value: float
     se: float
     error: float
-    published: float
-    confirmed: bool
-    budget: float | None
-    full_budget: bool
     num_data: int
     num_test: int
+    budget: float | None
+    full_budget: bool
+    published: float
+    confirmed: bool
 
 
 def compare_row(row: Mapping[str, Any]) -> Comparison:
     """Compare a row of a results file with its published result."""
     runs = row["runs"]
     estimates = [run["bounds"]["estimates"]["log_evidence"] for run in runs]
-
-    def mean(key: str) -> float:
-        return statistics.fmean(math.nan if e[key] is None else e[key] for e in estimates)
-
-    shares = [run["budget"].get("fraction") for run in runs]
+    value, data_error, monte_carlo_error = (
+        statistics.fmean(math.nan if e[key] is None else e[key] for e in estimates)
+        for key in ("value", "se_data", "se_monte_carlo")
+    )
     num_data = min(run["bounds"]["num_data"] for run in runs)
     num_test = max(run["data"]["sizes"]["test"] for run in runs)
-    return Comparison(
-        value=mean("value"),
-        se=mean("se_data"),
-        error=mean("se_data" if num_data < num_test else "se_monte_carlo"),
-        published=row["paper"]["value"],
-        confirmed=row["paper"]["confirmed"],
-        budget=None if None in shares else min(shares),
-        full_budget=_is_full_budget(row),
-        num_data=num_data,
-        num_test=num_test,
-    )
+    error = data_error if num_data < num_test else monte_carlo_error
+    shares = [run["budget"].get("fraction") for run in runs]
+    budget = None if None in shares else min(shares)
+    full, paper = _is_full_budget(row), row["paper"]
+    ours = (value, data_error, error, num_data, num_test, budget, full)
+    return Comparison(*ours, paper["value"], paper["confirmed"])
 
 
 def _is_full_budget(row: Mapping[str, Any]) -> bool:
@@ -129,19 +115,14 @@ def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
     return "disagrees"
 
 
-def read_all_results(folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
+def read_all_results(folder: Path = RESULTS) -> Iterator[Results]:
     """Yield the contents of the results files of the compared presets.
 
     Raises:
         ValueError: if a file is damaged.
     """
     for file in sorted(folder.glob("*.json")):
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}): remove it and run its script again"
-            ) from None
+        results = read_results(file, "its script")
         if isinstance(results, dict) and results.get("preset") in _PRESETS:
             yield results
 
@@ -238,12 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compare the results with the papers: published numbers, claims and verdicts",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
-    )
-    parser.add_argument(
-        "--document", type=Path, default=_DOCUMENT, metavar="FILE", help="document to update"
-    )
+    add = parser.add_argument
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results")
+    add("--document", type=Path, default=_DOCUMENT, metavar="FILE", help="document to update")
     options = parser.parse_args(argv)
     try:
         section = format_section(list(read_all_results(options.results)))

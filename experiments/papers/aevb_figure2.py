@@ -31,7 +31,7 @@ from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
 from ..command import main as run
-from ..tables import Preset, claim_verdict, smoke
+from ..tables import budget, claim_verdict
 from . import curves
 from .curves import (
     ClaimRecords,
@@ -129,8 +129,9 @@ TABLE = Curves(
     },
     paper_samples=1e8,
     presets={
-        "smoke": smoke(
-            "",
+        "smoke": budget(
+            num_samples=50,
+            num_data=20,
             exclude=[row_name(d, n, m) for (d, n, m) in ROWS.values() if n not in (2, 3, 20)],
             mnist="mnist5k",
             mnist_train=200,
@@ -141,17 +142,9 @@ TABLE = Curves(
             frey_often=2,
             frey_epochs=3,
         ),
-        "small": Preset(
-            fit="",
-            num_samples=500,
-            num_data=1000,
-            values={**FULL, "mnist_epochs": 200, "frey_epochs": 6250},
-        ),
-        "paper": Preset(
-            fit="",
-            num_samples=500,
-            num_data=1000,
-            values={**FULL, "mnist_epochs": 2000, "frey_epochs": 62500},
+        "small": budget(num_samples=500, num_data=1000, **FULL, mnist_epochs=200, frey_epochs=6250),
+        "paper": budget(
+            num_samples=500, num_data=1000, **FULL, mnist_epochs=2000, frey_epochs=62500
         ),
     },
 )

@@ -25,7 +25,7 @@ from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
 from ..command import main as run
-from ..tables import Preset, claim_verdict, smoke
+from ..tables import budget, claim_verdict
 from . import curves
 from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 from .curves import (
@@ -98,8 +98,9 @@ TABLE = Curves(
     },
     paper_samples=6e7,
     presets={
-        "smoke": smoke(
-            "",
+        "smoke": budget(
+            num_samples=50,
+            num_data=20,
             mnist="mnist5k",
             hidden="[10]",
             few=100,
@@ -108,16 +109,8 @@ TABLE = Curves(
             many=300,
             many_epochs=2,
         ),
-        "small": Preset(
-            fit="",
-            num_data=1000,
-            values={**FULL, "few_epochs": 5000, "many_epochs": 100},
-        ),
-        "paper": Preset(
-            fit="",
-            num_data=1000,
-            values={**FULL, "few_epochs": 60000, "many_epochs": 1200},
-        ),
+        "small": budget(num_data=1000, **FULL, few_epochs=5000, many_epochs=100),
+        "paper": budget(num_data=1000, **FULL, few_epochs=60000, many_epochs=1200),
     },
 )
 

@@ -71,38 +71,36 @@ class EvaluationSchedule:
         return sorted({*(round(10 ** (i / self.per_decade)) for i in steps), last})
 
 
+@dataclass(frozen=True)
 class Curve:
     """Values of estimators on the same examples at several points of one run.
 
-    Arguments:
-        columns: ``samples``, the numbers of training examples seen, ``(P,)`` in increasing order;
-            and for each estimator ``train/NAME`` and ``test/NAME``, ``(P, N)`` in nats.
+    Attributes:
+        samples: numbers of training examples seen, ``(P,)`` in increasing order.
+        columns: for each estimator ``train/NAME`` and ``test/NAME``, ``(P, N)`` in nats.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
-        self.columns = dict(columns)
+    samples: np.ndarray
+    columns: Mapping[str, np.ndarray]
 
     @classmethod
-    def read(cls, file: Path) -> Curve:
-        """Read a file of :meth:`write`. A missing file is an empty curve.
+    def read(cls, folder: Path) -> Curve:
+        """Read the points in a run folder, a file for each.
 
         Raises:
-            ValueError: if the file is damaged.
+            ValueError: if a file is damaged.
         """
-        if not file.is_file():
-            return cls({"samples": np.empty(0, dtype=np.int64)})
-        try:
-            with np.load(file) as stored:
-                return cls({name: stored[name] for name in stored.files})
-        except (ValueError, OSError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{file} is damaged: remove its folder to rerun the cell") from error
-
-    def write(self, file: Path) -> None:
-        files.atomic_write(file, lambda path: np.savez(path, **self.columns))
-
-    @property
-    def samples(self) -> np.ndarray:
-        return self.columns["samples"]
+        points = {}
+        for file in folder.glob("curve-*.npz"):
+            try:
+                with np.load(file) as stored:
+                    points[int(stored["samples"])] = {name: stored[name] for name in stored.files}
+            except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+                raise ValueError(f"{file} is damaged: remove {folder} to rerun the cell") from error
+        ordered = [points[samples] for samples in sorted(points)]
+        names = [name for name in (ordered or [{}])[0] if name != "samples"]
+        columns = {name: np.stack([point[name] for point in ordered]) for name in names}
+        return cls(np.array(sorted(points), dtype=np.int64), columns)
 
     @property
     def estimators(self) -> list[str]:
@@ -115,16 +113,6 @@ class Curve:
     def mean(self, estimator: str, split: str = "test") -> np.ndarray:
         """Means over the examples, ``(P,)``."""
         return self.values(estimator, split).mean(1)
-
-    def insert(self, samples: int, values: Mapping[str, np.ndarray]) -> Curve:
-        """Return a curve with one more point: values ``(N,)`` by column."""
-        if not len(self.samples):
-            return Curve(
-                {"samples": np.array([samples]), **{n: v[None] for n, v in values.items()}}
-            )
-        index = int(np.searchsorted(self.samples, samples))
-        point = {"samples": np.array(samples), **values}
-        return Curve({n: np.insert(v, index, point[n], axis=0) for n, v in self.columns.items()})
 
     def summary(self) -> dict[str, Any]:
         """Return means with standard errors over the examples, for JSON."""
@@ -161,19 +149,12 @@ class CurveCell(Cell):
     table: Curves
 
     @property
-    def file(self) -> Path:
-        return self.folder / "curve.npz"
-
-    @property
     def curve(self) -> Curve:
-        return Curve.read(self.file)
+        return Curve.read(self.folder)
 
     def incomplete_reason(self) -> str | None:
         reason = super().incomplete_reason()
-        try:
-            missing = self._missing_epochs() if reason is None else []
-        except ValueError as error:
-            return str(error)
+        missing = self._missing_epochs() if reason is None else []
         return f"not evaluated after epochs {', '.join(map(str, missing))}" if missing else reason
 
     def execute(self, device: str) -> None:
@@ -198,21 +179,23 @@ class CurveCell(Cell):
     def _epochs(self) -> list[int]:
         return self.table.schedules[self.preset].epochs(self.expected.settings.fit.epochs)
 
+    def _point_file(self, epoch: int) -> Path:
+        return self.folder / f"curve-{epoch:06}.npz"
+
     def _missing_epochs(self) -> list[int]:
         """Return the scheduled epochs without an evaluation."""
-        sizes = self.run.read_result().get("data", {}).get("sizes", {})
-        seen = {*self.curve.samples.tolist()}
-        return [epoch for epoch in self._epochs if epoch * sizes.get("train", 0) not in seen]
+        return [epoch for epoch in self._epochs if not self._point_file(epoch).is_file()]
 
     def _evaluate_epoch(self, model: Autoencoder, data: Dataset, history: History) -> None:
-        samples, curve = len(history) * len(data.train), self.curve
-        if len(history) not in self._epochs or samples in curve.samples:
+        epoch, file = len(history), self._point_file(len(history))
+        if epoch not in self._epochs or file.is_file():
             return
-        schedule, columns = self.table.schedules[self.preset], {}
+        schedule = self.table.schedules[self.preset]
+        columns = {"samples": np.array(epoch * len(data.train))}
         for split, part in zip(SPLITS, (data.train, data.test), strict=True):
             values = schedule.estimators(model, part.head(schedule.num_data))
             columns |= {f"{split}/{name}": np.asarray(v, float) for name, v in values.items()}
-        curve.insert(samples, columns).write(self.file)
+        files.atomic_write(file, lambda path: np.savez(path, **columns))
 
     def _evaluate_checkpoint(self, device: str) -> None:
         """Evaluate a run that was killed between writing its checkpoint and its evaluation."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from ..command import main
 from ..studies.posteriors import TABLE as POSTERIORS
 from ..studies.priors import BASE, PRESETS, add_warm_up
-from ..tables import Preset, Published, Table, ordering
+from ..tables import Preset, Published, Table, budget, ordering
 from .vampprior import STATIC
 
 SOURCE = "van den Berg et al. 2018, arXiv 1803.05649, table 1"
@@ -43,7 +43,7 @@ def make_preset(epochs: int, warm_up: int, num_data: int | None) -> Preset:
     """Return the authors' recipe for a number of epochs."""
     values = {"network": "ConvNet", "hidden": "[256]", "valid": 10_000}
     fit = f"--fit.epochs {epochs}{CONVOLUTIONS}"
-    return add_warm_up(Preset(fit=fit, num_data=num_data, values=values), warm_up)
+    return add_warm_up(budget(fit, num_data=num_data, **values), warm_up)
 
 
 TABLE = Table(

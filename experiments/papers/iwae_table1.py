@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from itertools import product
 
 from ..command import main
-from ..tables import Claim, Preset, Table, ordering
+from ..tables import Claim, Preset, Table, budget, ordering
 from .iwae_paper import ONE_LAYER, TABLE_1, TWO_LAYERS, measure_active_units, row_name
 
 LAYERS = {1: ONE_LAYER, 2: TWO_LAYERS}
@@ -58,7 +58,7 @@ HELD_OUT = {
 }
 TRAIN_SIZES = {"mnist": 60_000, "omniglot": 24_345}
 #: Data of ``smoke``: 150 training digits, and few test digits for counting units.
-DIGITS = "--data.name mnist5k --data.test 100 --data.valid 4750"
+DIGITS = "--data.name mnist5k --data.train 150 --data.test 100"
 #: The last stage i of each preset: 3280 epochs in the paper, 13 (0.4 %) in ``small``.
 STAGES = {"smoke": 0, "small": 2, "paper": 7}
 
@@ -85,11 +85,11 @@ def make_presets(recipe: str, valid: int, digits: str = "") -> dict[str, Preset]
             "milestones": str([(3**i - 1) // 2 for i in range(1, last + 1)]).replace(" ", ""),
         }
         fit = f"--fit.epochs {(3 ** (last + 1) - 1) // 2} --fit.batch_size 20"
-        presets[name] = Preset(
-            fit=f"{fit} {OPTIMIZERS[recipe]} {SCHEDULES[recipe]}",
+        presets[name] = budget(
+            f"{fit} {OPTIMIZERS[recipe]} {SCHEDULES[recipe]}",
             num_samples=50 if smoke else 5000,
             num_data={"smoke": 20, "small": 2000}.get(name),
-            values=values,
+            **values,
         )
     return presets
 
@@ -110,10 +110,9 @@ def make_claims(units: bool = True) -> dict[str, Claim]:
     """
     claims: dict[str, Claim] = {}
     for layers in LAYERS:
-        rows = {(o, k): row_name(layers, o, k) for o, k in product(OBJECTIVES, KS)}
         name = f"{layers} layer{'s' if layers > 1 else ''}"
-        iwae_1, iwae_5, iwae_50 = (rows["IWAE", k] for k in KS)
-        vae_1, vae_50 = rows["VAE", 1], rows["VAE", 50]
+        iwae_1, iwae_5, iwae_50 = (row_name(layers, "IWAE", k) for k in KS)
+        vae_1, vae_50 = (row_name(layers, "VAE", k) for k in (1, 50))
         claims |= {
             f"{name}: IWAE, 1 to 5": ordering(
                 f"{name}: IWAE is better with k = 5 than with k = 1", iwae_5, iwae_1
@@ -129,21 +128,25 @@ def make_claims(units: bool = True) -> dict[str, Claim]:
                 f"{name}: VAE is better with k = 50 than with k = 1", vae_50, vae_1
             ),
         }
-        if units:
-            claims |= {
-                f"{name}: units, 1 to 5": ordering(
-                    f"{name}: IWAE has more active units with k = 5 than with k = 1",
-                    *(iwae_5, iwae_1, "active units"),
-                ),
-                f"{name}: units, 5 to 50": ordering(
-                    f"{name}: IWAE has more active units with k = 50 than with k = 5",
-                    *(iwae_50, iwae_5, "active units"),
-                ),
-                f"{name}: units of the VAE": ordering(
-                    f"{name}: with k = 50, IWAE has more active units than the VAE",
-                    *(iwae_50, vae_50, "active units"),
-                ),
-            }
+        of_units = {
+            "units, 1 to 5": (
+                "IWAE has more active units with k = 5 than with k = 1",
+                iwae_5,
+                iwae_1,
+            ),
+            "units, 5 to 50": (
+                "IWAE has more active units with k = 50 than with k = 5",
+                iwae_50,
+                iwae_5,
+            ),
+            "units of the VAE": (
+                "with k = 50, IWAE has more active units than the VAE",
+                iwae_50,
+                vae_50,
+            ),
+        }
+        for key, (sentence, row, than) in of_units.items() if units else ():
+            claims[f"{name}: {key}"] = ordering(f"{name}: {sentence}", row, than, "active units")
     return claims
 
 

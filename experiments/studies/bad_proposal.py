@@ -38,7 +38,7 @@ from pyro_vae.runs.provenance import weights_checksum
 from ..cells import Cell
 from ..command import main as run
 from ..reporting import Results
-from ..tables import Measure, Preset, Table, smoke
+from ..tables import Measure, Table, budget
 
 #: Changes of q(z|x): shifts of its mean in standard deviations, and factors of these.
 CHANGES = {"mean": (0.0, 0.5, 1.0, 2.0, 4.0), "scale": (0.25, 0.5, 1.0, 2.0, 4.0)}
@@ -138,8 +138,9 @@ TABLE = Table(
         "deep decoder": "--model.latent_dim {many} --model.decoder.hidden {hidden}",
     },
     presets={
-        "smoke": smoke(
-            "",
+        "smoke": budget(
+            num_samples=50,
+            num_data=20,
             measures=make_measures("smoke", 50, 20),
             digits="mnist5k",
             data="--data.test 4800",
@@ -148,18 +149,15 @@ TABLE = Table(
             few=2,
             many=10,
         ),
-        "small": Preset(
-            fit="",
+        "small": budget(
             num_data=100,
             measures=make_measures("small", 5000, 100),
-            values={
-                "digits": "mnist",
-                "data": "",
-                "hidden": "[200,200]",
-                "epochs": 15,
-                "few": 5,
-                "many": 50,
-            },
+            digits="mnist",
+            data="",
+            hidden="[200,200]",
+            epochs=15,
+            few=5,
+            many=50,
         ),
     },
 )

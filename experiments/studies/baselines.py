@@ -16,7 +16,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Table, budget
 
 
 def measure_training_log_evidence(model: Autoencoder, data: Dataset) -> dict[str, Any]:
@@ -43,9 +43,9 @@ TABLE = Table(
     },
     measures={"training L_1000": measure_training_log_evidence},
     presets={
-        "smoke": smoke("--fit.epochs 1", hidden="[20]"),
-        "small": Preset("--fit.epochs 1000", num_data=1000, values={"hidden": "[100]"}),
-        "paper": Preset("--fit.epochs 60000", num_data=1000, values={"hidden": "[100]"}),
+        "smoke": budget("--fit.epochs 1", num_samples=50, num_data=20, hidden="[20]"),
+        "small": budget("--fit.epochs 1000", num_data=1000, hidden="[100]"),
+        "paper": budget("--fit.epochs 60000", num_data=1000, hidden="[100]"),
     },
 )
 

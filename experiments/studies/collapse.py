@@ -11,7 +11,7 @@ import sys
 
 from ..command import main
 from ..papers.iwae_paper import measure_active_units
-from ..tables import Preset, Table, smoke
+from ..tables import ADAM, Table, budget, smoke
 
 DEEP = "--model.decoder.hidden {deep}"
 WARM_UP = "--objective.beta LinearWarmUp --objective.beta.epochs {rising}"
@@ -38,31 +38,25 @@ TABLE = Table(
     measures={"active units": measure_active_units},
     presets={
         "smoke": smoke(hidden="[20]", deep="[20,20]", rising=1, period=1, nats=0.1),
-        "small": Preset(
-            fit="""
-                --fit.epochs 12 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
+        "small": budget(
+            f"--fit.epochs 12 {ADAM}",
             num_data=1000,
-            values={
-                "hidden": "[200,200]",
-                "deep": "[200,200,200,200,200]",
-                "rising": 8,
-                "period": 4,
-                "nats": 0.2,
-            },
+            hidden="[200,200]",
+            deep="[200,200,200,200,200]",
+            rising=8,
+            period=4,
+            nats=0.2,
         ),
-        "paper": Preset(
-            fit="""
+        "paper": budget(
+            """
                 --fit.epochs 2000 --fit.batch_size 256
                 --fit.optimizer Adam --fit.optimizer.lr 0.001
             """,
-            values={
-                "hidden": "[200,200]",
-                "deep": "[200,200,200,200,200]",
-                "rising": 200,
-                "period": 100,
-                "nats": 0.2,
-            },
+            hidden="[200,200]",
+            deep="[200,200,200,200,200]",
+            rising=200,
+            period=100,
+            nats=0.2,
         ),
     },
 )

@@ -17,7 +17,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import ADAM, Table, budget, smoke
 
 BASE = """
     --data.name mnist --data.binarize dynamic --data.valid 0
@@ -57,19 +57,8 @@ TABLE = Table(
     measures={"accuracy by Bayes": measure_accuracy_by_bayes},
     presets={
         "smoke": smoke(hidden="[20]"),
-        "small": Preset(
-            fit="""
-                --fit.epochs 15 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            num_data=1000,
-            values={"hidden": "[200,200]"},
-        ),
-        "paper": Preset(
-            fit="""
-                --fit.epochs 500 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            values={"hidden": "[500,500]"},
-        ),
+        "small": budget(f"--fit.epochs 15 {ADAM}", num_data=1000, hidden="[200,200]"),
+        "paper": budget(f"--fit.epochs 500 {ADAM}", hidden="[500,500]"),
     },
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Table, budget
 
 TABLE = Table(
     name="counts",
@@ -34,16 +34,14 @@ TABLE = Table(
         "ZeroInflatedNegativeBinomial": "--model.likelihood ZeroInflatedNegativeBinomial",
     },
     presets={
-        "smoke": smoke(
-            "--data.test 1600 --fit.epochs 1",
-            hidden="[20]",
+        "smoke": budget(
+            "--data.test 1600 --fit.epochs 1", num_samples=50, num_data=20, hidden="[20]"
         ),
-        "small": Preset(fit="--fit.epochs 400 --fit.patience 40", values={"hidden": "[100]"}),
+        "small": budget("--fit.epochs 400 --fit.patience 40", hidden="[100]"),
         # not from a paper: the same with more patience
-        "paper": Preset(
-            fit="--fit.epochs 4000 --fit.patience 200 --fit.optimizer Adam"
-            " --fit.optimizer.lr 0.0003",
-            values={"hidden": "[100]"},
+        "paper": budget(
+            "--fit.epochs 4000 --fit.patience 200 --fit.optimizer Adam --fit.optimizer.lr 0.0003",
+            hidden="[100]",
         ),
     },
 )

@@ -9,12 +9,12 @@ mean bound over all examples, as computed by the objectives.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_vae.core import files
 from pyro_vae.core.random import check_seed, seeded
 from pyro_vae.learning.objectives import IWAE, MIWAE, PIWAE, Objective
 
-from ..command import RESULTS
+from ..command import RESULTS, write_results
 
+MODULE = "experiments.studies.gradients"
 GROUPS = 5
 ESTIMATORS: dict[str, Callable[[int], Objective]] = {
     "IWAE standard": lambda k: IWAE(k),
@@ -194,7 +194,7 @@ def measure_gradients(name: str, seed: int) -> dict[str, Any]:
         "name": "gradients",
         "title": "Gradients of importance weighted bounds against the number of samples",
         "preset": name,
-        "command": f"python -m experiments.studies.gradients --preset {name} --seed {seed}",
+        "command": f"python -m {MODULE} --preset {name} --seed {seed}",
         "configuration": {**asdict(preset), "dimensions": 20, "perturbation": 0.01},
         "seed": seed,
         "device": f"cpu, {torch.get_num_threads()} threads",
@@ -284,27 +284,22 @@ def _plot_curve(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the numbers and the figure, and print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.studies.gradients",
+        prog=f"python -m {MODULE}",
         description="Gradients of importance weighted bounds against the number of samples",
         allow_abbrev=False,
     )
     parser.add_argument("--preset", choices=list(PRESETS), default="small")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args(argv)
     try:
         results = measure_gradients(options.preset, check_seed(options.seed))
         file = options.results / f"gradients-{options.preset}.json"
-        files.atomic_write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        figure = draw(results)
-        files.atomic_write(file.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150))
+        written = write_results(file, results, partial(draw, results))
     except (OSError, ValueError) as error:
         print(f"gradients: {error}", file=sys.stderr)
         return 1
-    print(format_results(results))
-    print(f"results: {file}, {file.with_suffix('.png')}")
+    print(f"{format_results(results)}\nresults: {', '.join(map(str, written))}")
     return 0
 
 

@@ -21,7 +21,7 @@ from pyro_vae.evaluation.inference_gaps.estimator import gaps
 from pyro_vae.models import Autoencoder
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import ADAM, Table, budget, smoke
 
 #: Annealing and fits of a smoke test.
 SMOKE: dict[str, Any] = {
@@ -78,19 +78,15 @@ TABLE = Table(
             large="[20,20]",
             decoder="[20]",
         ),
-        "small": Preset(
-            fit="""
-                --fit.epochs 20 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
+        "small": budget(
+            f"--fit.epochs 20 {ADAM}",
             num_data=1000,
-            values={"small": "[30]", "large": "[500,500]", "decoder": "[200,200]"},
+            small="[30]",
+            large="[500,500]",
+            decoder="[200,200]",
         ),
-        "paper": Preset(
-            fit="""
-                --fit.epochs 2000 --fit.batch_size 100
-                --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            values={"small": "[30]", "large": "[500,500]", "decoder": "[200,200]"},
+        "paper": budget(
+            f"--fit.epochs 2000 {ADAM}", small="[30]", large="[500,500]", decoder="[200,200]"
         ),
     },
 )

@@ -16,7 +16,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Table, budget
 
 
 def measure_lower_half(
@@ -66,8 +66,9 @@ TABLE = Table(
     },
     measures={"lower half": measure_lower_half},
     presets={
-        "smoke": smoke(
-            "",
+        "smoke": budget(
+            num_samples=50,
+            num_data=20,
             measures={"lower half": partial(measure_lower_half, num_data=10, num_samples=50)},
             digits="mnist5k",
             hidden="[20]",
@@ -75,27 +76,17 @@ TABLE = Table(
             frey="[20]",
             frey_epochs=1,
         ),
-        "small": Preset(
-            fit="",
+        "small": budget(
             num_samples=1000,
             num_data=200,
-            values={
-                "digits": "mnist",
-                "hidden": "[200,200]",
-                "epochs": 15,
-                "frey": "[200]",
-                "frey_epochs": 600,
-            },
+            digits="mnist",
+            hidden="[200,200]",
+            epochs=15,
+            frey="[200]",
+            frey_epochs=600,
         ),
-        "paper": Preset(
-            fit="",
-            values={
-                "digits": "mnist",
-                "hidden": "[500,500]",
-                "epochs": 500,
-                "frey": "[200]",
-                "frey_epochs": 2000,
-            },
+        "paper": budget(
+            digits="mnist", hidden="[500,500]", epochs=500, frey="[200]", frey_epochs=2000
         ),
     },
 )

@@ -9,7 +9,7 @@ import sys
 
 from ..command import main
 from ..papers.iwae_paper import ONE_LAYER, TABLE_1, measure_active_units
-from ..tables import Preset, Table, smoke
+from ..tables import ADAM, Table, budget, smoke
 
 DATA = "--data.name mnist --data.binarize dynamic --data.valid 0"
 OBJECTIVES = {
@@ -29,20 +29,17 @@ TABLE = Table(
     published={row: str(TABLE_1["mnist"][f"1 layer: {row}"]) for row in OBJECTIVES},
     presets={
         "smoke": smoke(hidden="[20]", k=4, bias="data"),
-        "small": Preset(
-            fit="""
-                --fit.epochs 12 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            values={"hidden": "[200,200]", "k": 50, "bias": "data"},
-        ),
-        "paper": Preset(
-            fit="""
+        "small": budget(f"--fit.epochs 12 {ADAM}", hidden="[200,200]", k=50, bias="data"),
+        "paper": budget(
+            """
                 --fit.epochs 3280 --fit.batch_size 20
                 --fit.optimizer Adam --fit.optimizer.lr 0.001 --fit.optimizer.eps 0.0001
                 --fit.schedule MultiStepLR --fit.schedule.gamma 0.7196856730011519
                 --fit.schedule.milestones [1,4,13,40,121,364,1093]
             """,
-            values={"hidden": "[200,200]", "k": 50, "bias": "data"},
+            hidden="[200,200]",
+            k=50,
+            bias="data",
         ),
     },
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from ..command import main
-from ..tables import Preset, Table, group_rows, smoke
+from ..tables import Table, budget, group_rows
 
 DISCRETE = "--data.values integer --model.likelihood"
 DENSITY = "--data.values dequantized --model.likelihood"
@@ -50,9 +50,10 @@ TABLE = Table(
     base="--fit.batch_size 100",
     cells={**group_rows("MNIST", MNIST, ROWS), **group_rows("Frey Face", FREY, ROWS)},
     presets={
-        "smoke": smoke(
+        "smoke": budget(
             "--data.test 0.97",
-            # every likelihood once; Categorical runs in ``counts`` with 17 levels
+            num_samples=50,
+            num_data=20,
             exclude=["MNIST: Categorical", *(f"Frey Face: {row}" for row in list(ROWS)[2:])],
             mnist="mnist5k",
             hidden="[5]",
@@ -60,29 +61,22 @@ TABLE = Table(
             frey_hidden="[5]",
             frey_epochs=1,
         ),
-        "small": Preset(
-            fit="",
+        "small": budget(
             num_samples=500,
             num_data=500,
-            values={
-                "mnist": "mnist",
-                "hidden": "[200,200]",
-                "mnist_epochs": 4,
-                "frey_hidden": "[200]",
-                "frey_epochs": 120,
-            },
-            # 256 outputs for each of 784 pixels take hours on two cores
             exclude=["MNIST: Categorical"],
+            mnist="mnist",
+            hidden="[200,200]",
+            mnist_epochs=4,
+            frey_hidden="[200]",
+            frey_epochs=120,
         ),
-        "paper": Preset(
-            fit="",
-            values={
-                "mnist": "mnist",
-                "hidden": "[200,200]",
-                "mnist_epochs": 200,
-                "frey_hidden": "[200]",
-                "frey_epochs": 2000,
-            },
+        "paper": budget(
+            mnist="mnist",
+            hidden="[200,200]",
+            mnist_epochs=200,
+            frey_hidden="[200]",
+            frey_epochs=2000,
         ),
     },
     bits=True,

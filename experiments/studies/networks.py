@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Table, budget, smoke
 
 
 def both_networks(name: str, options: dict[str, str]) -> str:
@@ -35,43 +35,34 @@ TABLE = Table(
     },
     presets={
         "smoke": smoke(
-            mlp="[8]",
-            gated="[4]",
-            channels="[2,4]",
-            blocks=1,
-            convnet="[8]",
-            resnet="[8]",
+            mlp="[8]", gated="[4]", channels="[2,4]", blocks=1, convnet="[8]", resnet="[8]"
         ),
         # MLP: 419,264 parameters, the others within 0.5 %
-        "small": Preset(
-            fit="""
+        "small": budget(
+            """
                 --fit.epochs 15 --fit.optimizer Adam --fit.optimizer.lr 0.002
                 --fit.schedule CosineAnnealingLR --fit.schedule.T_max 15 --fit.clip_norm 2000
             """,
             num_data=500,
-            values={
-                "mlp": "[200,200]",
-                "gated": "[136,136]",
-                "channels": "[8,16]",
-                "blocks": 1,
-                "convnet": "[246]",
-                "resnet": "[239]",
-            },
+            mlp="[200,200]",
+            gated="[136,136]",
+            channels="[8,16]",
+            blocks=1,
+            convnet="[246]",
+            resnet="[239]",
         ),
         # 1,116,864 parameters, as the gated 300–300 network of the VampPrior paper
-        "paper": Preset(
-            fit="""
+        "paper": budget(
+            """
                 --data.valid 10000 --fit.epochs 2000 --fit.patience 50
                 --fit.optimizer Adam --fit.optimizer.lr 0.0005
             """,
-            values={
-                "mlp": "[435,435]",
-                "gated": "[300,300]",
-                "channels": "[32,64]",
-                "blocks": 2,
-                "convnet": "[168]",
-                "resnet": "[110]",
-            },
+            mlp="[435,435]",
+            gated="[300,300]",
+            channels="[32,64]",
+            blocks=2,
+            convnet="[168]",
+            resnet="[110]",
         ),
     },
 )

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Preset, Table, budget, smoke
 
 # The decoder starts at the pixels' means: without this, the VampPrior, which does not fix the scale
 # of the latents, collapsed to a point.
@@ -21,26 +21,26 @@ BASE = """
     --fit.batch_size 100
 """
 PRESETS = {
-    "smoke": smoke(
-        network="MLP",
-        hidden="[20]",
-        components=10,
-    ),
+    "smoke": smoke(network="MLP", hidden="[20]", components=10),
     # without clipping, the planar flow of ``experiments.studies.posteriors`` diverged
-    "small": Preset(
-        fit="""
+    "small": budget(
+        """
             --fit.epochs 15 --fit.optimizer Adam --fit.optimizer.lr 0.002
             --fit.schedule CosineAnnealingLR --fit.schedule.T_max 15 --fit.clip_norm 2000
         """,
         num_data=500,
-        values={"network": "MLP", "hidden": "[200,200]", "components": 100},
+        network="MLP",
+        hidden="[200,200]",
+        components=100,
     ),
-    "paper": Preset(
-        fit="""
+    "paper": budget(
+        """
             --data.valid 10000 --fit.epochs 2000 --fit.patience 50
             --fit.optimizer Adam --fit.optimizer.lr 0.0005
         """,
-        values={"network": "GatedMLP", "hidden": "[300,300]", "components": 500},
+        network="GatedMLP",
+        hidden="[300,300]",
+        components=500,
     ),
 }
 # As in the VampPrior paper, for all rows.

@@ -25,7 +25,7 @@ from ..cells import Cell
 from ..command import main as run
 from ..papers.iwae_paper import measure_active_units
 from ..reporting import Results, collect_results, format_results
-from ..tables import Preset, Table, smoke
+from ..tables import ADAM, Table, budget, smoke
 
 ROWS = {f"beta {beta}": beta for beta in ("1", "0.1", "0.3", "3", "10")}
 
@@ -83,20 +83,10 @@ TABLE = Table(
     },
     presets={
         "smoke": smoke(hidden="[20]"),
-        "small": Preset(
-            fit="""
-                --fit.epochs 10 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            num_samples=1000,
-            num_data=1000,
-            values={"hidden": "[200,200]"},
+        "small": budget(
+            f"--fit.epochs 10 {ADAM}", num_samples=1000, num_data=1000, hidden="[200,200]"
         ),
-        "paper": Preset(
-            fit="""
-                --fit.epochs 500 --fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001
-            """,
-            values={"hidden": "[200,200]"},
-        ),
+        "paper": budget(f"--fit.epochs 500 {ADAM}", hidden="[200,200]"),
     },
 )
 

@@ -15,7 +15,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
 
 from ..command import main
-from ..tables import Preset, Table, smoke
+from ..tables import Table, budget
 
 PUBLISHED = {100: 0.932, 600: 0.944, 1000: 0.949, 3000: 0.958}
 
@@ -46,8 +46,10 @@ TABLE = Table(
     measures={"accuracy": measure_accuracy},
     published={f"{count} labels": f"{value:.3f}" for count, value in PUBLISHED.items()},
     presets={
-        "smoke": smoke(
+        "smoke": budget(
             "--data.name mnist5k --data.test 500 --fit.epochs 1 --fit.batch_size 100",
+            num_samples=50,
+            num_data=20,
             exclude=["3000 labels"],
             classifier="[20]",
             hidden="[20]",
@@ -56,29 +58,25 @@ TABLE = Table(
             every=4,
         ),
         # the classifier may be large: it runs once per example, the decoder ten times
-        "small": Preset(
-            fit="--fit.epochs 12 --fit.batch_size 100 --fit.optimizer.lr 0.001",
+        "small": budget(
+            "--fit.epochs 12 --fit.batch_size 100 --fit.optimizer.lr 0.001",
             num_samples=100,
             num_data=1000,
-            values={
-                "classifier": "[500,500]",
-                "hidden": "[128]",
-                "activation": "ReLU",
-                "weight": 300,
-                "every": 1,
-            },
+            classifier="[500,500]",
+            hidden="[128]",
+            activation="ReLU",
+            weight=300,
+            every=1,
         ),
         # as in Pyro's example
-        "paper": Preset(
-            fit="--fit.epochs 200 --fit.batch_size 200 --fit.optimizer.lr 0.00042",
+        "paper": budget(
+            "--fit.epochs 200 --fit.batch_size 200 --fit.optimizer.lr 0.00042",
             num_samples=1000,
-            values={
-                "classifier": "[256,128]",
-                "hidden": "[256,128]",
-                "activation": "Softplus",
-                "weight": 46,
-                "every": 10,
-            },
+            classifier="[256,128]",
+            hidden="[256,128]",
+            activation="Softplus",
+            weight=46,
+            every=10,
         ),
     },
 )

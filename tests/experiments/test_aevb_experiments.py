@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,18 +114,22 @@ def test_evaluation_does_not_change_training(finished, tmp_path):
         cell.execute("cpu")
 
 
-def test_run_killed_before_its_evaluation_resumes(finished, tmp_path, monkeypatch):
-    write, written = Curve.write, []
+def test_run_killed_before_its_evaluation_resumes(finished, tmp_path):
+    evaluated = []
 
-    def write_once(curve, file):
-        if len(written) == 1:
+    def evaluate_once(model, data):
+        if len(evaluated) == 2:  # the training and the test examples of one epoch
             raise KeyboardInterrupt
-        written.append(file)
-        write(curve, file)
+        evaluated.append(data)
+        return aevb_figure2.estimate_elbo(model, data)
 
-    monkeypatch.setattr(Curve, "write", write_once)
-    assert aevb_figure2.main(make_args(tmp_path, "--only", DIGITS)) == 130
-    monkeypatch.undo()
+    schedule = aevb_figure2.TABLE.schedules["smoke"]
+    schedules = {"smoke": replace(schedule, estimators=evaluate_once)}
+    interrupted = CurveCell(
+        replace(aevb_figure2.TABLE, schedules=schedules), "smoke", DIGITS, 0, tmp_path / "runs"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.execute("cpu")
     cell = curve_cell(tmp_path)
     assert len(cell.curve.samples) == 1
     assert cell.incomplete_reason() == "training not finished"
@@ -136,11 +141,12 @@ def test_run_killed_before_its_evaluation_resumes(finished, tmp_path, monkeypatc
 def test_damaged_curve_is_a_one_line_error(tmp_path):
     cell = curve_cell(tmp_path)
     cell.folder.mkdir(parents=True)
+    file = cell.folder / "curve-000001.npz"
     for content in (b"PK but no more", b"nothing"):
-        cell.file.write_bytes(content)
+        file.write_bytes(content)
         with pytest.raises(ValueError) as raised:
             _ = cell.curve
-        assert str(raised.value) == f"{cell.file} is damaged: remove its folder to rerun the cell"
+        assert str(raised.value) == f"{file} is damaged: remove {cell.folder} to rerun the cell"
 
 
 def make_curve(
@@ -152,7 +158,7 @@ def make_curve(
     samples = 1000 * 10 ** np.arange(len(levels))
     test = np.array(levels)[:, None] + noise
     columns = {f"train/{estimator}": test + overfit, f"test/{estimator}": test}
-    return Curve({"samples": samples, **columns})
+    return Curve(samples, columns)
 
 
 def test_verdicts_of_figure_2():
@@ -195,7 +201,7 @@ def test_verdicts_of_figure_3():
             make_curve([-180, level], estimator=estimator)
             for estimator, level in (("AIS", ais), ("appendix D", ais + difference))
         ]
-        return Curve(curves[0].columns | curves[1].columns)
+        return Curve(curves[0].samples, {**curves[0].columns, **curves[1].columns})
 
     curve_of = {
         (1000, "AEVB"): curve(-150, 0.3),
@@ -230,13 +236,13 @@ def test_verdicts_of_figure_3():
 def test_estimator_verdict_depends_on_its_error(difference, error, verdict):
     noise = np.random.default_rng(0).normal(size=400)
     noise = (noise - noise.mean()) / noise.std(ddof=1)
-    annealed = make_curve([-180, -150], estimator="AIS").columns
+    curve = make_curve([-180, -150], estimator="AIS")
+    annealed = dict(curve.columns)
     fitted = {
         name.replace("AIS", "appendix D"): rows + difference + 20 * error * noise
         for name, rows in annealed.items()
-        if name != "samples"
     }
-    claims = aevb_figure3.evaluate_claims({(1000, "AEVB"): Curve(annealed | fitted)})
+    claims = aevb_figure3.evaluate_claims({(1000, "AEVB"): Curve(curve.samples, annealed | fitted)})
     for split in curves.SPLITS:
         claim = claims[f"N_train = 1000, AEVB, {split}: estimator"]
         assert (claim["value"], claim["se"]) == (pytest.approx(difference), pytest.approx(error))
@@ -260,10 +266,11 @@ def test_schedule_of_a_longer_run_includes_that_of_a_shorter():
     assert len([e for e in long if 1000 < e <= 10000]) == 5
 
 
-def test_points_are_inserted_in_order():
-    curve = Curve({"samples": np.empty(0, dtype=int)})
-    for samples in (10, 1000, 100):
-        curve = curve.insert(samples, {"test/elbo": np.full(3, float(samples))})
+def test_points_are_read_in_order(tmp_path):
+    for epoch, samples in ((1, 10), (20, 1000), (3, 100)):
+        columns = {"samples": samples, "test/elbo": np.full(3, float(samples))}
+        np.savez(tmp_path / f"curve-{epoch:06}.npz", **columns)
+    curve = Curve.read(tmp_path)
     assert curve.samples.tolist() == [10, 100, 1000]
     assert curve.mean("elbo").tolist() == [10.0, 100.0, 1000.0]
 
