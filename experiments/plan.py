@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 import pyro_vae as pv
+from pyro_vae.config.experiment import Experiment
 from pyro_vae.data import Dataset
 from pyro_vae.learning.training import resolve_device
 
@@ -59,7 +60,7 @@ def estimate_hours(cell: Cell, device: str = "auto") -> Hours:
 
 
 def _time_steps(
-    cell: Cell, experiment: pv.config.Experiment, data: Dataset, device: str
+    cell: Cell, experiment: Experiment, data: Dataset, device: str
 ) -> tuple[float, float]:
     """Return the seconds of training and evaluation, extrapolated from a few steps."""
     arguments, preset = experiment.fit_arguments, cell.table.presets[cell.preset]

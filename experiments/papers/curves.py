@@ -248,7 +248,7 @@ def make_claim_record(
     verdict: str,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Return the record of an evaluated claim, as printed by :func:`collect.format_results`.
+    """Return the record of an evaluated claim, as in a results file.
 
     Arguments:
         sentence: the paper's statement.

@@ -30,7 +30,6 @@ from experiments.tables import (
     slug,
 )
 from pyro_vae.cli.app import main as pyro_vae
-from pyro_vae.learning import checkpoint
 from pyro_vae.runs.run import Run
 
 BUDGET = Preset("--fit.epochs 2", 30, 20, {"components": 3})
@@ -331,19 +330,16 @@ class TestRunning:
         assert "missing: StandardNormal, seed 0: not started" in capsys.readouterr().out
         assert not (tmp_path / "runs" / "toy-small" / "standardnormal-0").exists()
 
-    def test_killed_cell_resumes(self, finished, tmp_path, monkeypatch):
-        save, saved = checkpoint.save_checkpoint, []
+    def test_killed_cell_resumes(self, finished, tmp_path):
+        class Interrupted(Cell):
+            def fit(self, experiment, progress):
+                def interrupt(*args):
+                    raise KeyboardInterrupt
 
-        def save_and_interrupt(*args):
-            save(*args)
-            saved.append(args)
-            raise KeyboardInterrupt
+                self.run.fit(experiment, resume=True, on_epoch=interrupt)
 
         args = make_args(tmp_path, "--only", "Mixture", preset="small")
-        monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_interrupt)
-        assert main(TOY, args) == 130
-        monkeypatch.undo()
-        assert len(saved) == 1
+        assert main(TOY, args, cell=Interrupted) == 130
         cell = Cell(TOY, "small", "Mixture", runs=tmp_path / "runs")
         assert cell.incomplete_reason() == "training not finished"
         assert main(TOY, args) == 0
