@@ -270,7 +270,8 @@ class Run(RunFiles):
                 self.remove_checkpoint(name)
             split = {"split": options["split"]} if "split" in options else {}
             units = describe_units(result, data, model)
-            summary = {**split, **result.summary(), **units, **process_count()}
+            summary = {**split, "num_data": len(result), **result.summary()}
+            summary |= {**units, **process_count()}
             self.record(name, summary, model, start)
         distributed.all_gather(None)
         return result
