@@ -152,12 +152,4 @@ class _BernoulliLogProb(torch.autograd.Function):
         x, logits = ctx.saved_tensors
         (grad,) = (grad[..., None] for grad in grads)
         grad_x = grad * logits if ctx.needs_input_grad[0] else None
-        return grad_x, grad * (x - _sigmoid(logits)) if ctx.needs_input_grad[1] else None
-
-
-def _sigmoid(logits: Tensor) -> Tensor:
-    """Return the sigmoid; in a traced graph, from the exponential that the forward pass uses."""
-    if not is_tracing():
-        return logits.sigmoid()
-    e = torch.exp(-logits.abs())
-    return torch.where(logits >= 0, 1.0, e) / (1 + e)
+        return grad_x, grad * (x - logits.sigmoid()) if ctx.needs_input_grad[1] else None
