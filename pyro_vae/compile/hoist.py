@@ -50,13 +50,10 @@ def hoist_invariants(
     functional = torch.func.functionalize(FormulaRewriter(graph).run)
     with torch.random.fork_rng():
         graph = make_fx(functional, tracing_mode="fake")(*inputs)
-    _expand_late(graph.graph)
     nodes = list(graph.graph.nodes)
     placeholders = [n for n in nodes if n.op == "placeholder"]
     changed = placeholders[:changing]
     hoisted = set[Node]() if any(map(_is_mutating, nodes)) else _find_hoistable(nodes, changed)
-    hoisted |= _make_contiguous(graph.graph, hoisted)
-    nodes = list(graph.graph.nodes)
     outputs = [n for n in nodes if n in hoisted and any(user not in hoisted for user in n.users)]
     once, each = Graph(), Graph()
     copies = {node: once.placeholder(node.name) for node in placeholders}
@@ -70,55 +67,6 @@ def hoist_invariants(
         each, (node for node in nodes if node not in hoisted and node not in copies), copies
     )
     return GraphModule(graph, once), GraphModule(graph, each)
-
-
-def _expand_late(graph: Graph) -> None:
-    """Replace f(expand(x)) by expand(f(x)), which computes values shared by all samples once."""
-    if any(node.target is _aten.as_strided.default for node in graph.nodes):
-        return  # as_strided depends on the memory layout, which changes
-    for node in graph.find_nodes(op="call_function", target=_aten.view.default):
-        node.target = _aten.reshape.default
-    for node in list(graph.nodes):
-        if _is_random(node) or not _is_pointwise(node) or len(node.all_input_nodes) != 1:
-            continue
-        if node.target is _aten.clone.default:
-            continue  # it sets the memory layout
-        (expanded,) = node.all_input_nodes
-        source = expanded
-        while source.target is _aten.expand.default:
-            source = source.args[0]
-        if _numel(source) < _numel(expanded):
-            value = node.meta["val"]
-            with graph.inserting_before(node):
-                first = graph.node_copy(node, lambda _, source=source: source)
-                late = graph.call_function(_aten.expand.default, (first, [*value.shape]))
-            first.meta = {"val": value.new_empty(source.meta["val"].shape)}
-            late.meta = {"val": value}
-            node.replace_all_uses_with(late)
-            graph.erase_node(node)
-
-
-def _make_contiguous(graph: Graph, hoisted: set[Node]) -> set[Node]:
-    """Make hoisted right factors of matrix products contiguous, such as Wᵀ in x Wᵀ.
-
-    On a CPU every product would otherwise pack its right factor again.
-
-    Returns:
-        The new nodes.
-    """
-    copies = set[Node]()
-    for node in graph.find_nodes(op="call_function", target=_aten.mm.default):
-        right: Any = node.args[1]
-        value = right.meta["val"]
-        if node in hoisted or right not in hoisted or value.is_cuda or value.is_contiguous():
-            continue
-        options: Any = {"memory_format": torch.contiguous_format}
-        with graph.inserting_before(node):
-            copy = graph.call_function(_aten.clone.default, (right,), options)
-        copy.meta = {"val": value.new_empty(value.shape)}
-        node.replace_input_with(right, copy)
-        copies.add(copy)
-    return copies
 
 
 def _copy_nodes(graph: Graph, nodes: Iterable[Node], copies: dict[Node, Node]) -> None:

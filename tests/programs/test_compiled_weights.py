@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from functools import partial
 
 import pyro
@@ -141,9 +140,6 @@ def test_sample_independent_work_is_hoisted():
     layers = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
     # two layers each: the encoder on data and on pseudo-inputs, and the decoder
     assert _count_nodes(once, *layers) == 4 and _count_nodes(each, *layers) == 2
-    # the logarithm of the component scales is taken before expanding them over the samples
-    logarithms = [n for n in once.graph.nodes if n.target is torch.ops.aten.log.default]
-    assert max(n.meta["val"].numel() if "val" in n.meta else 0 for n in logarithms) <= 5 * 2
     assert _count_nodes(once, torch.ops.aten.normal_functional.default) == 0
     with torch.no_grad():
         hoisted = once(x, *closure)
@@ -155,48 +151,6 @@ def test_sample_independent_work_is_hoisted():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     # no stored tensor has the size of all samples
     assert max(tensor.numel() for tensor in hoisted) <= 5 * 5
-
-
-def test_fixed_right_factors_are_made_contiguous_once():
-    layer, contiguous, x = nn.Linear(3, 2), torch.randn(3, 4), torch.randn(5, 3)
-
-    def products(x):
-        return layer(x), x @ contiguous, x @ x.T
-
-    with torch.no_grad():
-        graph, closure = trace_graph(products, x)
-        once, each = hoist_invariants(graph, [x, *closure], changing=1)
-        hoisted = once(x, *closure)
-        got = each(x, *closure, *hoisted)
-    nodes = each.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
-    rights = [node.args[1] for node in nodes]
-    # weights are made contiguous, contiguous factors are not copied, and x is not fixed
-    assert [right.op for right in rights] == ["placeholder", "placeholder", "call_function"]
-    tensors = dict(
-        zip(each.graph.find_nodes(op="placeholder"), [x, *closure, *hoisted], strict=True)
-    )
-    assert tensors[rights[0]].is_contiguous() and torch.equal(tensors[rights[0]], layer.weight.T)
-    assert tensors[rights[1]].data_ptr() == contiguous.data_ptr()
-    for a, b in zip(got, products(x), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_rewritten_tanh_is_accurate_to_float32():
-    x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-30, 0, 500)])
-    special = torch.tensor([math.inf, -math.inf, math.nan, 0.0])
-    with torch.no_grad():
-        graph, closure = trace_graph(lambda x: (x.tanh(),), x)
-        _, each = hoist_invariants(graph, [x, *closure], changing=1)
-        got = each(x)[0].double()
-        torch.testing.assert_close(got, x.double().tanh(), rtol=4e-7, atol=0)
-        assert (got.abs() <= 1 + 1e-6).all()
-        graph, closure = trace_graph(lambda x: (x.tanh(),), special)
-        _, each = hoist_invariants(graph, [special, *closure], changing=1)
-        torch.testing.assert_close(each(special)[0], special.tanh(), equal_nan=True)
-        double = x.double()
-        graph, closure = trace_graph(lambda x: (x.tanh(),), double)
-        _, each = hoist_invariants(graph, [double, *closure], changing=1)
-        assert torch.equal(each(double)[0], double.tanh())
 
 
 def test_mutating_graphs_are_not_split():
