@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -350,7 +350,7 @@ class _Sylvester(transforms.Transform):
         self.r = square.triu(1) + r_diagonal.diag_embed()
         self.s = square.tril(-1).mT + s_diagonal.diag_embed()
         self.bias = params[..., size + 2, :]
-        self.q = ConditionedHouseholder(_avoid_zero(params[..., size + 3 :, :]))
+        self.q: Any = ConditionedHouseholder(_avoid_zero(params[..., size + 3 :, :]))
         self._log_det = torch.empty(0)
 
     def _call(self, x: Tensor) -> Tensor:
