@@ -17,12 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 def describe_machine() -> dict[str, Any]:
     """Return the processor, the number of threads and the versions."""
     cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
+    info, family = Path("/proc/cpuinfo"), ""
     if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text().splitlines()
+        models = [line for line in lines if line.startswith("model name")]
+        # distinguishes generations with the same name: AMD's family 25 is Zen 3 and 4, 26 is Zen 5
+        family = next((x.partition(":")[2].strip() for x in lines if "cpu family" in x), "")
         cpu = models[0].partition(":")[2].strip() if models else cpu
     return {
         "cpu": cpu,
+        "cpu_family": family,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

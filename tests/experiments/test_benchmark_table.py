@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
+import internals
 import table
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,12 @@ def test_docs_show_the_current_table():
     assert "<!-- benchmarks -->" in text, "put the output of table.py between these comments"
     shown = text.partition("<!-- benchmarks -->\n")[2].partition("\n<!-- /benchmarks -->")[0]
     assert shown == table.format_table(table.read_results())
+
+
+def test_docs_show_the_current_gains_of_internals():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- internals -->\n")[2].partition("\n<!-- /internals -->")[0]
+    assert shown == internals.format_table(table.read_results()["internals"]["ratios"])
 
 
 def test_result_files_are_json_with_command_and_machine():
