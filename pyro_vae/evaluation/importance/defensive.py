@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...programs.base import empty_program
 from ...programs.importance_weights import Chunk
-from ...programs.particles import guide_scorer, run_particles
+from ...programs.particles import guide_scorer, run_particles, total_log_prob
 from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import BoundsRow, Estimator, register
@@ -26,12 +25,7 @@ _GROUPS = 10
 
 
 def count_prior_samples(share: float, num_samples: int) -> int:
-    """Return the number of prior samples that are this share of all samples; at least one.
-
-    Arguments:
-        share: the prior's share of all samples.
-        num_samples: the number of samples from q.
-    """
+    """Return the number of prior samples, at least one, for a share of all and K from q."""
     return max(1, round(share / (1 - share) * num_samples))
 
 
@@ -80,17 +74,13 @@ class DefensiveMixture:
                 f"sites from their prior; got {', '.join(map(repr, auxiliary))}: drop the option "
                 f"defensive"
             )
-        log_q = _sum_terms(particles.log_q)
         prior = {name: particles.log_p[name] for name in particles.latents}
-        self.add(0, _sum_terms(particles.log_p), _sum_terms(prior), log_q, chunk.data.start, rows)
+        terms = (total_log_prob(part) for part in (particles.log_p, prior, particles.log_q))
+        self.add(0, *terms, chunk.data.start, rows)
 
     @torch.no_grad()
     def update_from_prior(self, chunk: Chunk, rows: Tensor | None = None) -> None:
         """Draw and add all samples from the prior, in chunks of the same size as those of q.
-
-        Arguments:
-            chunk: a chunk of this block.
-            rows: the indices of the examples, for error messages.
 
         Raises:
             ValueError: if the guide has no density at samples that are not its own (a flow
@@ -104,11 +94,11 @@ class DefensiveMixture:
             particles = run_particles(
                 empty_program, model, x, *args, num_samples=count, layout=chunk.layout, **kwargs
             )
-            # with an empty guide the model runs in place of the guide: its terms are in log_q
+            # with an empty model the terms of p(x, z) are in log_q
             terms = particles.log_q
             prior = {name: terms[name] for name in particles.latents}
-            q = log_q(particles.latents)
-            self.add(1, _sum_terms(terms), _sum_terms(prior), q, chunk.data.start, rows)
+            log_p, log_prior = total_log_prob(terms), total_log_prob(prior)
+            self.add(1, log_p, log_prior, log_q(particles.latents), chunk.data.start, rows)
 
     def add(
         self,
@@ -121,10 +111,8 @@ class DefensiveMixture:
     ) -> None:
         """Add log p(x, z), log p(z) and log q(z|x) of samples z, ``(draws, n)`` each.
 
-        Arguments:
-            stratum: 0 for samples from q, 1 for samples from the prior.
-            log_joint, log_prior, log_q: the log densities.
-            start, rows: see :meth:`StreamingEstimates.update`.
+        Stratum 0 is q, 1 the prior; ``start`` and ``rows`` are as in
+        :meth:`StreamingEstimates.update`.
         """
         log_joint, log_prior, log_q = (v.double().cpu() for v in (log_joint, log_prior, log_q))
         guide, prior = self.log_shares
@@ -158,13 +146,7 @@ class DefensiveMixture:
 
 
 class _Stratum:
-    """Running estimates from the samples of one of the two proposals.
-
-    Arguments:
-        size: the number n of examples.
-        count: the total number of samples.
-        groups: the number of groups.
-    """
+    """Running estimates from all samples of one of the two proposals, and from groups of them."""
 
     def __init__(self, size: int, count: int, groups: int) -> None:
         self.mean = WeightMoments(size)
@@ -172,7 +154,6 @@ class _Stratum:
         self._sums = torch.full((groups, size), -math.inf, dtype=torch.float64)
 
     def update(self, log_w: Tensor) -> None:
-        """Add a chunk ``(draws, n)`` of float64 log weights."""
         first = self.mean.count
         self.mean.update(log_w)
         start = 0
@@ -187,10 +168,6 @@ class _Stratum:
         sizes = torch.tensor(self._ends, dtype=torch.float64).diff(prepend=torch.zeros(1))
         groups = self._sums - sizes.log()[:, None]
         return self.mean.log_mean_exp, self.mean.variance_of_log_mean_exp, groups
-
-
-def _sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(tuple(terms.values())).sum(0)
 
 
 def _describe(bounds: Bounds) -> str | None:

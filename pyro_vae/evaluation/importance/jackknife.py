@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .psis import NUM_POWERS, LargestWeights
+from .psis import LargestWeights
 
 __all__ = ["MIN_EXACT_WEIGHTS", "jackknife_estimate"]
 
@@ -49,15 +49,15 @@ def jackknife_estimate(largest: LargestWeights, num_samples: int) -> tuple[Tenso
         unknown = torch.full_like(descending[0], math.nan)
         return unknown, unknown
     # summing the weights below the largest avoids the cancellation in 1 − r
-    log_rest = torch.logaddexp(descending[1:].logsumexp(0), largest.log_sum_of_others())
+    others = largest.log_sums_of_others
+    log_rest = torch.logaddexp(descending[1:].logsumexp(0), others[0])
     log_sum = torch.logaddexp(descending[0], log_rest)
     logs = torch.log1p(-(descending[1:] - log_sum).exp())
     logs = torch.cat([(log_rest - log_sum)[None], logs])
-    powers = [(largest.log_sum_of_others(p) - p * log_sum).exp() for p in range(1, NUM_POWERS + 1)]
     total, squares = logs.sum(0), logs.square().sum(0)
-    for power, (sums, factor) in enumerate(
-        zip(powers, _SQUARED_COEFFICIENTS, strict=True), start=1
-    ):
+    for i, factor in enumerate(_SQUARED_COEFFICIENTS):
+        power = i + 1
+        sums = (others[i] - power * log_sum).exp()
         total, squares = total - sums / power, squares + factor * sums
     count = num_samples
     correction = (count - 1) * (math.log1p(-1 / count) - total / count)

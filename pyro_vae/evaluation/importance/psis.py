@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ _ROUNDING = 4 * torch.finfo(torch.float32).eps
 #: The minimum number of weights in a tail to fit.
 _MIN_TAIL = 5
 #: Number of powers of the other weights whose sums are kept.
-NUM_POWERS = 4
+_NUM_POWERS = 4
 
 
 class LargestWeights:
@@ -33,12 +32,14 @@ class LargestWeights:
 
     Attributes:
         values: log weights ``(≤ count, n)`` float64, unordered.
+        log_sums_of_others: log Σ w^p of the weights that are not kept, for p = 1, 2, …, each
+            ``(n,)``; −∞ if there are none.
     """
 
     def __init__(self, count: int, size: int, others: bool = False) -> None:
         self.count, self.others = count, others
         self.values = torch.empty(0, size, dtype=torch.float64)
-        self._log_sums = torch.full((NUM_POWERS, size), -math.inf, dtype=torch.float64)
+        self.log_sums_of_others = torch.full((_NUM_POWERS, size), -math.inf, dtype=torch.float64)
 
     def update(self, log_w: Tensor) -> None:
         """Add a chunk ``(draws, n)`` of float64 log weights."""
@@ -47,30 +48,13 @@ class LargestWeights:
         self.values = merged.topk(kept, dim=0, sorted=False).values
         if self.others and len(merged) > kept:
             rest = merged.topk(len(merged) - kept, dim=0, largest=False, sorted=False).values
-            sums = torch.stack([(rest * power).logsumexp(0) for power in range(1, NUM_POWERS + 1)])
-            self._log_sums = torch.logaddexp(self._log_sums, sums)
+            sums = torch.stack([(rest * power).logsumexp(0) for power in range(1, _NUM_POWERS + 1)])
+            self.log_sums_of_others = torch.logaddexp(self.log_sums_of_others, sums)
 
     @property
     def descending(self) -> Tensor:
         """:attr:`values` in descending order, ``(≤ count, n)``."""
         return self.values.sort(dim=0, descending=True).values
-
-    def log_sum_of_others(self, power: int = 1) -> Tensor:
-        """Return log Σ w^power of the weights that are not kept, ``(n,)``; −∞ if there are none."""
-        return self._log_sums[power - 1]
-
-
-@dataclass(frozen=True)
-class _Smoothed:
-    """Result of PSIS for a block of examples.
-
-    Attributes:
-        khat: k̂, ``(n,)``.
-        log_weights: the largest weights in descending order with a smoothed tail, ``(count, n)``.
-    """
-
-    khat: Tensor
-    log_weights: Tensor
 
 
 class ParetoTail:
@@ -96,12 +80,12 @@ class ParetoTail:
         self.tail = num_samples // 5 if small else math.floor(3 * math.sqrt(num_samples))
         self.num_samples = num_samples
         self.largest = LargestWeights(min(max(5 * self.tail, keep), num_samples), size, keep > 0)
-        self._smoothed: _Smoothed | None = None
+        self._fitted: tuple[Tensor, Tensor] | None = None
 
     def update(self, log_w: Tensor) -> None:
         """Add a chunk ``(draws, n)`` of float64 log weights."""
         self.largest.update(log_w)
-        self._smoothed = None
+        self._fitted = None
 
     @property
     def khat(self) -> Tensor:
@@ -112,7 +96,7 @@ class ParetoTail:
         weights of the tail are equal up to float32 rounding: such weights are bounded by their
         maximum (q is the posterior, or all latents are discrete).
         """
-        return self._fit_cached().khat
+        return self._fit()[0]
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         """Return log p̂ of the smoothed weights and its delta-method variance, ``(n,)`` each.
@@ -122,10 +106,10 @@ class ParetoTail:
         if there are too few samples to fit. For heavy tails, smoothing adds a little bias and
         removes much variance.
         """
-        smoothed = self._fit_cached()
-        rest, squares = (self.largest.log_sum_of_others(power) for power in (1, 2))
-        log_sum = torch.logaddexp(smoothed.log_weights.logsumexp(0), rest)
-        log_squares = torch.logaddexp((2 * smoothed.log_weights).logsumexp(0), squares)
+        _, smoothed = self._fit()
+        rest, squares, *_ = self.largest.log_sums_of_others
+        log_sum = torch.logaddexp(smoothed.logsumexp(0), rest)
+        log_squares = torch.logaddexp((2 * smoothed).logsumexp(0), squares)
         draws = self.num_samples
         relative = (log_squares - 2 * log_sum).exp() * draws
         variance = (relative - 1).clamp(min=0) / max(draws - 1, 1)
@@ -134,16 +118,14 @@ class ParetoTail:
             return unknown, unknown
         return log_sum - math.log(draws), variance
 
-    def _fit_cached(self) -> _Smoothed:
-        if self._smoothed is None:
-            self._smoothed = self._fit()
-        return self._smoothed
-
-    def _fit(self) -> _Smoothed:
+    def _fit(self) -> tuple[Tensor, Tensor]:
+        """Return k̂, and the largest weights in descending order with a smoothed tail; cached."""
+        if self._fitted is not None:
+            return self._fitted
         descending = self.largest.descending
-        largest = descending.T.numpy().copy()
         if self.tail < _MIN_TAIL:
-            return _Smoothed(torch.full((len(largest),), math.nan, dtype=torch.float64), descending)
+            return descending.new_full(descending.shape[1:], math.nan), descending
+        largest = descending.T.numpy().copy()
         # weights that are zero relative to the largest are no tail: with a single nonzero weight
         # ArviZ would report a light tail
         lowest = largest.max(axis=1, keepdims=True) - _RANGE
@@ -153,7 +135,8 @@ class ParetoTail:
             weights = np.maximum(largest[i], lowest[i])
             khat[i], smoothed = _fit_tail(weights, self.tail)
             largest[i, : len(smoothed)] = smoothed
-        return _Smoothed(torch.from_numpy(khat), torch.from_numpy(largest.T.copy()))
+        self._fitted = torch.from_numpy(khat), torch.from_numpy(largest.T.copy())
+        return self._fitted
 
 
 def _fit_tail(log_w: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
@@ -195,5 +178,4 @@ def khat_threshold(num_samples: int) -> float:
 
 def khat_thresholds(num_samples: np.ndarray) -> np.ndarray:
     """Return :func:`khat_threshold` elementwise for an array of sample counts."""
-    counts, inverse = np.unique(num_samples, return_inverse=True)
-    return np.array([khat_threshold(int(count)) for count in counts])[inverse]
+    return np.array([khat_threshold(int(count)) for count in num_samples])

@@ -59,14 +59,11 @@ def reciprocal(
     of the posterior.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data, with continuous latent sites.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide, as are ``**kwargs``.
+        program, data, *args, **kwargs: as for :func:`~pyro_vae.evaluation.ais`.
         num_samples: the number of samples per chain.
         num_chains: the number of chains per example, at least 4; every other one is used for the
             fit.
-        options: further arguments of :func:`~pyro_vae.programs.hmc.sample`, such as ``thin``.
+        options: further arguments of :func:`~pyro_vae.programs.hmc.run_hmc`, such as ``thin``.
         force: allow more than 5 latent dimensions.
         seed: the random seed of the chains and of the binarisation.
         checkpoint, progress: as for :func:`~pyro_vae.evaluation.ais`.
@@ -104,7 +101,13 @@ def reciprocal(
                 empty_program, guide, x, *args, num_samples=1, layout=layout, **kwargs
             ).latents
             start = target.inverse({name: latents[name] for name in target.transforms})
-            _check_num_dimensions(flatten_sites(start).shape[-1])
+            dimensions = flatten_sites(start).shape[-1]
+            if dimensions > _MAX_DIMENSIONS:
+                raise ValueError(
+                    f"expected at most {_MAX_DIMENSIONS} latent dimensions; got {dimensions}, for "
+                    f"which a fitted normal density is far from the posterior and single samples "
+                    f"dominate the estimate: use ais, or set force=True"
+                )
         chains = sample_posterior(
             model,
             guide,
@@ -151,13 +154,7 @@ def reciprocal(
 
 
 def _estimate_log_evidence(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Return log p̂ and its variance, ``(N,)``.
-
-    Arguments:
-        u: the samples, ``(S, C, N, D)``.
-        log_p: their unnormalised log densities, ``(S, C, N)``.
-        rows: the rows of the examples, for error messages.
-    """
+    """Return log p̂ and its variance from samples ``(S, C, N, D)`` and log p(x, z) ``(S, C, N)``."""
     rounding = torch.finfo(u.dtype).eps
     u, log_p = u.double(), log_p.double()
     fitted, evaluated = u[:, ::2].flatten(0, 1), u[:, 1::2]
@@ -170,11 +167,9 @@ def _estimate_log_evidence(u: Tensor, log_p: Tensor, rows: slice) -> tuple[Tenso
 
 
 def _fit_normal(draws: Tensor, rounding: float) -> MultivariateNormal:
-    """Return the normal density with the mean and covariance of the samples.
+    """Return the normal density with the mean and covariance of samples ``(L, N, D)``, in float64.
 
-    Arguments:
-        draws: the samples ``(L, N, D)``, in double precision.
-        rounding: the relative rounding error of the precision in which they were computed.
+    ``rounding`` is the relative rounding error of the precision in which they were computed.
 
     Raises:
         ValueError: if the samples of an example do not span all D dimensions.
@@ -198,13 +193,3 @@ def _fit_normal(draws: Tensor, rounding: float) -> MultivariateNormal:
     factor = torch.linalg.qr(deviation / math.sqrt(len(draws) - 1), mode="r").R.mT
     factor = factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return MultivariateNormal(centre, scale_tril=factor)
-
-
-def _check_num_dimensions(dimensions: int) -> None:
-    """Raise if there are too many latent dimensions."""
-    if dimensions > _MAX_DIMENSIONS:
-        raise ValueError(
-            f"expected at most {_MAX_DIMENSIONS} latent dimensions; got {dimensions}, for which a "
-            f"fitted normal density is far from the posterior and single samples dominate the "
-            f"estimate: use ais, or set force=True"
-        )

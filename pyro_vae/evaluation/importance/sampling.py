@@ -131,12 +131,8 @@ class ImportanceSampler:
     ) -> tuple[dict[str, Tensor], np.ndarray | None]:
         """Return the estimates per example, and the raw weights if kept.
 
-        Arguments:
-            num_samples: the number K of samples per example.
-            ks: the L_k to report.
-            stream: the random stream.
-            bar: the progress bar, advanced by the number of weights.
-            rows: the indices of the examples to use; all by default.
+        ``rows`` are the indices of the examples to use, all by default; ``bar`` advances by the
+        number of weights.
         """
         part = self
         if rows is not None:
@@ -155,18 +151,16 @@ class ImportanceSampler:
                     columns.append(blocks[-1].result())
                 bar.update(chunk.particles.log_weights.numel())
         merged = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
-        raw = torch.cat([block.raw for block in blocks], 1).numpy() if self.keep else None
-        return merged, raw
+        if not self.keep:
+            return merged, None
+        return merged, torch.cat([torch.cat(block.raw) for block in blocks], 1).numpy()
 
 
 class _Block:
     """Estimates of a block of examples from chunks of their samples.
 
-    Arguments:
-        sampler: the sampler.
-        first: the first chunk.
-        num_samples: the number K of samples per example.
-        ks: the L_k to report.
+    Attributes:
+        raw: the raw weights, ``(draws, n)`` for each chunk, if kept.
     """
 
     def __init__(
@@ -179,11 +173,10 @@ class _Block:
         if sampler.defensive is not None:
             num_prior = count_prior_samples(sampler.defensive, num_samples)
             self.mixture = DefensiveMixture(size, num_samples, num_prior)
+        self.raw: list[Tensor] = []
         self._pending: list[Tensor] = []
-        self._raw: list[Tensor] = []
 
     def update(self, chunk: Chunk) -> None:
-        """Add a chunk of samples."""
         log_w = chunk.particles.log_weights.cpu()
         self._pending.append(log_w)
         if log_w.numel() * len(self._pending) >= _WEIGHTS_PER_UPDATE:
@@ -191,7 +184,7 @@ class _Block:
         if self.mixture is not None:
             self.mixture.update(chunk, self.sampler.indices)
         if self.sampler.keep:
-            self._raw.append(log_w.float())
+            self.raw.append(log_w.float())
 
     def _flush(self) -> None:
         if self._pending:
@@ -210,8 +203,3 @@ class _Block:
                 self.mixture.update_from_prior(self.first, self.sampler.indices)
             columns |= self.mixture.result()
         return columns
-
-    @property
-    def raw(self) -> Tensor:
-        """The raw weights, ``(K, n)``."""
-        return torch.cat(self._raw)

@@ -40,8 +40,15 @@ register(
 _MIN_DEGREES_OF_FREEDOM = 30
 
 
-class _LogSpaceMoments:
-    """Running moments of values v and of e^v per example, without overflow or cancellation."""
+class WeightMoments:
+    """Running ELBO, log p̂ and effective sample size of a block of examples.
+
+    These are moments of values v and of e^v, without overflow or cancellation. The variances are
+    NaN (0 / 0) for a single value.
+
+    Arguments:
+        size: the number n of examples in the block.
+    """
 
     def __init__(self, size: int) -> None:
         self.count = 0
@@ -51,10 +58,11 @@ class _LogSpaceMoments:
         )
         self._max = torch.full((size,), -math.inf, dtype=torch.float64)
 
-    def add(self, values: Tensor) -> None:
-        """Add values ``(count, n)``."""
+    def update(self, values: Tensor) -> None:
+        """Add a chunk ``(draws, n)`` of float64 log weights."""
         if self._centre is None:
-            self._centre = _finite_mean(values)
+            # sums of squares about the mean do not cancel; a weight of zero makes it −inf
+            self._centre = values.mean(0).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.count += len(values)
         deviation = values - self._centre
         self._sum += deviation.sum(0)
@@ -79,9 +87,7 @@ class _LogSpaceMoments:
 
     @property
     def variance_of_mean(self) -> Tensor:
-        """The variance of :attr:`mean`, ``(n,)``; NaN for a single value."""
-        if self.count < 2:
-            return torch.full_like(self._sum, math.nan)
+        """The variance of :attr:`mean`, ``(n,)``."""
         spread = self._squares - self._sum.square() / self.count
         return spread.clamp(min=0) / (self.count - 1) / self.count
 
@@ -92,9 +98,7 @@ class _LogSpaceMoments:
 
     @property
     def variance_of_log_mean_exp(self) -> Tensor:
-        """The delta-method variance of :attr:`log_mean_exp`, ``(n,)``; NaN for a single value."""
-        if self.count < 2:
-            return torch.full_like(self._sum, math.nan)
+        """The delta-method variance of :attr:`log_mean_exp`, ``(n,)``."""
         return (self._relative_square - 1).clamp(min=0) / (self.count - 1)
 
     @property
@@ -103,30 +107,15 @@ class _LogSpaceMoments:
 
         Both terms use the same values, so it is the variance of the mean of e^v / mean e^v − v.
         """
-        if self.count < 2:
-            return torch.full_like(self._sum, math.nan)
         covariance = self._exp_times / self._exp - self._sum / self.count
         single = self.variance_of_mean * self.count
         relative = self._relative_square - 1 - 2 * covariance
-        spread = relative / (self.count - 1) + single / self.count
-        return spread.clamp(min=0)
+        return (relative / (self.count - 1) + single / self.count).clamp(min=0)
 
     @property
     def _relative_square(self) -> Tensor:
         """The mean of e^2v over the square of the mean of e^v."""
         return self._exp_squares * self.count / self._exp.square()
-
-
-class WeightMoments(_LogSpaceMoments):
-    """Running ELBO, log p̂ and effective sample size of a block of examples.
-
-    Arguments:
-        size: the number n of examples in the block.
-    """
-
-    def update(self, log_w: Tensor) -> None:
-        """Add a chunk ``(draws, n)`` of float64 log weights."""
-        self.add(log_w)
 
     @property
     def effective_sample_size(self) -> Tensor:
@@ -134,7 +123,7 @@ class WeightMoments(_LogSpaceMoments):
         return self._exp.square() / self._exp_squares
 
 
-class GroupedBound(_LogSpaceMoments):
+class GroupedBound(WeightMoments):
     """Estimate L_k from K ≥ k samples: the mean of log mean w over disjoint groups of k.
 
     Each group is an unbiased estimate of L_k, and all samples are used. If k does not divide K,
@@ -160,7 +149,7 @@ class GroupedBound(_LogSpaceMoments):
         self._filled = 0
 
     def update(self, log_w: Tensor) -> None:
-        """Add a chunk ``(draws, n)`` of float64 log weights; groups may span chunks."""
+        """Add a chunk of log weights; groups may span chunks."""
         kept = sum(map(len, self._first))
         if kept < self._missing:
             self._first.append(log_w[: self._missing - kept].clone())
@@ -176,7 +165,7 @@ class GroupedBound(_LogSpaceMoments):
         complete = len(log_w) // self.k * self.k
         if complete:
             groups = log_w[:complete].unflatten(0, (-1, self.k))
-            self.add(groups.logsumexp(1) - math.log(self.k))
+            super().update(groups.logsumexp(1) - math.log(self.k))
         if len(log_w) > complete:
             self._extend_partial(log_w[complete:])
 
@@ -184,7 +173,7 @@ class GroupedBound(_LogSpaceMoments):
         self._partial = torch.logaddexp(self._partial, log_w.logsumexp(0))
         self._filled += len(log_w)
         if self._filled == self.k:
-            self.add(self._partial[None] - math.log(self.k))
+            super().update(self._partial[None] - math.log(self.k))
             self._partial = torch.full_like(self._partial, -math.inf)
             self._filled = 0
 
@@ -201,12 +190,7 @@ class StreamingEstimates:
     """
 
     def __init__(
-        self,
-        size: int,
-        num_samples: int,
-        ks: Sequence[int],
-        num_data: int,
-        corrected: bool = False,
+        self, size: int, num_samples: int, ks: Sequence[int], num_data: int, corrected: bool = False
     ) -> None:
         self.corrected = corrected
         self.moments = WeightMoments(size)
@@ -219,10 +203,8 @@ class StreamingEstimates:
     def update(self, log_w: Tensor, start: int, rows: Tensor | None = None) -> None:
         """Add a chunk ``(draws, n)`` of float64 log weights.
 
-        Arguments:
-            log_w: the log weights.
-            start: the index of the first example, for error messages.
-            rows: the indices in the data set of the examples that ``start`` counts, if not all.
+        For error messages, ``start`` is the index of the first example, and ``rows`` are the
+        indices in the data set of the examples that ``start`` counts, if not all.
         """
         check_log_weights(log_w, start, rows)
         for estimate in (self.moments, self.tail, self.tenths, *self.bounds):
@@ -237,13 +219,12 @@ class StreamingEstimates:
         # It is not divided by 10: the spread of a maximum hardly shrinks with the sample size
         spread = self.tenths.variance_of_mean * self.tenths.count
         evidence_variance = inflate_variance(delta, spread, khat, draws)
-        gap_variance = inflate_variance(moments.variance_of_gap, spread, khat, draws)
         columns = {
             "elbo": moments.mean,
             "elbo_variance": moments.variance_of_mean,
             "log_evidence": moments.log_mean_exp,
             "log_evidence_variance": evidence_variance,
-            "gap_variance": gap_variance,
+            "gap_variance": inflate_variance(moments.variance_of_gap, spread, khat, draws),
             "khat": khat,
             "ess": moments.effective_sample_size,
             f"iwae_{draws}": moments.log_mean_exp,
@@ -279,13 +260,6 @@ def check_log_weights(log_w: Tensor, start: int, rows: Tensor | None = None) -> 
 
 def inflate_variance(variance: Tensor, spread: Tensor, khat: Tensor, draws: int) -> Tensor:
     """Return the delta-method variance, or the larger variance of tenths where k̂ is bad."""
-    is_unreliable = ~(khat < khat_threshold(draws))
-    spread = torch.fmax(spread, torch.zeros_like(variance))
-    return torch.where(is_unreliable, torch.maximum(variance, spread), variance)
-
-
-def _finite_mean(values: Tensor) -> Tensor:
-    """Return the mean, about which sums of squares do not cancel; 0 where it is infinite."""
-    mean = values.mean(0)
-    # a weight of zero makes the mean −inf
-    return torch.where(mean.isfinite(), mean, 0.0)
+    # fmax: the variance of tenths is NaN if there is a single one
+    larger = torch.maximum(variance, torch.fmax(spread, torch.zeros_like(variance)))
+    return torch.where(khat < khat_threshold(draws), variance, larger)
