@@ -16,7 +16,7 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data import Dataset, Split
 from ...distributions.counts import ConditionedOnTotal
-from ...programs.base import Program, Site, label_use, trace_sites
+from ...programs.base import Program, label_use, trace_sites
 from ...programs.context import evaluating
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare, program_labels
@@ -28,15 +28,8 @@ from ..estimators import BoundsRow, Estimator, register
 from ..evaluator import evaluate
 from ..sections import Picture, Section
 from ..slices import Evaluation
-from .path import AnnealingPath
-from .sampler import (
-    Annealing,
-    ProgressCallback,
-    TunedSchedule,
-    anneal_in_blocks,
-    estimate_log_mean_weight,
-    run_forward_chains,
-)
+from .path import AnnealingPath, ProgressCallback, TunedSchedule
+from .sampler import Annealing, anneal_in_blocks, estimate_log_mean_weight, run_forward_chains
 
 __all__ = ["BDMC", "bdmc", "simulate_data"]
 
@@ -69,9 +62,7 @@ def bdmc(
     over examples is more reliable.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data, with continuous latent sites and no observed site
-            besides the data.
+        program: as for :func:`~pyro_vae.evaluation.ais`, with no observed site besides the data.
         data: the number of examples to simulate, for programs that run without data; or data
             of the desired size, of which only the shape and the labels are used.
         *args: further arguments of model and guide.
@@ -111,15 +102,10 @@ def bdmc(
         columns |= {"upper": -value, "upper_variance": variance, "upper_ess": ess}
         return columns
 
+    inputs = prepare(program, x, args, {}, seed)
+    options: Any = {"seed": seed, "progress": progress}
     columns = anneal_in_blocks(
-        run,
-        prepare(program, x, args, {}, seed),
-        annealing,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-        stream=Stream.BDMC,
-        name="BDMC",
+        run, inputs, annealing, stream=Stream.BDMC, name="BDMC", checkpoint=checkpoint, **options
     )
     bounds = Bounds(
         num_samples=num_samples or annealing.num_chains,
@@ -129,8 +115,7 @@ def bdmc(
     )
     if not num_samples:
         return bounds
-    sampled = evaluate(program, x, *args, num_samples=num_samples, seed=seed, progress=progress)
-    return sampled.merge(bounds)
+    return evaluate(program, x, *args, num_samples=num_samples, **options).merge(bounds)
 
 
 def simulate_data(
@@ -158,30 +143,22 @@ def simulate_data(
             f"exact posterior samples; got the observed sites {', '.join(map(repr, others))}"
         )
     batch = ParticleBatch.single((x, *args), {})
-    if isinstance(nodes[site]["fn"], ConditionedOnTotal) or not _has_same_density(
-        nodes, replayed, batch
-    ):
+    has_same_density = nodes.keys() == replayed.keys() and all(
+        torch.allclose(
+            *(batch.log_prob(sites[name]) for sites in (nodes, replayed)),
+            rtol=1e-4,
+            atol=1e-3,
+            equal_nan=True,
+        )
+        for name in nodes
+    )
+    if isinstance(nodes[site]["fn"], ConditionedOnTotal) or not has_same_density:
         raise ValueError(
             f"expected a model that samples data from the density that scores them; got a density "
             f"of '{site}' or of a latent that depends on the data (their total, or previous "
             f"pixels), so that no exact posterior sample is known: use ais"
         )
     return x, args, {n: batch.value(s) for n, s in nodes.items() if n != site}
-
-
-def _has_same_density(
-    first: Mapping[str, Site], second: Mapping[str, Site], batch: ParticleBatch
-) -> bool:
-    """Whether two traces have the same sites with the same log densities."""
-    return first.keys() == second.keys() and all(
-        torch.allclose(
-            *(batch.log_prob(sites[name]) for sites in (first, second)),
-            rtol=1e-4,
-            atol=1e-3,
-            equal_nan=True,
-        )
-        for name in first
-    )
 
 
 def _compute(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,25 +14,35 @@ from torch import Tensor
 
 from ...programs.base import empty_program
 from ...programs.hmc import HMCState, StepSizeTuner, hmc_step, jitter_step_size, value_and_grad
-from ...programs.particles import Layout, guide_scorer, log_probs_at, run_particles
+from ...programs.particles import (
+    Layout,
+    guide_scorer,
+    log_probs_at,
+    run_particles,
+    total_log_prob,
+)
 from ...programs.unconstrained import unconstrained_posterior
 
 __all__ = [
     "AnnealingPath",
-    "PathState",
     "PilotResult",
+    "ProgressCallback",
+    "TunedSchedule",
     "make_annealing_path",
-    "run_annealing",
     "run_pilot",
 ]
 
 Latents = Mapping[str, Tensor]
+#: Called with the share of a block that was computed since the last call.
+ProgressCallback = Callable[[float], None]
 
 #: Number of samples that estimate the standard deviations of the guide.
 _SCALE_SAMPLES = 64
 #: Warm-up transitions of a pilot, its initial step size, and the gain of the adaptation of its
 #: step sizes between temperatures.
 _WARM_UP, _INITIAL_STEP_SIZE, _GAIN = 20, 0.3, 1.0
+#: Transitions that decorrelate chains with the same starting point.
+_DECORRELATION_TRANSITIONS = 20
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,10 @@ def make_annealing_path(
             log_p = log_probs_at(model, z, x, *args, layout=layout, **kwargs)
             if initial == "guide":
                 q = log_q(z)
-                return volume + q, _sum_log_probs(log_p.values()) - q
-            prior = _sum_log_probs(log_p[name] for name in z)
-            likelihood = _sum_log_probs(term for name, term in log_p.items() if name not in z)
-            return volume + prior, likelihood
+                return volume + q, total_log_prob(log_p) - q
+            prior = total_log_prob({name: log_p[name] for name in z})
+            likelihood = {name: term for name, term in log_p.items() if name not in z}
+            return volume + prior, total_log_prob(likelihood)
 
     return AnnealingPath(
         terms, lambda count: standardize(sample(count)), lambda z: standardize(space.inverse(z))
@@ -149,59 +160,88 @@ def make_annealing_path(
 
 
 @dataclass(frozen=True)
-class PathState:
-    """State of the chains at a temperature, before the transition.
+class TunedSchedule:
+    """Schedule of β with tuned, fixed step sizes.
 
     Attributes:
-        beta: β.
-        log_weights: log w of each chain, ``(C, N)`` float64. With these weights the chains are
-            samples of f_β.
-        difference: log f_1 − log f_0, ``(C, N)``.
-        acceptance: the acceptance probability of the previous transition, ``(C, N)``.
-    """
-
-    beta: float
-    log_weights: Tensor
-    difference: Tensor
-    acceptance: Tensor | None
-
-
-@torch.no_grad()
-def run_annealing(
-    path: AnnealingPath,
-    position: Latents,
-    betas: Sequence[float],
-    step_sizes: Tensor,
-    num_steps: int,
-) -> Iterator[PathState]:
-    """Run annealed importance sampling and yield the state at every β but the first.
-
-    At each β, the weights are multiplied by f_β / f_{β'} at the positions of the chains, where β'
-    is the previous β. Then one HMC transition leaves f_β invariant. At the end, the mean of w is
-    Z_last / Z_first in expectation, for ascending and descending β, provided that the chains
-    start at exact samples and that the step sizes do not depend on the chains.
-
-    Arguments:
-        path: the path f_β.
-        position: samples of f at the first β.
-        betas: T + 1 values of β.
-        step_sizes: the step sizes, ``(T + 1, 1, N)`` or ``(T + 1, C, N)``.
+        betas: T + 1 values of β, ascending from 0 or descending to 0.
+        step_sizes: the step sizes, ``(T + 1, 1, N)``.
         num_steps: the number of leapfrog steps per transition.
-
-    References:
-        Annealed Importance Sampling (Neal, 2001), section 2.
-        https://arxiv.org/abs/physics/9803008
     """
-    log_weights, acceptance = torch.zeros((), dtype=torch.float64), None
-    for i, (previous, beta) in enumerate(pairwise(betas), start=1):
-        point, difference = path.evaluate(beta, position)
-        log_weights = log_weights.to(difference.device) + (beta - previous) * difference.double()
-        yield PathState(beta, log_weights, difference, acceptance)
-        if i == len(betas) - 1:
-            return
-        epsilon = jitter_step_size(step_sizes[i].expand_as(point.log_density))
-        point, acceptance = hmc_step(path.density(beta), point, epsilon, num_steps)
-        position = point.position
+
+    betas: tuple[float, ...]
+    step_sizes: Tensor
+    num_steps: int
+
+    @property
+    def reversed(self) -> TunedSchedule:
+        """The same schedule from the last β to the first."""
+        return TunedSchedule(self.betas[::-1], self.step_sizes.flip(0), self.num_steps)
+
+    def transition(
+        self, path: AnnealingPath, index: int, point: HMCState
+    ) -> tuple[HMCState, Tensor]:
+        """Return the chains after an HMC transition at a β, and their acceptance probability."""
+        epsilon = jitter_step_size(self.step_sizes[index].expand_as(point.log_density))
+        return hmc_step(path.density(self.betas[index]), point, epsilon, self.num_steps)
+
+    def decorrelate(self, path: AnnealingPath, exact: Latents, num_chains: int) -> Latents:
+        """Return samples at the last β for C chains, ``(C, N, …)``, from one sample ``(1, N, …)``.
+
+        Transitions that leave the distribution invariant decorrelate the chains.
+        """
+        position = {name: v.expand(num_chains, *v.shape[1:]) for name, v in exact.items()}
+        point, _ = path.evaluate(self.betas[-1], position)
+        for _ in range(_DECORRELATION_TRANSITIONS):
+            point, _ = self.transition(path, -1, point)
+        return point.position
+
+    @torch.no_grad()
+    def run(
+        self,
+        path: AnnealingPath,
+        position: Latents,
+        advance: ProgressCallback,
+        record: Callable[[float, Tensor, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run annealed importance sampling.
+
+        At each β, the weights are multiplied by f_β / f_{β'} at the positions of the chains, where
+        β' is the previous β. Then one HMC transition leaves f_β invariant. At the end, the mean of
+        w is Z_last / Z_first in expectation, for ascending and descending β, provided that the
+        chains start at exact samples and that the step sizes do not depend on the chains.
+
+        Arguments:
+            path: the path f_β.
+            position: samples of f at the first β.
+            advance: called after each temperature with its share of the run.
+            record: called before each transition with β, log w and log f_1 − log f_0. With these
+                weights the chains are samples of f_β.
+
+        Returns:
+            The final log w, ``(C, N)`` float64, and the mean acceptance probability, ``(N,)``; NaN
+            for a single temperature, which has no transitions.
+
+        References:
+            Annealed Importance Sampling (Neal, 2001), section 2.
+            https://arxiv.org/abs/physics/9803008
+        """
+        log_weights, acceptance = torch.zeros((), dtype=torch.float64), []
+        last = len(self.betas) - 1
+        for i, (previous, beta) in enumerate(pairwise(self.betas), start=1):
+            point, difference = path.evaluate(beta, position)
+            step = (beta - previous) * difference.double()
+            log_weights = log_weights.to(difference.device) + step
+            if record is not None:
+                record(beta, log_weights, difference)
+            advance(1 / last)
+            if i < last:
+                point, probability = self.transition(path, i, point)
+                position = point.position
+                acceptance.append(probability.mean(0))
+        if not acceptance:
+            return log_weights, torch.full_like(log_weights[0], math.nan)
+        return log_weights, torch.stack(acceptance).mean(0)
 
 
 @dataclass(frozen=True)
@@ -271,7 +311,3 @@ def _pooled_std(difference: Tensor) -> Tensor:
     """Return the standard deviation over the chains of an example, pooled over examples."""
     finite = difference.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return finite.var(0, correction=0).mean().sqrt().cpu()
-
-
-def _sum_log_probs(terms: Any) -> Tensor:
-    return torch.stack(tuple(terms)).sum(0)

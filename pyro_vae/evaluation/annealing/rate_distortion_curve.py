@@ -25,8 +25,8 @@ from ..results import Result
 from ..sections import Picture, Section, make_figure
 from ..slices import Evaluation, SplitName
 from ..tables import Row, Table
-from .path import AnnealingPath, run_pilot
-from .sampler import Annealing, ProgressCallback, TunedSchedule, anneal_in_blocks
+from .path import AnnealingPath, ProgressCallback, TunedSchedule, run_pilot
+from .sampler import Annealing, anneal_in_blocks
 from .schedules import make_adaptive_betas
 
 if TYPE_CHECKING:
@@ -210,19 +210,13 @@ def rate_distortion(
     a property of the model.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data, with continuous latent sites. Noise sites count as
-            latent sites here.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: further arguments of model and guide, as are ``**kwargs`` (see
-            :func:`~pyro_vae.evaluate`).
+        program, data, *args, **kwargs: as for :func:`~pyro_vae.evaluation.ais`. Noise sites count
+            as latent sites here.
         betas: the positive β of the points; those above 1 have lower distortion at a higher rate.
         annealing: the settings: from the prior, with the adaptive schedule and at least two
             chains. The values of ``betas`` are added to ``num_temperatures``.
         seed: the random seed of the chains and of the binarisation.
-        checkpoint: a file for finished blocks of examples, from which the same call resumes after
-            an interruption.
-        progress: show a progress bar on standard error.
+        checkpoint, progress: as for :func:`~pyro_vae.evaluation.ais`.
 
     Returns:
         The :class:`RateDistortion`.
@@ -294,31 +288,22 @@ def _compute_point_columns(
     num_chains: int,
 ) -> dict[str, Tensor]:
     """Return the columns at all ``points``, ``(N, B)``, and the mean acceptance, ``(N,)``."""
-    columns: dict[str, list[Tensor]] = {}
-    acceptance = []
-    for state in schedule.states(path, path.sample(num_chains)):
-        if state.acceptance is not None:
-            acceptance.append(state.acceptance.mean(0))
-        if state.beta in points:
-            check_log_weights(state.log_weights, rows.start)
-            point = _estimate_point(state.beta, state.log_weights, -state.difference.double())
-            for name, values in point.items():
-                columns.setdefault(name, []).append(values)
-        advance(1 / (len(schedule.betas) - 1))
-    stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
-    # a single temperature has no transitions
-    unknown = torch.full_like(stacked["rate"][:, 0], math.nan)
-    mean = torch.stack(acceptance).mean(0) if acceptance else unknown
-    return stacked | {"acceptance": mean}
+    columns: list[dict[str, Tensor]] = []
+
+    def record(beta: float, log_weights: Tensor, difference: Tensor) -> None:
+        if beta in points:
+            check_log_weights(log_weights, rows.start)
+            columns.append(_estimate_point(beta, log_weights, -difference.double()))
+
+    _, acceptance = schedule.run(path, path.sample(num_chains), advance, record)
+    stacked = {name: torch.stack([column[name] for column in columns], 1) for name in columns[0]}
+    return stacked | {"acceptance": acceptance}
 
 
 def _estimate_point(beta: float, log_w: Tensor, distortion: Tensor) -> dict[str, Tensor]:
-    """Return rate, distortion and log Ẑ of weighted chains with jackknife variances, ``(N,)``.
+    """Return rate, distortion and log Ẑ with their jackknife variances, and the ESS, ``(N,)``.
 
-    Arguments:
-        beta: β.
-        log_w: log weights ``(C, N)``, float64.
-        distortion: −log p(x|z) of each chain, ``(C, N)``.
+    The chains have the weights ``log_w`` and the distortions −log p(x|z), ``(C, N)`` float64.
     """
     count = len(log_w)
     values = _weighted_means(beta, log_w, distortion)
@@ -342,7 +327,6 @@ def _weighted_means(beta: float, log_w: Tensor, distortion: Tensor) -> dict[str,
 
 
 def _make_section(curve: RateDistortion) -> Section:
-    """Return the section of the report."""
     caption = "The ELBO, −(R + D), is constant along the dotted line and equal to that of q."
     if 1.0 in curve.betas and curve.own:
         index = curve.betas.tolist().index(1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
-from ...programs.hmc import check_target_acceptance, hmc_step, jitter_step_size, make_state
+from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
 from ..bounds import Bounds
@@ -26,12 +26,11 @@ from ..estimators import BoundsRow, Estimator, register
 from ..importance.streaming import check_log_weights
 from ..resumable import compute_in_blocks
 from .compiled import compile_path
-from .path import AnnealingPath, PathState, make_annealing_path, run_annealing, run_pilot
+from .path import AnnealingPath, ProgressCallback, TunedSchedule, make_annealing_path, run_pilot
 from .schedules import SCHEDULES, make_betas
 
 __all__ = [
     "Annealing",
-    "TunedSchedule",
     "ais",
     "anneal_in_blocks",
     "estimate_log_mean_weight",
@@ -41,11 +40,6 @@ __all__ = [
 
 #: Pilots have a fifth of the temperatures of the run, but at least 20.
 _MIN_PILOT_TEMPERATURES, _PILOT_DIVISOR = 20, 5
-#: Transitions that decorrelate chains with the same starting point.
-_DECORRELATION_TRANSITIONS = 20
-
-#: Called with the share of a block that was computed since the last call.
-ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,6 @@ def ais(
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
         section 3.1. https://arxiv.org/abs/1611.04273
     """
-
     columns = anneal_in_blocks(
         partial(run_forward_chains, annealing=annealing),
         prepare(program, data, args, kwargs, seed),
@@ -168,65 +161,6 @@ def run_forward_chains(
     return {"ais": value, "ais_variance": variance, "ais_ess": ess, "acceptance": acceptance}
 
 
-@dataclass(frozen=True)
-class TunedSchedule:
-    """Schedule of β with tuned, fixed step sizes.
-
-    Attributes:
-        betas: T + 1 values of β from 0 to 1.
-        step_sizes: the step sizes, ``(T + 1, 1, N)``.
-        num_steps: the number of leapfrog steps per transition.
-    """
-
-    betas: tuple[float, ...]
-    step_sizes: Tensor
-    num_steps: int
-
-    @property
-    def reversed(self) -> TunedSchedule:
-        """The same schedule from β = 1 to 0."""
-        return TunedSchedule(self.betas[::-1], self.step_sizes.flip(0), self.num_steps)
-
-    def decorrelate(
-        self, path: AnnealingPath, exact: Mapping[str, Tensor], num_chains: int
-    ) -> Mapping[str, Tensor]:
-        """Return samples at the last β for C chains, ``(C, N, …)``, from one sample ``(1, N, …)``.
-
-        Transitions that leave the distribution invariant decorrelate the chains.
-        """
-        position = {name: v.expand(num_chains, *v.shape[1:]) for name, v in exact.items()}
-        density = path.density(self.betas[-1])
-        point = make_state(density, position)
-        for _ in range(_DECORRELATION_TRANSITIONS):
-            epsilon = jitter_step_size(self.step_sizes[-1].expand_as(point.log_density))
-            point, _ = hmc_step(density, point, epsilon, self.num_steps)
-        return point.position
-
-    def states(self, path: AnnealingPath, position: Mapping[str, Tensor]) -> Iterator[PathState]:
-        """Yield the states of :func:`~pyro_vae.evaluation.annealing.path.run_annealing`."""
-        return run_annealing(path, position, self.betas, self.step_sizes, self.num_steps)
-
-    def run(
-        self, path: AnnealingPath, position: Mapping[str, Tensor], advance: ProgressCallback
-    ) -> tuple[Tensor, Tensor]:
-        """Return the final log weights ``(C, N)`` and the mean acceptance ``(N,)``.
-
-        Arguments:
-            path: the path.
-            position: the initial positions of the chains.
-            advance: called after each temperature with its share of the run.
-        """
-        acceptance, log_weights = [], torch.empty(0)
-        for state in self.states(path, position):
-            log_weights = state.log_weights
-            if state.acceptance is not None:
-                acceptance.append(state.acceptance.mean(0))
-            advance(1 / (len(self.betas) - 1))
-        if not acceptance:  # a single temperature has no transitions
-            return log_weights, torch.full_like(log_weights[0], math.nan)
-        return log_weights, torch.stack(acceptance).mean(0)
-
-
 def tune_schedule(path: AnnealingPath, annealing: Annealing) -> TunedSchedule:
     """Return a schedule with step sizes tuned by a pilot run on the same examples."""
     num_pilot = max(_MIN_PILOT_TEMPERATURES, annealing.num_temperatures // _PILOT_DIVISOR)
@@ -252,13 +186,8 @@ def anneal_in_blocks(
 
     Arguments:
         run: ``run(path, schedule, rows, advance)`` returns the columns of a block.
-        inputs: the program and the data.
-        annealing: the settings.
-        seed: the random seed.
         name: the label of the progress bar.
-        stream: the random stream.
         make_schedule: returns the schedule of a path; :func:`tune_schedule` by default.
-        checkpoint, progress: as for :func:`ais`.
     """
 
     def compute(rows: slice, advance: ProgressCallback) -> Mapping[str, Tensor]:
@@ -295,11 +224,8 @@ def estimate_log_mean_weight(log_w: Tensor, rows: slice) -> tuple[Tensor, Tensor
         log_w: log weights ``(C, N)``, float64.
         rows: the rows of the examples, for error messages.
 
-    Returns:
-        Each ``(N,)``.
-
     Raises:
-        ValueError: if a weight is NaN or infinite.
+        ValueError: if a weight is NaN or +inf.
     """
     check_log_weights(log_w, rows.start)
     count = len(log_w)

@@ -75,8 +75,9 @@ class DefensiveMixture:
                 f"defensive"
             )
         prior = {name: particles.log_p[name] for name in particles.latents}
-        terms = (total_log_prob(part) for part in (particles.log_p, prior, particles.log_q))
-        self.add(0, *terms, chunk.data.start, rows)
+        log_p, log_prior = total_log_prob(particles.log_p), total_log_prob(prior)
+        log_q = total_log_prob(particles.log_q)
+        self.add(0, log_p, log_prior, log_q, chunk.data.start, rows)
 
     @torch.no_grad()
     def update_from_prior(self, chunk: Chunk, rows: Tensor | None = None) -> None:

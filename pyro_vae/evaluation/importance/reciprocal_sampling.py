@@ -21,7 +21,8 @@ from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ...programs.particles import run_particles
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior
-from ..annealing.sampler import ProgressCallback, estimate_log_mean_weight
+from ..annealing.path import ProgressCallback
+from ..annealing.sampler import estimate_log_mean_weight
 from ..bounds import Bounds
 from ..estimators import BoundsRow, Estimator, register
 from ..resumable import compute_in_blocks
