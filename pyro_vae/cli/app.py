@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["--"]:  # `torchrun -m pyro_vae -- …`; without it torchrun would parse --run
-        args = args[1:]
+        del args[0]
     if not args or args[0] in ("-h", "--help"):
         print(_format_usage())
         return 0
@@ -181,10 +181,7 @@ def list_(*names: str) -> None:
 
 _COMMANDS: dict[str, Command] = {
     command_name(command): command
-    for command in (
-        *(fit, *evaluation.COMMANDS, compare, report),
-        *(*queries.COMMANDS, list_),
-    )
+    for command in (fit, *evaluation.COMMANDS, compare, report, *queries.COMMANDS, list_)
 }
 
 #: The commands that support several processes.

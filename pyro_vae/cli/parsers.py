@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ..config.parser import Parser
-from ..config.signatures import Option, signature_options
+from ..config.signatures import signature_options
 
-__all__ = ["Command", "call", "command_name", "command_summary", "make_parser"]
+__all__ = ["Command", "call", "command_name", "command_summary"]
 
 #: A command is a function whose arguments are its options. It may return an exit status.
 Command = Callable[..., int | None]
@@ -33,44 +32,23 @@ def command_summary(command: Command) -> str:
     return (inspect.getdoc(command) or "").split("\n")[0]
 
 
-def make_parser(
-    function: Callable[..., Any],
-    *,
-    prog: str | None = None,
-    skip: Sequence[str] = (),
-    defaults: Mapping[str, Any] | None = None,
-    more: Sequence[Option] = (),
-) -> Parser:
-    """Return a parser whose options are the arguments of a function or dataclass.
+def call(command: Command, argv: Sequence[str]) -> int | None:
+    """Parse the arguments of a command and call it.
 
     Positional parameters without a default, and ``*args``, are positional on the command line; all
     others are options. A ``bool`` with default ``False`` is a flag. The arguments of a dataclass
     (``annealing: Annealing``) are options below its name (``--annealing.num_steps``). Help texts
     come from the docstring's section ``Arguments:``.
 
-    Arguments:
-        function: the function.
-        prog: the command, for messages; the function's name by default.
-        skip: arguments that are not options.
-        defaults: defaults that replace those of the signature.
-        more: further options, placed first.
-    """
-    options = [*more, *signature_options(function, skip=skip, defaults=defaults)]
-    texts = [o.help or _SHARED_TEXTS.get(o.name, "") for o in options]
-    options = [o._replace(help=text) for o, text in zip(options, texts, strict=True)]
-    prog = prog or f"pyro-vae {command_name(function)}"
-    return Parser(options, prog, command_summary(function))
-
-
-def call(command: Command, argv: Sequence[str]) -> int | None:
-    """Parse the arguments of a command and call it.
-
     Raises:
         ValueError: if the arguments are invalid: one sentence with the closest known name.
     """
-    parser = make_parser(command)
+    options = [
+        o._replace(help=o.help or _SHARED_TEXTS.get(o.name, "")) for o in signature_options(command)
+    ]
+    parser = Parser(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
     arguments = parser.parser.instantiate(settings).as_dict()
-    names = [o.name for o in parser.options if o.positional and not o.repeated]
-    repeated = [v for o in parser.options if o.repeated for v in arguments.pop(o.name)]
+    names = [o.name for o in options if o.positional and not o.repeated]
+    repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)

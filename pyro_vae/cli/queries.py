@@ -14,6 +14,7 @@ from ..config.experiment import Experiment
 from ..core.components import Labels
 from ..data import Dataset, Kind, Split
 from ..data.splits import are_class_labels
+from ..evaluation.sections import Picture
 from ..programs.base import Program, label_use
 from ..programs.inputs import program_args
 from ..runs.run import Run
@@ -41,14 +42,21 @@ class _Context(NamedTuple):
         x, *labels = program_args(self.program, self.split, self.seed)
         return x, tuple(labels)
 
+    def write(self, picture: Picture) -> None:
+        print(f"picture: {picture.write(self.run.figures).resolve()}")
+
+    def write_rows(self, name: str, title: str, caption: str, images: Tensor) -> None:
+        from ..report import pictures
+
+        self.write(pictures.image_rows(name, title, caption, images))
+
 
 def sample(run: str, *, seed: int = 0) -> None:
     """Generate new examples from the model, one row per class for class-conditional models."""
     from ..report import pictures
 
-    context = _open_run(run, "test", None, seed)
-    _check_images(context)
-    _write_picture(context, pictures.sample_picture(context.program, context.split, seed))
+    context = _open_images(run, "test", None, seed)
+    context.write(pictures.sample_picture(context.program, context.split, seed))
 
 
 def reconstruct(
@@ -67,8 +75,7 @@ def reconstruct(
         f"per dimension"
     )
     if pictures.is_image(context.data.event_shape):
-        picture = pictures.reconstruction_picture(context.program, context.split, seed)
-        _write_picture(context, picture)
+        context.write(pictures.reconstruction_picture(context.program, context.split, seed))
 
 
 def interpolate(
@@ -87,13 +94,10 @@ def interpolate(
         steps: points per path, including both ends.
         path: shape of the path in latent space.
     """
-    from ..report import pictures
-
     # ten times as many examples, so that enough of them can be paired
-    context = _open_run(run, split, 10 * num_data, seed)
-    _check_images(context)
+    context = _open_images(run, split, 10 * num_data, seed)
     x, labels = context.inputs()
-    first, second = _find_pairs(context, len(x), num_data)
+    first, second = _find_pairs(context, num_data)
     between = queries.interpolate(
         context.program,
         x[first],
@@ -108,7 +112,7 @@ def interpolate(
     # show the examples themselves at both ends
     images = torch.cat([x[first][None], between.mean, x[second][None]]).transpose(0, 1)
     caption = "The two examples at the ends of each row, and the mean of p(x|z) along the path."
-    _write_picture(context, pictures.image_rows("interpolate", "Interpolation", caption, images))
+    context.write_rows("interpolate", "Interpolation", caption, images)
 
 
 def traverse(
@@ -128,10 +132,7 @@ def traverse(
         dims: latent dimensions; by default the ten whose posterior means vary most.
         values: values of each dimension; by default quantiles of the prior.
     """
-    from ..report import pictures
-
-    context = _open_run(run, split, num_data, seed)
-    _check_images(context)
+    context = _open_images(run, split, num_data, seed)
     x, labels = context.inputs()
     if not 0 <= datum < len(x):
         raise ValueError(f"expected datum from 0 to {len(x) - 1}; got {datum}")
@@ -143,8 +144,7 @@ def traverse(
     assert path.mean is not None
     print(f"one row per latent dimension: {', '.join(map(str, dims))}")
     caption = "The mean of p(x|z), with one dimension of z varied from low to high in each row."
-    picture = pictures.image_rows("traverse", "Latent traversal", caption, path.mean[:, :, 0])
-    _write_picture(context, picture)
+    context.write_rows("traverse", "Latent traversal", caption, path.mean[:, :, 0])
 
 
 def infer(
@@ -173,8 +173,7 @@ def infer(
     context = _open_run(run, split, num_data, seed)
     x, labels = context.inputs()
     observed = queries.mask(missing, context.data.event_shape, seed)
-    corruption = _make_noise(noise, context.data.kind)
-    noisy = _add_noise(x, corruption, seed)
+    noisy, corruption = _add_noise(x, noise, context.data.kind, seed)
     result = queries.impute(
         context.program,
         noisy,
@@ -221,7 +220,7 @@ def anomaly(
             --data.without_class.
         num_samples: samples per example.
     """
-    from ..report import pictures, plots
+    from ..report import plots
 
     if (against is None) == (against_class is None):
         raise ValueError("expected either --against DATASET or --against-class CLASS")
@@ -237,22 +236,20 @@ def anomaly(
         f"{len(normal)} examples of the run, {len(anomalous)} of {name}; ± is DeLong's standard "
         f"error"
     )
-    scores = {
-        score: [
+    titles: dict[Literal["elbo", "log_evidence"], str] = {"elbo": "ELBO", "log_evidence": "log p̂"}
+    scores = {}
+    for score, title in titles.items():
+        both = scores[score] = [
             queries.anomaly_scores(
                 context.program, part, score=score, num_samples=num_samples, seed=seed
             )
             for part in (normal, anomalous)
         ]
-        for score in ("elbo", "log_evidence")
-    }
-    for score, title in (("elbo", "ELBO"), ("log_evidence", "log p̂")):
-        both = scores[score]
         auroc = queries.auroc(*both)
         means = " and ".join(f"{values.mean():.2f}" for values in both)
         print(f"{title}: AUROC {auroc.value:.4f} ± {auroc.se:.4f}; means {means} nats")
     figure = plots.plot_histograms(scores["elbo"], ["run's data", name], "ELBO (nats)")
-    _write_picture(context, pictures.Picture("anomaly", "Anomaly detection", "", figure))
+    context.write(Picture("anomaly", "Anomaly detection", "", figure))
 
 
 def encode(
@@ -276,13 +273,8 @@ def encode(
 
 
 COMMANDS: tuple[Command, ...] = (
-    sample,
-    reconstruct,
-    interpolate,
-    traverse,
-    infer,
-    anomaly,
-    encode,
+    *(sample, reconstruct, interpolate, traverse),
+    *(infer, anomaly, encode),
 )
 
 
@@ -291,18 +283,16 @@ def _open_run(folder: str, split: str, num_data: int | None, seed: int) -> _Cont
     return _Context(run, *run.open_split(split, num_data), seed)
 
 
-def _check_images(context: _Context) -> None:
+def _open_images(folder: str, split: str, num_data: int | None, seed: int) -> _Context:
     from ..report import pictures
 
+    context = _open_run(folder, split, num_data, seed)
     if not pictures.is_image(context.data.event_shape):
         raise ValueError(
             f"expected greyscale images; the data of {context.run.folder} have shape "
             f"{context.data.event_shape}: use pyro_vae.queries from Python"
         )
-
-
-def _write_picture(context: _Context, picture: Any) -> None:
-    print(f"picture: {picture.write(context.run.figures).resolve()}")
+    return context
 
 
 def _format_mean(values: Tensor | np.ndarray, digits: int = 3) -> str:
@@ -312,24 +302,21 @@ def _format_mean(values: Tensor | np.ndarray, digits: int = 3) -> str:
     return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
 
 
-def _find_pairs(context: _Context, size: int, num_pairs: int) -> tuple[list[int], list[int]]:
+def _find_pairs(context: _Context, num_pairs: int) -> tuple[list[int], list[int]]:
     """Return the ends of the paths, with equal labels if the program conditions on labels."""
     labels = context.split.labels
     conditioned = label_use(context.program) is Labels.CONDITION and labels is not None
-    first, second, free = [], [], list(range(size))
-    while free and len(first) < num_pairs:
-        a = free.pop(0)
-        b = next(
-            (i for i in free if not conditioned or torch.equal(labels[a], labels[i])),  # type: ignore[index]
-            None,
-        )
-        if b is not None:
-            free.remove(b)
-            first.append(a)
-            second.append(b)
-    if not first:
+    pairs, unpaired = [], dict[Any, int]()
+    for i in range(len(context.split)):
+        label = tuple(labels[i].flatten().tolist()) if conditioned else None  # type: ignore[index]
+        if label in unpaired:
+            pairs.append((unpaired.pop(label), i))
+        else:
+            unpaired[label] = i
+    if not pairs:
         raise ValueError("expected at least two examples with equal labels; found none")
-    return first, second
+    first, second = zip(*sorted(pairs)[:num_pairs], strict=True)
+    return list(first), list(second)
 
 
 def _most_active_dims(program: Program, x: Tensor, args: tuple[Tensor, ...]) -> list[int]:
@@ -343,20 +330,17 @@ def _most_active_dims(program: Program, x: Tensor, args: tuple[Tensor, ...]) -> 
     return [int(d) for d in np.argsort(-spread)[:10]]
 
 
-def _make_noise(strength: float | None, kind: Kind) -> queries.Noise | None:
-    if strength is None:
-        return None
-    return queries.Flip(strength) if kind is Kind.BINARY else queries.AdditiveNormal(strength)
-
-
-def _add_noise(x: Tensor, noise: queries.Noise | None, seed: int) -> Tensor:
+def _add_noise(
+    x: Tensor, strength: float | None, kind: Kind, seed: int
+) -> tuple[Tensor, queries.Noise | None]:
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(noise, queries.Flip):
-        flipped = torch.rand(x.shape, generator=generator) < noise.probability
-        return torch.where(flipped, 1 - x, x)
-    if isinstance(noise, queries.AdditiveNormal):
-        return x + noise.scale * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return x
+    if strength is None:
+        return x, None
+    if kind is Kind.BINARY:
+        flipped = torch.rand(x.shape, generator=generator) < strength
+        return torch.where(flipped, 1 - x, x), queries.Flip(strength)
+    added = strength * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x + added, queries.AdditiveNormal(strength)
 
 
 def _print_scores(
@@ -392,9 +376,7 @@ def _write_imputation_picture(
         "From left to right: the example, its observed pixels, the mean of p(x|z) for several "
         "posterior samples of z, and the posterior mean."
     )
-    _write_picture(
-        context, pictures.image_rows("infer", "Imputation", caption, images.transpose(0, 1))
-    )
+    context.write_rows("infer", "Imputation", caption, images.transpose(0, 1))
 
 
 def _load_like(context: _Context, name: str) -> Dataset:
@@ -411,10 +393,10 @@ def _load_like(context: _Context, name: str) -> Dataset:
 def _find_class(context: _Context, cls: int | None) -> Tensor:
     """Return the labels, which include the class."""
     labels = context.split.labels
-    has_classes = labels is not None and are_class_labels(labels)
-    classes = labels.unique().tolist() if has_classes else []  # type: ignore[union-attr]
-    if cls not in classes:
+    classes = []
+    if labels is not None and are_class_labels(labels):
+        classes = labels.unique().tolist()
+    if labels is None or cls not in classes:
         known = ", ".join(map(str, classes)) or "none"
         raise ValueError(f"expected --against-class to be a class of the data, {known}; got {cls}")
-    assert labels is not None
     return labels
