@@ -15,7 +15,7 @@ from ..programs.unconstrained import (
     site_transforms,
     unflatten_sites,
 )
-from .proposals import PartialObservation, merge_completions
+from .runner import PartialObservation, merge_completions
 
 __all__ = [
     "MAX_FULL_COVARIANCE_DIM",

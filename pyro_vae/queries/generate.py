@@ -130,13 +130,10 @@ def interpolate(
     interpolates the norm linearly. It is the only path on the unit sphere.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program, *args, mean, seed: as for :func:`reconstruct`.
         x_a, x_b: the examples at the two endpoints, each ``(N, *event)``.
-        *args: additional arguments of model and guide, the same for both endpoints.
         steps: the number S of points on the path, including both endpoints.
         path: ``"spherical"`` or ``"straight"``.
-        mean: whether to return the mean of p(x | latents).
-        seed: seed of the samples.
 
     Returns:
         :class:`Generated`, ``(S, N, *event)``.
@@ -179,16 +176,12 @@ def traverse(
     """Vary one latent coordinate at a time, with all others fixed at their encoded values.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
-        x: the examples, ``(N, *event)``.
-        *args: additional arguments of model and guide.
+        program, x, *args, mean, seed: as for :func:`reconstruct`.
         dims: D' coordinates of the site's latents as one vector; all by default.
         values: V values, the same for each coordinate. By default nine quantiles of each
             coordinate under the prior, 1/18, 3/18 … 17/18. On the unit sphere the other
             coordinates are rescaled to keep the norm.
         site: the latent site; by default the first continuous one that the guide samples.
-        mean: whether to return the mean of p(x | latents).
-        seed: seed of the samples.
 
     Returns:
         :class:`Generated`, ``(D', V, N, *event)``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,14 +20,13 @@ from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
 from .proposals import (
-    PartialObservation,
     ProposalCounts,
     WeightedSamples,
     init_completions,
     propose,
     update_completions,
 )
-from .runner import Runner
+from .runner import PartialObservation, Runner
 
 __all__ = ["Imputation", "MissingScore", "impute", "score_missing"]
 
@@ -40,6 +39,8 @@ _GUIDE_FRACTION = 0.1
 _HMC_DEFAULTS = {"warm_up": 100, "thin": 50}
 #: Fields of :class:`Imputation` whose examples are along the second axis.
 _PER_SAMPLE = ("x", "means", "latents")
+#: Fields of :class:`Imputation` that are estimated from the log weights.
+_ESTIMATES = ("log_evidence", "log_evidence_variance", "khat", "ess")
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,13 @@ def impute(
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
         observation = _observe(program, inputs, observed, noise)
         parts = [
-            _resample(part, weighted, draws, hmc_options, _estimate(weighted, start, len(x)))
+            {
+                **_estimate(weighted, start, len(x)),
+                **_resample(part, weighted, draws, hmc_options),
+            }
             for start, part, weighted in _iterate_blocks(observation, settings)
         ]
-    return _concatenate(parts)
+    return Imputation(**_concatenate(parts))
 
 
 def score_missing(
@@ -247,9 +251,9 @@ def score_missing(
             for observation, truth in ((complete, None), (partial, inputs.x))
         )
     return MissingScore(
-        joint.log_evidence - marginal.log_evidence,
-        joint.log_evidence_variance + marginal.log_evidence_variance,
-        torch.maximum(joint.khat, marginal.khat),
+        joint["log_evidence"] - marginal["log_evidence"],
+        joint["log_evidence_variance"] + marginal["log_evidence_variance"],
+        torch.maximum(joint["khat"], marginal["khat"]),
     )
 
 
@@ -346,22 +350,13 @@ def _make_completions(
     return completions if truth is None else torch.cat([completions[:-1], truth[None]])
 
 
-@dataclass(frozen=True)
-class _Estimates:
-    """Estimates of log p(x_obs), each ``(N,)``; see :class:`Imputation`."""
-
-    log_evidence: Tensor
-    log_evidence_variance: Tensor
-    khat: Tensor
-    ess: Tensor
-
-
-def _estimate(weighted: WeightedSamples, start: int, size: int) -> _Estimates:
+def _estimate(weighted: WeightedSamples, start: int, size: int) -> dict[str, Tensor]:
+    """Return the estimates of log p(x_obs) by field of :class:`Imputation`, each ``(N,)``."""
     log_w = weighted.log_weights.double().cpu()
     estimates = StreamingEstimates(log_w.shape[1], len(log_w), (), size)
     estimates.update(log_w, start)
     columns = estimates.result()
-    return _Estimates(*(columns[field.name] for field in fields(_Estimates)))
+    return {name: columns[name] for name in _ESTIMATES}
 
 
 def _resample(
@@ -369,9 +364,12 @@ def _resample(
     weighted: WeightedSamples,
     draws: int,
     hmc_options: Mapping[str, Any] | None,
-    estimates: _Estimates,
-) -> Imputation:
-    """Resample by weight, and run HMC from there with the given options unless ``None``."""
+) -> dict[str, Any]:
+    """Resample by weight, and run HMC from there with the given options unless ``None``.
+
+    Returns:
+        The other fields of :class:`Imputation`.
+    """
     weights = weighted.log_weights.softmax(0)
     proposal_means = observation.mean(weighted.decoded)
     weights_shape = (*weights.shape, *(1,) * (proposal_means.ndim - 2))
@@ -384,31 +382,22 @@ def _resample(
         latents, acceptance = chains.last, chains.acceptance.mean(0)
     decoded = observation.runner.decode(latents)
     means = observation.mean(decoded)
-    return Imputation(
-        x=observation.sample(decoded),
-        means=means,
-        mean=mean if hmc_options is None else means.mean(0),
-        latents=latents,
-        **vars(estimates),
-        num_samples=len(weighted.log_weights),
-        acceptance=acceptance,
-    )
+    return {
+        "x": observation.sample(decoded),
+        "means": means,
+        "mean": mean if hmc_options is None else means.mean(0),
+        "latents": latents,
+        "num_samples": len(weights),
+        "acceptance": acceptance,
+    }
 
 
-def _concatenate(parts: Sequence[Any]) -> Any:
-    """Concatenate the fields of dataclasses along the axis of the examples."""
-
-    def concatenate(values: list[Any], dim: int) -> Any:
-        first = values[0]
-        if isinstance(first, Mapping):
-            return {name: concatenate([v[name] for v in values], dim) for name in first}
-        return torch.cat(values, dim) if isinstance(first, Tensor) else first
-
-    return type(parts[0])(
-        **{
-            field.name: concatenate(
-                [getattr(part, field.name) for part in parts], int(field.name in _PER_SAMPLE)
-            )
-            for field in fields(parts[0])
+def _concatenate(parts: Sequence[Any], dim: int = 0) -> Any:
+    """Concatenate tensors, or the fields of results, along the axis of the examples."""
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {
+            name: _concatenate([part[name] for part in parts], dim or int(name in _PER_SAMPLE))
+            for name in first
         }
-    )
+    return torch.cat(list(parts), dim) if isinstance(first, Tensor) else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,35 +60,26 @@ class _SubstituteCentres(Messenger):
         if msg["is_observed"] or site_is_subsample(msg):
             return
         fn, kind = msg["fn"], "draw"
-        try:
-            if _is_discrete(fn):
+        is_discrete, is_sphere = _classify(fn)
+        with suppress(NotImplementedError, AttributeError):
+            if is_discrete:
                 kind, msg["value"] = "mode", fn.mode
-            elif _is_sphere(fn):
+            elif is_sphere:
                 kind, msg["value"] = "direction", normalize(fn.mean, dim=-1)
             else:
                 kind, msg["value"] = "mean", fn.mean
-        except (NotImplementedError, AttributeError):
-            kind = "draw"
         self.kinds[msg["name"]] = kind
 
 
-def _is_discrete(fn: Any) -> bool:
-    support = _get_support(fn)
-    return support is not None and support.is_discrete
-
-
-def _is_sphere(fn: Any) -> bool:
-    return _get_support(fn) is constraints.sphere
-
-
-def _get_support(fn: Any) -> Any:
+def _classify(fn: Any) -> tuple[bool, bool]:
+    """Return whether a distribution is discrete, and whether its values are unit vectors."""
     try:
         support = fn.support
     except NotImplementedError:
-        return None
+        return False, False
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support
+    return getattr(support, "is_discrete", False), support is constraints.sphere
 
 
 def compute_guide_centres(runner: Runner) -> dict[str, LatentPoint]:
@@ -98,7 +90,7 @@ def compute_guide_centres(runner: Runner) -> dict[str, LatentPoint]:
     messenger = _SubstituteCentres()
     latents, fns = runner.run_guide(messenger)
     return {
-        name: LatentPoint(value, _is_discrete(fn), _is_sphere(fn), messenger.kinds[name], fn)
+        name: LatentPoint(value, *_classify(fn), messenger.kinds[name], fn)
         for (name, value), fn in zip(latents.items(), fns.values(), strict=True)
     }
 

@@ -47,7 +47,14 @@ def mask(missing: str, event_shape: Shape, seed: int = 0) -> Tensor:
     if name == "none":
         return observed
     if name == "random":
-        return _make_random_mask(number, event_shape, seed)
+        try:
+            fraction = float(number)
+        except ValueError:
+            fraction = -1.0
+        if not 0 < fraction < 1:
+            raise ValueError(f"expected a fraction in (0, 1) after 'random:'; got {number!r}")
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(event_shape, generator=generator) >= fraction
     if len(event_shape) < 2:
         raise ValueError(
             f"expected images with height and width for missing {missing!r}; got examples of "
@@ -72,17 +79,6 @@ def mask(missing: str, event_shape: Shape, seed: int = 0) -> Tensor:
         }[name.removesuffix("-half")]
         observed[(..., *half)] = False
     return observed
-
-
-def _make_random_mask(number: str, event_shape: Shape, seed: int) -> Tensor:
-    try:
-        fraction = float(number)
-    except ValueError:
-        fraction = -1.0
-    if not 0 < fraction < 1:
-        raise ValueError(f"expected a fraction in (0, 1) after 'random:'; got {number!r}")
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(event_shape, generator=generator) >= fraction
 
 
 def score_pixelwise(train: Tensor, x: Tensor, observed: Tensor) -> Tensor:

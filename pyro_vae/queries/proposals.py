@@ -3,102 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..programs.particles import UnscorableError
-from .pixels import Noise
-from .runner import Decoded, Runner
+from .fitted_proposals import FittedProposal
+from .runner import Decoded, PartialObservation, Runner, merge_completions
 
 __all__ = [
-    "PartialObservation",
-    "Proposal",
     "ProposalCounts",
     "WeightedSamples",
     "init_completions",
-    "merge_completions",
     "propose",
     "update_completions",
 ]
-
-
-@dataclass(frozen=True)
-class PartialObservation:
-    """N examples of which only a subset of the pixels, or a noisy version, is observed.
-
-    Attributes:
-        runner: the program with complete examples, on which the guide runs.
-        x: the observed examples, ``(N, *event)``; missing pixels may have any value with a
-            density.
-        observed: whether each pixel is observed, ``(N, *event)``.
-        noise: the noise on the observed pixels.
-    """
-
-    runner: Runner
-    x: Tensor
-    observed: Tensor
-    noise: Noise | None = None
-
-    @property
-    def is_incomplete(self) -> bool:
-        """Whether any pixel is missing or noisy."""
-        return self.noise is not None or not bool(self.observed.all())
-
-    def select(self, rows: slice) -> PartialObservation:
-        """Return the observation of a subset of the examples."""
-        x, observed = self.x[rows], self.observed[rows]
-        return replace(self, runner=self.runner.select(rows), x=x, observed=observed)
-
-    def with_completions(self, completions: Tensor) -> PartialObservation:
-        """Return the observation of M × N examples, for M completions ``(M, N, *event)``."""
-        x, observed = (torch.cat([t] * len(completions)) for t in (self.x, self.observed))
-        return replace(self, runner=self.runner.with_copies(completions), x=x, observed=observed)
-
-    def log_prob(self, decoded: Decoded) -> Tensor:
-        """Return log p(x_obs | latents), ``(K, N)``."""
-        pixels, x = decoded.pixels, decoded.expand_pixels(self.x)
-        log_p = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
-        log_p = torch.where(self.observed, decoded.mask_pixels(log_p), 0.0)
-        return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
-
-    def log_joint(self, decoded: Decoded) -> Tensor:
-        """Return log p(z, x_obs), ``(K, N)``."""
-        return decoded.log_latents + decoded.log_others + self.log_prob(decoded)
-
-    def sample(self, decoded: Decoded) -> Tensor:
-        """Sample x ~ p(x | latents, x_obs), ``(K, N, *event)``."""
-        return self._combine(decoded, decoded.sample(), lambda clean: clean.sample())
-
-    def mean(self, decoded: Decoded) -> Tensor:
-        """Return E[x | latents, x_obs], ``(K, N, *event)``."""
-        return self._combine(decoded, decoded.mean, lambda clean: clean.mean)
-
-    def _combine(
-        self, decoded: Decoded, missing: Tensor, get_value: Callable[[Any], Tensor]
-    ) -> Tensor:
-        """Insert the observed pixels, denoised if necessary, into values of the missing ones."""
-        if self.noise is None:
-            observed = self.x
-        else:
-            clean = self.noise.clean(decoded.pixels, decoded.expand_pixels(self.x))
-            observed = get_value(clean).reshape(decoded.shape)
-        return torch.where(self.observed, observed, missing.to(self.x.dtype))
-
-
-class Proposal(Protocol):
-    """A distribution over the latents of each example that can be sampled and scored."""
-
-    def sample(self, count: int) -> dict[str, Tensor]:
-        """Sample latents by site, ``(K, N, *rest)``."""
-        ...
-
-    def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """Return the log density of latents, ``(K, N)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -123,15 +45,8 @@ class WeightedSamples:
         return {name: value[chosen, examples] for name, value in self.latents.items()}
 
 
-@dataclass(frozen=True)
-class ProposalCounts:
-    """Number of samples from each part of the proposal.
-
-    Attributes:
-        guide: from the guide at each completion.
-        fitted: from each component of the fitted mixture.
-        prior: from the prior.
-    """
+class ProposalCounts(NamedTuple):
+    """Number of samples of the guide at each completion, of each fitted component, of the prior."""
 
     guide: int
     fitted: int
@@ -142,7 +57,7 @@ def propose(
     observation: PartialObservation,
     completions: Tensor,
     counts: ProposalCounts,
-    fitted: Proposal | None = None,
+    fitted: FittedProposal | None = None,
 ) -> WeightedSamples:
     """Sample from a mixture of the guide at each completion, a fitted proposal and the prior.
 
@@ -180,11 +95,6 @@ def propose(
     ]
     log_weights = observation.log_joint(decoded) - torch.stack(log_q).logsumexp(0)
     return WeightedSamples(latents, decoded, log_weights)
-
-
-def merge_completions(values: Tensor, num_completions: int) -> Tensor:
-    """Reshape samples at M completions of N examples, ``(K, M × N, …)``, to ``(K × M, N, …)``."""
-    return values.unflatten(1, (num_completions, -1)).flatten(0, 1)
 
 
 def init_completions(observation: PartialObservation, count: int, num_candidates: int) -> Tensor:

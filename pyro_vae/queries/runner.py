@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from ..programs.inputs import ProgramInputs
 from ..programs.kl import unwrap_independent
 from ..programs.particles import Layout, ParticleBatch, log_probs_at, total_log_prob
 from ..programs.sites import find_data_site
+from .pixels import Noise
 
-__all__ = ["Decoded", "Runner", "get_mean"]
+__all__ = ["Decoded", "PartialObservation", "Runner", "get_mean", "merge_completions"]
 
 
 @dataclass(frozen=True)
@@ -206,3 +207,71 @@ def _model_latents(batch: ParticleBatch, sites: Mapping[str, Site]) -> dict[str,
         for name, site in sites.items()
         if is_latent(site) and not site["infer"].get("is_auxiliary")
     }
+
+
+def merge_completions(values: Tensor, num_completions: int) -> Tensor:
+    """Reshape samples at M completions of N examples, ``(K, M × N, …)``, to ``(K × M, N, …)``."""
+    return values.unflatten(1, (num_completions, -1)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class PartialObservation:
+    """N examples of which only a subset of the pixels, or a noisy version, is observed.
+
+    Attributes:
+        runner: the program with complete examples, on which the guide runs.
+        x: the observed examples, ``(N, *event)``; missing pixels may have any value with a
+            density.
+        observed: whether each pixel is observed, ``(N, *event)``.
+        noise: the noise on the observed pixels.
+    """
+
+    runner: Runner
+    x: Tensor
+    observed: Tensor
+    noise: Noise | None = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether any pixel is missing or noisy."""
+        return self.noise is not None or not bool(self.observed.all())
+
+    def select(self, rows: slice) -> PartialObservation:
+        """Return the observation of a subset of the examples."""
+        x, observed = self.x[rows], self.observed[rows]
+        return replace(self, runner=self.runner.select(rows), x=x, observed=observed)
+
+    def with_completions(self, completions: Tensor) -> PartialObservation:
+        """Return the observation of M × N examples, for M completions ``(M, N, *event)``."""
+        x, observed = (torch.cat([t] * len(completions)) for t in (self.x, self.observed))
+        return replace(self, runner=self.runner.with_copies(completions), x=x, observed=observed)
+
+    def log_prob(self, decoded: Decoded) -> Tensor:
+        """Return log p(x_obs | latents), ``(K, N)``."""
+        pixels, x = decoded.pixels, decoded.expand_pixels(self.x)
+        log_p = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
+        log_p = torch.where(self.observed, decoded.mask_pixels(log_p), 0.0)
+        return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
+
+    def log_joint(self, decoded: Decoded) -> Tensor:
+        """Return log p(z, x_obs), ``(K, N)``."""
+        return decoded.log_latents + decoded.log_others + self.log_prob(decoded)
+
+    def sample(self, decoded: Decoded) -> Tensor:
+        """Sample x ~ p(x | latents, x_obs), ``(K, N, *event)``."""
+        return self._combine(decoded, decoded.sample(), lambda clean: clean.sample())
+
+    def mean(self, decoded: Decoded) -> Tensor:
+        """Return E[x | latents, x_obs], ``(K, N, *event)``."""
+        return self._combine(decoded, decoded.mean, lambda clean: clean.mean)
+
+    def _combine(
+        self, decoded: Decoded, missing: Tensor, get_value: Callable[[Any], Tensor]
+    ) -> Tensor:
+        """Insert the observed pixels, denoised if necessary, into values of the missing ones."""
+        if self.noise is None:
+            observed = self.x
+        else:
+            clean = self.noise.clean(decoded.pixels, decoded.expand_pixels(self.x))
+            observed = get_value(clean).reshape(decoded.shape)
+        return torch.where(self.observed, observed, missing.to(self.x.dtype))

@@ -20,8 +20,7 @@ from pyro_vae.evaluation.importance.streaming import khat_threshold
 from pyro_vae.programs.context import evaluating
 from pyro_vae.programs.inputs import prepare
 from pyro_vae.queries.fitted_proposals import Mixture, fit_mixture
-from pyro_vae.queries.proposals import PartialObservation
-from pyro_vae.queries.runner import Runner
+from pyro_vae.queries.runner import PartialObservation, Runner
 
 OBSERVED = torch.tensor([True, False, True, True, False, True])
 
