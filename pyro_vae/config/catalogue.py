@@ -50,14 +50,13 @@ def list_components(kind: str | None = None) -> str:
     Raises:
         ValueError: if the kind is unknown; the message suggests the closest one.
     """
-    kinds = [DATA, *COMPONENT_KINDS, COMBINATIONS]
     if kind is None:
-        return "\n\n".join(map(list_components, kinds))
-    _check_name("one of", kind, kinds)
+        return "\n\n".join(map(list_components, [DATA, *COMPONENT_KINDS, COMBINATIONS]))
+    components = _components(kind)
     if kind == COMBINATIONS:
         return list_combinations()
     lines = [f"{kind}:"]
-    for name, component in _components(kind).items():
+    for name, component in components.items():
         doc = inspect.getdoc(component) or ""
         lines.append(f"  {name:30} {doc.splitlines()[0].replace('``', '')}")
         lines += [f"  {'':30} {reference}" for reference in _references(doc)]
@@ -73,14 +72,11 @@ def list_combinations() -> str:
     all_posteriors = component_names(posteriors)
     for name in component_names(priors):
         prior = getattr(priors, name)
-        allowed = [q for q in all_posteriors if not find_violation(prior, getattr(posteriors, q))]
-        excluded = [q for q in all_posteriors if q not in allowed]
-        if not excluded:
-            text = "all"
-        elif len(allowed) <= len(excluded):
+        excluded = [q for q in all_posteriors if find_violation(prior, getattr(posteriors, q))]
+        allowed = [q for q in all_posteriors if q not in excluded]
+        text = f"all but {', '.join(excluded)}" if excluded else "all"
+        if len(allowed) <= len(excluded):
             text = ", ".join(allowed)
-        else:
-            text = f"all but {', '.join(excluded)}"
         lines.append(f"  {name:30} {text}")
     lines.append(
         "  SemiAmortized works with the priors of its variational family, except VampPrior."
@@ -106,7 +102,6 @@ def describe_component(kind: str, name: str) -> str:
         ValueError: if the kind or the component is unknown; the message suggests the closest
             name.
     """
-    _check_name("one of", kind, [DATA, *COMPONENT_KINDS, COMBINATIONS])
     components = _components(kind)
     _check_name(f"one of the {kind}", name, components)
     doc = inspect.getdoc(components[name]) or ""
@@ -127,12 +122,11 @@ def component_options(component: Any) -> tuple[Option, ...]:
 
 
 def _components(kind: str) -> dict[str, Callable[..., Any]]:
+    _check_name("one of", kind, [DATA, *COMPONENT_KINDS, COMBINATIONS])
     if kind == DATA:
         return dict(sorted(SOURCES.items()))
-    if kind == COMBINATIONS:
-        return {}
-    module = COMPONENT_KINDS[kind]
-    return {name: getattr(module, name) for name in component_names(module)}
+    module = COMPONENT_KINDS.get(kind)
+    return {name: getattr(module, name) for name in component_names(module)} if module else {}
 
 
 def _check_name(expected: str, name: str, known: Sequence[str] | dict[str, Any]) -> None:
@@ -150,15 +144,8 @@ def _format_option(option: Option) -> str:
 
 
 def _format_options(options: Sequence[Option]) -> list[str]:
-    return [
-        textwrap.fill(
-            f"{option.name}: {option.help}",
-            width=100,
-            initial_indent=" " * 4,
-            subsequent_indent=" " * 8,
-        )
-        for option in options
-    ]
+    wrapper = textwrap.TextWrapper(100, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    return [wrapper.fill(f"{option.name}: {option.help}") for option in options]
 
 
 def _references(doc: str) -> list[str]:

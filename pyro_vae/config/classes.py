@@ -99,9 +99,10 @@ class ClassType(NamedTuple):
             return signature_options(cls, skip=cls.from_data)
         return signature_options(cls)[len(self.inputs or ()) :]
 
-    def argument_names(self, name: str) -> list[str]:
-        """Return the names of the options of the class with a short name."""
-        return [option.name for option in self.options(getattr(self.module, name))]
+    def names_with(self, argument: str) -> list[str]:
+        """Return the short names of the classes that have an option."""
+        options = {name: self.options(getattr(self.module, name)) for name in self.names}
+        return [n for n in options if argument in [option.name for option in options[n]]]
 
     def path(self, cls: type) -> str:
         """Return the import path of a class, which is public if the class has a short name."""
@@ -109,11 +110,7 @@ class ClassType(NamedTuple):
         return f"{self.module.__name__ if is_public else cls.__module__}.{cls.__qualname__}"
 
     def find(self, name: Any, option: str) -> type:
-        """Return the class with a short name, or with an import path.
-
-        Arguments:
-            name: the name.
-            option: the name of the option, for error messages.
+        """Return the class with a short name, or with an import path, for a named option.
 
         Raises:
             ValueError: if there is no such class, or if the option does not accept it; the message
@@ -129,7 +126,7 @@ class ClassType(NamedTuple):
             )
             hint = did_you_mean(str(name), self.names)
             raise ValueError(f"expected {option} to be {one_of}; got {name!r}{hint}")
-        if not any(name.startswith(f"{m}.") for m in (*_ALLOWED_MODULES, *_plugins)):
+        if not _is_allowed(name.rpartition(".")[0]):
             raise ValueError(
                 f"expected {option} to be a class of {', '.join(_ALLOWED_MODULES)} or a --plugin; "
                 f"got {name!r}: to use your own module add --plugin {name.split('.')[0]}"

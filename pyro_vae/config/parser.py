@@ -66,7 +66,8 @@ class Parser:
         self._missing = []
         settings = self._merge(self.options, layers)
         if self._missing:
-            texts = [_describe_missing(option) for option in self._missing]
+            choices = [(o.name, literal_choices(o.hint)) for o in self._missing]
+            texts = [f"{name} to be {join_or(c)}" if c else name for name, c in choices]
             # options with choices come last, so that the sentence is readable
             missing = " and ".join(sorted(texts, key=lambda text: " " in text))
             raise ValueError(f"expected {missing}; got nothing: see `{self.prog} --help`")
@@ -239,8 +240,7 @@ class Parser:
             return f"{message}; did you mean {_flag(f'{prefix}{matches[0]}')}?"
         if owner is not None:
             kind, cls = owner
-            others = [n for n in kind.names if name in kind.argument_names(n)]
-            if others:
+            if others := kind.names_with(name):
                 return (
                     f"{message}, which {cls.__name__} does not have: set {prefix}class_path to "
                     f"{join_or(others)}"
@@ -357,11 +357,6 @@ def _plain(default: Any) -> Any:
     if inspect.isclass(default):
         return {"class_path": f"{default.__module__}.{default.__qualname__}"}
     return list(default) if isinstance(default, tuple) else default
-
-
-def _describe_missing(option: Option) -> str:
-    choices = literal_choices(option.hint)
-    return option.name + (f" to be {join_or(choices)}" if choices else "")
 
 
 def _flag(name: str) -> str:

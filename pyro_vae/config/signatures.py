@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
@@ -60,20 +60,13 @@ class Option(NamedTuple):
 
 
 def signature_options(
-    function: Callable[..., Any],
-    *,
-    skip: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
+    function: Callable[..., Any], *, skip: Collection[str] = ()
 ) -> tuple[Option, ...]:
     """Return the options of a function or class, in the order of its signature.
 
     Types come from the annotations and help texts from the docstring. A parameter without a
     default that may be passed by position, and ``*args``, are positional on the command line.
-
-    Arguments:
-        function: the function or class.
-        skip: names of parameters that are not options.
-        defaults: defaults that replace those of the signature.
+    Parameters in ``skip`` are omitted.
     """
     texts = document_arguments(function)
     options = []
@@ -82,7 +75,7 @@ def signature_options(
             continue
         repeated = p.kind is p.VAR_POSITIONAL
         positional = repeated or (p.default is REQUIRED and p.kind is not p.KEYWORD_ONLY)
-        default = (defaults or {}).get(p.name, [] if repeated else p.default)
+        default = [] if repeated else p.default
         hint = list[hint] if repeated else hint
         options.append(Option(p.name, hint, default, texts.get(p.name, ""), positional, repeated))
     return tuple(options)
@@ -95,12 +88,9 @@ def document_arguments(function: Callable[..., Any]) -> dict[str, str]:
         for p in docstring_parser.parse(owner.__doc__ or "").params:
             # one entry may explain several arguments: "low, high: …"
             texts |= {n.strip(" *"): p.description or "" for n in p.arg_name.split(",")}
-    return {name: _plain_text(text) for name, text in texts.items()}
-
-
-def _plain_text(text: str) -> str:
-    """Return a text on one line, without markup."""
-    return re.sub(r":\w+:`~?[\w.]*?(\w+)`", r"\1", " ".join(text.split())).replace("``", "")
+    # on one line, without markup
+    role = re.compile(r":\w+:`~?[\w.]*?(\w+)`")
+    return {n: role.sub(r"\1", " ".join(t.split())).replace("``", "") for n, t in texts.items()}
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
