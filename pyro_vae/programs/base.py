@@ -67,14 +67,8 @@ def trace_program(
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """Run the guide, replay the model on its draws, and return the sites of both by name.
 
-    Arguments:
-        model, guide: the program.
-        args, kwargs: arguments of both.
-        draws: sites of an earlier run whose values the guide reuses instead of drawing. If a site
-            has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
-
-    Returns:
-        The sites of the guide and the sites of the model.
+    The guide reuses the values in ``draws``, sites of an earlier run, instead of drawing. If a site
+    has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
     """
     if draws is not None:
         trace = poutine.Trace()

@@ -30,11 +30,7 @@ def max_chain_pairs(x: Tensor) -> int:
 
 
 def max_streamed_pairs(x: Tensor, chunk_size: int | None = None) -> int:
-    """Return the maximum number of (particle, datum) pairs of a chunk.
-
-    Arguments:
-        x: the data, ``(N, …)``.
-        chunk_size: the number if chosen by the user.
+    """Return the maximum number of (particle, datum) pairs of a chunk; ``chunk_size`` if given.
 
     Raises:
         ValueError: if ``chunk_size`` is below 1.

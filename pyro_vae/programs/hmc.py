@@ -98,18 +98,13 @@ def value_and_grad(log_density: LogDensity, position: Mapping[str, Tensor]) -> H
     with torch.enable_grad():
         position = {name: u.detach().requires_grad_() for name, u in position.items()}
         value = log_density(position)
-        gradients: tuple[Tensor | None, ...] = (None,) * len(position)
+        leaves = list(position.values())
         if value.requires_grad:
-            leaves = list(position.values())
-            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
-    return HMCState(
-        {name: u.detach() for name, u in position.items()},
-        value.detach(),
-        {
-            name: torch.zeros_like(u) if g is None else g
-            for (name, u), g in zip(position.items(), gradients, strict=True)
-        },
-    )
+            gradients = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+        else:
+            gradients = tuple(map(torch.zeros_like, leaves))
+    detached = {name: u.detach() for name, u in position.items()}
+    return HMCState(detached, value.detach(), dict(zip(position, gradients, strict=True)))
 
 
 def leapfrog(
@@ -121,15 +116,7 @@ def leapfrog(
 ) -> tuple[HMCState, dict[str, Tensor]]:
     """Integrate the Hamiltonian −log p(u) + |r|²/2 by leapfrog steps; reversible, error O(ε²).
 
-    Arguments:
-        log_density: log p.
-        state: initial state.
-        momentum: initial momentum r, with the shapes of the variables.
-        step_size: ε, ``(C, N)`` or broadcastable to it.
-        num_steps: number of leapfrog steps.
-
-    Returns:
-        The final state and its momentum.
+    The step size ε is ``(C, N)`` or broadcastable to it. Returns the final state and its momentum.
     """
     momentum = dict(momentum)
     # cast to the dtype of each variable: float64 data give a float64 density of float32 latents
@@ -333,7 +320,7 @@ def sample_posterior(
         x: the data, ``(N, …)``.
         num_chains: the number C of chains for each example.
         seed: seed of all random numbers.
-        layout: layout of the chains; by default from :func:`~.importance_weights.find_layout`.
+        layout: layout of the chains; found by default.
         options: further arguments of :func:`run_hmc`.
 
     Returns:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -233,7 +232,11 @@ def stream_particles(
         if chunk_size is None and limit_pairs(pairs, layout.width, x) < pairs:
             pairs = limit_pairs(pairs, layout.width, x)
             draws_at_once = max(1, min(draws_at_once, pairs // data_at_once))
-        run = partial(_run_in_precision, model, guide, layout=layout, precision=precision)
+
+        def run(*args: Any, **kwargs: Any) -> Particles:
+            with matmul_backend(precision):
+                return run_particles(model, guide, *args, layout=layout, **kwargs)
+
         full_shape = (draws_at_once, data_at_once)
         if compile is None:
             num_runs = (num_samples // draws_at_once) * (size // data_at_once)
@@ -262,21 +265,13 @@ def find_block_layout(inputs: ProgramInputs, block: int) -> tuple[Layout, int]:
         per example, which cannot run on a subset, else 1.
     """
     size = len(inputs.x)
+    model, guide, x, args, kwargs = inputs.select(slice(0, block))
     try:
-        return _find_layout(inputs.select(slice(0, block))), 1
+        return find_layout(model, guide, x, *args, **kwargs), 1
     except (RuntimeError, ValueError, IndexError):
         if block >= size:
             raise
-        return _find_layout(inputs), size
-
-
-def _find_layout(inputs: ProgramInputs) -> Layout:
-    return find_layout(inputs.model, inputs.guide, inputs.x, *inputs.args, **inputs.kwargs)
-
-
-def _run_in_precision(*args: Any, precision: Precision, **kwargs: Any) -> Particles:
-    with matmul_backend(precision):
-        return run_particles(*args, **kwargs)
+        return find_layout(model, guide, inputs.x, *inputs.args, **inputs.kwargs), size
 
 
 def check_num_samples(num_samples: int) -> int:

@@ -44,11 +44,7 @@ class ProgramInputs(NamedTuple):
     kwargs: dict[str, Any]
 
     def select(self, index: slice | Tensor) -> ProgramInputs:
-        """Return the inputs of a subset of the examples.
-
-        Arguments:
-            index: selects examples of x and of all arguments that are tensors of leading size N.
-        """
+        """Select examples of x and of all arguments that are tensors of leading size N."""
         return self._map(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index])
 
     def repeat(self, count: int) -> ProgramInputs:
@@ -160,10 +156,7 @@ def check_examples(x: Any) -> None:
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:
     """Return the arguments that score data: ``(x,)``, or ``(x, labels)`` if conditional.
 
-    Arguments:
-        program: the program.
-        data: the data.
-        seed: seed of dynamic binarisation or noise.
+    Dynamic binarisation or noise is drawn with ``seed``.
 
     Raises:
         ValueError: if the program conditions on labels and one is missing.

@@ -21,13 +21,9 @@ def unwrap_independent(fn: Distribution) -> Distribution:
 
 
 def split_independent(site: Any) -> dict[str, Any]:
-    """Convert the event dimensions of a site to batch dimensions.
+    """Return the entries of a site that change if its event dimensions become batch dimensions.
 
-    Arguments:
-        site: a sample site whose density factorises over its event dimensions.
-
-    Returns:
-        The entries of the site that change.
+    Its density must factorise over its event dimensions.
     """
     depth = len(site["fn"].event_shape)
     frames = (f._replace(dim=f.dim - depth) for f in site["cond_indep_stack"] if f.vectorized)
@@ -38,15 +34,11 @@ def split_independent(site: Any) -> dict[str, Any]:
 def site_kl(q: Site | Any, p: Site | Any, analytic: bool) -> Tensor:
     """Return KL(q ‖ p) of one site, or its single-sample estimate, with the site's batch shape.
 
-    Arguments:
-        q: the site of the guide.
-        p: the site of the model, replayed on the guide's draw.
-        analytic: whether to use the closed form, if available.
+    The site p of the model is replayed on the guide's draw; ``analytic`` selects the closed form,
+    if available.
     """
     exact = analytic_kl(q, p) if analytic else None
-    if exact is not None:
-        return exact
-    return _log_prob(q) - _log_prob(p)
+    return _log_prob(q) - _log_prob(p) if exact is None else exact
 
 
 def analytic_kl(q: Site | Any, p: Site | Any) -> Tensor | None:

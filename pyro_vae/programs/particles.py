@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pyro
@@ -44,7 +45,7 @@ _PARTICLES = "_particles"
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of the particles of a program.
+    """Layout of the particles of a program, from :func:`~.importance_weights.find_layout`.
 
     Attributes:
         nesting: plate nesting depth of the program.
@@ -68,7 +69,7 @@ class ParticleBatch:
 
     Arguments:
         num_samples: the number K of particles.
-        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        layout: layout of the particles.
         args, kwargs: arguments of the program; the first is the data, ``(N, …)``.
 
     Attributes:
@@ -98,9 +99,7 @@ class ParticleBatch:
     ) -> dict[str, Site]:
         """Run a model or guide once and return its sample sites by name.
 
-        Arguments:
-            program: the model or guide.
-            latents: values of its latent sites, ``(K, N, …)``; sampled by default.
+        The values of its latent sites are ``latents``, ``(K, N, …)``, or sampled by default.
 
         Raises:
             ValueError: if ``latents`` has no value for a latent site.
@@ -116,10 +115,8 @@ class ParticleBatch:
     ) -> tuple[dict[str, Site], dict[str, Site]]:
         """Run guide and model once and return the sample sites of the guide and of the model.
 
-        Arguments:
-            model, guide: the program.
-            draws: sites of an earlier run on this batch whose draws the guide reuses, see
-                :func:`~.base.trace_program`.
+        The guide reuses ``draws`` of an earlier run on this batch, see
+        :func:`~.base.trace_program`.
         """
         with self._plate():
             guide_sites, model_sites = trace_program(model, guide, self.args, self.kwargs, draws)
@@ -159,12 +156,7 @@ class ParticleBatch:
         """Convert ``(K, N, …)`` to the shape of the site; inverse of :meth:`value`."""
         if self.layout.tiled:
             value = value.flatten(0, 1)
-            return value.movedim(0, data_axis(site, value.ndim))
-        return value.movedim(1, data_axis(site, value.ndim))
-
-    def repeat_draws(self, sites: Mapping[str, Site]) -> dict[str, Site]:
-        """Repeat the draws of a run without particles for each particle."""
-        return {name: self._repeat(site) for name, site in sites.items()}
+        return value.movedim(0 if self.layout.tiled else 1, data_axis(site, value.ndim))
 
     def _plate(self) -> AbstractContextManager[Any]:
         if self.dim is None:
@@ -174,7 +166,8 @@ class ParticleBatch:
     def _tile(self, value: Tensor, dim: int = 0) -> Tensor:
         return torch.cat([value] * self.shape[0], dim)
 
-    def _repeat(self, site: Site) -> Site:
+    def repeat_draw(self, site: Site) -> Site:
+        """Repeat the draw at a site of a run without particles for each particle."""
         if self.layout.tiled or site["type"] != "sample":
             return map_site(site, self._tile)
         # plates that do not contain the site are between the particle dimension and its own
@@ -231,11 +224,12 @@ def run_particles(
         guide: its guide.
         *args: arguments of both, as are ``**kwargs``; the first is the data, ``(N, …)``.
         num_samples: the number K of particles.
-        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        layout: layout of the particles.
         draws: sites of an earlier run without particles, whose draws all particles reuse.
     """
     batch = ParticleBatch(num_samples, layout, args, kwargs)
-    draws = None if draws is None else batch.repeat_draws(draws)
+    if draws is not None:
+        draws = {name: batch.repeat_draw(site) for name, site in draws.items()}
     guide_sites, model_sites = batch.trace_program(model, guide, draws)
     return Particles(
         log_p=batch.log_probs(model_sites),
@@ -262,7 +256,7 @@ def log_probs_at(
         latents: a value for each of its latent sites, ``(K, N, *event)`` as in
             :attr:`Particles.latents`; other entries are ignored.
         *args: the first is the data, ``(N, …)``.
-        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        layout: layout of the particles.
 
     Returns:
         The log-densities by site, ``(K, N)``, in nats.
@@ -283,28 +277,18 @@ def guide_scorer(
     """Return a function that computes log q(z|x), ``(K, N)`` in nats, from latents z.
 
     A guide with a single site runs only once for all z, because its distribution does not depend
-    on other draws; its parameters then have no gradient.
-
-    Arguments:
-        guide: the guide, called as ``guide(*args, **kwargs)``.
-        *args: the first is the data, ``(N, …)``.
-        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
-
-    Raises:
-        ValueError: when the function is called, as for :func:`log_probs_at`.
+    on other draws; its parameters then have no gradient. Arguments and errors of the function are
+    as for :func:`log_probs_at`.
     """
-    runs: dict[int, tuple[ParticleBatch, dict[str, Site]]] = {}
 
+    @cache
     @torch.no_grad()
     def run_once(count: int) -> tuple[ParticleBatch, dict[str, Site]]:
         batch = ParticleBatch(count, layout, args, kwargs)
         return batch, batch.trace(guide)
 
     def log_q(latents: Mapping[str, Tensor]) -> Tensor:
-        count = len(next(iter(latents.values())))
-        if count not in runs:
-            runs[count] = run_once(count)
-        batch, sites = runs[count]
+        batch, sites = run_once(len(next(iter(latents.values()))))
         if len(sites) > 1:
             return total_log_prob(log_probs_at(guide, latents, *args, layout=layout, **kwargs))
         ((name, site),) = sites.items()

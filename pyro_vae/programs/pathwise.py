@@ -32,9 +32,8 @@ def run_pathwise(
     parameters only through the samples.
 
     Arguments:
-        model, guide, *args, **kwargs: as for :func:`~.particles.run_particles`.
-        num_samples: the number K of particles.
-        layout: layout of the particles, from :func:`~.importance_weights.find_layout`.
+        model, guide, *args, num_samples, layout, **kwargs: as for
+            :func:`~.particles.run_particles`.
         weight: called in the backward pass; returns factors ``(K, N)`` for the gradient that
             flows through the samples of each particle to the guide.
 
@@ -64,7 +63,9 @@ def run_pathwise(
         score, _ = batch.trace_program(empty_program, guide, detached)
         log_q, scores = batch.log_probs(q), batch.log_probs(score)
     # during tracing the values are unknown; the eager run has checked them
-    if not is_tracing() and not all(_densities_match(log_q[n], scores[n]) for n in log_q):
+    if not is_tracing() and not all(
+        torch.allclose(log_q[n], scores[n], rtol=1e-3, atol=1e-3, equal_nan=True) for n in log_q
+    ):
         raise ValueError(
             "expected a guide with the same density for a sample in each run; got different "
             "densities (dropout?): remove dropout from the encoder, or use gradient 'standard'"
@@ -74,10 +75,6 @@ def run_pathwise(
         log_q={n: log_q[n] - scores[n] + scores[n].detach() for n in log_q},
         latents=batch.latents(latent),
     )
-
-
-def _densities_match(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def _weight_draw(site: Site, weight: Callable[[], Tensor] | None, batch: ParticleBatch) -> Tensor:

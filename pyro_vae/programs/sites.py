@@ -38,14 +38,11 @@ def find_data_site(model: Callable[..., Any], x: Tensor, *args: Any) -> tuple[st
 def prior_predictive_sites(
     model: Callable[..., Any], size: int, like: Tensor | None, args: tuple
 ) -> tuple[str, Mapping[str, Site]]:
-    """Sample all sites of the model without observing x.
+    """Sample all sites of the model for ``size`` examples, without observing x.
 
     Arguments:
-        model: the model.
-        size: number of examples to generate.
         like: data of the right shape, whose values are ignored; without it the model is called as
             ``model(None, *args, size=size)``.
-        args: further arguments of the model.
 
     Returns:
         The name of the site of x, and all sites by name.

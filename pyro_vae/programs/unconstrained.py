@@ -72,7 +72,7 @@ def unconstrained_posterior(
     Arguments:
         model: the Pyro model, called as ``model(*args, **kwargs)``.
         *args: the first is the data, ``(N, …)``.
-        layout: layout of the chains, from :func:`~.importance_weights.find_layout`.
+        layout: layout of the chains.
 
     Raises:
         ValueError: as for :func:`site_transforms`.
@@ -107,14 +107,8 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
         ValueError: if a latent site is discrete, if its support has no such transform (a
             sphere), or if its support depends on other sites.
     """
-    first, second = (
-        {
-            name: site
-            for name, site in trace_sites(model, *args, **kwargs).items()
-            if is_latent(site)
-        }
-        for _ in range(2)
-    )
+    runs = [trace_sites(model, *args, **kwargs).items() for _ in range(2)]
+    first, second = ({name: site for name, site in run if is_latent(site)} for run in runs)
     if not first:
         raise ValueError("expected a model with latent sites; got none")
     transforms = {}

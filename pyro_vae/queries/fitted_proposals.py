@@ -148,8 +148,7 @@ def fit_mixture(
     normals at the end, because the ELBO favours components that are too narrow.
 
     Arguments:
-        observation: the N examples.
-        completions: M completions of the examples, ``(M, N, *event)``.
+        completions: M completions of the N examples, ``(M, N, *event)``.
         steps: gradient steps of Adam.
 
     References:

@@ -142,12 +142,7 @@ def _slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def traverse_latents(start: LatentPoint, dims: list[int], values: Tensor) -> Tensor:
-    """Set one coordinate at a time to each of its values.
-
-    Arguments:
-        start: the latents to start from.
-        dims: D' coordinates.
-        values: V values for each coordinate, ``(D', V)``.
+    """Set one of D' coordinates at a time to each of its V values, ``(D', V)``.
 
     Returns:
         ``(D' × V, N, *rest)``.

@@ -61,14 +61,8 @@ def propose(
 ) -> WeightedSamples:
     """Sample from a mixture of the guide at each completion, a fitted proposal and the prior.
 
-    Arguments:
-        observation: the N examples.
-        completions: M completions of the examples, ``(M, N, *event)``.
-        counts: the number of samples from each part.
-        fitted: the fitted proposal.
-
-    Returns:
-        The samples of all parts in random order, so that any subset represents the mixture.
+    There are M completions of N examples, ``(M, N, *event)``. The samples of all parts are in
+    random order, so that any subset represents the mixture.
     """
     runner, num_completions = observation.runner, len(completions)
     copies = runner.with_copies(completions)
