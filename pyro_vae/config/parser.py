@@ -321,9 +321,8 @@ class _HelpFormatter(DefaultHelpFormatter):
         text = action.help or ""
         if action.required:
             return f"{text} (required)" if action.option_strings else text
-        is_class = isinstance(
-            action.default, dict | Namespace
-        )  # shown with the names of the others
+        # the default class is shown with the names of the others
+        is_class = isinstance(action.default, dict | Namespace)
         has_default = action.default not in (None, "==SUPPRESS==", []) and not is_class
         return f"{text} (default: %(default)s)" if has_default and action.nargs != 0 else text
 

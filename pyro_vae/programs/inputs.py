@@ -162,11 +162,8 @@ def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tens
         ValueError: if the program conditions on labels and one is missing.
     """
     x = materialize(data, seed)
-    if label_use(program) is not Labels.CONDITION:
-        return (x,)
-    labels = program_labels(program, data)
-    assert labels is not None  # checked by program_labels
-    return x, labels
+    labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
+    return (x,) if labels is None else (x, labels)
 
 
 def program_labels(program: object, data: Split | Tensor) -> Tensor | None:
