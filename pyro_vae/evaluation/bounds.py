@@ -115,8 +115,7 @@ class Bounds(Result):
     @property
     def _rows(self) -> dict[str, BoundsRow]:
         """The available rows: the ELBO, L_k, other estimators, and then differences."""
-        known = [row for estimator in registered_estimators() for row in estimator.rows]
-        complete = {row.name: row for row in known if self._is_complete(row.name)}
+        complete = {row.name: row for row in _known_rows() if self._is_complete(row.name)}
         bounds = {
             f"iwae_{k}": BoundsRow(f"iwae_{k}", f"L_{k}", "lower bound")
             for k in self.iwae_per_datum
@@ -208,19 +207,17 @@ class Bounds(Result):
                 f"expected bounds on the same examples; got {len(self)} and {len(other)} examples: "
                 f"evaluate both on the same split"
             )
-        columns = _merge_columns(self.per_datum, other.per_datum)
         sampled = [b for b in (self, other) if "log_evidence" in b.per_datum or b.iwae_per_datum]
         first = sampled[0] if sampled else self
         raw = other.log_weights if self.log_weights is None else self.log_weights
-        return Bounds(
-            num_samples=first.num_samples,
-            per_datum=columns,
+        return replace(
+            first,
+            per_datum=_merge_columns(self.per_datum, other.per_datum),
             iwae_per_datum=_merge_columns(self.iwae_per_datum, other.iwae_per_datum),
             iwae_variance=_merge_columns(self.iwae_variance, other.iwae_variance),
             log_weights=raw,
             seed=other.seed if first.seed is None else first.seed,
             settings={**other.settings, **self.settings},
-            shown_ks=first.shown_ks,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -246,10 +243,9 @@ class Bounds(Result):
         hidden = {
             f"iwae_{k}" for k in self.iwae_per_datum if ks is not None and k not in ks and k != last
         }
-        estimates = self.estimates
         return Table(
             [
-                Row(label, [estimates[name]], role, name in ("elbo", "log_evidence"))
+                Row(label, [self._estimate(name)], role, name in ("elbo", "log_evidence"))
                 for name, (label, role) in self.labels.items()
                 if name not in hidden
             ]
@@ -261,18 +257,16 @@ class Bounds(Result):
         Arguments:
             ks: the L_k to show; :attr:`shown_ks` by default. The largest is always shown.
         """
-        known = [row for estimator in registered_estimators() for row in estimator.rows]
-        unit = next((row.unit for row in known if row.name in self.per_datum), "samples")
+        unit = next((row.unit for row in _known_rows() if row.name in self.per_datum), "samples")
         bound = "up to " if "num_samples" in self.per_datum else ""
-        lines = [e.describe(self) for e in registered_estimators()]
-        return "\n".join(
-            [
-                f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher "
-                f"is better",
-                str(self.make_table(self.shown_ks if ks is None else ks)),
-                *(line for line in (*lines, self.warning) if line),
-            ]
-        )
+        lines = [
+            f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher is "
+            f"better",
+            str(self.make_table(self.shown_ks if ks is None else ks)),
+            *(estimator.describe(self) for estimator in registered_estimators()),
+            self.warning,
+        ]
+        return "\n".join(line for line in lines if line)
 
     def __str__(self) -> str:
         return self.table()
@@ -327,8 +321,7 @@ class Bounds(Result):
     def _is_complete(self, name: str) -> bool:
         """Whether an estimator has a value for every example."""
         data = self.per_datum
-        exists = name in data and f"{name}_variance" in data
-        return exists and not np.isnan(data[name]).any()
+        return {name, f"{name}_variance"} <= data.keys() and not np.isnan(data[name]).any()
 
     def _estimate(self, name: str) -> Estimate:
         data, row = self.per_datum, self._rows[name]
@@ -343,6 +336,10 @@ class Bounds(Result):
             k = int(name.removeprefix("iwae_"))
             return estimate_mean(self.iwae_per_datum[k], self.iwae_variance[k])
         return estimate_mean(data[name], data[f"{name}_variance"])
+
+
+def _known_rows() -> list[BoundsRow]:
+    return [row for estimator in registered_estimators() for row in estimator.rows]
 
 
 def _merge_columns(

@@ -26,8 +26,7 @@ def make_section(bounds: Bounds) -> Section:
         if plateau is not None
         else f"L_k has not converged at k = {bounds.num_samples}: log p(x) is likely higher."
     )
-    figure = plot_bound_against_k(bounds)
-    pictures = [Picture("bounds", "Convergence of L_k", convergence, figure)]
+    pictures = [Picture("bounds", "Convergence of L_k", convergence, plot_bound_against_k(bounds))]
     if np.isfinite(bounds.per_datum["khat"]).any():
         caption = bounds.warning or "k̂ is below its threshold for all examples."
         pictures.append(Picture("khat", "k̂ per example", caption, plot_khat(bounds)))

@@ -14,7 +14,7 @@ from .bounds import Bounds
 from .estimators import BoundsRow, Estimator, register
 from .importance.adaptive import select_examples
 
-__all__ = ["check_ais_supported", "merge_escalated", "resolve_annealing", "run_ais"]
+__all__ = ["merge_escalated", "resolve_annealing", "run_ais"]
 
 
 def resolve_annealing(ais: bool | Annealing, escalate: bool | Annealing) -> Annealing | None:
@@ -30,17 +30,6 @@ def resolve_annealing(ais: bool | Annealing, escalate: bool | Annealing) -> Anne
             "since AIS of all examples includes those with a bad k̂"
         )
     return settings[0] if settings else Annealing() if ais or escalate else None
-
-
-def check_ais_supported(inputs: ProgramInputs, annealing: Annealing) -> None:
-    """Run AIS briefly on two examples so that errors occur before the expensive work.
-
-    Raises:
-        ValueError: if AIS does not support the program.
-    """
-    short = replace(annealing, num_chains=2, num_temperatures=1, num_steps=1)
-    rows = torch.arange(min(2, len(inputs.x)))
-    run_ais(inputs, short, seed=0, checkpoint=None, progress=False, rows=rows.numpy())
 
 
 def run_ais(

@@ -57,11 +57,10 @@ class Estimator:
 _estimators: list[Estimator] = []
 
 
-def register(estimator: Estimator) -> Estimator:
-    """Add an estimator to :func:`registered_estimators` and return it."""
+def register(estimator: Estimator) -> None:
+    """Add an estimator to :func:`registered_estimators`."""
     _estimators.append(estimator)
     _estimators.sort(key=lambda e: e.order)
-    return estimator
 
 
 def registered_estimators() -> tuple[Estimator, ...]:

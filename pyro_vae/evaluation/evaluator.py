@@ -8,9 +8,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..compile.matmul import Precision
+from ..compile.matmul import Precision, check_precision
 from ..core import distributed
 from ..core.validation import positive_int
 from ..data import Dataset
@@ -22,7 +23,7 @@ from .annealing.sampler import Annealing
 from .bounds import DEFAULT_KS, Bounds
 from .bounds_section import make_section
 from .importance.sampling import ImportanceSampler
-from .precision import check_precision_supported, measure_precision_change
+from .precision import measure_precision_change
 from .slices import Evaluation, SplitName
 
 __all__ = ["BOUNDS", "evaluate"]
@@ -124,10 +125,7 @@ def evaluate(
         Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg,
         1995). https://doi.org/10.2307/1269620
     """
-    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in ks):
-        raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
-    _check_options(defensive, tolerance, keep_log_weights)
-    check_precision_supported(precision, corrected=corrected, defensive=defensive is not None)
+    _check_options(ks, defensive, tolerance, keep_log_weights, precision, corrected)
     annealing = escalation.resolve_annealing(ais, escalate)
     inputs, first = sharding.shard_inputs(prepare(program, data, args, kwargs, seed))
     base_seed, seed = seed, distributed.rank_seed(seed)
@@ -135,7 +133,10 @@ def evaluate(
     progress = progress and distributed.is_main_process()
     num_samples = check_num_samples(num_samples)
     if annealing is not None and not ais:
-        escalation.check_ais_supported(inputs, annealing)
+        # a short run on two examples, so that errors occur before the expensive work
+        short = replace(annealing, num_chains=2, num_temperatures=1, num_steps=1)
+        rows = np.arange(min(2, len(inputs.x)))
+        escalation.run_ais(inputs, short, seed=0, checkpoint=None, progress=False, rows=rows)
     sampler = ImportanceSampler(
         inputs,
         first + torch.arange(len(inputs.x)),
@@ -166,8 +167,15 @@ def evaluate(
 
 
 def _check_options(
-    defensive: float | None, tolerance: float | None, keep_log_weights: bool
+    ks: Sequence[int],
+    defensive: float | None,
+    tolerance: float | None,
+    keep_log_weights: bool,
+    precision: Precision,
+    corrected: bool,
 ) -> None:
+    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in ks):
+        raise ValueError(f"expected every k in ks to be an integer ≥ 1; got {tuple(ks)}")
     if defensive is not None and not 0 < defensive < 1:
         raise ValueError(
             f"expected defensive, the prior's share of samples, between 0 and 1; got {defensive}"
@@ -178,6 +186,12 @@ def _check_options(
         raise ValueError(
             "expected keep_log_weights or tolerance; got both, but with tolerance the number of "
             "raw weights varies by example: drop one of them"
+        )
+    if check_precision(precision) != "float32" and (corrected or defensive is not None):
+        option = "corrected" if corrected else "defensive"
+        raise ValueError(
+            f"expected precision float32 with {option} estimates; got {precision}, whose rounding "
+            f"errors exceed the correction: drop one of the two options"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..compile.matmul import Precision, check_precision
+from ..compile.matmul import Precision
 from ..core.random import Stream, seeded
 from ..programs.importance_weights import log_weights
 from ..programs.inputs import ProgramInputs
@@ -15,25 +15,10 @@ from .bounds import Bounds
 from .estimators import Estimator, register
 from .importance import adaptive
 
-__all__ = ["check_precision_supported", "measure_precision_change"]
+__all__ = ["measure_precision_change"]
 
 #: The maximum numbers of examples, and of samples per example, that the change is measured on.
 _MAX_EXAMPLES, _MAX_SAMPLES = 64, 64
-
-
-def check_precision_supported(precision: str, corrected: bool, defensive: bool) -> None:
-    """Raise for an unknown precision, and for estimators that are finer than its rounding.
-
-    Raises:
-        ValueError: if the precision is unknown, or is bfloat16 with ``corrected`` or
-            ``defensive``.
-    """
-    if check_precision(precision) != "float32" and (corrected or defensive):
-        option = "corrected" if corrected else "defensive"
-        raise ValueError(
-            f"expected precision float32 with {option} estimates; got {precision}, whose rounding "
-            f"errors exceed the correction: drop one of the two options"
-        )
 
 
 def measure_precision_change(
@@ -41,10 +26,7 @@ def measure_precision_change(
 ) -> dict[str, Any]:
     """Return the change of the ELBO and L_k relative to float32 with the same samples.
 
-    Arguments:
-        inputs: the program and the data; up to 64 evenly spaced examples are used.
-        precision: the precision of the network layers.
-        seed: the random seed.
+    Uses up to 64 evenly spaced examples.
 
     Returns:
         ``name``, ``num_data``, ``num_samples`` and the mean changes ``elbo`` and ``iwae`` in nats

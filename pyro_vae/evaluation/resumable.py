@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -10,6 +9,7 @@ import re
 import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ _SETTING_TYPES = (
     Tensor | bool | int | float | str | tuple | types.FunctionType | types.BuiltinFunctionType
 )
 #: Types that enter the fingerprint when a function, or an object with methods, refers to them.
-_REFERENCED_TYPES = (
-    _SETTING_TYPES | nn.Module | list | Mapping | functools.partial | types.MethodType
-)
+_REFERENCED_TYPES = _SETTING_TYPES | nn.Module | list | Mapping | partial | types.MethodType
 
 
 def compute_in_blocks(
@@ -84,10 +82,15 @@ def compute_in_blocks(
         dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
     ) as bar:
+
+        def advance(rows: slice, share: float) -> None:
+            # rounded shares may add up to more than 1
+            bar.update(min(share * (rows.stop - rows.start), rows.stop - bar.n))
+
         for start in range(first, size, block):
             rows = slice(start, min(start + block, size))
             with seeded(*entropy, start):
-                columns = compute(rows, _advance(bar, rows))
+                columns = compute(rows, partial(advance, rows))
             new = {name: column.detach().cpu().numpy() for name, column in columns.items()}
             done = {n: np.concatenate([done[n], v]) if done else v for n, v in new.items()}
             bar.update(rows.stop - bar.n)  # correct the shares reported within the block
@@ -124,7 +127,7 @@ def _tokens(part: Any, visited: set[int]) -> Iterator[str]:
         yield str(len(part))
         for value in part:
             yield from _tokens(value, visited)
-    elif isinstance(part, functools.partial):
+    elif isinstance(part, partial):
         yield from _tokens((part.func, part.args, part.keywords), visited)
     elif isinstance(part, nn.Module):
         yield from _module_tokens(part, visited)
@@ -135,16 +138,10 @@ def _tokens(part: Any, visited: set[int]) -> Iterator[str]:
         store = pyro.get_param_store()
         yield from _tokens(dict(sorted(store.get_state()["params"].items())), visited)
     else:
-        yield (
-            repr(part)
-            if part is None or isinstance(part, float)
-            else json.dumps(part, default=_stable_repr)
-        )
-
-
-def _stable_repr(part: Any) -> str:
-    """Return the ``repr`` of an object without its memory address."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+        is_plain = part is None or isinstance(part, float)
+        # the repr of other objects may contain their memory address
+        token = repr(part) if is_plain else json.dumps(part, default=repr)
+        yield re.sub(r" at 0x[0-9a-fA-F]+", "", token)
 
 
 def _module_tokens(module: nn.Module, visited: set[int]) -> Iterator[str]:
@@ -236,13 +233,3 @@ def _write(path: Path, key: str, columns: Mapping[str, np.ndarray]) -> None:
             np.savez(file, **entries)
 
     files.atomic_write(path, writer)
-
-
-def _advance(bar: tqdm, rows: slice) -> Callable[[float], None]:
-    """Return a callback that advances the bar by a share of a block."""
-
-    def advance(share: float) -> None:
-        # rounded shares may add up to more than 1
-        bar.update(min(share * (rows.stop - rows.start), rows.stop - bar.n))
-
-    return advance

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +16,9 @@ from .importance.adaptive import select_examples
 
 __all__ = ["merge_shards", "shard_inputs"]
 
-_Key = TypeVar("_Key", str, int)
-
 
 def shard_inputs(inputs: ProgramInputs) -> tuple[ProgramInputs, int]:
-    """Return this process's shard of the inputs and the index of its first example.
-
-    Raises:
-        ValueError: if a shard would be empty, or if the program cannot run on a subset of the
-            examples.
-    """
+    """Return this process's shard of the inputs and the index of its first example."""
     size = len(inputs.x)
     if distributed.world_size() == 1:
         return inputs, 0
@@ -35,13 +28,9 @@ def shard_inputs(inputs: ProgramInputs) -> tuple[ProgramInputs, int]:
 
 
 def merge_shards(shards: Sequence[Bounds], seed: int) -> Bounds:
-    """Concatenate the bounds of consecutive shards.
+    """Concatenate the bounds of consecutive shards; ``seed`` is that of the whole result.
 
     A column that is missing in some shards is NaN there.
-
-    Arguments:
-        shards: the bounds of each shard, from the same estimators.
-        seed: the seed from which the seeds of the shards were derived.
     """
     first, *others = shards
     if not others:
@@ -50,24 +39,13 @@ def merge_shards(shards: Sequence[Bounds], seed: int) -> Bounds:
     settings = dict(first.settings)
     if "total_draws" in settings:
         settings["total_draws"] = sum(shard.settings["total_draws"] for shard in shards)
-    sizes = [len(shard) for shard in shards]
-    return replace(
-        first,
-        per_datum=_concatenate_columns(sizes, [shard.per_datum for shard in shards]),
-        iwae_per_datum=_concatenate_columns(sizes, [shard.iwae_per_datum for shard in shards]),
-        iwae_variance=_concatenate_columns(sizes, [shard.iwae_variance for shard in shards]),
-        log_weights=np.concatenate(raw, 1) if raw else None,
-        seed=seed,
-        settings=settings,
-    )
-
-
-def _concatenate_columns(
-    sizes: Iterable[int], shards: Sequence[dict[_Key, np.ndarray]]
-) -> dict[_Key, np.ndarray]:
-    names = dict.fromkeys(name for shard in shards for name in shard)
-    pairs = list(zip(sizes, shards, strict=True))
-    return {
-        name: np.concatenate([shard.get(name, np.full(size, np.nan)) for size, shard in pairs])
-        for name in names
-    }
+    columns: dict[str, Any] = {}
+    for field in ("per_datum", "iwae_per_datum", "iwae_variance"):
+        parts = [(getattr(shard, field), np.full(len(shard), np.nan)) for shard in shards]
+        names = dict.fromkeys(name for part, _ in parts for name in part)
+        columns[field] = {
+            name: np.concatenate([part.get(name, missing) for part, missing in parts])
+            for name in names
+        }
+    log_weights = np.concatenate(raw, 1) if raw else None
+    return replace(first, log_weights=log_weights, seed=seed, settings=settings, **columns)

@@ -280,9 +280,8 @@ def run_pilot(
         path: the path f_β.
         betas: the values of β, ascending from 0.
         num_chains: the number C of chains per example; the step sizes adapt to their mean
-            acceptance.
+            acceptance, of which ``target`` is the desired value.
         num_steps: the number of leapfrog steps per transition.
-        target: the target acceptance probability.
     """
     point, difference = path.evaluate(betas[0], path.sample(num_chains))
     step_size = torch.full_like(difference[:1], _INITIAL_STEP_SIZE)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from .path import PilotResult
 
 __all__ = ["SCHEDULES", "make_adaptive_betas", "make_betas"]
 
+#: The names of the schedules.
+SCHEDULES = ("sigmoidal", "linear", "adaptive")
 #: Steepness of the sigmoidal schedule.
 _STEEPNESS = 4.0
 #: Minimum cost of an interval of the adaptive schedule, relative to the mean.
@@ -19,21 +19,15 @@ _MIN_RELATIVE_COST = 0.05
 def make_betas(
     schedule: str, num_temperatures: int, pilot: PilotResult | None = None
 ) -> tuple[float, ...]:
-    """Return β_0 = 0, …, β_T = 1.
+    """Return β_0 = 0, …, β_T = 1 for T temperatures.
 
-    Arguments:
-        schedule: one of :data:`SCHEDULES`; without a pilot, ``adaptive`` is the sigmoidal one.
-        num_temperatures: the number T of steps.
-        pilot: the result of a pilot run.
+    The schedule is one of :data:`SCHEDULES`; without a pilot, ``adaptive`` is the sigmoidal one.
     """
     if schedule == "adaptive" and pilot is not None:
         return make_adaptive_betas(pilot, num_temperatures)
-    betas = _BETAS[schedule](np.linspace(0, 1, num_temperatures + 1))
+    linear = np.linspace(0, 1, num_temperatures + 1)
+    betas = linear if schedule == "linear" else _sigmoidal(linear)
     return (0.0, *betas[1:-1].tolist(), 1.0)
-
-
-def _linear(t: np.ndarray) -> np.ndarray:
-    return t
 
 
 def _sigmoidal(t: np.ndarray) -> np.ndarray:
@@ -64,13 +58,3 @@ def make_adaptive_betas(pilot: PilotResult, num_temperatures: int) -> tuple[floa
     length = np.concatenate([[0.0], np.cumsum(costs)])
     betas = np.interp(np.linspace(0, length[-1], num_temperatures + 1), length, beta)
     return (0.0, *betas[1:-1].tolist(), float(beta[-1]))
-
-
-_BETAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sigmoidal": _sigmoidal,
-    "linear": _linear,
-    "adaptive": _sigmoidal,
-}
-
-#: The names of the schedules.
-SCHEDULES = tuple(_BETAS)

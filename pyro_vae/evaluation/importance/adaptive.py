@@ -73,11 +73,7 @@ def choose_sample_counts(
 
 
 def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
-    """Return the inputs with a subset of the examples and of all arguments per example.
-
-    Raises:
-        ValueError: if the program cannot run on the subset.
-    """
+    """Return a subset of the examples and of all arguments per example, if the program allows."""
     if len(rows) == len(inputs.x):
         return inputs
     subset = inputs.select(rows)
