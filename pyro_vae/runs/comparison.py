@@ -57,10 +57,7 @@ def compare(*runs: Run | Path | str) -> str:
 
 
 def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[float, float] | None:
-    """Return the mean difference of log p̂ between two runs and its standard error over the data.
-
-    In nats per datum. The difference is paired by example, so that the variation between
-    examples cancels.
+    """Return the mean paired difference of log p̂ between two runs and its standard error, in nats.
 
     Arguments:
         run: an evaluated run.

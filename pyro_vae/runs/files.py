@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from ..core import files
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History
-from ..models import Autoencoder
-from .provenance import device_name
 
 __all__ = ["RunError", "RunFiles"]
 
@@ -55,16 +53,8 @@ class RunFiles:
         return self.folder / f"{name}.nc"
 
     def checkpoint_file(self, name: str) -> Path:
-        """Return the path of the checkpoint of an evaluation.
-
-        Parts of the checkpoint may be stored in files with this path as prefix.
-        """
+        """Return the path of the checkpoint of an evaluation, a prefix of those of its parts."""
         return self.folder / f"{name}.npz"
-
-    def remove_checkpoint(self, name: str) -> None:
-        """Remove the checkpoint of an evaluation."""
-        for path in self._checkpoint_parts(name):
-            path.unlink()
 
     def read_result(self) -> dict[str, Any]:
         """Return the contents of ``result.json``; empty if the file does not exist.
@@ -76,7 +66,7 @@ class RunFiles:
             return {}
         try:
             content = json.loads(self.result.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except ValueError:
             content = None
         if not isinstance(content, dict):
             raise RunError(
@@ -142,18 +132,6 @@ class RunFiles:
             )
         return self.config
 
-    def record(self, name: str, summary: dict[str, Any], model: Autoencoder, start: float) -> None:
-        """Add a result to ``result.json``, with its run time and device.
-
-        Arguments:
-            name: key of the result.
-            summary: the result, as plain JSON values.
-            model: the evaluated model, on the device that was used.
-            start: start of the computation, from ``time.perf_counter``.
-        """
-        seconds = time.perf_counter() - start
-        self._update_result({name: {**summary, "seconds": seconds, "device": device_name(model)}})
-
     def _checkpoint_parts(self, name: str) -> list[Path]:
         file = self.checkpoint_file(name)
         return [path for path in (file, *self.folder.glob(f"{file.name}.*")) if path.is_file()]
@@ -175,25 +153,25 @@ class RunFiles:
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_temporary_files()
-        outdated = [self.weights]
+        outdated = [self.weights, self.report, self.figures]
+        outdated += [] if resuming else [self.state, self.metrics]
         for name in EVALUATIONS:
             outdated += [self.evaluation_file(name), *self._checkpoint_parts(name)]
-        outdated += [self.report, self.figures]
-        outdated += [] if resuming else [self.state, self.metrics]
-        rewritten = [path for path in (self.config, self.result) if path.exists()]
+        rewritten = [self.config, self.result]
         before = self.state.stat().st_mtime_ns if resuming else None
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=_BACKUP_PREFIX) as folder:
             backup = Path(folder)
-            for path in rewritten:  # copied, so that a killed run still has its configuration
+            for path in filter(Path.exists, rewritten):
+                # copied, so that a killed run still has its configuration
                 shutil.copy2(path, backup)
-            for path in (path for path in outdated if path.exists()):
+            for path in filter(Path.exists, outdated):
                 path.rename(backup / path.name)
             try:
                 yield
             except Exception:
                 if self.state.exists() and self.state.stat().st_mtime_ns != before:
                     raise
-                for path in (self.config, self.result):
+                for path in rewritten:
                     path.unlink(missing_ok=True)
                 for path in list(backup.iterdir()):
                     path.rename(self.folder / path.name)
@@ -205,16 +183,14 @@ class RunFiles:
         """Remove the temporary files of a run that was killed while writing."""
         for path in self.folder.glob(f"{_BACKUP_PREFIX}*"):
             shutil.rmtree(path)
-        for target in (
-            *(self.config, self.metrics, self.state, self.weights, self.result),
-            *map(self.evaluation_file, EVALUATIONS),
-            *map(self.checkpoint_file, EVALUATIONS),
-        ):
-            for path in files.stale_temporary_files(target):
-                path.unlink()
-        for name in EVALUATIONS:  # of one of several processes
-            for path in self.folder.glob(f".{self.checkpoint_file(name).name}-*"):
-                path.unlink()
+        targets = [self.config, self.metrics, self.state, self.weights, self.result]
+        stale: list[Path] = []
+        for name in EVALUATIONS:
+            targets += [self.evaluation_file(name), self.checkpoint_file(name)]
+            # of one of several processes
+            stale += self.folder.glob(f".{self.checkpoint_file(name).name}-*")
+        for path in {*stale, *chain.from_iterable(map(files.stale_temporary_files, targets))}:
+            path.unlink()
 
     def _write_metrics(self, history: History) -> None:
         lines = (json.dumps(record) for record in history.epochs)

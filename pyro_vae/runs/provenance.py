@@ -33,9 +33,14 @@ __all__ = [
     "weights_checksum",
 ]
 
+#: Estimates that are also given in bits per dimension.
+_BITS_LABELS = {"elbo": "ELBO", "log_evidence": "log p̂"}
+
 
 def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
     """Return seed, data and versions; labels are included only if the program uses them."""
+    labels = labels_checksum(experiment.program, data)
+    labelled = {"labels": labels, "labelled": int(data.train.has_label.sum())} if labels else {}
     packages = ("pyro-vae", "torch", "pyro-ppl", "numpy", "arviz-stats")
     return {
         "seed": experiment.seed,
@@ -46,7 +51,7 @@ def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
             "kind": str(data.kind),
             "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
             "checksum": data.checksum,
-            **_label_entries(experiment.program, data),
+            **labelled,
         },
         "versions": {
             "python": platform.python_version(),
@@ -67,14 +72,13 @@ def describe_units(result: Result, data: Dataset, model: Autoencoder) -> dict[st
     condition = " given labels" if label_use(model) is Labels.CONDITION else ""
     entries: dict[str, Any] = {"measure": f"{model.likelihood.measure}{condition}"}
     has_code_length = data.values == "dequantized" or model.likelihood.has_code_length
-    names = ("elbo", "log_evidence")
     if not has_code_length or not isinstance(result, Bounds) or "simulated" in result.settings:
         return entries
-    if not {*names} <= {*result.labels}:
+    if not {*_BITS_LABELS} <= {*result.labels}:
         return entries
     zero = data.bits_per_dim(0.0)
     entries["bits_per_dim"] = {}
-    for name in names:
+    for name in _BITS_LABELS:
         value, *errors = result.estimates[name]
         # the map is affine: errors are scaled by its slope only
         row = Estimate(data.bits_per_dim(value), *(zero - data.bits_per_dim(e) for e in errors))
@@ -84,11 +88,10 @@ def describe_units(result: Result, data: Dataset, model: Autoencoder) -> dict[st
 
 def format_bits_per_dim(rows: dict[str, dict[str, float | None]]) -> str:
     """Format the bits per dimension in ``result.json`` as one line."""
-    labels = {"elbo": "ELBO", "log_evidence": "log p̂"}
     parts = []
     for name, row in rows.items():
         value, error = (math.nan if row[k] is None else row[k] for k in ("value", "se_data"))
-        parts.append(f"{labels[name]} {value:.4f} ± {error:.4f}")
+        parts.append(f"{_BITS_LABELS[name]} {value:.4f} ± {error:.4f}")
     return f"bits per dimension (lower is better, ± data): {', '.join(parts)}"
 
 
@@ -116,8 +119,3 @@ def process_count() -> dict[str, int]:
     """Return the number of processes if there are several, as it affects the random numbers."""
     count = distributed.world_size()
     return {"processes": count} if count > 1 else {}
-
-
-def _label_entries(program: object, data: Dataset) -> dict[str, Any]:
-    digest = labels_checksum(program, data)
-    return {} if digest is None else {"labels": digest, "labelled": int(data.train.has_label.sum())}

@@ -75,7 +75,7 @@ class Run(RunFiles):
         """Train the experiment in this folder.
 
         Several processes can train together, see :func:`~pyro_vae.fit`. The folder must be
-        visible to all of them; only the main process writes to it.
+        visible to all of them. Only the main process writes to it.
 
         Arguments:
             experiment: the experiment to train.
@@ -163,28 +163,21 @@ class Run(RunFiles):
 
     @property
     def program(self) -> Autoencoder:
-        """The trained program, loaded once.
-
-        Raises:
-            RunError: as for :meth:`open`.
-        """
+        """The trained program, loaded once by :meth:`open`."""
         return self._opened[2]
 
     @property
     def data(self) -> Dataset:
-        """The data of the run, loaded once.
-
-        Raises:
-            RunError: as for :meth:`open`.
-        """
+        """The data of the run, loaded once by :meth:`open`."""
         return self._opened[1]
 
-    def open(self) -> tuple[Experiment, Dataset, Autoencoder]:
-        """Return the experiment, its data and the trained model.
+    def open(self, device: str = "cpu") -> tuple[Experiment, Dataset, Autoencoder]:
+        """Return the experiment, its data and the trained model on ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
             RunError: if the run is not finished, or if its files do not belong together.
         """
+        torch_device = resolve_device(device)
         self._check_trained()
         experiment = self._load_experiment()
         data = experiment.load_data()
@@ -193,29 +186,19 @@ class Run(RunFiles):
         self._load_weights(
             model, f"{self.weights} is damaged or belongs to another model than {self.config}"
         )
-        return experiment, data, model
+        return experiment, data, model.to(torch_device)
 
     def open_split(
         self, split: str = "test", num_data: int | None = None, device: str = "cpu"
     ) -> OpenedRun:
-        """Open the run with a split of its data, and move the model to a device.
-
-        Arguments:
-            split: ``test``, ``valid`` or ``train``.
-            num_data: use only the first examples of the split.
-            device: ``auto``, ``cpu`` or ``cuda``.
+        """Open the run with a split of its data, or with its first examples only.
 
         Raises:
             RunError: as for :meth:`open`.
             ValueError: if the split is empty, or if a number is out of range.
         """
-        experiment, data, model = self._open_on(device)
-        return OpenedRun(experiment, data, model, data.take(split, num_data))
-
-    def _open_on(self, device: str) -> tuple[Experiment, Dataset, Autoencoder]:
-        torch_device = resolve_device(device)
-        experiment, data, model = self.open()
-        return experiment, data, model.to(torch_device)
+        opened = self.open(device)
+        return OpenedRun(*opened, opened[1].take(split, num_data))
 
     def evaluate(self, split: str = "test", **options: Any) -> Bounds:
         """Evaluate the trained model on a split, see :meth:`compute`.
@@ -259,7 +242,7 @@ class Run(RunFiles):
         evaluation = EVALUATIONS[name]
         options = evaluation.bind(options)
         with distributed.main_process_first():
-            _, data, model = self._open_on(device)
+            _, data, model = self.open(device)
         start = time.perf_counter()
         result = evaluation.compute(
             model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
@@ -267,12 +250,18 @@ class Run(RunFiles):
         if distributed.is_main_process():
             result.to_netcdf(self.evaluation_file(name))
             if evaluation.is_resumable(options):
-                self.remove_checkpoint(name)
-            split = {"split": options["split"]} if "split" in options else {}
-            units = describe_units(result, data, model)
-            summary = {**split, "num_data": len(result), **result.summary()}
-            summary |= {**units, **process_count()}
-            self.record(name, summary, model, start)
+                for path in self._checkpoint_parts(name):
+                    path.unlink()
+            entry = {
+                **({"split": options["split"]} if "split" in options else {}),
+                "num_data": len(result),
+                **result.summary(),
+                **describe_units(result, data, model),
+                **process_count(),
+                "seconds": time.perf_counter() - start,
+                "device": device_name(model),
+            }
+            self._update_result({name: entry})
         distributed.all_gather(None)
         return result
 
@@ -293,7 +282,7 @@ class Run(RunFiles):
         return same_epochs or experiment.settings.fit.epochs <= result["fit"]["epochs"]
 
     def check_folder(self, resume: bool, overwrite: bool) -> None:
-        """Check that a run can be trained in this folder.
+        """Raise if no run can be trained in this folder.
 
         Raises:
             RunError: if the folder contains other files, or a run and neither ``resume`` nor
@@ -338,9 +327,7 @@ class Run(RunFiles):
     def _load_start(self, folder: Path, model: Autoencoder, resuming: bool) -> dict[str, str]:
         """Load the initial weights from the run in ``folder`` and return their provenance.
 
-        Raises:
-            RunError: if that run is not finished, if its model is different, or, when resuming,
-                if its weights have changed.
+        When resuming, only check that these weights have not changed.
         """
         source = Run(folder)
         source._check_trained()
