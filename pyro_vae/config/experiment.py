@@ -24,7 +24,14 @@ from .parser import Layer, Parser
 from .plugins import load_plugins, plugin_path
 from .signatures import Option, signature_options
 
-__all__ = ["EXPERIMENT_OPTIONS", "Experiment", "ExperimentParser", "load_experiment", "parse"]
+__all__ = [
+    "EXPERIMENT_OPTIONS",
+    "Experiment",
+    "ExperimentParser",
+    "flatten_settings",
+    "load_experiment",
+    "parse",
+]
 
 #: Arguments of ``fit`` that are set by the run.
 _SET_BY_RUN = (
@@ -140,7 +147,7 @@ class Experiment:
 
     def differences(self, other: Experiment) -> list[str]:
         """Return the keys that differ; a different program is reported as ``model`` alone."""
-        ours, theirs = (_flatten(e.settings_dict()) for e in (self, other))
+        ours, theirs = (flatten_settings(e.settings_dict()) for e in (self, other))
         keys = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
         if self.program is not other.program:
             keys = {"model"} | {k for k in keys if not k.startswith("model.")}
@@ -182,9 +189,10 @@ def _absolute(path: Any) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= flatten_settings(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import queries
+from ..config.experiment import flatten_settings
 from ..core import files
 from ..core.components import Space
 from ..core.evaluation_mode import eval_mode
@@ -45,14 +46,11 @@ def write_report(run: Run) -> None:
     result = run.read_result()
     # the evaluated examples, with the same dynamic binarisation
     split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
-    main, *others = (
-        (evaluation, evaluation.make_section(run.read_evaluation(evaluation.name)))
-        for evaluation in EVALUATIONS.values()
-        if run.evaluation_file(evaluation.name).is_file()
-    )
+    done = [e for e in EVALUATIONS.values() if run.evaluation_file(e.name).is_file()]
+    sections = [e.make_section(run.read_evaluation(e.name)) for e in done]
     overview = [
         Picture("learning", "Learning curves", "", plots.plot_learning_curves(run.read_metrics())),
-        *main[1].pictures,
+        *sections[0].pictures,
         *_weight_pictures(model, split, bounds),
         *_image_pictures(model, split, bounds.seed or 0),
     ]
@@ -60,16 +58,21 @@ def write_report(run: Run) -> None:
     def inline(picture: Picture) -> str:
         return base64.b64encode(picture.write(run.figures).read_bytes()).decode()
 
-    page = _load_template().render(
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = templates.get_template("page.html.jinja").render(
         name=run.name,
         result=result,
         bounds=bounds,
-        tables=main[1].tables,
+        tables=sections[0].tables,
         bits=format_bits_per_dim(result["bounds"].get("bits_per_dim", {})),
-        settings=_flatten_settings(result["config"]),
+        settings=flatten_settings(result["config"]).items(),
         pictures=overview,
-        sections=others,
-        missing=[e for e in EVALUATIONS.values() if not run.evaluation_file(e.name).is_file()],
+        sections=list(zip(done, sections, strict=True))[1:],
+        missing=[e for e in EVALUATIONS.values() if e not in done],
         folder=run.folder,
         inline=inline,
     )
@@ -77,18 +80,16 @@ def write_report(run: Run) -> None:
 
 
 def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
-    if not np.isfinite(bounds.per_datum["khat"]).any():
-        return
     khat = bounds.per_datum["khat"]
+    if not np.isfinite(khat).any():
+        return
     extremes = [int(khat.argmin()), int(khat.argmax())]
     # the evaluation does not keep raw weights: sample those of two examples again
     x, *args = (part[extremes] for part in program_args(program, split, bounds.seed or 0))
     with seeded(bounds.seed or 0, Stream.REPORT):
         log_w = log_weights(program.model, program.guide, x, *args, num_samples=bounds.num_samples)
-    titles = [
-        f"{rank} k̂: {khat[i]:.2f}, example {i}"
-        for rank, i in zip(("best", "worst"), extremes, strict=True)
-    ]
+    ranks = zip(("best", "worst"), extremes, strict=True)
+    titles = [f"{rank} k̂: {khat[i]:.2f}, example {i}" for rank, i in ranks]
     yield Picture(
         "weights",
         "Log weights of the examples with the best and the worst k̂",
@@ -103,19 +104,17 @@ def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Pictu
         return
     yield pictures.sample_picture(program, split, seed)
     yield pictures.reconstruction_picture(program, split, seed)
-    if getattr(program, "latent_dim", None) == 2:
-        yield from _latent_pictures(program, split, seed)
-
-
-def _latent_pictures(program: Any, split: Split, seed: int) -> Iterator[Picture]:
+    if getattr(program, "latent_dim", None) != 2:
+        return
     if isinstance(program, VAE) and program.prior.space is Space.REAL:
         yield _manifold_picture(program)
     x, *args = program_args(program, split, seed)
     z = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
     if z is None or z.shape[1:] != (2,):
         return
-    has_classes = split.labels is not None and are_class_labels(split.labels)
-    labels = split.labels.cpu().numpy() if has_classes else None  # type: ignore[union-attr]
+    labels = split.labels
+    if labels is not None:
+        labels = labels.cpu().numpy() if are_class_labels(labels) else None
     yield Picture(
         "latents",
         "Latent space, encoded examples",
@@ -137,18 +136,3 @@ def _manifold_picture(model: VAE) -> Picture:
         "The mean of p(x|z) on a grid of quantiles of the standard normal distribution.",
         images.unflatten(0, (-1, _MANIFOLD_SIZE)),
     )
-
-
-def _flatten_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return a nested configuration as rows ``(dotted key, value)``."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        rows += _flatten_settings(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return rows
-
-
-def _load_template() -> jinja2.Template:
-    folder = Path(__file__).parent
-    source = (folder / "page.html.jinja").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)

@@ -52,16 +52,10 @@ def image_rows(
 
 
 def sample_labels(program: Program, split: Split, size: int) -> tuple[Tensor, str]:
-    """Return labels to condition new samples on, if the program uses labels.
+    """Return labels to condition new samples on, and a sentence for the caption.
 
-    Arguments:
-        program: the program.
-        split: the source of the labels.
-        size: number of labels if they are not classes.
-
-    Returns:
-        The labels, one per sample, and a sentence for the caption. The labels have length 0 if
-        the program takes none.
+    The labels come from ``split``, ``size`` of them if they are not classes, and none if the
+    program takes none.
     """
     labels = split.labels
     if label_use(program) is Labels.UNUSED or labels is None:

@@ -73,17 +73,13 @@ def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -
     """
     count, height, width = images.shape
     rows = -(-count // columns)
-    pad = 1
-    canvas_rows = []
-    for row in range(rows):
-        cells = images[row * columns : (row + 1) * columns]
-        line = np.ones((height + pad, columns * (width + pad) - pad))
-        for i, cell in enumerate(cells):
-            line[:height, i * (width + pad) : i * (width + pad) + width] = cell
-        canvas_rows.append(line)
-        if row_pairs and row % 2:
-            canvas_rows.append(np.ones((6, line.shape[1])))
-    canvas = np.concatenate(canvas_rows)
+    cells = np.ones((rows * columns, height + 1, width + 1))  # one white pixel between images
+    cells[:count, :height, :width] = images
+    grid = cells.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    canvas = grid.reshape(rows * (height + 1), -1)[:, :-1]
+    if row_pairs:
+        gaps = np.arange(2, rows + 1, 2).repeat(6) * (height + 1)
+        canvas = np.insert(canvas, gaps, 1.0, axis=0)
     inches = 6.4
     figure = Figure(figsize=(inches, inches * canvas.shape[0] / canvas.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1))
