@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import posteriors
@@ -18,13 +17,7 @@ from ...posteriors import FullCovarianceNormal, Posterior
 from ...programs.base import Program
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, log_weights
-from ...programs.inputs import (
-    AnyData,
-    AnyProgram,
-    ProgramInputs,
-    normalize_order,
-    prepare,
-)
+from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, normalize_order, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates
@@ -45,6 +38,17 @@ __all__ = ["GAPS", "Gaps", "gaps"]
 
 #: Samples used to estimate the moments that a family is initialised with.
 _NUM_MOMENT_SAMPLES = 200
+
+#: Suffix of the columns of one q, and the estimates that they contain.
+_COLUMNS = {
+    "": "elbo",
+    "_variance": "elbo_variance",
+    "_evidence": "log_evidence",
+    "_evidence_variance": "log_evidence_variance",
+    "_rise_variance": "gap_variance",
+    "_khat": "khat",
+    "_ess": "ess",
+}
 
 Advance = Callable[[float], None]
 
@@ -233,44 +237,42 @@ class _GapEvaluation:
     ) -> dict[str, Tensor]:
         """Return the columns of a block of examples that begins at index ``start``."""
         model, guide, x, args, kwargs = inputs
-        args = (x, *args)
-        layout = find_layout(model, guide, *args, **kwargs)
-        num_samples, num_refits = self.num_samples, 2 if self.richer else 1
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        columns: dict[str, Tensor] = {}
 
-        def compute_columns(name: str, log_w: Iterable[Tensor]) -> dict[str, Tensor]:
-            return _compute_columns(name, log_w, len(x), num_samples, start)
+        def add(name: str, chunks: Iterable[Tensor]) -> None:
+            """Add the ELBO (as ``name``) and L_K of one q from its log weights."""
+            estimates = StreamingEstimates(len(x), self.num_samples, (), len(x))
+            for log_w in chunks:
+                estimates.update(log_w.double().cpu(), start)
+            values = estimates.result()
+            columns.update({f"{name}{suffix}": values[key] for suffix, key in _COLUMNS.items()})
 
-        def run_refit(family: VariationalFamily) -> RefitResult:
-            return refit(family, target, self.settings, lambda done: advance(done / num_refits))
+        def add_refit(name: str, family: VariationalFamily) -> RefitResult:
+            share = 1.0 if self.richer is None else 0.5
+            result = refit(family, target, self.settings, lambda done: advance(done * share))
+            add(name, result.log_weights(self.num_samples))
+            columns[f"{name}_late"] = result.late_gain
+            columns[f"{name}_better"] = result.improved.double()
+            return result
 
-        log_w = log_weights(model, guide, *args, num_samples=num_samples, **kwargs)
-        columns = compute_columns("elbo", [log_w])
-        family = extract_family(guide, args, kwargs) if self.family is None else None
-        target = make_target_density(
-            *(model, guide, *args), layout=layout, constrained=family is not None, **kwargs
-        )
+        add("elbo", [log_weights(model, guide, x, *args, num_samples=self.num_samples, **kwargs)])
+        family = extract_family(inputs) if self.family is None else None
+        target = make_target_density(inputs, layout, constrained=family is not None)
         if family is None:
             assert self.family is not None  # set by _resolve
             u = target.sample_guide(_NUM_MOMENT_SAMPLES)
-            family = make_family(self.family, x, *_clamp_scale(u.mean(0), u.std(0)))
-
-        def add(name: str, result: RefitResult) -> None:
-            columns.update(compute_columns(name, result.log_weights(num_samples)))
-            columns[f"{name}_late"] = result.late_gain
-            columns[f"{name}_better"] = result.improved.double()
-
-        refitted = run_refit(family)
-        add("refitted", refitted)
+            family = make_family(self.family, x, u.mean(0), u.std(0))
+        refitted = add_refit("refitted", family)
         if self.richer is not None:
             moments = refitted.family.moments(refitted.params, _NUM_MOMENT_SAMPLES)
-            add("richer", run_refit(make_family(self.richer, x, *_clamp_scale(*moments))))
+            add_refit("richer", make_family(self.richer, x, *moments))
         return columns
 
     def _resolve(self, inputs: ProgramInputs) -> _GapEvaluation:
-        guide, args, kwargs = inputs.guide, (inputs.x, *inputs.args), inputs.kwargs
-        own_family = extract_family(guide, args, kwargs) if self.family is None else None
+        own_family = extract_family(inputs) if self.family is None else None
         if own_family is None:
-            family = self.family or choose_family(guide, args, kwargs)
+            family = self.family or choose_family(inputs)
             name = get_family_name(family)
         else:
             family, name = None, own_family.name
@@ -282,30 +284,6 @@ class _GapEvaluation:
                 )
         is_same = self.richer is not None and get_family_name(self.richer) == name
         return replace(self, family=family, richer=None if is_same else self.richer, name=name)
-
-
-def _compute_columns(
-    name: str, chunks: Iterable[Tensor], size: int, num_samples: int, start: int
-) -> dict[str, Tensor]:
-    """Return the ELBO (as ``name``) and L_K of one q from its log weights."""
-    estimates = StreamingEstimates(size, num_samples, (), size)
-    for log_w in chunks:
-        estimates.update(log_w.double().cpu(), start)
-    columns = estimates.result()
-    return {
-        name: columns["elbo"],
-        f"{name}_variance": columns["elbo_variance"],
-        f"{name}_evidence": columns["log_evidence"],
-        f"{name}_evidence_variance": columns["log_evidence_variance"],
-        f"{name}_rise_variance": columns["gap_variance"],
-        f"{name}_khat": columns["khat"],
-        f"{name}_ess": columns["ess"],
-    }
-
-
-def _clamp_scale(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Clamp the standard deviations away from zero so that they can serve as units."""
-    return mean, scale.clamp(min=torch.finfo(scale.dtype).eps ** 0.5)
 
 
 def _append_suffix(checkpoint: Path | None, part: str) -> Path | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, TransformedDistribution
+from torch.distributions import LowRankMultivariateNormal, Normal, TransformedDistribution
 
 from ...core.components import NetworkFactory, Shape
 from ...posteriors import (
@@ -22,7 +21,9 @@ from ...posteriors import (
     SemiAmortized,
 )
 from ...posteriors.overridable import OverridableNetwork
-from ...programs.base import Site, trace_sites
+from ...programs.base import Site, is_latent, trace_sites
+from ...programs.inputs import ProgramInputs
+from ...programs.kl import unwrap_independent
 
 __all__ = [
     "FamilyFactory",
@@ -52,7 +53,7 @@ class VariationalFamily:
         encoder: a network whose output is always overridden.
         x: the input of the posterior, ``(N, …)``.
         init_params: the initial parameters, ``(N, *outputs)``.
-        loc, scale: u = loc + scale · z for z ~ q, each ``(N, D)``; ``None`` for u = z.
+        loc, scale: u = loc + scale · z for z ~ q, each ``(N, D)`` or scalar.
     """
 
     name: str
@@ -60,8 +61,8 @@ class VariationalFamily:
     encoder: OverridableNetwork
     x: Tensor
     init_params: Tensor
-    loc: Tensor | None = None
-    scale: Tensor | None = None
+    loc: Tensor
+    scale: Tensor
 
     def sample(self, params: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
         """Sample u, ``(num_samples, N, D)``, with log q(u), ``(num_samples, N)``.
@@ -79,8 +80,6 @@ class VariationalFamily:
         if params.requires_grad and not isinstance(q, TransformedDistribution):
             scorer = self._distribution(params.detach())
         log_q = scorer.log_prob(z)
-        if self.scale is None or self.loc is None:
-            return z, log_q
         return self.loc + self.scale * z, log_q - self.scale.log().sum(-1)
 
     def moments(self, params: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -94,8 +93,6 @@ class VariationalFamily:
         except (NotImplementedError, AttributeError):
             u, _ = self.sample(params, num_samples)
             return u.mean(0), u.std(0)
-        if self.scale is None or self.loc is None:
-            return mean, stddev
         return self.loc + self.scale * mean, self.scale * stddev
 
     def _distribution(self, params: Tensor) -> Any:
@@ -103,21 +100,14 @@ class VariationalFamily:
             return self.posterior(self.x)
 
 
-def extract_family(
-    guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-) -> VariationalFamily | None:
+def extract_family(program: ProgramInputs) -> VariationalFamily | None:
     """Return the family of a program's ``posterior``, with its encoder's output as start.
 
     For a semi-amortised posterior this is the family that it refines, and the initial parameters
-    are the refined ones. Parameters outside the family's network stay fixed.
-
-    Arguments:
-        guide: the guide, a method of a program that may have a ``posterior``, called as
-            ``guide(*args, **kwargs)``.
-
-    Returns:
-        The family, or ``None`` if the program has no single posterior with a single network.
+    are the refined ones. Parameters outside the family's network stay fixed. ``None`` if the
+    program has no single posterior with a single network.
     """
+    guide = program.guide
     posterior = getattr(getattr(guide, "__self__", guide), "posterior", None)
     if not isinstance(posterior, Posterior):
         return None
@@ -125,34 +115,31 @@ def extract_family(
     network = getattr(family, "network", None)
     if not isinstance(family, Posterior) or not isinstance(network, nn.Module):
         return None
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    with ExitStack() as hooks:
-        for module, hook in (
-            (posterior, lambda _, module_args, __: inputs.append(module_args[0])),
-            (network, lambda _, __, output: outputs.append(output)),
-        ):
-            hooks.callback(module.register_forward_hook(hook).remove)
-        sites = trace_sites(guide, *args, **kwargs)
-    if len(_select_latents(sites)) != 1:
+    inputs: list[Any] = []
+    outputs: list[Any] = []
+    with (
+        posterior.register_forward_hook(lambda _, args, __: inputs.append(args[0])),
+        network.register_forward_hook(lambda _, __, output: outputs.append(output)),
+    ):
+        latents = _trace_latents(program)
+    size = len(program.x)
+    if not (len(latents) == len(inputs) == 1 and outputs):
         return None
-    size = len(args[0])
-    # the last output: a semi-amortised posterior calls the network at every refinement step
-    if len(inputs) != 1 or not outputs or len(inputs[0]) != size or len(outputs[-1]) != size:
+    if len(inputs[0]) != size or len(outputs[-1]) != size:
         return None
+    # of the last call: a semi-amortised posterior calls the network at every refinement step
+    init_params = outputs[-1].detach().clone()
     if isinstance(network, OverridableNetwork):
         encoder, unamortised = network, family
     else:
         encoder = OverridableNetwork(None)
         unamortised = copy.deepcopy(family, {id(network): encoder})
-    return VariationalFamily(
-        get_family_name(type(family)), unamortised, encoder, inputs[0], outputs[-1].detach().clone()
-    )
+    zero, one = init_params.new_zeros(()), init_params.new_ones(())
+    name = get_family_name(type(family))
+    return VariationalFamily(name, unamortised, encoder, inputs[0], init_params, zero, one)
 
 
-def make_family(
-    family: FamilyFactory, x: Tensor, loc: Tensor, scale: Tensor, init_scale: float = _INIT_SCALE
-) -> VariationalFamily:
+def make_family(family: FamilyFactory, x: Tensor, loc: Tensor, scale: Tensor) -> VariationalFamily:
     """Make a family that starts from given moments.
 
     Its variables are standardised by ``loc`` and ``scale``. Parameters near zero then give the
@@ -162,7 +149,6 @@ def make_family(
         family: ``family(event_shape, latent_dim, network)``.
         x: the examples, ``(N, …)``.
         loc, scale: mean and standard deviation of u, ``(N, D)``.
-        init_scale: standard deviation of the initial parameters.
 
     Raises:
         ValueError: if the family uses more than one network, depends on the model, is defined on
@@ -193,32 +179,30 @@ def make_family(
             f"expected a family without parameters besides its network; got {name}, which has "
             f"untrained parameters: choose a normal, or a flow without such parameters"
         )
-    init_params = init_scale * torch.randn(len(x), *shapes[0], dtype=loc.dtype, device=loc.device)
+    init_params = _INIT_SCALE * torch.randn(len(x), *shapes[0], dtype=loc.dtype, device=loc.device)
+    scale = scale.clamp(min=torch.finfo(scale.dtype).eps ** 0.5)  # it serves as a unit
     return VariationalFamily(name, posterior.eval(), encoders[0], x, init_params, loc, scale)
 
 
-def choose_family(
-    guide: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-) -> FamilyFactory:
+def choose_family(program: ProgramInputs) -> FamilyFactory:
     """Return a normal of the form of the guide's only site, or a full-covariance normal."""
-    fns = [site["fn"] for site in _select_latents(trace_sites(guide, *args, **kwargs)).values()]
-    fn = fns[0] if fns else None
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    if len(fns) == 1 and isinstance(fn, torch.distributions.Normal):
+    fns = [unwrap_independent(site["fn"]) for site in _trace_latents(program)]
+    fn = fns[0] if len(fns) == 1 else None
+    if isinstance(fn, Normal):
         return DiagonalNormal
-    if len(fns) == 1 and isinstance(fn, torch.distributions.LowRankMultivariateNormal):
+    if isinstance(fn, LowRankMultivariateNormal):
         return partial(LowRankNormal, rank=fn.cov_factor.shape[-1])
     return FullCovarianceNormal
 
 
-def _select_latents(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Return the sites that a family is fitted to."""
-    return {n: s for n, s in sites.items() if not s["is_observed"] and not is_noise(s)}
+def _trace_latents(program: ProgramInputs) -> list[Site]:
+    """Run the guide and return the sites that a family is fitted to."""
+    sites = trace_sites(program.guide, program.x, *program.args, **program.kwargs).values()
+    return [site for site in sites if is_latent(site) and not is_noise(site)]
 
 
 def is_noise(site: Site) -> bool:
-    """Return whether a site is noise shared by model and guide rather than a latent."""
+    """Whether a site is noise shared by model and guide rather than a latent."""
     return bool(site["infer"].get("is_noise"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from torch.distributions import identity_transform
 
 from ...core.random import seeded
-from ...programs.base import empty_program, trace_sites
+from ...programs.base import empty_program, is_latent, trace_sites
 from ...programs.chunking import max_chain_pairs
+from ...programs.inputs import ProgramInputs
 from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import (
     UnconstrainedDensity,
@@ -58,21 +58,13 @@ class TargetDensity:
         return self.space(unflatten_sites(u, self.shapes))
 
 
-def make_target_density(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    layout: Layout,
-    constrained: bool,
-    **kwargs: Any,
-) -> TargetDensity:
+def make_target_density(program: ProgramInputs, layout: Layout, constrained: bool) -> TargetDensity:
     """Make the density that a family is fitted to.
 
     Noise that model and guide share is sampled again for each u.
 
     Arguments:
-        model, guide: the program, called as ``model(*args, **kwargs)``.
-        *args: the first one is the examples, ``(N, …)``.
+        program: the program and the examples.
         layout: the layout of the particles, see :func:`~.importance_weights.find_layout`.
         constrained: keep the latents on their own space instead of transforming them to real
             numbers.
@@ -80,7 +72,9 @@ def make_target_density(
     Raises:
         ValueError: if a latent site is discrete, or cannot be transformed to real numbers.
     """
-    sites = {n: s for n, s in trace_sites(guide, *args, **kwargs).items() if not s["is_observed"]}
+    model, guide, x, args, kwargs = program
+    args = (x, *args)
+    sites = {n: s for n, s in trace_sites(guide, *args, **kwargs).items() if is_latent(s)}
     for name, site in sites.items():
         if site["fn"].support.is_discrete:
             raise ValueError(
@@ -91,17 +85,15 @@ def make_target_density(
     latent_names = [
         n for n, s in sites.items() if n not in noise and not s["infer"].get("is_auxiliary")
     ]
-    if constrained:
-        transforms = dict.fromkeys(latent_names, identity_transform)
-    else:
+    transforms = dict.fromkeys(latent_names, identity_transform)
+    if not constrained:
         all_transforms = site_transforms(model, *args, **kwargs)
         transforms = {name: all_transforms[name] for name in latent_names}
 
     def sample_sites(num_samples: int) -> Mapping[str, Tensor]:
-        particles = run_particles(
+        return run_particles(
             empty_program, guide, *args, num_samples=num_samples, layout=layout, **kwargs
-        )
-        return particles.latents
+        ).latents
 
     def log_density(z: Mapping[str, Tensor]) -> Tensor:
         noise_values: dict[str, Tensor] = {}
@@ -115,24 +107,19 @@ def make_target_density(
     space = UnconstrainedDensity(log_density, transforms)
 
     def sample_guide(num_samples: int) -> Tensor:
-        z = sample_sites(num_samples)
-        return flatten_sites(space.inverse({name: z[name] for name in latent_names}))
+        return flatten_sites(space.inverse(sample_sites(num_samples)))
 
     first = space.inverse({name: sample_sites(1)[name] for name in latent_names})
     shapes = {name: tuple(u.shape[2:]) for name, u in first.items()}
-    return TargetDensity(space, shapes, sample_guide, max(1, max_chain_pairs(args[0])))
+    return TargetDensity(space, shapes, sample_guide, max(1, max_chain_pairs(x)))
 
 
 @dataclass(frozen=True)
 class RefitSettings:
-    """Settings of the optimisation.
+    """Settings of the optimisation, arguments of :func:`~.estimator.gaps`.
 
-    Attributes:
-        num_steps: Adam steps.
-        step_size: the initial step size. It follows a half cosine, which restarts at a fifth of
-            this value for the last tenth of the steps. A gain in that tenth means that the
-            optimisation had not converged.
-        num_draws: samples for each example in a step.
+    The step size follows a half cosine, which restarts at a fifth of its initial value for the
+    last tenth of the steps. A gain in that tenth means that the optimisation had not converged.
     """
 
     num_steps: int
@@ -188,13 +175,8 @@ def refit(
 
     Adam scales each parameter separately, so examples do not influence each other. The best of
     the initial, late and final parameters are selected with samples that are used for nothing
-    else, so the selection does not bias later estimates.
-
-    Arguments:
-        family: the family to fit.
-        target: the density to fit it to.
-        settings: settings of the optimisation.
-        advance: progress callback, called with the fraction of the steps just completed.
+    else, so the selection does not bias later estimates. ``advance`` is called with the fraction
+    of the steps just completed.
     """
     params = family.init_params.detach().clone()
     # the large eps keeps rounding noise in the gradient from turning into steps

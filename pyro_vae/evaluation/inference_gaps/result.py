@@ -81,9 +81,7 @@ class Gaps(Result):
         """The row used as log p̂, ``ais`` or ``log_evidence`` (:func:`select_tightest_bound`)."""
         data = self.bounds.per_datum
         rows = [name for name in ("log_evidence", "ais") if name in data]
-        return select_tightest_bound(
-            {name: (data[name], data[f"{name}_variance"]) for name in rows}
-        )
+        return select_tightest_bound({n: (data[n], data[f"{n}_variance"]) for n in rows})
 
     @property
     def estimates(self) -> dict[str, Estimate]:
@@ -139,8 +137,35 @@ class Gaps(Result):
 
     @property
     def reading(self) -> str:
-        """A one-sentence interpretation that takes the standard errors into account."""
-        return _interpret(self)
+        """One sentence on the two parts of the gap, as far as they are significant."""
+        rows, share = self.estimates, self.share
+        total, amortisation = rows["total"], rows["amortisation"]
+        if not total.value > _MIN_STANDARD_ERRORS * _get_error(total):
+            return "The gap is too small to distinguish from noise."
+        if amortisation.value < -_MIN_STANDARD_ERRORS * _get_error(amortisation):
+            return (
+                f"The refitted {self.family} is worse than the guide, so the amortisation gap "
+                f"cannot be estimated: choose a family that contains the guide."
+            )
+        error = _MIN_STANDARD_ERRORS * _get_error(share)
+        if share.value - error > 0.5:
+            return (
+                f"{_format_fraction(share.value)} of the gap is due to amortisation: a larger "
+                f"encoder or semi-amortised inference would help."
+            )
+        if share.value + error < 0.5:
+            fraction = _format_fraction(1 - share.value)
+            return f"{fraction} of the gap is due to approximation: {_describe_remedy(self)}."
+        return (
+            f"The gap is {share.value:.0%} amortisation and {1 - share.value:.0%} approximation; "
+            f"{len(self)} examples are too few to tell which is larger."
+        )
+
+    @property
+    def _refits(self) -> dict[str, str | None]:
+        """The rows of refitted families, with the names of the families."""
+        families = {"refitted": self.family, "richer": self.richer}
+        return {n: f for n, f in families.items() if f"{n}_late" in self.bounds.per_datum}
 
     def _difference(self, high: str, low: str) -> Estimate:
         """The mean difference of two rows."""
@@ -155,15 +180,14 @@ class Gaps(Result):
         """The values of the table as plain numbers for JSON. Non-finite values become null."""
         data = self.bounds.per_datum
         rows = {"share": self.share, **self.estimates}
-        refits = [name for name in ("refitted", "richer") if f"{name}_late" in data]
         return {
             **self.bounds.summary(),
             "family": self.family,
             "richer": self.richer,
             "ruler": self.evidence_estimator,
             "gaps": {name: row.summary() for name, row in rows.items()},
-            "late": {name: finite_or_none(data[f"{name}_late"].mean()) for name in refits},
-            "better": {name: int(data[f"{name}_better"].sum()) for name in refits},
+            "late": {name: finite_or_none(data[f"{name}_late"].mean()) for name in self._refits},
+            "better": {name: int(data[f"{name}_better"].sum()) for name in self._refits},
             "train": None if self.train is None else self.train.summary(),
             "reading": self.reading,
         }
@@ -270,11 +294,10 @@ _EQUAL_WEIGHTS_ESS = 0.99
 
 def _describe_convergence(gaps: Gaps) -> str:
     data, parts = gaps.bounds.per_datum, []
-    for name, family in (("refitted", gaps.family), ("richer", gaps.richer)):
-        if f"{name}_late" in data:
-            gain, improved = data[f"{name}_late"].mean(), int(data[f"{name}_better"].sum())
-            note = f"better than the start for {improved} of {len(gaps)} examples"
-            parts.append(f"{family} {gain:+.3f} ({note})")
+    for name, family in gaps._refits.items():
+        gain, improved = data[f"{name}_late"].mean(), int(data[f"{name}_better"].sum())
+        note = f"better than the start for {improved} of {len(gaps)} examples"
+        parts.append(f"{family} {gain:+.3f} ({note})")
     return f"ELBO gain in the last 10% of the steps: {', '.join(parts)}"
 
 
@@ -290,40 +313,12 @@ def _make_warnings(gaps: Gaps) -> list[str]:
             f"k̂ is too high for {is_unreliable.sum()} of {len(gaps)} examples: log p̂ and the "
             f"approximation gap may be underestimated there; {remedy}."
         )
-    for name, family in (("refitted", gaps.family), ("richer", gaps.richer)):
-        gain = bounds.per_datum.get(f"{name}_late")
-        if gain is None:
-            continue
+    for name, family in gaps._refits.items():
+        gain = bounds.per_datum[f"{name}_late"]
         error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
         if gain.mean() > max(_MAX_LATE_GAIN, _MIN_STANDARD_ERRORS * error):
             warnings.append(f"The refit of {family} had not converged: use more steps.")
     return warnings
-
-
-def _interpret(gaps: Gaps) -> str:
-    """Return one sentence on the two parts of the gap, as far as they are significant."""
-    rows, share = gaps.estimates, gaps.share
-    total, amortisation = rows["total"], rows["amortisation"]
-    if not total.value > _MIN_STANDARD_ERRORS * _get_error(total):
-        return "The gap is too small to distinguish from noise."
-    if amortisation.value < -_MIN_STANDARD_ERRORS * _get_error(amortisation):
-        return (
-            f"The refitted {gaps.family} is worse than the guide, so the amortisation gap cannot "
-            f"be estimated: choose a family that contains the guide."
-        )
-    error = _MIN_STANDARD_ERRORS * _get_error(share)
-    if share.value - error > 0.5:
-        return (
-            f"{_format_fraction(share.value)} of the gap is due to amortisation: a larger encoder "
-            f"or semi-amortised inference would help."
-        )
-    if share.value + error < 0.5:
-        fraction = _format_fraction(1 - share.value)
-        return f"{fraction} of the gap is due to approximation: {_describe_remedy(gaps)}."
-    return (
-        f"The gap is {share.value:.0%} amortisation and {1 - share.value:.0%} approximation; "
-        f"{len(gaps)} examples are too few to tell which is larger."
-    )
 
 
 def _describe_remedy(gaps: Gaps) -> str:

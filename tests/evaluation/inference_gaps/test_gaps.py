@@ -392,11 +392,10 @@ def _make_exact_family(program, x):
     """Make a full-covariance family and the parameters of the exact posterior."""
     from pyro_vae.evaluation.inference_gaps.families import make_family
     from pyro_vae.programs.importance_weights import find_layout
+    from pyro_vae.programs.inputs import prepare
 
     layout = find_layout(program.model, program.guide, x)
-    target = refitting.make_target_density(
-        program.model, program.guide, x, layout=layout, constrained=False
-    )
+    target = refitting.make_target_density(prepare(program, x), layout, constrained=False)
     mean = (x - program.b) @ program.W @ program.covariance / program.s**2
     family = make_family(FullCovarianceNormal, x, mean, torch.ones_like(mean))
     factor = program.factor
