@@ -12,16 +12,11 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import positive_int
-from ...programs.base import (
-    Site,
-    empty_program,
-    sample_sites,
-    trace_program,
-)
+from ...programs.base import empty_program, is_latent, sample_sites, trace_program
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
-from ...programs.particles import Layout, run_particles
+from ...programs.inputs import AnyData, AnyProgram, prepare
+from ...programs.particles import run_particles
 
 __all__ = ["ActiveUnits", "active_units"]
 
@@ -55,10 +50,9 @@ class ActiveUnits:
         return {site: int((v > self.threshold).sum()) for site, v in self.variance.items()}
 
     def __str__(self) -> str:
-        parts = (f"{site} {n} of {len(self.variance[site])}" for site, n in self.counts.items())
-        return f"active units (variance of the posterior mean > {self.threshold:g}): " + ", ".join(
-            parts
-        )
+        parts = [f"{site} {n} of {len(self.variance[site])}" for site, n in self.counts.items()]
+        head = f"active units (variance of the posterior mean > {self.threshold:g})"
+        return f"{head}: {', '.join(parts)}"
 
 
 @torch.no_grad()
@@ -78,18 +72,7 @@ def active_units(
     independent, so the covariance of the two estimates over the data is an unbiased estimate of
     the variance.
 
-    Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data.
-        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: additional arguments of model and guide, as are ``**kwargs``; tensors of leading
-            size N are per example.
-        num_samples: samples for each example, 2 or more.
-        threshold: the variance above which a unit is active; 0.01 in the paper.
-        seed: seed of the samples and of the binarisation.
-
-    Returns:
-        The :class:`ActiveUnits`.
+    Arguments as for :func:`~pyro_vae.evaluation.latents`. The paper has the threshold 0.01.
 
     Raises:
         ValueError: if there are fewer than two examples or samples, if the program rejects the
@@ -111,43 +94,25 @@ def active_units(
         model, guide, x, args, kwargs = blocks[0]
         layout = find_layout(model, guide, x, *args, **kwargs)
         guided, _ = trace_program(model, guide, (x, *args), kwargs)
-        sites = _select_continuous_sites(guided)
-        block_means = [_estimate_means(block, sites, half, layout) for block in blocks]
-    means = {site: torch.cat([m[site] for m in block_means], 1).double() for site in sites}
-    estimates = {site: _compute_covariance(m) for site, m in means.items()}
-    return ActiveUnits(
-        variance={site: value.cpu().numpy() for site, (value, _) in estimates.items()},
-        se={site: se.cpu().numpy() for site, (_, se) in estimates.items()},
-        threshold=threshold,
-        num_data=len(inputs.x),
-        num_samples=2 * half,
-    )
-
-
-def _estimate_means(
-    inputs: ProgramInputs, sites: list[str], half: int, layout: Layout
-) -> dict[str, Tensor]:
-    """Return two estimates of each site's mean, from ``half`` samples each, ``(2, N, D)``."""
-    _, guide, x, args, kwargs = inputs
-    latents = run_particles(
-        empty_program, guide, x, *args, num_samples=2 * half, layout=layout, **kwargs
-    ).latents
-    return {site: latents[site].unflatten(0, (2, half)).mean(1).flatten(2) for site in sites}
-
-
-def _compute_covariance(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the covariance of the two means over the data, ``(D,)``, and its standard error."""
-    first, second = means - means.mean(1, keepdim=True)
-    products, size = first * second, means.shape[1]
-    return products.sum(0) / (size - 1), products.std(0) / size**0.5
-
-
-def _select_continuous_sites(guided: Mapping[str, Site]) -> list[str]:
-    """Return the names of the latent sites that have a mean, without noise sites."""
-    return [
-        name
-        for name, site in sample_sites(guided).items()
-        if not (
-            site["is_observed"] or site["fn"].has_enumerate_support or site["infer"].get("is_noise")
-        )
-    ]
+        sites = [  # that have a mean, without noise sites
+            name
+            for name, site in sample_sites(guided).items()
+            if is_latent(site)
+            and not (site["fn"].has_enumerate_support or site["infer"].get("is_noise"))
+        ]
+        means: dict[str, list[Tensor]] = {site: [] for site in sites}
+        for _, guide, x, args, kwargs in blocks:
+            latents = run_particles(
+                empty_program, guide, x, *args, num_samples=2 * half, layout=layout, **kwargs
+            ).latents
+            for site in sites:  # two estimates of each mean, (2, N, D)
+                means[site].append(latents[site].unflatten(0, (2, half)).mean(1).flatten(2))
+    size = len(inputs.x)
+    variance, se = {}, {}
+    for site in sites:
+        both = torch.cat(means[site], 1).double()
+        first, second = both - both.mean(1, keepdim=True)
+        products = first * second
+        variance[site] = (products.sum(0) / (size - 1)).cpu().numpy()
+        se[site] = (products.std(0) / size**0.5).cpu().numpy()
+    return ActiveUnits(variance, se, threshold, size, 2 * half)

@@ -95,17 +95,17 @@ class Surgery:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """``divergence``, ``mutual_information`` and ``marginal`` with their standard errors."""
-        return {name: self._estimate(name) for name in _ROWS}
-
-    def _estimate(self, name: str) -> Estimate:
-        # the variation of q(z) with the data has no first-order effect on either mean, so se_data
-        # needs only the spread over the examples
-        values, count = self.per_datum[name], len(self)
-        sampling = float(self.per_datum[f"{name}_variance"].mean()) / count
-        spread = float(values.var(ddof=1)) / count
+        count, estimates = len(self), {}
         fraction = count / self.num_data  # the examples are a random subset
-        noise = math.sqrt((1 - fraction) * spread + fraction * sampling)
-        return Estimate(float(values.mean()), math.sqrt(spread), noise)
+        for name in _ROWS:
+            # the variation of q(z) with the data has no first-order effect on either mean, so
+            # se_data needs only the spread over the examples
+            values = self.per_datum[name]
+            sampling = float(self.per_datum[f"{name}_variance"].mean()) / count
+            spread = float(values.var(ddof=1)) / count
+            noise = math.sqrt((1 - fraction) * spread + fraction * sampling)
+            estimates[name] = Estimate(float(values.mean()), math.sqrt(spread), noise)
+        return estimates
 
     @property
     def warning(self) -> str | None:
@@ -156,19 +156,11 @@ def surgery(
     log q(z) of each sample is the exact sum over all N examples. It takes ``num_draws`` × N
     density evaluations, streamed so that memory depends on neither number.
 
+    Further arguments as for :func:`~pyro_vae.evaluation.latents`.
+
     Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data.
-        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: additional arguments of model and guide, as are ``**kwargs`` (see
-            :func:`~pyro_vae.evaluate`).
         num_draws: total number of samples from q(z): equally many, two or more, from each
             example, or from a random subset of the examples if there are too many of them.
-        seed: seed of the choice of examples, of the samples and of the binarisation.
-        progress: show progress bars on standard error.
-
-    Returns:
-        The :class:`Surgery`.
 
     Raises:
         NoAggregateError: a ``ValueError``, if q has no density at the samples of other examples
@@ -176,11 +168,6 @@ def surgery(
             latents, or if the prior differs between examples.
         ValueError: if there are fewer than two examples or samples, or as for
             :func:`~pyro_vae.evaluate`.
-
-    References:
-        ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman
-        & Johnson, 2016), section 2.
-        https://approximateinference.org/accepted/HoffmanJohnson2016.pdf
     """
     inputs = prepare(program, data, args, kwargs, seed)
     size = len(inputs.x)
@@ -195,21 +182,33 @@ def surgery(
     index = torch.from_numpy(np.sort(subset))
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SURGERY_SETUP):
         columns = _compute_columns(inputs, index, num_samples, seed, progress)
-    return Surgery(
-        per_datum=columns,
-        index=index.numpy(),
-        num_data=size,
-        num_samples=num_samples,
-        seed=seed,
-    )
+    return Surgery(columns, index.numpy(), size, num_samples, seed)
 
 
 def _compute_columns(
     inputs: ProgramInputs, index: Tensor, num_samples: int, seed: int, progress: bool
 ) -> dict[str, np.ndarray]:
+    """Return the terms of the examples at ``index`` with their Monte Carlo variances."""
     layout, pairs, min_block = plan_particles(inputs)
     block = max(min_block, pairs // num_samples)
-    samples = _sample_terms(inputs, index, num_samples, layout, block, seed, progress)
+    use_all = block >= len(inputs.x)  # a guide with parameters per example cannot run on a subset
+
+    def sample(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
+        examples = inputs if use_all else inputs.select(index[rows])
+        terms = compute_site_terms(examples, num_samples, layout)
+        columns = {"divergence": terms.divergence.double(), "log_q": terms.log_q.double()}
+        columns |= {f"latent {name}": value for name, value in terms.latents.items()}
+        kept = index[rows] if use_all else slice(None)
+        return {name: value.movedim(1, 0)[kept] for name, value in columns.items()}
+
+    samples = compute_in_blocks(
+        sample,
+        len(index),
+        block=block,
+        entropy=(seed, Stream.SURGERY),
+        progress=progress,
+        desc="samples",
+    )
     latents = {
         name.removeprefix("latent "): torch.from_numpy(value).flatten(0, 1).to(inputs.x.device)
         for name, value in samples.items()
@@ -228,38 +227,6 @@ def _compute_columns(
     return means | noise
 
 
-def _sample_terms(
-    inputs: ProgramInputs,
-    index: Tensor,
-    num_samples: int,
-    layout: Layout,
-    block: int,
-    seed: int,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """Sample from q of the examples at ``index``; return the terms, ``(M, num_samples, …)``."""
-    use_all = block >= len(inputs.x)  # a guide with parameters per example cannot run on a subset
-
-    def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
-        model, guide, x, args, kwargs = inputs if use_all else inputs.select(index[rows])
-        terms = compute_site_terms(
-            model, guide, x, *args, num_samples=num_samples, layout=layout, **kwargs
-        )
-        columns = {"divergence": terms.divergence.double(), "log_q": terms.log_q.double()}
-        columns |= {f"latent {name}": value for name, value in terms.latents.items()}
-        kept = index[rows] if use_all else slice(None)
-        return {name: value.movedim(1, 0)[kept] for name, value in columns.items()}
-
-    return compute_in_blocks(
-        compute,
-        len(index),
-        block=block,
-        entropy=(seed, Stream.SURGERY),
-        progress=progress,
-        desc="samples",
-    )
-
-
 def _compute_log_aggregate(
     inputs: ProgramInputs,
     latents: Mapping[str, Tensor],
@@ -275,8 +242,8 @@ def _compute_log_aggregate(
     with tqdm(
         total=size, desc="q(z)", unit=" examples", disable=not progress, dynamic_ncols=True
     ) as bar:
-        for _, block in inputs.blocks(min(size, max(min_block, pairs // chunk))):
-            _, guide, x, args, kwargs = block
+        blocks = inputs.blocks(min(size, max(min_block, pairs // chunk)))
+        for _, (_, guide, x, args, kwargs) in blocks:
             scorer = guide_scorer(guide, x, *args, layout=layout, **kwargs)
             for first in range(0, count, chunk):
                 subset = slice(first, first + chunk)
@@ -292,27 +259,15 @@ def _compute_log_aggregate(
 def _check_prior(
     inputs: ProgramInputs, latents: Mapping[str, Tensor], layout: Layout, min_block: int
 ) -> None:
-    """Raise unless all examples have the same prior p(z).
-
-    Raises:
-        NoAggregateError: if they do not, or if the guide samples additional sites.
-    """
+    """Raise if examples have different priors p(z), or if the guide samples additional sites."""
     size, (max_samples, max_examples) = len(inputs.x), _PRIOR_CHECK_SIZES
-    rows = (
-        torch.linspace(0, size - 1, min(size, max_examples)).long()
-        if min_block < size
-        else slice(None)
-    )
-    model, _, x, args, kwargs = inputs.select(rows)
+    if min_block < size:
+        inputs = inputs.select(torch.linspace(0, size - 1, min(size, max_examples)).long())
+    model, _, x, args, kwargs = inputs
     count = len(next(iter(latents.values())))
     subset = torch.linspace(0, count - 1, min(count, max_samples)).long()
-    log_p = log_probs_at(
-        model,
-        _expand_latents(latents, subset, len(x)),
-        *(x, *args),
-        layout=layout,
-        **kwargs,
-    )
+    z = _expand_latents(latents, subset, len(x))
+    log_p = log_probs_at(model, z, x, *args, layout=layout, **kwargs)
     additional = latents.keys() - log_p.keys()
     if additional:
         raise NoAggregateError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,18 +136,7 @@ def divergences(
 ) -> Divergences:
     """Estimate E_x KL(q ‖ p) of each latent site and dimension, rate and distortion.
 
-    Arguments:
-        program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data.
-        data: the examples, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
-        *args: additional arguments of model and guide, as are ``**kwargs`` (see
-            :func:`~pyro_vae.evaluate`).
-        num_samples: samples for each example.
-        seed: seed of the samples and of the binarisation; global generators are not affected.
-        progress: show a progress bar on standard error.
-
-    Returns:
-        The :class:`Divergences`.
+    Arguments as for :func:`~pyro_vae.evaluation.latents`; one example or sample is enough here.
 
     Raises:
         ValueError: if ``num_samples`` is not a positive integer, or as for
@@ -162,31 +152,28 @@ def divergences(
     size = len(inputs.x)
     flags: dict[str, tuple[bool, bool]] = {}
 
-    setup = evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.DIVERGENCES_SETUP)
-    with setup:
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.DIVERGENCES_SETUP):
         layout, pairs, min_block = plan_particles(inputs)
         block = min(size, max(min_block, pairs // num_samples))
 
         def compute(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
-            model, guide, x, args, kwargs = inputs.select(rows)
-            moments: dict[str, _RunningMoments] = {}
-            chunk = max(1, pairs // len(x))
+            examples = inputs.select(rows)
+            moments = defaultdict[str, _RunningMoments](_RunningMoments)
+            chunk = max(1, pairs // len(examples.x))
             for first in range(0, num_samples, chunk):
                 count = min(chunk, num_samples - first)
-                terms = compute_site_terms(
-                    model, guide, x, *args, num_samples=count, layout=layout, **kwargs
-                )
-                flags.update({n: (t.per_dimension, t.closed_form) for n, t in terms.sites.items()})
+                terms = compute_site_terms(examples, count, layout)
                 rate, log_likelihood = terms.divergence, terms.log_likelihood
                 columns = {
                     "rate": rate,
                     "distortion": -log_likelihood,
                     "elbo": log_likelihood - rate,
                 }
-                columns |= {f"site {n}": t.values for n, t in terms.sites.items()}
-                columns |= {f"total {n}": t.values.sum(2) for n, t in terms.sites.items()}
+                for name, term in terms.sites.items():
+                    flags[name] = (term.per_dimension, term.closed_form)
+                    columns |= {f"site {name}": term.values, f"total {name}": term.values.sum(2)}
                 for name, values in columns.items():
-                    moments.setdefault(name, _RunningMoments()).update(values.double())
+                    moments[name].update(values.double())
                 advance(count / num_samples)
             means = {name: m.mean for name, m in moments.items()}
             return means | {f"{name}_variance": m.variance_of_mean for name, m in moments.items()}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...programs.base import Site, data_dim
+from ...programs.base import Site, data_dim, is_latent
 from ...programs.chunking import max_chain_pairs
 from ...programs.importance_weights import find_block_layout
 from ...programs.inputs import ProgramInputs
 from ...programs.kl import analytic_kl, site_kl, split_independent, unwrap_independent
 from ...programs.particles import Layout, ParticleBatch
 
-__all__ = ["SiteTerm", "SiteTerms", "compute_site_terms", "latent_names", "plan_particles"]
+__all__ = ["SiteTerm", "SiteTerms", "compute_site_terms", "plan_particles"]
 
 #: Maximum number of elements of the widest tensor in a run.
 _MAX_ELEMENTS = 1 << 24
@@ -66,23 +65,20 @@ class SiteTerms:
 
 
 @torch.no_grad()
-def compute_site_terms(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    num_samples: int,
-    layout: Layout,
-    **kwargs: Any,
-) -> SiteTerms:
+def compute_site_terms(program: ProgramInputs, num_samples: int, layout: Layout) -> SiteTerms:
     """Run guide and model with ``num_samples`` particles and return the terms of each site.
 
     A closed-form KL replaces the mean over a site's own samples. This is valid only if p does
     not condition on a site sampled after it, that is, if all sites that precede it in the model
     also precede it in the guide. Otherwise log q − log p of the sample is used.
     """
-    batch = ParticleBatch(num_samples, layout, args, kwargs)
-    guided, modelled = batch.trace_program(model, guide)
-    names = latent_names(guided, modelled)
+    batch = ParticleBatch(num_samples, layout, (program.x, *program.args), program.kwargs)
+    guided, modelled = batch.trace_program(program.model, program.guide)
+    names = [
+        name
+        for name, site in guided.items()
+        if name in modelled and is_latent(site) and not site["infer"].get("is_noise")
+    ]
     log_p, log_q = batch.log_probs(modelled), batch.log_probs(guided)
     zero = next(iter(log_p.values())).new_zeros(batch.shape)
     log_likelihood = sum((v for n, v in log_p.items() if n not in names), zero)
@@ -90,26 +86,15 @@ def compute_site_terms(
     ordered = _select_ordered_sites(list(guided), list(modelled))
     sites = {
         name: _compute_term(guided[name], modelled[name], name in ordered, batch)
-        or SiteTerm(
-            (log_q[name] - log_p[name]).unsqueeze(2), per_dimension=False, closed_form=False
-        )
+        or SiteTerm((log_q[name] - log_p[name]).unsqueeze(2), False, False)
         for name in names
     }
     return SiteTerms(
         sites,
         log_likelihood,
-        sum((log_q[n] for n, site in guided.items() if not site["is_observed"]), zero),
+        sum((log_q[name] for name, site in guided.items() if is_latent(site)), zero),
         batch.latents(guided),
     )
-
-
-def latent_names(guided: Mapping[str, Site], modelled: Mapping[str, Site]) -> list[str]:
-    """Return the latent sites of guide and model in the guide's order, without noise sites."""
-    return [
-        name
-        for name, site in guided.items()
-        if name in modelled and not (site["is_observed"] or site["infer"].get("is_noise"))
-    ]
 
 
 def _select_ordered_sites(guided: list[str], modelled: list[str]) -> set[str]:
@@ -123,9 +108,7 @@ def _select_ordered_sites(guided: list[str], modelled: list[str]) -> set[str]:
 def _compute_term(q: Site, p: Site, is_ordered: bool, batch: ParticleBatch) -> SiteTerm | None:
     """Return the term of a site if it is a sum over dimensions or has a closed form."""
     dim, shape = batch.dim, batch.shape
-    per_dimension = not (
-        unwrap_independent(q["fn"]).event_shape or unwrap_independent(p["fn"]).event_shape
-    )
+    per_dimension = not any(unwrap_independent(site["fn"]).event_shape for site in (q, p))
     if per_dimension:
         depth = len(q["fn"].event_shape)
         q, p = ({**site, **split_independent(site)} for site in (q, p))

@@ -64,37 +64,26 @@ class Latents(Result):
     def summary(self) -> dict[str, Any]:
         """The values as plain numbers and lists for JSON. Non-finite values become null."""
         summary = self.divergences.summary()
-        sites = {
-            name: {
-                **site,
-                **self._summarize_activity(name),
-                "sorted": _sort_dimensions(self.divergences, name),
+        for name, site in summary["sites"].items():
+            variance = self.active.variance.get(name)  # a discrete site has no mean
+            kl = self.divergences.sites[name].dimensions
+            site |= {
+                "variance": None if variance is None else variance.tolist(),
+                "active": self.active.counts.get(name),
+                "units": None if variance is None else len(variance),
+                "sorted": None if kl is None else sorted(kl.tolist(), reverse=True),
             }
-            for name, site in summary.pop("sites").items()
-        }
         return {
             **summary,
             "threshold": self.active.threshold,
-            "sites": sites,
             "surgery": None if self.surgery is None else self.surgery.summary(),
             "without_surgery": self.no_surgery_reason,
         }
 
-    def _summarize_activity(self, name: str) -> dict[str, Any]:
-        """Return the activity of a site's units, null for a discrete site, which has no mean."""
-        variance = self.active.variance.get(name)
-        if variance is None:
-            return {"variance": None, "active": None, "units": None}
-        count = self.active.counts[name]
-        return {"variance": variance.tolist(), "active": count, "units": len(variance)}
-
     def __str__(self) -> str:
         parts = [str(self.divergences), str(self.active)]
-        if self.surgery is None:
-            parts.append(f"no ELBO surgery: {self.no_surgery_reason}")
-        else:
-            parts.append(str(self.surgery))
-        return "\n\n".join(parts)
+        reason = f"no ELBO surgery: {self.no_surgery_reason}"
+        return "\n\n".join([*parts, reason if self.surgery is None else str(self.surgery)])
 
     def to_datatree(self) -> xarray.DataTree:
         """The results per example as an ``xarray.DataTree``.
@@ -207,12 +196,6 @@ def latents(
     except NoAggregateError as error:
         return Latents(active, kl, None, str(error))
     return Latents(active, kl, parts)
-
-
-def _sort_dimensions(divergences: Divergences, name: str) -> list[float] | None:
-    """Return the KL of each dimension in descending order."""
-    values = divergences.sites[name].dimensions
-    return None if values is None else sorted(values.tolist(), reverse=True)
 
 
 def _make_dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
