@@ -29,6 +29,8 @@ class RunError(ValueError):
 class RunFiles:
     """The files in the folder of one run.
 
+    The methods that read a file raise :class:`RunError` if it is damaged.
+
     Arguments:
         folder: the folder, which need not exist yet.
     """
@@ -57,11 +59,7 @@ class RunFiles:
         return self.folder / f"{name}.npz"
 
     def read_result(self) -> dict[str, Any]:
-        """Return the contents of ``result.json``; empty if the file does not exist.
-
-        Raises:
-            RunError: if the file is damaged.
-        """
+        """Return the contents of ``result.json``; empty if the file does not exist."""
         if not self.result.is_file():
             return {}
         try:
@@ -76,11 +74,7 @@ class RunFiles:
         return content
 
     def read_bounds(self) -> Bounds:
-        """Return the contents of ``bounds.nc``.
-
-        Raises:
-            RunError: if the run has not been evaluated.
-        """
+        """Return the contents of ``bounds.nc``; raise if the run has not been evaluated."""
         self._check_trained()
         if not self.bounds.is_file():
             raise RunError(
@@ -91,11 +85,7 @@ class RunFiles:
         return bounds
 
     def read_evaluation(self, name: str) -> Result:
-        """Return the result of an evaluation, whose file must exist.
-
-        Raises:
-            RunError: if the file is damaged.
-        """
+        """Return the result of an evaluation, whose file must exist."""
         evaluation, path = EVALUATIONS[name], self.evaluation_file(name)
         try:
             return evaluation.result.from_netcdf(path)
@@ -106,11 +96,7 @@ class RunFiles:
             ) from error
 
     def read_metrics(self) -> History:
-        """Return the contents of ``metrics.jsonl``.
-
-        Raises:
-            RunError: if the file is damaged.
-        """
+        """Return the contents of ``metrics.jsonl``."""
         try:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             return History([json.loads(line) for line in lines])
@@ -121,11 +107,7 @@ class RunFiles:
             ) from error
 
     def require_config(self) -> Path:
-        """Return the path of ``config.yaml``.
-
-        Raises:
-            RunError: if it does not exist.
-        """
+        """Return the path of ``config.yaml``; raise if it does not exist."""
         if not self.config.is_file():
             raise RunError(
                 f"expected {self.folder} to be the folder of a run; it has no config.yaml"

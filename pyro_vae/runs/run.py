@@ -282,11 +282,10 @@ class Run(RunFiles):
         return same_epochs or experiment.settings.fit.epochs <= result["fit"]["epochs"]
 
     def check_folder(self, resume: bool, overwrite: bool) -> None:
-        """Raise if no run can be trained in this folder.
+        """Check that a run can be trained in this folder.
 
         Raises:
-            RunError: if the folder contains other files, or a run and neither ``resume`` nor
-                ``overwrite`` is given, or both.
+            RunError: if it contains other files, or a run and not one of the two is given.
         """
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return

@@ -235,12 +235,11 @@ def _format_site(name: str, site: SiteDivergence) -> str:
     if site.dimensions is None:
         return f"{head}; it does not factorise over dimensions"
     values = np.sort(site.dimensions)[::-1]
-    listed = ", ".join(f"{value:.2f}" for value in values[:_MAX_LISTED])
     if len(values) == 1:
         return head
-    return f"{head}; {len(values)} dimensions, largest first: {listed}" + (
-        ", …" if len(values) > _MAX_LISTED else ""
-    )
+    listed = [f"{value:.2f}" for value in values[:_MAX_LISTED]]
+    listed += ["…"] * (len(values) > _MAX_LISTED)
+    return f"{head}; {len(values)} dimensions, largest first: {', '.join(listed)}"
 
 
 def _to_list(values: np.ndarray | None) -> list[float | None] | None:
