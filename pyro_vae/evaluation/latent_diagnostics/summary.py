@@ -132,18 +132,14 @@ class Latents(Result):
             )
             for name, site in json.loads(group.attrs["sites"]).items()
         }
-        surgery = None
+        numbers = [int(group.attrs[name]) for name in ("num_samples", "seed")]
+        kl, surgery = Divergences(sites, _get_columns(group), *numbers), None
         if "surgery" in tree:
             parts = tree["surgery"].to_dataset()
-            numbers = {n: int(parts.attrs[n]) for n in ("num_data", "num_samples", "seed")}
-            surgery = Surgery(_get_columns(parts), parts["datum"].to_numpy(), **numbers)
-        numbers = {n: int(group.attrs[n]) for n in ("num_samples", "seed")}
-        return cls(
-            ActiveUnits(**active),
-            Divergences(sites, _get_columns(group), **numbers),
-            surgery,
-            group.attrs["no_surgery_reason"] or None,
-        )
+            numbers = [int(parts.attrs[name]) for name in ("num_data", "num_samples", "seed")]
+            surgery = Surgery(_get_columns(parts), parts["datum"].to_numpy(), *numbers)
+        reason = group.attrs["no_surgery_reason"] or None
+        return cls(ActiveUnits(**active), kl, surgery, reason)
 
 
 def latents(
@@ -183,19 +179,14 @@ def latents(
         ValueError: if there are fewer than two examples or samples, or as for
             :func:`~pyro_vae.evaluate`.
     """
-    active = active_units(
-        program, data, *args, num_samples=num_samples, threshold=threshold, seed=seed, **kwargs
-    )
-    kl = divergences(
-        program, data, *args, num_samples=num_samples, seed=seed, progress=progress, **kwargs
-    )
+    args, options = (program, data, *args), {**kwargs, "seed": seed}
+    active = active_units(*args, num_samples=num_samples, threshold=threshold, **options)
+    options["progress"] = progress
+    kl = divergences(*args, num_samples=num_samples, **options)
     try:
-        parts = surgery(
-            program, data, *args, num_draws=num_draws, seed=seed, progress=progress, **kwargs
-        )
+        return Latents(active, kl, surgery(*args, num_draws=num_draws, **options))
     except NoAggregateError as error:
         return Latents(active, kl, None, str(error))
-    return Latents(active, kl, parts)
 
 
 def _make_dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
@@ -259,7 +250,7 @@ def plot_latent_units(
     figure, axes_row = make_figure(4.8 * len(panels), 3.2, len(panels))
     order = np.argsort(-panels[0])
     active = np.ones(len(order), bool) if variance is None else variance > threshold
-    colors = [_ACTIVE_COLOR if active[i] else _INACTIVE_COLOR for i in order]
+    colors = np.where(active[order], _ACTIVE_COLOR, _INACTIVE_COLOR).tolist()
     if kl is not None:
         axes = axes_row[0]
         axes.bar(range(len(order)), kl[order], color=colors, width=0.9)
