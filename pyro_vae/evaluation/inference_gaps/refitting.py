@@ -96,12 +96,10 @@ def make_target_density(program: ProgramInputs, layout: Layout, constrained: boo
         ).latents
 
     def log_density(z: Mapping[str, Tensor]) -> Tensor:
-        noise_values: dict[str, Tensor] = {}
         if noise:
             with torch.no_grad():
-                samples = sample_sites(len(next(iter(z.values()))))
-                noise_values = {n: v for n, v in samples.items() if n in noise}
-        terms = log_probs_at(model, {**z, **noise_values}, *args, layout=layout, **kwargs)
+                z = {**sample_sites(len(next(iter(z.values())))), **z}
+        terms = log_probs_at(model, z, *args, layout=layout, **kwargs)
         return torch.stack([term for name, term in terms.items() if name not in noise]).sum(0)
 
     space = UnconstrainedDensity(log_density, transforms)
