@@ -106,16 +106,15 @@ class ParetoTail:
         if there are too few samples to fit. For heavy tails, smoothing adds a little bias and
         removes much variance.
         """
-        _, smoothed = self._fit()
+        khat, smoothed = self._fit()
+        if self.tail < _MIN_TAIL:
+            return khat, khat
         rest, squares, *_ = self.largest.log_sums_of_others
         log_sum = torch.logaddexp(smoothed.logsumexp(0), rest)
         log_squares = torch.logaddexp((2 * smoothed).logsumexp(0), squares)
         draws = self.num_samples
         relative = (log_squares - 2 * log_sum).exp() * draws
-        variance = (relative - 1).clamp(min=0) / max(draws - 1, 1)
-        if self.tail < _MIN_TAIL:
-            unknown = torch.full_like(log_sum, math.nan)
-            return unknown, unknown
+        variance = (relative - 1).clamp(min=0) / (draws - 1)
         return log_sum - math.log(draws), variance
 
     def _fit(self) -> tuple[Tensor, Tensor]:

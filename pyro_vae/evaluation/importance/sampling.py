@@ -72,13 +72,13 @@ class ImportanceSampler:
             counts, pilot_total = adaptive.choose_sample_counts(
                 errors, len(self.indices), candidates, tolerance
             )
-            parts, order = [], []
+            parts = []
             for count in counts.unique().tolist():
                 rows = (counts == count).nonzero()[:, 0]
                 columns, _ = self._sample(count, sizes, (Stream.ADAPTIVE, count), bar, rows)
                 parts.append(columns)
-                order.append(rows)
-        inverse = torch.cat(order).argsort()
+        # the parts are ordered by the number of samples, and by the index within a part
+        inverse = counts.argsort(stable=True).argsort()
         # not all parts have the L_K of each
         common = [name for name in parts[0] if all(name in part for part in parts)]
         merged = {name: torch.cat([part[name] for part in parts])[inverse] for name in common}

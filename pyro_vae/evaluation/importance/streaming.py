@@ -144,24 +144,24 @@ class GroupedBound(WeightMoments):
         self.k = k
         self._remaining = num_samples
         self._missing = -num_samples % k
-        self._first: list[Tensor] = []
+        self._first = torch.empty(0, size, dtype=torch.float64)
         self._partial = torch.full((size,), -math.inf, dtype=torch.float64)
         self._filled = 0
 
     def update(self, log_w: Tensor) -> None:
         """Add a chunk of log weights; groups may span chunks."""
-        kept = sum(map(len, self._first))
-        if kept < self._missing:
-            self._first.append(log_w[: self._missing - kept].clone())
+        first = log_w[: self._missing - len(self._first)]
+        self._first = torch.cat([self._first, first])
         self._remaining -= len(log_w)
         self._add_to_groups(log_w)
         if not self._remaining and self._missing:
-            self._add_to_groups(torch.cat(self._first))
+            self._add_to_groups(self._first)
 
     def _add_to_groups(self, log_w: Tensor) -> None:
         if self._filled:
-            head, log_w = log_w[: self.k - self._filled], log_w[self.k - self._filled :]
-            self._extend_partial(head)
+            missing = self.k - self._filled
+            self._extend_partial(log_w[:missing])
+            log_w = log_w[missing:]
         complete = len(log_w) // self.k * self.k
         if complete:
             groups = log_w[:complete].unflatten(0, (-1, self.k))
