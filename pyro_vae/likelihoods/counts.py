@@ -26,9 +26,6 @@ class CountLikelihood(Likelihood):
     ``params_per_pixel`` and :attr:`log_mean_offset`.
 
     Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory.
         library: role of the total count ℓ of an example (the library size of a cell).
 
             * ``None``: not used; the mean is exp(f_i(z)), times r_i for negative binomials;

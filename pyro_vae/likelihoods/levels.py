@@ -28,11 +28,8 @@ class LevelLikelihood(Likelihood):
     """Base class of likelihoods of the levels 0 … n.
 
     Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory.
         outputs: the shape of the decoder outputs for one pixel, which precedes ``event_shape``.
-        levels: n, the highest level.
+        levels: n, the highest level (16 for ``digits``, 255 for bytes).
 
     Raises:
         ValueError: if ``levels`` is not a positive integer.
@@ -69,15 +66,6 @@ class LevelLikelihood(Likelihood):
 class Binomial(LevelLikelihood):
     """p(x|z) = Π_i Binomial(x_i; n, sigmoid(f_i(z))), for levels 0 … n.
 
-    Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory.
-        levels: n, the highest level (16 for ``digits``, 255 for bytes).
-
-    Raises:
-        ValueError: if ``levels`` is not a positive integer.
-
     References:
         Practical Lossless Compression with Latent Variables using Bits Back Coding (Townsend
         et al., 2019), section 3, which uses a beta-binomial. https://arxiv.org/abs/1901.04866
@@ -101,15 +89,6 @@ class Categorical(LevelLikelihood):
 
     The most flexible likelihood of levels, with the most decoder outputs: n + 1 per pixel. It
     ignores the order of the levels.
-
-    Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory, with outputs ``(n + 1, *event_shape)``.
-        levels: n, the highest level (16 for ``digits``, 255 for bytes).
-
-    Raises:
-        ValueError: if ``levels`` is not a positive integer.
 
     References:
         Pixel Recurrent Neural Networks (van den Oord et al., 2016), section 3.4.
@@ -140,17 +119,9 @@ class DiscretizedLogistic(LevelLikelihood):
     """p(x|z) = Π_i DL(x_i; μ_i(z), s_i(z)), a logistic variable rounded to the levels 0 … n.
 
     The probability of a level is that of the interval of ± ½ around it; the tails are assigned
-    to the lowest and highest level. The decoder outputs f and g: the location is
-    μ = n (f + 1) / 2, so that f from −1 to 1 spans the levels, and the scale is s = exp(g) n / 2.
-
-    Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory, with outputs ``(2, *event_shape)``: f and g.
-        levels: n, the highest level (16 for ``digits``, 255 for bytes).
-
-    Raises:
-        ValueError: if ``levels`` is not a positive integer.
+    to the lowest and highest level. The decoder outputs f and g, ``(2, *event_shape)``. The
+    location is μ = n (f + 1) / 2, so that f from −1 to 1 spans the levels, and the scale is
+    s = exp(g) n / 2.
 
     References:
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
@@ -173,23 +144,17 @@ class DiscretizedLogistic(LevelLikelihood):
 class MixtureOfDiscretizedLogistics(LevelLikelihood):
     """p(x|z) = Π_i Σ_k π_ik(z) DL(x_i; μ_ik(z), s_ik(z)), mixtures of rounded logistics.
 
-    The decoder outputs log π, f and g for each component: the location is μ = n (f + 1) / 2, so
-    that f from −1 to 1 spans the levels 0 … n, and the scale is s = exp(g) n / 2. The tails are
-    assigned to the lowest and highest level.
+    The decoder outputs ``(3 * components, *event_shape)``: all log π, then all f, then all g, which
+    set location and scale as in :class:`DiscretizedLogistic`.
 
     All pixels and channels are independent given z. Unlike in PixelCNN++, the locations of green
     and blue do not depend on the preceding channels.
 
     Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory, with outputs ``(3 * components, *event_shape)``:
-            all log π, then all f, then all g.
-        levels: n, the highest level (16 for ``digits``, 255 for bytes).
         components: the number of mixture components per pixel.
 
     Raises:
-        ValueError: if ``levels`` or ``components`` is not a positive integer.
+        ValueError: if ``components`` is not a positive integer.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and

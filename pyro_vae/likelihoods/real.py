@@ -27,9 +27,6 @@ class LocationScale(Likelihood):
     A subclass defines :meth:`pixel_distribution`.
 
     Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory.
         scale: σ. A number fixes it; ``"learned"`` is one learned parameter for all pixels,
             ``"per_pixel"`` one per pixel, and ``"decoded"`` a decoder output σ_i(z), as in AEVB.
             ``"optimal"`` is one value for all pixels, without gradient descent: in training,
@@ -77,7 +74,13 @@ class LocationScale(Likelihood):
             shape = self.event_shape if scale == "per_pixel" else ()
             self.log_scale = nn.Parameter(torch.zeros(shape))
         elif scale == "optimal":
-            self._init_running_average()
+            if self.power is None:
+                raise ValueError(
+                    f"{type(self).__name__} does not support scale 'optimal', because its optimal "
+                    f"scale has no closed form: choose 'learned'"
+                )
+            self.register_buffer("average_moment", torch.ones(()))
+            self.register_buffer("batches_averaged", torch.zeros((), dtype=torch.long))
         elif scale != "decoded":
             if isinstance(scale, str | bool) or not 0 < scale < math.inf:
                 raise ValueError(
@@ -108,15 +111,6 @@ class LocationScale(Likelihood):
         if self.scale == "decoded":
             rows.append(x.std(0, correction=0).clamp(min=self.min_scale).log())
         return torch.stack(rows)
-
-    def _init_running_average(self) -> None:
-        if self.power is None:
-            raise ValueError(
-                f"{type(self).__name__} does not support scale 'optimal', because its optimal "
-                f"scale has no closed form: choose 'learned'"
-            )
-        self.register_buffer("average_moment", torch.ones(()))
-        self.register_buffer("batches_averaged", torch.zeros((), dtype=torch.long))
 
     # Detached: at the optimal σ the derivative of the likelihood with respect to σ is zero, so
     # the gradient for μ is that of −N D / power · log(mean |x − μ|^power) (envelope theorem).
@@ -167,9 +161,6 @@ class StudentT(LocationScale):
     """p(x|z) = Π_i t_ν(x_i; μ_i(z), σ_i), for real data with outliers.
 
     Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory.
         df: ν, the degrees of freedom; above 1, so that the mean exists.
         scale: σ, a number, ``"learned"``, ``"per_pixel"`` or ``"decoded"``.
         mean: ``"identity"`` or ``"sigmoid"``.

@@ -36,14 +36,9 @@ class Bernoulli(PixelLikelihood):
 class Beta(Likelihood):
     """p(x|z) = Π_i Beta(x_i; κ_i m_i, κ_i (1 − m_i)), a density on the open interval (0, 1).
 
-    The decoder has two outputs per pixel: the mean is m_i(z) = sigmoid(f_i(z)), the
+    The decoder outputs f and g, ``(2, *event_shape)``: the mean is m_i(z) = sigmoid(f_i(z)), the
     concentration is κ_i(z) = exp(g_i(z)), at most exp(12). Data that contain 0 or 1, where the
     density is zero or infinite, raise an error.
-
-    Arguments:
-        latent_dim: the number of latent dimensions D.
-        event_shape: the shape of one example.
-        network: the decoder factory, with outputs ``(2, *event_shape)``: f and g.
 
     References:
         Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004),

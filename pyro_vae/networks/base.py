@@ -43,14 +43,13 @@ class Network(nn.Module):
         in_shape: the shape of one input.
         out_shape: the shape of one output.
         layers: the layers, in order.
-        init: ``"torch"`` keeps torch's default initialisation; ``"glorot"`` samples weights from
-            U(±√(6 / (fan_in + fan_out))) and sets biases to zero; a number σ > 0 samples weights
-            and biases from N(0, σ²), with standard deviation σ. Normalisation layers keep their
-            defaults.
-        output_bias: ``None`` keeps the output bias of ``init``; ``"data"`` sets it before
-            training such that the mean of p(x|z) is close to the mean of the training data.
-        standardize: subtract the mean of the training data from the inputs and divide by their
-            standard deviation; both are scalars over all elements, computed before training.
+        init: initialisation of the weights: ``torch`` for torch's defaults, ``glorot`` for weights
+            from U(±√(6 / (fan_in + fan_out))) and zero biases, or the standard deviation of normal
+            weights and biases. Normalisation layers keep their defaults.
+        output_bias: ``data`` initialises the output bias such that the mean of p(x|z) is close to
+            the mean of the training data; ``None`` as in ``init``.
+        standardize: standardise the inputs by the mean and standard deviation of the training
+            data (scalars over all elements), for encoders of integer levels or counts.
 
     Raises:
         ValueError: if ``init`` or ``output_bias`` is invalid; if the trailing dimensions of an
@@ -76,9 +75,7 @@ class Network(nn.Module):
         super().__init__()
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.layers = nn.Sequential(*layers)
-        self.has_batch_norm = any(
-            isinstance(module, _BatchNorm) for module in self.layers.modules()
-        )
+        self.has_batch_norm = any(isinstance(m, _BatchNorm) for m in self.layers.modules())
         _init_weights(self.layers, init)
         if output_bias not in (None, "data"):
             raise ValueError(f"expected output_bias to be 'data' or None; got {output_bias!r}")
@@ -107,9 +104,8 @@ class Network(nn.Module):
                 f"expected at least 2 inputs in training with batch norm; got {size}: choose a "
                 f"batch_size whose last minibatch has more than one example, or norm 'layer'"
             )
-        return self.layers(x.reshape(size, math.prod(self.in_shape))).reshape(
-            *batch, *self.out_shape
-        )
+        outputs = self.layers(x.reshape(size, math.prod(self.in_shape)))
+        return outputs.reshape(*batch, *self.out_shape)
 
     @property
     def uninitialized_option(self) -> str | None:
@@ -161,11 +157,7 @@ class Network(nn.Module):
 
 
 class Bias(nn.Module):
-    """Learned additive bias for each output element.
-
-    Arguments:
-        shape: the shape of one output.
-    """
+    """Learned additive bias for each output element."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -187,14 +179,9 @@ def norm_activation_dropout(
 ) -> list[nn.Module]:
     """Return the layers between two linear layers: optional norm, activation, optional dropout.
 
-    A layer before batch norm needs no bias, because the norm subtracts the mean.
-
-    Arguments:
-        shape: the shape of one hidden output, ``(channels, …)``.
-        activation: makes the nonlinearity.
-        norm: ``"layer"`` normalises each example over channels and pixels; ``"batch"`` each
-            channel over the minibatch and pixels.
-        dropout: the dropout probability.
+    ``shape`` is that of one hidden output, ``(channels, …)``. Norm ``"layer"`` normalises each
+    example over channels and pixels; ``"batch"`` each channel over the minibatch and pixels. A
+    layer before batch norm needs no bias, because the norm subtracts the mean.
 
     Raises:
         ValueError: if ``norm`` is invalid or has fewer than two values to normalise over, or if
@@ -203,11 +190,7 @@ def norm_activation_dropout(
     is_number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
     if not is_number or not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1); got {dropout!r}")
-    return [
-        *_norm_layers(shape, norm),
-        activation(),
-        *([nn.Dropout(dropout)] if dropout else []),
-    ]
+    return [*_norm_layers(shape, norm), activation(), *([nn.Dropout(dropout)] if dropout else [])]
 
 
 def _norm_layers(shape: Shape, norm: Norm) -> list[nn.Module]:

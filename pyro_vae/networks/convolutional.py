@@ -21,19 +21,12 @@ __all__ = ["ConvNet", "ResNet"]
 ImageShape = tuple[int, int, int]
 
 
-class ConvNet(Network):
-    """Strided convolutions from an image to a vector, or transposed convolutions back.
-
-    The same arguments describe encoder and decoder. If ``in_shape`` has a height and a width, the
-    network is an encoder: one convolution of stride 2 per level, then the hidden layers.
-    Otherwise ``out_shape`` is the image, and the network is the mirrored decoder: the hidden
-    layers, then transposed convolutions. A level maps H × W to ⌈H/2⌉ × ⌈W/2⌉, or exactly back,
-    for any size.
+class ConvolutionalNetwork(Network):
+    """Base class of networks for images.
 
     Arguments:
         in_shape: the shape of one input: an image ``(*channels, H, W)``, where all dimensions
             before the last two are channels, or fewer than two dimensions.
-        out_shape: the shape of one output.
         channels: the number of channels after each level, starting at the image.
         hidden: the widths of the fully connected hidden layers, starting at the image.
         kernel: the kernel size of the convolutions, odd.
@@ -41,23 +34,31 @@ class ConvNet(Network):
         norm: normalisation before every activation: ``layer`` (over channels and pixels) or
             ``batch`` (over the minibatch and pixels).
         dropout: the dropout probability.
-        init: weight initialisation: ``torch`` for torch's defaults, ``glorot`` for Xavier-uniform
-            weights and zero biases, or the standard deviation of normal weights and biases.
-        output_bias: ``data`` initialises the output bias at the mean of the training data. A
-            decoder then has one bias per output element instead of one per channel.
-        standardize: standardise the inputs by the mean and standard deviation of the training
-            data, for encoders of integer levels or counts.
+        output_bias: ``data`` initialises the output bias such that the mean of p(x|z) is close to
+            the mean of the training data. A decoder then has one bias per output element instead
+            of one per channel.
 
     Raises:
         ValueError: if neither side is an image, a size is not a positive integer, or an option is
             invalid; when called, if the trailing dimensions of an input are not ``in_shape``.
+    """
+
+    images_only = True
+
+
+class ConvNet(ConvolutionalNetwork):
+    """Strided convolutions from an image to a vector, or transposed convolutions back.
+
+    The same arguments describe encoder and decoder. If ``in_shape`` has a height and a width, the
+    network is an encoder: one convolution of stride 2 per level, then the hidden layers.
+    Otherwise ``out_shape`` is the image, and the network is the mirrored decoder: the hidden
+    layers, then transposed convolutions. A level maps H × W to ⌈H/2⌉ × ⌈W/2⌉, or exactly back,
+    for any size. The arguments are those of :class:`ConvolutionalNetwork`.
 
     References:
         Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
         Networks (Radford et al., 2015), section 3. https://arxiv.org/abs/1511.06434
     """
-
-    images_only = True
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class ConvNet(Network):
         super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
 
 
-class ResNet(Network):
+class ResNet(ConvolutionalNetwork):
     """A ``ConvNet`` with residual blocks at every level, for deep networks.
 
     A block adds to its input the output of two convolutions, each after norm and activation
@@ -86,35 +87,13 @@ class ResNet(Network):
     level applies its blocks, then doubles the image.
 
     Arguments:
-        in_shape: the shape of one input: an image ``(*channels, H, W)``, where all dimensions
-            before the last two are channels, or fewer than two dimensions.
-        out_shape: the shape of one output.
-        channels: the number of channels after each level, starting at the image.
         blocks: the number of residual blocks per level.
-        hidden: the widths of the fully connected hidden layers, starting at the image.
-        kernel: the kernel size of the convolutions, odd.
-        activation: the activation module.
-        norm: normalisation before every activation: ``layer`` (over channels and pixels) or
-            ``batch`` (over the minibatch and pixels).
-        dropout: the dropout probability.
-        init: weight initialisation: ``torch`` for torch's defaults, ``glorot`` for Xavier-uniform
-            weights and zero biases, or the standard deviation of normal weights and biases.
-        output_bias: ``data`` initialises the output bias at the mean of the training data. A
-            decoder then has one bias per output element instead of one per channel.
-        standardize: standardise the inputs by the mean and standard deviation of the training
-            data, for encoders of integer levels or counts.
-
-    Raises:
-        ValueError: if neither side is an image, a size is not a positive integer, or an option is
-            invalid; when called, if the trailing dimensions of an input are not ``in_shape``.
 
     References:
         Identity Mappings in Deep Residual Networks (He et al., 2016), figure 1b; Improving
         Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
         https://arxiv.org/abs/1603.05027 https://arxiv.org/abs/1606.04934
     """
-
-    images_only = True
 
     def __init__(
         self,
@@ -149,12 +128,7 @@ class _Residual(nn.Module):
 
 @dataclass(frozen=True)
 class _LayerBuilder:
-    """Builder of the layers of a convolutional encoder or decoder.
-
-    Attributes:
-        kernel, activation, norm, dropout: as in :class:`ConvNet`.
-        blocks: the number of residual blocks per level.
-    """
+    """Builder of the layers of a convolutional encoder or decoder, with its options."""
 
     kernel: int
     activation: Callable[[], nn.Module]
@@ -190,10 +164,8 @@ class _LayerBuilder:
             )
         image, *shapes = _level_shapes(out_shape, channels)
         dense, width = make_hidden_layers(in_shape, hidden[::-1], *options)
-        first = [
-            nn.Linear(width, math.prod(shapes[-1]), bias=self._has_bias),
-            nn.Unflatten(1, shapes[-1]),
-        ]
+        linear = nn.Linear(width, math.prod(shapes[-1]), bias=self._has_bias)
+        first = [linear, nn.Unflatten(1, shapes[-1])]
         levels = [m for small, large in pairwise(shapes[::-1]) for m in self._up(small, large)]
         if output_bias == "data":
             last = [*self._up(shapes[0], image, has_bias=False), Bias(image)]
@@ -207,9 +179,7 @@ class _LayerBuilder:
 
     def _down(self, large: ImageShape, small: ImageShape) -> list[nn.Module]:
         """Make one level of an encoder."""
-        conv = nn.Conv2d(
-            large[0], small[0], self.kernel, stride=2, padding=self.kernel // 2, bias=self._has_bias
-        )
+        conv = self._conv(small, large[0], stride=2)
         return [conv, *self._blocks_and_activation(small)]
 
     def _up(
@@ -235,19 +205,14 @@ class _LayerBuilder:
         activate = partial(norm_activation_dropout, shape, self.activation, self.norm)
         layers: list[nn.Module] = []
         for _ in range(self.blocks):
-            branch = [
-                *activate(0.0),
-                self._conv(shape),
-                *activate(self.dropout),
-                self._conv(shape),
-            ]
+            first, second = (self._conv(shape, shape[0]) for _ in range(2))
+            branch = [*activate(0.0), first, *activate(self.dropout), second]
             layers += [_Residual(nn.Sequential(*branch))]
         return [*layers, *activate(self.dropout)]
 
-    def _conv(self, shape: ImageShape) -> nn.Module:
-        return nn.Conv2d(
-            shape[0], shape[0], self.kernel, padding=self.kernel // 2, bias=self._has_bias
-        )
+    def _conv(self, shape: ImageShape, channels_in: int, stride: int = 1) -> nn.Module:
+        options = {"padding": self.kernel // 2, "bias": self._has_bias}
+        return nn.Conv2d(channels_in, shape[0], self.kernel, stride, **options)
 
 
 def _level_shapes(shape: Shape, channels: Shape) -> list[ImageShape]:

@@ -20,20 +20,14 @@ class MLP(Network):
 
     Initialisation in the papers: AEVB samples parameters from N(0, 0.01), without stating whether
     0.01 is the variance (``init=0.1``) or the standard deviation (``init=0.01``). IWAE uses
-    ``init="glorot"`` and, in its code, ``output_bias="data"`` for the decoder.
+    ``init="glorot"`` and, in its code, ``output_bias="data"`` for the decoder. These options and
+    ``standardize`` are those of :class:`~pyro_vae.networks.base.Network`.
 
     Arguments:
-        in_shape: the shape of one input.
-        out_shape: the shape of one output.
         hidden: the widths of the hidden layers; ``()`` is a linear map.
         activation: the activation module.
         norm: normalisation of every hidden layer before its activation: ``layer`` or ``batch``.
         dropout: the dropout probability of hidden units.
-        init: weight initialisation: ``torch`` for torch's defaults, ``glorot`` for Xavier-uniform
-            weights and zero biases, or the standard deviation of normal weights and biases.
-        output_bias: ``data`` initialises the output bias at the mean of the training data.
-        standardize: standardise the inputs by the mean and standard deviation of the training
-            data, for encoders of integer levels or counts.
 
     Raises:
         ValueError: if a width is not a positive integer or an option is invalid; when called, if
@@ -65,17 +59,12 @@ class MLP(Network):
 class GatedMLP(Network):
     """Multilayer perceptron with gated hidden layers, h = A x · sigmoid(G x).
 
+    ``init`` (with A and G separately for ``glorot``), ``output_bias`` and ``standardize`` are those
+    of :class:`~pyro_vae.networks.base.Network`.
+
     Arguments:
-        in_shape: the shape of one input.
-        out_shape: the shape of one output.
         hidden: the widths of the hidden layers.
         dropout: the dropout probability of hidden units.
-        init: weight initialisation: ``torch`` for torch's defaults, ``glorot`` for Xavier-uniform
-            weights (A and G separately) and zero biases, or the standard deviation of normal
-            weights and biases.
-        output_bias: ``data`` initialises the output bias at the mean of the training data.
-        standardize: standardise the inputs by the mean and standard deviation of the training
-            data, for encoders of integer levels or counts.
 
     Raises:
         ValueError: if a width is not a positive integer or an option is invalid; when called, if

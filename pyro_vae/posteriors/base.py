@@ -51,15 +51,11 @@ class Posterior(Component):
         """Return q(z|x), with batch shape ``batch`` and event shape ``(latent_dim,)``."""
 
     def bind(self, prior: Component, likelihood: Component) -> None:
-        """Receive the other parts of the model, if the posterior needs them.
+        """Receive the other parts of the model; the program calls this once, in its ``__init__``.
 
-        The program that owns all three calls this once, in its ``__init__``. Does nothing by
-        default.
+        Does nothing by default.
         """
 
     def init_from_data(self, x: torch.Tensor) -> None:
-        """Compute the input statistics of the network if it standardises its inputs.
-
-        Called once before training.
-        """
+        """Compute the input statistics of a network that standardises its inputs."""
         init_standardization(getattr(self, "network", None), x)

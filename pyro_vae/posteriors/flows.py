@@ -42,9 +42,6 @@ class FlowPosterior(Posterior):
     ``__init__``. If a transform has no inverse, the flow can only score its own samples.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         num_params: number of network outputs that condition the flow.
     """
 
@@ -75,29 +72,26 @@ class FlowPosterior(Posterior):
 class RepeatedFlow(FlowPosterior):
     """Base class of flows that repeat the same kind of step.
 
-    Subclasses define :meth:`params_per_step` and :meth:`transforms`.
+    Subclasses define :meth:`transforms`, and the numbers of parameters of one step.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         flows: number of steps.
 
     Raises:
         ValueError: if ``flows`` is not a positive integer.
     """
 
+    #: Parameters of a step: vectors of length ``latent_dim``, and further numbers.
+    vectors_per_step: ClassVar[int]
+    scalars_per_step: ClassVar[int] = 0
+
     def __init__(
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, flows: int = 8
     ) -> None:
-        num_params = positive_int("flows", flows) * self.params_per_step(latent_dim)
+        per_step = self.vectors_per_step * latent_dim + self.scalars_per_step
+        num_params = positive_int("flows", flows) * per_step
         super().__init__(event_shape, latent_dim, network, num_params)
         self.flows = flows
-
-    @staticmethod
-    @abstractmethod
-    def params_per_step(latent_dim: int) -> int:
-        """Return the number of parameters of one step."""
 
 
 class PlanarFlow(RepeatedFlow):
@@ -105,25 +99,13 @@ class PlanarFlow(RepeatedFlow):
 
     The inverse has no closed form.
 
-    Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
-        flows: number of steps.
-
-    Raises:
-        ValueError: if ``flows`` is not a positive integer.
-
     References:
         Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), equation 10.
         https://arxiv.org/abs/1505.05770
     """
 
     scores_any_value = False
-
-    @staticmethod
-    def params_per_step(latent_dim: int) -> int:
-        return 1 + 2 * latent_dim
+    vectors_per_step, scalars_per_step = 2, 1
 
     def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
         step_params = params.unflatten(-1, (self.flows, -1))
@@ -137,25 +119,13 @@ class RadialFlow(RepeatedFlow):
 
     The inverse has no closed form.
 
-    Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
-        flows: number of steps.
-
-    Raises:
-        ValueError: if ``flows`` is not a positive integer.
-
     References:
         Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), equation 14.
         https://arxiv.org/abs/1505.05770
     """
 
     scores_any_value = False
-
-    @staticmethod
-    def params_per_step(latent_dim: int) -> int:
-        return latent_dim + 2
+    vectors_per_step, scalars_per_step = 1, 2
 
     def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
         steps = params.unflatten(-1, (self.flows, -1)).unbind(-2)
@@ -169,22 +139,14 @@ class HouseholderFlow(RepeatedFlow):
     The reflections preserve volume. The inverse applies them in reverse order.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         flows: number of reflections T. D reflections can represent any orthogonal matrix.
-
-    Raises:
-        ValueError: if ``flows`` is not a positive integer.
 
     References:
         Improving Variational Auto-Encoders using Householder Flow (Tomczak & Welling, 2016),
         equation 8. https://arxiv.org/abs/1611.09630
     """
 
-    @staticmethod
-    def params_per_step(latent_dim: int) -> int:
-        return latent_dim
+    vectors_per_step = 1
 
     def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
         normals = params.unflatten(-1, (self.flows, self.latent_dim))
@@ -198,9 +160,6 @@ class SylvesterFlow(FlowPosterior):
     inverse has no closed form.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         flows: number of steps.
         reflections: number of reflections in Q.
 
@@ -240,9 +199,6 @@ class InverseAutoregressiveFlow(FlowPosterior):
     pass; the density at any other z takes D passes.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         flows: number of steps.
         hidden: hidden widths of each step's autoregressive network, each at least D.
         context: size of h(x), the encoder's additional output.
@@ -282,9 +238,6 @@ class SplineFlow(FlowPosterior):
     noise, before μ and σ. A sample takes one pass; the density at any other z takes D passes.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         flows: number of spline layers.
         bins: number of segments of each spline.
         bound: half-width of the splines' interval, in standard deviations.

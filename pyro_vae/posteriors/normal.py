@@ -60,9 +60,6 @@ class LowRankNormal(Posterior):
     """q(z|x) = N(μ(x), W(x) W(x)ᵀ + diag σ(x)²), with a low-rank factor W.
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         rank: number of columns of W.
 
     Raises:

@@ -39,9 +39,6 @@ class SemiAmortized(Posterior):
     through them.)
 
     Arguments:
-        event_shape: shape of one example.
-        latent_dim: number of latent variables D.
-        network: factory of the encoder network.
         family: ``family(event_shape, latent_dim, network)``, the refined variational family.
         steps: number of gradient steps T.
         step_size: learning rate of Adam, roughly the change of a parameter per step.

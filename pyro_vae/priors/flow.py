@@ -28,7 +28,6 @@ class FlowPrior(Prior):
     """p(z) = N(f⁻¹(z); 0, I) |det ∂f⁻¹/∂z|, a normalising flow with learned transforms.
 
     Arguments:
-        latent_dim: number of latent variables D.
         transform: ``coupling`` (RealNVP; samples and densities in one pass), ``autoregressive``
             (MAF) or ``spline`` (autoregressive rational-quadratic splines). The latter two
             compute a density in one pass and a sample in D passes.

@@ -22,7 +22,6 @@ class MixtureOfNormals(Prior):
     """p(z) = Σ_c π_c N(z; μ_c, diag σ_c²) with learned weights, means and scales.
 
     Arguments:
-        latent_dim: number of latent variables D.
         components: number of components C.
 
     References:
@@ -55,7 +54,6 @@ class VampPrior(Prior):
     ``(components, *event_shape)``, which are created when it is bound to a posterior.
 
     Arguments:
-        latent_dim: number of latent variables D.
         components: number of pseudo-inputs C.
         interval: pseudo-inputs are clamped to this interval, as in the authors' code for images
             in [0, 1]. Use ``None`` for real-valued data, to leave them unconstrained.

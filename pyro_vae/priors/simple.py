@@ -80,7 +80,6 @@ class StudentT(Prior):
     """p(z) = Π_d t_ν(z_d), with heavier tails than the normal.
 
     Arguments:
-        latent_dim: number of latent variables D.
         df: degrees of freedom ν.
 
     Raises:
