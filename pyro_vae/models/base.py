@@ -52,11 +52,19 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
 
     @abstractmethod
     def model(self, x: torch.Tensor | None = None, *args: Any, size: int = 1) -> torch.Tensor:
-        """Run p(x, latents) on data ``(N, *event_shape)``, or sample ``size`` new examples."""
+        """Run p(x, latents) on data ``(N, *event_shape)``, or sample ``size`` new examples.
+
+        Returns:
+            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
+        """
 
     @abstractmethod
     def guide(self, x: torch.Tensor, *args: Any, size: int = 1) -> Any:
-        """Run q(latents | x) on data ``(N, *event_shape)``."""
+        """Run q(latents | x) on data ``(N, *event_shape)``; ``size`` is ignored.
+
+        Returns:
+            z, of shape ``(*particles, N, latent_dim)``; in a hierarchy a list of z_1, …, z_L.
+        """
 
     def check(self, x: torch.Tensor, *args: Any) -> None:
         """Raise if this program cannot score the data.

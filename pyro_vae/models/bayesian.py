@@ -95,19 +95,12 @@ class BayesianVAE(OneLayerProgram):
         self.register_buffer("num_data", torch.tensor(0))
 
     def init_from_data(self, x: Tensor) -> None:
-        """Set the number of training examples, which scales log p(θ) in a minibatch.
-
-        Updated at every call, for training that is resumed with other data.
-        """
+        """Set the number of training examples, at every call: training may resume with others."""
         self.num_data.fill_(len(x))
 
     @pyro_method
     def model(self, x: Tensor | None = None, size: int = 1) -> Tensor:
-        """Run p(θ) p(z) p(x | z, θ) on data ``x``, or sample the posterior predictive.
-
-        Returns:
-            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
-        """
+        """Run p(θ) p(z) p(x | z, θ) on data ``x``, or sample the posterior predictive."""
         per_datum = x is None or not self.training
         weights = {} if per_datum else self._sample_weights(x, GaussianLinear.prior)
         with pyro.plate("data", size if x is None else len(x)):
@@ -119,11 +112,7 @@ class BayesianVAE(OneLayerProgram):
 
     @pyro_method
     def guide(self, x: Tensor, size: int = 1) -> Tensor:
-        """Run q(θ) q(z|x) on data ``x`` of shape ``(N, *event_shape)``.
-
-        Returns:
-            z, of shape ``(*particles, N, latent_dim)``.
-        """
+        """Run q(θ) q(z|x) on data ``x`` of shape ``(N, *event_shape)``."""
         if self.training:
             self._sample_weights(x, GaussianLinear.posterior)
         with pyro.plate("data", len(x)):

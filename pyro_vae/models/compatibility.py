@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-from ..core.components import Space
 from ..posteriors import Posterior
 from ..priors import Prior
 
 __all__ = ["CONDITIONAL_RULES", "RULES", "Rule", "check_compatible", "find_violation"]
 
 
-class _Prior(Protocol):
-    """Attributes of a prior that the rules use, of a class or an instance."""
-
-    space: Space
-    uses_posterior: bool
-
-
-class _Posterior(Protocol):
-    """Attributes of a posterior that the rules use, of a class or an instance."""
-
-    space: Space
-    scores_any_value: bool
-    self_contained: bool
-
-
 @dataclass(frozen=True)
 class Rule:
-    """A condition that a prior and a posterior must satisfy to be combined.
+    """A condition that a prior and a posterior, instances or classes, must satisfy together."""
 
-    Attributes:
-        holds: predicate of a prior and a posterior, true if they satisfy the rule.
-        expected: requirement, as a phrase that follows "expected".
-        remedy: suggested fix.
-    """
-
-    holds: Callable[[_Prior, _Posterior], bool]
+    holds: Callable[[Any, Any], bool]
+    #: Requirement, as a phrase that follows "expected".
     expected: str
+    #: Suggested fix.
     remedy: str
 
 
@@ -79,7 +59,9 @@ CONDITIONAL_RULES = (
 
 
 def find_violation(
-    prior: _Prior, posterior: _Posterior, rules: Sequence[Rule] = RULES
+    prior: Prior | type[Prior],
+    posterior: Posterior | type[Posterior],
+    rules: Sequence[Rule] = RULES,
 ) -> Rule | None:
     """Return the first rule that the pair violates, or ``None`` if it can be combined."""
     return next((rule for rule in rules if not rule.holds(prior, posterior)), None)

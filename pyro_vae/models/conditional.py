@@ -87,58 +87,42 @@ class ConditionalVAE(OneLayerProgram):
             c: conditions, ``(N,)`` integers or ``(N, *condition)``. Without ``x`` the model
                 samples one new example for each condition, or ``size`` for a single condition.
             size: number of new examples for a single condition.
-
-        Returns:
-            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
         code = self._encode(c)
         if x is None and len(code) == 1:
             code = code.expand(size, *self.condition)
-        with self._plate(len(code) if x is None else len(x), code):
+        size = len(code) if x is None else len(x)
+        self._check_size(code, size)
+        with pyro.plate("data", size):
             z = pyro.sample("z", self.prior())
             inputs = concat_flattened((z, (self.latent_dim,)), (code, self.condition))
             return pyro.sample("x", self.likelihood(inputs), obs=x)
 
     @pyro_method
     def guide(self, x: Tensor, c: Tensor | None = None, size: int = 1) -> Tensor:
-        """Run q(z | x, c) on data ``x`` of shape ``(N, *event_shape)``.
-
-        Arguments:
-            x: data.
-            c: conditions, ``(N,)`` integers or ``(N, *condition)``.
-            size: ignored; for compatibility with the model.
-
-        Returns:
-            z, of shape ``(*particles, N, latent_dim)``.
-        """
+        """Run q(z | x, c) on data ``x`` of shape ``(N, *event_shape)``."""
         code = self._encode(c)
-        with self._plate(len(x), code):
+        self._check_size(code, len(x))
+        with pyro.plate("data", len(x)):
             inputs = concat_flattened((x, self.event_shape), (code, self.condition))
             return pyro.sample("z", self.posterior(inputs))
 
     def check(self, x: Tensor, *args: Tensor) -> None:
-        """Raise if this program cannot score the data or their conditions.
-
-        Arguments:
-            x: data, ``(N, *event_shape)``.
-            *args: conditions c.
+        """Raise if this program cannot score the data or their conditions ``args[0]``.
 
         Raises:
             ValueError: as :meth:`Autoencoder.check`; and if conditions are missing, not one per
                 example, classes out of range, NaN or infinite.
         """
         super().check(x)
-        c = args[0] if args else None
-        code = self._encode(c, check_range=True)
-        if len(code) != len(x):
-            raise ValueError(self._error_message(f"{len(code)} for {len(x)} examples"))
+        code = self._encode(args[0] if args else None, check_range=True)
+        self._check_size(code, len(x))
         if not code.isfinite().all():
             raise ValueError(self._error_message("NaN or infinite values"))
 
-    def _plate(self, size: int, code: Tensor) -> pyro.plate:
+    def _check_size(self, code: Tensor, size: int) -> None:
         if len(code) != size:
             raise ValueError(self._error_message(f"{len(code)} for {size} examples"))
-        return pyro.plate("data", size)
 
     def _encode(self, c: Tensor | None, check_range: bool = False) -> Tensor:
         """Return conditions as numbers, ``(N, *condition)``, with classes as one-hot vectors."""

@@ -36,15 +36,9 @@ def concat_flattened(*parts: tuple[Tensor, Shape]) -> Tensor:
 
 
 def make_conditional_factory(factory: CheckedFactory) -> NetworkFactory:
-    """Return a factory of encoders of an example and its condition.
+    """Return a factory of encoders for :func:`concat_flattened` of an example and its condition.
 
-    Arguments:
-        factory: factory of encoders. Image encoders receive the condition as constant
-            channels.
-
-    Returns:
-        A factory of networks for inputs from :func:`concat_flattened`, an example followed by
-        its condition.
+    Image encoders receive the condition as constant channels.
     """
     return partial(_ConditionalEncoder, factory)
 

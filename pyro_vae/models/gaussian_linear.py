@@ -100,10 +100,6 @@ class GaussianLinear(nn.Module):
 def replace_linear_layers(likelihood: Likelihood, scale: float) -> None:
     """Replace the linear layers of a likelihood's networks with :class:`GaussianLinear`, in place.
 
-    Arguments:
-        likelihood: p(x | z, θ), where θ are the weights of its networks.
-        scale: initial standard deviation of all weights.
-
     Raises:
         ValueError: if there are no linear layers, or if other modules have weights too.
     """
@@ -117,14 +113,11 @@ def replace_linear_layers(likelihood: Likelihood, scale: float) -> None:
                     replaced[child]._forward_hooks.update(child._forward_hooks)
                 setattr(parent, name, replaced[child])
     networks: list[Any] = [m for m in likelihood.modules() if m is not likelihood]
-    other = [m for m in networks if not isinstance(m, GaussianLinear) and _has_own_parameters(m)]
-    if other or not any(isinstance(m, GaussianLinear) for m in networks):
+    networks = [m for m in networks if next(m.parameters(recurse=False), None) is not None]
+    other = [m for m in networks if not isinstance(m, GaussianLinear)]
+    if other or not networks:
         got = f"weights of a {type(other[0]).__name__}" if other else "no linear layer"
         raise ValueError(
             f"expected a decoder with weights in linear layers only; got {got}: use an MLP or a "
             f"GatedMLP, without a norm"
         )
-
-
-def _has_own_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))

@@ -97,11 +97,7 @@ class HierarchicalVAE(Autoencoder):
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:
-        """Run p(z_L) p(z_{L−1}|z_L) … p(x|z_1) on data ``x``, or sample ``size`` new examples.
-
-        Returns:
-            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
-        """
+        """Run p(z_L) p(z_{L−1}|z_L) … p(x|z_1) on data ``x``, or sample ``size`` new examples."""
         layers = len(self.latent_dims)
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample(f"z{layers}", self.prior())
@@ -111,11 +107,7 @@ class HierarchicalVAE(Autoencoder):
 
     @pyro_method
     def guide(self, x: torch.Tensor, size: int = 1) -> list[torch.Tensor]:
-        """Run q(z_1, …, z_L | x) on data ``x`` of shape ``(N, *event_shape)``.
-
-        Returns:
-            z_1, …, z_L, each of shape ``(*particles, N, latent_dims[i])``.
-        """
+        """Run q(z_1, …, z_L | x) on data ``x`` of shape ``(N, *event_shape)``."""
         with pyro.plate("data", len(x)):
             return self.inference(x, self.conditionals)
 

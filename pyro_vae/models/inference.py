@@ -45,9 +45,7 @@ class Inference(PyroModule, ABC, metaclass=AbstractModule):
 
     @abstractmethod
     def bind(self, prior: Prior, likelihood: Likelihood) -> None:
-        """Receive the other parts of the model.
-
-        The program that owns all three calls this once, in its ``__init__``.
+        """Receive the other parts of the model; the program calls this once, in its ``__init__``.
 
         Raises:
             ValueError: if the parts cannot be combined.
@@ -195,10 +193,7 @@ class TopDown(Inference):
             )
 
     def init_from_data(self, x: Tensor) -> None:
-        """Compute the input statistics of the first network if it standardises its inputs.
-
-        Called once before training.
-        """
+        """Compute the input statistics of the first network, before training."""
         init_standardization(self.upward[0], x)
 
 
@@ -213,7 +208,6 @@ def _multiply_normals(
 
 
 def _check_inner_layer(posterior: Posterior) -> None:
-    """Raise if a posterior cannot be used for a layer below the top."""
     if not posterior.self_contained:
         raise ValueError(
             f"expected a posterior that depends on the layer below alone; got "
@@ -228,7 +222,6 @@ def _check_inner_layer(posterior: Posterior) -> None:
 
 
 def _check_top_prior(prior: Prior) -> None:
-    """Raise if the prior depends on q(z_L|x)."""
     if prior.uses_posterior:
         raise ValueError(
             f"expected a prior that does not depend on q(z|x), which has no closed form in a "

@@ -104,29 +104,18 @@ class SemiSupervisedVAE(OneLayerProgram):
             y: classes, ``(N,)`` integers from 0 to C − 1, if known. Without ``x``, the classes
                 of the new examples, ``(size,)``.
             size: number of new examples.
-
-        Returns:
-            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
         """
         with pyro.plate("data", size if x is None else len(x)):
             y = pyro.sample("y", dist.Categorical(logits=self.class_logits), obs=y)
             z = pyro.sample("z", self.prior())
-            return pyro.sample(
-                "x", self.likelihood(self._append_one_hot(z, (self.latent_dim,), y)), obs=x
-            )
+            likelihood = self.likelihood(self._append_one_hot(z, (self.latent_dim,), y))
+            return pyro.sample("x", likelihood, obs=x)
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor | None = None, size: int = 1) -> Tensor:
-        """Run q(y|x) q(z | x, y) on data ``x`` of shape ``(N, *event_shape)``.
+        """Run q(y|x) q(z | x, y), or q(z | x, y) with known classes, and return z.
 
-        Arguments:
-            x: data.
-            y: classes, ``(N,)`` integers from 0 to C − 1, if known.
-            size: ignored; for compatibility with the model.
-
-        Returns:
-            z, of shape ``(*particles, N, latent_dim)``. Under enumeration it has C values per
-            example, in the dimension that Pyro allocates to y.
+        Under enumeration z has C values per example, in the dimension that Pyro allocates to y.
         """
         with pyro.plate("data", len(x)):
             q = dist.Categorical(logits=self.classifier(x))
@@ -144,10 +133,7 @@ class SemiSupervisedVAE(OneLayerProgram):
         return concat_flattened((x, shape), (one_hot, (self.num_classes,)))
 
     def init_from_data(self, x: Tensor) -> None:
-        """Compute the input statistics of the classifier if it standardises its inputs.
-
-        Called once before training.
-        """
+        """Compute the input statistics of the classifier, before training."""
         init_standardization(self.classifier, x)
 
     @torch.no_grad()
@@ -175,9 +161,8 @@ class SemiSupervisedVAE(OneLayerProgram):
         """Return the classification accuracy on the examples with a known class.
 
         Arguments:
-            data: tensor ``(N, *event_shape)`` or a split.
+            data, seed: as for :meth:`classify`.
             y: classes, ``(N,)`` integers, −1 if unknown. Default: the labels of the split.
-            seed: seed of the binarisation, for a split with dynamic binarisation.
 
         Raises:
             ValueError: if the data or their classes cannot be scored, or no class is known.

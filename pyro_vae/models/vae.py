@@ -63,21 +63,13 @@ class VAE(OneLayerProgram):
 
     @pyro_method
     def model(self, x: torch.Tensor | None = None, size: int = 1) -> torch.Tensor:
-        """Run p(z) p(x|z) on data ``x``, ``(N, *event_shape)``, or sample ``size`` new examples.
-
-        Returns:
-            x, observed or sampled, of shape ``(*particles, N, *event_shape)``.
-        """
+        """Run p(z) p(x|z) on data ``x``, ``(N, *event_shape)``, or sample ``size`` new examples."""
         with pyro.plate("data", size if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)
 
     @pyro_method
     def guide(self, x: torch.Tensor, size: int = 1) -> torch.Tensor:
-        """Run q(z|x) on data ``x`` of shape ``(N, *event_shape)``.
-
-        Returns:
-            z, of shape ``(*particles, N, latent_dim)``.
-        """
+        """Run q(z|x) on data ``x`` of shape ``(N, *event_shape)``."""
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.posterior(x))
