@@ -65,8 +65,7 @@ class BatchLoader:
         self._partial = label_use(program) is Labels.PARTIAL
         self._every = labelled_every
         if labelled_every is not None:
-            positive_int("labelled_every", labelled_every)
-            self._check_labelled_every(program)
+            self._check_labelled_every(program, positive_int("labelled_every", labelled_every))
         _check_batch_norm(program, [len(rows) for rows, _ in self._groups], self.size)
 
     def __len__(self) -> int:
@@ -94,8 +93,12 @@ class BatchLoader:
         With several processes, each gets its shard of every minibatch, which may be empty. Their
         generators must agree before the call; afterwards they differ by rank.
         """
-        for index, labelled in self._sharded_order():
-            yield Batch(index, labelled)
+        order: Iterable[tuple[Tensor, bool]] = self._order()
+        if distributed.world_size() > 1:
+            order = list(order)
+            distributed.seed_by_rank()
+        for index, labelled in order:
+            yield Batch(index[distributed.shard(len(index))], labelled)
 
     def make_args(self, index: Tensor, labelled: bool = True) -> tuple[Tensor, ...]:
         """Return the program arguments of a minibatch: ``(x,)`` or ``(x, labels)``.
@@ -117,13 +120,6 @@ class BatchLoader:
     def _label_args(self, index: Tensor, labelled: bool) -> tuple[Tensor, ...]:
         return (self.labels[index],) if labelled and self.labels is not None else ()
 
-    def _sharded_order(self) -> Iterable[tuple[Tensor, bool]]:
-        if distributed.world_size() == 1:
-            return self._order()
-        order = list(self._order())
-        distributed.seed_by_rank()
-        return [(index[distributed.shard(len(index))], labelled) for index, labelled in order]
-
     def _order(self) -> Iterator[tuple[Tensor, bool]]:
         if not self._partial:
             order = torch.randperm(len(self.data)).to(self._device)
@@ -142,7 +138,7 @@ class BatchLoader:
                 if i % self._every == 0:
                     yield next(labelled_batches).to(self._device), True
 
-    def _check_labelled_every(self, program: nn.Module) -> None:
+    def _check_labelled_every(self, program: nn.Module, every: int) -> None:
         if not self._partial:
             raise ValueError(
                 f"expected labelled_every only for a program with partial labels; got "
@@ -155,10 +151,10 @@ class BatchLoader:
                 f"of {len(self.data)} examples with labels: leave it out"
             )
         unlabelled = -(-len(self._groups[0][0]) // self.size)
-        if self._every is not None and self._every > unlabelled:
+        if every > unlabelled:
             raise ValueError(
                 f"expected labelled_every to be at most {unlabelled}, the number of unlabelled "
-                f"minibatches per epoch, so that labels are used; got {self._every}"
+                f"minibatches per epoch, so that labels are used; got {every}"
             )
 
 

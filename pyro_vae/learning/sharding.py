@@ -31,7 +31,16 @@ def check_decomposable(program: nn.Module, objective: Any, batches: BatchLoader)
     """
     if distributed.world_size() == 1:
         return
-    _check_objective(objective)
+    reason: str | None = "it is not known to be a sum over examples"
+    if isinstance(objective, Objective):
+        reason = objective.not_decomposable_reason
+    elif isinstance(objective, Trace_ELBO | TraceEnum_ELBO):
+        reason = None
+    if reason:
+        raise ValueError(
+            f"expected an objective that is a sum over examples, to train on several processes; "
+            f"got {type(objective).__name__}, but {reason}: use one process, or another objective"
+        )
     if any(isinstance(module, _BatchNorm) for module in program.modules()):
         raise ValueError(
             "expected no batch norm with several processes, because its statistics would be those "
@@ -39,21 +48,6 @@ def check_decomposable(program: nn.Module, objective: Any, batches: BatchLoader)
         )
     for args in batches.example_args():
         _check_program(program, args)
-
-
-def _check_objective(objective: Any) -> None:
-    name = type(objective).__name__
-    if isinstance(objective, Objective):
-        reason = objective.not_decomposable_reason
-    elif isinstance(objective, Trace_ELBO | TraceEnum_ELBO):
-        reason = None
-    else:
-        reason = "it is not known to be a sum over examples"
-    if reason:
-        raise ValueError(
-            f"expected an objective that is a sum over examples, to train on several processes; "
-            f"got {name}, but {reason}: use one process, or another objective"
-        )
 
 
 def _check_program(program: Any, args: tuple[Tensor, ...]) -> None:

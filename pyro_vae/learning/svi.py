@@ -45,8 +45,7 @@ class CompiledSVI(SVI):
     the training mode of modules are.
 
     Arguments:
-        model: the Pyro model.
-        guide: the Pyro guide.
+        model, guide: the Pyro program.
         optim: ``pyro_vae.learning.optimizers.FusedOptimizer`` for a single optimizer, or any
             ``PyroOptim``.
         loss: an objective of this package.
@@ -73,7 +72,7 @@ class CompiledSVI(SVI):
         self.objective = loss
         self.compile_seconds = 0.0
         self.reasons: list[str] = []
-        self._draw = draw if draw is not None else _identity
+        self._draw = draw if draw is not None else lambda *args: args
         self._worthwhile = worthwhile
         self._steps: dict[tuple, _CompiledStep | None] = {}
         self._owners = list(owning_modules(model, guide))
@@ -99,9 +98,7 @@ class CompiledSVI(SVI):
         if key not in self._steps:
             self._steps[key] = self._compile(args)
         step = self._steps[key]
-        if step is None:
-            return self._step_eagerly(args)
-        return step(args)
+        return self._step_eagerly(args) if step is None else step(args)
 
     def _step_eagerly(self, args: tuple) -> Tensor:
         loss: Any = super().step(*self._draw(*args))
@@ -142,7 +139,9 @@ class _CompiledStep:
         device = tensors[0].device
         values = objective.schedule_values()
         self._schedules = {n: torch.tensor(v, device=device) for n, v in values.items()}
-        self._initialize_objective(args)
+        with torch.no_grad(), torch.random.fork_rng(), _preserve_buffers(svi._owners):
+            # run once before tracing, so that the objective selects its estimator
+            objective.loss(svi.model, svi.guide, *svi._draw(*args))
         inputs = [*tensors, *self._schedules.values()]
         with _preserve_buffers(svi._owners):
             graph, self._constants = trace_graph(self._loss_and_gradients, *inputs)
@@ -166,11 +165,6 @@ class _CompiledStep:
         for leaf in self._leaves:
             leaf.grad = None
         return loss
-
-    def _initialize_objective(self, args: tuple) -> None:
-        """Run the objective once, so that it selects its estimator before tracing."""
-        with torch.no_grad(), torch.random.fork_rng(), _preserve_buffers(self._svi._owners):
-            self._svi.objective.loss(self._svi.model, self._svi.guide, *self._svi._draw(*args))
 
     def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the loss and the gradients, as computed by Pyro's ``SVI``."""
@@ -225,10 +219,6 @@ def _tensors(args: tuple) -> list[Tensor]:
 
 def _tensor_signature(arg: Any) -> Any:
     return (arg.shape, arg.dtype, arg.device) if isinstance(arg, Tensor) else arg
-
-
-def _identity(*args: Any) -> tuple:
-    return args
 
 
 def _is_capturable(optim: Any) -> bool:

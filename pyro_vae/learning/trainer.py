@@ -77,15 +77,10 @@ class Trainer:
 
     Arguments:
         program: the program, in training mode, in its own parameter store.
-        objective: the training objective, any Pyro ``ELBO``.
-        optim: the optimizer of all its parameters.
-        scheduler: learning-rate scheduler, stepped after every epoch.
+        objective, seed, compile, patience: as for :func:`~pyro_vae.fit`.
+        optim, scheduler: optimizer of all parameters, and its scheduler.
         batches: the training minibatches.
         valid_args: arguments of the program for the validation data; empty if there are none.
-        seed: seed of the data order and of all samples.
-        compile: whether steps on full minibatches are compiled; ``None`` for those after the
-            first 2500 steps.
-        patience: epochs without improvement of the validation ELBO before early stopping.
         settings: plain values that a checkpoint must agree with.
     """
 
@@ -195,7 +190,7 @@ class Trainer:
         """
         self._bar.set_description(f"epoch {epoch}")
         before = None
-        if self._is_compiled(epoch * len(self._batches)):
+        if self._compiled and epoch * len(self._batches) > self._eager_steps:
             before = copy.deepcopy(self._weights_state())
         total, count = self._take_steps(epoch)
         if before is not None:
@@ -209,10 +204,6 @@ class Trainer:
         results = distributed.all_gather((total, count))
         return sum(total for total, _ in results) / sum(count for _, count in results)
 
-    def _is_compiled(self, step: int) -> bool:
-        """Whether a step, counted from the start of training, is compiled."""
-        return self._compiled is not None and step > self._eager_steps
-
     def _take_steps(self, epoch: int) -> tuple[float, int]:
         """Return the objective summed over the examples seen, and their number."""
         losses: list[Any] = []
@@ -222,19 +213,22 @@ class Trainer:
                 done = (epoch - 1) * steps + step - 1
                 info = StepInfo(done / steps, num_data, batch.index)
                 try:
-                    losses += self._step(batch, info, self._is_compiled(done + 1))
+                    losses += self._step(batch, info, done >= self._eager_steps)
                 except NonFiniteLossError as error:
                     error.where = f" in epoch {epoch}, step {step}"
                     raise
                 count += self._updates * len(batch.index)
                 self._bar.update()
-        total = -_sum_losses(losses)
+        # one device synchronisation for all tensors
+        tensors = [loss for loss in losses if isinstance(loss, Tensor)]
+        total = -float(torch.stack(tensors).double().sum()) if tensors else 0.0
+        total -= math.fsum(loss for loss in losses if not isinstance(loss, Tensor))
         self._bar.set_postfix_str(
             f"{self._name} {total / max(count, 1):.2f} nats/datum", refresh=False
         )
         return total, count
 
-    def _step(self, batch: Batch, info: StepInfo, compiled: bool) -> list[Any]:
+    def _step(self, batch: Batch, info: StepInfo, compile: bool) -> list[Any]:
         """Make the updates with a minibatch and return their losses."""
         if not len(batch.index):
             # an empty shard still takes part in the gradient reduction
@@ -242,12 +236,13 @@ class Trainer:
                 self._optim(())
             return []
         losses = []
-        args = () if compiled else self._batches.make_args(batch.index, batch.labelled)
+        step = self._compiled if compile else None
+        args = () if step else self._batches.make_args(batch.index, batch.labelled)
         for update in range(self._updates):
             if self._objective is not None:
                 self._objective.set_step(replace(info, update=update))
-            if compiled and self._compiled is not None:
-                losses.append(self._compiled.step(batch.index, batch.labelled))
+            if step:
+                losses.append(step.step(batch.index, batch.labelled))
             else:
                 losses.append(self._eager.step(*args))
         return losses
@@ -353,10 +348,3 @@ def validation_elbo(program: nn.Module, args: tuple[Tensor, ...], seed: int) -> 
             log_w = log_weights(pair.model, pair.guide, *local_args, num_samples=1)
             total = float(log_w.double().sum())
     return sum(distributed.all_gather(total)) / len(args[0])
-
-
-def _sum_losses(losses: list[Any]) -> float:
-    """Return the sum, with a single device synchronisation."""
-    tensors = [loss for loss in losses if isinstance(loss, Tensor)]
-    total = float(torch.stack(tensors).double().sum()) if tensors else 0.0
-    return total + math.fsum(loss for loss in losses if not isinstance(loss, Tensor))

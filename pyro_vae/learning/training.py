@@ -161,15 +161,17 @@ def fit(
         if compile is not False and torch_device.type == "cuda":
             enable_capturable(optim.optimizer)
         scheduler = schedule(optim.optimizer) if schedule else None
+        values = train.values if isinstance(train, Split) else train
+        labels = program_labels(program, train)
+        data_checksums = [checksum([values] if labels is None else [values, labels])]
+        if valid_args:
+            data_checksums.append(checksum(valid_args))
         settings = {
             "seed": seed,
             "batch_size": batch_size,
             "clip_norm": clip_norm,
             "patience": patience,
-            "data": [
-                _data_checksum(program, train),
-                *([checksum(valid_args)] if valid_args else []),
-            ],
+            "data": data_checksums,
             "parameters": shapes,
             "objective": [type(loss).__name__, _serializable(vars(loss))],
             "optimizer": [type(optim.optimizer).__name__, _serializable(optim.optimizer.defaults)],
@@ -225,13 +227,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return distributed.local_device()
-
-
-def _data_checksum(program: nn.Module, data: Split | Tensor) -> str:
-    """Return the checksum of the data and of the labels used by the program."""
-    values = data.values if isinstance(data, Split) else data
-    labels = program_labels(program, data)
-    return checksum([values] if labels is None else [values, labels])
 
 
 def _serializable(values: dict[str, Any]) -> dict[str, Any]:

@@ -139,9 +139,8 @@ class MonteCarloEM(WeightObjective):
         info, size = self._step_info, len(args[0])
         with eval_mode(model, guide):
             density = unconstrained_posterior(model, *args, layout=layout, **kwargs)
-            latents = run_particles(
-                model, guide, *args, num_samples=1, layout=layout, **kwargs
-            ).latents
+            run = run_particles(model, guide, *args, num_samples=1, layout=layout, **kwargs)
+            latents = run.latents
             if latents.keys() != density.transforms.keys():
                 extra = ", ".join(map(repr, sorted(latents.keys() - density.transforms.keys())))
                 raise ValueError(
@@ -165,9 +164,8 @@ class MonteCarloEM(WeightObjective):
                     state, acceptance = hmc_step(density, state, jittered, self.num_steps)
                     tuner.update(acceptance)
                 step_size = torch.where(new, tuner.final, step_size)
-            state, acceptance = hmc_step(
-                density, state, jitter_step_size(step_size), self.num_steps
-            )
+            jittered = jitter_step_size(step_size)
+            state, acceptance = hmc_step(density, state, jittered, self.num_steps)
             log_step = step_size.log() + _GAIN * (acceptance - self.target)
             chains.store(index, log_step, state.position)
         self.acceptance = acceptance[0]
@@ -197,11 +195,8 @@ class _PersistentChains:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the constructor arguments."""
         position = {name: u.clone() for name, u in self.position.items()}
-        return {
-            "seen": self.seen.clone(),
-            "log_step": self.log_step.clone(),
-            "position": position,
-        }
+        seen, log_step = self.seen.clone(), self.log_step.clone()
+        return {"seen": seen, "log_step": log_step, "position": position}
 
     def load(
         self, index: Tensor, initial: Mapping[str, Tensor]

@@ -92,7 +92,19 @@ class ELBO(Objective):
         self.free_bits = free_bits if isinstance(free_bits, FreeBits) else FreeBits(free_bits)
         self.gradient = gradient
         self.map_weights = map_weights
-        _check_gradient(gradient, analytic_kl, self.free_bits)
+        if gradient not in ("standard", "stl"):
+            raise ValueError(f"expected gradient to be standard or stl; got {gradient!r}")
+        if gradient == "stl" and analytic_kl:
+            raise ValueError(
+                "expected analytic_kl false or null with gradient 'stl', which drops the score of "
+                "a sampled log q; got True: a KL in closed form has no score, use gradient "
+                "'standard'"
+            )
+        if gradient == "stl" and self.free_bits.nats > 0:
+            raise ValueError(
+                f"expected no free bits with gradient 'stl', which has no KL per group; got "
+                f"{self.free_bits}: use gradient 'standard'"
+            )
         if not isinstance(map_weights, bool):
             raise ValueError(f"expected map_weights to be true or false; got {map_weights!r}")
 
@@ -177,17 +189,25 @@ class ELBO(Objective):
     def _select_analytic(self, guide: Mapping[str, Site], model: Mapping[str, Site]) -> bool:
         guide, model = sample_sites(guide), sample_sites(model)
         reason = _analytic_kl_obstacle(guide, model)
-        if reason is None:
-            closed, sampled = _closed_forms(guide, model)
-            for name, pair in sampled.items():
+        if reason is not None:
+            if self.analytic_kl:
+                raise ValueError(f"expected a program whose KL is analytic; {reason}")
+            _log.warning("the KL is estimated by sampling: %s", reason)
+            return False
+        any_closed = False
+        for name, site in model.items():
+            if site["is_observed"]:
+                continue
+            q, p = guide[name]["fn"], site["fn"]
+            try:
+                kl_divergence(q, p)
+                any_closed = True
+            except NotImplementedError:
+                pair = f"{_distribution_name(q)} to {_distribution_name(p)}"
                 _log.warning(
                     "site %r has no analytic KL (%s): estimating it by sampling", name, pair
                 )
-            return bool(closed or self.analytic_kl)
-        if self.analytic_kl:
-            raise ValueError(f"expected a program whose KL is analytic; {reason}")
-        _log.warning("the KL is estimated by sampling: %s", reason)
-        return False
+        return bool(any_closed or self.analytic_kl)
 
 
 def estimate_elbo(
@@ -241,21 +261,6 @@ def _plate_costs(
     return costs
 
 
-def _check_gradient(gradient: str, analytic_kl: bool | None, free_bits: FreeBits) -> None:
-    if gradient not in ("standard", "stl"):
-        raise ValueError(f"expected gradient to be standard or stl; got {gradient!r}")
-    if gradient == "stl" and analytic_kl:
-        raise ValueError(
-            "expected analytic_kl false or null with gradient 'stl', which drops the score of a "
-            "sampled log q; got True: a KL in closed form has no score, use gradient 'standard'"
-        )
-    if gradient == "stl" and free_bits.nats > 0:
-        raise ValueError(
-            f"expected no free bits with gradient 'stl', which has no KL per group; got "
-            f"{free_bits}: use gradient 'standard'"
-        )
-
-
 def _analytic_kl_obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) -> str | None:
     """Return the reason why ``TraceMeanField_ELBO`` is invalid for a program, or ``None``.
 
@@ -273,24 +278,6 @@ def _analytic_kl_obstacle(guide: Mapping[str, Site], model: Mapping[str, Site]) 
             f"{', '.join(latent)}, so KL(q ‖ p) of a site depends on later sites"
         )
     return None
-
-
-def _closed_forms(
-    guide: Mapping[str, Site], model: Mapping[str, Site]
-) -> tuple[set[str], dict[str, str]]:
-    """Return the latent sites with an analytic KL, and the distribution pairs of the others."""
-    closed: set[str] = set()
-    sampled: dict[str, str] = {}
-    for name, site in model.items():
-        if site["is_observed"]:
-            continue
-        q, p = guide[name]["fn"], site["fn"]
-        try:
-            kl_divergence(q, p)
-            closed.add(name)
-        except NotImplementedError:
-            sampled[name] = f"{_distribution_name(q)} to {_distribution_name(p)}"
-    return closed, sampled
 
 
 def _distribution_name(fn: Any) -> str:

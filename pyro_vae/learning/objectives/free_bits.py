@@ -99,9 +99,8 @@ class FreeBits:
             q, p = guide.nodes[name], model.nodes[name]
             kl = site_kl(q, p, analytic)
             frames = cast("Site", q)["cond_indep_stack"]
-            mean = kl.mean(
-                [f.dim for f in frames if f.name in (PLATE, PARTICLE_PLATE)], keepdim=True
-            )
+            plates = [f.dim for f in frames if f.name in (PLATE, PARTICLE_PLATE)]
+            mean = kl.mean(plates, keepdim=True)
             size = mean.numel()
             count = size if self.groups is None else self.groups
             if size % count:
@@ -132,11 +131,7 @@ def _shared_latents(model: Trace, guide: Trace) -> list[str]:
 
 
 def _split_sites(trace: Trace, names: list[str]) -> Trace:
-    """Return a copy of a trace whose named sites have a log-density per dimension.
-
-    Raises:
-        ValueError: if the dimensions of a site are dependent.
-    """
+    """Return a copy of a trace whose named sites have a log-density per dimension."""
     split = trace.copy()
     for name in names:
         site: Any = trace.nodes[name]

@@ -97,9 +97,7 @@ def _sleep_log_prob(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor
     sites: dict[str, Any] = sample_sites(prune_subsample_sites(generated).nodes)  # type: ignore[arg-type]
     observed = [name for name, site in sites.items() if site["infer"].get("was_observed")]
     if len(observed) != 1 or sites[observed[0]]["value"].shape != x.shape:
-        shapes = ", ".join(
-            f"{name!r} of shape {tuple(sites[name]['value'].shape)}" for name in observed
-        )
+        shapes = ", ".join(f"{n!r} of shape {tuple(sites[n]['value'].shape)}" for n in observed)
         raise ValueError(
             f"expected a model with one observed site of shape {tuple(x.shape)}, the shape of the "
             f"data, for the sleep phase; got {shapes}: use wake=1"

@@ -131,15 +131,10 @@ class GroupedObjective(WeightObjective):
 class IWAE(GroupedObjective):
     """Importance weighted bound, L_k = E[log 1/k Σ_i p(x, z_i)/q(z_i|x)] with z_i ~ q(z|x).
 
+    ``gradient`` is that of :class:`GroupedObjective`.
+
     Arguments:
         k: number of samples.
-        gradient: ``standard`` differentiates the bound directly; ``stl`` drops the score of q at
-            fixed samples (unbiased for k = 1, biased for k > 1); ``dreg`` replaces it by a second
-            reparameterisation (unbiased, with a signal-to-noise ratio that does not fall with k).
-
-    Raises:
-        ValueError: if ``k`` is not a positive integer or ``gradient`` is unknown; at the first
-            step, if ``stl`` or ``dreg`` is not available for the program.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
@@ -155,13 +150,7 @@ class IWAE(GroupedObjective):
 class MIWAE(GroupedObjective):
     """Average of m independent L_k: the bound of k samples with the noise of m · k samples.
 
-    Arguments:
-        m: number of groups.
-        k: number of samples per group.
-        gradient: ``standard``, ``stl`` or ``dreg``, as for ``IWAE``.
-
-    Raises:
-        ValueError: as for ``IWAE``.
+    The arguments are those of :class:`GroupedObjective`.
 
     References:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -172,30 +161,18 @@ class MIWAE(GroupedObjective):
         super().__init__(m, k, gradient)
 
 
-class PIWAE(GroupedObjective):
+class PIWAE(MIWAE):
     """Partially importance weighted bound: L_{m·k} for the model, MIWAE(m, k) for the guide.
 
     Both use the same m · k samples. A tight bound helps the model but drowns the gradient signal
     of the guide. A parameter belongs to the guide if q(z|x) depends on it: a ``VampPrior`` uses q,
     so the encoder's weights follow MIWAE(m, k) in the prior too, and the pseudo-inputs follow
-    L_{m·k}. The value returned is L_{m·k}.
-
-    Arguments:
-        m: number of groups.
-        k: number of samples per group.
-        gradient: gradient estimator of the guide: ``standard``, ``stl`` or ``dreg``, as for
-            ``IWAE``.
-
-    Raises:
-        ValueError: as for ``IWAE``.
+    L_{m·k}. The value returned is L_{m·k}. The arguments are those of :class:`GroupedObjective`.
 
     References:
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
         section 5. https://arxiv.org/abs/1802.04537
     """
-
-    def __init__(self, m: int = 8, k: int = 8, gradient: Gradient = "standard") -> None:
-        super().__init__(m, k, gradient)
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_mean_exp(log_weights)
