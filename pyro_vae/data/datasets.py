@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from inspect import Parameter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -233,22 +233,30 @@ def load(
             f"expected values in [0, 1] or image levels to binarise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.binarize to none"
         )
-    if values == "dequantized" and (raw.peak is None or not _is_integer(raw)):
+    is_integer = kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
+    if values == "dequantized" and (raw.peak is None or not is_integer):
         raise ValueError(
             f"expected image levels 0 … n to dequantise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
         )
-    if raw.test is None:
+    test_part = raw.test
+    if test_part is None:
         raw, test_part = _hold_out(raw, test, "test", seed)
-    else:
-        test_part = raw.test
     train_part, valid_part = _hold_out(raw, valid, "valid", seed)
     if without_class is not None:
         _check_class(name, train_part, without_class)
-        train_part = _drop_class(train_part, without_class)
-        valid_part = _drop_class(valid_part, without_class)
+        train_part, valid_part = (
+            _select(part, (cast(Tensor, part.labels) != without_class).nonzero()[:, 0])
+            for part in (train_part, valid_part)
+        )
     if train is not None:
-        train_part = _take_first(train_part, train)
+        size = len(train_part.values)
+        if positive_int("data.train", train) > size:
+            raise ValueError(
+                f"expected data.train to be at most {size}, the number of examples not held out; "
+                f"got {train}: reduce data.train, or hold out fewer examples"
+            )
+        train_part = _select(train_part, torch.arange(train))
     parts = (train_part, valid_part, test_part)
     splits = [_make_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
     loaded = Dataset(
@@ -260,10 +268,6 @@ def load(
         values=values if binarize == "none" else "unit",
     )
     return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
-
-
-def _is_integer(raw: RawData) -> bool:
-    return kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
 
 
 def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
@@ -292,24 +296,9 @@ def _hold_out(raw: RawData, amount: int | float, name: str, seed: int) -> tuple[
     return _select(raw, rows[count:]), _select(raw, rows[:count])
 
 
-def _take_first(raw: RawData, count: int) -> RawData:
-    size = len(raw.values)
-    if positive_int("data.train", count) > size:
-        raise ValueError(
-            f"expected data.train to be at most {size}, the number of examples not held out; got "
-            f"{count}: reduce data.train, or hold out fewer examples"
-        )
-    return _select(raw, torch.arange(count))
-
-
 def _select(raw: RawData, rows: Tensor) -> RawData:
     labels = None if raw.labels is None else raw.labels[rows]
     return replace(raw, values=raw.values[rows], labels=labels)
-
-
-def _drop_class(raw: RawData, label: int) -> RawData:
-    assert raw.labels is not None  # see _check_class
-    return _select(raw, (raw.labels != label).nonzero()[:, 0])
 
 
 def _check_class(name: str, train: RawData, label: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import cast
 
 import torch
@@ -34,8 +35,7 @@ def autoregressive_network(
     """Make Pyro's masked network: the outputs for a variable depend only on earlier variables.
 
     Arguments:
-        latent_dim: the number of variables D.
-        hidden: the widths of the hidden layers.
+        latent_dim, hidden: the number of variables D, and the widths of the hidden layers.
         parameters: the number of outputs per variable, for each kind of parameter.
         context: the number of additional inputs that all outputs may depend on.
         reverse: order the variables from the last to the first.
@@ -75,14 +75,10 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        context: Tensor | None = None,
-        *,
-        stable: bool = False,
+        self, network: nn.Module, context: Tensor | None = None, *, stable: bool = False
     ) -> None:
-        # a lambda, so that the network is not registered here: its owner has the parameters
-        super().__init__(lambda x: _apply_network(network, x, context), stable=stable)
+        # a function, so that the network is not registered here: its owner has the parameters
+        super().__init__(partial(_apply_network, network, context=context), stable=stable)
         self.order = cast(Tensor, network.permutation)
         self._inverse = self._invert
 
@@ -120,13 +116,8 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
         bound: float,
         context: Tensor | None = None,
     ) -> None:
-        super().__init__(
-            latent_dim,
-            lambda x: _apply_network(network, x, context),
-            bins,
-            bound,
-            order="quadratic",
-        )
+        outputs = partial(_apply_network, network, context=context)
+        super().__init__(latent_dim, outputs, bins, bound, order="quadratic")
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
