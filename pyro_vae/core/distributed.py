@@ -110,8 +110,7 @@ def process_group() -> Iterator[None]:
 def all_gather(value: T) -> list[T]:
     """Gather the values of all processes, in order of rank; also a barrier.
 
-    Raises:
-        ConnectionError: if another process has ended.
+    Like every collective, it raises a ``ConnectionError`` if another process has ended.
     """
     if world_size() == 1:
         return [value]
@@ -122,11 +121,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def check_same_across_ranks(settings: Mapping[str, Any]) -> None:
-    """Check that all processes have the same settings.
-
-    Raises:
-        ValueError: if they differ, naming the settings that differ from rank 0.
-    """
+    """Raise a ``ValueError`` that names the settings that differ between the processes, if any."""
     first, *others = all_gather(dict(settings))
     for number, other in enumerate(others, 1):
         different = [name for name in first if first[name] != other.get(name)]
@@ -144,11 +139,7 @@ def shard(size: int) -> slice:
 
 
 def check_shardable(size: int) -> None:
-    """Check that every process gets at least one example.
-
-    Raises:
-        ValueError: if there are fewer examples than processes.
-    """
+    """Raise a ``ValueError`` if there are fewer examples than processes."""
     if size < world_size():
         raise ValueError(
             f"expected at least one example for each of {world_size()} processes; got {size}: "
@@ -161,9 +152,6 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 
     A parameter with a gradient in only some of the processes has one in all of them afterwards;
     without a gradient anywhere, ``grad`` stays ``None``.
-
-    Raises:
-        ConnectionError: if another process has ended.
     """
     if world_size() == 1:
         return
@@ -269,7 +257,6 @@ def is_first_failure() -> bool:
 
 
 def _local_rank() -> int:
-    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank() % max(1, torch.cuda.device_count())))
 
 

@@ -86,11 +86,7 @@ class Stream(IntEnum):
 
 
 def check_seed(seed: int) -> int:
-    """Return ``seed`` if it is valid.
-
-    Raises:
-        ValueError: if it is not an integer ≥ 0.
-    """
+    """Return ``seed``; raise a ``ValueError`` unless it is an integer ≥ 0."""
     return non_negative_int("seed", seed)
 
 
@@ -101,9 +97,6 @@ def seeded(*entropy: int) -> Iterator[None]:
     The numbers in ``entropy`` are hashed together, without regard to zeros at the end:
     ``seeded(seed, Stream.TRAINING, epoch)`` gives each epoch its own numbers, so a resumed run only
     needs to know its epoch. The previous state of all generators is restored on exit.
-
-    Arguments:
-        *entropy: a seed; in most cases a :class:`Stream` and further integers ≥ 0.
     """
     # pyro.set_rng_seed also seeds NumPy, which takes 32 bits
     seed = int(np.random.SeedSequence([*map(check_seed, entropy)]).generate_state(1)[0])

@@ -12,43 +12,27 @@ __all__ = ["as_shape", "check_tensor", "did_you_mean", "non_negative_int", "posi
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the closest known name for a typo.
-
-    Returns:
-        ``"; did you mean …?"``, or an empty string if no known name is close.
-    """
+    """Return ``"; did you mean …?"`` for a typo, or an empty string if no known name is close."""
     matches = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def positive_int(name: str, value: int) -> int:
-    """Return ``value`` as an int.
-
-    Raises:
-        ValueError: if it is not a positive integer; the message contains ``name``.
-    """
+    """Return ``value`` as an int; raise a ``ValueError`` unless it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
     return int(value)
 
 
 def non_negative_int(name: str, value: int) -> int:
-    """Return ``value`` as an int.
-
-    Raises:
-        ValueError: if it is not an integer ≥ 0; the message contains ``name``.
-    """
+    """Return ``value`` as an int; raise a ``ValueError`` unless it is an integer ≥ 0."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(f"expected {name} to be an integer ≥ 0; got {value!r}")
     return int(value)
 
 
 def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
-    """Return the sizes ``values`` as a tuple.
-
-    Raises:
-        ValueError: if it is not a sequence of positive integers; the message contains ``name``.
-    """
+    """Return ``values`` as a tuple; raise a ``ValueError`` unless they are positive integers."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         got = f"{values!r}: write ({values},)" if isinstance(values, Integral) else repr(values)
         raise ValueError(f"expected {name} to be a tuple of positive integers; got {got}")
@@ -56,11 +40,7 @@ def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raise if ``value`` is not a tensor.
-
-    Raises:
-        ValueError: if it is a list, an array, a data frame or anything else.
-    """
+    """Raise a ``ValueError`` if ``value`` is not a tensor, but e.g. an array or a list."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"expected {name} to be a tensor of shape (N ≥ 1, …); got {type(value).__name__}: "

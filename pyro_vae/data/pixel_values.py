@@ -25,13 +25,7 @@ BINARIZE_CHOICES: tuple[str, ...] = get_args(Binarize)
 
 
 def binarize(grey: Tensor, how: Binarize, *entropy: int) -> Tensor:
-    """Convert grey values in [0, 1] to 0/1 of type uint8.
-
-    Arguments:
-        grey: the values, of any shape.
-        how: ``static`` or ``threshold``.
-        *entropy: the seed for ``static``, one or more integers.
-    """
+    """Convert grey values in [0, 1] to 0/1 of type uint8; ``static`` is seeded by ``entropy``."""
     if how == "threshold":
         return (grey > 0.5).to(torch.uint8)
     with seeded(*entropy):
@@ -54,15 +48,11 @@ def dequantize(levels: Tensor, peak: float) -> Tensor:
 
     A density p of these values assigns the levels the probability P(x) = ∫ p((x + u) / (n + 1))
     du / (n + 1)^D, and E_u log p − D log (n + 1) ≤ log P(x). Without the noise, a density can
-    diverge at the levels, and its value is meaningless.
+    diverge at the levels, and its value is meaningless; see :meth:`Dataset.bits_per_dim`.
 
     Arguments:
         levels: x, integers 0 … peak of a floating-point type.
         peak: n, the highest level.
-
-    References:
-        A note on the evaluation of generative models (Theis et al., 2016), section 3.1.
-        https://arxiv.org/abs/1511.01844
     """
     step = torch.finfo(levels.dtype).eps / 2
     # torch samples multiples of this step, including 0; sums just below 1 can round to 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -100,13 +101,8 @@ def fashion_mnist(options: SourceOptions) -> RawData:
 def frey(options: SourceOptions) -> RawData:
     """1965 frames of Brendan Frey's face, 28 × 20, levels 0…255, from ``frey_rawface.mat``."""
     file = _find_file(options, "frey_rawface.mat", "frey", "the Frey Face file", _FREY)
-    try:
+    with _explain_read_errors(file, "28 × 20 faces named ff", _FREY):
         frames = _read_mat(file)["ff"].T.reshape(-1, 1, 28, 20)
-    except _READ_ERRORS as error:
-        raise ValueError(
-            f"expected {file} to contain 28 × 20 faces named ff; the file is damaged or has other "
-            f"contents: download it again from {_FREY}"
-        ) from error
     # neighbouring frames of the film are near duplicates
     return RawData(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
 
@@ -116,14 +112,10 @@ def omniglot(options: SourceOptions) -> RawData:
     file = _find_file(
         options, "chardata.mat", "OMNIGLOT", "the OMNIGLOT file of the IWAE paper", _OMNIGLOT
     )
-    try:
+    contents = "28 × 28 letters in [0, 1] named data and testdata"
+    with _explain_read_errors(file, contents, _OMNIGLOT):
         stored = _read_mat(file)
         train, test = (_reshape_letters(stored[key]) for key in ("data", "testdata"))
-    except _READ_ERRORS as error:
-        raise ValueError(
-            f"expected {file} to contain 28 × 28 letters in [0, 1] named data and testdata; the "
-            f"file is damaged or has other contents: download it again from {_OMNIGLOT}"
-        ) from error
     return RawData(train, None, peak=1, test=RawData(test, None, peak=1))
 
 
@@ -151,18 +143,25 @@ def binarized_mnist(options: SourceOptions) -> RawData:
         )
     parts = []
     for file in (train, test):
-        try:
+        with _explain_read_errors(file, "one row of 784 values, 0 or 1, per digit", _AMAT):
             with warnings.catch_warnings(action="ignore"):  # NumPy warns about an empty file
                 rows = np.loadtxt(file, dtype=np.uint8, ndmin=2).reshape(-1, 1, 28, 28)
             if not rows.size or rows.max() > 1:
                 raise ValueError("values other than 0 and 1")
-        except _READ_ERRORS as error:
-            raise ValueError(
-                f"expected {file} to contain one row of 784 values, 0 or 1, per digit; the file "
-                f"is damaged or has other contents: download it again from {_AMAT}"
-            ) from error
         parts.append(torch.from_numpy(rows))
     return RawData(parts[0], None, peak=1, test=RawData(parts[1], None, peak=1))
+
+
+@contextmanager
+def _explain_read_errors(file: Path, contents: str, source: str) -> Iterator[None]:
+    """Raise a ``ValueError`` with the expected contents if a file is damaged or unrelated."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        raise ValueError(
+            f"expected {file} to contain {contents}; the file is damaged or has other contents: "
+            f"download it again from {source}"
+        ) from error
 
 
 def _read_mat(file: Path) -> dict[str, Any]:
@@ -179,11 +178,7 @@ def _read_mat(file: Path) -> dict[str, Any]:
 def _find_file(
     options: SourceOptions, name: str, folder: str, description: str, source: str
 ) -> Path:
-    """Return the path of a local file: ``options.path``, or ``name`` in the data folder.
-
-    Raises:
-        FileNotFoundError: if the file is missing, with where to get it.
-    """
+    """Return the path of a local file: ``options.path``, or ``name`` in the data folder."""
     candidates = [options.root / name, options.root / folder / name]
     candidates = [Path(options.path).expanduser()] if options.path else candidates
     file = next((path for path in candidates if path.is_file()), None)
@@ -308,9 +303,6 @@ def _import_torchvision_datasets() -> ModuleType:
     The PyPI wheel of torchvision is built for CUDA. With a CPU build of torch its operators do
     not load, and the import fails on registering a shape rule for ``nms``. The data sets use no
     operators, so declaring the two names is enough for the import to succeed.
-
-    Raises:
-        ModuleNotFoundError: if torchvision is not installed.
     """
     try:
         import torchvision.datasets

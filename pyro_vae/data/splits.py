@@ -134,11 +134,7 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 
 
 def check_container(data: object) -> None:
-    """Raise if the data are neither a split nor a tensor.
-
-    Raises:
-        ValueError: if they are a :class:`Dataset`, an array, a list or anything else.
-    """
+    """Raise a ``ValueError`` if the data are neither a split nor a tensor."""
     if isinstance(data, Split):
         return
     if isinstance(getattr(data, "train", None), Split):
@@ -150,10 +146,6 @@ def check_container(data: object) -> None:
 
 
 def materialize(data: Split | Tensor, seed: int) -> Tensor:
-    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``.
-
-    Raises:
-        ValueError: if the data are neither a split nor a tensor.
-    """
+    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``."""
     check_container(data)
     return data.materialize(seed) if isinstance(data, Split) else data

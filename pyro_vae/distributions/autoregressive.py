@@ -131,12 +131,7 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
 
 
 def check_spline(bins: int, bound: float) -> tuple[int, float]:
-    """Return ``bins`` and ``bound`` if they are valid.
-
-    Raises:
-        ValueError: if ``bins`` is not an integer from 1 to 1000, or ``bound`` is not positive
-            and finite.
-    """
+    """Return ``bins`` and ``bound``; raise unless they are from 1 to 1000 and positive."""
     if positive_int("bins", bins) > _MAX_BINS:
         raise ValueError(f"expected bins ≤ {_MAX_BINS}; got {bins}")
     if not 0 < bound < math.inf:

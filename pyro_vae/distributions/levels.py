@@ -47,11 +47,6 @@ class DiscretizedLogistic(TorchDistribution):
         log_scale: log s, with s in levels. The logarithm, because the derivative with respect to
             s overflows for small s.
         levels: n, the highest level.
-
-    References:
-        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
-        section C.2; PixelCNN++ (Salimans et al., 2017), section 2.1.
-        https://arxiv.org/abs/1606.04934 https://arxiv.org/abs/1701.05517
     """
 
     arg_constraints = {  # type: ignore[assignment] # noqa: RUF012

@@ -146,11 +146,7 @@ def log_sphere_area(dim: int) -> float:
 
 
 def check_sphere_dim(latent_dim: int) -> int:
-    """Return ``latent_dim`` if it is at least 2, the lowest dimension of a connected sphere.
-
-    Raises:
-        ValueError: if ``latent_dim`` is not an integer ≥ 2.
-    """
+    """Return ``latent_dim``; raise a ``ValueError`` below 2, where the sphere is not connected."""
     if positive_int("latent_dim", latent_dim) < 2:
         raise ValueError("expected latent_dim ≥ 2 for latents on the unit sphere; got 1")
     return latent_dim

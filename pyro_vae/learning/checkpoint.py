@@ -20,11 +20,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain containers) atomically.
-
-    Raises:
-        OSError: if it cannot be written; the previous checkpoint is kept.
-    """
+    """Write ``state`` (tensors and plain containers) atomically; see :func:`.atomic_write`."""
     files.atomic_write(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
 
 

@@ -61,11 +61,7 @@ def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[.
 
 
 def check_epoch(module: nn.Module, epoch: int, valid_elbo: float) -> None:
-    """Raise if a parameter or the validation ELBO is not finite at the end of an epoch.
-
-    Raises:
-        NonFiniteLossError: naming the first such parameter.
-    """
+    """Raise a ``NonFiniteLossError`` if a parameter or the validation ELBO is not finite."""
     where = f" at the end of epoch {epoch}"
     name = find_non_finite_parameter(module)
     if name is not None:

@@ -98,11 +98,7 @@ def check_number(
     maximum: float = math.inf,
     or_schedule: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number in the given range or an allowed schedule.
-
-    Raises:
-        ValueError: naming the argument and the expected range.
-    """
+    """Raise a ``ValueError`` unless ``value`` is a finite number in range, or a schedule."""
     if or_schedule and isinstance(value, Schedule):
         return
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan

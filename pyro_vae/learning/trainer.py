@@ -159,7 +159,8 @@ class Trainer:
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch, validate, and return the record of the history."""
-        start, compile_seconds = time.perf_counter(), self._compile_seconds()
+        start, compiled = time.perf_counter(), self._compiled
+        compile_seconds = compiled.compile_seconds if compiled else 0.0
         optimizer = cast(torch.optim.Optimizer, self._optim.optimizer)
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -178,8 +179,8 @@ class Trainer:
         elif self._scheduler is not None:
             self._scheduler.step()
         record["seconds"] = time.perf_counter() - start
-        if self._compile_seconds() > compile_seconds:
-            record["compile_seconds"] = self._compile_seconds() - compile_seconds
+        if self._compiled and self._compiled.compile_seconds > compile_seconds:
+            record["compile_seconds"] = self._compiled.compile_seconds - compile_seconds
         return record
 
     def _train(self, epoch: int) -> float:
@@ -247,9 +248,6 @@ class Trainer:
                 losses.append(self._eager.step(*args))
         return losses
 
-    def _compile_seconds(self) -> float:
-        return self._compiled.compile_seconds if self._compiled else 0.0
-
     def _add_epoch(self, record: dict[str, Any]) -> None:
         """Append an epoch to the history and keep its weights if they are the best so far."""
         self.history.epochs.append(record)
@@ -306,8 +304,13 @@ class Trainer:
         """
         state = load_checkpoint(path)
         saved = {**state["settings"]}
-        name, values = saved["objective"]
-        saved["objective"] = [name, {**self._objective_defaults(), **values}]
+        if self._objective is not None:
+            # an older checkpoint does not contain every argument of the objective
+            parameters = inspect.signature(type(self._objective)).parameters
+            name, values = saved["objective"]
+            known = [k for k in self._settings["objective"][1] if k in parameters]
+            defaults = {k: parameters[k].default for k in known}
+            saved["objective"] = [name, {**defaults, **values}]
         changed = [k for k, v in self._settings.items() if saved.get(k) != v]
         if changed:
             raise CheckpointError(
@@ -324,14 +327,6 @@ class Trainer:
             self._scheduler.load_state_dict(state["scheduler"])
         self.history.epochs, self._best = state["history"], state["best"]
         self.history.best_epoch = self._best["epoch"] if self._best else None
-
-    def _objective_defaults(self) -> dict[str, Any]:
-        """Defaults for objective arguments that an older checkpoint does not contain."""
-        if self._objective is None:
-            return {}
-        parameters = inspect.signature(type(self._objective)).parameters
-        _, values = self._settings["objective"]
-        return {k: parameters[k].default for k in values if k in parameters}
 
 
 def validation_elbo(program: nn.Module, args: tuple[Tensor, ...], seed: int) -> float:

@@ -69,13 +69,7 @@ class Likelihood(Component):
         """Return p(x|z), with batch shape ``batch`` and event shape ``event_shape``."""
 
     def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
-        """Return decoder outputs for which p(x|z) has approximately the mean of the data.
-
-        Arguments:
-            x: the training data, ``(N, *event_shape)``.
-
-        Returns:
-            One output of the network.
+        """Return one decoder output for which p(x|z) has approximately the mean of the data.
 
         Raises:
             ValueError: in this base class, because subclasses define the method.

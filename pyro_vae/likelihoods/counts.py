@@ -38,10 +38,6 @@ class CountLikelihood(Likelihood):
 
     Raises:
         ValueError: if ``library`` is invalid.
-
-    References:
-        Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018).
-        https://doi.org/10.1038/s41592-018-0229-2
     """
 
     supported_kind = Kind.COUNTS
@@ -86,9 +82,7 @@ class CountLikelihood(Likelihood):
     def pixel_distribution(self, f: torch.Tensor, *extra: torch.Tensor) -> Distribution:
         """Return the distribution of single pixels, of batch shape ``(*batch, *event_shape)``.
 
-        Arguments:
-            f: the log-mean minus :attr:`log_mean_offset`.
-            *extra: the remaining rows of decoder outputs.
+        f is the log-mean minus :attr:`log_mean_offset`; the rest are further decoder outputs.
         """
 
     def forward(self, z: torch.Tensor) -> Distribution:

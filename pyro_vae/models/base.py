@@ -137,11 +137,7 @@ class OneLayerProgram(Autoencoder):
     def make_prior(
         self, prior: Callable[..., Prior], posterior: Posterior, likelihood: Likelihood
     ) -> Prior:
-        """Return p(z), after checking that the three parts can be combined, and bind them.
-
-        Raises:
-            ValueError: if the parts cannot be combined.
-        """
+        """Return p(z), after checking that the three parts can be combined, and bind them."""
         made = make_part("prior(latent_dim)", Prior, prior, self.latent_dim)
         check_compatible(made, posterior, CONDITIONAL_RULES if self._is_conditional else RULES)
         made.bind(posterior)

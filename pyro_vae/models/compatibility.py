@@ -68,11 +68,7 @@ def find_violation(
 
 
 def check_compatible(prior: Prior, posterior: Posterior, rules: Sequence[Rule] = RULES) -> None:
-    """Raise if a prior and a posterior cannot be combined.
-
-    Raises:
-        ValueError: if they violate one of the rules.
-    """
+    """Raise a ``ValueError`` if a prior and a posterior violate one of the rules."""
     rule = find_violation(prior, posterior, rules)
     if rule is not None:
         raise ValueError(

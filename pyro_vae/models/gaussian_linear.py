@@ -28,10 +28,6 @@ class GaussianLinear(nn.Module):
     Raises:
         ValueError: if called twice with the same noise, or with noise for another number of
             outputs.
-
-    References:
-        Variational Dropout and the Local Reparameterization Trick (Kingma et al., 2015),
-        equation 6. https://arxiv.org/abs/1506.02557
     """
 
     def __init__(self, linear: nn.Linear, scale: float) -> None:

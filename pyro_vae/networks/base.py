@@ -118,10 +118,7 @@ class Network(nn.Module):
     def fit_standardization(self, x: Tensor) -> None:
         """Compute the mean and standard deviation of the inputs, if ``standardize`` is set.
 
-        Only the first call has an effect.
-
-        Arguments:
-            x: the training data, ``(N, *in_shape)``.
+        Only the first call, with the training data ``(N, *in_shape)``, has an effect.
         """
         if self.standardize and not self.input_scale > 0:
             scale, mean = torch.std_mean(x.double(), correction=0)
@@ -134,10 +131,7 @@ class Network(nn.Module):
         """Set the output bias to ``outputs()``, if ``output_bias`` is ``"data"``.
 
         Only the first call has an effect. The weights still contribute to the output: the smaller
-        they are, the closer the output is to ``outputs()``.
-
-        Arguments:
-            outputs: returns one output, of shape ``out_shape``; called only if needed.
+        they are, the closer the output is to ``outputs()``, which has shape ``out_shape``.
 
         Raises:
             ValueError: if the output has another shape or non-finite values.

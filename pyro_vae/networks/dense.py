@@ -102,11 +102,7 @@ def make_hidden_layers(
     norm: Norm,
     dropout: float,
 ) -> tuple[list[nn.Module], int]:
-    """Return the hidden layers for inputs of ``prod(in_shape)`` numbers, and the last width.
-
-    Raises:
-        ValueError: if a width is not a positive integer, or an option is invalid.
-    """
+    """Return the hidden layers for inputs of ``prod(in_shape)`` numbers, and the last width."""
     layers: list[nn.Module] = []
     width = math.prod(as_shape("in_shape", in_shape))
     for width_out in as_shape("hidden", hidden):

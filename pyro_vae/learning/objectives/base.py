@@ -206,11 +206,7 @@ def find_max_plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) ->
 
 
 class DataPlateChecker(Messenger):
-    """Check that every sample site lies in the data plate, also those of training mode only.
-
-    Raises:
-        ValueError: at a site outside the plate.
-    """
+    """Raise a ``ValueError`` at a sample site outside the data plate, in training mode too."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"].get("_deterministic") or site_is_subsample(msg):

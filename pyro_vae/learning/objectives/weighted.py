@@ -50,10 +50,6 @@ class WeightObjective(Objective):
     Raises:
         ValueError: if ``num_particles`` is not a positive integer; at the first step, if the
             program has no weights per example.
-
-    References:
-        Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
-        and 8 to 10. https://arxiv.org/abs/1602.06725
     """
 
     def __init__(self, num_particles: int) -> None:
@@ -248,10 +244,7 @@ def score_function_term(particles: Particles, bound: Callable[[Tensor], Tensor])
     Covers the sites that are not reparameterised, and makes the gradient of a bound L unbiased.
     The leave-one-out baseline L^{−k}, the bound with the k-th log weight replaced by the mean of
     the others, does not depend on z_k and only reduces the variance. For K = 1 it is zero.
-
-    Arguments:
-        particles: a differentiable run.
-        bound: function from ``(K, N)`` log weights to the ``(N,)`` bounds.
+    ``bound`` maps ``(K, N)`` log weights to the ``(N,)`` bounds.
 
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
