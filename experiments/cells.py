@@ -102,14 +102,12 @@ class Cell:
         # the default run folder, so that results files do not depend on --folder
         default = Cell(replace(self.table, shares=()), self.preset, self.row, self.seed)
         folder = str(default.folder)
-        evaluate = ["evaluate", folder, "--num-samples", str(preset.num_samples)]
+        fit = [*default._make_args(Path("experiments")), "--run", folder]
+        evaluate = [folder, "--num-samples", str(preset.num_samples)]
         if preset.num_data is not None:
             evaluate += ["--num-data", str(preset.num_data)]
-        fit = ["fit", *default._make_args(Path("experiments")), "--run", folder]
-        return {
-            "fit": shlex.join(["pyro-vae", *fit]),
-            "evaluate": shlex.join(["pyro-vae", *evaluate]),
-        }
+        verbs = {"fit": fit, "evaluate": evaluate}
+        return {verb: shlex.join(["pyro-vae", verb, *args]) for verb, args in verbs.items()}
 
     def experiment(self, device: str = "auto") -> experiment.Experiment:
         """Return the experiment to run, not cached because objectives have a state.
@@ -122,7 +120,7 @@ class Cell:
     @property
     def expected(self) -> experiment.Experiment:
         """The experiment, for reading its settings."""
-        return _parse_cached(tuple(self.args))
+        return _parse(tuple(self.args))
 
     def check(self) -> None:
         """Check the arguments, and that an existing run was made with the same ones.
@@ -161,12 +159,9 @@ class Cell:
         """
         result = self.run.read_result()
         epochs, planned = result["fit"]["epochs"], self.expected.settings.fit.epochs
-        seen = epochs * result["data"]["sizes"]["train"]
-        paper_samples = self.paper_samples()
-        if self.start is not None:
-            start = self.start.budget()
-            seen += start["samples_seen"]
-            paper_samples += start.get("paper_samples", 0)
+        start = self.start.budget() if self.start is not None else {}
+        seen = epochs * result["data"]["sizes"]["train"] + start.get("samples_seen", 0)
+        paper_samples = self.paper_samples() + start.get("paper_samples", 0)
         budget = {"epochs": epochs, "samples_seen": seen, "ended_by_itself": epochs < planned}
         if not paper_samples:
             return budget
@@ -175,9 +170,8 @@ class Cell:
     def paper_samples(self) -> float:
         """Training examples seen with the preset ``paper``; 0 if unknown."""
         table = self.table
-        if table.train_size is None or "paper" not in table.presets:
-            return 0
-        if self.row not in table.rows("paper"):
+        known = table.train_size is not None and "paper" in table.presets
+        if not (known and self.row in table.rows("paper")):
             return 0
         return table.train_size * replace(self, preset="paper").expected.settings.fit.epochs
 
@@ -271,16 +265,14 @@ class Cell:
                 device=device,
                 progress=progress,
             )
-        missing = self._missing_measures()
-        if not missing:
-            return
-        _, data, model = self.run.open()
-        model.eval()
-        measures = self.read_measures()
-        for name, measure in missing.items():
-            measures[name] = measure(model, data)
-            # save each as soon as it is computed
-            files.atomic_write_text(self._measures_file, json.dumps(measures, indent=1) + "\n")
+        if missing := self._missing_measures():
+            _, data, model = self.run.open()
+            model.eval()
+            measures = self.read_measures()
+            for name, measure in missing.items():
+                measures[name] = measure(model, data)
+                # save each as soon as it is computed
+                files.atomic_write_text(self._measures_file, json.dumps(measures, indent=1) + "\n")
 
     def fit(self, experiment: experiment.Experiment, progress: bool) -> None:
         """Start or resume training."""
@@ -336,8 +328,8 @@ def find_cells(cell: type[Cell], table: Table, preset: str, runs: Path) -> list[
     """Return a cell for every row and every seed with a run folder (seed 0 if none has one)."""
     cells = []
     for row in table.rows(preset):
-        names = [folder.name for folder in (runs / table.stem(preset)).glob(f"{slug(row)}-*")]
-        matches = [re.fullmatch(rf"{slug(row)}-(\d+)", name) for name in names]
+        folders = (runs / table.stem(preset)).glob(f"{slug(row)}-*")
+        matches = [re.fullmatch(rf"{slug(row)}-(\d+)", folder.name) for folder in folders]
         seeds = sorted(int(match[1]) for match in matches if match) or [0]
         cells += [cell(table, preset, row, seed, runs) for seed in seeds]
     return cells
@@ -361,9 +353,7 @@ def format_error(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-@cache
-def _parse_cached(args: tuple[str, ...]) -> experiment.Experiment:
-    return experiment.parse(args)
+_parse = cache(experiment.parse)
 
 
 @cache

@@ -6,19 +6,16 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 import pyro_vae as pv
-from pyro_vae.config.experiment import Experiment
-from pyro_vae.data import Dataset
 from pyro_vae.learning.training import resolve_device
 
 from .cells import FAILURES, Cell, format_error
 from .tables import Table
 
-__all__ = ["Hours", "estimate_hours", "format_plan"]
+__all__ = ["format_plan"]
 
 #: Steps and test examples that are timed for a cell without a run.
 _NUM_STEPS, _NUM_EXAMPLES = 20, 10
@@ -26,44 +23,21 @@ _NUM_STEPS, _NUM_EXAMPLES = 20, 10
 _MARGIN, _MAX_MINUTES = 1.5, 24 * 60
 
 
-@dataclass(frozen=True)
-class Hours:
-    """Hours of training and evaluation of a cell, without its measures.
+def _estimate_seconds(cell: Cell, device: str) -> tuple[float, float, str]:
+    """Return the seconds of training and evaluation, without measures, and their source.
 
-    Attributes:
-        training: all epochs.
-        evaluation: all test examples.
-        source: how they were measured.
-    """
-
-    training: float
-    evaluation: float
-    source: str
-
-
-def estimate_hours(cell: Cell, device: str = "auto") -> Hours:
-    """Return the hours of a cell, recorded in its run folder or else extrapolated.
+    They are recorded in the run folder, or else extrapolated from a few steps and examples.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: if it cannot be trained, e.g. without its data.
     """
-    result = cell.run.read_result()
+    result, preset = cell.run.read_result(), cell.table.presets[cell.preset]
     if "fit" in result and "bounds" in result:
-        epochs = cell.expected.settings.fit.epochs
-        training = result["fit"]["seconds"] / result["fit"]["epochs"] * epochs
-        return Hours(training / 3600, result["bounds"]["seconds"] / 3600, "its finished run")
+        per_epoch = result["fit"]["seconds"] / result["fit"]["epochs"]
+        training = per_epoch * cell.expected.settings.fit.epochs
+        return training, result["bounds"]["seconds"], "its finished run"
     experiment = cell.experiment(device)
-    data = experiment.load_data()
-    training, evaluation = _time_steps(cell, experiment, data, device)
-    source = f"{_NUM_STEPS} steps, {_NUM_EXAMPLES} examples"
-    return Hours(training / 3600, evaluation / 3600, source)
-
-
-def _time_steps(
-    cell: Cell, experiment: Experiment, data: Dataset, device: str
-) -> tuple[float, float]:
-    """Return the seconds of training and evaluation, extrapolated from a few steps."""
-    arguments, preset = experiment.fit_arguments, cell.table.presets[cell.preset]
+    data, arguments = experiment.load_data(), experiment.fit_arguments
     model = experiment.build_model(data)
     part = data.train.head(arguments["batch_size"] * _NUM_STEPS)
     # the first epoch compiles
@@ -75,7 +49,8 @@ def _time_steps(
     start = time.perf_counter()
     pv.evaluate(model, examples, num_samples=preset.num_samples)
     per_example = (time.perf_counter() - start) / len(examples)
-    return training, per_example * min(len(data.test), preset.num_data or len(data.test))
+    evaluation = per_example * min(len(data.test), preset.num_data or len(data.test))
+    return training, evaluation, f"{_NUM_STEPS} steps, {_NUM_EXAMPLES} examples"
 
 
 def format_plan(table: Table, preset: str, cells: Sequence[Cell], device: str = "auto") -> str:
@@ -88,22 +63,22 @@ def format_plan(table: Table, preset: str, cells: Sequence[Cell], device: str = 
         "",
         f"{'cell':{width}}{'training':>10}{'evaluation':>12}   {'measured by':24}state",
     ]
-    total, longest = 0.0, 0.0
+    hours = [0.0]
     for cell in cells:
-        state = cell.incomplete_reason() or "finished"
         try:
-            hours = estimate_hours(cell, device)
+            training, evaluation, source = _estimate_seconds(cell, device)
         except FAILURES as error:
             lines.append(f"{cell!s:{width}}{'–':>10}{'–':>12}   {format_error(error)}")
             continue
-        sum_ = hours.training + hours.evaluation
-        total, longest = total + sum_, max(longest, sum_)
-        numbers = f"{hours.training:10.3g}{hours.evaluation:12.3g}"
-        lines.append(f"{cell!s:{width}}{numbers}   {hours.source:24}{state}")
-    lines += ["", f"total: {total:.3g} hours, without measures"]
+        hours.append((training + evaluation) / 3600)
+        numbers = f"{training / 3600:10.3g}{evaluation / 3600:12.3g}"
+        state = cell.incomplete_reason() or "finished"
+        lines.append(f"{cell!s:{width}}{numbers}   {source:24}{state}")
+    lines += ["", f"total: {sum(hours):.3g} hours, without measures"]
     if "paper" in table.presets:
-        limit = math.ceil(60 * _MARGIN * longest) if preset == "paper" and longest else math.inf
-        minutes = min(_MAX_MINUTES, limit)
+        minutes = _MAX_MINUTES
+        if preset == "paper" and any(hours):
+            minutes = min(minutes, math.ceil(60 * _MARGIN * max(hours)))
         lines += [
             "the paper's budget on Slurm; a job at its time limit is queued again:",
             _slurm_command(table, preset, cells, f"timeout_min={minutes}", name == "cuda"),

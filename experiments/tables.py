@@ -14,7 +14,6 @@ from pyro_vae.models import Autoencoder
 
 __all__ = [
     "ADAM",
-    "FEW_DIGITS",
     "HERE",
     "Claim",
     "Measure",
@@ -72,12 +71,13 @@ def budget(
     return Preset(fit, num_samples, num_data, values, exclude, measures or {})
 
 
-#: A smoke test of seconds: 150 digits, one epoch.
-FEW_DIGITS = """
-    --data.name mnist5k --data.train 150 --data.test 100 --fit.epochs 1 --fit.batch_size 50
-"""
-#: 50 samples for each of 20 examples.
-smoke = partial(budget, FEW_DIGITS, num_samples=50, num_data=20)
+#: A smoke test of seconds: 150 digits, one epoch, 50 samples for each of 20 examples.
+smoke = partial(
+    budget,
+    "--data.name mnist5k --data.train 150 --data.test 100 --fit.epochs 1 --fit.batch_size 50",
+    num_samples=50,
+    num_data=20,
+)
 #: The optimizer of most of our comparisons.
 ADAM = "--fit.batch_size 100 --fit.optimizer Adam --fit.optimizer.lr 0.001"
 
@@ -106,9 +106,8 @@ class Published:
 
     def record(self) -> dict[str, Any]:
         """Return the entry of a results file."""
-        units = {"units": list(self.units)} if self.units else {}
         record = {"value": self.value, "source": self.source, "confirmed": self.confirmed}
-        return {**record, **units}
+        return {**record, "units": list(self.units)} if self.units else record
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,18 @@ def compare_row(row: Mapping[str, Any]) -> Comparison:
     )
     num_data = min(run["bounds"]["num_data"] for run in runs)
     num_test = max(run["data"]["sizes"]["test"] for run in runs)
-    error = data_error if num_data < num_test else monte_carlo_error
     shares = [run["budget"].get("fraction") for run in runs]
-    budget = None if None in shares else min(shares)
-    full, paper = _is_full_budget(row), row["paper"]
-    ours = (value, data_error, error, num_data, num_test, budget, full)
-    return Comparison(*ours, paper["value"], paper["confirmed"])
+    return Comparison(
+        value,
+        data_error,
+        data_error if num_data < num_test else monte_carlo_error,
+        num_data,
+        num_test,
+        None if None in shares else min(shares),
+        _is_full_budget(row),
+        row["paper"]["value"],
+        row["paper"]["confirmed"],
+    )
 
 
 def _is_full_budget(row: Mapping[str, Any]) -> bool:
@@ -89,7 +95,7 @@ def _is_full_budget(row: Mapping[str, Any]) -> bool:
     return all(b["ended_by_itself"] or (b.get("fraction") or 0.0) >= _FULL_BUDGET for b in budgets)
 
 
-def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
+def reproduction_verdict(row: Comparison) -> str:
     """Return whether a result was reproduced.
 
     * ``reproduces``: the difference and its error are within the tolerance;
@@ -102,7 +108,7 @@ def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
     difference = row.value - row.published
     if not (row.confirmed and math.isfinite(difference) and math.isfinite(row.error)):
         return "not compared"
-    if abs(difference) <= tolerance and row.error <= tolerance:
+    if abs(difference) <= TOLERANCE and row.error <= TOLERANCE:
         return "reproduces"
     if difference < 0 and not row.full_budget:
         return "short of budget"
@@ -110,7 +116,7 @@ def reproduction_verdict(row: Comparison, tolerance: float = TOLERANCE) -> str:
         part = f"on {row.num_data:,} of {row.num_test:,} test examples"
         if difference > 0:
             return f"better than published, {part}"
-        if -difference - 2 * row.error <= tolerance:
+        if -difference - 2 * row.error <= TOLERANCE:
             return f"undecided, {part}"
     return "disagrees"
 
@@ -133,18 +139,21 @@ def format_section(all_results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _format_file(results: Mapping[str, Any]) -> str:
-    tables = [
-        (["", "ours ± se", "paper", "share of training", "verdict"], list(_figure_lines(results))),
-        (["claim of the paper", "ours ± se", "verdict"], list(_claim_lines(results))),
+    rows = "| | ours ± se | paper | share of training | verdict |\n| --- | --- | --- | --- | --- |"
+    claims = "| claim of the paper | ours ± se | verdict |\n| --- | --- | --- |"
+    tables = {rows: [*_row_cells(results)], claims: [*_claim_cells(results)]}
+    formatted = [
+        "\n".join([head, *(f"| {' | '.join(cells)} |" for cells in lines)])
+        for head, lines in tables.items()
+        if lines
     ]
-    formatted = [_format_markdown(head, lines) for head, lines in tables if lines]
     if not formatted:
         return ""
     missing = [f"Missing: {'; '.join(results['missing'])}."] if results.get("missing") else []
     return "\n\n".join([_format_title(results), *formatted, *missing])
 
 
-def _figure_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
+def _row_cells(results: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, row in _published_rows(results):
         comparison = compare_row(row)
         ours = f"{comparison.value:.2f} ± {comparison.se:.2f}"
@@ -162,15 +171,13 @@ def _figure_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _published_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the names and entries of the rows that have runs and a published result."""
-    rows = results.get("rows")
-    for name, row in rows.items() if isinstance(rows, dict) else ():
-        if isinstance(row, dict) and "paper" in row and row.get("runs"):
+    for name, row in results.get("rows", {}).items():
+        if "paper" in row and row.get("runs"):
             yield name, row
 
 
-def _claim_lines(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    claims = results.get("claims")
-    for claim in claims.values() if isinstance(claims, dict) else ():
+def _claim_cells(results: Mapping[str, Any]) -> Iterator[list[str]]:
+    for claim in results.get("claims", {}).values():
         value, error = (math.nan if claim[key] is None else claim[key] for key in ("value", "se"))
         unit = " units" if claim.get("of") == "active units" else ""
         verdict = claim["verdict"]
@@ -200,15 +207,10 @@ def _format_title(results: Mapping[str, Any]) -> str:
     return "; ".join(dict.fromkeys([name, *sources]))
 
 
-def _format_markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("|  |", "| |")
-
-
 def insert_section(document: str, section: str) -> str:
     """Return the document with ``section`` between its marks, unchanged if it has no marks."""
-    begin, end = map(re.escape, _MARKS)
-    replacement = f"{_MARKS[0]}\n{section}\n{_MARKS[1]}"
+    begin, end = _MARKS
+    replacement = f"{begin}\n{section}\n{end}"
     return re.sub(f"{begin}.*?{end}", lambda _: replacement, document, flags=re.DOTALL)
 
 

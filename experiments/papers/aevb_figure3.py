@@ -25,7 +25,7 @@ from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
 from ..command import main as run
-from ..tables import budget, claim_verdict
+from ..tables import budget
 from . import curves
 from .aevb_figure2 import BASE, METHODS, STEP_SIZES
 from .curves import (
@@ -119,7 +119,7 @@ def compare_estimators(run: str, curve: Curve) -> ClaimRecords:
     """Compare appendix D to AIS on the same examples, at the end and at its largest deviation."""
     records: ClaimRecords = {}
     for split in curves.SPLITS:
-        value, error = mean_paired_difference(
+        final = mean_paired_difference(
             curve.values("appendix D", split)[-1], curve.values("AIS", split)[-1]
         )
         deviation = curve.mean("appendix D", split) - curve.mean("AIS", split)
@@ -127,8 +127,8 @@ def compare_estimators(run: str, curve: Curve) -> ClaimRecords:
         records[f"{run}, {split}: estimator"] = make_claim_record(
             f"{run}, {split} data: appendix D is within {TOLERANCE} nats of AIS (difference)",
             "Kingma & Welling 2013, appendix D",
-            (value, error),
-            _tolerance_verdict(value, error),
+            final,
+            _tolerance_verdict(*final),
             worst={"value": float(deviation[worst]), "samples": int(curve.samples[worst])},
         )
     return records
@@ -143,10 +143,9 @@ def _tolerance_verdict(value: float, error: float) -> str:
 
 def compare_to_aevb(panel: str, method: str, aevb: Curve, other: Curve) -> ClaimRecords:
     """Evaluate whether AEVB ends with the higher marginal likelihood of the test data, by AIS."""
-    value, error = mean_paired_difference(aevb.values("AIS")[-1], other.values("AIS")[-1])
+    difference = mean_paired_difference(aevb.values("AIS")[-1], other.values("AIS")[-1])
     sentence = f"{panel}: AEVB ends with a higher test marginal likelihood than {method}"
-    record = make_claim_record(sentence, SOURCE, (value, error), claim_verdict(value, error))
-    return {f"{panel}: better than {method}": record}
+    return {f"{panel}: better than {method}": make_claim_record(sentence, SOURCE, difference)}
 
 
 def evaluate_claims(curve_of: Mapping[tuple[int, str], Curve]) -> ClaimRecords:

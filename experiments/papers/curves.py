@@ -26,7 +26,7 @@ from pyro_vae.models import Autoencoder
 
 from ..cells import Cell
 from ..reporting import Results, collect_results, without_verdict
-from ..tables import Table
+from ..tables import Table, claim_verdict
 
 __all__ = [
     "ClaimRecords",
@@ -102,10 +102,6 @@ class Curve:
         columns = {name: np.stack([point[name] for point in ordered]) for name in names}
         return cls(np.array(sorted(points), dtype=np.int64), columns)
 
-    @property
-    def estimators(self) -> list[str]:
-        return [name.removeprefix("test/") for name in self.columns if name.startswith("test/")]
-
     def values(self, estimator: str, split: str = "test") -> np.ndarray:
         """Values of all examples, ``(P, N)``."""
         return self.columns[f"{split}/{estimator}"]
@@ -119,14 +115,13 @@ class Curve:
         summary: dict[str, Any] = {"samples": self.samples.tolist()}
         for split in SPLITS:
             summary[split] = {}
-            for estimator in self.estimators:
-                values = self.values(estimator, split)
+            names = [name for name in self.columns if name.startswith(f"{split}/")]
+            for name in names:
+                values = self.columns[name]
                 error = values.std(1, ddof=1) / math.sqrt(values.shape[1])
-                summary[split][estimator] = {
-                    "value": _to_json_list(values.mean(1)),
-                    "se": _to_json_list(error),
-                }
-            summary[split]["num_data"] = values.shape[1]
+                estimate = {"value": _to_json_list(values.mean(1)), "se": _to_json_list(error)}
+                summary[split][name.removeprefix(f"{split}/")] = estimate
+            summary[split]["num_data"] = self.columns[names[0]].shape[1]
         return summary
 
 
@@ -245,7 +240,7 @@ def make_claim_record(
     sentence: str,
     source: str,
     estimate: tuple[float, float],
-    verdict: str,
+    verdict: str | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
     """Return the record of an evaluated claim, as in a results file.
@@ -254,10 +249,12 @@ def make_claim_record(
         sentence: the paper's statement.
         source: paper and figure.
         estimate: the number that decides it, in nats per datum, and its paired standard error.
-        verdict: ``holds``, ``reversed`` or ``undecided``.
+        verdict: ``holds``, ``reversed`` or ``undecided``; by default, whether the number is
+            positive.
         **extra: further entries.
     """
     value, error = (x if math.isfinite(x) else None for x in estimate)
+    verdict = verdict or claim_verdict(*estimate)
     record = {"sentence": sentence, "source": source, "value": value, "se": error, "paired": True}
     return {**record, "verdict": verdict, **extra}
 
@@ -302,15 +299,13 @@ def plot_curves(
     **style: Any,
 ) -> None:
     """Plot training and test curves of each run of a results file. ``""`` means no label."""
-    for run, first in zip(runs, [True, *(False for _ in runs)], strict=False):
+    for i, curve in enumerate(run["curve"] for run in runs):
         for split, line in zip(SPLITS, ("-", "--"), strict=True):
-            curve = run["curve"]
             # null in JSON stands for values that are not finite
             values = np.array(curve[split][estimator]["value"], float)
-            name = f"{label} ({split})" if first and label else None
-            axes.plot(
-                curve["samples"], values, **{"ls": line, "color": color, "label": name, **style}
-            )
+            name = f"{label} ({split})" if i == 0 and label else None
+            options = {"ls": line, "color": color, "label": name, **style}
+            axes.plot(curve["samples"], values, **options)
 
 
 def set_limits(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:

@@ -13,7 +13,6 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +32,7 @@ from pyro_vae.learning.objectives import IWAE, MIWAE, PIWAE, Objective
 from ..command import RESULTS, write_results
 
 MODULE = "experiments.studies.gradients"
+TITLE = "Gradients of importance weighted bounds against the number of samples"
 GROUPS = 5
 ESTIMATORS: dict[str, Callable[[int], Objective]] = {
     "IWAE standard": lambda k: IWAE(k),
@@ -43,38 +43,23 @@ ESTIMATORS: dict[str, Callable[[int], Objective]] = {
 }
 #: Asymptotic power of k in the signal-to-noise ratio of encoder and decoder; for ``dreg`` from
 #: Tucker et al. (2018). For k > 1, ``stl`` is biased and not the gradient of a bound.
-THEORY = {
-    "IWAE standard": {"encoder": -0.5, "decoder": 0.5},
-    "IWAE stl": {"encoder": None, "decoder": 0.5},
-    "IWAE dreg": {"encoder": 0.5, "decoder": 0.5},
-    f"MIWAE, {GROUPS} groups": {"encoder": -0.5, "decoder": 0.5},
-    f"PIWAE, {GROUPS} groups": {"encoder": -0.5, "decoder": 0.5},
-}
+_ENCODER_POWERS = {"IWAE stl": None, "IWAE dreg": 0.5}
+THEORY = {name: {"encoder": _ENCODER_POWERS.get(name, -0.5), "decoder": 0.5} for name in ESTIMATORS}
 PARAMETERS = {"encoder": ("A", "b"), "decoder": ("mu",)}
 #: Smallest k of the fitted powers. Below, the gradient of the ELBO still contributes and decreases
 #: in the decoder.
 MIN_FITTED_K = 50
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Number of gradients for each k: ``draws`` / k, clipped to ``repeats``."""
-
-    ks: tuple[int, ...]
-    num_data: int
-    draws: int
-    repeats: tuple[int, int]
-
-    def num_repeats(self, k: int) -> int:
-        low, high = self.repeats
-        return min(max(self.draws // k, low), high)
-
-
-PRESETS = {
-    "smoke": Budget(ks=(1, 10, 50, 100), num_data=32, draws=200, repeats=(10, 20)),
-    "small": Budget(
-        ks=(1, 2, 5, 10, 20, 50, 100, 200), num_data=1024, draws=9000, repeats=(45, 300)
-    ),
+#: The number of gradients for each k is ``draws`` / k, clipped to ``repeats``.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"ks": (1, 10, 50, 100), "num_data": 32, "draws": 200, "repeats": (10, 20)},
+    "small": {
+        "ks": (1, 2, 5, 10, 20, 50, 100, 200),
+        "num_data": 1024,
+        "draws": 9000,
+        "repeats": (45, 300),
+    },
 }
 
 
@@ -105,12 +90,13 @@ def sample_gradients(
 ) -> dict[str, Tensor]:
     """Return gradients of the mean bound, ``(repeats, parameters)`` for encoder and decoder."""
     rows: dict[str, list[Tensor]] = {part: [] for part in PARAMETERS}
-    for _ in range(repeats):
-        program.zero_grad()
-        objective.loss_and_grads(program.model, program.guide, x)
-        grads = {name: p.grad for name, p in program.named_parameters()}
-        for part, names in PARAMETERS.items():
-            rows[part].append(torch.cat([-grads[n].flatten() / len(x) for n in names]))
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        for _ in range(repeats):
+            program.zero_grad()
+            objective.loss_and_grads(program.model, program.guide, x)
+            grads = {name: p.grad for name, p in program.named_parameters()}
+            for part, names in PARAMETERS.items():
+                rows[part].append(torch.cat([-grads[n].flatten() / len(x) for n in names]))
     return {part: torch.stack(row) for part, row in rows.items()}
 
 
@@ -149,9 +135,13 @@ def gradient_statistics(rows: Tensor) -> dict[str, float | None]:
     }
 
 
+def _fitted_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["k"] >= MIN_FITTED_K and row["snr"] is not None]
+
+
 def fit_slope(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     """Fit the power of k in the signal-to-noise ratio for k ≥ 50, by weighted least squares."""
-    used = [row for row in rows if row["k"] >= MIN_FITTED_K and row["snr"] is not None]
+    used = _fitted_rows(rows)
     if len(used) < 2:
         return None
     log_k = np.log([row["k"] for row in used])
@@ -165,21 +155,18 @@ def fit_slope(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
 def measure_gradients(name: str, seed: int) -> dict[str, Any]:
     """Return the contents of the results file."""
     preset = PRESETS[name]
-    with seeded(seed), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        x = torch.randn(20) + math.sqrt(2) * torch.randn(preset.num_data, 20)
+    with seeded(seed):
+        x = torch.randn(20) + math.sqrt(2) * torch.randn(preset["num_data"], 20)
         program = ToyProgram(x)
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for number, (estimator, make) in enumerate(ESTIMATORS.items()):
         rows[estimator] = {part: [] for part in PARAMETERS}
-        for k in preset.ks:
+        for k in preset["ks"]:
             if k % GROUPS and "groups" in estimator:
                 continue
-            with (
-                seeded(seed, number, k),
-                pyro.get_param_store().scope(),
-                pyro.validation_enabled(False),
-            ):
-                samples = sample_gradients(program, make(k), x, preset.num_repeats(k))
+            repeats = int(np.clip(preset["draws"] // k, *preset["repeats"]))
+            with seeded(seed, number, k):
+                samples = sample_gradients(program, make(k), x, repeats)
             for part, grads in samples.items():
                 row = {"k": k, "repeats": len(grads), **gradient_statistics(grads)}
                 rows[estimator][part].append(row)
@@ -192,10 +179,10 @@ def measure_gradients(name: str, seed: int) -> dict[str, Any]:
     }
     return {
         "name": "gradients",
-        "title": "Gradients of importance weighted bounds against the number of samples",
+        "title": TITLE,
         "preset": name,
         "command": f"python -m {MODULE} --preset {name} --seed {seed}",
-        "configuration": {**asdict(preset), "dimensions": 20, "perturbation": 0.01},
+        "configuration": {**preset, "dimensions": 20, "perturbation": 0.01},
         "seed": seed,
         "device": f"cpu, {torch.get_num_threads()} threads",
         "versions": {
@@ -214,21 +201,18 @@ def measure_gradients(name: str, seed: int) -> dict[str, Any]:
 
 def format_results(results: dict[str, Any]) -> str:
     """Format the table for a terminal."""
-    lines = [results["title"], f"{'':18} {'':8} {'k':>4} {'mean':>10} {'variance':>10}   snr"]
+    lines = [results["title"], f"{'k':>32} {'mean':>10} {'variance':>10}   snr"]
     for estimator, parts in results["rows"].items():
         for part, table in parts.items():
             for row in table:
-                mean = "–" if row["mean"] is None else f"{row['mean']:.2e}"
-                snr = "–"
+                mean = snr = "–"
                 if row["snr"] is not None:
+                    mean = f"{row['mean']:.2e}"
                     snr = f"{row['snr']:.3g} ± {row['snr'] * row['se_log_snr']:.1g}"
-                lines.append(
-                    f"{estimator:18} {part:8} {row['k']:4} {mean:>10} {row['variance']:10.2e}   "
-                    f"{snr}"
-                )
-            slopes = results["slopes"][estimator][part]
-            if slopes["fitted"] is not None:
-                fit, theory = slopes["fitted"], slopes["theory"]
+                numbers = f"{row['k']:4} {mean:>10} {row['variance']:10.2e}   {snr}"
+                lines.append(f"{estimator:18} {part:8} {numbers}")
+            fit, theory = results["slopes"][estimator][part].values()
+            if fit is not None:
                 expected = "" if theory is None else f", theory {theory:+.1f}"
                 lines.append(f"{'':18} snr ~ k^({fit['slope']:+.2f} ± {fit['se']:.2f}){expected}")
     return "\n".join(lines)
@@ -250,19 +234,16 @@ def draw(results: dict[str, Any]) -> Figure:
     for label, (estimator, part, color) in shown.items():
         table = rows[estimator][part]
         _plot_curve(signal, table, "snr", color, label)
-        power = THEORY[estimator][part]
-        fitted = [row for row in table if row["k"] >= MIN_FITTED_K and row["snr"] is not None]
+        fitted = _fitted_rows(table)
         if fitted:
             ks = np.array([row["k"] for row in fitted])
             middle = fitted[len(fitted) // 2]
-            line = middle["snr"] * (ks / middle["k"]) ** power
+            line = middle["snr"] * (ks / middle["k"]) ** THEORY[estimator][part]
             signal.plot(ks, line, color=color, ls=":", lw=1)
     signal.plot([], [], color="0.4", ls=":", lw=1, label="theory, $k^{±1/2}$")
     signal.set_ylabel("signal-to-noise ratio")
     for axes in (noise, signal):
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("samples k")
+        axes.set(xscale="log", yscale="log", xlabel="samples k")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
@@ -273,10 +254,8 @@ def _plot_curve(
 ) -> None:
     rows = [row for row in table if row[key] is not None]
     ks, values = np.array([(row["k"], row[key]) for row in rows]).reshape(-1, 2).T
-    relative = [
-        row["se_log_snr"] if key == "snr" else row["se_variance"] / row[key] for row in rows
-    ]
-    factor = np.exp(2 * np.array(relative))
+    errors = [r["se_log_snr"] if key == "snr" else r["se_variance"] / r[key] for r in rows]
+    factor = np.exp(2 * np.array(errors))
     axes.fill_between(ks, values / factor, values * factor, color=color, alpha=0.25, lw=0)
     axes.plot(ks, values, marker=".", color=color, label=label)
 
@@ -284,9 +263,7 @@ def _plot_curve(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the numbers and the figure, and print the table."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}",
-        description="Gradients of importance weighted bounds against the number of samples",
-        allow_abbrev=False,
+        prog=f"python -m {MODULE}", description=TITLE, allow_abbrev=False
     )
     parser.add_argument("--preset", choices=list(PRESETS), default="small")
     parser.add_argument("--seed", type=int, default=0)
