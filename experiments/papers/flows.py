@@ -13,13 +13,12 @@ convolutions; these are two convolutions of stride 2 and a layer of 256.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 from ..command import main
 from ..studies.posteriors import TABLE as POSTERIORS
-from ..studies.priors import BASE, PRESETS, add_warm_up
+from ..studies.priors import BASE, add_warm_up
 from ..tables import Preset, Published, Table, budget, ordering
-from .vampprior import STATIC
+from . import vampprior
 
 SOURCE = "van den Berg et al. 2018, arXiv 1803.05649, table 1"
 PUBLISHED = {
@@ -53,7 +52,7 @@ TABLE = Table(
         "convolutions, 64 latents, test digits"
     ),
     base=BASE
-    + STATIC
+    + vampprior.STATIC
     + """
         --model.latent_dim 64 --fit.patience 100
         --fit.optimizer Adamax --fit.optimizer.lr 0.0005 --fit.optimizer.eps 1e-7
@@ -73,9 +72,7 @@ TABLE = Table(
     causes={"": "networks differ from the authors' gated convolutions; the binarisation is ours"},
     train_size=50_000,
     presets={
-        "smoke": replace(
-            add_warm_up(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
-        ),
+        "smoke": vampprior.make_preset("smoke", 1, valid=10),
         # 0.75 % of the paper's maximum number of epochs
         "small": make_preset(15, 5, 500),
         "paper": make_preset(2000, 100, None),

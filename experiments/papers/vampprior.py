@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 from ..command import main
 from ..studies.priors import BASE, PRESETS, add_warm_up
 from ..studies.priors import TABLE as PRIORS
-from ..tables import Published, Table, ordering
+from ..tables import Preset, Published, Table, ordering
 
 SOURCE = "third-party reproduction of Tomczak & Welling 2018, arXiv 1705.07120, static MNIST"
 PUBLISHED = {
@@ -31,7 +32,13 @@ OPTIMIZER = """
     --plugin {here}/paper_optimizers.py
     --fit.optimizer paper_optimizers.AdamNormGrad --fit.optimizer.lr 0.0005 --fit.patience 50
 """
-PAPER = PRESETS["paper"].values
+
+
+def make_preset(name: str, warm_up: int, valid: int = 10_000, **changes: Any) -> Preset:
+    """Return a preset of the priors with validation data and KL warm-up."""
+    values = {**PRESETS[name].values, "valid": valid}
+    return add_warm_up(replace(PRESETS[name], values=values, **changes), warm_up)
+
 
 TABLE = Table(
     name="vampprior",
@@ -52,23 +59,10 @@ TABLE = Table(
     },
     train_size=50_000,
     presets={
-        "smoke": replace(
-            add_warm_up(PRESETS["smoke"], 1), values={**PRESETS["smoke"].values, "valid": 10}
-        ),
+        "smoke": make_preset("smoke", 1, valid=10),
         # 3 % of the paper's maximum number of epochs, with a proportional warm-up
-        "small": add_warm_up(
-            replace(
-                PRESETS["paper"],
-                fit="--fit.epochs 60",
-                num_data=1000,
-                values={**PAPER, "valid": 10_000},
-            ),
-            20,
-        ),
-        "paper": add_warm_up(
-            replace(PRESETS["paper"], fit="--fit.epochs 2000", values={**PAPER, "valid": 10_000}),
-            100,
-        ),
+        "small": make_preset("paper", 20, fit="--fit.epochs 60", num_data=1000),
+        "paper": make_preset("paper", 100, fit="--fit.epochs 2000"),
     },
 )
 

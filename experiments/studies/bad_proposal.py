@@ -230,9 +230,9 @@ def draw(results: Results, cells: Sequence[Cell]) -> Figure:
     ratios = [3, 1] * len(models)
     panels = figure.subplots(2 * len(models), 2, height_ratios=ratios, squeeze=False)
     for i, (model, entry) in enumerate(models.items()):
-        for j, (parameter, amounts) in enumerate(CHANGES.items()):
+        for j, parameter in enumerate(CHANGES):
             nats, khat = panels[2 * i, j], panels[2 * i + 1, j]
-            _draw_panels(nats, khat, entry["rows"], parameter, amounts, results)
+            _draw_panels(nats, khat, entry["rows"], parameter, results)
             title = f"{model}, {entry['latents']} latents: {TITLES[parameter]}"
             nats.set_title(title, fontsize=10)
     panels[0, 0].legend(frameon=False)
@@ -240,22 +240,15 @@ def draw(results: Results, cells: Sequence[Cell]) -> Figure:
 
 
 def _draw_panels(
-    nats: Axes,
-    khat: Axes,
-    rows: Mapping[str, Any],
-    parameter: str,
-    amounts: Sequence[float],
-    results: dict[str, Any],
+    nats: Axes, khat: Axes, rows: Mapping[str, Any], parameter: str, results: Results
 ) -> None:
+    amounts = [f"{amount:g}" for amount in CHANGES[parameter]]
     index = range(len(amounts))
-    perturbed = [rows[f"{parameter} {amount:g}"] for amount in amounts]
-    for key, label, color in (
-        ("l_k", f"$L_{{{results['num_samples']}}}$", "C0"),
-        ("ais", "AIS from q", "C2"),
-    ):
-        values, errors = (
-            np.array([row[key][part] for row in perturbed], float) for part in ("value", "se")
-        )
+    perturbed = [rows[f"{parameter} {amount}"] for amount in amounts]
+    l_k = f"$L_{{{results['num_samples']}}}$"
+    for key, label, color in (("l_k", l_k, "C0"), ("ais", "AIS from q", "C2")):
+        pairs = [(row[key]["value"], row[key]["se"]) for row in perturbed]
+        values, errors = np.array(pairs, float).T
         bars = 2 * np.nan_to_num(errors)
         nats.errorbar(index, values, bars, marker="o", ms=4, color=color, label=label)
     prior = rows["prior"]["ais"]
@@ -269,7 +262,7 @@ def _draw_panels(
     khat.set_ylabel(f"k̂ > {perturbed[0]['khat_limit']:.2f}")
     for axes in (nats, khat):
         axes.set_xlim(-0.4, len(amounts) - 0.6)
-        axes.set_xticks(index, [f"{amount:g}" for amount in amounts])
+        axes.set_xticks(index, amounts)
         axes.spines[["top", "right"]].set_visible(False)
 
 
