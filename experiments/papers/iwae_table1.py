@@ -128,24 +128,13 @@ def make_claims(units: bool = True) -> dict[str, Claim]:
                 f"{name}: VAE is better with k = 50 than with k = 1", vae_50, vae_1
             ),
         }
+        more = "IWAE has more active units"
         of_units = {
-            "units, 1 to 5": (
-                "IWAE has more active units with k = 5 than with k = 1",
-                iwae_5,
-                iwae_1,
-            ),
-            "units, 5 to 50": (
-                "IWAE has more active units with k = 50 than with k = 5",
-                iwae_50,
-                iwae_5,
-            ),
-            "units of the VAE": (
-                "with k = 50, IWAE has more active units than the VAE",
-                iwae_50,
-                vae_50,
-            ),
+            ("units, 1 to 5", iwae_5, iwae_1): f"{more} with k = 5 than with k = 1",
+            ("units, 5 to 50", iwae_50, iwae_5): f"{more} with k = 50 than with k = 5",
+            ("units of the VAE", iwae_50, vae_50): f"with k = 50, {more} than the VAE",
         }
-        for key, (sentence, row, than) in of_units.items() if units else ():
+        for (key, row, than), sentence in of_units.items() if units else ():
             claims[f"{name}: {key}"] = ordering(f"{name}: {sentence}", row, than, "active units")
     return claims
 
