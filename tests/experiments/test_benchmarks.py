@@ -326,7 +326,8 @@ def test_worker_returns_times_values_and_memory(fake):
 
 def test_planning_and_warming_up_are_not_timed(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    fake = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
+    monkeypatch.setattr(worker, "time", fake)
 
     def plan(count):
         clock[0] += 100.0
@@ -339,7 +340,7 @@ def test_planning_and_warming_up_are_not_timed(monkeypatch):
 
     request = {"run": 21, "warm": 5}
     answer = worker.handle_request(request, plan, worker.PeakMemory())
-    assert answer == {"seconds": 21.0, "values": [42.0]}
+    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "values": [42.0]}
 
 
 def test_exit_of_a_worker_is_reported_in_one_sentence(fake):
