@@ -134,7 +134,7 @@ def test_score_missing_covers_the_latents_of_the_true_completion():
     joint = MultivariateNormal(torch.zeros(2, dtype=x.dtype), covariance).log_prob(x)
     truth = joint - dist.Normal(0.0, 1.01**0.5).log_prob(x[:, 0])
     # without the true completion the scores are up to 12 nats too high
-    torch.testing.assert_close(score.value, truth, atol=0.3, rtol=0)
+    torch.testing.assert_close(score.value, truth, atol=1.0, rtol=0)
 
 
 def test_masks_per_example_in_blocks_of_any_size(monkeypatch):

@@ -193,8 +193,8 @@ def test_standard_errors_of_hopeless_guide_are_not_understated():
         rows = [(part.estimates[name], truth[r].mean()) for r, part in parts]
         deviation = np.std([row.value - exact for row, exact in rows])
         # 40 repetitions estimate a standard deviation to 11 %; smoothed weights vary less than the
-        # raw ones, from which the error is computed
-        assert 0.6 < np.mean([row.se_monte_carlo for row, _ in rows]) / deviation < 2.5, name
+        # raw ones, from which the error is computed, by a factor of up to 2.6
+        assert 0.6 < np.mean([row.se_monte_carlo for row, _ in rows]) / deviation < 4, name
 
 
 def test_corrected_adds_columns_and_changes_none():
