@@ -206,6 +206,10 @@ class Cell:
             return False
         size = result["data"]["sizes"]["test"]
         num_samples, num_data = preset.num_samples, min(size, preset.num_data or size)
+        # a process killed between writing the two files leaves them inconsistent
+        bounds = self.run.read_bounds()
+        if (bounds.num_samples, len(bounds)) != (num_samples, num_data):
+            return False
         expected = {"split": "test", "seed": 0, "num_samples": num_samples, "num_data": num_data}
         return all(result["bounds"][key] == value for key, value in expected.items())
 

@@ -355,6 +355,15 @@ class TestRunning:
         assert read(tmp_path) == before
         assert cell.run.weights.stat().st_mtime_ns == weights
 
+    def test_bounds_written_before_a_kill_are_replaced(self, toy, tmp_path):
+        cell, before = Cell(TOY, "small", "Mixture", runs=tmp_path / "runs"), read(tmp_path)
+        result = cell.run.result.read_bytes()
+        cell.run.evaluate(num_samples=40)
+        cell.run.result.write_bytes(result)  # killed between the two files
+        assert cell.incomplete_reason() == "not evaluated"
+        assert toy() == 0
+        assert read(tmp_path) == before
+
     def test_recorded_commands_repeat_the_cell(self, finished, tmp_path, monkeypatch):
         record = read(finished)["rows"]["Mixture"]["runs"][0]
         monkeypatch.chdir(tmp_path)
