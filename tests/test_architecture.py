@@ -16,7 +16,7 @@ PACKAGE = "pyro_vae"
 #: Packages of one layer are independent of each other.
 LAYERS = (
     {"core"},
-    {"compile"},
+    {"compiler"},
     {"data"},
     {"distributions", "networks"},
     {"likelihoods", "priors", "posteriors"},

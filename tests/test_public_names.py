@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import pydoc
 import re
 from functools import partial
@@ -29,6 +30,7 @@ def test_every_import_is_an_export_and_in_the_map():
     star: dict = {}
     exec("from pyro_vae import *", star)
     assert star.keys() >= EXPORTS
+    assert not {*star} - {"__builtins__"} & {*dir(builtins)}  # e.g. a package named compile
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):
         pv.laod  # noqa: B018
 

@@ -31,7 +31,7 @@ from rounds import summarise
 from torch.fx import Interpreter
 
 import pyro_vae as pv
-from pyro_vae.compile import hoist, rewrites, trace
+from pyro_vae.compiler import hoist, rewrites, trace
 from pyro_vae.distributions import unit
 from pyro_vae.evaluation import Annealing, ais
 from pyro_vae.evaluation.annealing import compiled

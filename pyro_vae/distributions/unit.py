@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ..compile.trace import is_tracing
+from ..compiler.trace import is_tracing
 
 __all__ = ["Beta", "ContinuousBernoulli", "IndependentBernoulli"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..compile.matmul import Precision, check_precision
+from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
 from ..core.validation import positive_int
 from ..data import Dataset

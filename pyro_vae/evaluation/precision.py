@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..compile.matmul import Precision
+from ..compiler.matmul import Precision
 from ..core.random import Stream, seeded
 from ..programs.importance_weights import log_weights
 from ..programs.inputs import ProgramInputs

@@ -14,9 +14,9 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from ..compile.matmul import matmul_backend
-from ..compile.rewrites import rewrite_formulas
-from ..compile.trace import Graph, NotTraceableError, compile_graph, trace_graph
+from ..compiler.matmul import matmul_backend
+from ..compiler.rewrites import rewrite_formulas
+from ..compiler.trace import Graph, NotTraceableError, compile_graph, trace_graph
 from ..core.evaluation_mode import owning_modules
 from .cuda_graph import CudaGraph
 from .objectives.base import Objective

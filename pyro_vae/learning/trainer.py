@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from ..compile.allocator import keep_freed_memory
+from ..compiler.allocator import keep_freed_memory
 from ..core import distributed
 from ..core.random import Stream, seeded
 from ..programs.base import Program

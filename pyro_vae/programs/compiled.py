@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compile.cache import compile_cached, log_not_compiled
-from ..compile.hoist import hoist_invariants
-from ..compile.matmul import matmul_backend
-from ..compile.trace import NotTraceableError, trace_graph
+from ..compiler.cache import compile_cached, log_not_compiled
+from ..compiler.hoist import hoist_invariants
+from ..compiler.matmul import matmul_backend
+from ..compiler.trace import NotTraceableError, trace_graph
 from .inputs import ProgramInputs
 from .particles import Particles
 

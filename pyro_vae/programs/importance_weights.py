@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..compile.allocator import keep_freed_memory
-from ..compile.cache import worth_compiling
-from ..compile.matmul import Precision, check_precision, matmul_backend
+from ..compiler.allocator import keep_freed_memory
+from ..compiler.cache import worth_compiling
+from ..compiler.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
 from .base import Site, attach_noise, check_program, sample_sites, trace_program
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs

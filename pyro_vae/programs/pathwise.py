@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compile.trace import is_tracing
+from ..compiler.trace import is_tracing
 from .base import Site, data_dim, empty_program, is_latent
 from .particles import Layout, ParticleBatch, Particles, scoring_errors
 

@@ -26,7 +26,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import objectives
-from pyro_vae.compile import trace
+from pyro_vae.compiler import trace
 from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, svi, trainer
 from pyro_vae.learning.diagnostics import NonFiniteLossError
 from pyro_vae.learning.optimizers import FusedOptimizer

@@ -10,7 +10,7 @@ from components import SMALL
 from scipy import special, stats
 
 from pyro_vae import distributions, likelihoods
-from pyro_vae.compile.trace import trace_graph
+from pyro_vae.compiler.trace import trace_graph
 
 
 @torch.no_grad()

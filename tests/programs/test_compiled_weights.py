@@ -15,9 +15,9 @@ from torch._inductor import config
 
 import pyro_vae as pv
 from pyro_vae import networks
-from pyro_vae.compile import cache
-from pyro_vae.compile.hoist import hoist_invariants
-from pyro_vae.compile.trace import trace_graph
+from pyro_vae.compiler import cache
+from pyro_vae.compiler.hoist import hoist_invariants
+from pyro_vae.compiler.trace import trace_graph
 from pyro_vae.programs.compiled import CompiledRuns
 from pyro_vae.programs.inputs import ProgramInputs
 from pyro_vae.programs.particles import Layout, run_particles

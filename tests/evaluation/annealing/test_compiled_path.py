@@ -12,7 +12,7 @@ import streams
 import torch
 from components import PROGRAMS, small_vae
 
-from pyro_vae.compile import cache
+from pyro_vae.compiler import cache
 from pyro_vae.evaluation import Annealing
 from pyro_vae.evaluation.annealing.compiled import compile_path
 from pyro_vae.evaluation.annealing.path import make_annealing_path

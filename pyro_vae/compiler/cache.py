@@ -44,7 +44,7 @@ def compile_cached(graph: GraphModule, inputs: list[Tensor]) -> Graph:
     """Compile a graph, or return it from the cache of this process.
 
     Raises:
-        NotTraceableError: as :func:`~pyro_vae.compile.trace.compile_graph` does.
+        NotTraceableError: as :func:`~pyro_vae.compiler.trace.compile_graph` does.
     """
     if any(node.op == "get_attr" for node in graph.graph.nodes):
         return compile_graph(graph, inputs)  # its code does not contain these tensors

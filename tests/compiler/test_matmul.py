@@ -15,7 +15,7 @@ from components import small_vae
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.compile import matmul
+from pyro_vae.compiler import matmul
 from pyro_vae.core.random import Stream, seeded
 from pyro_vae.programs import importance_weights
 

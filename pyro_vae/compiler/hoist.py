@@ -36,7 +36,7 @@ def hoist_invariants(
     as they are cheap to recompute but cost memory to store.
 
     Arguments:
-        graph: a graph of :func:`~pyro_vae.compile.trace.trace_graph`. If it changes its inputs in
+        graph: a graph of :func:`~pyro_vae.compiler.trace.trace_graph`. If it changes its inputs in
             place, nothing is hoisted.
         inputs: example inputs.
         changing: number of leading inputs that differ between calls: work that depends on them

@@ -12,7 +12,7 @@ import pytest
 CODE = """
 import resource
 import torch
-from pyro_vae.compile.allocator import keep_freed_memory
+from pyro_vae.compiler.allocator import keep_freed_memory
 {}
 def work():
     tensors = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each
