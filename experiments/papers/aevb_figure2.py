@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
-from ..command import main as run
 from ..tables import budget
 from . import curves
 from .curves import (
@@ -236,13 +234,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(
-    run,
-    TABLE,
-    draw=draw,
-    collect=curves.make_collect(SOURCE, ROWS, evaluate_claims),
-    cell=CurveCell,
-)
+main = curves.make_main(TABLE, draw, SOURCE, ROWS, evaluate_claims)
 
 if __name__ == "__main__":
     sys.exit(main())

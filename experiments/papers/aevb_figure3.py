@@ -24,7 +24,6 @@ from pyro_vae.data import Split
 from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
-from ..command import main as run
 from ..tables import budget
 from . import curves
 from .aevb_figure2 import BASE, METHODS, STEP_SIZES
@@ -178,13 +177,7 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
     return figure
 
 
-main = partial(
-    run,
-    TABLE,
-    draw=draw,
-    collect=curves.make_collect(SOURCE, ROWS, evaluate_claims),
-    cell=CurveCell,
-)
+main = curves.make_main(TABLE, draw, SOURCE, ROWS, evaluate_claims)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pyro_vae.config.experiment import Experiment
 from pyro_vae.core import files
@@ -25,6 +27,7 @@ from pyro_vae.learning.training import resolve_device
 from pyro_vae.models import Autoencoder
 
 from ..cells import Cell
+from ..command import main
 from ..reporting import Results, collect_results, without_verdict
 from ..tables import Table, claim_verdict
 
@@ -36,7 +39,7 @@ __all__ = [
     "Estimators",
     "EvaluationSchedule",
     "make_claim_record",
-    "make_collect",
+    "make_main",
     "mean_paired_difference",
     "plot_curves",
     "samples_to_reach",
@@ -259,14 +262,18 @@ def make_claim_record(
     return {**record, "verdict": verdict, **extra}
 
 
-def make_collect(
+def make_main(
+    table: Curves,
+    draw: Callable[[Results, Sequence[Any]], Figure],
     source: str,
     rows: Mapping[str, Any],
     claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
-) -> Callable[..., Results]:
-    """Return a function that collects results with claims about curves, separately by seed.
+) -> Callable[..., int]:
+    """Return the command line of a script, with claims about curves, separately by seed.
 
     Arguments:
+        table: the table.
+        draw: makes the figure.
         source: paper and figure.
         rows: the key of each row in the argument of ``claims``.
         claims: evaluates the claims, given one curve for each key.
@@ -287,7 +294,7 @@ def make_collect(
             "claims": without_verdict(preset, records),
         }
 
-    return collect
+    return partial(main, table, draw=draw, collect=collect, cell=CurveCell)
 
 
 def plot_curves(
