@@ -91,7 +91,7 @@ class RunFiles:
             return evaluation.result.from_netcdf(path)
         except ValueError as error:
             raise RunError(
-                f"{path} is damaged or was not written by pyro_vae: replace it with "
+                f"{path} is damaged or from another version: replace it with "
                 f"`pyro-vae {evaluation.command} {self.folder}`"
             ) from error
 

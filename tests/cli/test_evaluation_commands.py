@@ -308,9 +308,7 @@ def test_unfinished_run_is_rejected(name, workdir, capsys):
 def test_damaged_file_gives_one_sentence(workdir, capsys):
     assert app.main(["evaluate", "run", "--num-samples", "30", "--num-data", "5"]) == 0
     Path("run/bdmc.nc").write_bytes(b"damaged")
-    message = (
-        "run/bdmc.nc is damaged or was not written by pyro_vae: replace it with `pyro-vae bdmc run`"
-    )
+    message = "run/bdmc.nc is damaged or from another version: replace it with `pyro-vae bdmc run`"
     capsys.readouterr()
     assert app.main(["report", "run"]) == 1
     assert re.search(message, capsys.readouterr().err)
