@@ -113,20 +113,18 @@ def evidence(case, program, x):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bdmc_bounds_are_tight(case):
-    program, x, _ = CASES[case](40)
+def test_bdmc_bounds_are_within_a_twentieth_of_a_nat(case):
+    program, x, _ = CASES[case](160)
     annealing = Annealing(num_temperatures=100, num_steps=5)
     bounds = bdmc(program, x, annealing=annealing, num_samples=500, seed=2)
     truth = float(evidence(case, program, simulate_data(program, x, (), 2)[0]).mean())
     low, high = bounds.estimates["ais"], bounds.estimates["upper"]
     # false-alarm rate 1/700 each
     assert low.value - 3 * low.se_monte_carlo < truth < high.value + 3 * high.se_monte_carlo
-    # a bias of 0.03 nats, and the noise with a false-alarm rate of 1/370
-    for row in (low, high):
-        assert abs(row.value - truth) < 0.03 + 3 * row.se_monte_carlo
+    assert abs(low.value - truth) < 0.05 and abs(high.value - truth) < 0.05
     gap = bounds.estimates["bdmc_gap"]
     assert gap.value == pytest.approx(high.value - low.value)
-    assert low.se_monte_carlo < 0.03
+    assert low.se_monte_carlo < 0.015
     assert bounds.iwae[500] < truth + 3 * bounds.estimates["iwae_500"].se_monte_carlo
 
 
