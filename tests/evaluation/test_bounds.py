@@ -84,18 +84,20 @@ def test_monte_carlo_errors_cover_log_evidence_in_200_repetitions():
         assert low <= count / 200 <= high, (name, count)
 
 
-@pytest.mark.parametrize(("num_samples", "k"), [(1000, 300), (100, 60)])
-def test_monte_carlo_errors_from_few_groups_cover_log_evidence(num_samples, k):
-    # 200 evaluations of a single example, whose samples form two to four groups
+# where k does not divide K, the groups overlap and 1.96 standard errors cover 91 %
+@pytest.mark.parametrize(
+    ("num_samples", "k", "level"), [(100, 50, 0.945), (1000, 300, 0.91), (100, 60, 0.905)]
+)
+def test_monte_carlo_errors_from_few_groups_cover_log_evidence(num_samples, k, level):
+    # 2000 evaluations of a single example, whose samples form two to four groups
     program = LinearGaussian(2, inflate=1.2)
-    x = program.sample(200)
-    estimates = StreamingEstimates(200, num_samples, (k,), num_data=1)
+    x = program.sample(2000)
+    estimates = StreamingEstimates(2000, num_samples, (k,), num_data=1)
     estimates.update(pv.log_weights(program.model, program.guide, x, num_samples=num_samples), 0)
     columns = estimates.result()
     # here the bias of L_k is 1/40 of its standard error
     error = (columns[f"iwae_{k}"] - program.log_evidence(x)).abs()
-    # the variance of so few groups is noisy: 1.96 standard errors cover 90 to 92 %
-    low, _ = _coverage_bounds(200, level=0.9)
+    low, _ = _coverage_bounds(2000, level)
     assert (error < 1.96 * columns[f"iwae_{k}_variance"].sqrt()).double().mean() >= low
 
 

@@ -186,15 +186,15 @@ def test_standard_errors_cover_log_evidence_in_200_repetitions():
 def test_standard_errors_of_hopeless_guide_are_not_understated():
     # as for log p̂: the spread within a run does not show the spread between runs
     program = LinearGaussian(6, shift=3.0)
-    x = program.sample(400)
+    x = program.sample(4000)
     truth = program.log_evidence(x).numpy()
     parts = list(split_bounds(pv.evaluate(program, x, num_samples=200, corrected=True), 10))
     for name in ("psis", "jackknife"):
         rows = [(part.estimates[name], truth[r].mean()) for r, part in parts]
         deviation = np.std([row.value - exact for row, exact in rows])
-        # 40 repetitions estimate a standard deviation to 11 %; smoothed weights vary less than the
-        # raw ones, from which the error is computed, by a factor of up to 2.6
-        assert 0.6 < np.mean([row.se_monte_carlo for row, _ in rows]) / deviation < 4, name
+        # 400 repetitions estimate a standard deviation to 4 %; smoothed weights vary half as much
+        # as the raw ones, from which the error is computed
+        assert 0.8 < np.mean([row.se_monte_carlo for row, _ in rows]) / deviation < 2.5, name
 
 
 def test_corrected_adds_columns_and_changes_none():
