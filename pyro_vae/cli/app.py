@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
@@ -17,10 +19,9 @@ from ..config.signatures import signature_options
 from ..core import distributed
 from ..core.validation import did_you_mean
 from ..evaluation import EVALUATIONS
-from ..learning.diagnostics import NonFiniteLossError
 from ..runs import comparison
 from ..runs.run import Run
-from . import evaluation, queries
+from . import evaluation, process, queries
 from .parsers import Command, call, command_name, command_summary
 
 __all__ = ["main"]
@@ -33,14 +34,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program name; ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit status: 0, or 1 after printing an error in one sentence, or 130 after an
-        interrupt. With several processes only the main process prints, and an error is printed
-        only by the process that fails first.
+        The exit status: 0, or 1 after printing an error in one sentence, or 128 + n after an
+        interrupt by signal n (130 after Ctrl-C). With several processes only the main process
+        prints, and an error is printed only by the process that fails first.
     """
-    logging.basicConfig(format="%(message)s")
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["--"]:  # `torchrun -m pyro_vae -- …`; without it torchrun would parse --run
         del args[0]
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    with process.standard_streams():
+        logging.basicConfig(format="%(message)s")
+        try:
+            with process.handle_signals():
+                status = _run(args)
+                process.flush_output()
+                return status
+        except Exception as error:
+            _print_error(error, debug)
+            return 1
+        except KeyboardInterrupt as interrupt:
+            number = getattr(interrupt, "number", signal.SIGINT)
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            if distributed.is_first_failure():
+                print(f"pyro-vae: interrupted{by}{_resume_hint(args)}", file=sys.stderr)
+            return 128 + number
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_format_usage())
         return 0
@@ -48,21 +69,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pyro-vae {metadata.version('pyro-vae')}")
         return 0
     if args[0] not in _COMMANDS:
-        expected = f"expected a command, {', '.join(_COMMANDS)}"
-        hint = did_you_mean(args[0], _COMMANDS)
-        print(f"pyro-vae: {expected}; got {args[0]!r}{hint}", file=sys.stderr)
-        return 1
-    try:
-        with distributed.process_group(), _output_of_main_process(args[0]):
-            command = _COMMANDS[args[0]]
-            run = _parse_and_fit if command is fit else partial(call, command)
-            return run(args[1:]) or 0
-    except (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError) as error:
-        _print_error(" ".join(str(error).split()))
-        return 1
-    except KeyboardInterrupt:
-        _print_error(f"interrupted{_resume_hint(args)}")
-        return 130
+        raise ValueError(
+            f"expected a command, {', '.join(_COMMANDS)}; got {args[0]!r}"
+            f"{did_you_mean(args[0], _COMMANDS)}"
+        )
+    with distributed.process_group(), _output_of_main_process(args[0]):
+        command = _COMMANDS[args[0]]
+        run = _parse_and_fit if command is fit else partial(call, command)
+        return run(args[1:]) or 0
+
+
+def _print_error(error: Exception, debug: bool) -> None:
+    if not distributed.is_first_failure():
+        return
+    if debug:
+        traceback.print_exception(error)
+    sentence, is_expected = process.describe_error(error)
+    if not is_expected:
+        where = "see the traceback above" if debug else process.save_traceback(error)
+        sentence = f"{sentence}; this is a fault of pyro-vae or of a plugin: {where}"
+    print(f"pyro-vae: {sentence}", file=sys.stderr)
 
 
 @contextmanager
@@ -84,11 +110,6 @@ def _output_of_main_process(command: str) -> Iterator[None]:
     logging.getLogger().setLevel(logging.ERROR)
     with redirect_stdout(None):
         yield
-
-
-def _print_error(sentence: str) -> None:
-    if distributed.is_first_failure():
-        print(f"pyro-vae: {sentence}", file=sys.stderr)
 
 
 def fit(
@@ -190,11 +211,11 @@ _DISTRIBUTED_COMMANDS = ("fit", *(e.command for e in EVALUATIONS.values() if e.i
 
 def _resume_hint(args: Sequence[str]) -> str:
     """Return how to resume an interrupted command, if it keeps a checkpoint."""
-    if args[0] == "fit":
+    if args[:1] == ["fit"]:
         return "; resume with `pyro-vae fit --run … --resume`"
     given = {arg.removeprefix("--"): True for arg in args}
     has_checkpoint = any(
-        e.command == args[0] and e.is_resumable(given) for e in EVALUATIONS.values()
+        [e.command] == args[:1] and e.is_resumable(given) for e in EVALUATIONS.values()
     )
     return "; repeat the command to resume" if has_checkpoint else ""
 
@@ -202,4 +223,5 @@ def _resume_hint(args: Sequence[str]) -> str:
 def _format_usage() -> str:
     title = "usage: pyro-vae COMMAND ...   (pyro-vae COMMAND --help shows its options)"
     lines = [f"  {name:15} {command_summary(command)}" for name, command in _COMMANDS.items()]
-    return "\n".join([title, "", *lines])
+    debug = f"  {'--debug':15} Print the traceback of an error, with any command."
+    return "\n".join([title, "", *lines, "", debug])
