@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def run(self) -> Run:
-        return _CachedRun(self.folder)
+        return _CachedRun(self.folder, self.expected.settings.plugin)
 
     @property
     def start(self) -> Cell | None:
@@ -106,6 +106,8 @@ class Cell:
         evaluate = [folder, "--num-samples", str(preset.num_samples)]
         if preset.num_data is not None:
             evaluate += ["--num-data", str(preset.num_data)]
+        if "--plugin" in fit:
+            evaluate += ["--plugin", fit[fit.index("--plugin") + 1]]
         verbs = {"fit": fit, "evaluate": evaluate}
         return {verb: shlex.join(["pyro-vae", verb, *args]) for verb, args in verbs.items()}
 
@@ -365,6 +367,6 @@ def _find_differences(
     expected: experiment.Experiment, config: Path, modified: int
 ) -> tuple[frozenset[str], int]:
     """Return the settings that differ from those of a run, and the epochs of the run."""
-    stored = experiment.load_experiment(config)
+    stored = experiment.load_experiment(config, expected.settings.plugin)
     changed = {*expected.differences(stored)} - _IGNORED_DIFFERENCES
     return frozenset(changed), stored.settings.fit.epochs

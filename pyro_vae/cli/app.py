@@ -134,7 +134,7 @@ def fit(
         return
     if run is None:
         raise ValueError("expected a run folder; got nothing: add --run FOLDER")
-    folder = Run(run)
+    folder = Run(run, experiment.settings.plugin)
     if resume and folder.is_finished(experiment):
         print(f"{run} is already finished; raise --fit.epochs to continue")
         return
@@ -149,16 +149,16 @@ def fit(
 class _FitParser(ExperimentParser):
     """Parser of an experiment that reads the YAML file of a run to resume."""
 
-    def prepare(self, layers: list[Layer]) -> list[Layer]:
-        given = {name: value for layer in layers for name, value in layer.items()}
-        resume, overwrite = (given.get(k) in (True, "true") for k in ("resume", "overwrite"))
-        if isinstance(given.get("run"), str):
-            run = Run(given["run"])
-            if resume and "config" not in given:
+    def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
+        values = {name: value for layer in [*files, *given] for name, value in layer.items()}
+        resume, overwrite = (values.get(k) in (True, "true") for k in ("resume", "overwrite"))
+        if isinstance(values.get("run"), str):
+            run = Run(values["run"], self._plugins(given))
+            if resume and "config" not in values:
                 file = run.require_config()
-                layers = [{"config": str(file)}, *read_file(file), *layers]
+                files, given = read_file(file), [{"config": str(file)}, *given]
             run.check_folder(resume, overwrite)
-        return super().prepare(layers)
+        return super().prepare(files, given)
 
 
 def _parse_and_fit(argv: Sequence[str]) -> None:
@@ -179,13 +179,12 @@ def compare(*runs: str) -> None:
     print(comparison.compare(*runs))
 
 
-def report(run: str) -> None:
+def report(run: Run) -> None:
     """Write an HTML report of a run, with its curves, samples and diagnostics."""
     from ..report import write_report
 
-    folder = Run(run)
-    write_report(folder)
-    print(f"report: {folder.report.resolve()}")
+    write_report(run)
+    print(f"report: {run.report.resolve()}")
 
 
 def list_(*names: str) -> None:

@@ -19,14 +19,13 @@ Device = Literal["auto", "cpu", "cuda"]
 def _make_command(evaluation: Evaluation) -> Command:
     """Return a function whose arguments are a run and the options of an evaluation."""
 
-    def command(run: str, **options: Any) -> None:
-        opened = Run(run)
-        print(opened.compute(evaluation.name, progress=True, **options))
-        bits = opened.read_result()[evaluation.name].get("bits_per_dim")
+    def command(run: Run, **options: Any) -> None:
+        print(run.compute(evaluation.name, progress=True, **options))
+        bits = run.read_result()[evaluation.name].get("bits_per_dim")
         if bits is not None:
             print(format_bits_per_dim(bits))
-        file = opened.evaluation_file(evaluation.name)
-        print(f"per-example results: {file}   next: pyro-vae report {opened.folder}")
+        file = run.evaluation_file(evaluation.name)
+        print(f"per-example results: {file}   next: pyro-vae report {run.folder}")
 
     texts = {
         **document_arguments(evaluation.function),
@@ -34,7 +33,7 @@ def _make_command(evaluation: Evaluation) -> Command:
         "run": "folder of a finished run",
         "device": "device to compute on",
     }
-    folder = inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+    folder = inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Run)
     device = inspect.Parameter(
         "device", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=Device
     )

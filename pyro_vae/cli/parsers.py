@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
+from ..config.experiment import PLUGIN_OPTION, as_plugin_names
 from ..config.parser import Parser
 from ..config.signatures import signature_options
+from ..runs.run import Run
 
 __all__ = ["Command", "call", "command_name", "command_summary"]
 
@@ -37,8 +39,9 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
 
     Positional parameters without a default, and ``*args``, are positional on the command line; all
     others are options. A ``bool`` with default ``False`` is a flag. The arguments of a dataclass
-    (``annealing: Annealing``) are options below its name (``--annealing.num_steps``). Help texts
-    come from the docstring's section ``Arguments:``.
+    (``annealing: Annealing``) are options below its name (``--annealing.num_steps``). A parameter
+    ``run: Run`` is a folder, with ``--plugin`` for the code that may be imported to open it. Help
+    texts come from the docstring's section ``Arguments:``.
 
     Raises:
         ValueError: if the arguments are invalid: one sentence with the closest known name.
@@ -46,9 +49,14 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     options = [
         o._replace(help=o.help or _SHARED_TEXTS.get(o.name, "")) for o in signature_options(command)
     ]
+    opened = [o.name for o in options if o.hint is Run]
+    options = [o._replace(hint=str) if o.name in opened else o for o in options]
+    options += [PLUGIN_OPTION] if opened else []
     parser = Parser(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
     arguments = parser.parser.instantiate(settings).as_dict()
+    plugins = arguments.pop(PLUGIN_OPTION.name) if opened else []
+    arguments |= {name: Run(arguments[name], as_plugin_names(plugins)) for name in opened}
     names = [o.name for o in options if o.positional and not o.repeated]
     repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)

@@ -51,7 +51,7 @@ class _Context(NamedTuple):
         self.write(pictures.image_rows(name, title, caption, images))
 
 
-def sample(run: str, *, seed: int = 0) -> None:
+def sample(run: Run, *, seed: int = 0) -> None:
     """Generate new examples from the model, one row per class for class-conditional models."""
     from ..report import pictures
 
@@ -60,7 +60,7 @@ def sample(run: str, *, seed: int = 0) -> None:
 
 
 def reconstruct(
-    run: str, *, split: _SplitName = "test", num_data: int | None = 48, seed: int = 0
+    run: Run, *, split: _SplitName = "test", num_data: int | None = 48, seed: int = 0
 ) -> None:
     """Reconstruct examples from samples of q(z|x)."""
     from ..report import pictures
@@ -79,7 +79,7 @@ def reconstruct(
 
 
 def interpolate(
-    run: str,
+    run: Run,
     *,
     split: _SplitName = "test",
     num_data: int = 8,
@@ -116,7 +116,7 @@ def interpolate(
 
 
 def traverse(
-    run: str,
+    run: Run,
     *,
     split: _SplitName = "test",
     num_data: int | None = 500,
@@ -148,7 +148,7 @@ def traverse(
 
 
 def infer(
-    run: str,
+    run: Run,
     *,
     split: _SplitName = "test",
     num_data: int | None = 10,
@@ -203,7 +203,7 @@ def infer(
 
 
 def anomaly(
-    run: str,
+    run: Run,
     *,
     split: _SplitName = "test",
     num_data: int | None = 1000,
@@ -253,7 +253,7 @@ def anomaly(
 
 
 def encode(
-    run: str,
+    run: Run,
     *,
     output: Path,
     split: _SplitName = "test",
@@ -278,15 +278,14 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
-def _open_run(folder: str, split: str, num_data: int | None, seed: int) -> _Context:
-    run = Run(folder)
+def _open_run(run: Run, split: str, num_data: int | None, seed: int) -> _Context:
     return _Context(run, *run.open_split(split, num_data), seed)
 
 
-def _open_images(folder: str, split: str, num_data: int | None, seed: int) -> _Context:
+def _open_images(run: Run, split: str, num_data: int | None, seed: int) -> _Context:
     from ..report import pictures
 
-    context = _open_run(folder, split, num_data, seed)
+    context = _open_run(run, split, num_data, seed)
     if not pictures.is_image(context.data.event_shape):
         raise ValueError(
             f"expected greyscale images; the data of {context.run.folder} have shape "

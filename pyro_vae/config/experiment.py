@@ -7,6 +7,7 @@ without further code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +17,21 @@ import yaml
 from jsonargparse import Namespace
 
 from .. import data
+from ..core.documents import load_yaml
 from ..core.random import seeded
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
 from .classes import class_types
-from .parser import Layer, Parser
+from .parser import Layer, Parser, load_value
 from .plugins import load_plugins, plugin_path
 from .signatures import Option, signature_options
 
 __all__ = [
     "EXPERIMENT_OPTIONS",
+    "PLUGIN_OPTION",
     "Experiment",
     "ExperimentParser",
+    "as_plugin_names",
     "flatten_settings",
     "load_experiment",
     "parse",
@@ -41,12 +45,17 @@ _SET_BY_RUN = (
 
 #: The type of the option that selects the program.
 _PROGRAM = Callable[..., Autoencoder]
+#: The option that names plugins, also of the commands that open a run.
+PLUGIN_OPTION = Option(
+    "plugin",
+    list[str] | str,
+    [],
+    "module or file to import, or [MODULE, ...], whose classes are MODULE.Class",
+)
 #: The options of an experiment.
 EXPERIMENT_OPTIONS = (
     Option("config", Path | None, None, "YAML file with any of these options"),
-    Option(
-        "plugin", list[str] | str, [], "module, or [MODULE, ...], whose classes are MODULE.Class"
-    ),
+    PLUGIN_OPTION,
     Option("start_from", Path | None, None, "finished run whose weights initialise this one"),
     Option("data", help="data", group=signature_options(data.load)),
     Option("model", _PROGRAM, VAE, "model and guide", expand=True),
@@ -58,13 +67,21 @@ _KEYS = [option.name for option in EXPERIMENT_OPTIONS if option.name != "config"
 
 
 class ExperimentParser(Parser):
-    """Parser of an experiment, whose plugins are imported before class names are resolved."""
+    """Parser of an experiment, whose plugins are imported before class names are resolved.
 
-    def prepare(self, layers: list[Layer]) -> list[Layer]:
-        files = [str(layer["config"]) for layer in layers if "config" in layer]
-        plugins = [layer["plugin"] for layer in layers if "plugin" in layer]
-        load_plugins(_as_list(plugins[-1]) if plugins else [], files)
-        return layers
+    Only plugins named on the command line are imported, not those that a YAML file names.
+    """
+
+    def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
+        configs = [str(layer["config"]) for layer in given if "config" in layer]
+        load_plugins(self._plugins(given), self._plugins(files), " and ".join(configs))
+        return super().prepare(files, given)
+
+    def _plugins(self, layers: list[Layer]) -> list[str]:
+        """Return the plugins of the last layer that names any."""
+        name = PLUGIN_OPTION.name
+        values = [layer[name] for layer in layers if name in layer]
+        return as_plugin_names(self._check(PLUGIN_OPTION, values[-1], name)) if values else []
 
 
 class Experiment:
@@ -78,7 +95,8 @@ class Experiment:
         self._parser = parser
         self.settings = settings.clone()
         # a run can be opened from any folder, so relative paths must not be stored
-        self.settings.plugin = [plugin_path(name) for name in _as_list(settings.plugin)]
+        names = as_plugin_names(settings.plugin)
+        self.settings.plugin = [plugin_path(name) for name in names]
         for key in ("path", "root"):
             self.settings.data[key] = _absolute(settings.data[key])
         self.settings.start_from = _absolute(settings.start_from)
@@ -138,7 +156,7 @@ class Experiment:
         """Return :meth:`to_yaml` as plain containers."""
         # a null that overrides a default must be written
         text = self._parser.parser.dump(self.settings, skip_validation=True, skip_unset=False)
-        tree = yaml.safe_load(text)
+        tree = load_yaml(text)
         settings = {key: tree[key] for key in _KEYS if key != "start_from" or tree[key]}
         if self.program is not VAE:
             path = class_types(_PROGRAM)[0].path(self.program)
@@ -165,24 +183,26 @@ def parse(argv: Sequence[str]) -> Experiment:
     return Experiment(parser, parser.parse(argv))
 
 
-def load_experiment(source: Path, **kwargs: Any) -> Experiment:
+def load_experiment(source: Path, plugin: str | Sequence[str] = ()) -> Experiment:
     """Load an experiment from a YAML file.
 
     Arguments:
         source: the file.
-        **kwargs: further options, which override those of the file.
+        plugin: the plugins to import; those that the file uses must be among them.
 
     Raises:
         FileNotFoundError: if the file does not exist.
+        PluginError: if the file uses a plugin that is not given, or if one cannot be imported.
         ValueError: if the file is not a valid experiment.
     """
-    return parse(["--config", str(source), *(f"--{k}={v}" for k, v in kwargs.items())])
+    names = [plugin] if isinstance(plugin, str) else list(plugin)
+    return parse(["--config", str(source), *(["--plugin", json.dumps(names)] if names else [])])
 
 
-def _as_list(value: Any) -> list[str]:
-    """Return a name, a list of names or a YAML list in a string as a list."""
-    names = yaml.safe_load(value) if isinstance(value, str) else value
-    return [names] if isinstance(names, str) else list(names or [])
+def as_plugin_names(value: Any) -> list[str]:
+    """Return the value of the option ``plugin``, a name or a list, as a list."""
+    names = load_value(value) if isinstance(value, str) and value.startswith("[") else value
+    return [names] if isinstance(names, str) else [str(name) for name in names or []]
 
 
 def _absolute(path: Any) -> str | None:

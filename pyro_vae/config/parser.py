@@ -18,10 +18,11 @@ from typing import Any, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from ..core.documents import load_yaml, read_text
 from .classes import ClassType, class_types
 from .signatures import REQUIRED, Option, check_value, join_or, literal_choices, union_members
 
-__all__ = ["Layer", "Parser", "read_file"]
+__all__ = ["Layer", "Parser", "load_value", "read_file"]
 
 Layer = dict[str, Any]
 
@@ -56,11 +57,11 @@ class Parser:
             ValueError: if the arguments are invalid: one sentence with the closest known name.
             SystemExit: after printing the help page, if requested.
         """
-        layers, help_of = self._read(argv)
-        layers = self.prepare(layers)
+        files, given, help_of = self._read(argv)
+        layers = self.prepare(files, given)
         self.selected = {o.name: self._select(o, layers) for o in self.options if o.expand}
-        given = {name for layer in layers for name in layer}
-        self.parser = self._make_parser(given if help_of is None else None)
+        named = {name for layer in layers for name in layer}
+        self.parser = self._make_parser(named if help_of is None else None)
         if help_of is not None:
             self._print_help(*help_of)
         self._missing = []
@@ -76,12 +77,17 @@ class Parser:
         except ArgumentError as error:  # a rule of jsonargparse that is not checked above
             raise ValueError(" ".join(str(error).split())) from None
 
-    def prepare(self, layers: list[Layer]) -> list[Layer]:
-        """Return the layers to resolve; a subclass may act on them before names are resolved."""
-        return layers
+    def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
+        """Return the layers to resolve; a subclass may act on them before names are resolved.
 
-    def _read(self, argv: Sequence[str]) -> tuple[list[Layer], tuple[str, Any] | None]:
-        """Return the layers of a command line, and the option and class whose help is requested.
+        Arguments:
+            files: the layers of the YAML files.
+            given: the layers of the command line, which override them.
+        """
+        return [*files, *given]
+
+    def _read(self, argv: Sequence[str]) -> tuple[list[Layer], list[Layer], tuple[str, Any] | None]:
+        """Return the layers of the YAML files and of the command line, and the help requested.
 
         YAML files come first, then options from the outside in, so that their order does not
         matter: a class is selected before its arguments are set.
@@ -111,7 +117,7 @@ class Parser:
                 given.append((path, value))
         given.sort(key=lambda item: len(item[0]))
         options = [_nest(path, value) for path, value in given]
-        return [*files, self._assign(positional), *options], help_of
+        return files, [self._assign(positional), *options], help_of
 
     def _take_value(self, name: str, rest: list[str]) -> Any:
         """Return the value of an option, removed from the rest of the arguments."""
@@ -168,6 +174,7 @@ class Parser:
             if bool not in union_members(option.hint):
                 raise ValueError(f"expected a value after {_flag(name)}; got nothing")
             return True
+        _check_limits(value)
         if isinstance(value, dict) and option.hint is not Any:
             inner = f"{name}.{next(iter(value), '')}"
             raise ValueError(self._describe_unknown(inner, self.options))
@@ -206,7 +213,7 @@ class Parser:
 
     def _merge_other(self, option: Option, kind: ClassType, value: Any, name: str) -> Any:
         """Return the value of a class option that is not a class, such as a list of classes."""
-        items = _load(value)
+        items = load_value(value)
         lists = [m for m in union_members(option.hint) if get_origin(m) is list]
         if isinstance(items, list) and any(map(class_types, lists)):
             return [self._merge_class(option, [value], name) for value in items]
@@ -363,17 +370,26 @@ def _flag(name: str) -> str:
     return f"--{name if '.' in name else name.replace('_', '-')}"
 
 
-def _load(value: Any) -> Any:
+def load_value(value: Any) -> Any:
     """Return a string as the YAML value that it spells; other values are returned unchanged."""
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return load_yaml(value) if isinstance(value, str) else value
     except yaml.YAMLError:
         return value
 
 
+def _check_limits(value: Any) -> None:
+    """Raise if a string that jsonargparse may read as YAML exceeds a limit of our own loader."""
+    if isinstance(value, str):
+        load_value(value)
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_limits(item)
+
+
 def _split_class(value: Any) -> tuple[str | None, Layer | None]:
     """Return the class name and the arguments in a value; either may be missing."""
-    value = _load(value)
+    value = load_value(value)
     if isinstance(value, str):
         return value, None
     if not isinstance(value, dict):
@@ -383,7 +399,7 @@ def _split_class(value: Any) -> tuple[str | None, Layer | None]:
 
 
 def _as_mapping(value: Any, name: str) -> Layer:
-    value = _load(value)
+    value = load_value(value)
     if not isinstance(value, dict):
         raise ValueError(f"expected {name} to be a mapping of options; got {value!r}")
     return value
@@ -394,8 +410,8 @@ def read_file(file: Path) -> list[Layer]:
     if not file.is_file():
         raise FileNotFoundError(f"expected a YAML file at {file}; the file does not exist")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = load_yaml(read_text(file))
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"expected {file} to be YAML; {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected {file} to have keys such as data and model; got {content!r}")

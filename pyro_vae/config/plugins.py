@@ -1,39 +1,68 @@
-"""Plugins: user modules whose classes can be used in a configuration."""
+"""Plugins: user modules whose classes can be used in a configuration.
+
+A plugin is code. It is imported only if the call names it (``--plugin``, or ``plugin=`` in
+Python). A YAML file, such as the ``config.yaml`` of a run, states which plugins it uses; that
+alone imports nothing.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .classes import allow_imports
 
-__all__ = ["load_plugins", "plugin_path"]
+__all__ = ["PluginError", "find_plugin", "load_plugins", "plugin_path"]
 
 
-def load_plugins(names: Sequence[str], config_files: Sequence[str]) -> None:
-    """Import modules and allow their classes in a configuration.
+class PluginError(ValueError):
+    """Raised if a plugin is not named in this call, or if it cannot be imported."""
 
-    They are searched next to the YAML files, in the current folder and among the installed
-    modules. A run stores the path of the file, so that it can be opened from another folder.
+
+def load_plugins(names: Sequence[str], used: Sequence[str] = (), source: str = "") -> None:
+    """Import the named modules and allow their classes in a configuration.
+
+    A name is a file, or a module in the current folder or among the installed ones. A run stores
+    the path of the file.
+
+    Arguments:
+        names: the plugins that this call names.
+        used: the plugins that the YAML files use.
+        source: the YAML files, for the message.
 
     Raises:
-        ValueError: if a module cannot be imported.
+        PluginError: if ``names`` lacks one of ``used``, or if a module cannot be imported.
     """
-    folders = [*(Path(f).resolve().parent for f in config_files), Path.cwd()]
-    allow_imports([_import_plugin(name, folders) for name in names])
+    modules = {_module_name(name) for name in names}
+    missing = [name for name in used if _module_name(name) not in modules]
+    if missing:
+        option = shlex.join(["--plugin", missing[0] if len(used) == 1 else f"[{', '.join(used)}]"])
+        raise PluginError(
+            f"expected the plugin {missing[0]!r}, which {source} uses, to be named in this call, "
+            f"because its code is executed; got no such --plugin: if you trust the code, add "
+            f"{option}"
+        )
+    allow_imports([_import_plugin(name) for name in names])
 
 
-def _import_plugin(name: str, folders: list[Path]) -> str:
+def find_plugin(name: str) -> Path | None:
+    """Return the absolute path of a plugin's file or package; ``None`` for an installed module."""
+    path = Path(name).expanduser()
+    is_path = path.suffix == ".py" or len(path.parts) > 1
+    candidates = [path] if is_path else [Path(f"{name}.py"), path]
+    return next((p.resolve() for p in candidates if _is_module(p)), None)
+
+
+def _import_plugin(name: str) -> str:
     """Import a plugin by module name or file and return the module name."""
-    module = Path(name).stem if name.endswith(".py") else Path(name).name
-    candidates = [Path(name), *(f / file for f in folders for file in (f"{module}.py", module))]
-    path = next((p.resolve() for p in candidates if _is_module(p)), None)
+    module, path = _module_name(name), find_plugin(name)
     file = path / "__init__.py" if path and path.is_dir() else path
     try:
         if file is None:
-            importlib.import_module(module)
+            importlib.import_module(name)
         elif getattr(sys.modules.get(module), "__file__", None) != str(file):
             # the plugin may import modules from its own folder
             sys.path.append(str(file.parent if file is path else file.parent.parent))
@@ -44,10 +73,10 @@ def _import_plugin(name: str, folders: list[Path]) -> str:
     except Exception as error:
         if file is not None:
             sys.modules.pop(module, None)
-            raise ValueError(f"could not import plugin {file}: {error}") from error
-        raise ValueError(
-            f"expected plugin {name!r} to be a Python module next to the YAML file, in the current "
-            f"folder or installed; it could not be imported: {error}"
+            raise PluginError(f"could not import plugin {file}: {error}") from error
+        raise PluginError(
+            f"expected plugin {name!r} to be a Python file, or a module in the current folder or "
+            f"installed; it could not be imported: {error}"
         ) from error
     return module
 
@@ -56,9 +85,13 @@ def _is_module(path: Path) -> bool:
     return (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
 
 
+def _module_name(plugin: str) -> str:
+    return Path(plugin).stem if plugin.endswith(".py") else Path(plugin).name
+
+
 def plugin_path(plugin: str) -> str:
     """Return the path of a plugin's file, or the module name if the plugin is installed."""
-    module = Path(plugin).stem if plugin.endswith(".py") else Path(plugin).name
+    module = _module_name(plugin)
     file = Path(getattr(sys.modules.get(module), "__file__", None) or module)
     if not file.is_absolute() or "site-packages" in file.parts:
         return module

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..config.experiment import as_plugin_names
+from ..config.plugins import find_plugin
 from ..core import files
+from ..core.documents import load_json, read_text
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History
@@ -33,10 +36,23 @@ class RunFiles:
 
     Arguments:
         folder: the folder, which need not exist yet.
+        plugin: the plugins to import when the run is opened, which must be outside the folder.
+            Those that the run names are not imported unless they are given here.
+
+    Raises:
+        RunError: if a plugin is inside the folder.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, plugin: str | Sequence[str] = ()) -> None:
         self.folder = Path(folder)
+        self.plugins = as_plugin_names(plugin)
+        for name in self.plugins:
+            file = find_plugin(name)
+            if file is not None and file.is_relative_to(self.folder.resolve()):
+                raise RunError(
+                    f"expected a plugin outside the run folder {self.folder}; got {file}: if you "
+                    f"trust its code, move it elsewhere"
+                )
         self.config = self.folder / "config.yaml"
         self.metrics = self.folder / "metrics.jsonl"
         self.state = self.folder / "state.pt"
@@ -63,7 +79,7 @@ class RunFiles:
         if not self.result.is_file():
             return {}
         try:
-            content = json.loads(self.result.read_text(encoding="utf-8"))
+            content = load_json(read_text(self.result))
         except ValueError:
             content = None
         if not isinstance(content, dict):
@@ -98,8 +114,7 @@ class RunFiles:
     def read_metrics(self) -> History:
         """Return the contents of ``metrics.jsonl``."""
         try:
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            return History([json.loads(line) for line in lines])
+            return History([load_json(line) for line in read_text(self.metrics).splitlines()])
         except ValueError as error:
             raise RunError(
                 f"expected a JSON object on every line of {self.metrics}; the file is damaged: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 
 from ..config.experiment import Experiment, load_experiment
+from ..config.plugins import PluginError
 from ..core import distributed, files
 from ..core.validation import did_you_mean
 from ..data import Dataset, Split
@@ -307,7 +308,7 @@ class Run(RunFiles):
         self.check_folder(resume, overwrite)
         if not resume or not self.config.is_file():
             return
-        differences = experiment.differences(self._load_experiment())
+        differences = experiment.differences(self._load_experiment(experiment.settings.plugin))
         changed = [key for key in differences if key not in _MUTABLE_SETTINGS]
         if changed:
             raise RunError(
@@ -345,9 +346,11 @@ class Run(RunFiles):
         )
         return start
 
-    def _load_experiment(self) -> Experiment:
+    def _load_experiment(self, plugins: Sequence[str] = ()) -> Experiment:
         try:
-            return load_experiment(self.config)
+            return load_experiment(self.config, [*self.plugins, *plugins])
+        except PluginError:
+            raise
         except ValueError as error:
             raise RunError(
                 f"{self.config} is damaged or invalid ({error}): fix it, or replace the run with "
@@ -368,11 +371,13 @@ class Run(RunFiles):
                 )
 
 
-def load(folder: Path | str) -> Run:
+def load(folder: Path | str, plugin: str | Sequence[str] = ()) -> Run:
     """Open the folder of a finished run.
 
     Arguments:
         folder: what ``pyro-vae fit --run`` wrote.
+        plugin: the plugins that the run uses, as modules or files. They are imported, which
+            executes their code; those that only the run itself names are not.
 
     Returns:
         The :class:`Run`: its trained ``program``, its ``data``, ``read_bounds()`` and more.
@@ -380,12 +385,13 @@ def load(folder: Path | str) -> Run:
     Raises:
         RunError: if the folder is not that of a finished run, or if its files do not belong
             together.
+        PluginError: if the run uses a plugin that is not given.
 
     Example::
 
         run = pv.load("runs/vamp")
         print(pv.evaluate(run.program, run.data.test))
     """
-    run = Run(folder)
+    run = Run(folder, plugin)
     _ = run.program  # fail here, and not at the first use
     return run

@@ -17,7 +17,8 @@ import yaml
 from run_folders import TINY, assert_error, snapshot
 
 from pyro_vae.cli import app
-from pyro_vae.runs.run import Run
+from pyro_vae.config.plugins import PluginError
+from pyro_vae.runs.run import Run, load
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +106,8 @@ BAD_OPTIONS = {
     "positional": ("stray", "expected only options and their values; got unexpected 'stray'"),
     "no plugin": (
         "--plugin no_such_plugin",
-        "expected plugin 'no_such_plugin' to be a Python module next to the YAML file, in "
-        "the current folder or installed; it could not be imported: .*",
+        "expected plugin 'no_such_plugin' to be a Python file, or a module in the current folder "
+        "or installed; it could not be imported: .*",
     ),
     "no file": (
         "--data.name array --data.path none.npy",
@@ -482,42 +483,81 @@ class Horseshoe(Prior):
 """
 
 
-def test_plugin_of_a_run_is_found_from_any_folder(workdir, monkeypatch, tmp_path_factory):
+def forget_modules(folder):
+    """Make a second command in this process as good as one in another process."""
+    for module in ("my_priors", "settings_module"):
+        sys.modules.pop(module, None)
+    sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
+
+
+def test_plugin_of_a_run_is_imported_only_if_named(workdir, monkeypatch, tmp_path_factory, capsys):
     project = workdir / "project"
     project.mkdir()
     (project / "my_priors.py").write_text(PLUGIN)
     (project / "settings_module.py").write_text("TAU = 0.5\n")
-    (project / "tiny.yaml").write_text(TINY)
-    argv = ["fit", "--config", "project/tiny.yaml", "--plugin", "my_priors"]
-    argv += ["--model.prior", "my_priors.Horseshoe", "--run", str(workdir / "shoe")]
-    assert app.main(argv) == 0
+    plugin, shoe = str(project / "my_priors.py"), str(workdir / "shoe")
+    argv = ["fit", "--config", "tiny.yaml", "--plugin", "project/my_priors.py"]
+    assert app.main([*argv, "--model.prior", "my_priors.Horseshoe", "--run", shoe]) == 0
     settings = yaml.safe_load((workdir / "shoe" / "config.yaml").read_text())
-    assert settings["plugin"] == [str(project / "my_priors.py")]
+    assert settings["plugin"] == [plugin]
     assert settings["model"]["prior"]["init_args"] == {"tau": 0.5}
-
-    def forget_modules():
-        for module in ("my_priors", "settings_module"):
-            sys.modules.pop(module)
-        sys.path[:] = [folder for folder in sys.path if folder != str(project)]
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
-    for args in (
-        ["evaluate", str(workdir / "shoe"), "--num-samples", "5"],
-        ["fit", "--run", str(workdir / "shoe"), "--resume", "--fit.epochs", "2"],
-    ):
-        forget_modules()
-        assert app.main(args) == 0
-    assert len(Run(workdir / "shoe").read_metrics()) == 2
+    capsys.readouterr()
+    opening = [
+        ["evaluate", shoe, "--num-samples", "5"],
+        ["sample", shoe],
+        ["report", shoe],
+        ["fit", "--run", shoe, "--resume", "--fit.epochs", "2"],
+    ]
+    message = (
+        f"expected the plugin '{plugin}', which .*shoe/config.yaml uses, to be named in this call, "
+        f"because its code is executed; got no such --plugin: if you trust the code, add "
+        f"--plugin {plugin}"
+    )
+    for args in opening:
+        forget_modules(project)
+        assert_error(capsys, args, message, workdir / "shoe")
+        assert "my_priors" not in sys.modules
+    for args in opening:
+        forget_modules(project)
+        assert app.main([*args, "--plugin", plugin]) == 0
+        assert "my_priors" in sys.modules
+    assert len(Run(shoe).read_metrics()) == 2
 
-    monkeypatch.chdir(workdir)
-    forget_modules()
-    (project / "my_priors.py").rename(project / "moved.py")
-    assert app.main(["evaluate", str(workdir / "shoe")]) == 1
-    shutil.move(project / "moved.py", elsewhere / "my_priors.py")
+    # a moved file is named by its new path
+    shutil.move(project / "my_priors.py", elsewhere / "my_priors.py")
     shutil.move(project / "settings_module.py", elsewhere / "settings_module.py")
-    monkeypatch.chdir(elsewhere)
-    assert app.main(["evaluate", str(workdir / "shoe"), "--num-samples", "5"]) == 0
+    forget_modules(project)
+    assert app.main(["report", shoe, "--plugin", plugin]) == 1
+    assert app.main(["evaluate", shoe, "--num-samples", "5", "--plugin", "my_priors"]) == 0
+    forget_modules(elsewhere)
+
+
+def test_plugin_in_a_run_folder_is_never_imported(workdir, monkeypatch, capsys):
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("plugin: []", "plugin: evil"))
+    Path("run/evil.py").write_text("open('executed', 'w')")
+    for folder in (workdir, workdir / "run"):
+        monkeypatch.chdir(folder)
+        run = str(workdir / "run")
+        commands = (["evaluate", run], ["report", run], ["encode", run, "--output", "codes.npz"])
+        for args in (*commands, ["fit", "--run", run, "--resume"]):
+            message = "expected the plugin 'evil', which .*config.yaml uses, to be named .*"
+            assert_error(capsys, args, message, workdir / "run")
+            message = "expected a plugin outside the run folder .*; got .*evil.py: if you trust .*"
+            plugin = str(workdir / "run" / "evil.py") if folder == workdir else "evil"
+            assert_error(capsys, [*args, "--plugin", plugin], message, workdir / "run")
+    assert "evil" not in sys.modules and not list(workdir.rglob("executed"))
+
+
+def test_python_names_the_plugin_of_a_run(workdir):
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("plugin: []", "plugin: colorsys"))
+    with pytest.raises(PluginError, match="expected the plugin 'colorsys'"):
+        load("run")
+    assert load("run", plugin="colorsys").program is not None
 
 
 def test_relative_data_path_is_found_from_any_folder(workdir, monkeypatch, tmp_path):

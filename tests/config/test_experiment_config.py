@@ -68,9 +68,10 @@ def write_config(tmp_path, changes):
 @pytest.mark.parametrize("case", CASES)
 def test_resolution_and_round_trip(case, tmp_path):
     changes, path, expected = CASES[case]
-    first = experiment.load_experiment(write_config(tmp_path, changes))
+    plugin = changes.get("plugin", [])
+    first = experiment.load_experiment(write_config(tmp_path, changes), plugin)
     (tmp_path / "again.yaml").write_text(first.to_yaml())
-    again = experiment.load_experiment(tmp_path / "again.yaml")
+    again = experiment.load_experiment(tmp_path / "again.yaml", plugin)
     assert again.to_yaml() == first.to_yaml()
     assert again.differences(first) == []
     value = first.settings_dict()
@@ -313,7 +314,7 @@ def test_program_in_a_plugin(tmp_path, monkeypatch):
         "init_args": {"latent_dim": 3, "note": "hello"},
     }
     (tmp_path / "again.yaml").write_text(first.to_yaml())
-    model = experiment.load_experiment(tmp_path / "again.yaml").build_model(DIGITS)
+    model = experiment.load_experiment(tmp_path / "again.yaml", "my_models").build_model(DIGITS)
     assert model.arguments == (10, "hello") and model.labels is Labels.PARTIAL
 
 

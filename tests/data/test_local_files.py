@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import itertools
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
 
 import pyro_vae as pv
-from pyro_vae.data import Kind
+from pyro_vae.data import Kind, sources
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = RNG.random((12, 28, 28)), RNG.random((5, 28, 28))
@@ -91,3 +97,62 @@ def test_binarized_mnist_without_test_file_raises(tmp_path):
         FileNotFoundError, match=r"expected binarized_mnist_test\.amat in the same folder as .*; "
     ):
         pv.data.load("binarized_mnist", binarize="none", root=str(tmp_path))
+
+
+IMAGES = RNG.integers(0, 256, (6, 28, 28), dtype=np.uint8)
+LABELS = np.arange(6, dtype=np.uint8)
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """A folder with small MNIST and Fashion-MNIST files, whose checksums are the published ones."""
+    digests = {"MNIST": {}, "FashionMNIST": {}}
+    for name, known in digests.items():
+        folder = tmp_path / name / "raw"
+        folder.mkdir(parents=True)
+        for prefix, (kind, values) in itertools.product(
+            ("train", "t10k"), {"images-idx3": IMAGES, "labels-idx1": LABELS}.items()
+        ):
+            file = folder / f"{prefix}-{kind}-ubyte"
+            header = struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape)
+            file.write_bytes(header + values.tobytes())
+            archive = Path(f"{file}.gz")
+            archive.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+            checked = archive if name == "FashionMNIST" else file
+            known[file.name.partition("-idx")[0]] = hashlib.sha256(checked.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "_SHA256", digests)
+    return tmp_path
+
+
+DAMAGES = {
+    "flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "truncated": lambda content: content[:-100] if len(content) > 1000 else content[:-2],
+    "foreign": lambda content: b"GIF89a" + content,
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_downloaded_files_are_checked_when_found(name, downloaded, caplog):
+    load = {"name": name, "binarize": "none", "root": str(downloaded), "valid": 0}
+    data = pv.data.load(**load)
+    assert sorted(data.train.labels.tolist()) == LABELS.tolist()
+    assert torch.equal(data.test.values[:, 0], torch.from_numpy(IMAGES))
+    folder = downloaded / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name] / "raw"
+    for file, damage in itertools.product(sorted(folder.glob("*-ubyte")), DAMAGES.values()):
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        with pytest.raises(ValueError, match=r"expected the published .*: remove .*download"):
+            pv.data.load(**load)
+        file.write_bytes(content)
+    for archive in folder.glob("t10k*.gz"):
+        archive.write_bytes(gzip.compress(b"other images"))
+    if name == "mnist":  # whose published checksums are those of the uncompressed files
+        pv.data.load(**load)
+        return
+    with pytest.raises(ValueError, match=r"expected the published FashionMNIST in .*t10k-images"):
+        pv.data.load(**load)
+    for archive in folder.glob("*.gz"):
+        archive.unlink()
+    pv.data.load(**load)
+    assert "not checked, because" in caplog.text
