@@ -41,8 +41,15 @@ def eval_mode(*programs: Callable[..., Any]) -> Iterator[None]:
 def owning_modules(*programs: Callable[..., Any]) -> Iterator[nn.Module]:
     """Yield the modules whose methods the programs are."""
     for program in programs:
-        while isinstance(program, functools.partial):
-            program = program.func
-        owner = getattr(program, "__self__", program)
-        if isinstance(owner, nn.Module):
+        owner: Any = program
+        while not isinstance(owner, nn.Module):
+            if isinstance(owner, functools.partial):
+                owner = owner.func
+            elif hasattr(owner, "__self__"):
+                owner = owner.__self__
+            elif hasattr(owner, "__wrapped__"):
+                owner = owner.__wrapped__
+            else:
+                break
+        else:
             yield owner

@@ -83,6 +83,8 @@ class Stream(IntEnum):
     INTERPOLATE = 4_000_000_027
     TRAVERSE = 4_000_000_028
     ENCODE = 4_000_000_029
+    #: The audit of a program.
+    AUDIT = 4_000_000_030
 
 
 def check_seed(seed: int) -> int:

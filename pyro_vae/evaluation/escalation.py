@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..programs.inputs import ProgramInputs
+from ..programs.arguments import ProgramInputs
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
 from .estimators import BoundsRow, Estimator, register

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..compiler.matmul import Precision
 from ..core.random import Stream, seeded
-from ..programs.importance_weights import log_weights
-from ..programs.inputs import ProgramInputs
+from ..programs.arguments import ProgramInputs
+from ..programs.importance_weights import weigh
 from .bounds import Bounds
 from .estimators import Estimator, register
 from .importance import adaptive
@@ -35,26 +36,26 @@ def measure_precision_change(
     """
     size = len(inputs.x)
     rows = torch.arange(min(size, _MAX_EXAMPLES)) * size // min(size, _MAX_EXAMPLES)
-    try:
-        model, guide, x, args, kwargs = adaptive.select_examples(inputs, rows)
-    except ValueError:  # the program only runs on the full data set
-        model, guide, x, args, kwargs = inputs
+    with suppress(ValueError):  # the program may only run on the full data set
+        inputs = adaptive.select_examples(inputs, rows)
     log_w = {}
     for name in ("float32", precision):
         with seeded(seed, Stream.PRECISION):
-            log_w[name] = log_weights(
-                model, guide, x, *args, num_samples=_MAX_SAMPLES, precision=name, **kwargs
-            ).double()
+            log_w[name] = weigh(inputs, _MAX_SAMPLES, precision=name).double()
     reference, rounded = log_w["float32"], log_w[precision]
     changes = {
         "elbo": rounded.mean(0) - reference.mean(0),
         "iwae": rounded.logsumexp(0) - reference.logsumexp(0),
     }
-    result: dict[str, Any] = {"name": precision, "num_data": len(x), "num_samples": _MAX_SAMPLES}
+    result: dict[str, Any] = {
+        "name": precision,
+        "num_data": len(inputs.x),
+        "num_samples": _MAX_SAMPLES,
+    }
     for name, change in changes.items():
         result[name] = float(change.mean())
-        if len(x) > 1:
-            result[f"{name}_se"] = float(change.std()) / math.sqrt(len(x))
+        if len(inputs.x) > 1:
+            result[f"{name}_se"] = float(change.std()) / math.sqrt(len(inputs.x))
     return result
 
 

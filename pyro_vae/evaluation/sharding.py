@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..core import distributed
-from ..programs.inputs import ProgramInputs
+from ..programs.arguments import ProgramInputs
 from .bounds import Bounds
 from .importance.adaptive import select_examples
 

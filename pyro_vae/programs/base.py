@@ -1,4 +1,4 @@
-"""Tracing Pyro programs: their sites, their parameters and the checks they must pass."""
+"""Tracing Pyro programs: their sites and the densities of these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ __all__ = [
     "Program",
     "Site",
     "attach_noise",
-    "check_program",
     "data_dim",
     "empty_program",
     "is_latent",
@@ -168,78 +167,3 @@ def site_log_prob(site: Site) -> Tensor:
     """Return log p of one site with its batch shape: 0 where masked, and not scaled."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])
-
-
-def check_program(guide: Mapping[str, Site], model: Mapping[str, Site], size: int) -> int:
-    """Check that the importance weights of a program are defined per datum.
-
-    Arguments:
-        guide, model: the sample sites of one run without particles.
-        size: the number N of examples.
-
-    Returns:
-        The plate nesting depth of the program.
-
-    Raises:
-        ValueError: if a sample site is outside the plate ``"data"``, if the size of the plate is
-            not N, if a site has batch dimensions without a plate, or if model and guide do not
-            sample the same sites.
-    """
-    for program, sites in (("guide", guide), ("model", model)):
-        for name, site in sites.items():
-            _check_plate(program, name, site, size)
-    _check_match(model, guide)
-    frames = [f for m in (guide, model) for s in m.values() for f in s["cond_indep_stack"]]
-    nesting = max(-frame.dim for frame in frames if frame.vectorized)
-    for program, sites in (("guide", guide), ("model", model)):
-        for name, site in sites.items():
-            shape = tuple(site["fn"].batch_shape)
-            plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-            undeclared = [n for d, n in enumerate(shape, -len(shape)) if n != 1 and d not in plates]
-            if undeclared:
-                raise ValueError(
-                    f"expected a plate for every batch dimension; got site '{name}' of the "
-                    f"{program} with batch shape {shape}, whose dimension of size {undeclared[0]} "
-                    f"has no plate: make it an event dimension with .to_event(…)"
-                )
-    return nesting
-
-
-def _check_plate(program: str, name: str, site: Site, size: int) -> None:
-    frames = [f for f in site["cond_indep_stack"] if f.name == PLATE]
-    if not frames:
-        raise ValueError(
-            f"expected all sample sites inside the plate \"{PLATE}\"; got site '{name}' of the "
-            f"{program} outside of it, which is shared by all examples, so that weights per datum "
-            f'are undefined: sample it inside `with pyro.plate("{PLATE}", len(x)):` (use '
-            f"pyro.infer.RenyiELBO for a bound on the joint minibatch)"
-        )
-    if not frames[0].vectorized or frames[0].size != size:
-        got = f"has size {frames[0].size}" if frames[0].vectorized else "is a sequential loop"
-        raise ValueError(
-            f'expected the plate "{PLATE}" to have the size of the data, {size}; at site '
-            f"'{name}' of the {program} it {got}: write `pyro.plate(\"{PLATE}\", len(x))` without "
-            f"subsampling"
-        )
-
-
-def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
-    latent = {n for n, s in model.items() if not s["is_observed"]}
-    proposed = {
-        n for n, s in guide.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))
-    }
-    for names, has, lacks in (
-        (latent - proposed, "model", "guide"),
-        (proposed - latent, "guide", "model"),
-    ):
-        if names:
-            raise ValueError(
-                f"expected the same latent sites in model and guide; got "
-                f"{', '.join(map(repr, sorted(names)))} in the {has} only: sample the site in the "
-                f"{lacks} too"
-            )
-    if latent == set(model):
-        raise ValueError(
-            "expected a model that observes the data; got no observed site: write "
-            "`pyro.sample(…, obs=x)`"
-        )

@@ -12,7 +12,7 @@ from ..compiler.cache import compile_cached, log_not_compiled
 from ..compiler.hoist import hoist_invariants
 from ..compiler.matmul import matmul_backend
 from ..compiler.trace import NotTraceableError, trace_graph
-from .inputs import ProgramInputs
+from .arguments import ProgramInputs
 from .particles import Particles
 
 __all__ = ["CompiledRuns", "compile_runs"]

@@ -7,7 +7,7 @@ plates, masks and the log|det J| of flows are handled in one place.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -19,12 +19,14 @@ from ..compiler.allocator import keep_freed_memory
 from ..compiler.cache import worth_compiling
 from ..compiler.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
-from .base import Site, attach_noise, check_program, sample_sites, trace_program
+from .arguments import ProgramInputs
+from .audit import SingleRun, audit, weights_match
+from .base import Site
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
-from .inputs import ProgramInputs, check_examples, has_batch
-from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
+from .inputs import check_examples
+from .particles import Layout, Particles, run_particles
 
 __all__ = [
     "Chunk",
@@ -33,6 +35,7 @@ __all__ = [
     "find_layout",
     "log_weights",
     "stream_particles",
+    "weigh",
 ]
 
 
@@ -40,36 +43,29 @@ __all__ = [
 def find_layout(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Layout:
-    """Check that weights per datum are defined, and find a layout for the particles.
+    """Find a layout for the particles of a program that has passed the audit.
 
     The program runs once without particles and then again on the same draws with two particles.
     If the weights differ or the second run fails, the program depends on the position of a batch
     dimension, and its particles are tiled.
 
     Raises:
-        ValueError: if weights per datum are undefined; the message has the reason.
+        ValueError: if the sites define no weights per datum, as for
+            :func:`~.checks.check_sites`, or if particles depend on each other.
     """
-    traces = trace_program(model, guide, args, kwargs)
-    draws = attach_noise(traces[0])
-    guide_sites, model_sites = map(sample_sites, traces)
+    run = SingleRun(ProgramInputs(model, guide, args[0], args[1:], kwargs))
     size = len(args[0])
-    nesting = check_program(guide_sites, model_sites, size)
-    width = max(_site_width(s, size) for m in (guide_sites, model_sites) for s in m.values())
-    batch = ParticleBatch.single(args, kwargs)
-    single = Particles(batch.log_probs(model_sites), batch.log_probs(guide_sites)).log_weights
-    half = _first_half_weights(model, guide, args, kwargs, draws, nesting)
-    if half is not None and not _weights_match(half, single[:, : half.shape[1]]):
-        raise ValueError(_MIXES)
+    width = max(_site_width(s, size) for m in run.sites for s in m.values())
     failure: Exception | None = None
-    for layout in (Layout(nesting, False, width), Layout(nesting, True, width)):
+    for layout in (Layout(run.nesting, False, width), Layout(run.nesting, True, width)):
         try:
             double = run_particles(
-                model, guide, *args, num_samples=2, layout=layout, draws=draws, **kwargs
+                model, guide, *args, num_samples=2, layout=layout, draws=run.draws, **kwargs
             ).log_weights
         except (RuntimeError, ValueError, IndexError) as error:
             failure = error
             continue
-        if _weights_match(double, single.expand(2, size)):
+        if weights_match(double, run.log_weights.expand(2, size)):
             if layout.tiled:
                 warnings.warn(
                     "the program does not support a particle dimension to the left of its plates: "
@@ -81,42 +77,10 @@ def find_layout(
 
 
 _MIXES = (
-    "expected weights that do not depend on the other examples and particles of a run; got a "
-    "program that mixes examples (e.g. by a batch statistic) or that uses a tensor of leading "
-    "size N that is not per datum: bind such a tensor with functools.partial"
+    "expected weights that do not depend on the other particles of a run; got a program that mixes "
+    "particles (e.g. by a batch statistic), also if each particle runs as an additional example: "
+    "compute each particle from its own latents"
 )
-
-
-def _weights_match(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
-
-
-def _first_half_weights(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    draws: Mapping[str, Site],
-    nesting: int,
-) -> Tensor | None:
-    """Weights of the first half of the examples, run alone on the same draws.
-
-    ``None`` if N < 2, if another argument has leading size N (it may not be per datum), or if the
-    program fails, e.g. because its guide has parameters for these N examples.
-    """
-    size = len(args[0])
-    if size < 2 or has_batch(size, (*args[1:], *kwargs.values())):
-        return None
-    layout = Layout(nesting, tiled=True)  # adds no dimension for a single particle
-    subset = {n: map_site(s, lambda v, dim: v.narrow(dim, 0, size // 2)) for n, s in draws.items()}
-    try:
-        x = args[0][: size // 2]
-        halved = run_particles(
-            model, guide, x, *args[1:], num_samples=1, layout=layout, draws=subset, **kwargs
-        )
-    except (RuntimeError, ValueError, IndexError):
-        return None
-    return halved.log_weights
 
 
 @torch.no_grad()
@@ -142,7 +106,7 @@ def log_weights(
         guide: its guide, called with the same arguments.
         x: the data, ``(N, …)``.
         *args: further arguments of both. A tensor of leading size N, here or in ``**kwargs``,
-            is treated as per datum and split with ``x`` (bind others with ``partial``).
+            is split with ``x``, unless the program works only if all examples share it.
         num_samples: the number K of samples for each example.
         chunk_size: maximum number of (particle, datum) pairs in memory at once; by default chosen
             from the size of an example. Bounds the memory in addition to the result. Chunks are
@@ -159,25 +123,33 @@ def log_weights(
 
     Raises:
         ValueError: if ``x`` is empty, if ``num_samples`` < 1, or if weights per datum are
-            undefined (a site outside the plate, a site in only one of model and guide, or
-            dependence between examples).
+            undefined, see :func:`~pyro_vae.programs.audit.audit`.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
         https://arxiv.org/abs/1509.00519
     """
-    result: Tensor | None = None
-    inputs = ProgramInputs(model, guide, x, args, kwargs)
-    chunks = stream_particles(
-        inputs, num_samples, chunk_size=chunk_size, compile=compile, precision=precision
+    check_examples(x)
+    return weigh(
+        audit(ProgramInputs(model, guide, x, args, kwargs)),
+        num_samples,
+        chunk_size=chunk_size,
+        compile=compile,
+        precision=precision,
     )
-    with closing(chunks):
+
+
+@torch.no_grad()
+def weigh(inputs: ProgramInputs, num_samples: int, **options: Any) -> Tensor:
+    """Return :func:`log_weights` of audited inputs, ``(K, N)``."""
+    result: Tensor | None = None
+    with closing(stream_particles(inputs, num_samples, **options)) as chunks:
         for chunk in chunks:
             log_w = chunk.particles.log_weights
             if result is None:
-                result = log_w.new_empty(num_samples, len(x))
+                result = log_w.new_empty(num_samples, len(inputs.x))
             result[chunk.draws, chunk.data] = log_w
-    assert result is not None  # stream_particles rejects empty data
+    assert result is not None  # there is at least one example
     return result
 
 
@@ -210,22 +182,19 @@ def stream_particles(
 ) -> Generator[Chunk]:
     """Yield K particles for each of N examples in chunks, see :func:`log_weights` for the options.
 
-    All draws for one block of examples come before the next block. The program runs in evaluation
-    mode (no dropout), with the parameters of its modules. Mode and parameter store are restored
-    when the generator ends: wrap it in ``contextlib.closing`` if you may stop early, otherwise
-    they are restored only when it is garbage-collected.
+    The inputs have passed the audit. All draws for one block of examples come before the next
+    block. The program runs in evaluation mode (no dropout), with the parameters of its modules.
+    Mode and parameter store are restored when the generator ends: wrap it in
+    ``contextlib.closing`` if you may stop early, otherwise they are restored only when it is
+    garbage-collected.
     """
-    model, guide, x, args, kwargs = inputs
-    check_examples(x)
+    model, guide, x = inputs.model, inputs.guide, inputs.x
     num_samples = check_num_samples(num_samples)
     check_precision(precision)
     keep_freed_memory()
     pairs, size = max_streamed_pairs(x, chunk_size), len(x)
     with use_own_parameters(model, guide), eval_mode(model, guide):
         draws_at_once, data_at_once = chunk_shape(size, num_samples, pairs)
-        if data_at_once < size <= pairs and has_batch(size, (*args, *kwargs.values())):
-            # all examples fit at once: no need to assume that tensors of size N are per datum
-            draws_at_once, data_at_once = max(1, pairs // size), size
         layout, min_block = find_block_layout(inputs, data_at_once)
         if min_block > data_at_once:
             draws_at_once, data_at_once = max(1, pairs // size), size

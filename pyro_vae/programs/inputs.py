@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
 from ..data.splits import Split, check_container, materialize
+from .arguments import ProgramInputs
+from .audit import audit
 from .base import Program, label_use
 
 __all__ = [
     "AnyData",
     "AnyProgram",
-    "ProgramInputs",
     "check_data",
     "check_examples",
-    "has_batch",
-    "map_batched",
     "normalize_order",
     "prepare",
     "program_args",
@@ -34,35 +32,6 @@ AnyProgram = Program | tuple[Any, Any] | Callable[..., Any]
 AnyData = Split | Tensor | Callable[..., Any]
 
 
-class ProgramInputs(NamedTuple):
-    """A program and its arguments, to be called as ``model(x, *args, **kwargs)``."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    x: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def select(self, index: slice | Tensor) -> ProgramInputs:
-        """Select examples of x and of all arguments that are tensors of leading size N."""
-        return self._map(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index])
-
-    def repeat(self, count: int) -> ProgramInputs:
-        """Return the inputs with ``count`` copies of the examples."""
-        return self._map(lambda tensor: torch.cat([tensor] * count))
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, ProgramInputs]]:
-        """Yield the slices of consecutive blocks of at most ``size`` examples, and their inputs."""
-        for start in range(0, len(self.x), size):
-            rows = slice(start, min(start + size, len(self.x)))
-            yield rows, self.select(rows)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> ProgramInputs:
-        """Apply a function to x and to all arguments that are tensors of leading size N."""
-        (x, *args), kwargs = map_batched(function, len(self.x), (self.x, *self.args), self.kwargs)
-        return self._replace(x=x, args=tuple(args), kwargs=kwargs)
-
-
 def prepare(
     program: AnyProgram,
     data: AnyData,
@@ -72,7 +41,7 @@ def prepare(
     *,
     check: bool = True,
 ) -> ProgramInputs:
-    """Prepare the arguments of a program on its device, and check the data.
+    """Prepare the arguments of a program on its device, check the data and audit the program.
 
     Arguments:
         program: anything with a ``model`` and a ``guide``, or a pair of them. Also a model, if
@@ -83,15 +52,16 @@ def prepare(
             that conditions on labels gets those of the ``Split``.
         kwargs: further keyword arguments of model and guide.
         seed: seed of dynamic binarisation or noise.
-        check: whether to call the ``check`` method of the program.
+        check: whether to check the data and to audit the program; if not, the arguments are not in
+            normal form.
 
     Returns:
-        ``(model, guide, x, args, kwargs)``.
+        The inputs in normal form, see :func:`~.audit.audit`.
 
     Raises:
         ValueError: if ``program`` is not a program, if the data are not a tensor of at least one
-            example, if the program conditions on labels and one is missing, or if the ``check``
-            method of the program rejects the data.
+            example, if the program conditions on labels and one is missing, if the ``check``
+            method of the program rejects the data, or if weights per datum are undefined.
     """
     program, examples, args = normalize_order(program, data, args)
     model, guide = split_program(program)
@@ -110,10 +80,12 @@ def prepare(
 
     x, args = x.to(device), tuple(map(move, (*labels, *args)))
     kwargs = {name: move(value) for name, value in kwargs.items()}
-    if check:
-        uses_labels = label_use(program) is not Labels.UNUSED
-        _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
-    return ProgramInputs(model, guide, x, args, kwargs)
+    inputs = ProgramInputs(model, guide, x, args, kwargs)
+    if not check:
+        return inputs
+    uses_labels = label_use(program) is not Labels.UNUSED
+    _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
+    return audit(inputs)
 
 
 def normalize_order(program: Any, data: Any, args: tuple[Any, ...]) -> tuple[Any, Any, tuple]:
@@ -202,19 +174,3 @@ def check_data(program: object, data: Split | Tensor, seed: int) -> None:
 def _check(program: Any, x: Tensor, *labels: Tensor) -> None:
     if hasattr(program, "check"):
         program.check(x, *labels)
-
-
-def has_batch(size: int, values: tuple[Any, ...]) -> bool:
-    """Whether any value is a tensor of leading size ``size``."""
-    return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
-
-
-def map_batched(
-    function: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
-    """Apply a function to all per-datum tensors among the arguments."""
-
-    def apply(value: Any) -> Any:
-        return function(value) if has_batch(size, (value,)) else value
-
-    return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .arguments import map_batched
 from .base import (
     Site,
     data_dim,
@@ -24,7 +25,6 @@ from .base import (
     trace_program,
     trace_sites,
 )
-from .inputs import map_batched
 
 __all__ = [
     "Layout",

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..core.random import Stream
 from ..core.validation import non_negative_int, positive_int
 from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
+from ..programs.arguments import ProgramInputs
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
-from ..programs.inputs import ProgramInputs, prepare
+from ..programs.inputs import prepare
 from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise

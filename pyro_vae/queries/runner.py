@@ -11,9 +11,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ..programs.arguments import ProgramInputs
 from ..programs.base import PLATE, Site, data_dim, is_latent, trace_sites
 from ..programs.importance_weights import find_layout
-from ..programs.inputs import ProgramInputs
 from ..programs.kl import unwrap_independent
 from ..programs.particles import Layout, ParticleBatch, log_probs_at, total_log_prob
 from ..programs.sites import find_data_site

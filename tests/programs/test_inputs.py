@@ -10,7 +10,8 @@ from components import SMALL
 from linear_gaussian import LinearGaussian
 
 import pyro_vae as pv
-from pyro_vae.programs.inputs import ProgramInputs, prepare
+from pyro_vae.programs.arguments import ProgramInputs
+from pyro_vae.programs.inputs import prepare
 
 LABELS = torch.tensor([0, 1, 1, 0])
 
@@ -47,7 +48,7 @@ def test_labels_are_those_of_the_split_unless_given():
     split = pv.data.Split(x, labels=LABELS)
     assert torch.equal(prepare(program, split).args[0], LABELS)
     assert torch.equal(prepare(program, split, (1 - LABELS,)).args[0], 1 - LABELS)
-    assert prepare(program, split, kwargs={"y": LABELS}).args == ()
+    assert prepare(program, split, kwargs={"c": LABELS}).args == ()
     with pytest.raises(ValueError, match="expected a label for every example"):
         prepare(program, x)
     with pytest.raises(ValueError, match="expected a class from 0 to 1"):

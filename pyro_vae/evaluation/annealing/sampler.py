@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import positive_int
+from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
+from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import BoundsRow, Estimator, register

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...core.random import Stream
+from ...programs.arguments import ProgramInputs
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import ProgramInputs
 from ..bounds import Bounds
 from ..estimators import Estimator, register
 from .streaming import khat_threshold

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core.random import Stream, seeded
+from ...programs.arguments import ProgramInputs
 from ...programs.importance_weights import Chunk, stream_particles
-from ...programs.inputs import ProgramInputs
 from ..bounds import Bounds
 from . import adaptive
 from .defensive import DefensiveMixture, count_prior_samples

@@ -14,10 +14,11 @@ from ...core.random import Stream, seeded
 from ...core.validation import did_you_mean, positive_int
 from ...data import Dataset, Split
 from ...posteriors import FullCovarianceNormal, Posterior
+from ...programs.arguments import ProgramInputs
 from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.importance_weights import find_layout, log_weights
-from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, normalize_order, prepare
+from ...programs.importance_weights import find_layout, weigh
+from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates
@@ -256,7 +257,7 @@ class _GapEvaluation:
             columns[f"{name}_better"] = result.improved.double()
             return result
 
-        add("elbo", [log_weights(model, guide, x, *args, num_samples=self.num_samples, **kwargs)])
+        add("elbo", [weigh(inputs, self.num_samples)])
         family = extract_family(inputs) if self.family is None else None
         target = make_target_density(inputs, layout, constrained=family is not None)
         if family is None:

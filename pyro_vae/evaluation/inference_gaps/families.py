@@ -21,8 +21,8 @@ from ...posteriors import (
     SemiAmortized,
 )
 from ...posteriors.overridable import OverridableNetwork
+from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, is_latent, trace_sites
-from ...programs.inputs import ProgramInputs
 from ...programs.kl import unwrap_independent
 
 __all__ = [

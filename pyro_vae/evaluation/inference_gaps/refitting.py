@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import identity_transform
 
 from ...core.random import seeded
+from ...programs.arguments import ProgramInputs
 from ...programs.base import empty_program, is_latent, trace_sites
 from ...programs.chunking import max_chain_pairs
-from ...programs.inputs import ProgramInputs
 from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import (
     UnconstrainedDensity,

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ...core.random import Stream
 from ...core.validation import positive_int
+from ...programs.arguments import ProgramInputs
 from ...programs.context import evaluating
-from ...programs.inputs import AnyData, AnyProgram, ProgramInputs, prepare
+from ...programs.inputs import AnyData, AnyProgram, prepare
 from ...programs.particles import Layout, guide_scorer, log_probs_at
 from ..estimates import Estimate
 from ..resumable import compute_in_blocks

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, data_dim, is_latent
 from ...programs.chunking import max_chain_pairs
 from ...programs.importance_weights import find_block_layout
-from ...programs.inputs import ProgramInputs
 from ...programs.kl import analytic_kl, site_kl, split_independent, unwrap_independent
 from ...programs.particles import Layout, ParticleBatch
 

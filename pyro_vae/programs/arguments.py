@@ -1,0 +1,56 @@
+"""A program with its arguments, some of which are per datum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["ProgramInputs", "has_batch", "map_batched"]
+
+
+class ProgramInputs(NamedTuple):
+    """A program and its arguments, to be called as ``model(x, *args, **kwargs)``."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def select(self, index: slice | Tensor) -> ProgramInputs:
+        """Select examples of x and of all arguments that are tensors of leading size N."""
+        return self._map(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index])
+
+    def repeat(self, count: int) -> ProgramInputs:
+        """Return the inputs with ``count`` copies of the examples."""
+        return self._map(lambda tensor: torch.cat([tensor] * count))
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, ProgramInputs]]:
+        """Yield the slices of consecutive blocks of at most ``size`` examples, and their inputs."""
+        for start in range(0, len(self.x), size):
+            rows = slice(start, min(start + size, len(self.x)))
+            yield rows, self.select(rows)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ProgramInputs:
+        """Apply a function to x and to all arguments that are tensors of leading size N."""
+        (x, *args), kwargs = map_batched(function, len(self.x), (self.x, *self.args), self.kwargs)
+        return self._replace(x=x, args=tuple(args), kwargs=kwargs)
+
+
+def has_batch(size: int, values: tuple[Any, ...]) -> bool:
+    """Whether any value is a tensor of leading size ``size``."""
+    return any(isinstance(v, Tensor) and v.ndim > 0 and len(v) == size for v in values)
+
+
+def map_batched(
+    function: Callable[[Tensor], Tensor], size: int, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Apply a function to all per-datum tensors among the arguments."""
+
+    def apply(value: Any) -> Any:
+        return function(value) if has_batch(size, (value,)) else value
+
+    return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}

@@ -1,0 +1,305 @@
+"""The audit that every program passes before it is evaluated or queried."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ..core.random import Stream
+from .arguments import ProgramInputs, has_batch
+from .base import PLATE, Site, attach_noise, sample_sites, trace_program
+from .checks import check_auxiliary_sites, check_sites
+from .context import evaluating
+from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
+
+__all__ = ["SingleRun", "audit", "reads_plate_index", "weights_match"]
+
+#: Examples from each end of the data on which a program is audited.
+_PART = 100
+#: Errors of a program that cannot run on a subset of the examples.
+_FAILURES = (RuntimeError, ValueError, IndexError)
+
+_MIXES = (
+    "expected examples that do not depend on each other; got a program in which the weight of an "
+    "example changes with the other examples of the run (e.g. by a batch statistic or a cumulative "
+    "sum over the batch), so that weights per datum are undefined: compute each example from its "
+    "own data and latents"
+)
+
+
+class _Examples(Enum):
+    """How the weights of a program depend on the examples of a run."""
+
+    INDEPENDENT = 1
+    #: Independent, but the program only runs on all examples at once.
+    WHOLE = 2
+    DEPENDENT = 3
+
+
+def audit(inputs: ProgramInputs) -> ProgramInputs:
+    """Check that a program defines a weight for each example, and return it in normal form.
+
+    The program runs with one particle on the first and the last examples, and then, with the same
+    latents, on the first half, the second half and every other one of these: the weights must not
+    change. In normal form, all arguments of leading size N are per datum:
+
+    - a tensor of leading size N that the program shares between examples is bound to it;
+    - a program that reads its tensors by the index of the plate, as in ``loc[i]`` inside ``with
+      pyro.plate("data", len(x)) as i``, gets the indices of the examples as a further argument,
+      so that it reads the same rows on a subset.
+
+    Arguments:
+        inputs: a program with all its data; example i has index i.
+
+    Returns:
+        The inputs in normal form.
+
+    Raises:
+        ValueError: if weights per datum are undefined: as for :func:`~.checks.check_sites` and
+            :func:`~.checks.check_auxiliary_sites`, or if examples depend on each other.
+    """
+    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+        return _find_normal_form(inputs)
+
+
+def reads_plate_index(inputs: ProgramInputs) -> bool:
+    """Whether a program reads the indices that the plate over the data returns.
+
+    Call it in the context :func:`~.context.evaluating`.
+    """
+    index = _examined_rows(inputs)
+    mode = _IndexReads(index)
+    try:
+        part = inputs.select(index)
+        with mode, _PlateIndex(index):
+            trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs)
+    except _FAILURES:
+        pass  # the audit reports the error
+    return mode.found
+
+
+def weights_match(a: Tensor, b: Tensor) -> bool:
+    """Whether log weights are equal up to rounding."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+class SingleRun:
+    """A run with one particle, whose sites have passed all checks.
+
+    Attributes:
+        draws: the draws of the guide, with the noise of flows.
+        sites: the sample sites of guide and model.
+        nesting: plate nesting depth of the program.
+        log_weights: the weights, ``(N,)``.
+
+    Raises:
+        ValueError: as for :func:`~.checks.check_sites` and
+            :func:`~.checks.check_auxiliary_sites`.
+    """
+
+    def __init__(self, inputs: ProgramInputs) -> None:
+        self.inputs = inputs
+        args = (inputs.x, *inputs.args)
+        traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs)
+        self.draws: Mapping[str, Site] = attach_noise(traces[0])
+        self.sites = guide, model = sample_sites(traces[0]), sample_sites(traces[1])
+        self.nesting = check_sites(guide, model, len(inputs.x))
+        check_auxiliary_sites(inputs.guide, args, inputs.kwargs, guide, model)
+        batch = ParticleBatch.single(args, inputs.kwargs)
+        self.log_weights = Particles(batch.log_probs(model), batch.log_probs(guide)).log_weights[0]
+
+    def is_reproduced_by(self, rows: Tensor) -> bool | None:
+        """Whether the program gives the same weights on some of the examples alone.
+
+        ``None`` if it fails on them.
+        """
+        draws = {
+            name: map_site(site, lambda value, dim: value.index_select(dim, rows))
+            for name, site in self.draws.items()
+        }
+        try:
+            weights = self._replay(self.inputs.select(rows), draws)
+        except _FAILURES:
+            return None
+        return weights_match(weights, self.log_weights[rows])
+
+    def is_unaffected_by_others(self, rows: Tensor) -> bool:
+        """Whether weights stay the same if data and latents of all other examples change."""
+        model, guide, x, args, kwargs = self.inputs
+        kept = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        kept[rows] = True
+        other = attach_noise(trace_program(model, guide, (x, *args), kwargs)[0])
+
+        def mix(name: str, site: Site) -> Site:
+            values = iter([v for k in ("value", "noise") if (v := other[name].get(k)) is not None])
+
+            def choose(value: Tensor, dim: int) -> Tensor:
+                mask = kept.reshape(-1, *(1,) * (-1 - dim))
+                return torch.where(mask, value, next(values))
+
+            return map_site(site, choose)
+
+        draws = {name: mix(name, site) for name, site in self.draws.items()}
+        changed = torch.where(kept.reshape(-1, *(1,) * (x.ndim - 1)), x, x.roll(1, 0))
+        weights = self._replay(self.inputs._replace(x=changed), draws)
+        return weights_match(weights[rows], self.log_weights[rows])
+
+    def _replay(self, inputs: ProgramInputs, draws: Mapping[str, Site]) -> Tensor:
+        # tiled adds no dimension for a single particle
+        layout = Layout(self.nesting, tiled=True)
+        model, guide, x, args, kwargs = inputs
+        run = run_particles(
+            model, guide, x, *args, num_samples=1, layout=layout, draws=draws, **kwargs
+        )
+        return run.log_weights[0]
+
+
+def _examined_rows(inputs: ProgramInputs) -> Tensor:
+    """Return the indices of the examples on which a program is audited: both ends of the data."""
+    rows = torch.arange(len(inputs.x), device=inputs.x.device)
+    return rows if len(rows) <= 2 * _PART else torch.cat([rows[:_PART], rows[-_PART:]])
+
+
+def _find_normal_form(inputs: ProgramInputs) -> ProgramInputs:
+    whole: ProgramInputs | None = None
+    failures: list[Exception] = []
+    for candidate in _normal_forms(inputs):
+        try:
+            result = _examine(candidate)
+        except _FAILURES as error:
+            failures.append(error)
+            continue
+        if result is _Examples.INDEPENDENT:
+            return candidate
+        if result is _Examples.WHOLE and whole is None:
+            whole = candidate
+        if result is _Examples.DEPENDENT:
+            failures.append(ValueError(_MIXES))
+    if whole is None:
+        raise failures[0]
+    return whole
+
+
+def _normal_forms(inputs: ProgramInputs) -> Iterator[ProgramInputs]:
+    """Yield the ways to read the arguments of a program, the most plausible first."""
+    reads_index = reads_plate_index(inputs)
+    # an index out of range would end the CUDA context
+    index_first = reads_index and inputs.x.device.type != "cuda"
+    args, kwargs = enumerate(inputs.args), inputs.kwargs.items()
+    keys = [key for key, value in (*args, *kwargs) if has_batch(len(inputs.x), (value,))]
+    for count in range(len(keys) + 1):
+        for shared in itertools.combinations(keys, count):
+            bound = _bind(inputs, shared)
+            forms = [bound, _add_index(bound)]
+            yield from reversed(forms) if index_first else forms
+
+
+def _examine(inputs: ProgramInputs) -> _Examples:
+    """Find out whether the examples of a program are independent.
+
+    Raises:
+        RuntimeError, ValueError, IndexError: if the program cannot run.
+    """
+    rows = _examined_rows(inputs)
+    try:
+        run = SingleRun(inputs.select(rows))
+    except _FAILURES:
+        if len(rows) == len(inputs.x):
+            raise
+        run = SingleRun(inputs)  # a guide with parameters per example
+    rows = torch.arange(len(run.inputs.x), device=rows.device)
+    half = len(rows) // 2
+    parts = [rows[:half], rows[half:], rows[::2]] if half else []
+    results = [run.is_reproduced_by(part) for part in parts]
+    if False in results:
+        return _Examples.DEPENDENT
+    if None not in results:
+        return _Examples.INDEPENDENT
+    unaffected = all(run.is_unaffected_by_others(part) for part in parts)
+    return _Examples.WHOLE if unaffected else _Examples.DEPENDENT
+
+
+def _bind(inputs: ProgramInputs, shared: tuple[Any, ...]) -> ProgramInputs:
+    """Bind further arguments, positions or names, to model and guide."""
+    if not shared:
+        return inputs
+    positional = {key: inputs.args[key] for key in shared if isinstance(key, int)}
+    named = {key: inputs.kwargs[key] for key in shared if isinstance(key, str)}
+
+    def bind(program: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(program, updated=())
+        def run(x: Any, *args: Any, **kwargs: Any) -> Any:
+            values = [*args]
+            for position, value in positional.items():
+                values.insert(position, value)
+            return program(x, *values, **kwargs, **named)
+
+        return run
+
+    return inputs._replace(
+        model=bind(inputs.model),
+        guide=bind(inputs.guide),
+        args=tuple(v for i, v in enumerate(inputs.args) if i not in positional),
+        kwargs={k: v for k, v in inputs.kwargs.items() if k not in named},
+    )
+
+
+def _add_index(inputs: ProgramInputs) -> ProgramInputs:
+    """Append the index of each example to the arguments, for the plate to return."""
+
+    def set_index(program: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(program, updated=())
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with _PlateIndex(args[-1]):
+                return program(*args[:-1], **kwargs)
+
+        return run
+
+    index = torch.arange(len(inputs.x), device=inputs.x.device)
+    return inputs._replace(
+        model=set_index(inputs.model), guide=set_index(inputs.guide), args=(*inputs.args, index)
+    )
+
+
+class _PlateIndex(Messenger):
+    """Make the plate over the data return given indices."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.index = index
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == PLATE and site_is_subsample(msg) and msg["value"] is None:
+            msg["value"] = self.index
+
+
+#: Functions of a tensor that do not read its values.
+_SIZE_FUNCTIONS = {
+    Tensor.size,
+    Tensor.__len__,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim")),
+}
+
+
+class _IndexReads(TorchFunctionMode):
+    """Detect functions that read a tensor, other than its size and device."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor, self.found = tensor, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _SIZE_FUNCTIONS:
+            self.found |= any(leaf is self.tensor for leaf in tree_leaves((args, kwargs)))
+        return func(*args, **kwargs)
