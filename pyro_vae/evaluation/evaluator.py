@@ -23,6 +23,7 @@ from .annealing.sampler import Annealing
 from .bounds import DEFAULT_KS, Bounds
 from .bounds_section import make_section
 from .importance.sampling import ImportanceSampler
+from .normalization import normalization_settings
 from .precision import measure_precision_change
 from .slices import Evaluation, SplitName
 
@@ -162,6 +163,7 @@ def evaluate(
         if annealed is None:
             annealed = escalation.run_ais(inputs, annealing, seed, checkpoint, progress, rows)
         annealed = escalation.merge_escalated(bounds, annealed)
+    bounds.settings.update(normalization_settings(inputs))
     bounds = bounds if annealed is None else bounds.merge(annealed)
     return sharding.merge_shards(distributed.all_gather(bounds), base_seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -18,11 +19,11 @@ from torch.utils._pytree import tree_leaves
 from ..core.random import Stream
 from .arguments import ProgramInputs, has_batch
 from .base import PLATE, Site, attach_noise, sample_sites, trace_program
-from .checks import check_auxiliary_sites, check_sites
+from .checks import check_auxiliary_sites, check_sites, unsupported_sites
 from .context import evaluating
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 
-__all__ = ["SingleRun", "audit", "reads_plate_index", "weights_match"]
+__all__ = ["SingleRun", "audit", "reads_plate_index", "unnormalized_sites", "weights_match"]
 
 #: Examples from each end of the data on which a program is audited.
 _PART = 100
@@ -58,6 +59,8 @@ def audit(inputs: ProgramInputs) -> ProgramInputs:
       pyro.plate("data", len(x)) as i``, gets the indices of the examples as a further argument,
       so that it reads the same rows on a subset.
 
+    A program that only runs on all examples raises a ``ValueError`` on a subset.
+
     Arguments:
         inputs: a program with all its data; example i has index i.
 
@@ -69,7 +72,30 @@ def audit(inputs: ProgramInputs) -> ProgramInputs:
             :func:`~.checks.check_auxiliary_sites`, or if examples depend on each other.
     """
     with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
-        return _find_normal_form(inputs)
+        normal = _find_normal_form(inputs)
+    for name, fn in unnormalized_sites(normal).items():
+        warnings.warn(
+            f"the data are outside the support of {fn} at site {name!r}: they have no probability "
+            f"under the model, so that nothing bounds log p(x)",
+            stacklevel=3,
+        )
+    return normal
+
+
+def unnormalized_sites(inputs: ProgramInputs) -> dict[str, str]:
+    """Return the observed sites with data outside their support, among the audited examples.
+
+    Without argument validation, a distribution evaluates its formula for such values all the same,
+    e.g. the cross entropy of grey pixels for a Bernoulli, which is no log probability.
+
+    Arguments:
+        inputs: the program in normal form.
+
+    Returns:
+        The name of the distribution by site.
+    """
+    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+        return unsupported_sites(_run_examined(inputs).sites[1])
 
 
 def reads_plate_index(inputs: ProgramInputs) -> bool:
@@ -187,7 +213,7 @@ def _find_normal_form(inputs: ProgramInputs) -> ProgramInputs:
             failures.append(ValueError(_MIXES))
     if whole is None:
         raise failures[0]
-    return whole
+    return _require_all(whole)
 
 
 def _normal_forms(inputs: ProgramInputs) -> Iterator[ProgramInputs]:
@@ -210,14 +236,8 @@ def _examine(inputs: ProgramInputs) -> _Examples:
     Raises:
         RuntimeError, ValueError, IndexError: if the program cannot run.
     """
-    rows = _examined_rows(inputs)
-    try:
-        run = SingleRun(inputs.select(rows))
-    except _FAILURES:
-        if len(rows) == len(inputs.x):
-            raise
-        run = SingleRun(inputs)  # a guide with parameters per example
-    rows = torch.arange(len(run.inputs.x), device=rows.device)
+    run = _run_examined(inputs)
+    rows = torch.arange(len(run.inputs.x), device=inputs.x.device)
     half = len(rows) // 2
     parts = [rows[:half], rows[half:], rows[::2]] if half else []
     results = [run.is_reproduced_by(part) for part in parts]
@@ -227,6 +247,17 @@ def _examine(inputs: ProgramInputs) -> _Examples:
         return _Examples.INDEPENDENT
     unaffected = all(run.is_unaffected_by_others(part) for part in parts)
     return _Examples.WHOLE if unaffected else _Examples.DEPENDENT
+
+
+def _run_examined(inputs: ProgramInputs) -> SingleRun:
+    """Run a program on the audited examples, or on all if it cannot run on a subset."""
+    rows = _examined_rows(inputs)
+    try:
+        return SingleRun(inputs.select(rows))
+    except _FAILURES:
+        if len(rows) == len(inputs.x):
+            raise
+        return SingleRun(inputs)  # e.g. a guide with parameters per example
 
 
 def _bind(inputs: ProgramInputs, shared: tuple[Any, ...]) -> ProgramInputs:
@@ -252,6 +283,26 @@ def _bind(inputs: ProgramInputs, shared: tuple[Any, ...]) -> ProgramInputs:
         args=tuple(v for i, v in enumerate(inputs.args) if i not in positional),
         kwargs={k: v for k, v in inputs.kwargs.items() if k not in named},
     )
+
+
+def _require_all(inputs: ProgramInputs) -> ProgramInputs:
+    """Make model and guide refuse subsets of the examples, on some of which they may run."""
+    size = len(inputs.x)
+
+    def require(program: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(program, updated=())
+        def run(x: Any, *args: Any, **kwargs: Any) -> Any:
+            if x is not None and len(x) % size:  # particles may repeat all examples
+                raise ValueError(
+                    f"expected all {size} examples in a run of this program, which reads tensors "
+                    f"of that size; got {len(x)}: read its parameters by the index of the plate, "
+                    f'as in loc[i] inside `with pyro.plate("{PLATE}", len(x)) as i`'
+                )
+            return program(x, *args, **kwargs)
+
+        return run
+
+    return inputs._replace(model=require(inputs.model), guide=require(inputs.guide))
 
 
 def _add_index(inputs: ProgramInputs) -> ProgramInputs:

@@ -99,21 +99,19 @@ def check_auxiliary_sites(
 
 
 def unsupported_sites(model: Mapping[str, Site]) -> dict[str, str]:
-    """Return the observed sites with values outside the support, and their distributions.
-
-    Such values have no probability. Without argument validation, a distribution evaluates its
-    formula all the same, e.g. the cross entropy of grey pixels for a Bernoulli.
-    """
+    """Return the observed sites with values outside the support, and their distributions."""
     found = {}
     for name, site in model.items():
-        if is_latent(site) or isinstance(site["fn"], dist.Unit | dist.Delta):
+        fn, mask = site["fn"], _effective_mask(site)
+        # the support of an event says nothing about single dimensions that are masked
+        if is_latent(site) or (mask is not None and mask.ndim > len(fn.batch_shape)):
             continue
         try:
-            inside = site["fn"].support.check(site["value"])
+            inside = fn.support.check(site["value"])
         except NotImplementedError:  # a distribution without a support
             continue
-        if site["mask"] is not None:
-            inside = inside | ~torch.as_tensor(site["mask"], device=inside.device)
+        if mask is not None:
+            inside = inside | ~mask.to(inside.device)
         if not inside.all():
             found[name] = type(_unwrap(site["fn"])).__name__
     return found
@@ -125,8 +123,8 @@ def _check_plate(program: str, name: str, site: Site, size: int) -> None:
         raise ValueError(
             f"expected all sample sites inside the plate \"{PLATE}\"; got site '{name}' of the "
             f"{program} outside of it, which is shared by all examples, so that weights per datum "
-            f'are undefined: sample it inside `with pyro.plate("{PLATE}", len(x)):` (use AutoNormal '
-            f"for an autoguide, or pyro.infer.RenyiELBO for a bound on the joint minibatch)"
+            f'are undefined: sample it inside `with pyro.plate("{PLATE}", len(x)):` (AutoNormal '
+            f"does; pyro.infer.RenyiELBO bounds the joint minibatch)"
         )
     if not frames[0].vectorized or frames[0].size != size:
         got = f"has size {frames[0].size}" if frames[0].vectorized else "is a sequential loop"

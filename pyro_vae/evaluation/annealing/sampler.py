@@ -25,6 +25,7 @@ from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import BoundsRow, Estimator, register
 from ..importance.streaming import check_log_weights
+from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from .compiled import compile_path
 from .path import AnnealingPath, ProgressCallback, TunedSchedule, make_annealing_path, run_pilot
@@ -131,9 +132,10 @@ def ais(
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
         section 3.1. https://arxiv.org/abs/1611.04273
     """
+    inputs = prepare(program, data, args, kwargs, seed)
     columns = anneal_in_blocks(
         partial(run_forward_chains, annealing=annealing),
-        prepare(program, data, args, kwargs, seed),
+        inputs,
         annealing,
         seed=seed,
         checkpoint=checkpoint,
@@ -145,7 +147,7 @@ def ais(
         num_samples=annealing.num_chains,
         per_datum=columns,
         seed=seed,
-        settings={"annealing": asdict(annealing)},
+        settings={"annealing": asdict(annealing), **normalization_settings(inputs)},
     )
 
 

@@ -22,6 +22,7 @@ from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
 from ..importance.streaming import StreamingEstimates
+from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from ..slices import Evaluation, SplitName
 from .families import (
@@ -230,7 +231,10 @@ class _GapEvaluation:
             num_samples=self.num_samples,
             per_datum=columns,
             seed=seed,
-            settings={"gaps": {**resolved.config, "proposal": best}},
+            settings={
+                "gaps": {**resolved.config, "proposal": best},
+                **normalization_settings(inputs),
+            },
         )
 
     def compute_block(
