@@ -11,7 +11,7 @@ import torch
 from ..compiler.matmul import Precision
 from ..core.random import Stream, seeded
 from ..programs.arguments import ProgramInputs
-from ..programs.importance_weights import weigh
+from ..programs.importance_weights import audited_log_weights
 from .bounds import Bounds
 from .estimators import Estimator, register
 from .importance import adaptive
@@ -41,7 +41,7 @@ def measure_precision_change(
     log_w = {}
     for name in ("float32", precision):
         with seeded(seed, Stream.PRECISION):
-            log_w[name] = weigh(inputs, _MAX_SAMPLES, precision=name).double()
+            log_w[name] = audited_log_weights(inputs, _MAX_SAMPLES, precision=name).double()
     reference, rounded = log_w["float32"], log_w[precision]
     changes = {
         "elbo": rounded.mean(0) - reference.mean(0),

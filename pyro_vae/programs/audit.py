@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from ..core.random import Stream
 from .arguments import ProgramInputs, has_batch
-from .base import PLATE, Site, attach_noise, sample_sites, trace_program
+from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
 from .checks import check_auxiliary_sites, check_sites, unsupported_sites
 from .context import evaluating
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 
-__all__ = ["SingleRun", "audit", "reads_plate_index", "unnormalized_sites", "weights_match"]
+__all__ = ["SingleRun", "audit_inputs", "reads_plate_index", "unnormalized_sites", "weights_match"]
 
 #: Examples from each end of the data on which a program is audited.
 _PART = 100
@@ -47,7 +47,7 @@ class _Examples(Enum):
     DEPENDENT = 3
 
 
-def audit(inputs: ProgramInputs) -> ProgramInputs:
+def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     """Check that a program defines a weight for each example, and return it in normal form.
 
     The program runs with one particle on the first and the last examples, and then, with the same
@@ -124,7 +124,7 @@ class SingleRun:
 
     Attributes:
         draws: the draws of the guide, with the noise of flows.
-        sites: the sample sites of guide and model.
+        sites: the latent sites of the guide and the sample sites of the model.
         nesting: plate nesting depth of the program.
         log_weights: the weights, ``(N,)``.
 
@@ -138,7 +138,10 @@ class SingleRun:
         args = (inputs.x, *inputs.args)
         traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs)
         self.draws: Mapping[str, Site] = attach_noise(traces[0])
-        self.sites = guide, model = sample_sites(traces[0]), sample_sites(traces[1])
+        model = sample_sites(traces[1])
+        # observed sites of a guide are auxiliary losses
+        guide = {name: s for name, s in sample_sites(traces[0]).items() if is_latent(s)}
+        self.sites = guide, model
         self.nesting = check_sites(guide, model, len(inputs.x))
         check_auxiliary_sites(inputs.guide, args, inputs.kwargs, guide, model)
         batch = ParticleBatch.single(args, inputs.kwargs)

@@ -257,13 +257,13 @@ def _is_change_of_variables(
     return bool(error.abs() <= _JACOBIAN_TOLERANCE * size)
 
 
-def _first_example(site: Site, value: Tensor, event_dim: int | None = None) -> Tensor:
+def _first_example(site: Site, value: Any, event_dim: int | None = None) -> Tensor:
     """Select the first example of a tensor with the batch dimensions of a site."""
-    event_dim = site["fn"].event_dim if event_dim is None else event_dim
-    return value.narrow(value.ndim - event_dim + data_dim(site), 0, 1)
+    depth: int = site["fn"].event_dim if event_dim is None else event_dim
+    return value.narrow(value.ndim - depth + data_dim(site), 0, 1)
 
 
-def _unwrap(fn: Distribution) -> Distribution:
+def _unwrap(fn: Any) -> Distribution:
     """Return the distribution inside ``.to_event()``, ``.expand()`` and ``.mask()``."""
     while not isinstance(fn, TransformedDistribution) and hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -282,7 +282,7 @@ def _parts(fn: Distribution) -> Iterator[Distribution]:
             yield from _parts(part)
 
 
-def _is_discrete(fn: Distribution) -> bool | None:
+def _is_discrete(fn: Any) -> bool | None:
     """Whether a distribution has probabilities rather than a density; ``None`` if unknown."""
     try:
         return fn.support.is_discrete

@@ -20,7 +20,7 @@ from ..compiler.cache import worth_compiling
 from ..compiler.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode
 from .arguments import ProgramInputs
-from .audit import SingleRun, audit, weights_match
+from .audit import SingleRun, audit_inputs, weights_match
 from .base import Site
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
@@ -30,12 +30,12 @@ from .particles import Layout, Particles, run_particles
 
 __all__ = [
     "Chunk",
+    "audited_log_weights",
     "check_num_samples",
     "find_block_layout",
     "find_layout",
     "log_weights",
     "stream_particles",
-    "weigh",
 ]
 
 
@@ -123,15 +123,15 @@ def log_weights(
 
     Raises:
         ValueError: if ``x`` is empty, if ``num_samples`` < 1, or if weights per datum are
-            undefined, see :func:`~pyro_vae.programs.audit.audit`.
+            undefined, see :func:`~pyro_vae.programs.audit.audit_inputs`.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
         https://arxiv.org/abs/1509.00519
     """
     check_examples(x)
-    return weigh(
-        audit(ProgramInputs(model, guide, x, args, kwargs)),
+    return audited_log_weights(
+        audit_inputs(ProgramInputs(model, guide, x, args, kwargs)),
         num_samples,
         chunk_size=chunk_size,
         compile=compile,
@@ -140,7 +140,7 @@ def log_weights(
 
 
 @torch.no_grad()
-def weigh(inputs: ProgramInputs, num_samples: int, **options: Any) -> Tensor:
+def audited_log_weights(inputs: ProgramInputs, num_samples: int, **options: Any) -> Tensor:
     """Return :func:`log_weights` of audited inputs, ``(K, N)``."""
     result: Tensor | None = None
     with closing(stream_particles(inputs, num_samples, **options)) as chunks:

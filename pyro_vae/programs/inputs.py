@@ -11,7 +11,7 @@ from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
 from ..data.splits import Split, check_container, materialize
 from .arguments import ProgramInputs
-from .audit import audit
+from .audit import audit_inputs
 from .base import Program, label_use
 
 __all__ = [
@@ -56,7 +56,7 @@ def prepare(
             normal form.
 
     Returns:
-        The inputs in normal form, see :func:`~.audit.audit`.
+        The inputs in normal form, see :func:`~.audit.audit_inputs`.
 
     Raises:
         ValueError: if ``program`` is not a program, if the data are not a tensor of at least one
@@ -85,7 +85,7 @@ def prepare(
         return inputs
     uses_labels = label_use(program) is not Labels.UNUSED
     _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
-    return audit(inputs)
+    return audit_inputs(inputs)
 
 
 def normalize_order(program: Any, data: Any, args: tuple[Any, ...]) -> tuple[Any, Any, tuple]:

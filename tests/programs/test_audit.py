@@ -506,10 +506,10 @@ def test_the_audit_leaves_generators_and_modes_alone():
                 pyro.sample("z", dist.Normal(x / 2, 1.0))
 
     from pyro_vae.programs.arguments import ProgramInputs
-    from pyro_vae.programs.audit import audit
+    from pyro_vae.programs.audit import audit_inputs
 
     program = Program().train()
     inputs = ProgramInputs(program.model, program.guide, torch.randn(4), (), {})
     before = torch.get_rng_state()
-    assert audit(inputs) is inputs
+    assert audit_inputs(inputs) is inputs
     assert torch.equal(torch.get_rng_state(), before) and program.dropout.training

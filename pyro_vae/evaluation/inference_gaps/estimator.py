@@ -17,7 +17,7 @@ from ...posteriors import FullCovarianceNormal, Posterior
 from ...programs.arguments import ProgramInputs
 from ...programs.base import Program
 from ...programs.context import evaluating
-from ...programs.importance_weights import find_layout, weigh
+from ...programs.importance_weights import audited_log_weights, find_layout
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
@@ -261,7 +261,7 @@ class _GapEvaluation:
             columns[f"{name}_better"] = result.improved.double()
             return result
 
-        add("elbo", [weigh(inputs, self.num_samples)])
+        add("elbo", [audited_log_weights(inputs, self.num_samples)])
         family = extract_family(inputs) if self.family is None else None
         target = make_target_density(inputs, layout, constrained=family is not None)
         if family is None:
