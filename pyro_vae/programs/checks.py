@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, TransformedDistributi
 
 from .base import PLATE, Site, data_dim, empty_program, is_latent, sample_sites, trace_program
 
-__all__ = ["check_auxiliary_sites", "check_sites", "unsupported_sites"]
+__all__ = ["check_auxiliary_sites", "check_sites", "has_point_mass", "unsupported_sites"]
 
 #: Tolerance of the density of a change of variables, in nats per dimension.
 _JACOBIAN_TOLERANCE = 1e-2
@@ -162,7 +162,7 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
 def _check_measure(name: str, q: Site, p: Site) -> None:
     """Raise if one program scores a site by a probability and the other by a density."""
     kinds = [_is_discrete(site["fn"]) for site in (q, p)]
-    if None in kinds or kinds[0] == kinds[1] or _has_delta(q["fn"]):
+    if None in kinds or kinds[0] == kinds[1] or has_point_mass(q["fn"]):
         return
     scores = ["a probability" if kind else "a density" for kind in kinds]
     raise ValueError(
@@ -211,10 +211,10 @@ def _effective_mask(site: Site) -> Tensor | None:
 
 def _is_point_mass(name: str, q: Site, model: Mapping[str, Site]) -> bool:
     """Whether a guide has no density at a latent site that is continuous in the model."""
-    if not is_latent(q) or not _has_delta(q["fn"]) or name not in model:
+    if not is_latent(q) or not has_point_mass(q["fn"]) or name not in model:
         return False
     fn = model[name]["fn"]
-    return not (_is_discrete(fn) or _has_delta(fn))
+    return not (_is_discrete(fn) or has_point_mass(fn))
 
 
 @torch.enable_grad()
@@ -270,7 +270,7 @@ def _unwrap(fn: Any) -> Distribution:
     return fn
 
 
-def _has_delta(fn: Distribution) -> bool:
+def has_point_mass(fn: Distribution) -> bool:
     """Whether a distribution is, or contains, a point mass."""
     return any(isinstance(part, dist.Delta) for part in _parts(fn))
 

@@ -328,6 +328,12 @@ class _ObserveLatents(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["infer"].get("_deterministic") or site_is_subsample(msg):
             return
+        if msg["name"] not in self.latents and msg["infer"].get("is_auxiliary"):
+            raise UnscorableError(
+                f"expected a guide that samples only the model's latents, to score given values; "
+                f"got the auxiliary site {msg['name']!r} (of an autoguide): write a guide without "
+                f"it, or start chains at the prior (initial='prior')"
+            )
         if msg["name"] not in self.latents:
             raise UnscorableError(
                 f"expected a value for each latent site; got values for "

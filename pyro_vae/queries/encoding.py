@@ -38,7 +38,8 @@ def encode(
       means of the preceding sites;
     * ``SITE.draw``, a sample, if they are not (a flow);
     * ``SITE.mode``, the most probable value, if it is discrete;
-    * ``SITE.direction``, the direction of the mean, on the unit sphere.
+    * ``SITE.direction``, the direction of the mean, on the unit sphere;
+    * ``SITE.centre``, the value for the means of the auxiliary sites, in an autoguide.
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.

@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..programs.checks import has_point_mass
 from .runner import Runner
 
 __all__ = [
@@ -32,7 +33,8 @@ class LatentPoint:
         discrete: whether they are discrete.
         sphere: whether they are unit vectors.
         kind: the kind of value: ``mean`` of the distribution; the ``direction`` of the mean on the
-            unit sphere; the ``mode`` of a discrete distribution; or a ``draw`` if none of these is
+            unit sphere; the ``mode`` of a discrete distribution; the ``centre`` of an autoguide,
+            i.e. the value for the means of its auxiliary sites; or a ``draw`` if none of these is
             available.
         fn: the distribution of the guide.
     """
@@ -64,6 +66,8 @@ class _SubstituteCentres(Messenger):
         with suppress(NotImplementedError, AttributeError):
             if is_discrete:
                 kind, msg["value"] = "mode", fn.mode
+            elif has_point_mass(fn):
+                kind, msg["value"] = "centre", fn.mean
             elif is_sphere:
                 kind, msg["value"] = "direction", normalize(fn.mean, dim=-1)
             else:

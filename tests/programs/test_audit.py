@@ -513,3 +513,23 @@ def test_the_audit_leaves_generators_and_modes_alone():
     before = torch.get_rng_state()
     assert audit_inputs(inputs) is inputs
     assert torch.equal(torch.get_rng_state(), before) and program.dropout.training
+
+
+def test_autoguides_are_encoded_by_their_centres_and_not_scored_elsewhere():
+    x = torch.tensor([0.5, 1.0, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 2.0))
+            pyro.sample("x", dist.Normal(z, NOISE), obs=x)
+
+    guide = AutoNormal(model, init_scale=0.3)
+    guide(x)
+    with torch.no_grad():
+        guide.locs.z.copy_(x.log())
+    columns = pv.queries.encode((model, guide), x)
+    assert list(columns) == ["z.centre"]
+    np.testing.assert_allclose(columns["z.centre"], x, rtol=1e-6)
+    message = "expected a guide that samples only the model's latents, to score given values"
+    with pytest.raises(ValueError, match=message):
+        pv.ais((model, guide), x, annealing=pv.Annealing(2, 2, 2))
