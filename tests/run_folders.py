@@ -1,8 +1,11 @@
-"""Helpers for command-line tests: a small configuration and a check of error messages."""
+"""Helpers for tests of runs: a small configuration, errors of commands, and a full disk."""
 
 from __future__ import annotations
 
 import re
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_vae.cli import app
@@ -36,3 +39,16 @@ def assert_error(capsys, argv: list[str], message: str, folder: Path) -> None:
     assert "Traceback" not in err
     assert out == ""
     assert snapshot(folder) == before
+
+
+@contextmanager
+def full_disk(limit: int):
+    """Limit the size of files that this process writes to ``limit`` bytes."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

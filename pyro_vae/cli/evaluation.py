@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..config.signatures import document_arguments
 from ..evaluation import EVALUATIONS, Evaluation
+from ..evaluation.results import Result
 from ..runs.provenance import format_bits_per_dim
 from ..runs.run import Run
 from .parsers import Command
@@ -20,10 +23,7 @@ def _make_command(evaluation: Evaluation) -> Command:
     """Return a function whose arguments are a run and the options of an evaluation."""
 
     def command(run: Run, **options: Any) -> None:
-        print(run.compute(evaluation.name, progress=True, **options))
-        bits = run.read_result()[evaluation.name].get("bits_per_dim")
-        if bits is not None:
-            print(format_bits_per_dim(bits))
+        run.compute(evaluation.name, progress=True, on_result=_print_result, **options)
         file = run.evaluation_file(evaluation.name)
         print(f"per-example results: {file}   next: pyro-vae report {run.folder}")
 
@@ -45,6 +45,14 @@ def _make_command(evaluation: Evaluation) -> Command:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = "\n".join([summary, "", "Arguments:", *lines])
     return command
+
+
+def _print_result(result: Result, entry: Mapping[str, Any]) -> None:
+    """Print a result before it is written, so that it is not lost if the disk is full."""
+    print(result)
+    if "bits_per_dim" in entry:
+        print(format_bits_per_dim(entry["bits_per_dim"]))
+    sys.stdout.flush()
 
 
 COMMANDS: tuple[Command, ...] = tuple(map(_make_command, EVALUATIONS.values()))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..core import files
@@ -22,9 +27,12 @@ class Result(ABC):
 
     Attributes:
         contents: the contents of a file, for error messages.
+        provenance: of a result read from the file of a run, its entry in ``result.json``, with
+            the SHA-256 of the weights that it is a result of.
     """
 
     contents: ClassVar[str]
+    provenance: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -45,27 +53,51 @@ class Result(ABC):
     def from_datatree(cls, tree: xarray.DataTree) -> Self:
         """Return the result in a tree made by :meth:`to_datatree`."""
 
-    def to_netcdf(self, path: str | Path) -> None:
-        """Write :meth:`to_datatree` atomically to a NetCDF file, which ArviZ can read."""
+    def to_netcdf(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write :meth:`to_datatree` atomically to a NetCDF file, which ArviZ can read.
+
+        Arguments:
+            path: the file.
+            provenance: JSON values to store as :attr:`provenance`.
+
+        Raises:
+            OSError: if the file cannot be written; the previous file is kept.
+        """
         tree = self.to_datatree()
-        files.atomic_write(Path(path), lambda file: tree.to_netcdf(file, engine="h5netcdf"))
+        if provenance is not None:
+            tree.attrs["provenance"] = json.dumps(provenance, ensure_ascii=False)
+        # in memory: HDF5 crashes the process if the disk is full
+        with io.BytesIO() as buffer:
+            tree.to_netcdf(buffer, engine="h5netcdf")
+            files.write_with_checksum(Path(path), buffer)
 
     @classmethod
     def from_netcdf(cls, path: str | Path) -> Self:
         """Read a file written by :meth:`to_netcdf`.
 
         Raises:
-            ValueError: if the file is not in this format.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if the file is damaged or not in this format.
         """
         import xarray
 
         try:
-            with xarray.open_datatree(path, engine="h5netcdf") as tree:
+            content = files.read_with_checksum(Path(path))
+            with xarray.open_datatree(content, engine="h5netcdf") as tree:
                 tree.load()
-            return cls.from_datatree(tree)
-        except FileNotFoundError:
+            result = cls.from_datatree(tree)
+            provenance = json.loads(tree.attrs.get("provenance", "{}"))
+        except (FileNotFoundError, PermissionError):
             raise
-        except (OSError, KeyError, IndexError, ValueError) as error:
+        except Exception as error:  # any error of the parsers means a damaged file
             raise ValueError(
                 f"expected {path} to contain {cls.contents} saved by pyro_vae; {error}"
             ) from error
+        return result.with_provenance(provenance)
+
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
+        """Return this result with another :attr:`provenance`."""
+        result = copy.copy(self)
+        # subclasses may be frozen dataclasses
+        object.__setattr__(result, "provenance", MappingProxyType(dict(provenance)))
+        return result

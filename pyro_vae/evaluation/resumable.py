@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import re
 import types
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -209,11 +209,13 @@ def _code_tokens(code: types.CodeType) -> Iterator[str]:
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     """Return the finished columns; empty if there is no file yet."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(files.read_with_checksum(path), allow_pickle=False) as file:
             columns = dict(file)
     except FileNotFoundError:
         return {}
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # any error of the parsers means a damaged file
         raise ValueError(
             f"expected {path} to be a checkpoint; got a file that cannot be read: delete it, or "
             f"choose another file"
@@ -227,9 +229,7 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, key: str, columns: Mapping[str, np.ndarray]) -> None:
-    def writer(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            entries: dict[str, Any] = {_KEY: np.array(key), **columns}
-            np.savez(file, **entries)
-
-    files.atomic_write(path, writer)
+    entries: dict[str, Any] = {_KEY: np.array(key), **columns}
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **entries)
+        files.write_with_checksum(path, buffer)

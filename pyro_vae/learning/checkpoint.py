@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,14 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain containers) atomically; see :func:`.atomic_write`."""
-    files.atomic_write(path, lambda file: torch.save({"format": _FORMAT, **state}, file))
+    """Write ``state`` (tensors and plain containers) with a checksum, atomically.
+
+    Raises:
+        OSError: if the file cannot be written; the previous file is kept.
+    """
+    with io.BytesIO() as buffer:
+        torch.save({"format": _FORMAT, **state}, buffer)
+        files.write_with_checksum(path, buffer)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -29,27 +36,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        CheckpointError: if it is truncated or not a checkpoint of pyro_vae.
+        CheckpointError: if it is damaged or not a checkpoint of pyro_vae.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = files.read_with_checksum(path)
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"expected a checkpoint at {path} to resume from; the file does not exist"
         ) from None
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"expected {path} to be a checkpoint of pyro_vae; it contains objects other than "
             f"tensors and numbers, which were not executed: remove it and fit again"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # any error of the parsers means a damaged file
         raise CheckpointError(
             f"expected {path} to be a checkpoint of pyro_vae; it is truncated or damaged: "
-            f"remove it and fit again"
+            f"restore it, or fit again"
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        other = f"is of another version ({found})" if found else "has another format"
         raise CheckpointError(
-            f"expected {path} to be a checkpoint of pyro_vae ({_FORMAT}); it has another "
-            f"format: remove it and fit again"
+            f"expected {path} to be a checkpoint of pyro_vae ({_FORMAT}); it {other}: "
+            f"remove it and fit again"
         )
     return state

@@ -39,15 +39,29 @@ def write_report(run: Run) -> None:
     """Write ``report.html`` and ``figures/*.png`` of an evaluated run.
 
     Raises:
-        RunError: if the run is not finished or has no bounds yet.
+        RunError: if the run is not finished or has no bounds yet, if a result is damaged or one
+            of other weights, or if another process trains the run or writes its report.
     """
+    run.require_config()
+    with run.exclusive("report"):
+        _write_report(run)
+
+
+def _write_report(run: Run) -> None:
     _, data, model = run.open()
     bounds = run.read_bounds()
+    results = {
+        e: run.read_evaluation(e.name)
+        for e in EVALUATIONS.values()
+        if run.evaluation_file(e.name).is_file()
+    }
+    # the files of the results count: a killed process may have left older entries
     result = run.read_result()
+    result |= {e.name: dict(r.provenance) for e, r in results.items()}
     # the evaluated examples, with the same dynamic binarisation
     split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
-    done = [e for e in EVALUATIONS.values() if run.evaluation_file(e.name).is_file()]
-    sections = [e.make_section(run.read_evaluation(e.name)) for e in done]
+    done = list(results)
+    sections = [e.make_section(r) for e, r in results.items()]
     overview = [
         Picture("learning", "Learning curves", "", plots.plot_learning_curves(run.read_metrics())),
         *sections[0].pictures,

@@ -32,7 +32,7 @@ def compare(*runs: Run | Path | str) -> str:
         raise ValueError("expected at least one run to compare; got none")
     opened = [run if isinstance(run, Run) else Run(run) for run in runs]
     for run in opened:
-        run.read_result()
+        run.read_bounds()
     names = [run.name for run in opened]
     width = max(len("run"), *map(len, names))
     head = f"{'run':{width}}{'K':>8}{'N':>7}{'ELBO':>11}{'log p̂':>11}{'± data':>9}{'gap':>9}"
@@ -90,7 +90,7 @@ def _find_mismatch(run: Run, first: Run, any_values: bool = False) -> str | None
         return "other data"
     if bounds[0].num_samples != bounds[1].num_samples:
         return "K differs"
-    measures = {r.read_result().get("bounds", {}).get("measure") for r in (run, first)}
+    measures = {b.provenance.get("measure") for b in bounds}
     # results without a measure are comparable with any
     measures -= {None, "density"} if any_values and "probability" in measures else {None}
     return "other measure" if len(measures) > 1 else None
@@ -98,8 +98,7 @@ def _find_mismatch(run: Run, first: Run, any_values: bool = False) -> str | None
 
 def _data_key(run: Run, any_values: bool) -> tuple[Any, ...]:
     """Return the settings that must agree for two runs to have scored the same examples."""
-    result = run.read_result()
-    data, bounds = result.get("data", {}), result.get("bounds", {})
+    data, bounds = run.read_result().get("data", {}), run.read_bounds().provenance
     # the evaluation seed determines dynamic binarisation and dequantisation noise
     return (
         *(data.get(key) for key in ("checksum", "binarize")),

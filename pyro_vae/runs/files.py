@@ -1,13 +1,12 @@
-"""Files of a run folder: paths, reading, writing and replacing."""
+"""Files of a run folder: paths, locks, reading, writing and replacing."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,22 @@ from ..config.experiment import as_plugin_names
 from ..config.plugins import find_plugin
 from ..core import files
 from ..core.documents import load_json, read_text
+from ..core.locks import LockHeldError, exclusive_lock
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History
 
 __all__ = ["RunError", "RunFiles"]
 
-#: Prefix of the folder that holds replaced files until training has started.
-_BACKUP_PREFIX = ".replaced-"
+#: Folder with the configuration of a training that has not saved a state yet, and the file in it
+#: with the SHA-256 of the state before.
+_PENDING, _MARKER = ".pending", "previous-state"
+#: Prefix of the folder in which version 0.3.0 set the previous run aside.
+_OLD_BACKUP_PREFIX = ".replaced-"
+#: Entry of result.json with the checksum of all others.
+_CHECKSUM = "checksum"
+#: Seconds to wait for a process that replaces a few files, and for one that removes leftovers.
+_WAIT_SECONDS, _SWEEP_SECONDS = 10.0, 0.3
 
 
 class RunError(ValueError):
@@ -32,7 +39,14 @@ class RunError(ValueError):
 class RunFiles:
     """The files in the folder of one run.
 
-    The methods that read a file raise :class:`RunError` if it is damaged.
+    Training excludes every other command that writes to the folder, and each evaluation and the
+    report exclude themselves. The locks are files named ``.NAME.lock``, of which training holds
+    all. A training that replaces or extends a run leaves its files alone until it has saved its
+    first state: an interrupted one changes nothing. A process killed between saving the state and
+    removing the outdated files leaves the rest to the next command.
+
+    The methods that read a file raise :class:`RunError` if it is damaged, or if it does not belong
+    to the weights.
 
     Arguments:
         folder: the folder, which need not exist yet.
@@ -61,6 +75,7 @@ class RunFiles:
         self.result = self.folder / "result.json"
         self.report = self.folder / "report.html"
         self.figures = self.folder / "figures"
+        self._pending = self.folder / _PENDING
 
     @property
     def name(self) -> str:
@@ -84,10 +99,20 @@ class RunFiles:
             content = None
         if not isinstance(content, dict):
             raise RunError(
-                f"expected {self.result} to be a JSON object; the file is damaged: remove it and "
-                f"evaluate again"
+                f"expected {self.result} to be a JSON object; the file is damaged: {self._repair}"
+            )
+        # files of older versions have no checksum
+        if content.pop(_CHECKSUM, None) not in (None, _json_checksum(content)):
+            raise RunError(
+                f"{self.result} is damaged or was edited, its content does not have the checksum "
+                f"in it: restore it, or {self._repair}"
             )
         return content
+
+    @property
+    def _repair(self) -> str:
+        """How to write ``result.json`` again."""
+        return f"remove it and run `pyro-vae fit --run {self.folder} --resume`"
 
     def read_bounds(self) -> Bounds:
         """Return the contents of ``bounds.nc``; raise if the run has not been evaluated."""
@@ -101,33 +126,55 @@ class RunFiles:
         return bounds
 
     def read_evaluation(self, name: str) -> Result:
-        """Return the result of an evaluation, whose file must exist."""
+        """Return the result of an evaluation, whose file must exist, with its provenance."""
         evaluation, path = EVALUATIONS[name], self.evaluation_file(name)
+        repeat = f"`pyro-vae {evaluation.command} {self.folder}`"
         try:
-            return evaluation.result.from_netcdf(path)
+            result = evaluation.result.from_netcdf(path)
         except ValueError as error:
             raise RunError(
-                f"{path} is damaged or from another version: replace it with "
-                f"`pyro-vae {evaluation.command} {self.folder}`"
+                f"{path} is damaged or from another version: replace it with {repeat}"
             ) from error
+        if not result.provenance:  # from an older version
+            result = result.with_provenance(self.read_result().get(name, {}))
+        evaluated, current = result.provenance.get("weights"), self._weights_checksum()
+        if evaluated not in (None, current):
+            raise RunError(
+                f"{path} is a result of other weights than {self.weights} (SHA-256 "
+                f"{evaluated[:12]}…, now {current[:12]}…): replace it with {repeat}"
+            )
+        return result
 
     def read_metrics(self) -> History:
         """Return the contents of ``metrics.jsonl``."""
+        # known from the end of training
+        recorded = self.read_result().get("fit", {}).get("metrics")
         try:
-            return History([load_json(line) for line in read_text(self.metrics).splitlines()])
-        except ValueError as error:
-            raise RunError(
-                f"expected a JSON object on every line of {self.metrics}; the file is damaged: "
-                f"remove it and write it again with `pyro-vae fit --run {self.folder} --resume`"
-            ) from error
+            content = read_text(self.metrics)
+            records = [load_json(line) for line in content.splitlines()]
+            if records and recorded in (None, files.sha256(content.encode())):
+                return History(records)
+            problem = "the file is damaged or was edited"
+        except FileNotFoundError:
+            problem = "the file is missing"
+        except ValueError:
+            problem = "the file is damaged"
+        raise RunError(
+            f"expected a JSON object on every line of {self.metrics}, as training wrote them; "
+            f"{problem}: write it again with `pyro-vae fit --run {self.folder} --resume`"
+        )
 
     def require_config(self) -> Path:
         """Return the path of ``config.yaml``; raise if it does not exist."""
+        self._complete_replacement()
         if not self.config.is_file():
             raise RunError(
                 f"expected {self.folder} to be the folder of a run; it has no config.yaml"
             )
         return self.config
+
+    def _weights_checksum(self) -> str:
+        return files.sha256(self.weights.read_bytes())
 
     def _checkpoint_parts(self, name: str) -> list[Path]:
         file = self.checkpoint_file(name)
@@ -135,67 +182,196 @@ class RunFiles:
 
     def _check_trained(self) -> None:
         self.require_config()
-        if not self.weights.is_file():
+        # result.json is written after the weights
+        if not self.weights.is_file() or "fit" not in self.read_result():
             raise RunError(
                 f"the run in {self.folder} is incomplete, its training has not finished: resume "
                 f"with `pyro-vae fit --run {self.folder} --resume`"
             )
 
     @contextmanager
-    def _replace_outdated_files(self, resuming: bool) -> Iterator[None]:
-        """Set aside the files that training makes obsolete; restore them if it fails to start.
+    def exclusive(self, *names: str) -> Iterator[None]:
+        """Exclude other processes from writing the named results; all of them by default.
 
-        Other files in the folder are left untouched.
+        Files that killed processes left are removed first.
+
+        Raises:
+            RunError: if another process writes one of them.
         """
+        with ExitStack() as stack:
+            for name in names or (*EVALUATIONS, "report"):
+                file = self._lock_file(name)
+                try:
+                    stack.enter_context(exclusive_lock(file, _SWEEP_SECONDS))
+                except LockHeldError as error:
+                    raise RunError(
+                        f"{self.folder} is in use by {error.holder}: wait until it has ended, or "
+                        f"stop it"
+                    ) from error
+                except OSError as error:
+                    raise OSError(
+                        f"expected a folder that can be written to; got {self.folder}: "
+                        f"{error.strerror}"
+                    ) from error
+            if not names:
+                self._publish()
+            self._remove_leftovers()
+            yield
+
+    @contextmanager
+    def _exclusive_for_training(self) -> Iterator[None]:
+        """Exclude all other processes; the folder is created, and removed if it stays empty."""
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_temporary_files()
-        outdated = [self.weights, self.report, self.figures]
-        outdated += [] if resuming else [self.state, self.metrics]
-        for name in EVALUATIONS:
-            outdated += [self.evaluation_file(name), *self._checkpoint_parts(name)]
-        rewritten = [self.config, self.result]
-        before = self.state.stat().st_mtime_ns if resuming else None
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_BACKUP_PREFIX) as folder:
-            backup = Path(folder)
-            for path in filter(Path.exists, rewritten):
-                # copied, so that a killed run still has its configuration
-                shutil.copy2(path, backup)
-            for path in filter(Path.exists, outdated):
-                path.rename(backup / path.name)
-            try:
+        try:
+            with self.exclusive():
                 yield
-            except Exception:
-                if self.state.exists() and self.state.stat().st_mtime_ns != before:
-                    raise
-                for path in rewritten:
+        finally:
+            if is_new:
+                with suppress(OSError):  # not empty
+                    self.folder.rmdir()
+
+    def _lock_file(self, name: str) -> Path:
+        return self.folder / f".{name}.lock"
+
+    @property
+    def _lock_files(self) -> list[Path]:
+        """The files of all locks: of the results, and of ``result.json``."""
+        return [self._lock_file(name) for name in (*EVALUATIONS, "report", self.result.stem)]
+
+    @contextmanager
+    def _replace_outdated_files(self, config: str, result: dict[str, Any]) -> Iterator[None]:
+        """Give the folder a new ``config.yaml`` and ``result.json`` when training has a state.
+
+        Until then the files of a previous run are kept: call :meth:`_publish` after a state was
+        saved. If the block raises an error before, everything is as it was.
+        """
+        is_new = not self.config.is_file()
+        if is_new:
+            files.atomic_write_text(self.config, config)
+            self._write_result(self.result, result)
+        else:
+            self._pending.mkdir()
+            files.atomic_write_text(self._pending / self.config.name, config)
+            self._write_result(self._pending / self.result.name, result)
+            files.atomic_write_text(self._pending / _MARKER, self._state_checksum())
+        try:
+            yield
+        except BaseException as error:
+            self._finish_replacement()
+            # an interrupted run keeps its configuration, to be resumed
+            if is_new and isinstance(error, Exception) and not self.state.exists():
+                for path in (self.config, self.result):
                     path.unlink(missing_ok=True)
-                for path in list(backup.iterdir()):
-                    path.rename(self.folder / path.name)
-                if is_new:
-                    shutil.rmtree(self.folder)
-                raise
+            raise
+        self._finish_replacement()
 
-    def _remove_temporary_files(self) -> None:
-        """Remove the temporary files of a run that was killed while writing."""
-        for path in self.folder.glob(f"{_BACKUP_PREFIX}*"):
-            shutil.rmtree(path)
-        targets = [self.config, self.metrics, self.state, self.weights, self.result]
-        stale: list[Path] = []
+    def _finish_replacement(self) -> None:
+        """Publish the run, or forget its configuration if it has no new state; needs all locks."""
+        self._publish()
+        shutil.rmtree(self._pending, ignore_errors=True)
+
+    def _publish(self) -> None:
+        """Replace the previous run if training has saved a state; needs all locks.
+
+        A process may be killed anywhere in here: the next one repeats it.
+        """
+        if not self._has_new_state():
+            return
+        for path in (self.weights, self.report, self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.figures, ignore_errors=True)
         for name in EVALUATIONS:
-            targets += [self.evaluation_file(name), self.checkpoint_file(name)]
-            # of one of several processes
-            stale += self.folder.glob(f".{self.checkpoint_file(name).name}-*")
-        for path in {*stale, *chain.from_iterable(map(files.stale_temporary_files, targets))}:
-            path.unlink()
+            for path in (self.evaluation_file(name), *self._checkpoint_parts(name)):
+                path.unlink(missing_ok=True)
+        for path in (self.config, self.result):
+            pending = self._pending / path.name
+            if pending.is_file():
+                pending.replace(path)
+        # last, as it makes the other files of the folder count
+        (self._pending / _MARKER).unlink()
+        shutil.rmtree(self._pending, ignore_errors=True)
 
-    def _write_metrics(self, history: History) -> None:
-        lines = (json.dumps(record) for record in history.epochs)
-        files.atomic_write_text(self.metrics, "\n".join(lines) + "\n")
+    def _has_new_state(self) -> bool:
+        """Whether training has saved a state and has not published its run yet."""
+        try:
+            before = (self._pending / _MARKER).read_text(encoding="utf-8")
+        except OSError:
+            return False
+        return before != self._state_checksum()
+
+    def _state_checksum(self) -> str:
+        return files.sha256(self.state.read_bytes()) if self.state.is_file() else "none"
+
+    def _complete_replacement(self) -> None:
+        """Publish the run of a process that was killed after it saved its first state."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while self._has_new_state():
+            try:
+                with self.exclusive():
+                    return
+            except RunError:
+                # the process that holds the locks is about to do it
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes left; needs the lock of a result.
+
+        No training is running, as it would hold this lock.
+        """
+        if not self._has_new_state():
+            shutil.rmtree(self._pending, ignore_errors=True)
+        for backup in self.folder.glob(f"{_OLD_BACKUP_PREFIX}*"):
+            if (backup / self.state.name).exists() and not self.state.exists():
+                for path in backup.iterdir():
+                    path.replace(self.folder / path.name)
+            shutil.rmtree(backup, ignore_errors=True)
+        for path in self._temporary_targets():
+            files.remove_stale_temporary_files(path)
+        for file in filter(Path.exists, self._lock_files):
+            with suppress(LockHeldError), exclusive_lock(file):
+                pass
+
+    def _temporary_targets(self) -> list[Path]:
+        """Return the files whose temporary files may be in the folder."""
+        targets = [self.config, self.metrics, self.state, self.weights, self.result, self.report]
+        for name in EVALUATIONS:
+            file = self.checkpoint_file(name)
+            targets += [self.evaluation_file(name), file, file.with_name(f"{file.name}*.*")]
+        return [*targets, self.figures / "*.png"]
+
+    def _is_new(self) -> bool:
+        """Whether the folder does not exist, or contains only leftovers of killed processes."""
+        if not self.folder.is_dir():
+            return not self.folder.exists()
+        leftovers = {self._pending, *self._lock_files}
+        leftovers.update(self.folder.glob(f"{_OLD_BACKUP_PREFIX}*"))
+        for path in self._temporary_targets():
+            leftovers.update(files.temporary_files(path))
+        return leftovers.issuperset(self.folder.iterdir())
+
+    def _write_metrics(self, history: History) -> bytes:
+        """Write ``metrics.jsonl`` and return its content."""
+        content = "".join(f"{json.dumps(record)}\n" for record in history.epochs).encode()
+        files.atomic_write_bytes(self.metrics, content)
+        return content
 
     def _update_result(self, entries: dict[str, Any]) -> None:
-        self._write_result({**self.read_result(), **entries})
+        """Change entries of ``result.json``, one process at a time."""
+        with exclusive_lock(self._lock_file(self.result.stem), wait=_WAIT_SECONDS):
+            self._write_result(self.result, {**self.read_result(), **entries})
 
-    def _write_result(self, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        files.atomic_write_text(self.result, text + "\n")
+    def _write_result(self, path: Path, content: dict[str, Any]) -> None:
+        text = json.dumps(
+            {**content, _CHECKSUM: _json_checksum(content)}, indent=2, ensure_ascii=False
+        )
+        files.atomic_write_text(path, text + "\n")
+
+
+def _json_checksum(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object, which does not depend on its layout."""
+    # as it is read back: keys that are numbers become strings
+    plain = json.loads(json.dumps(content))
+    return files.sha256(json.dumps(plain, sort_keys=True).encode())

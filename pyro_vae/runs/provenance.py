@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config.experiment import Experiment
-from ..core import distributed
+from ..core import distributed, files
 from ..core.components import Labels
 from ..data import Dataset
 from ..data.splits import checksum
@@ -104,7 +103,7 @@ def labels_checksum(program: object, data: Dataset) -> str | None:
 
 def weights_checksum(file: Path) -> str:
     """Return the SHA-256 of a weights file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return files.sha256(file.read_bytes())
 
 
 def device_name(model: torch.nn.Module) -> str:

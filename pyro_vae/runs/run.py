@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 
-from ..config.experiment import Experiment, load_experiment
+from ..config.experiment import Experiment, flatten_settings, load_experiment
 from ..config.plugins import PluginError
 from ..core import distributed, files
 from ..core.validation import did_you_mean
@@ -29,10 +32,11 @@ from .provenance import (
     device_name,
     labels_checksum,
     process_count,
-    weights_checksum,
 )
 
 __all__ = ["Run", "RunError", "load"]
+
+_log = logging.getLogger("pyro_vae")
 
 #: Settings that may change when a run is resumed: they do not affect finished steps, and moved
 #: data or weights are verified by their checksums.
@@ -63,6 +67,9 @@ class Run(RunFiles):
     ``weights.safetensors`` (after training), ``result.json``, ``report.html``, ``figures/`` and
     ``NAME.nc`` of each of :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long one also
     ``NAME.npz`` (its checkpoint).
+
+    ``result.json`` has the SHA-256 of the weights, and every ``NAME.nc`` that of the weights that
+    it is a result of. One process trains in the folder, and none evaluates meanwhile.
     """
 
     def fit(
@@ -91,9 +98,25 @@ class Run(RunFiles):
 
         Raises:
             RunError: if the folder contains a run and neither ``resume`` nor ``overwrite`` is
-                given, or if the run has another configuration.
+                given, if the run has another configuration or its state is missing, or if another
+                process writes to the folder.
         """
-        self._check_experiment(experiment, resume, overwrite)
+        self.check_folder(resume, overwrite)
+        with ExitStack() as stack:
+            with distributed.main_process_first():
+                if distributed.is_main_process():
+                    stack.enter_context(self._exclusive_for_training())
+                self._check_experiment(experiment, resume, overwrite)
+            return self._train(experiment, resume, progress, on_epoch)
+
+    def _train(
+        self,
+        experiment: Experiment,
+        resume: bool,
+        progress: bool,
+        on_epoch: Callable[[Autoencoder, Dataset, History], None] | None,
+    ) -> History:
+        """Train in this folder, with all locks."""
         # check everything before any file is changed
         resolve_device(experiment.settings.fit.device)
         with distributed.main_process_first():
@@ -104,6 +127,11 @@ class Run(RunFiles):
         resuming = resume and self.state.is_file()
         if resuming:
             checkpoint.load_checkpoint(self.state)
+        elif resume and (self.metrics.is_file() or self.weights.is_file()):
+            raise RunError(
+                f"expected {self.state} to resume from; the file is missing, although the run has "
+                f"been trained: restore it, or train from the start with --overwrite"
+            )
         provenance = collect_provenance(experiment, data)
         if experiment.start_from is not None:
             provenance["start"] = self._load_start(experiment.start_from, model, resuming)
@@ -129,32 +157,34 @@ class Run(RunFiles):
 
         def after_epoch(history: History) -> None:
             if len(history) % checkpoint_every == 0:
+                self._publish()
                 self._write_metrics(history)
             if on_epoch is not None:
                 on_epoch(model, data, history)
 
-        with self._replace_outdated_files(resuming):
-            files.atomic_write_text(self.config, experiment.to_yaml())
-            self._write_result({"config": experiment.settings_dict(), **provenance})
+        result = {"config": experiment.settings_dict(), **provenance}
+        with self._replace_outdated_files(experiment.to_yaml(), result):
             history = train(on_epoch=after_epoch)
-        # needed if a run was killed between its last checkpoint and metrics: no epoch is left
-        self._write_metrics(history)
-        tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
-        files.atomic_write(self.weights, lambda file: safetensors.torch.save_file(tensors, file))
-        self._update_result(
-            {
-                "fit": {
-                    "epochs": len(history),
-                    "steps": history["step"][-1],
-                    "best_epoch": history.best_epoch,
-                    "seconds": sum(history["seconds"]),
-                    "device": device_name(model),
-                    "parameters": sum(p.numel() for p in model.parameters()),
-                    **process_count(),
-                    "last": history.epochs[-1],
-                }
-            }
+        # also needed if no epoch was left, e.g. if a run was killed after its last checkpoint
+        files.atomic_write_text(self.config, experiment.to_yaml())
+        metrics = self._write_metrics(history)
+        weights = safetensors.torch.save(
+            {name: t.contiguous() for name, t in model.state_dict().items()}
         )
+        files.atomic_write_bytes(self.weights, weights)
+        fit_entry = {
+            "epochs": len(history),
+            "steps": history["step"][-1],
+            "best_epoch": history.best_epoch,
+            "seconds": sum(history["seconds"]),
+            "device": device_name(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **process_count(),
+            "last": history.epochs[-1],
+            "weights": files.sha256(weights),
+            "metrics": files.sha256(metrics),
+        }
+        self._update_result({**result, "fit": fit_entry})
         distributed.all_gather(None)
         return history
 
@@ -178,16 +208,22 @@ class Run(RunFiles):
         Raises:
             RunError: if the run is not finished, or if its files do not belong together.
         """
+        return self._open_with_checksum(device)[:3]
+
+    def _open_with_checksum(self, device: str) -> tuple[Experiment, Dataset, Autoencoder, str]:
+        """Open the run, see :meth:`open`, with the SHA-256 of the weights that were loaded."""
         torch_device = resolve_device(device)
         self._check_trained()
         experiment = self._load_experiment()
         data = experiment.load_data()
         self._check_data(experiment, data, resume=True)
         model = experiment.build_model(data)
-        self._load_weights(
+        weights = self._load_weights(
             model, f"{self.weights} is damaged or belongs to another model than {self.config}"
         )
-        return experiment, data, model.to(torch_device)
+        if note := self._version_note():
+            _log.warning("numbers may differ from those of %s%s", self.folder, note)
+        return experiment, data, model.to(torch_device), weights
 
     def open_split(
         self, split: str = "test", num_data: int | None = None, device: str = "cpu"
@@ -214,7 +250,13 @@ class Run(RunFiles):
         return bounds
 
     def compute(
-        self, name: str, *, device: str = "auto", progress: bool = False, **options: Any
+        self,
+        name: str,
+        *,
+        device: str = "auto",
+        progress: bool = False,
+        on_result: Callable[[Result, dict[str, Any]], None] | None = None,
+        **options: Any,
     ) -> Result:
         """Compute an evaluation of the trained model and write its file and ``result.json``.
 
@@ -225,13 +267,18 @@ class Run(RunFiles):
             name: one of :data:`~pyro_vae.evaluation.EVALUATIONS`.
             device: ``auto``, ``cpu`` or ``cuda``.
             progress: show progress bars on the standard error.
+            on_result: called in the main process with the result and its entry of
+                ``result.json`` before files are written.
             **options: the options of its command.
 
         Returns:
             The result.
 
         Raises:
-            RunError: if the run is not finished.
+            RunError: if the run is not finished, if another process trains it or computes the
+                same evaluation, or if its weights have changed meanwhile. The result is not
+                written then.
+            OSError: if the folder cannot be written to.
             ValueError: if the name is unknown, if the split is empty, if an option is out of
                 range, or if the model does not support the evaluation.
         """
@@ -242,29 +289,46 @@ class Run(RunFiles):
             )
         evaluation = EVALUATIONS[name]
         options = evaluation.bind(options)
-        with distributed.main_process_first():
-            _, data, model = self.open(device)
-        start = time.perf_counter()
-        result = evaluation.compute(
-            model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
-        )
-        if distributed.is_main_process():
-            result.to_netcdf(self.evaluation_file(name))
-            if evaluation.is_resumable(options):
-                for path in self._checkpoint_parts(name):
-                    path.unlink()
-            entry = {
-                **({"split": options["split"]} if "split" in options else {}),
-                "num_data": len(result),
-                **result.summary(),
-                **describe_units(result, data, model),
-                **process_count(),
-                "seconds": time.perf_counter() - start,
-                "device": device_name(model),
-            }
-            self._update_result({name: entry})
-        distributed.all_gather(None)
-        return result
+        with ExitStack() as stack:
+            with distributed.main_process_first():
+                self.require_config()
+                if distributed.is_main_process():
+                    stack.enter_context(self.exclusive(name))
+                _, data, model, weights = self._open_with_checksum(device)
+            start = time.perf_counter()
+            result = evaluation.compute(
+                model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
+            )
+            if distributed.is_main_process():
+                entry = {
+                    **({"split": options["split"]} if "split" in options else {}),
+                    "num_data": len(result),
+                    **result.summary(),
+                    **describe_units(result, data, model),
+                    **process_count(),
+                    "seconds": time.perf_counter() - start,
+                    "device": device_name(model),
+                    "weights": weights,
+                }
+                if on_result is not None:
+                    on_result(result, entry)
+                self._write_evaluation(name, result, entry)
+                if evaluation.is_resumable(options):
+                    for path in self._checkpoint_parts(name):
+                        path.unlink()
+            distributed.all_gather(None)
+            return result
+
+    def _write_evaluation(self, name: str, result: Result, entry: dict[str, Any]) -> None:
+        """Write the file of an evaluation and its entry of ``result.json``."""
+        # possible only without locks, e.g. on another machine or by copying files
+        if not self.weights.is_file() or self._weights_checksum() != entry["weights"]:
+            raise RunError(
+                f"the weights of {self.folder} have changed during the computation: the result is "
+                f"not written; repeat the command"
+            )
+        result.to_netcdf(self.evaluation_file(name), provenance=entry)
+        self._update_result({name: entry})
 
     def is_finished(self, experiment: Experiment) -> bool:
         """Whether all epochs of ``experiment`` are done, so that resuming would do nothing.
@@ -276,8 +340,15 @@ class Run(RunFiles):
             return False
         self._check_experiment(experiment, resume=True, overwrite=False)
         result = self.read_result()
-        if "fit" not in result or not self.metrics.is_file():
+        if "fit" not in result:
             return False
+        # resuming writes damaged files again
+        for file, key in ((self.metrics, "metrics"), (self.weights, "weights")):
+            if not file.is_file() or result["fit"].get(key) not in (
+                None,
+                files.sha256(file.read_bytes()),
+            ):
+                return False
         # early stopping leaves fewer epochs than configured
         same_epochs = experiment.settings.fit.epochs == result["config"]["fit"]["epochs"]
         return same_epochs or experiment.settings.fit.epochs <= result["fit"]["epochs"]
@@ -288,7 +359,8 @@ class Run(RunFiles):
         Raises:
             RunError: if it contains other files, or a run and not one of the two is given.
         """
-        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+        self._complete_replacement()
+        if self._is_new():
             return
         if not self.config.is_file():
             raise RunError(
@@ -316,13 +388,32 @@ class Run(RunFiles):
                 f"with its own config.yaml, or choose another --run"
             )
 
-    def _load_weights(self, model: Autoencoder, problem: str) -> None:
-        """Load this run's weights into the model; raise with ``problem`` and the reason if not."""
+    def _load_weights(self, model: Autoencoder, problem: str) -> str:
+        """Load this run's weights into the model and return their SHA-256.
+
+        Raises:
+            RunError: with ``problem`` and the reason, if they do not fit or were changed.
+        """
+        content = self.weights.read_bytes()
+        checksum, trained = files.sha256(content), self.read_result().get("fit", {}).get("weights")
+        if trained not in (None, checksum):
+            raise RunError(
+                f"{problem}: its SHA-256 is {checksum[:12]}…, after training it was "
+                f"{trained[:12]}…; write it again with `pyro-vae fit --run {self.folder} --resume`"
+            )
         try:
-            model.load_state_dict(safetensors.torch.load_file(self.weights))
-        except (safetensors.SafetensorError, RuntimeError) as error:
+            tensors = safetensors.torch.load(content)
+            expected = model.state_dict()
+            for name in tensors.keys() & expected.keys():
+                if tensors[name].dtype != expected[name].dtype:
+                    raise ValueError(
+                        f"expected {name} to be {expected[name].dtype}; got {tensors[name].dtype}"
+                    )
+            model.load_state_dict(tensors)
+        except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise RunError(f"{problem}: {reason}") from error
+            raise RunError(f"{problem}: {reason}{self._version_note()}") from error
+        return checksum
 
     def _load_start(self, folder: Path, model: Autoencoder, resuming: bool) -> dict[str, str]:
         """Load the initial weights from the run in ``folder`` and return their provenance.
@@ -331,7 +422,7 @@ class Run(RunFiles):
         """
         source = Run(folder)
         source._check_trained()
-        start = {"run": source.name, "weights": weights_checksum(source.weights)}
+        start = {"run": source.name, "weights": source._weights_checksum()}
         if resuming:
             before = self.read_result().get("start", {}).get("weights", start["weights"])
             if before != start["weights"]:
@@ -347,15 +438,34 @@ class Run(RunFiles):
         return start
 
     def _load_experiment(self, plugins: Sequence[str] = ()) -> Experiment:
+        """Load ``config.yaml``; raise if it is not that of ``result.json``."""
         try:
-            return load_experiment(self.config, [*self.plugins, *plugins])
+            experiment = load_experiment(self.config, [*self.plugins, *plugins])
         except PluginError:
             raise
         except ValueError as error:
             raise RunError(
-                f"{self.config} is damaged or invalid ({error}): fix it, or replace the run with "
-                f"--overwrite"
+                f"{self.config} is damaged or invalid ({error}{self._version_note()}): fix it, or "
+                f"replace the run with --overwrite"
             ) from error
+        trained = flatten_settings(self.read_result().get("config", {}))
+        current = flatten_settings(experiment.settings_dict())
+        # another version may have other settings
+        changed = {k for k in trained.keys() & current.keys() if trained[k] != current[k]}
+        if changed := sorted(changed - _MUTABLE_SETTINGS):
+            raise RunError(
+                f"{self.config} has changed since the run was trained ({', '.join(changed)} "
+                f"differ): restore it, or replace the run with --overwrite"
+            )
+        return experiment
+
+    def _version_note(self) -> str:
+        """Return a clause if another version trained the run; otherwise an empty string."""
+        trained = self.read_result().get("versions", {}).get("pyro-vae")
+        current = metadata.version("pyro-vae")
+        if trained in (None, current):
+            return ""
+        return f"; the run was trained by pyro-vae {trained}, this is {current}"
 
     def _check_data(self, experiment: Experiment, data: Dataset, resume: bool) -> None:
         """Raise if the data or labels differ from those the run was trained on."""

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
-import resource
-import signal
 import stat
-from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from run_folders import full_disk
 
 from pyro_vae.core import files
 
 
-@contextmanager
-def full_disk(limit: int):
-    """Limit the size of files that this process writes to ``limit`` bytes."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+def save_npz(file):
+    content = io.BytesIO()
+    np.savez(content, x=np.zeros(20_000))
+    files.write_with_checksum(file, content)
 
 
 WRITERS = {
@@ -54,6 +47,8 @@ def test_full_disk_keeps_the_previous_file(kind, tmp_path):
     file.write_text("old")
     with full_disk(10_000), pytest.raises(OSError, match="previous file is kept"):
         files.atomic_write(file, WRITERS[kind])
+    with full_disk(10_000), pytest.raises(OSError, match="previous file is kept: File too large"):
+        save_npz(file)
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.pt"]
 
@@ -68,14 +63,47 @@ def test_any_file_name_works_and_temporary_files_are_found(name, tmp_path):
     temporary_files = []
 
     def killed(temporary):
-        temporary_files.extend(files.stale_temporary_files(file))
+        files.remove_stale_temporary_files(file)  # by another process
+        temporary_files.extend(files.temporary_files(file))
         assert temporary_files == [temporary]
         raise KeyboardInterrupt
 
     (tmp_path / "other").write_text("")
     with pytest.raises(KeyboardInterrupt):
         files.atomic_write(file, killed)
-    assert temporary_files and files.stale_temporary_files(file) == []
+    assert temporary_files and files.temporary_files(file) == []
+    # what a killed process leaves is not locked
+    temporary_files[0].write_text("half")
+    assert files.temporary_files(file) == temporary_files
+    files.remove_stale_temporary_files(file)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "other"])
+
+
+def test_wildcards_find_the_temporary_files_of_several_files(tmp_path):
+    names = {".a-x1.png", ".b-c-x_2.png"}
+    for name in (*names, "a-x1.png", ".a-x1.npz", ".a.png", ".a-X.png"):
+        (tmp_path / name).write_text("")
+    assert {file.name for file in files.temporary_files(tmp_path / "*.png")} == names
+
+
+def test_changed_bytes_are_noticed(tmp_path):
+    file, content = tmp_path / "a.npz", io.BytesIO()
+    np.savez(content, x=np.arange(5))
+    files.write_with_checksum(file, content)
+    assert np.load(file)["x"].tolist() == [0, 1, 2, 3, 4]  # other programs ignore the trailer
+    good = file.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position % 8)
+        file.write_bytes(bad)
+        try:
+            loaded = np.load(files.read_with_checksum(file))["x"].tolist()
+        except ValueError:
+            continue
+        # in the words of the trailer: the content is unharmed
+        assert position >= len(good) - 82 and loaded == [0, 1, 2, 3, 4]
+    file.write_bytes(content.getvalue())  # without a checksum
+    assert np.load(files.read_with_checksum(file))["x"].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("from C++"), KeyboardInterrupt()])
