@@ -137,7 +137,8 @@ class RunFiles:
             ) from error
         if not result.provenance:  # from an older version
             result = result.with_provenance(self.read_result().get(name, {}))
-        evaluated, current = result.provenance.get("weights"), self._weights_checksum()
+        evaluated = result.provenance.get("weights")
+        current = self._check_weights(self.weights.read_bytes())
         if evaluated not in (None, current):
             raise RunError(
                 f"{path} is a result of other weights than {self.weights} (SHA-256 "
@@ -173,8 +174,16 @@ class RunFiles:
             )
         return self.config
 
-    def _weights_checksum(self) -> str:
-        return files.sha256(self.weights.read_bytes())
+    def _check_weights(self, content: bytes) -> str:
+        """Return the SHA-256 of the weights; raise if training wrote others."""
+        checksum, trained = files.sha256(content), self.read_result().get("fit", {}).get("weights")
+        if trained not in (None, checksum):
+            raise RunError(
+                f"{self.weights} is damaged or belongs to another model than {self.config}: its "
+                f"SHA-256 is {checksum[:12]}…, after training it was {trained[:12]}…: restore it, "
+                f"or write it again with `pyro-vae fit --run {self.folder} --resume`"
+            )
+        return checksum
 
     def _checkpoint_parts(self, name: str) -> list[Path]:
         file = self.checkpoint_file(name)

@@ -32,6 +32,7 @@ from .provenance import (
     device_name,
     labels_checksum,
     process_count,
+    weights_checksum,
 )
 
 __all__ = ["Run", "RunError", "load"]
@@ -322,7 +323,7 @@ class Run(RunFiles):
     def _write_evaluation(self, name: str, result: Result, entry: dict[str, Any]) -> None:
         """Write the file of an evaluation and its entry of ``result.json``."""
         # possible only without locks, e.g. on another machine or by copying files
-        if not self.weights.is_file() or self._weights_checksum() != entry["weights"]:
+        if not self.weights.is_file() or weights_checksum(self.weights) != entry["weights"]:
             raise RunError(
                 f"the weights of {self.folder} have changed during the computation: the result is "
                 f"not written; repeat the command"
@@ -392,15 +393,10 @@ class Run(RunFiles):
         """Load this run's weights into the model and return their SHA-256.
 
         Raises:
-            RunError: with ``problem`` and the reason, if they do not fit or were changed.
+            RunError: if they were changed; with ``problem`` and the reason, if they do not fit.
         """
         content = self.weights.read_bytes()
-        checksum, trained = files.sha256(content), self.read_result().get("fit", {}).get("weights")
-        if trained not in (None, checksum):
-            raise RunError(
-                f"{problem}: its SHA-256 is {checksum[:12]}…, after training it was "
-                f"{trained[:12]}…; write it again with `pyro-vae fit --run {self.folder} --resume`"
-            )
+        checksum = self._check_weights(content)
         try:
             tensors = safetensors.torch.load(content)
             expected = model.state_dict()
@@ -422,7 +418,7 @@ class Run(RunFiles):
         """
         source = Run(folder)
         source._check_trained()
-        start = {"run": source.name, "weights": source._weights_checksum()}
+        start = {"run": source.name, "weights": weights_checksum(source.weights)}
         if resuming:
             before = self.read_result().get("start", {}).get("weights", start["weights"])
             if before != start["weights"]:
