@@ -26,6 +26,7 @@ __all__ = [
     "allow_imports",
     "class_types",
     "component_names",
+    "describe_denied",
 ]
 
 #: A class path imports its module, so only these modules and the user's plugins are allowed.
@@ -127,16 +128,21 @@ class ClassType(NamedTuple):
             hint = did_you_mean(str(name), self.names)
             raise ValueError(f"expected {option} to be {one_of}; got {name!r}{hint}")
         if not _is_allowed(name.rpartition(".")[0]):
-            raise ValueError(
-                f"expected {option} to be a class of {', '.join(_ALLOWED_MODULES)} or a --plugin; "
-                f"got {name!r}: to use your own module add --plugin {name.split('.')[0]}"
-            )
+            raise ValueError(describe_denied(f"{option} to be a class", name))
         cls = _import(name, option)
         if not (inspect.isclass(cls) and issubclass(cls, self.base)) or _is_abstract(cls):
             raise ValueError(
                 f"expected {option} to be a concrete subclass of {self.base.__name__}; got {name!r}"
             )
         return cls
+
+
+def describe_denied(subject: str, name: str) -> str:
+    """Return the error message for a class path outside the allowed modules."""
+    return (
+        f"expected {subject} of {', '.join(_ALLOWED_MODULES)} or a --plugin; got "
+        f"{name!r}: to use your own module add --plugin {name.split('.')[0]}"
+    )
 
 
 def _import(path: str, option: str) -> Any:

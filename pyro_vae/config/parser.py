@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -19,7 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..core.documents import load_yaml, read_text
-from .classes import ClassType, class_types
+from .classes import ClassType, class_types, describe_denied
 from .signatures import REQUIRED, Option, check_value, join_or, literal_choices, union_members
 
 __all__ = ["Layer", "Parser", "load_value", "read_file"]
@@ -75,7 +76,10 @@ class Parser:
         try:
             return self.parser.parse_object(settings)
         except ArgumentError as error:  # a rule of jsonargparse that is not checked above
-            raise ValueError(" ".join(str(error).split())) from None
+            text = " ".join(str(error).split())
+            if denied := re.search(r"Importing '([^']*)' is not allowed", text):
+                text = describe_denied("functions and classes", denied[1])
+            raise ValueError(text) from None
 
     def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
         """Return the layers to resolve; a subclass may act on them before names are resolved.

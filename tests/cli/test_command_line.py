@@ -259,19 +259,42 @@ def test_missing_npz_key(workdir, capsys):
     assert_error(capsys, [*FIT, *data], message, workdir)
 
 
-@pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "trap.Prior"])
-def test_classes_outside_the_allowed_modules_are_not_imported(path, workdir, capsys):
-    Path("trap.py").write_text("raise SystemExit('the trap was imported')")
+@pytest.fixture
+def trap(workdir):
+    """A module on the path that must not be imported."""
+    Path("trap.py").write_text("open('executed', 'w').close()\n\ndef f(epoch): return 1.0\n")
     sys.path.insert(0, str(workdir))
-    try:
-        message = (
-            f"expected model.prior to be a class of pyro_vae, torch.nn, torch.optim or a "
-            f"--plugin; got '{path}': to use your own module add --plugin .*"
-        )
-        assert_error(capsys, [*FIT, "--model.prior", path], message, workdir)
-    finally:
-        sys.path.remove(str(workdir))
-    assert "trap" not in sys.modules
+    yield "trap"
+    sys.path.remove(str(workdir))
+    assert "trap" not in sys.modules and not Path("executed").exists()
+
+
+@pytest.mark.parametrize("path", ["os.path.join", "subprocess.Popen", "trap.Prior"])
+def test_classes_outside_the_allowed_modules_are_not_imported(path, trap, workdir, capsys):
+    message = (
+        f"expected model.prior to be a class of pyro_vae, torch.nn, torch.optim or a "
+        f"--plugin; got '{path}': to use your own module add --plugin .*"
+    )
+    assert_error(capsys, [*FIT, "--model.prior", path], message, workdir)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--nope", "class_path='trap.X'"],
+        ["--fit.epochs", "class_path='trap.X'"],
+        ["--fit.epochs", "{class_path: trap.X}"],
+        ["--fit.optimizer", "{class_path: Adam, betas: {class_path: trap.X}}"],
+        ["--model.encoder.hidden", "[trap.X]"],
+        ["--model.encoder.activation", "{class_path: Hardtanh, min_val: trap.X}"],
+        ["--objective.beta", "trap.X"],
+        ["--fit.schedule", "LambdaLR", "--fit.schedule.lr_lambda", "trap.f"],
+        ["--fit.schedule", "LambdaLR", "--fit.schedule.lr_lambda", "pyro_vae.core.files.os.system"],
+        ["--model.prior", "pyro_vae.core.files.os.system"],
+    ],
+)
+def test_error_messages_import_nothing(options, trap, workdir, capsys):
+    assert_error(capsys, [*FIT, *options], "(expected [^;]*; .*|unknown option .*)", workdir)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
