@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -88,6 +89,8 @@ def _print_error(error: Exception, debug: bool) -> None:
     if not is_expected:
         where = "see the traceback above" if debug else process.save_traceback(error)
         sentence = f"{sentence}; this is a fault of pyro-vae or of a plugin: {where}"
+    # control characters of a name in a file could reprogram the terminal
+    sentence = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], sentence)
     print(f"pyro-vae: {sentence}", file=sys.stderr)
 
 

@@ -42,7 +42,10 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"expected at most {MAX_YAML_CHARACTERS} characters; got {len(text)}")
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ValueError as error:  # also of a number or a date that Python cannot convert
+        raise ValueError(str(error)) from None
 
 
 def load_json(text: str) -> Any:
