@@ -74,7 +74,7 @@ def evaluate(
             binarisation or noise is drawn once, with ``seed``. A program that conditions on
             labels gets those of a ``Split``, unless there are further arguments.
         *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
-            size N are per example (see :func:`~pyro_vae.log_weights`).
+            size N are split with the data (see :func:`~pyro_vae.log_weights`).
         num_samples: the number K of samples per example; with ``tolerance``, the maximum.
         ks: the L_k to report; values above K are ignored, and L_K is always included. With
             ``tolerance``, K is the smallest number of samples of any example.
