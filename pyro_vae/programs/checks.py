@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution, biject_to
 
-from .base import PLATE, Site, data_dim, empty_program, is_latent, sample_sites, trace_program
+from .base import (
+    PLATE,
+    Site,
+    data_dim,
+    empty_program,
+    is_latent,
+    sample_sites,
+    site_log_prob,
+    trace_program,
+)
 
 __all__ = ["check_auxiliary_sites", "check_sites", "has_point_mass", "unsupported_sites"]
 
@@ -99,7 +109,11 @@ def check_auxiliary_sites(
 
 
 def unsupported_sites(model: Mapping[str, Site]) -> dict[str, str]:
-    """Return the observed sites with values outside the support, and their distributions."""
+    """Return the observed sites whose distribution scores values outside its support.
+
+    Returns:
+        The name of the distribution by site.
+    """
     found = {}
     for name, site in model.items():
         fn, mask = site["fn"], _effective_mask(site)
@@ -110,9 +124,11 @@ def unsupported_sites(model: Mapping[str, Site]) -> dict[str, str]:
             inside = fn.support.check(site["value"])
         except NotImplementedError:  # a distribution without a support
             continue
+        # −inf is right for such a value, and NaN is reported elsewhere
+        counted = site_log_prob(site) > -math.inf
         if mask is not None:
-            inside = inside | ~mask.to(inside.device)
-        if not inside.all():
+            counted = counted & mask.to(counted.device)
+        if (counted & ~inside).any():
             found[name] = type(_unwrap(site["fn"])).__name__
     return found
 

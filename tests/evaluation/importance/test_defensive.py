@@ -263,7 +263,7 @@ def test_auxiliary_sites_raise():
     def guide(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Normal(a, 1.0))
+            pyro.sample("z", dist.Delta(a))
 
     with pytest.raises(ValueError, match=r"without auxiliary sites, .*; got 'a': drop the option"):
         pv.evaluate((model, guide), torch.zeros(5), num_samples=30, defensive=0.2)
