@@ -1,22 +1,26 @@
 """Distributions missing from torch and Pyro, or numerically unstable there, by their values."""
 
 from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
-from .levels import CategoricalLevels, DiscretizedLogistic, log1mexp
-from .real import OptimalScale
+from .levels import Binomial, CategoricalLevels, DiscretizedLogistic, log1mexp
+from .real import LowRankMultivariateNormal, MultivariateNormal, OptimalScale, StudentT
 from .sphere import PowerSpherical, UniformSphere, check_sphere_dim, log_sphere_area, unit_vector
 from .unit import Beta, ContinuousBernoulli, IndependentBernoulli
 
 __all__ = [
     "Beta",
+    "Binomial",
     "CategoricalLevels",
     "ConditionedOnTotal",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "IndependentBernoulli",
+    "LowRankMultivariateNormal",
+    "MultivariateNormal",
     "NegativeBinomial",
     "OptimalScale",
     "Poisson",
     "PowerSpherical",
+    "StudentT",
     "UniformSphere",
     "check_sphere_dim",
     "log1mexp",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pyro.distributions import transforms
 from pyro.distributions.transforms.spline import ConditionedSpline
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..core.components import Shape
 from ..core.validation import as_shape, positive_int
@@ -19,6 +20,7 @@ from ..core.validation import as_shape, positive_int
 __all__ = [
     "AffineAutoregressive",
     "SplineAutoregressive",
+    "apply_network",
     "autoregressive_network",
     "check_spline",
 ]
@@ -78,27 +80,30 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
         self, network: nn.Module, context: Tensor | None = None, *, stable: bool = False
     ) -> None:
         # a function, so that the network is not registered here: its owner has the parameters
-        super().__init__(partial(_apply_network, network, context=context), stable=stable)
+        super().__init__(partial(apply_network, network, context=context), stable=stable)
         self.order = cast(Tensor, network.permutation)
         self._inverse = self._invert
 
     def _invert(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
         index = torch.arange(y.shape[-1], device=y.device)
+        # at the limit the density is zero; beyond it the network's outputs would be NaN
+        limit = torch.finfo(y.dtype).max ** 0.5
         # update one variable at a time: later ones may still be far off, and a masked 0 · ∞
         # would turn the finished ones into NaN
         for variable in self.order:
             residual = y - self._call(x)
             assert self._cached_log_scale is not None  # set by _call
             step = residual * torch.exp(-self._cached_log_scale)
-            x = torch.where(index == variable, x + step, x)
+            x = torch.where(index == variable, (x + step).clamp(-limit, limit), x)
         return x
 
 
 class SplineAutoregressive(transforms.SplineAutoregressive):
-    """Pyro's rational-quadratic spline transform, inverted in float64.
+    """Pyro's rational-quadratic spline transform, with an exact choice of bins and its inverse.
 
-    In float32 the square root in the inverse loses its digits, or its argument becomes negative.
+    The inverse is computed in float64: in float32 its square root loses its digits, or its
+    argument becomes negative.
 
     Arguments:
         network: from :func:`autoregressive_network`, with parameters ``[bins, bins, bins − 1]``.
@@ -116,8 +121,12 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
         bound: float,
         context: Tensor | None = None,
     ) -> None:
-        outputs = partial(_apply_network, network, context=context)
+        outputs = partial(apply_network, network, context=context)
         super().__init__(latent_dim, outputs, bins, bound, order="quadratic")
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, self._cache_log_detJ = self.spline.condition(x).spline_op(x, eps=_BIN_MARGIN)
+        return y
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
@@ -125,8 +134,14 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
             knots = self.spline.condition(x)._params()
             double = [None if knot is None else knot.double() for knot in knots]
             spline = ConditionedSpline(double, bound=self.spline.bound, order="quadratic")
-            x = spline._inverse(y.double()).to(y.dtype)
-            self._cache_log_detJ = cast(Tensor, spline._cache_log_detJ).to(y.dtype)
+            try:
+                x, log_det = spline.spline_op(y.double(), inverse=True, eps=_BIN_MARGIN)
+            except AssertionError:  # the root of a negative number or of NaN
+                raise ValueError(
+                    "expected splines with an inverse; got knots that are NaN or too steep for "
+                    "float64: check the parameters for NaN, and lower the learning rate"
+                ) from None
+            x, self._cache_log_detJ = x.to(y.dtype), -log_det.to(y.dtype)
         return x
 
 
@@ -139,13 +154,28 @@ def check_spline(bins: int, bound: float) -> tuple[int, float]:
     return bins, bound
 
 
+#: Pyro adds 1e-6 to the knots when it chooses the bin of a value. Values just above a knot would
+#: then be extrapolated from the bin below, which can have a slope of any sign there.
+_BIN_MARGIN = 0.0
 #: Pyro's minimum bin width is a thousandth of the total.
 _MAX_BINS = 1000
 
 
-def _apply_network(network: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-    if context is None:
-        return network(x)
-    # Pyro's network expands only the context to match x; a mixture also needs x expanded
-    batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-    return network(x.expand(*batch, -1), context=context)
+def apply_network(network: nn.Module, x: Tensor, context: Tensor | None = None) -> Any:
+    """Return the outputs of a network, computed in the dtype of ``x``.
+
+    Arguments:
+        network: the network, with parameters of any dtype.
+        x: its inputs, ``(*batch, D)``.
+        context: optional additional inputs, ``(*batch, context)``, of the dtype of ``x``.
+    """
+    options = {}
+    if context is not None:
+        # Pyro's network expands only the context to match x; a mixture also needs x expanded
+        batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+        x, options = x.expand(*batch, -1), {"context": context}
+    if next(network.parameters()).dtype == x.dtype:
+        return network(x, **options)
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    cast_tensors = {n: t.to(x.dtype) if t.is_floating_point() else t for n, t in tensors}
+    return functional_call(network, cast_tensors, (x,), options)

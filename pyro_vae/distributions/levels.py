@@ -11,7 +11,23 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["CategoricalLevels", "DiscretizedLogistic", "log1mexp"]
+from .float64 import score_in_float64
+
+__all__ = ["Binomial", "CategoricalLevels", "DiscretizedLogistic", "log1mexp"]
+
+
+class Binomial(dist.Binomial):
+    """``Binomial(n, logits=f)`` evaluated in float64.
+
+    The terms of log n! / (x! (n − x)!) cancel: in float32, 784 pixels of 255 levels are off by
+    0.05 nats, and of 65535 levels by 3 nats.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        double = dist.Binomial(
+            self.total_count.double(), logits=self.logits.double(), validate_args=False
+        )
+        return score_in_float64(self, double, value)
 
 
 class CategoricalLevels(dist.Categorical):

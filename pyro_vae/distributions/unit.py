@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ..compiler.trace import is_tracing
+from .float64 import score_in_float64
 
 __all__ = ["Beta", "ContinuousBernoulli", "IndependentBernoulli"]
 
@@ -22,11 +23,8 @@ class Beta(dist.Beta):
     """``Beta`` evaluated in float64: in float32 log Γ of large concentrations cancels."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
         ones, zeros = self.concentration1.double(), self.concentration0.double()
-        double = dist.Beta(ones, zeros, validate_args=False)
-        return double.log_prob(value.double()).to(self.concentration1.dtype)
+        return score_in_float64(self, dist.Beta(ones, zeros, validate_args=False), value)
 
 
 class ContinuousBernoulli(TorchDistribution):

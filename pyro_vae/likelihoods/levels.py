@@ -77,7 +77,7 @@ class Binomial(LevelLikelihood):
         super().__init__(latent_dim, event_shape, network, (), levels)
 
     def forward(self, z: torch.Tensor) -> Distribution:
-        fn = dist.Binomial(self.levels, logits=self.network(z))
+        fn = distributions.Binomial(self.levels, logits=self.network(z))
         return fn.to_event(len(self.event_shape))
 
     def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
+from .. import distributions
 from ..core.components import NetworkFactory, Shape
-from ..distributions import OptimalScale
 from .base import Likelihood, clamped_logit
 
 __all__ = ["Gaussian", "Laplace", "StudentT"]
@@ -96,7 +96,7 @@ class LocationScale(Likelihood):
         loc = self.squash(loc)
         if self.scale == "optimal":
             fn = self.pixel_distribution(loc, self._scale_from_moment(self.average_moment))
-            fn = OptimalScale(fn, self._optimal_scale) if self.training else fn
+            fn = distributions.OptimalScale(fn, self._optimal_scale) if self.training else fn
         else:
             log_scale = self.log_scale if self.log_scale is not None else decoded[0]
             fn = self.pixel_distribution(loc, self.min_scale + log_scale.exp())
@@ -191,7 +191,7 @@ class StudentT(LocationScale):
         self.df = df
 
     def pixel_distribution(self, loc: torch.Tensor, scale: torch.Tensor) -> Distribution:
-        return dist.StudentT(self.df, loc, scale)
+        return distributions.StudentT(self.df, loc, scale)
 
 
 #: Map from decoder output to μ, and its inverse.

@@ -23,6 +23,7 @@ from ..distributions.autoregressive import (
     autoregressive_network,
     check_spline,
 )
+from ..distributions.flow import Flow
 from .base import Posterior
 
 __all__ = [
@@ -56,13 +57,20 @@ class FlowPosterior(Posterior):
 
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)
+        return Flow(
+            *self._noise_and_steps(out),
+            lambda: dist.TransformedDistribution(*self._noise_and_steps(out.double())),
+        )
+
+    def _noise_and_steps(self, out: Tensor) -> tuple[Distribution, list[transforms.Transform]]:
+        """Return the distribution of the noise and all transforms for network outputs."""
         loc, log_scale = out[..., : 2 * self.latent_dim].unflatten(-1, (2, -1)).unbind(-2)
         steps = list(self.transforms(out[..., 2 * self.latent_dim :]))
         scale = log_scale.exp()
         if self.transforms_noise:
             steps.append(transforms.AffineTransform(loc, scale, event_dim=1, cache_size=1))
             loc, scale = torch.zeros_like(loc), torch.ones_like(scale)
-        return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)
+        return dist.Normal(loc, scale).to_event(1), steps
 
     @abstractmethod
     def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
+from .. import distributions
 from ..core.components import NetworkFactory, Shape
 from ..core.validation import positive_int
 from .base import Posterior
@@ -53,7 +54,7 @@ class FullCovarianceNormal(Posterior):
         out = self.network(x)
         loc, log_diagonal, lower = out[..., 0, :], out[..., 1, :], out[..., 2:, :]
         scale_tril = lower.tril(-1) / self.latent_dim**0.5 + log_diagonal.exp().diag_embed()
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return distributions.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
 class LowRankNormal(Posterior):
@@ -79,4 +80,4 @@ class LowRankNormal(Posterior):
     def forward(self, x: torch.Tensor) -> Distribution:
         out = self.network(x)
         loc, log_scale, factor = out[..., 0, :], out[..., 1, :], out[..., 2:, :]
-        return dist.LowRankMultivariateNormal(loc, factor.mT, (2 * log_scale).exp())
+        return distributions.LowRankMultivariateNormal(loc, factor.mT, (2 * log_scale).exp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import pyro.distributions as dist
@@ -16,9 +17,11 @@ from ..core.validation import as_shape, positive_int
 from ..distributions.autoregressive import (
     AffineAutoregressive,
     SplineAutoregressive,
+    apply_network,
     autoregressive_network,
     check_spline,
 )
+from ..distributions.flow import Flow
 from .base import Prior
 
 __all__ = ["FlowPrior"]
@@ -81,13 +84,22 @@ class FlowPrior(Prior):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
+        # scores in float64 would make training slower
+        double = None if self.training else self._double
+        return Flow(dist.Normal(self.loc, self.scale).to_event(1), self._layers(), double)
+
+    def _double(self) -> dist.TransformedDistribution:
+        noise = dist.Normal(self.loc.double(), self.scale.double()).to_event(1)
+        return dist.TransformedDistribution(noise, self._layers())
+
+    def _layers(self) -> list[transforms.Transform]:
+        """Return the transforms from noise to z."""
         # new transforms at each call: a transform caches its last sample with its autograd graph
         layers = [self._layer(network) for network in self.networks]
         if self.transform == "coupling":
             flip = torch.arange(self.latent_dim - 1, -1, -1, device=self.loc.device)
             layers = [part for layer in layers for part in (layer, transforms.Permute(flip))]
-        noise = dist.Normal(self.loc, self.scale).to_event(1)
-        return dist.TransformedDistribution(noise, layers)
+        return layers
 
     def _network(self, hidden: Shape, reverse: bool) -> nn.Module:
         if self.transform == "coupling":
@@ -107,7 +119,9 @@ class FlowPrior(Prior):
         It is the inverse of Pyro's transform, so that training (from z to noise) takes one pass.
         """
         if self.transform == "coupling":
-            return transforms.AffineCoupling(self.latent_dim // 2, network).inv
+            return transforms.AffineCoupling(
+                self.latent_dim // 2, partial(apply_network, network)
+            ).inv
         if self.transform == "autoregressive":
             return AffineAutoregressive(network).inv
         return SplineAutoregressive(network, self.latent_dim, self.bins, self.bound).inv

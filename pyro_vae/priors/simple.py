@@ -100,7 +100,7 @@ class StudentT(Prior):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
-        return dist.StudentT(self.df, torch.zeros_like(self.scale), self.scale).to_event(1)
+        return distributions.StudentT(self.df, torch.zeros_like(self.scale), self.scale).to_event(1)
 
 
 class UniformSphere(Prior):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,11 @@ from pyro.distributions import transforms
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, posteriors
+from pyro_vae.distributions.autoregressive import (
+    AffineAutoregressive,
+    SplineAutoregressive,
+    autoregressive_network,
+)
 
 FLOWS = [n for n in POSTERIORS if n.endswith("Flow")]
 
@@ -110,6 +116,51 @@ def test_pyro_sylvester_has_a_wrong_determinant():
         log_det = step.log_abs_det_jacobian(x, step(x)).detach()
         errors.append(abs(float(log_det - torch.linalg.slogdet(jacobian)[1])))
     assert max(errors) > 0.05
+
+
+class TestSplines:
+    """Splines with the steepest slopes that Pyro's parametrisation allows."""
+
+    @staticmethod
+    def make(std, dtype=torch.float32):
+        network = autoregressive_network(3, (16,), [8, 8, 7]).to(dtype)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=std)
+        return SplineAutoregressive(network, 3, 8, 4.0)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("std", [1.0, 3.0, 10.0])
+    def test_values_next_to_a_knot(self, std):
+        spline = self.make(std, torch.float64)
+        zero = torch.zeros(1, 3, dtype=torch.float64)
+        widths, heights, _, _ = spline.spline.condition(zero)._params()
+        # the first variable depends on no other; Pyro's knots of its spline
+        knots = (-4 + 8 * (1e-3 + (1 - 8e-3) * part[0, 0]).cumsum(0) for part in (widths, heights))
+        for values, transform in zip(knots, (spline, spline.inv), strict=True):
+            x = torch.zeros(700, 3, dtype=torch.float64)
+            x[:, 0] = (values[:-1, None] + torch.linspace(-2e-6, 2e-6, 100)).flatten()
+            y = transform(x)
+            assert bool(transform.log_abs_det_jacobian(x, y).isfinite().all())
+            # increasing within the neighbourhood of each knot
+            assert bool((y[:, 0].unflatten(0, (7, 100)).diff(dim=1) > 0).all())
+
+    def test_nan_knots_have_no_inverse(self):
+        spline = self.make(math.inf)  # ±∞, whose softmax is NaN
+        with pytest.raises(ValueError, match="expected splines with an inverse; got knots that"):
+            spline.inv(torch.zeros(2, 3))
+
+
+@torch.no_grad()
+def test_overflow_of_an_inverse_is_a_density_of_zero():
+    # the scales of the second variable, e^(−1000 |x|), overflow in the inverse
+    network = autoregressive_network(3, (16,), [1, 1])
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=10.0)
+    noise = dist.Normal(torch.zeros(3), 1e-3).to_event(1)
+    for dtype in (torch.float32, torch.float64):
+        step = AffineAutoregressive(network.to(dtype), stable=True)
+        log_q = dist.TransformedDistribution(noise, [step]).log_prob(torch.ones(5, 3, dtype=dtype))
+        assert bool((log_q < -1e10).all())
 
 
 def test_evaluation_of_a_guide_without_an_inverse():
