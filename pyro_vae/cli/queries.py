@@ -69,7 +69,7 @@ def reconstruct(
     x, labels = context.inputs()
     generated = queries.reconstruct(context.program, x, *labels, seed=seed)
     assert generated.mean is not None
-    error = (generated.mean - x).flatten(1).square().mean(1)
+    error = (generated.mean - x).reshape(len(x), -1).square().mean(1)
     print(
         f"{len(x)} examples; mean squared error of the mean of p(x|z): {_format_mean(error, 5)} "
         f"per dimension"

@@ -200,7 +200,8 @@ def traverse(
         if not selected or not all(0 <= d < width for d in selected):
             raise ValueError(f"expected dims from 0 to {width - 1} of {name!r}; got {selected}")
         if values is None:
-            prior = runner.sample_prior(_NUM_PRIOR_SAMPLES)[name].flatten(2)[:, 0]
+            draws = runner.sample_prior(_NUM_PRIOR_SAMPLES)[name]
+            prior = draws[:, 0].reshape(len(draws), width)
             levels = (torch.arange(9, dtype=prior.dtype, device=prior.device) + 0.5) / 9
             table = prior.quantile(levels, 0).T[selected]
         else:

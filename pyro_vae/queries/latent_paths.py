@@ -140,8 +140,9 @@ def _slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     direction = (t * angle).cos() * u + (t * angle).sin() * orthogonal
     spherical = (norm_a + t * (norm_b - norm_a)) * direction
     straight = a + t * (b - a)
-    # the origin has no direction, and parallel vectors need no rotation
+    # the origin has no direction, parallel vectors need no rotation, and a line has no circles
     is_straight = (norm_a == 0) | (norm_b == 0) | ((sine < eps) & (cosine > 0))
+    is_straight = is_straight | (a.shape[-1] == 1)
     return torch.where(is_straight, straight, spherical)
 
 

@@ -106,7 +106,8 @@ def active_units(
                 empty_program, guide, x, *args, num_samples=2 * half, layout=layout, **kwargs
             ).latents
             for site in sites:  # two estimates of each mean, (2, N, D)
-                means[site].append(latents[site].unflatten(0, (2, half)).mean(1).flatten(2))
+                draws = latents[site].reshape(2, half, len(x), -1)
+                means[site].append(draws.mean(1))
     size = len(inputs.x)
     variance, se = {}, {}
     for site in sites:
