@@ -85,6 +85,9 @@ class Stream(IntEnum):
     ENCODE = 4_000_000_029
     #: The audit of a program.
     AUDIT = 4_000_000_030
+    #: Values of discrete latents, and the continuous latents given each value.
+    DISCRETE_SETUP = 4_000_000_031
+    DISCRETE = 4_000_000_032
 
 
 def check_seed(seed: int) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .estimators import BoundsRow, Estimator, register, registered_estimators
-from .importance.psis import khat_threshold, khat_thresholds
+from .importance.discrete import MAX_RARE_VARIANCE
+from .importance.psis import MIN_SAMPLES, khat_threshold, khat_thresholds
 from .results import Result
 from .tables import Row, Table
 
@@ -152,19 +153,36 @@ class Bounds(Result):
     @property
     def warning(self) -> str | None:
         """A warning if some estimates are unreliable, else ``None``."""
-        count = len(self.unreliable)
-        if not count:
+        if not len(self.unreliable):
             return None
-        if np.isnan(self.per_datum["khat"]).all():
+        khat = self.per_datum["khat"]
+        is_unknown = np.isnan(khat)
+        if is_unknown.all() and self.sample_counts.max() < MIN_SAMPLES:
             return (
-                f"k̂ needs at least 25 samples, but there are {self.num_samples}: the reliability "
-                f"of log p̂ is unknown; it is a lower bound in expectation."
+                f"k̂ needs at least {MIN_SAMPLES} samples, but there are {self.num_samples}: the "
+                f"reliability of log p̂ is unknown; it is a lower bound in expectation."
             )
+        rare = self.per_datum.get("rare_variance", np.zeros(len(self))) > MAX_RARE_VARIANCE
+        is_heavy = ~is_unknown & ~rare
+        is_heavy &= ~(khat < self.khat_thresholds)
         low, high = self.khat_thresholds.min(), self.khat_thresholds.max()
         excess = (
             f"k̂ > {high:.2g}" if low == high else f"k̂ above its threshold ({low:.2g}–{high:.2g})"
         )
         samples = f"{'up to ' * ('num_samples' in self.per_datum)}{self.num_samples} samples"
+        reasons = {
+            f"{excess} for {{}}: the importance weights are too heavy-tailed for log p̂ "
+            f"({samples}) or its standard error to be reliable.": is_heavy,
+            f"q hardly ever draws a value of a discrete latent that matters for p(x), for {{}}: "
+            f"log p̂ ({samples}) may leave it out. Its standard error includes it.": rare,
+            "k̂ is unknown for {}: all large weights are equal, but values of a discrete latent "
+            "that were not drawn may have larger ones.": is_unknown & ~rare,
+        }
+        sentences = [
+            reason.format(f"{rows.sum()} of {len(self)} examples")
+            for reason, rows in reasons.items()
+            if rows.any()
+        ]
         remedies = [
             estimator.remedy
             for estimator in registered_estimators()
@@ -172,9 +190,7 @@ class Bounds(Result):
         ]
         remedy = remedies[0] if remedies else "Use more samples or a better guide."
         return (
-            f"{excess} for {count} of {len(self)} examples: the importance weights are too "
-            f"heavy-tailed for log p̂ ({samples}) or its standard error to be reliable. The ELBO "
-            f"and L_k remain lower bounds in expectation. {remedy}"
+            f"{' '.join(sentences)} The ELBO and L_k remain lower bounds in expectation. {remedy}"
         )
 
     @property

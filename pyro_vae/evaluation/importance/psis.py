@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LargestWeights", "ParetoTail", "khat_threshold", "khat_thresholds"]
+__all__ = ["MIN_SAMPLES", "LargestWeights", "ParetoTail", "khat_threshold", "khat_thresholds"]
+
+#: The minimum number of samples for a k̂.
+MIN_SAMPLES = 25
 
 #: Nats below the largest log weight at which a weight counts as zero, in float64.
 _RANGE = 700.0
@@ -93,8 +96,9 @@ class ParetoTail:
 
         NaN for fewer than 25 samples, too few to fit. +inf if fewer than M + 1 weights are
         nonzero relative to the largest (in float64: less than 700 nats below it). −inf if all
-        weights of the tail are equal up to float32 rounding: such weights are bounded by their
-        maximum (q is the posterior, or all latents are discrete).
+        weights of the tail are equal up to float32 rounding: q is the posterior, or the latents
+        are discrete. In the latter case values that were never drawn may have larger weights (see
+        :mod:`~.discrete`).
         """
         return self._fit()[0]
 

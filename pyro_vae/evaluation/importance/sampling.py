@@ -18,6 +18,7 @@ from ...programs.importance_weights import Chunk, stream_particles
 from ..bounds import Bounds
 from . import adaptive
 from .defensive import DefensiveMixture, count_prior_samples
+from .discrete import DiscreteLatents, find_discrete_latents
 from .streaming import StreamingEstimates
 
 __all__ = ["ImportanceSampler"]
@@ -140,12 +141,16 @@ class ImportanceSampler:
             part = replace(self, inputs=inputs, indices=self.indices[rows])
         bar.total = bar.n + len(part.inputs.x) * num_samples
         chunks = stream_particles(part.inputs, num_samples, **self.options)
+        discrete: DiscreteLatents | None = None
         blocks: list[_Block] = []
         columns: list[dict[str, Tensor]] = []
         with seeded(self.seed, *stream), closing(chunks):
             for chunk in chunks:
+                if not blocks:
+                    with seeded(self.seed, Stream.DISCRETE_SETUP, num_samples):
+                        discrete = find_discrete_latents(chunk)
                 if chunk.draws.start == 0:
-                    blocks.append(_Block(part, chunk, num_samples, ks))
+                    blocks.append(_Block(part, chunk, num_samples, ks, discrete))
                 blocks[-1].update(chunk)
                 if chunk.draws.stop == num_samples:
                     columns.append(blocks[-1].result())
@@ -164,10 +169,16 @@ class _Block:
     """
 
     def __init__(
-        self, sampler: ImportanceSampler, first: Chunk, num_samples: int, ks: Sequence[int]
+        self,
+        sampler: ImportanceSampler,
+        first: Chunk,
+        num_samples: int,
+        ks: Sequence[int],
+        discrete: DiscreteLatents | None,
     ) -> None:
         size, total = first.data.stop - first.data.start, len(sampler.indices)
         self.sampler, self.first, self.num_samples = sampler, first, num_samples
+        self.discrete = discrete
         self.estimates = StreamingEstimates(size, num_samples, ks, total, sampler.corrected)
         self.mixture: DefensiveMixture | None = None
         if sampler.defensive is not None:
@@ -195,7 +206,12 @@ class _Block:
     def result(self) -> dict[str, Tensor]:
         """Return the columns, and draw the samples of the prior if there is a mixture."""
         self._flush()
-        columns = self.estimates.result()
+        rare: tuple[Tensor, Tensor] | None = None
+        if self.discrete is not None and self.discrete.values is not None:
+            entropy = (self.sampler.seed, Stream.DISCRETE, self.num_samples, self.first.data.start)
+            with seeded(*entropy):
+                rare = self.discrete.rare_variance(self.first, self.num_samples)
+        columns = self.estimates.result(rare, self.discrete is not None)
         if self.mixture is not None:
             start = self.first.data.start
             # a separate stream, so that the samples of q are those without a mixture

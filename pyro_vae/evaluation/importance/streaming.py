@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..estimators import BoundsRow, Estimator, register
+from .discrete import MAX_RARE_VARIANCE
 from .jackknife import MIN_EXACT_WEIGHTS, jackknife_estimate
 from .psis import ParetoTail, khat_threshold
 
@@ -210,14 +211,29 @@ class StreamingEstimates:
         for estimate in (self.moments, self.tail, self.tenths, *self.bounds):
             estimate.update(log_w)
 
-    def result(self) -> dict[str, Tensor]:
-        """Return the estimates, their variances and diagnostics by column, ``(n,)`` each."""
+    def result(
+        self, rare: tuple[Tensor, Tensor] | None = None, is_discrete: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the estimates, their variances and diagnostics by column, ``(n,)`` each.
+
+        Arguments:
+            rare: result of :meth:`~.discrete.DiscreteLatents.rare_variance`, if the values of
+                discrete latents can be enumerated. Where the rare values matter, k̂ is inf.
+            is_discrete: whether some latents are discrete. If their values cannot be enumerated,
+                k̂ is NaN where all large weights are equal: it is unknown whether other values
+                have larger ones.
+        """
         moments, draws = self.moments, self.moments.count
         khat, delta = self.tail.khat, moments.variance_of_log_mean_exp
         # where k̂ is bad, one weight dominates and the delta method understates the variance.
         # The variance between tenths of the samples does not, as their largest weights differ.
         # It is not divided by 10: the spread of a maximum hardly shrinks with the sample size
         spread = self.tenths.variance_of_mean * self.tenths.count
+        if rare is not None:
+            khat = torch.where(rare[0] > MAX_RARE_VARIANCE, math.inf, khat)
+            spread = torch.fmax(spread, rare[1])
+        elif is_discrete:
+            khat = torch.where(khat == -math.inf, math.nan, khat)
         evidence_variance = inflate_variance(delta, spread, khat, draws)
         columns = {
             "elbo": moments.mean,
@@ -227,6 +243,7 @@ class StreamingEstimates:
             "gap_variance": inflate_variance(moments.variance_of_gap, spread, khat, draws),
             "khat": khat,
             "ess": moments.effective_sample_size,
+            **({} if rare is None else {"rare_variance": rare[0]}),
             f"iwae_{draws}": moments.log_mean_exp,
             f"iwae_{draws}_variance": evidence_variance,
         }
