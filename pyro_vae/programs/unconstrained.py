@@ -10,16 +10,28 @@ from typing import Any, cast
 
 import pyro
 import torch
+from pyro.distributions import SineBivariateVonMises, SineSkewed
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import (
+    Distribution,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    VonMises,
+    biject_to,
+    constraints,
+)
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from .base import Site, is_latent, trace_sites
 from .particles import Layout, data_axis, log_probs_at, total_log_prob
 
 __all__ = [
+    "CircularTransform",
     "UnconstrainedDensity",
+    "check_not_circular",
     "flatten_sites",
+    "is_circular",
     "site_transforms",
     "unconstrained_posterior",
     "unflatten_sites",
@@ -59,6 +71,62 @@ class UnconstrainedDensity:
     def inverse(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return u = T⁻¹(z)."""
         return {name: cast(Tensor, t.inv(z[name])) for name, t in self.transforms.items()}
+
+
+class CircularTransform(Transform):
+    """Map real numbers to angles in [−π, π), those of torch's ``VonMises``.
+
+    A density of angles is periodic on the real line: it can be moved along, but not integrated.
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = +1
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.remainder(x + math.pi, 2 * math.pi) - math.pi
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def is_circular(fn: Distribution) -> bool:
+    """Whether a distribution is one of angles, with a density of period 2π.
+
+    torch and Pyro state the support of such a distribution as the real line.
+    """
+    if isinstance(fn, (VonMises, SineBivariateVonMises, SineSkewed)):
+        return True
+    if isinstance(fn, MixtureSameFamily):
+        return is_circular(fn.component_distribution)
+    base = getattr(fn, "base_dist", None)
+    return (
+        not isinstance(fn, TransformedDistribution)
+        and isinstance(base, Distribution)
+        and is_circular(base)
+    )
+
+
+def check_not_circular(transforms: Mapping[str, Transform], use: str) -> None:
+    """Check that densities on the real line can be fitted to all sites.
+
+    Arguments:
+        transforms: the transform of each site, from :func:`site_transforms`.
+        use: the computation that needs them, for the message.
+
+    Raises:
+        ValueError: if a site is an angle, whose density has no integral on the real line.
+    """
+    for name, transform in transforms.items():
+        if isinstance(transform, CircularTransform):
+            raise ValueError(
+                f"expected latents on the real line for {use}; got angles at site {name!r}: use "
+                f"evaluate or ais with a guide of angles, such as VonMises"
+            )
 
 
 def unconstrained_posterior(
@@ -103,6 +171,8 @@ def unflatten_sites(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Transform]:
     """Return the transform of each latent site from unconstrained space ``(C, N, …)``.
 
+    That of angles is a :class:`CircularTransform`.
+
     Raises:
         ValueError: if a latent site is discrete, if its support has no such transform (a
             sphere), or if its support depends on other sites.
@@ -125,6 +195,9 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
                 f"expected latent sites of fixed support; got site {name!r}, whose support depends "
                 f"on other sites: sample from a fixed support and rescale the value"
             )
+        if is_circular(site["fn"]):
+            transforms[name] = CircularTransform()
+            continue
         try:
             transforms[name] = biject_to(_data_first(support, site))
         except NotImplementedError:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..programs.unconstrained import (
     UnconstrainedDensity,
+    check_not_circular,
     flatten_sites,
     site_transforms,
     unflatten_sites,
@@ -135,7 +136,7 @@ def make_unconstrained_density(observation: PartialObservation) -> Unconstrained
 def fit_mixture(
     observation: PartialObservation, completions: Tensor, steps: int
 ) -> FittedProposal | None:
-    """Fit a mixture to p(z | x_obs) of each example; return ``None`` if z is not real-valued.
+    """Fit a mixture to p(z | x_obs) of each example; return ``None`` if z is not real.
 
     There is one normal per completion, which starts from the moments of the guide there. All are
     optimised together on
@@ -160,6 +161,7 @@ def fit_mixture(
     """
     try:
         space = make_unconstrained_density(observation)
+        check_not_circular(space.transforms, "fitted proposals")
     except ValueError:
         return None
     runner = observation.runner

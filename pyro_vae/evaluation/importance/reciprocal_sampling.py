@@ -20,7 +20,11 @@ from ...programs.hmc import sample_posterior
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ...programs.particles import run_particles
-from ...programs.unconstrained import flatten_sites, unconstrained_posterior
+from ...programs.unconstrained import (
+    check_not_circular,
+    flatten_sites,
+    unconstrained_posterior,
+)
 from ..annealing.path import ProgressCallback
 from ..annealing.sampler import estimate_log_mean_weight
 from ..bounds import Bounds
@@ -97,6 +101,7 @@ def reciprocal(
         model, guide, x, args, kwargs = inputs.select(rows)
         layout = find_layout(model, guide, x, *args, **kwargs)
         target = unconstrained_posterior(model, x, *args, layout=layout, **kwargs)
+        check_not_circular(target.transforms, "reciprocal importance sampling")
         if not force:
             latents = run_particles(
                 empty_program, guide, x, *args, num_samples=1, layout=layout, **kwargs

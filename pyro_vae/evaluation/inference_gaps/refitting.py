@@ -18,6 +18,7 @@ from ...programs.chunking import max_chain_pairs
 from ...programs.particles import Layout, log_probs_at, run_particles
 from ...programs.unconstrained import (
     UnconstrainedDensity,
+    check_not_circular,
     flatten_sites,
     site_transforms,
     unflatten_sites,
@@ -89,6 +90,7 @@ def make_target_density(program: ProgramInputs, layout: Layout, constrained: boo
     if not constrained:
         all_transforms = site_transforms(model, *args, **kwargs)
         transforms = {name: all_transforms[name] for name in latent_names}
+        check_not_circular(transforms, "a variational family")
 
     def sample_sites(num_samples: int) -> Mapping[str, Tensor]:
         return run_particles(
