@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ..programs.base import sample_sites, trace_program
@@ -33,15 +33,20 @@ class NonFiniteLossError(RuntimeError):
             that is not finite or has a non-finite gradient.
     """
 
-    def __init__(self, what: str, site: str, cause: str, where: str = "") -> None:
-        super().__init__(what, site, cause, where)
+    def __init__(
+        self, what: str, site: str, cause: str, where: str = "", remedy: str | None = None
+    ) -> None:
+        super().__init__(what, site, cause, where, remedy)
         self.what, self.site, self.cause, self.where = what, site, cause, where
+        self.remedy = remedy or _REMEDY
 
     def __str__(self) -> str:
-        return (
-            f"{self.what}{self.where}: {self.cause}; try a lower learning rate, "
-            f"gradient clipping (clip_norm), or a scale bounded away from zero"
-        )
+        return f"{self.what}{self.where}: {self.cause}; {self.remedy}"
+
+
+_REMEDY = (
+    "try a lower learning rate, gradient clipping (clip_norm), or a scale bounded away from zero"
+)
 
 
 def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[..., float]:
@@ -54,7 +59,7 @@ def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[.
             torch.set_rng_state(state)  # repeat the same samples, to check each site
             cause = _diagnose(model, guide, args, kwargs)
             raise NonFiniteLossError(f"the loss became {loss}", *cause)
-        _check_gradients(module)
+        _check_gradients(module, args)
         return loss
 
     return loss_and_grads
@@ -77,7 +82,7 @@ def find_non_finite_parameter(module: nn.Module) -> str | None:
     return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
-def _check_gradients(module: nn.Module) -> None:
+def _check_gradients(module: nn.Module, args: tuple) -> None:
     gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     # check the total norm first: one device synchronisation instead of one per gradient
     if not get_total_norm(list(gradients.values())).isfinite():
@@ -85,7 +90,11 @@ def _check_gradients(module: nn.Module) -> None:
         bad = [name for name, size in largest.items() if not math.isfinite(size)]
         if bad:
             cause = f"that of parameter '{bad[0]}' is NaN or infinite, but the loss is finite"
-            raise NonFiniteLossError("the gradient is not finite", bad[0], cause)
+            remedy = None
+            if any(isinstance(arg, Tensor) and arg.isnan().any() for arg in args):
+                cause += ", and the data contain NaN, whose gradient is NaN even where it is masked"
+                remedy = "replace NaN by a value in the support (x.nan_to_num()), and keep the mask"
+            raise NonFiniteLossError("the gradient is not finite", bad[0], cause, remedy=remedy)
         name = max(largest, key=lambda name: largest[name])
         cause = f"that of parameter '{name}' is up to {largest[name]:.1e}, whose square overflows"
         raise NonFiniteLossError("the gradient has no finite norm", name, cause)

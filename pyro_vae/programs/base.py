@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -74,9 +75,10 @@ def trace_program(
         for name, site in draws.items():
             trace.add_node(name, **site)
         guide = _ReplayNoise(draws)(poutine.replay(guide, trace=trace))
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    with _sampling_errors():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     guide_sites, model_sites = (
         {name: site for name, site in trace.nodes.items() if not site_is_subsample(site)}
         for trace in (guide_trace, model_trace)
@@ -85,9 +87,29 @@ def trace_program(
 
 
 def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """Run a program once and return its sample sites by name."""
-    trace = poutine.trace(program).get_trace(*args, **kwargs)
+    """Run a program once and return its sample sites by name.
+
+    Raises:
+        ValueError: if the program has an improper prior, which has no samples.
+    """
+    with _sampling_errors():
+        trace = poutine.trace(program).get_trace(*args, **kwargs)
     return sample_sites(cast("Mapping[str, Site]", trace.nodes))
+
+
+@contextmanager
+def _sampling_errors() -> Iterator[None]:
+    """Explain that an improper prior cannot be sampled."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "ImproperUniform" not in str(error):
+            raise
+        raise ValueError(
+            "expected a model that can be sampled; got an improper prior (ImproperUniform), which "
+            "has no samples, and with which p(x) is defined up to a constant only: use a proper "
+            "prior, such as a wide Normal"
+        ) from error
 
 
 def attach_noise(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -164,6 +186,21 @@ def data_dim(site: Site) -> int:
 
 
 def site_log_prob(site: Site) -> Tensor:
-    """Return log p of one site with its batch shape: 0 where masked, and not scaled."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    """Return log p of one site with its batch shape: 0 where masked, and not scaled.
+
+    Raises:
+        ValueError: if the value is outside the support; with the remedy if it has NaN.
+    """
+    try:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        count = int(site["value"].isnan().sum()) if site["value"].is_floating_point() else 0
+        if not (count and site["is_observed"]):
+            raise
+        raise ValueError(
+            f"expected an observed value without NaN at site {site['name']!r}, masked entries "
+            f"included, because the gradient of a masked NaN is NaN; got {count} NaN of "
+            f"{site['value'].numel()}: replace them by a value in the support (such as "
+            f"obs=x.nan_to_num()), and mask these entries if they are missing"
+        ) from error
     return scale_and_mask(log_prob, mask=site["mask"])
