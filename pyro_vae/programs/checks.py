@@ -21,6 +21,7 @@ from .base import (
     site_log_prob,
     trace_program,
 )
+from .unconstrained import is_circular
 
 __all__ = ["check_auxiliary_sites", "check_sites", "has_point_mass", "unsupported_sites"]
 
@@ -176,7 +177,16 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
 
 
 def _check_measure(name: str, q: Site, p: Site) -> None:
-    """Raise if one program scores a site by a probability and the other by a density."""
+    """Raise if one program scores a site by a probability and the other by a density.
+
+    Also if one of the densities is of angles: it has no integral over the values of the other.
+    """
+    if is_circular(q["fn"]) != is_circular(p["fn"]):
+        raise ValueError(
+            f"expected the latent {name!r} to be an angle in both programs or in neither; got "
+            f"{type(_unwrap(q['fn'])).__name__} in the guide and {type(_unwrap(p['fn'])).__name__} "
+            f"in the model: use distributions of angles, such as VonMises, in both"
+        )
     kinds = [_is_discrete(site["fn"]) for site in (q, p)]
     if None in kinds or kinds[0] == kinds[1] or has_point_mass(q["fn"]):
         return

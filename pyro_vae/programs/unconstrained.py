@@ -82,7 +82,6 @@ class CircularTransform(Transform):
     domain = constraints.real
     codomain = constraints.real
     bijective = True
-    sign = +1
 
     def _call(self, x: Tensor) -> Tensor:
         return torch.remainder(x + math.pi, 2 * math.pi) - math.pi

@@ -79,12 +79,12 @@ def test_imputation():
     ("call", "message"),
     [
         (
-            lambda: pv.ais((model, normal_guide), X),
-            "angles in both programs or in neither; got site 'z', an angle in the model but not",
+            lambda: pv.evaluate((model, normal_guide), X, num_samples=50),
+            "'z' to be an angle in both programs or in neither; got Normal in the guide and VonM",
         ),
         (
             lambda: pv.ais((_normal_model, guide), X),
-            "angles in both programs or in neither; got site 'z', an angle in the guide but not",
+            "'z' to be an angle in both programs or in neither; got VonMises in the guide and Nor",
         ),
         (
             lambda: pv.gaps((model, guide), X),

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Transform
 
-from ...programs.base import Site, empty_program, trace_sites
+from ...programs.base import empty_program
 from ...programs.hmc import HMCState, StepSizeTuner, hmc_step, jitter_step_size, value_and_grad
 from ...programs.particles import (
     Layout,
@@ -22,7 +21,7 @@ from ...programs.particles import (
     run_particles,
     total_log_prob,
 )
-from ...programs.unconstrained import CircularTransform, is_circular, unconstrained_posterior
+from ...programs.unconstrained import unconstrained_posterior
 
 __all__ = [
     "AnnealingPath",
@@ -135,7 +134,6 @@ def make_annealing_path(
 
     scale: dict[str, Tensor] = {}
     if initial == "guide":
-        _check_angles(space.transforms, trace_sites(guide, x, *args, **kwargs))
         for name, u in sample(_SCALE_SAMPLES).items():
             scale[name] = u.std(0).clamp(min=torch.finfo(u.dtype).eps)
 
@@ -159,20 +157,6 @@ def make_annealing_path(
     return AnnealingPath(
         terms, lambda count: standardize(sample(count)), lambda z: standardize(space.inverse(z))
     )
-
-
-def _check_angles(transforms: Mapping[str, Transform], guide: Mapping[str, Site]) -> None:
-    """Raise a ``ValueError`` if a site is an angle in only one of model and guide."""
-    for name, transform in transforms.items():
-        is_angle = isinstance(transform, CircularTransform)
-        if is_angle != is_circular(guide[name]["fn"]):
-            has, lacks = ("model", "guide") if is_angle else ("guide", "model")
-            raise ValueError(
-                f"expected angles in both programs or in neither; got site {name!r}, an angle in "
-                f"the {has} but not in the {lacks}, so that one of their densities has no integral "
-                f"over the values of the other: use a distribution such as VonMises in both, or "
-                f"anneal from the prior with Annealing(initial='prior')"
-            )
 
 
 @dataclass(frozen=True)
