@@ -54,7 +54,7 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     options += [PLUGIN_OPTION] if opened else []
     parser = Parser(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
-    arguments = parser.parser.instantiate(settings).as_dict()
+    arguments = parser.instantiate(settings).as_dict()
     plugins = arguments.pop(PLUGIN_OPTION.name) if opened else []
     arguments |= {name: Run(arguments[name], as_plugin_names(plugins)) for name in opened}
     names = [o.name for o in options if o.positional and not o.repeated]

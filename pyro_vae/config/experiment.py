@@ -104,7 +104,7 @@ class Experiment:
     @cached_property
     def _instances(self) -> Namespace:
         # instantiated once, so that the objective is always the same object
-        return self._parser.parser.instantiate(self.settings)
+        return self._parser.instantiate(self.settings)
 
     @property
     def seed(self) -> int:

@@ -76,10 +76,18 @@ class Parser:
         try:
             return self.parser.parse_object(settings)
         except ArgumentError as error:  # a rule of jsonargparse that is not checked above
-            text = " ".join(str(error).split())
-            if denied := re.search(r"Importing '([^']*)' is not allowed", text):
-                text = describe_denied("functions and classes", denied[1])
-            raise ValueError(text) from None
+            raise ValueError(_find_sentence(str(error))) from None
+
+    def instantiate(self, settings: Namespace) -> Namespace:
+        """Return resolved options with their objects.
+
+        Raises:
+            ValueError: if a class rejects its arguments.
+        """
+        try:
+            return self.parser.instantiate(settings)
+        except ValueError as error:
+            raise ValueError(_find_sentence(str(error))) from error
 
     def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
         """Return the layers to resolve; a subclass may act on them before names are resolved.
@@ -182,6 +190,10 @@ class Parser:
         if isinstance(value, dict) and option.hint is not Any:
             inner = f"{name}.{next(iter(value), '')}"
             raise ValueError(self._describe_unknown(inner, self.options))
+        is_null = value is None and option.default is not None
+        # jsonargparse takes null for a value that is not set
+        if is_null and type(None) not in union_members(option.hint) and option.hint is not Any:
+            raise ValueError(f"expected {name} to have a value; got null: leave it out")
         check_value(option.hint, value, name)
         return value
 
@@ -360,6 +372,15 @@ def _add_option(parser: Any, option: Option, prefix: str = "") -> None:
         required = {}
     name = _flag(f"{prefix}{option.name}")
     parser.add_argument(name, type=option.hint, help=text, **required, **metavar)
+
+
+def _find_sentence(message: str) -> str:
+    """Return our own sentence in a message of jsonargparse, or else the message on one line."""
+    if denied := re.search(r"Importing '([^']*)' is not allowed", message):
+        return describe_denied("functions and classes", denied[1])
+    # of a union, whose types jsonargparse tries in turn
+    own = re.search(r"^\s*- (expected .*)$", message, re.MULTILINE)
+    return own[1] if own else " ".join(message.split())
 
 
 def _plain(default: Any) -> Any:

@@ -368,3 +368,30 @@ def test_short_name_within_an_objective(tmp_path):
     assert first.objective.free_bits == FreeBits(0.5)
     file.write_text(first.to_yaml())
     assert experiment.load_experiment(file).objective.free_bits == FreeBits(0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"valid": None}}, "expected data.valid to have a value; got null: leave it out"),
+        ({"model": {"latent_dim": None}}, "expected model.latent_dim to have a value; got null"),
+        ({"plugin": 3}, "expected plugin to be a list or a string; got 3"),
+        (
+            {
+                "objective": {
+                    "class_path": "ELBO",
+                    "beta": {"class_path": "LinearWarmUp", "epochs": -1},
+                }
+            },
+            "^expected epochs > 0 and finite; got -1.0$",
+        ),
+        (
+            {"fit": {"schedule": {"class_path": "LambdaLR", "lr_lambda": "os.getpid"}}},
+            "^expected functions and classes of pyro_vae, torch.nn, torch.optim or a --plugin; got "
+            "'.*getpid': to use your own module add --plugin .*$",
+        ),
+    ],
+)
+def test_errors_are_sentences_of_ours(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        _ = experiment.load_experiment(write_config(tmp_path, changes)).objective
