@@ -83,7 +83,10 @@ class Result(ABC):
 
         try:
             content = files.read_with_checksum(Path(path))
+            size = content.getbuffer().nbytes
             with xarray.open_datatree(content, engine="h5netcdf") as tree:
+                if tree.nbytes > size:  # HDF5 invents values that a file declares but lacks
+                    raise ValueError(f"its {size} bytes declare {tree.nbytes} bytes of values")
                 tree.load()
             result = cls.from_datatree(tree)
             provenance = json.loads(tree.attrs.get("provenance", "{}"))

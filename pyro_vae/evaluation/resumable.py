@@ -209,7 +209,11 @@ def _code_tokens(code: types.CodeType) -> Iterator[str]:
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     """Return the finished columns; empty if there is no file yet."""
     try:
-        with np.load(files.read_with_checksum(path), allow_pickle=False) as file:
+        content = files.read_with_checksum(path)
+        with np.load(content, allow_pickle=False) as file:
+            # written uncompressed: more is a compressed file that expands in memory
+            if sum(part.file_size for part in file.zip.infolist()) > content.getbuffer().nbytes:
+                raise ValueError("a compressed file")
             columns = dict(file)
     except FileNotFoundError:
         return {}

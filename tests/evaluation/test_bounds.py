@@ -8,6 +8,7 @@ import json
 import math
 from itertools import pairwise
 
+import h5netcdf
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -385,6 +386,15 @@ def test_other_netcdf_file_raises(tmp_path):
     with pytest.raises(
         ValueError, match=r"expected .*bounds.nc to contain bounds saved by pyro_vae"
     ):
+        pv.Bounds.from_netcdf(path)
+
+
+def test_netcdf_file_that_declares_more_than_it_contains_raises(tmp_path):
+    path = tmp_path / "bounds.nc"
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = {"datum": 10**7}
+        file.create_variable("/bounds/elbo", ("datum",), "f8", chunks=(1000,))
+    with pytest.raises(ValueError, match="bytes declare 80000000 bytes of values"):
         pv.Bounds.from_netcdf(path)
 
 

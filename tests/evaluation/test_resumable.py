@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import zipfile
 
 import numpy as np
 import pyro
@@ -83,6 +85,25 @@ def test_unreadable_checkpoint_raises(content, tmp_path):
     file = tmp_path / "a.npz"
     np.savez(file, x=np.zeros(3))
     file.write_bytes(file.read_bytes()[:100] if content is None else content)
+    with pytest.raises(ValueError, match="got a file that cannot be read: delete it"):
+        compute_in_blocks(RecordingCompute(), 11, block=4, entropy=(0,), checkpoint=file)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "object", "claimed"])
+def test_hostile_checkpoint_raises_before_it_is_expanded(kind, tmp_path, monkeypatch):
+    file = tmp_path / "a.npz"
+    if kind == "compressed":
+        np.savez_compressed(file, x=np.zeros(10**7))
+        assert file.stat().st_size < 10**5
+        monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("expanded"))
+    elif kind == "object":
+        np.savez(file, x=np.array([{1, 2}], dtype=object))
+    else:
+        header = io.BytesIO()
+        claim = {"descr": "<f8", "fortran_order": False, "shape": (10**13,)}
+        np.lib.format.write_array_header_1_0(header, claim)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.npy", header.getvalue() + b"few values")
     with pytest.raises(ValueError, match="got a file that cannot be read: delete it"):
         compute_in_blocks(RecordingCompute(), 11, block=4, entropy=(0,), checkpoint=file)
 
