@@ -1,16 +1,17 @@
-"""Context manager that puts all modules of a program into evaluation mode."""
+"""Context managers for the mode, the frozen parameters and the buffers of a program's modules."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["eval_mode", "owning_modules"]
+__all__ = ["eval_mode", "keep_frozen", "owning_modules", "preserve_buffers"]
 
 
 @contextmanager
@@ -53,3 +54,42 @@ def owning_modules(*programs: Callable[..., Any]) -> Iterator[nn.Module]:
                 break
         else:
             yield owner
+
+
+@contextmanager
+def keep_frozen(*programs: Callable[..., Any]) -> Iterator[None]:
+    """Freeze the frozen parameters of the programs (``requires_grad=False``) again on exit.
+
+    Pyro's parameter store sets ``requires_grad`` of each ``nn.Parameter`` of a ``PyroModule`` when
+    it first gets it. Modules that a plain function calls are included when they are first called.
+    """
+    frozen: dict[nn.Parameter, None] = {}
+    visited: set[nn.Module] = set()
+
+    def record(module: nn.Module, _: Any = None) -> None:
+        if module not in visited:
+            visited.update(module.modules())
+            frozen.update({p: None for p in module.parameters() if not p.requires_grad})
+
+    for owner in owning_modules(*programs):
+        record(owner)
+    hook = register_module_forward_pre_hook(record)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore buffers that a run changes, such as batch-norm statistics."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

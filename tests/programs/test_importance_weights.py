@@ -306,6 +306,7 @@ def test_autoguides_keep_their_own_parameters():
     second(x)
     with torch.no_grad():
         second.locs.z_unconstrained.add_(2.0)
+    pyro.clear_param_store()  # refused otherwise, see test_context.py
     assert pv.evaluate((model, first), x, num_samples=50).elbo == expected
 
 
