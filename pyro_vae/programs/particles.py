@@ -11,12 +11,14 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .arguments import map_batched
 from .base import (
+    PLATE,
     Site,
     data_dim,
     is_latent,
@@ -32,12 +34,17 @@ __all__ = [
     "Particles",
     "UnscorableError",
     "data_axis",
+    "data_frame",
+    "guide_log_prob_at",
     "guide_scorer",
     "log_probs_at",
     "map_site",
+    "particles_at",
     "run_particles",
+    "scale_in_data",
     "scoring_errors",
     "total_log_prob",
+    "weigh",
 ]
 
 _PARTICLES = "_particles"
@@ -116,7 +123,8 @@ class ParticleBatch:
         """Run guide and model once and return the sample sites of the guide and of the model.
 
         The guide reuses ``draws`` of an earlier run on this batch, see
-        :func:`~.base.trace_program`.
+        :func:`~.base.trace_program`. Observed sites of the guide (``pyro.factor``) are included;
+        they are not part of q(z|x).
         """
         with self._plate():
             guide_sites, model_sites = trace_program(model, guide, self.args, self.kwargs, draws)
@@ -128,17 +136,34 @@ class ParticleBatch:
         Scales (of a subsampling plate or an annealed KL) belong to training, not to the density,
         and are ignored. Masks are applied: a masked observation is not observed.
         """
-        log_prob, kept = site_log_prob(site), (self.dim, data_dim(site))
+        return self._sum_plates(site, site_log_prob(site))
+
+    def log_probs(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+        """Return :meth:`log_prob` of all sites."""
+        return {name: self.log_prob(site) for name, site in sites.items()}
+
+    def scaled_log_probs(
+        self, sites: Mapping[str, Site], log_probs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Multiply the log-densities of the sites that have a ``poutine.scale`` by it."""
+        scaled = {}
+        for name, site in sites.items():
+            scale = scale_in_data(site)
+            if isinstance(scale, Tensor):
+                scaled[name] = self._sum_plates(site, site_log_prob(site) * scale)
+            else:
+                scaled[name] = log_probs[name] if scale == 1 else log_probs[name] * scale
+        return scaled
+
+    def _sum_plates(self, site: Site, log_prob: Tensor) -> Tensor:
+        """Sum over all plates of a site except particles and data."""
+        kept = (self.dim, data_dim(site))
         others = [d for d in range(-log_prob.ndim, 0) if d not in kept]
         if others:
             log_prob = log_prob.sum(others)
         if self.dim is None:
             return log_prob.expand(math.prod(self.shape)).reshape(self.shape)
         return log_prob.expand(self.shape)
-
-    def log_probs(self, sites: Mapping[str, Site]) -> dict[str, Tensor]:
-        """Return :meth:`log_prob` of all sites."""
-        return {name: self.log_prob(site) for name, site in sites.items()}
 
     def value(self, site: Site) -> Tensor:
         """Return the value of a site as ``(K, N, …)``."""
@@ -168,7 +193,7 @@ class ParticleBatch:
 
     def repeat_draw(self, site: Site) -> Site:
         """Repeat the draw at a site of a run without particles for each particle."""
-        if self.layout.tiled or site["type"] != "sample":
+        if self.layout.tiled or site["type"] != "sample" or site["is_observed"]:
             return map_site(site, self._tile)
         # plates that do not contain the site are between the particle dimension and its own
         missing = (1,) * (self.layout.nesting - len(site["fn"].batch_shape))
@@ -185,22 +210,38 @@ class Particles:
 
     Attributes:
         log_p: log-density of each sample site of the model, ``(K, N)``, in nats.
-        log_q: log-density of each sample site of the guide, ``(K, N)``, in nats.
+        log_q: log-density of each latent site of the guide, ``(K, N)``, in nats.
         latents: the values drawn by the guide, ``(K, N, *event)``; the dimensions of further
             plates are between N and the event.
+        scaled_log_p, scaled_log_q: the same times the ``poutine.scale`` of each site, which
+            weighs its gradient in training and nothing else.
+        auxiliary: scaled log-density of each observed site of the guide, ``(K, N)``, e.g. a
+            ``pyro.factor``. These sites are not part of q(z|x) but of the training loss.
     """
 
     log_p: Mapping[str, Tensor]
     log_q: Mapping[str, Tensor]
     latents: Mapping[str, Tensor] = field(default_factory=dict)
+    scaled_log_p: Mapping[str, Tensor] = field(default_factory=dict)
+    scaled_log_q: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_weights(self) -> Tensor:
         """log p(x, z) − log q(z|x), ``(K, N)``."""
-        total = total_log_prob(self.log_p)
-        for log_q in self.log_q.values():
-            total = total - log_q
-        return total
+        return _log_weights(self.log_p, self.log_q)
+
+    @property
+    def scaled_log_weights(self) -> Tensor:
+        """:attr:`log_weights` of the scaled log-densities, for training only, ``(K, N)``."""
+        return _log_weights(self.scaled_log_p, self.scaled_log_q)
+
+
+def _log_weights(log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]) -> Tensor:
+    total = total_log_prob(log_p)
+    for term in log_q.values():
+        total = total - term
+    return total
 
 
 def total_log_prob(terms: Mapping[str, Tensor]) -> Tensor:
@@ -231,10 +272,46 @@ def run_particles(
     if draws is not None:
         draws = {name: batch.repeat_draw(site) for name, site in draws.items()}
     guide_sites, model_sites = batch.trace_program(model, guide, draws)
+    return weigh(batch, guide_sites, model_sites, batch.latents(guide_sites))
+
+
+def particles_at(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    *args: Any,
+    layout: Layout = Layout(),
+    **kwargs: Any,
+) -> Particles:
+    """:func:`run_particles` at given latents, ``(K, N, *event)``, instead of samples of the guide.
+
+    Raises:
+        ValueError: as for :func:`log_probs_at`.
+    """
+    _, guide_sites = _trace_at(guide, latents, args, kwargs, layout)
+    batch, model_sites = _trace_at(model, latents, args, kwargs, layout)
+    with scoring_errors():
+        return weigh(batch, guide_sites, model_sites, latents)
+
+
+def weigh(
+    batch: ParticleBatch,
+    guide_sites: Mapping[str, Site],
+    model_sites: Mapping[str, Site],
+    latents: Mapping[str, Tensor],
+) -> Particles:
+    """Return the particles of one run, from its sample sites and the values of its latents."""
+    q = {name: site for name, site in guide_sites.items() if name in latents}
+    # without those outside of the data plate, which training rejects
+    observed = {n: s for n, s in guide_sites.items() if n not in latents and data_frame(s)}
+    log_p, log_q = batch.log_probs(model_sites), batch.log_probs(q)
     return Particles(
-        log_p=batch.log_probs(model_sites),
-        log_q=batch.log_probs(guide_sites),
-        latents=batch.latents(guide_sites),
+        log_p=log_p,
+        log_q=log_q,
+        latents=latents,
+        scaled_log_p=batch.scaled_log_probs(model_sites, log_p),
+        scaled_log_q=batch.scaled_log_probs(q, log_q),
+        auxiliary=batch.scaled_log_probs(observed, batch.log_probs(observed)),
     )
 
 
@@ -247,9 +324,9 @@ def log_probs_at(
 ) -> dict[str, Tensor]:
     """Evaluate the log-density of each sample site of a model or guide at given latents.
 
-    The sum over the sites is log p(x, z) for a model and log q(z|x) for a guide. It is
-    differentiable with respect to latents and parameters. Scales are ignored and masks applied,
-    as in :meth:`ParticleBatch.log_prob`.
+    The sum over the sites is log p(x, z) for a model; for a guide, see
+    :func:`guide_log_prob_at`. It is differentiable with respect to latents and parameters. Scales
+    are ignored and masks applied, as in :meth:`ParticleBatch.log_prob`.
 
     Arguments:
         program: the model or the guide, called as ``program(*args, **kwargs)``.
@@ -265,10 +342,37 @@ def log_probs_at(
         ValueError: if a latent site has no value, or if the density of a site can only be
             evaluated at its own samples (a flow without an inverse).
     """
-    batch = ParticleBatch(len(next(iter(latents.values()))), layout, args, kwargs)
-    sites = batch.trace(program, latents)
+    batch, sites = _trace_at(program, latents, args, kwargs, layout)
     with scoring_errors():
         return batch.log_probs(sites)
+
+
+def _trace_at(
+    program: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    layout: Layout,
+) -> tuple[ParticleBatch, dict[str, Site]]:
+    """Run a model or guide on given latents."""
+    batch = ParticleBatch(len(next(iter(latents.values()))), layout, args, kwargs)
+    return batch, batch.trace(program, latents)
+
+
+def guide_log_prob_at(
+    guide: Callable[..., Any],
+    latents: Mapping[str, Tensor],
+    *args: Any,
+    layout: Layout = Layout(),
+    **kwargs: Any,
+) -> Tensor:
+    """Return log q(z|x) at given latents, ``(K, N)`` in nats, without observed sites of the guide.
+
+    Arguments and errors are those of :func:`log_probs_at`.
+    """
+    batch, sites = _trace_at(guide, latents, args, kwargs, layout)
+    with scoring_errors():
+        return total_log_prob(batch.log_probs({n: s for n, s in sites.items() if n in latents}))
 
 
 def guide_scorer(
@@ -285,12 +389,13 @@ def guide_scorer(
     @torch.no_grad()
     def run_once(count: int) -> tuple[ParticleBatch, dict[str, Site]]:
         batch = ParticleBatch(count, layout, args, kwargs)
-        return batch, batch.trace(guide)
+        sites = batch.trace(guide)
+        return batch, {name: site for name, site in sites.items() if is_latent(site)}
 
     def log_q(latents: Mapping[str, Tensor]) -> Tensor:
         batch, sites = run_once(len(next(iter(latents.values()))))
         if len(sites) > 1:
-            return total_log_prob(log_probs_at(guide, latents, *args, layout=layout, **kwargs))
+            return guide_log_prob_at(guide, latents, *args, layout=layout, **kwargs)
         ((name, site),) = sites.items()
         with scoring_errors():
             return batch.log_prob({**site, "value": batch.site_value(site, latents[name])})
@@ -343,6 +448,23 @@ class _ObserveLatents(Messenger):
         msg["value"], msg["is_observed"] = value, True
 
 
+def scale_in_data(site: Site) -> float | Tensor:
+    """Return the scale of a site relative to the data plate.
+
+    This is the product of the ``poutine.scale`` around it and of the subsampling of its other
+    plates; subsampling of the data plate multiplies the terms of all sites.
+    """
+    frame = data_frame(site)
+    if frame is None or frame.full_size in (None, frame.size):
+        return site["scale"]
+    return site["scale"] * frame.size / frame.full_size
+
+
+def data_frame(site: Site) -> CondIndepStackFrame | None:
+    """Return the frame of the data plate at a site, ``None`` if the site is outside of it."""
+    return next((frame for frame in site["cond_indep_stack"] if frame.name == PLATE), None)
+
+
 def data_axis(site: Site, ndim: int) -> int:
     """Return the axis of the data plate in a site's value with ``ndim`` dimensions."""
     return ndim - site["fn"].event_dim + data_dim(site)
@@ -350,7 +472,7 @@ def data_axis(site: Site, ndim: int) -> int:
 
 def map_site(site: Site, function: Callable[[Tensor, int], Tensor]) -> Site:
     """Apply ``function(value, data_dim)`` to the draw of a site of a run without particles."""
-    if site["type"] != "sample":
+    if site["type"] != "sample" or site["is_observed"]:
         return site
     batch_dims = len(site["fn"].batch_shape)
     values = {key: site[key] for key in ("value", "noise") if key in site}

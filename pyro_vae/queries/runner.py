@@ -15,7 +15,7 @@ from ..programs.arguments import ProgramInputs
 from ..programs.base import PLATE, Site, data_dim, is_latent, trace_sites
 from ..programs.importance_weights import find_layout
 from ..programs.kl import unwrap_independent
-from ..programs.particles import Layout, ParticleBatch, log_probs_at, total_log_prob
+from ..programs.particles import Layout, ParticleBatch, guide_log_prob_at, total_log_prob
 from ..programs.sites import find_data_site
 from .pixels import Noise
 
@@ -151,7 +151,7 @@ class Runner:
     def sample_guide(self, num_samples: int) -> tuple[dict[str, Tensor], Tensor]:
         """Sample latents from the guide; return them with log q, ``(K, N)``."""
         batch = self._batch(num_samples)
-        sites = batch.trace(self.inputs.guide)
+        sites = {n: s for n, s in batch.trace(self.inputs.guide).items() if is_latent(s)}
         return _model_latents(batch, sites), total_log_prob(batch.log_probs(sites))
 
     def run_guide(self, messenger: Messenger) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -178,7 +178,7 @@ class Runner:
                 score its own samples.
         """
         _, guide, x, args, _ = self.inputs
-        return total_log_prob(log_probs_at(guide, latents, x, *args, layout=self.layout))
+        return guide_log_prob_at(guide, latents, x, *args, layout=self.layout)
 
     def decode(self, latents: Mapping[str, Tensor]) -> Decoded:
         """Run the model at given latents."""

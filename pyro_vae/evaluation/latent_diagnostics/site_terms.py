@@ -74,10 +74,11 @@ def compute_site_terms(program: ProgramInputs, num_samples: int, layout: Layout)
     """
     batch = ParticleBatch(num_samples, layout, (program.x, *program.args), program.kwargs)
     guided, modelled = batch.trace_program(program.model, program.guide)
+    guided = {name: site for name, site in guided.items() if is_latent(site)}
     names = [
         name
         for name, site in guided.items()
-        if name in modelled and is_latent(site) and not site["infer"].get("is_noise")
+        if name in modelled and not site["infer"].get("is_noise")
     ]
     log_p, log_q = batch.log_probs(modelled), batch.log_probs(guided)
     zero = next(iter(log_p.values())).new_zeros(batch.shape)
@@ -92,7 +93,7 @@ def compute_site_terms(program: ProgramInputs, num_samples: int, layout: Layout)
     return SiteTerms(
         sites,
         log_likelihood,
-        sum((log_q[name] for name, site in guided.items() if is_latent(site)), zero),
+        sum(log_q.values(), zero),
         batch.latents(guided),
     )
 

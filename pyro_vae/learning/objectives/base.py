@@ -19,7 +19,7 @@ from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 
 from ...core.evaluation_mode import eval_mode
-from ...programs.base import PLATE, sample_sites, trace_program
+from ...programs.base import PLATE, Site, sample_sites, trace_program
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
 from ..schedules import Schedule
@@ -31,6 +31,7 @@ __all__ = [
     "find_leaf_tensors",
     "find_max_plate_nesting",
     "log_parameter_prior",
+    "reported_scale",
     "restrict_gradient",
 ]
 
@@ -58,7 +59,10 @@ class Objective(PyroELBO):
     """Base class of all objectives: a Pyro ``ELBO``, usable as ``SVI(…, loss=objective)``.
 
     Subclasses define :meth:`terms`. What is reported is always the bound itself, even if the
-    gradient is that of another function.
+    gradient is that of another function: a ``poutine.scale`` in the data plate weighs the gradient
+    of its site, in every objective, and does not change the bound. Observed sites of the guide
+    (``pyro.factor``) are auxiliary losses: their log-density is added to the loss in the gradient,
+    and is not part of the bound.
     """
 
     #: Updates that :func:`~pyro_vae.fit` makes with each minibatch.
@@ -217,6 +221,21 @@ class DataPlateChecker(Messenger):
                 f"got {msg['name']!r} outside of it: use ELBO with gradient 'standard', or sample "
                 f'the site inside `with pyro.plate("{PLATE}", len(x)):`'
             )
+
+
+def reported_scale(site: Site) -> Any:
+    """Return the scale of a site in the bound that an objective reports.
+
+    A ``poutine.scale`` in the data plate weighs the gradient only. Subsampled plates keep their
+    scale, and a latent shared by all examples its own: the fraction of the training set in the
+    minibatch.
+    """
+    scale, frames = site["scale"], site["cond_indep_stack"]
+    if not any(frame.name == PLATE for frame in frames):
+        return scale
+    sizes = [(f.full_size, f.size) for f in frames if f.full_size not in (None, f.size)]
+    reported = math.prod(full / size for full, size in sizes)
+    return scale if not isinstance(scale, Tensor) and scale == reported else reported
 
 
 def find_leaf_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
+from ...programs.base import empty_program
 from ...programs.hmc import (
     StepSizeTuner,
     append_event_dims,
@@ -20,11 +21,11 @@ from ...programs.hmc import (
     jitter_step_size,
     make_state,
 )
-from ...programs.particles import Layout, log_probs_at, run_particles, total_log_prob
-from ...programs.unconstrained import unconstrained_posterior
+from ...programs.particles import Layout, particles_at, run_particles, total_log_prob
+from ...programs.unconstrained import UnconstrainedDensity, site_transforms
 from .base import find_leaf_tensors, restrict_gradient
 from .reweighted import ReweightedWakeSleep
-from .weighted import WeightObjective
+from .weighted import WeightObjective, auxiliary_loss
 
 __all__ = ["MonteCarloEM", "WakeSleep"]
 
@@ -66,7 +67,8 @@ class MonteCarloEM(WeightObjective):
 
     The model does not depend on the guide. To allow evaluation by importance sampling, the guide
     is fitted to the same samples with ∇ log q(z|x), in those of its parameters that the model
-    does not use. The value returned is the ELBO.
+    does not use. With ``poutine.scale``, scaled log-densities are the target of the chains and
+    take the place of log p and log q in the gradient. The value returned is the ELBO, unscaled.
 
     Arguments:
         num_steps: leapfrog steps per transition.
@@ -122,14 +124,15 @@ class MonteCarloEM(WeightObjective):
         if self._step_info.update == 0 or self._samples is None:
             self._samples = self._sample_posterior(model, guide, args, kwargs, layout)
         z = self._samples
-        log_p = total_log_prob(log_probs_at(model, z, *args, layout=layout, **kwargs)).sum()
-        log_q = total_log_prob(log_probs_at(guide, z, *args, layout=layout, **kwargs)).sum()
+        particles = particles_at(model, guide, z, *args, layout=layout, **kwargs)
+        log_p = total_log_prob(particles.scaled_log_p).sum()
+        log_q = total_log_prob(particles.scaled_log_q).sum()
         shared = set(find_leaf_tensors([log_p]))
         guide_only = [leaf for leaf in find_leaf_tensors([log_q]) if leaf not in shared]
         surrogate = log_p + restrict_gradient(log_q, guide_only)
         with torch.no_grad():
             loss, _ = super().terms(model, guide, *args, **kwargs)
-        return loss, -surrogate
+        return loss, auxiliary_loss(particles, scored=False) - surrogate
 
     @torch.no_grad()
     def _sample_posterior(
@@ -138,7 +141,7 @@ class MonteCarloEM(WeightObjective):
         """Advance the chains; return the samples ``(1, N, *event)`` of each latent site."""
         info, size = self._step_info, len(args[0])
         with eval_mode(model, guide):
-            density = unconstrained_posterior(model, *args, layout=layout, **kwargs)
+            density = _scaled_posterior(model, args, kwargs, layout)
             run = run_particles(model, guide, *args, num_samples=1, layout=layout, **kwargs)
             latents = run.latents
             if latents.keys() != density.transforms.keys():
@@ -170,6 +173,18 @@ class MonteCarloEM(WeightObjective):
             chains.store(index, log_step, state.position)
         self.acceptance = acceptance[0]
         return density.constrain(state.position)
+
+
+def _scaled_posterior(
+    model: Any, args: tuple, kwargs: dict, layout: Layout
+) -> UnconstrainedDensity:
+    """Return the scaled log p(x, z) as a density in unconstrained space."""
+
+    def log_density(z: Mapping[str, Tensor]) -> Tensor:
+        run = particles_at(model, empty_program, z, *args, layout=layout, **kwargs)
+        return total_log_prob(run.scaled_log_p)
+
+    return UnconstrainedDensity(log_density, site_transforms(model, *args, **kwargs))
 
 
 class _PersistentChains:

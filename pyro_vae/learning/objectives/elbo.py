@@ -21,10 +21,18 @@ from torch.distributions import kl_divergence
 from ...core.validation import positive_int
 from ...programs.base import Site, is_latent, sample_sites, trace_program
 from ...programs.kl import analytic_kl
+from ...programs.particles import total_log_prob
 from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
-from .base import DataPlateChecker, Objective, find_max_plate_nesting, log_parameter_prior
+from .base import (
+    DataPlateChecker,
+    Objective,
+    find_max_plate_nesting,
+    log_parameter_prior,
+    reported_scale,
+)
 from .free_bits import PARTICLE_PLATE, FreeBits
+from .weighted import auxiliary_loss
 
 __all__ = ["ELBO"]
 
@@ -46,7 +54,8 @@ class ELBO(Objective):
     The value returned is always the ELBO. The gradient is that of
     E_q[log p(x|z)] − β Σ_groups max(λ, KL_group) + log p(θ), where β multiplies the terms of all
     latent sites, λ is the number of free bits and p(θ) = N(0, I) is optional. All options can be
-    combined, except ``stl`` with free bits or an analytic KL.
+    combined, except ``stl`` with free bits or an analytic KL. A ``poutine.scale`` multiplies the
+    gradient of its sites further.
 
     Arguments:
         num_particles: number of samples of z per example.
@@ -151,12 +160,14 @@ class ELBO(Objective):
             particles = run_pathwise(
                 model, guide, *args, num_samples=self.num_particles, layout=layout, **kwargs
             )
-        log_w, latents = particles.log_weights, particles.latents
-        log_x = torch.stack([v for n, v in particles.log_p.items() if n not in latents]).sum(0)
+        log_w, latents = particles.scaled_log_weights, particles.latents
+        observed = {n: v for n, v in particles.scaled_log_p.items() if n not in latents}
+        log_x = total_log_prob(observed)
         objective = log_x + beta * (log_w - log_x)
+        surrogate = objective.mean(0).sum() - auxiliary_loss(particles)
         guide_tensors = [*particles.log_q.values(), *latents.values()]
         model_tensors = list(particles.log_p.values())
-        return log_w.mean(0).sum(), objective.mean(0).sum(), model_tensors, guide_tensors
+        return particles.log_weights.mean(0).sum(), surrogate, model_tensors, guide_tensors
 
     def _data_fraction(self, args: tuple) -> float:
         """Return the size of the minibatch as a fraction of the training set."""
@@ -229,18 +240,23 @@ def estimate_elbo(
     bound = surrogate = cast("Tensor", 0.0)
     closed = set()
     for name, site in p.items():
-        term, weight = site["log_prob"], weights.get(name, 1.0)
+        term, reported, weight = site["log_prob"], _unscaled_log_prob(site), weights.get(name, 1.0)
         kl = analytic_kl(q[name], site) if analytic and is_latent(site) else None
         if kl is not None:
             closed.add(name)
-            term = -scale_and_mask(kl, q[name]["scale"])
-        bound = bound + term.detach().sum()
+            reported = -scale_and_mask(kl, reported_scale(q[name]))
+            term = _scale_kl(kl, q[name], site)
+        bound = bound + reported.detach().sum()
         surrogate = surrogate + scale_and_mask(term, weight).sum()
     for name, site in q.items():
         if name in closed:
             continue
+        if not is_latent(site):
+            # an auxiliary loss, not a part of q
+            surrogate = surrogate - site["log_prob"].sum()
+            continue
         _, score, entropy = site["score_parts"]
-        bound = bound - site["log_prob_sum"].detach()
+        bound = bound - _unscaled_log_prob(site).detach().sum()
         if not is_identically_zero(entropy):
             surrogate = surrogate - scale_and_mask(entropy, weights.get(name, 1.0)).sum()
         if not is_identically_zero(score):
@@ -249,15 +265,36 @@ def estimate_elbo(
     return bound, surrogate
 
 
+def _unscaled_log_prob(site: Site) -> Tensor:
+    """Return the log-density of a site, masked, with its :func:`reported_scale`."""
+    reported = reported_scale(site)
+    if reported is site["scale"]:
+        return site["log_prob"]
+    return scale_and_mask(site["unscaled_log_prob"], reported, site["mask"])
+
+
+def _scale_kl(kl: Tensor, q: Site, p: Site) -> Tensor:
+    """Return s_p E_q[log p] − s_q E_q[log q] at the scales of both sites."""
+    term = -scale_and_mask(kl, q["scale"])
+    excess: Any = p["scale"] - q["scale"]
+    if isinstance(excess, Tensor) or excess != 0:
+        # the cross-entropy has no closed form in general: sample it
+        term = term + scale_and_mask(p["unscaled_log_prob"], cast("float", excess), p["mask"])
+    return term
+
+
 def _plate_costs(
     p: Mapping[str, Site], q: Mapping[str, Site], weights: Mapping[str, Any]
 ) -> MultiFrameTensor:
-    """Return the weighted, detached log p − log q by plate."""
+    """Return the weighted, detached log p − log q by plate, minus the guide's observed sites."""
     costs = MultiFrameTensor()
     for name, site in p.items():
         cost = site["log_prob"] - q[name]["log_prob"] if is_latent(site) else site["log_prob"]
         cost = scale_and_mask(cost.detach(), weights.get(name, 1.0))
         costs.add((site["cond_indep_stack"], cost))
+    for site in q.values():
+        if not is_latent(site):
+            costs.add((site["cond_indep_stack"], -site["log_prob"].detach()))
     return costs
 
 

@@ -8,14 +8,15 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.ops import packed
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ...core.validation import positive_int
-from ...programs.base import is_latent, sample_sites
+from ...programs.base import Site, is_latent, sample_sites
 from ..schedules import Schedule, check_number
-from .base import Objective, find_max_plate_nesting
+from .base import Objective, find_max_plate_nesting, reported_scale
 
 __all__ = ["EnumeratedELBO"]
 
@@ -32,14 +33,15 @@ class EnumeratedELBO(Objective):
 
     and that of a labelled example is −L(x, y). The guide may report log q(y|x) of the known label
     with ``pyro.factor(name, log_q, has_rsample=True)``, masked because it is not part of the bound;
-    ``classification_weight`` trains the classifier with it.
+    ``classification_weight`` trains the classifier with it. A factor that is not masked is an
+    auxiliary loss, as for every objective.
 
     The value returned is always the bound itself, −U or −L. The gradient on labelled examples is
     that of −L(x, y) + α log q(y|x); ``beta`` multiplies the terms of all latent sites of the guide.
 
     Arguments:
         num_particles: number of samples per example of the latents that are not enumerated.
-        classification_weight: weight α ≥ 0 of the guide's factors, per labelled example. The
+        classification_weight: weight α ≥ 0 of the guide's masked factors, per labelled example. The
             paper's 0.1 N applies to a mean over labelled examples; it corresponds to
             0.1 N / N_labelled here if every epoch sees each of them once.
         beta: weight β of the latent terms: a number ≥ 0, or a schedule over epochs such as
@@ -79,11 +81,14 @@ class EnumeratedELBO(Objective):
             guide = factors(guide)
         bound = surrogate = cast("Tensor", 0.0)
         for run in estimator._get_traces(model, guide, args, kwargs):
+            _remove_factor_scores(run[1])
+            trained = [_report(trace, trace is run[1]) for trace in run]
             value = torch.as_tensor(_compute_dice_elbo(*run))
             bound = bound + value.detach()
-            if beta != 1:
+            if any(trained) or beta != 1:
                 latent = [name for name, s in sample_sites(run[1].nodes).items() if is_latent(s)]
-                for trace in run:
+                for trace, terms in zip(run, trained, strict=True):
+                    _replace_terms(trace, terms)
                     _scale_log_probs(trace, latent, beta)
                 value = torch.as_tensor(_compute_dice_elbo(*run))
             surrogate = surrogate + value
@@ -105,17 +110,52 @@ class EnumeratedELBO(Objective):
         return self._cached(compute, model, guide, args, kwargs)
 
 
+#: Scale and packed log-density of some sites of a trace, by name.
+_Terms = dict[str, tuple[Any, Tensor]]
+
+
+def _report(trace: Trace, is_guide: bool) -> _Terms:
+    """Replace the terms of a trace that the bound does not contain; return the replaced ones."""
+    terms: _Terms = {}
+    for name, site in sample_sites(cast("dict[str, Site]", trace.nodes)).items():
+        scale, tensors = reported_scale(site), site["packed"]
+        if is_guide and not is_latent(site):
+            if site["mask"] is False:
+                continue
+            terms[name] = scale, packed.scale_and_mask(tensors["log_prob"], mask=False)
+        elif scale is not site["scale"]:
+            masked = packed.scale_and_mask(tensors["unscaled_log_prob"], mask=tensors["mask"])
+            terms[name] = scale, packed.scale_and_mask(masked, scale=scale)
+    return _replace_terms(trace, terms)
+
+
+def _replace_terms(trace: Trace, terms: _Terms) -> _Terms:
+    """Replace terms in place; return the replaced ones."""
+    replaced: _Terms = {}
+    for name, (scale, log_prob) in terms.items():
+        site: Any = trace.nodes[name]
+        replaced[name] = site["scale"], site["packed"]["log_prob"]
+        site["scale"], site["packed"]["log_prob"] = scale, log_prob
+    return replaced
+
+
+def _remove_factor_scores(guide: Trace) -> None:
+    """Remove the score function of observed sites, which Pyro takes for the density of samples."""
+    for site in sample_sites(cast("dict[str, Site]", guide.nodes)).values():
+        if not is_latent(site):
+            parts = site["packed"]["score_parts"]
+            site["packed"]["score_parts"] = parts._replace(score_function=0)
+
+
 def _scale_log_probs(trace: Trace, names: list[str], weight: float) -> None:
     """Multiply the log-densities of the named sites by a weight, in place."""
     for name in filter(trace.nodes.__contains__, names):
-        packed: Any = trace.nodes[name]["packed"]  # type: ignore[typeddict-item]
-        scaled = weight * packed["log_prob"]
-        scaled._pyro_dims = packed["log_prob"]._pyro_dims
-        packed["log_prob"] = scaled
+        tensors: Any = trace.nodes[name]["packed"]  # type: ignore[typeddict-item]
+        tensors["log_prob"] = packed.scale_and_mask(tensors["log_prob"], scale=weight)
 
 
 class _FactorRecorder(Messenger):
-    """Record the factors of a guide, masked or not.
+    """Record the masked factors of a guide; the others are auxiliary losses as they are.
 
     Attributes:
         log_q: each factor, summed over examples and particles, in nats.
@@ -126,7 +166,7 @@ class _FactorRecorder(Messenger):
         self.log_q: list[Tensor] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not isinstance(msg["fn"], dist.Unit):
+        if not isinstance(msg["fn"], dist.Unit) or msg["mask"] is not False:
             return
         log_q = msg["fn"].log_prob(msg["value"])
         plates = {f.dim for f in msg["cond_indep_stack"] if f.vectorized}

@@ -11,11 +11,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ...core.validation import positive_int
-from ...programs.base import sample_sites, site_log_prob
-from ...programs.particles import total_log_prob
+from ...programs.base import is_latent, sample_sites, site_log_prob
+from ...programs.particles import scale_in_data, total_log_prob
 from ..schedules import check_number
 from .base import DataPlateChecker
-from .weighted import WeightObjective, log_mean_exp
+from .weighted import WeightObjective, auxiliary_loss, log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
 
@@ -33,7 +33,8 @@ class ReweightedWakeSleep(WeightObjective):
       are those of the minibatch.
 
     Samples are detached, so latent sites may be discrete. A parameter used by both programs
-    follows the sum of their gradients. The value returned is L_k of the minibatch.
+    follows the sum of their gradients. With ``poutine.scale``, scaled log-densities take the place
+    of log p and log q, in the weights too. The value returned is L_k of the minibatch, unscaled.
 
     Arguments:
         k: number of samples per example.
@@ -72,12 +73,13 @@ class ReweightedWakeSleep(WeightObjective):
                 "expected a guide that can score any sample; a flow without an inverse can only "
                 "score its own cached samples: use IWAE"
             ) from error
-        log_w = particles.log_weights.detach()
-        objective = total_log_prob(particles.log_p)
+        objective = total_log_prob(particles.scaled_log_p)
         if self.wake:
-            objective = objective + self.wake * total_log_prob(particles.log_q)
-        total = (log_w.softmax(0) * objective).sum() + (1 - self.wake) * sleep_term
-        return -self.bound(log_w).sum(), -total
+            objective = objective + self.wake * total_log_prob(particles.scaled_log_q)
+        weights = particles.scaled_log_weights.detach().softmax(0)
+        total = (weights * objective).sum() + (1 - self.wake) * sleep_term
+        loss = -self.bound(particles.log_weights.detach()).sum()
+        return loss, auxiliary_loss(particles, scored=False) - total
 
 
 class _DetachSamples(Messenger):
@@ -90,7 +92,7 @@ class _DetachSamples(Messenger):
 
 
 def _sleep_log_prob(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor:
-    """Σ_n log q(z̃_n | x̃_n) of samples (x̃_n, z̃_n) ~ p, one per example."""
+    """Σ_n log q(z̃_n | x̃_n), scaled, of samples (x̃_n, z̃_n) ~ p, one per example."""
     x, *other_args = args
     with torch.no_grad():
         generated = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
@@ -105,11 +107,13 @@ def _sleep_log_prob(model: Any, guide: Any, args: tuple, kwargs: dict) -> Tensor
     x_generated = sites[observed[0]]["value"].to(x.dtype)
     replayed = poutine.trace(poutine.replay(guide, trace=generated))
     guide_trace = prune_subsample_sites(replayed.get_trace(x_generated, *other_args, **kwargs))
-    guide_sites: dict[str, Any] = sample_sites(guide_trace.nodes)  # type: ignore[arg-type]
+    nodes: dict[str, Any] = sample_sites(guide_trace.nodes)  # type: ignore[arg-type]
+    guide_sites = {name: site for name, site in nodes.items() if is_latent(site)}
     extra = [name for name in guide_sites if name not in sites]
     if extra:
         raise ValueError(
             f"expected a guide that samples only the model's latent sites, for the sleep phase; "
             f"it also samples {', '.join(map(repr, extra))}: use wake=1"
         )
-    return torch.stack([site_log_prob(site).sum() for site in guide_sites.values()]).sum()
+    terms = [site_log_prob(site) * scale_in_data(site) for site in guide_sites.values()]
+    return torch.stack([term.sum() for term in terms]).sum()

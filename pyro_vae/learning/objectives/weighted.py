@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...core.validation import positive_int
-from ...programs.particles import Particles, run_particles
+from ...programs.particles import Particles, run_particles, total_log_prob
 from ...programs.pathwise import run_pathwise
 from ..schedules import check_number
 from .base import DataPlateChecker, Objective, find_leaf_tensors, restrict_gradient
@@ -23,6 +23,7 @@ __all__ = [
     "PIWAE",
     "Renyi",
     "WeightObjective",
+    "auxiliary_loss",
     "log_mean_exp",
     "score_function_term",
 ]
@@ -42,7 +43,8 @@ class WeightObjective(Objective):
     :func:`~pyro_vae.log_weights` supports, in training mode as well; each example has one weight
     per sample, however many latent sites there are. Reparameterised samples use the pathwise
     gradient; all others (e.g. discrete latents) use the score function with a leave-one-out
-    baseline (VIMCO), which is unbiased for any bound.
+    baseline (VIMCO), which is unbiased for any bound. With ``poutine.scale``, the gradient is that
+    of the same function of the scaled log-densities.
 
     Arguments:
         num_particles: number K of samples per example.
@@ -62,8 +64,9 @@ class WeightObjective(Objective):
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         with DataPlateChecker():
             particles = self.run(model, guide, args, kwargs)
-        loss = -self.bound(particles.log_weights).sum()
-        return loss.detach(), loss - self.gradient_term(particles)
+        surrogate = self.bound(particles.scaled_log_weights).sum() + self.gradient_term(particles)
+        loss = -self.bound(particles.log_weights.detach()).sum()
+        return loss, auxiliary_loss(particles) - surrogate
 
     def run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particles:
         """Run the program with ``num_particles`` particles; differentiable."""
@@ -119,7 +122,7 @@ class GroupedObjective(WeightObjective):
             **kwargs,
         )
         # the weights normalised per group are both the first and the second factor of DReG
-        log_w = particles.log_weights.detach()
+        log_w = particles.scaled_log_weights.detach()
         normalized.append(self._groups(log_w).softmax(1).flatten(0, 1))
         return particles
 
@@ -177,7 +180,7 @@ class PIWAE(MIWAE):
         encoder = find_leaf_tensors([*particles.log_q.values(), *particles.latents.values()])
         if not encoder:
             return 0.0
-        log_w, bound = particles.log_weights, super().bound
+        log_w, bound = particles.scaled_log_weights, super().bound
         difference = bound(log_w).sum() + score_function_term(particles, bound)
         # turns the guide's gradient into that of MIWAE
         return restrict_gradient(difference - self.bound(log_w).sum(), encoder)
@@ -238,13 +241,31 @@ class Renyi(WeightObjective):
         return log_mean_exp(power * log_weights) / power
 
 
-def score_function_term(particles: Particles, bound: Callable[[Tensor], Tensor]) -> Tensor | float:
+def auxiliary_loss(particles: Particles, scored: bool = True) -> Tensor | float:
+    """Sum over the examples of the guide's observed sites, averaged over the samples.
+
+    Its gradient is pathwise, and unless ``scored`` is false the score function's for samples that
+    are not reparameterised.
+    """
+    if not particles.auxiliary:
+        return 0.0
+    values = total_log_prob(particles.auxiliary)
+    total = values.mean(0).sum()
+    if scored:
+        total = total + score_function_term(particles, lambda v: v.mean(0), values)
+    return total
+
+
+def score_function_term(
+    particles: Particles, bound: Callable[[Tensor], Tensor], values: Tensor | None = None
+) -> Tensor | float:
     """Zero with the score-function gradient Σ_n Σ_k (L_n − L_n^{−k}) ∇ log q(z_kn).
 
     Covers the sites that are not reparameterised, and makes the gradient of a bound L unbiased.
     The leave-one-out baseline L^{−k}, the bound with the k-th log weight replaced by the mean of
     the others, does not depend on z_k and only reduces the variance. For K = 1 it is zero.
-    ``bound`` maps ``(K, N)`` log weights to the ``(N,)`` bounds.
+    ``bound`` maps ``values`` ``(K, N)``, the scaled log weights by default, to the ``(N,)``
+    bounds. The score log q itself is not scaled.
 
     References:
         Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 5
@@ -257,8 +278,8 @@ def score_function_term(particles: Particles, bound: Callable[[Tensor], Tensor])
     ]
     if not log_q:
         return 0.0
-    log_w = particles.log_weights.detach()
-    signal = bound(log_w) - _leave_one_out(log_w, bound)
+    values = (particles.scaled_log_weights if values is None else values).detach()
+    signal = bound(values) - _leave_one_out(values, bound)
     term = (signal * torch.stack(log_q).sum(0)).sum()
     return term - term.detach()
 

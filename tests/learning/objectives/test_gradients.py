@@ -3,7 +3,7 @@
 The parameters have one entry per example and all examples are equal, so one backward pass gives an
 independent gradient for each example. The exact gradient is that of a closed form (ELBO, sleep
 phase) or of Gauss–Hermite quadrature over all k samples. It involves no sampling and shares no code
-with the objectives.
+with the objectives. With ``poutine.scale``, scaled log-densities take the place of the others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import nn
 
@@ -40,23 +41,44 @@ NOISE, X = 0.7, 1.4
 SEEDS = 40_000
 
 
+@dataclass
+class Scales:
+    """``poutine.scale`` of p(z), p(x|z) and q(z|x); numbers or tensors."""
+
+    z: float | torch.Tensor = 1.0
+    x: float | torch.Tensor = 1.0
+    q: float | torch.Tensor = 1.0
+
+
+UNSCALED = Scales()
+#: Without scales, with a weight of the KL, and with another scale at each site.
+SCALES = {
+    "none": UNSCALED,
+    "KL": Scales(z=0.3, q=0.3),
+    "all": Scales(torch.full((SEEDS,), 0.3, dtype=D), 1.4, torch.tensor(0.6, dtype=D)),
+}
+
+
 class Line(PyroModule):
     """z ~ N(m, 1), x ~ N(w z + c, 0.7²), q(z|x) = N(a x + b, e^2s), with parameters per example."""
 
-    def __init__(self, size):
+    def __init__(self, size, scales=UNSCALED):
         super().__init__()
+        self.scales = scales
         for name, value in {**MODEL, **GUIDE}.items():
             setattr(self, name, nn.Parameter(torch.full((size,), value, dtype=D)))
 
     @pyro_method
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.m, 1.0))
-            pyro.sample("x", dist.Normal(self.w * z + self.c, NOISE), obs=x)
+            with poutine.scale(scale=self.scales.z):
+                z = pyro.sample("z", dist.Normal(self.m, 1.0))
+            with poutine.scale(scale=self.scales.x):
+                pyro.sample("x", dist.Normal(self.w * z + self.c, NOISE), obs=x)
 
     @pyro_method
     def guide(self, x):
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x)), poutine.scale(scale=self.scales.q):
             pyro.sample("z", dist.Normal(self.a * x + self.b, self.s.exp()))
 
 
@@ -70,9 +92,10 @@ def log_normal(value, mean, scale):
 
 
 class Quadrature:
-    """Quadrature over k samples of q: log densities ``(k, nodes)`` and their means."""
+    """Quadrature over k samples of q: scaled log densities ``(k, nodes)`` and their means."""
 
-    def __init__(self, k, nodes, detach=False):
+    def __init__(self, k, nodes, scales, detach=False):
+        scale_z, scale_x, scale_q = numbers(scales)
         p = self.parameters = parameters()
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
         weights = torch.from_numpy(weights / weights.sum())
@@ -80,8 +103,9 @@ class Quadrature:
         self.weights = torch.cartesian_prod(*[weights] * k).reshape(-1, k).prod(1)
         z = p["a"] * X + p["b"] + p["s"].exp() * eps
         z = z.detach() if detach else z
-        self.log_p = log_normal(z, p["m"], 1.0) + log_normal(X, p["w"] * z + p["c"], NOISE)
-        self.log_q = log_normal(z, p["a"] * X + p["b"], p["s"].exp())
+        self.log_p = scale_z * log_normal(z, p["m"], 1.0)
+        self.log_p = self.log_p + scale_x * log_normal(X, p["w"] * z + p["c"], NOISE)
+        self.log_q = scale_q * log_normal(z, p["a"] * X + p["b"], p["s"].exp())
         self.log_w = self.log_p - self.log_q
 
     def mean(self, values):
@@ -92,49 +116,56 @@ class Quadrature:
 NODES = {1: 80, 2: 60, 3: 36, 4: 22}
 
 
-def elbo(beta=1.0):
-    """Return the parameters and E_q log p(x|z) − β KL(q ‖ p) in closed form."""
+def elbo(beta=1.0, scales=UNSCALED):
+    """Return the parameters and E_q log p(x|z) − β KL(q ‖ p) in closed form, scaled."""
     p = parameters()
+    scale_z, scale_x, scale_q = numbers(scales)
     mean, variance = p["a"] * X + p["b"], (2 * p["s"]).exp()
-    kl = 0.5 * (variance + (mean - p["m"]) ** 2 - 1) - p["s"]
+    log_z = -0.5 * (variance + (mean - p["m"]) ** 2)
+    log_q = -0.5 - p["s"]
     squared_error = (X - p["w"] * mean - p["c"]) ** 2 + p["w"] ** 2 * variance
-    return p, -0.5 * squared_error / NOISE**2 - math.log(NOISE) - 0.5 * math.log(
-        2 * math.pi
-    ) - beta * kl
+    log_x = -0.5 * squared_error / NOISE**2 - math.log(NOISE) - 0.5 * math.log(2 * math.pi)
+    return p, scale_x * log_x + beta * (scale_z * log_z - scale_q * log_q)
 
 
-def iwae(k, nodes=None):
-    q = Quadrature(k, nodes or NODES[k])
+def iwae(k, nodes=None, scales=UNSCALED):
+    q = Quadrature(k, nodes or NODES[k], scales)
     return q.parameters, q.mean(q.log_w.logsumexp(0) - math.log(k))
 
 
-def ciwae(k, beta):
-    q = Quadrature(k, NODES[k])
+def ciwae(k, beta, scales=UNSCALED):
+    q = Quadrature(k, NODES[k], scales)
     bound = q.log_w.logsumexp(0) - math.log(k)
     return q.parameters, q.mean(beta * q.log_w.mean(0) + (1 - beta) * bound)
 
 
-def renyi(alpha, k):
-    q = Quadrature(k, NODES[k])
+def renyi(alpha, k, scales=UNSCALED):
+    q = Quadrature(k, NODES[k], scales)
     power = 1 - alpha
     return q.parameters, q.mean((power * q.log_w).exp().mean(0).log() / power)
 
 
-def wake_phase(k):
+def wake_phase(k, scales=UNSCALED):
     """Return Σ_i w̄_i (log p + log q) with detached samples and weights."""
-    q = Quadrature(k, NODES[k], detach=True)
+    q = Quadrature(k, NODES[k], scales, detach=True)
     weights = q.log_w.detach().softmax(0)
     return q.parameters, q.mean((weights * (q.log_p + q.log_q)).sum(0))
 
 
-def sleep_phase():
-    """Return E_p log q(z|x) in closed form, as a function of the guide only."""
+def sleep_phase(scales=UNSCALED):
+    """Return E_p log q(z|x) in closed form, scaled, as a function of the guide only."""
     p = parameters()
     m, w, c = (p[name].detach() for name in MODEL)
     # z − a x − b = (1 − a w) (z − m) − a noise + mean
     mean = m - p["a"] * (w * m + c) - p["b"]
     square = mean**2 + (1 - p["a"] * w) ** 2 + p["a"] ** 2 * NOISE**2
-    return p, -0.5 * square / (2 * p["s"]).exp() - p["s"]
+    return p, numbers(scales)[2] * (-0.5 * square / (2 * p["s"]).exp() - p["s"])
+
+
+def numbers(scales):
+    """Return the scales, which are the same for all examples, as numbers."""
+    values = (scales.z, scales.x, scales.q)
+    return [float(s.flatten()[0]) if isinstance(s, torch.Tensor) else s for s in values]
 
 
 def gradient(truth, names):
@@ -199,16 +230,16 @@ TESTED_ELSEWHERE = {
 }
 
 
-def exact_gradient(case):
-    guide = (1 - case.sleep) * gradient(case.guide(), GUIDE)
+def exact_gradient(case, scales=UNSCALED):
+    guide = (1 - case.sleep) * gradient(case.guide(scales=scales), GUIDE)
     if case.sleep:
-        guide = guide + case.sleep * gradient(sleep_phase(), GUIDE)
-    return torch.cat([gradient(case.model(), MODEL), guide])
+        guide = guide + case.sleep * gradient(sleep_phase(scales), GUIDE)
+    return torch.cat([gradient(case.model(scales=scales), MODEL), guide])
 
 
-def sample_gradients(objective, backward=True):
+def sample_gradients(objective, scales=UNSCALED, backward=True):
     """Return the loss and one gradient per example, ``(SEEDS, 6)``."""
-    program, x = Line(SEEDS), torch.full((SEEDS,), X, dtype=D)
+    program, x = Line(SEEDS, scales), torch.full((SEEDS,), X, dtype=D)
     objective.loss(program.model, program.guide, x)  # selecting the estimator uses random numbers
     pyro.set_rng_seed(4)
     if backward:
@@ -227,15 +258,16 @@ def agree(gradients, truth):
     return bool(((gradients.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
 
 
+@pytest.mark.parametrize("scaled", SCALES)
 @pytest.mark.parametrize("name", CASES)
-def test_mean_gradient_is_exact(name):
-    case = CASES[name]
-    loss, gradients = sample_gradients(case.make())
-    assert agree(gradients, exact_gradient(case))
-    # the loss is the bound itself, to 5 standard errors of 40,000 examples for a single sample,
-    # where they are largest (0.0063 nats)
+def test_mean_gradient_is_exact(name, scaled):
+    case, scales = CASES[name], SCALES[scaled]
+    loss, gradients = sample_gradients(case.make(), scales)
+    assert agree(gradients, exact_gradient(case, scales))
+    # the loss is the bound itself, without scales, to 5 standard errors of 40,000 examples for a
+    # single sample, where they are largest (0.0063 nats)
     assert -loss / SEEDS == pytest.approx(float(case.bound()[1].detach()), abs=0.032)
-    second_loss, second_gradients = sample_gradients(case.make(), backward=False)
+    second_loss, second_gradients = sample_gradients(case.make(), scales, backward=False)
     assert second_loss == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(second_gradients, gradients, rtol=1e-9, atol=1e-9)
 
