@@ -1,25 +1,159 @@
-"""Diagnose NaN and infinite losses, gradients and weights."""
+"""Diagnose untrained parameters, and NaN and infinite losses, gradients and weights."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import get_total_norm
 
-from ..programs.base import sample_sites, trace_program
+from ..core import distributed
+from ..core.evaluation_mode import preserve_buffers
+from ..programs.base import Program, sample_sites, trace_program
+from .objectives.base import Objective, StepInfo, find_leaf_tensors
 
 __all__ = [
     "NonFiniteLossError",
     "check_epoch",
+    "check_owned",
+    "check_parameters",
     "find_non_finite_parameter",
     "make_checked_loss_and_grads",
+    "register",
 ]
+
+
+_log = logging.getLogger("pyro_vae")
+
+
+def check_parameters(
+    program: nn.Module, objective: Any, examples: Iterable[tuple[Tensor, ...]], num_data: int
+) -> None:
+    """Check which parameters the loss depends on, from one run for each kind of minibatch.
+
+    Parameters of the program that it never depends on are logged. Buffers and gradients are left
+    unchanged.
+
+    Arguments:
+        program: the program, in the mode in which it is trained.
+        objective: the objective, as for :func:`~pyro_vae.fit`.
+        examples: arguments of the program, one tuple for each kind of minibatch.
+        num_data: number of training examples.
+
+    Raises:
+        ValueError: if there are no parameters to train, or if the loss depends on one that the
+            program does not own.
+    """
+    owned: dict[Tensor, str] = {p: name for name, p in program.named_parameters()}
+    unused = {p: name for p, name in owned.items() if p.requires_grad}
+    if not unused:
+        raise ValueError(
+            f"expected parameters to train; got {type(program).__name__} with "
+            f"{'none' if not owned else 'only frozen ones'}: assign networks and nn.Parameters to "
+            f"it, or set requires_grad"
+        )
+    if isinstance(objective, Objective):
+        objective.set_step(StepInfo(num_data=num_data))
+    for args in examples:
+        with preserve_buffers([program]), _ParameterRecorder() as recorder:
+            leaves = _find_trained(program, objective, args, recorder)
+        check_owned(owned, {leaf: recorder.names.get(leaf, "a tensor") for leaf in leaves})
+        for leaf in leaves:
+            unused.pop(leaf, None)
+    if unused and distributed.is_main_process():
+        names = ", ".join(map(repr, list(unused.values())[:5]))
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        _log.warning("not trained, because the loss does not depend on them: %s%s", names, more)
+
+
+def check_owned(owned: Iterable[Tensor], parameters: Mapping[Tensor, str]) -> None:
+    """Raise if the program does not own all parameters that are trained, given with names.
+
+    Raises:
+        ValueError: naming the others.
+    """
+    owned = set(owned)
+    foreign = [(p, name) for p, name in parameters.items() if p not in owned]
+    if foreign:
+        named = ", ".join(f"{name} of shape {tuple(p.shape)}" for p, name in foreign[:3])
+        named += f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise ValueError(
+            f"expected a loss that depends on parameters of the program only; got {named}, which "
+            f"would not be saved with it: assign the network, nn.Parameter or PyroParam to the "
+            f"program, or freeze it with requires_grad_(False)"
+        )
+
+
+def _find_trained(
+    program: nn.Module, objective: Any, args: tuple[Tensor, ...], recorder: _ParameterRecorder
+) -> list[Tensor]:
+    """Return the parameters that the gradient of one run reaches."""
+    pair = cast(Program, program)
+    if isinstance(objective, Objective):
+        _, surrogate = objective.terms(pair.model, pair.guide, *args)
+        return find_leaf_tensors([surrogate])
+    # Pyro's objectives do not return a surrogate
+    objective.loss_and_grads(pair.model, register(pair.guide, program), *args)
+    seen = dict.fromkeys([*program.parameters(), *recorder.names])
+    trained = [parameter for parameter in seen if parameter.grad is not None]
+    for parameter in trained:
+        parameter.grad = None
+    return trained
+
+
+def register(guide: Callable[..., Any], program: nn.Module) -> Callable[..., Any]:
+    """Return a guide that registers a parameter of the program with Pyro.
+
+    Without any, Pyro's objectives do not compute gradients.
+    """
+    parameter = next(p for p in program.parameters() if p.requires_grad)
+
+    def registered(*args: Any, **kwargs: Any) -> Any:
+        pyro.param("_trained", parameter)
+        return guide(*args, **kwargs)
+
+    return registered
+
+
+class _ParameterRecorder(Messenger):
+    """Collect the trainable parameters of everything that a program calls.
+
+    Attributes:
+        names: the parameters with their names for error messages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[Tensor, str] = {}
+
+    def __enter__(self) -> _ParameterRecorder:
+        self._hook = register_module_forward_pre_hook(self._record_module)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.remove()
+        super().__exit__(*error)
+
+    def _record_module(self, module: nn.Module, _: Any) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            self._record(parameter, f"{name!r} of {type(module).__name__}")
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        unconstrained = getattr(msg["value"], "unconstrained", None)
+        if unconstrained is not None:
+            self._record(unconstrained(), repr(msg["name"].replace("$$$", ".")))
+
+    def _record(self, parameter: Tensor, name: str) -> None:
+        if parameter.requires_grad:
+            self.names.setdefault(parameter, name)
 
 
 class NonFiniteLossError(RuntimeError):

@@ -21,7 +21,8 @@ class FusedAdamStepper:
     increments each counter separately. Here the lists are cached and the counters are views of one
     tensor. Tensors and hyperparameters stay those of the optimizer, so schedules, ``state_dict``
     and ``load_state_dict`` work as usual. ``Optimizer.step`` is called for the first step, after
-    any change of the optimizer, and whenever there are hooks or a parameter has no gradient.
+    any change of the optimizer, and whenever there are hooks or other parameters have a gradient
+    than in the step before.
 
     Arguments:
         optimizer: any optimizer; those other than fused Adam are stepped as usual.
@@ -31,6 +32,8 @@ class FusedAdamStepper:
         self._optimizer = optimizer
         self._is_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
         self._groups: list[_ParameterGroup] = []
+        #: Parameters without optimizer state, because they never had a gradient.
+        self._idle: list[Tensor] = []
         self._state: Any = None
         self._sizes: tuple[int, ...] = ()
         self._step_method: Any = None
@@ -57,6 +60,7 @@ class FusedAdamStepper:
             or tuple(len(group["params"]) for group in optimizer.param_groups) != self._sizes
             or optimizer.__dict__.get("step") is not self._step_method
             or any(_hooks(optimizer))
+            or any(p.grad is not None for p in self._idle)
         ):
             return None
         gradients = [[p.grad for p in group.parameters] for group in self._groups]
@@ -64,24 +68,27 @@ class FusedAdamStepper:
         return present if [*map(len, present)] == [*map(len, gradients)] else None
 
     def _cache_groups(self) -> None:
-        """Cache the tensor lists, if every parameter has optimizer state."""
+        """Cache the tensor lists, if all groups are fused."""
         optimizer = self._optimizer
         self._state = None
-        groups = optimizer.param_groups
-        if all(map(_is_fused, groups)) and all(
-            p in optimizer.state for g in groups for p in g["params"]
-        ):
-            self._groups = [_ParameterGroup(group, optimizer.state) for group in groups]
-            self._state, self._step_method = optimizer.state, optimizer.__dict__.get("step")
+        groups, state = optimizer.param_groups, optimizer.state
+        if all(map(_is_fused, groups)):
+            stepped = [[p for p in group["params"] if p in state] for group in groups]
+            self._groups = [
+                _ParameterGroup(parameters, group, state)
+                for parameters, group in zip(stepped, groups, strict=True)
+                if parameters
+            ]
+            self._idle = [p for group in groups for p in group["params"] if p not in state]
+            self._state, self._step_method = state, optimizer.__dict__.get("step")
             self._sizes = tuple(len(group["params"]) for group in groups)
 
 
 class _ParameterGroup:
-    """Tensors and hyperparameters of one parameter group."""
+    """Tensors and hyperparameters of the parameters of one group that have optimizer state."""
 
-    def __init__(self, options: dict[str, Any], state: Any) -> None:
-        self._options = options
-        self.parameters: list[Tensor] = list(options["params"])
+    def __init__(self, parameters: list[Tensor], options: dict[str, Any], state: Any) -> None:
+        self._options, self.parameters = options, parameters
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         lists = ([state[p][n] for p in self.parameters if n in state[p]] for n in names)
         self._exp_avgs, self._exp_avg_sqs, self._max_exp_avg_sqs = lists

@@ -23,7 +23,9 @@ class FusedOptimizer(PyroOptim):
 
     ``pyro.optim`` creates one torch optimizer per parameter, whose overhead dominates an
     ``SVI.step`` of a small network. Here one optimizer, fused if torch supports it, updates all
-    parameters, and gradients can be clipped by their global norm.
+    parameters, and gradients can be clipped by their global norm. Plain ``SVI`` passes the
+    parameters that the program registers with Pyro (``pyro.module``, a ``PyroModule``);
+    :meth:`add` adds others.
 
     Arguments:
         optimizer: ``optimizer(params)`` creates the torch optimizer, for example
@@ -60,27 +62,34 @@ class FusedOptimizer(PyroOptim):
         return {name: parameter for parameter, name in self._names.items()}
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        """Take a step; new parameters are added to the optimizer first."""
-        present = set(params)
-        new = [p for p in present if p not in self._names]
+        """Step all parameters that have a gradient, and remove the gradients.
+
+        Parameters that are not known yet and not frozen are added to the optimizer first. Those
+        known are stepped whether or not they are among ``params``, the parameters that the program
+        registered with Pyro in this step.
+
+        Raises:
+            ValueError: if there are no parameters.
+        """
+        new = [p for p in set(params) if p.requires_grad and p not in self._names]
         if new:
             store = pyro.get_param_store()
             # SVI passes a set: sort it, so that sums over parameters have a fixed order
             self.add(dict(sorted((str(store.param_name(p)), p) for p in new)))
-        for parameter in self._names:
-            if parameter not in present:
-                # SVI leaves zero gradients, with which momentum would keep moving the parameter
-                parameter.grad = None
+        if self._stepper is None:
+            raise ValueError(
+                "expected parameters to train; the program registered none with Pyro: call "
+                "pyro.module in model and guide, or make the program a PyroModule"
+            )
         if self.reduce is not None:
             self.reduce(self._names)
         if self.clip_norm is not None:
             clip_grad_norm_(list(self._names), self.clip_norm)
-        assert self._stepper is not None
         self._stepper.step()
-        if self.reduce is not None:
-            for parameter in self._names:
-                if parameter not in present:  # SVI does not zero the reduced gradients of these
-                    parameter.grad = None
+        for parameter in self._names:
+            # SVI would set it to zero, with which momentum keeps moving a parameter that another
+            # program owns
+            parameter.grad = None
 
     def add(self, named: dict[str, torch.Tensor]) -> None:
         """Add named parameters to the optimizer, in this order."""

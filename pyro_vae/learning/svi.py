@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..compiler.matmul import matmul_backend
 from ..compiler.rewrites import rewrite_formulas
 from ..compiler.trace import Graph, NotTraceableError, compile_graph, trace_graph
-from ..core.evaluation_mode import owning_modules
+from ..core.evaluation_mode import owning_modules, preserve_buffers
 from .cuda_graph import CudaGraph
 from .objectives.base import Objective
 from .optimizers import FusedOptimizer
@@ -42,7 +41,7 @@ class CompiledSVI(SVI):
 
     Everything that is not a tensor is fixed at tracing time. Programs with Python state that
     changes between calls, such as a counter, are not supported; schedules of the objective and
-    the training mode of modules are.
+    the training mode of modules are, and parameters may be frozen (``requires_grad``).
 
     Arguments:
         model, guide: the Pyro program.
@@ -76,6 +75,7 @@ class CompiledSVI(SVI):
         self._worthwhile = worthwhile
         self._steps: dict[tuple, _CompiledStep | None] = {}
         self._owners = list(owning_modules(model, guide))
+        self._owned: list[Tensor] | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one optimisation step.
@@ -94,7 +94,10 @@ class CompiledSVI(SVI):
             )
         if self._worthwhile is not None and not self._worthwhile(*args):
             return self._step_eagerly(args)
-        key = (*map(_tensor_signature, args), *(owner.training for owner in self._owners))
+        if self._owned is None:
+            self._owned = [p for owner in self._owners for p in owner.parameters()]
+        state = [*(m.training for m in self._owners), *(p.requires_grad for p in self._owned)]
+        key = (*map(_tensor_signature, args), *state)
         if key not in self._steps:
             self._steps[key] = self._compile(args)
         step = self._steps[key]
@@ -139,11 +142,11 @@ class _CompiledStep:
         device = tensors[0].device
         values = objective.schedule_values()
         self._schedules = {n: torch.tensor(v, device=device) for n, v in values.items()}
-        with torch.no_grad(), torch.random.fork_rng(), _preserve_buffers(svi._owners):
+        with torch.no_grad(), torch.random.fork_rng(), preserve_buffers(svi._owners):
             # run once before tracing, so that the objective selects its estimator
             objective.loss(svi.model, svi.guide, *svi._draw(*args))
         inputs = [*tensors, *self._schedules.values()]
-        with _preserve_buffers(svi._owners):
+        with preserve_buffers(svi._owners):
             graph, self._constants = trace_graph(self._loss_and_gradients, *inputs)
         inputs += self._constants
         self._graph: Graph = compile_graph(rewrite_formulas(graph, inputs), inputs)
@@ -179,8 +182,11 @@ class _CompiledStep:
         ):
             loss, surrogate = svi.objective.terms(svi.model, svi.guide, *svi._draw(*args))
         sites = cast("Any", capture.trace.nodes).values()
-        by_id = {id(p): p for p in (site["value"].unconstrained() for site in sites)}
-        self._parameters = list(by_id.values())
+        parameters = [site["value"].unconstrained() for site in sites]
+        if isinstance(svi.optim, FusedOptimizer):
+            # it steps its parameters whether or not the program registers them with Pyro
+            parameters += svi.optim.parameters.values()
+        self._parameters = list({id(p): p for p in parameters}.values())
         trainable = [p for p in self._parameters if p.requires_grad]
         gradients = torch.autograd.grad(surrogate, trainable, allow_unused=True)
         pairs = [(p, g) for p, g in zip(trainable, gradients, strict=True) if g is not None]
@@ -190,7 +196,7 @@ class _CompiledStep:
     def _check_gradients(self, tensors: list[Tensor]) -> None:
         """Raise if the first gradient differs from the eager one with the same random numbers."""
         inputs = [*tensors, *self._schedules.values()]
-        with pyro.validation_enabled(False), _preserve_buffers(self._svi._owners):
+        with pyro.validation_enabled(False), preserve_buffers(self._svi._owners):
             with torch.random.fork_rng():
                 eager = self._loss_and_gradients(*inputs)
             with torch.random.fork_rng():
@@ -198,19 +204,6 @@ class _CompiledStep:
         for a, b in zip(eager, graph, strict=True):
             if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a):
                 raise NotTraceableError("the compiled gradient differs from the eager gradient")
-
-
-@contextmanager
-def _preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore buffers that a run changes, such as batch-norm statistics."""
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
 
 
 def _tensors(args: tuple) -> list[Tensor]:

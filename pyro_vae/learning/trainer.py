@@ -29,8 +29,10 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .diagnostics import (
     NonFiniteLossError,
     check_epoch,
+    check_owned,
     find_non_finite_parameter,
     make_checked_loss_and_grads,
+    register,
 )
 from .objectives.base import Objective, StepInfo
 from .optimizers import FusedOptimizer
@@ -108,8 +110,9 @@ class Trainer:
         self._best: dict[str, Any] | None = None
         self._bar = tqdm(disable=True)
         pair = cast(Program, program)
+        guide = pair.guide if self._objective is not None else register(pair.guide, program)
         step = make_checked_loss_and_grads(objective, program)
-        self._eager = SVI(pair.model, pair.guide, optim, loss=objective.loss, loss_and_grads=step)
+        self._eager = SVI(pair.model, guide, optim, loss=objective.loss, loss_and_grads=step)
         self._eager_steps = _EAGER_STEPS if compile is None else 0
         self._compiled: CompiledSVI | None = None
         if self._updates > 1:
@@ -120,7 +123,7 @@ class Trainer:
         elif compile is not False:
             self._compiled = CompiledSVI(
                 pair.model,
-                pair.guide,
+                guide,
                 optim,
                 loss=objective,
                 draw=batches.make_args,
@@ -169,7 +172,10 @@ class Trainer:
             # schedulers change the learning rate after the epoch
             "lr": float(optimizer.param_groups[0]["lr"]),
         }
-        self._check_owned_parameters()
+        # a parameter that pyro.param creates after the first run
+        check_owned(
+            self._program.parameters(), {p: repr(n) for n, p in self._optim.parameters.items()}
+        )
         if self._valid_args:
             record["valid_elbo"] = validation_elbo(self._program, self._valid_args, self._seed)
         # before the checkpoint is written
@@ -262,15 +268,6 @@ class Trainer:
         if self._patience is None or self._best is None:
             return False
         return len(self.history) - self._best["epoch"] >= self._patience
-
-    def _check_owned_parameters(self) -> None:
-        owned = set(self._program.parameters())
-        foreign = [name for name, p in self._optim.parameters.items() if p not in owned]
-        if foreign:
-            raise ValueError(
-                f"expected parameters owned by the program; got {foreign[0]!r}, created by "
-                f"pyro.param and not saved with the program: make it an nn.Parameter or a PyroParam"
-            )
 
     def _weights_state(self) -> dict[str, Any]:
         """Return what the steps of an epoch change."""

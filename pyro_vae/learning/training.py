@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core import distributed
+from ..core.evaluation_mode import eval_mode, keep_frozen
 from ..core.random import Stream, check_seed, seeded
 from ..core.validation import positive_int
 from ..data.splits import Split, checksum, materialize
 from ..programs.base import Program
-from ..programs.context import evaluating
+from ..programs.context import check_parameter_store
 from ..programs.inputs import check_data, program_args, program_labels
 from .batches import BatchLoader
 from .cuda_graph import enable_capturable
+from .diagnostics import check_parameters
 from .initialization import initialize, needs_data_initialization
 from .objectives import ELBO
 from .optimizers import FusedOptimizer
@@ -147,6 +149,7 @@ def fit(
     loss: Any = objective if objective is not None else ELBO()
     path = Path(checkpoint) if checkpoint is not None else None
 
+    check_parameter_store(program)
     # a separate parameter store, because other programs may use the same names
     with pyro.get_param_store().scope(), _training_mode(program):
         check_decomposable(program, loss, batches)
@@ -200,15 +203,22 @@ def fit(
 
 
 def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int) -> None:
-    """Run the objective once, so that it selects its estimator and finds plate dimensions.
+    """Run the objective, so that it selects its estimator and finds plate dimensions.
 
-    This consumes random numbers; in the first step, it would make a resumed run differ.
+    This consumes random numbers; in the first step, it would make a resumed run differ. A second
+    run, in training mode, shows which parameters are trained. Pyro's store has all of them
+    afterwards, and no longer changes which of them are frozen.
     """
-    pair = cast(Program, program)
-    context = evaluating(pair.model, pair.guide, seed=seed, stream=Stream.WARM_UP)
-    with context, pyro.validation_enabled(False):
-        for args in batches.example_args():
-            objective.loss(pair.model, pair.guide, *args)
+    pair, examples = cast(Program, program), batches.example_args()
+    program.zero_grad()
+    programs = pair.model, pair.guide
+    with pyro.validation_enabled(False):
+        frozen, random = keep_frozen(*programs), seeded(seed, Stream.WARM_UP)
+        with torch.no_grad(), eval_mode(*programs), frozen, random:
+            for args in examples:
+                objective.loss(*programs, *args)
+        with keep_frozen(*programs), seeded(seed, Stream.WARM_UP, 1):
+            check_parameters(program, objective, examples, len(batches.data))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -238,11 +248,15 @@ def _serializable(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _training_mode(program: nn.Module) -> Iterator[None]:
-    """Enable training mode, and ignore Pyro's warnings of NaN losses, which are errors here."""
+    """Enable training mode, and ignore Pyro's warnings of NaN losses, which are errors here.
+
+    Its warnings of frozen parameters are ignored too.
+    """
     before = program.training
     program.train()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")
+        warnings.filterwarnings("ignore", message=".* because requires_grad=False")
         try:
             yield
         finally:

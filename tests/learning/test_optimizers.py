@@ -100,19 +100,30 @@ def test_state_round_trip():
         assert torch.equal(part, whole)
 
 
-def test_absent_parameters_do_not_move():
-    # momentum must not move the parameters of another model with the same optimizer
+def test_steps_all_parameters_with_a_gradient():
+    """Whichever of them SVI passes; momentum must not move the others."""
     a, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
     optim.add({"a": a, "b": b})
-    a.grad, b.grad = torch.ones(1), torch.zeros(1)
-    optim({a})
+    a.grad = torch.ones(1)
+    optim({b})
     moved = a.detach().clone()
+    assert a.grad is None
     for _ in range(3):
-        a.grad, b.grad = torch.zeros(1), torch.ones(1)
-        optim({b})
+        b.grad = torch.ones(1)
+        optim(())
     assert torch.equal(a, moved) and float(moved) == pytest.approx(0.9)
     assert float(b.detach()) == pytest.approx(0.7, abs=1e-5)
+
+
+def test_frozen_parameters_are_not_added():
+    a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1), False)
+    optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
+    a.grad = torch.ones(1)
+    optim({a, b})
+    assert list(optim.parameters.values()) == [a]
+    with pytest.raises(ValueError, match="expected parameters to train; the program registered"):
+        FusedOptimizer(torch.optim.Adam)({b})
 
 
 # FusedAdamStepper
@@ -157,6 +168,15 @@ def _drop_gradient(step, optimizer, weights):
         weights[1].grad = None
 
 
+def _no_gradient_at_first(step, optimizer, weights):
+    if step < 6:
+        weights[2].grad = None
+
+
+def _never_a_gradient(step, optimizer, weights):
+    weights[0].grad = None
+
+
 def _change_hyperparameters(step, optimizer, weights):
     for group in optimizer.param_groups:
         group["lr"] = 0.1 / (1 + step)
@@ -164,7 +184,16 @@ def _change_hyperparameters(step, optimizer, weights):
 
 
 @pytest.mark.parametrize(
-    "before_step", [_no_change, _reload, _add_parameter, _drop_gradient, _change_hyperparameters]
+    "before_step",
+    [
+        _no_change,
+        _reload,
+        _add_parameter,
+        _drop_gradient,
+        _no_gradient_at_first,
+        _never_a_gradient,
+        _change_hyperparameters,
+    ],
 )
 @pytest.mark.parametrize(
     "make",
@@ -213,6 +242,12 @@ def test_falls_back_to_optimizer_step_only_if_needed():
     for _ in range(6):
         for p in weights:
             p.grad = torch.ones_like(p)
+        stepper.step()
+    assert len(calls) == 1
+    # a parameter that never has a gradient, e.g. because it is frozen
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    calls.clear()
+    for _ in range(6):
         stepper.step()
     assert len(calls) == 1
     # schedulers that count steps and hooks must see the steps

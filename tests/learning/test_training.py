@@ -373,17 +373,6 @@ def test_resumes_an_autoguide(tmp_path):
     torch.testing.assert_close(log_w.logsumexp(0) - math.log(300), truth, atol=0.3, rtol=0)
 
 
-class Global(PyroModule):
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(pyro.param("theta", torch.tensor(0.0)), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 1.0))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -418,11 +407,31 @@ def test_rejects_empty_data():
         pv.fit(Fragile("nowhere"), torch.empty(0))
 
 
-def test_rejects_parameters_outside_the_program():
-    program = Global()
-    program.unused = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match=r"got 'theta', created by pyro\.param and not saved"):
-        pv.fit(program, torch.zeros(6), epochs=1)
+class Late(PyroModule):
+    """Creates a parameter after the first epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.w = 0, nn.Parameter(torch.zeros(()))
+
+    @pyro_method
+    def model(self, x):
+        self.calls += 1
+        theta = pyro.param("theta", torch.tensor(0.0)) if self.calls > 10 else 0.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.w + theta, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    @pyro_method
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def test_rejects_parameters_that_are_created_late():
+    """See test_trained_parameters.py for those that the first run creates."""
+    with pytest.raises(ValueError, match=r"got 'theta' of shape \(\), which would not be saved"):
+        pv.fit(Late(), torch.zeros(6), epochs=20)
 
 
 def test_dynamic_binarisation_is_resampled_in_every_step(digits):
