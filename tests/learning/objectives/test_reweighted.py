@@ -243,7 +243,6 @@ def _auxiliary(x):
             r"'x' of shape \(3,\), 'y' of shape \(3,\): use wake=1",
         ),
         (_other_shape, _guide, torch.zeros(3, 2), r"shape \(3, 2\), .* got 'x' of shape \(3,\)"),
-        (_plain, _auxiliary, torch.zeros(3), "it also samples 'u': use wake=1"),
     ],
 )
 def test_rejects_programs_without_a_sleep_phase(model, guide, x, message):
@@ -255,3 +254,10 @@ def test_rejects_programs_without_a_sleep_phase(model, guide, x, message):
     pyro.set_rng_seed(1)
     log_w = pv.log_weights(model, guide, x, num_samples=2)
     torch.testing.assert_close(loss, (math.log(2) - log_w.logsumexp(0)).sum())
+
+
+def test_rejects_auxiliary_sites_without_density():
+    message = r"expected a density r\(u \| z, x\) of the guide's auxiliary site 'u'"
+    for wake in (0.5, 1):
+        with pytest.raises(ValueError, match=message):
+            ReweightedWakeSleep(2, wake).differentiable_loss(_plain, _auxiliary, torch.zeros(3))
