@@ -55,7 +55,8 @@ class History:
     ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (total updates),
     ``elbo`` (the objective averaged over the epoch's minibatches) and ``valid_elbo`` (the ELBO of
     the validation data after the epoch, if any), both in nats per datum, ``lr`` and ``seconds``,
-    of which ``compile_seconds`` were spent on compilation, if any.
+    of which ``compile_seconds`` were spent on compilation, if any. A ``poutine.scale`` weighs the
+    gradient and is not part of ``elbo``, except with Pyro's own objectives, whose loss has it.
 
     Attributes:
         epochs: one mapping per epoch.

@@ -74,9 +74,11 @@ def fit(
 
     Arguments:
         program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)`` that owns
-            its parameters; trained in place and left on the device. A program that conditions on
-            labels is called with ``(x, labels)``; one with partial labels is called with
-            ``(x, labels)`` on labelled minibatches and ``(x)`` on unlabelled ones.
+            its parameters; trained in place and left on the device. All its parameters are
+            trained, registered with Pyro or not, except frozen ones (``requires_grad=False``). A
+            program that conditions on labels is called with ``(x, labels)``; one with partial
+            labels is called with ``(x, labels)`` on labelled minibatches and ``(x)`` on unlabelled
+            ones.
         train: training data; a ``Split`` if there are labels.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
         objective: a Pyro ``ELBO``; :class:`~pyro_vae.objectives.ELBO` by default.
@@ -111,8 +113,10 @@ def fit(
 
     Raises:
         ValueError: for data that the program cannot score, missing labels, numbers out of range,
-            a missing CUDA device, or a program that does not own its parameters; with several
-            processes, if their settings or data differ, or if the loss is not a sum over examples.
+            a missing CUDA device, a program without parameters to train, a loss that depends on
+            parameters of others, or values in Pyro's parameter store that would overwrite those of
+            the program; with several processes, if their settings or data differ, or if the loss
+            is not a sum over examples.
         CheckpointError: if the checkpoint is damaged, of another format, or has other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
         ConnectionError: if another process has terminated.
