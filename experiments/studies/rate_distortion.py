@@ -20,6 +20,7 @@ from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, 
 from pyro_vae.evaluation.latent_diagnostics.elbo_surgery import surgery
 from pyro_vae.evaluation.latent_diagnostics.kl import divergences
 from pyro_vae.models import Autoencoder
+from pyro_vae.runs.provenance import weights_checksum
 
 from ..cells import Cell
 from ..command import main as run
@@ -101,21 +102,24 @@ CURVES = {
 def load_or_make_curve(cell: Cell) -> RateDistortion:
     """Return the curve of a trained model, cached in its run folder."""
     file = cell.folder / "curve.nc"
-    weights = cell.run.weights.stat().st_mtime_ns
-    if not file.is_file() or file.stat().st_mtime_ns < weights:
-        size, annealing = CURVES[cell.preset]
-        _, data, model = cell.run.open()
-        checkpoint = file.with_suffix(".npz")
-        result = rate_distortion(
-            model,
-            data.test.head(size),
-            annealing=annealing,
-            checkpoint=checkpoint,
-            progress=sys.stderr.isatty(),
-        )
-        result.to_netcdf(file)
-        checkpoint.unlink(missing_ok=True)
-    return RateDistortion.from_netcdf(file)
+    weights = weights_checksum(cell.run.weights)
+    if file.is_file():
+        curve = RateDistortion.from_netcdf(file)
+        if curve.provenance.get("weights") == weights:
+            return curve
+    size, annealing = CURVES[cell.preset]
+    _, data, model = cell.run.open()
+    checkpoint = file.with_suffix(".npz")
+    result = rate_distortion(
+        model,
+        data.test.head(size),
+        annealing=annealing,
+        checkpoint=checkpoint,
+        progress=sys.stderr.isatty(),
+    )
+    result.to_netcdf(file, provenance={"weights": weights})
+    checkpoint.unlink(missing_ok=True)
+    return result
 
 
 def collect(table: Table, preset: str, cells: Sequence[Cell], earlier: Any) -> Results:

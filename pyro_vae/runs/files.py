@@ -137,6 +137,8 @@ class RunFiles:
             ) from error
         if not result.provenance:  # from an older version
             result = result.with_provenance(self.read_result().get(name, {}))
+        if not result.provenance:
+            raise RunError(f"{path} has no entry in {self.result}: replace it with {repeat}")
         evaluated = result.provenance.get("weights")
         current = self._check_weights(self.weights.read_bytes())
         if evaluated not in (None, current):
@@ -234,7 +236,13 @@ class RunFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with self.exclusive():
-                yield
+                try:
+                    yield
+                except Exception:
+                    if is_new and not self.config.exists():
+                        # everything in it was written since, e.g. by a callback
+                        shutil.rmtree(self.folder, ignore_errors=True)
+                    raise
         finally:
             if is_new:
                 with suppress(OSError):  # not empty
@@ -256,15 +264,12 @@ class RunFiles:
         saved. If the block raises an error before, everything is as it was.
         """
         is_new = not self.config.is_file()
-        if is_new:
-            files.atomic_write_text(self.config, config)
-            self._write_result(self.result, result)
-        else:
-            self._pending.mkdir()
-            files.atomic_write_text(self._pending / self.config.name, config)
-            self._write_result(self._pending / self.result.name, result)
-            files.atomic_write_text(self._pending / _MARKER, self._state_checksum())
+        folder = self.folder if is_new else self._pending
         try:
+            files.atomic_write_text(folder / self.config.name, config)
+            self._write_result(folder / self.result.name, result)
+            if not is_new:
+                files.atomic_write_text(folder / _MARKER, self._state_checksum())
             yield
         except BaseException as error:
             self._finish_replacement()

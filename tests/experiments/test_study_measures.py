@@ -109,3 +109,7 @@ def test_curve_of_the_first_row_is_computed_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rate_distortion, "rate_distortion", None)
     assert run("beta 1", "beta 10") == 0
     assert modification_times(tmp_path) == before
+    # a curve of other weights is computed again
+    curve.to_netcdf(cell.folder / "curve.nc", provenance={"weights": "others"})
+    with pytest.raises(TypeError, match="not callable"):
+        rate_distortion.load_or_make_curve(cell)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import streams
-from run_folders import TINY, assert_error, snapshot
+from run_folders import TINY, assert_error, full_disk, snapshot
 
 import pyro_vae as pv
 from pyro_vae.cli import app
@@ -207,6 +207,28 @@ def test_interruption_after_the_first_checkpoint_keeps_the_state(error, finished
     run.fit(experiment, resume=True)
     Run(tmp_path / "whole").fit(experiment)
     assert_same_training(run, Run(tmp_path / "whole"))
+
+
+def test_failure_before_the_first_checkpoint_removes_a_new_folder(tmp_path):
+    def fail(model, data, history):
+        Path(tmp_path, "run", "of-the-callback").write_text("")
+        raise RuntimeError
+
+    every = parse([*OPTIONS.split(), "--fit.epochs", "5", "--fit.checkpoint_every", "5"])
+    with pytest.raises(RuntimeError):
+        Run(tmp_path / "run").fit(every, on_epoch=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [100, 6000])
+@pytest.mark.parametrize("case", ["overwrite", "extend"])
+def test_full_disk_keeps_the_run(case, limit, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = snapshot(folder)
+    name = r"run/\.pending/config\.yaml" if limit == 100 else r"run/state\.pt"
+    with full_disk(limit), pytest.raises(OSError, match=f"could not write .*{name}, .* large"):
+        Run(folder).fit(**TRAININGS[case][0])
+    assert snapshot(folder) == before and not (folder / ".pending").exists()
 
 
 @pytest.fixture

@@ -67,6 +67,17 @@ def test_results_of_other_weights_are_refused(workdir, capsys):
         assert_error(capsys, command, message, workdir)
 
 
+def test_bounds_without_an_entry_are_refused(workdir, capsys):
+    """Killed between the two files, in a version that stored the entry in one of them only."""
+    run = Run("run")
+    run.read_bounds().to_netcdf(run.bounds)
+    entries = {k: v for k, v in run.read_result().items() if k != "bounds"}
+    run.result.write_text(json.dumps(entries), encoding="utf-8")
+    message = "run/bounds.nc has no entry in run/result.json: replace it with `pyro-vae evaluate .*"
+    for command in (["compare", "run"], ["report", "run"]):
+        assert_error(capsys, command, message, workdir)
+
+
 def test_weights_that_change_during_an_evaluation(workdir, capsys):
     """Without locks, e.g. by a process on another machine."""
     before = snapshot(Path("run"))
