@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..evaluation import Bounds
 from .run import Run
 
 __all__ = ["compare", "paired_difference"]
@@ -31,25 +33,24 @@ def compare(*runs: Run | Path | str) -> str:
     if not runs:
         raise ValueError("expected at least one run to compare; got none")
     opened = [run if isinstance(run, Run) else Run(run) for run in runs]
-    for run in opened:
-        run.read_bounds()
+    evaluated = [_read(run) for run in opened]
     names = [run.name for run in opened]
     width = max(len("run"), *map(len, names))
     head = f"{'run':{width}}{'K':>8}{'N':>7}{'ELBO':>11}{'log p̂':>11}{'± data':>9}{'gap':>9}"
     lines = [f"{head}{'k̂>limit':>9}{'log p̂ − first':>16}{'± paired':>10}"]
-    for run, name in zip(opened, names, strict=True):
-        bounds = run.read_bounds()
+    for run, name in zip(evaluated, names, strict=True):
+        bounds = run.bounds
         row = (
             f"{name:{width}}{bounds.num_samples:8}{len(bounds):7}{bounds.elbo:11.3f}"
             f"{bounds.log_evidence:11.3f}{bounds.estimates['log_evidence'].se_data:9.3f}"
             f"{bounds.gap:9.3f}{len(bounds.unreliable):9}"
         )
-        if run is not opened[0]:
-            difference = paired_difference(run, opened[0])
+        if run is not evaluated[0]:
+            mismatch = _find_mismatch(run, evaluated[0])
             row += (
-                "{:16.3f}{:10.3f}".format(*difference)
-                if difference
-                else f"{_find_mismatch(run, opened[0]):>16}"
+                "{:16.3f}{:10.3f}".format(*_subtract(bounds, evaluated[0].bounds))
+                if mismatch is None
+                else f"{mismatch:>16}"
             )
         lines.append(row)
     lines.append("nats per datum, higher is better")
@@ -73,35 +74,49 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
     Raises:
         RunError: if a run has not been evaluated.
     """
-    if _find_mismatch(run, first, any_values) is not None:
+    ours, theirs = _read(run), _read(first)
+    if _find_mismatch(ours, theirs, any_values) is not None:
         return None
-    ours, theirs = (r.read_bounds().per_datum["log_evidence"] for r in (run, first))
+    return _subtract(ours.bounds, theirs.bounds)
+
+
+class _Evaluated(NamedTuple):
+    """The bounds of a run and the data that it was trained on, from ``result.json``."""
+
+    bounds: Bounds
+    data: Mapping[str, Any]
+
+
+def _read(run: Run) -> _Evaluated:
+    return _Evaluated(run.read_bounds(), run.read_result().get("data", {}))
+
+
+def _subtract(ours: Bounds, theirs: Bounds) -> tuple[float, float]:
+    """Return the mean paired difference of log p̂ and its standard error."""
     with np.errstate(invalid="ignore"):  # −∞ − −∞ is NaN, and is printed as such
-        difference = ours - theirs
+        difference = ours.per_datum["log_evidence"] - theirs.per_datum["log_evidence"]
         deviation = difference.std(ddof=1) if len(difference) > 1 else math.nan
         return float(difference.mean()), float(deviation / math.sqrt(len(difference)))
 
 
-def _find_mismatch(run: Run, first: Run, any_values: bool = False) -> str | None:
+def _find_mismatch(ours: _Evaluated, theirs: _Evaluated, any_values: bool = False) -> str | None:
     """Return why log p̂ of two runs cannot be compared, or ``None``."""
-    bounds = [r.read_bounds() for r in (run, first)]
-    same_size = len(bounds[0]) == len(bounds[1])
-    if not same_size or _data_key(run, any_values) != _data_key(first, any_values):
+    same_size = len(ours.bounds) == len(theirs.bounds)
+    if not same_size or _data_key(ours, any_values) != _data_key(theirs, any_values):
         return "other data"
-    if bounds[0].num_samples != bounds[1].num_samples:
+    if ours.bounds.num_samples != theirs.bounds.num_samples:
         return "K differs"
-    measures = {b.provenance.get("measure") for b in bounds}
+    measures = {run.bounds.provenance.get("measure") for run in (ours, theirs)}
     # results without a measure are comparable with any
     measures -= {None, "density"} if any_values and "probability" in measures else {None}
     return "other measure" if len(measures) > 1 else None
 
 
-def _data_key(run: Run, any_values: bool) -> tuple[Any, ...]:
+def _data_key(run: _Evaluated, any_values: bool) -> tuple[Any, ...]:
     """Return the settings that must agree for two runs to have scored the same examples."""
-    data, bounds = run.read_result().get("data", {}), run.read_bounds().provenance
     # the evaluation seed determines dynamic binarisation and dequantisation noise
     return (
-        *(data.get(key) for key in ("checksum", "binarize")),
-        None if any_values else data.get("values"),
-        *(bounds.get(key) for key in ("split", "seed")),
+        *(run.data.get(key) for key in ("checksum", "binarize")),
+        None if any_values else run.data.get("values"),
+        *(run.bounds.provenance.get(key) for key in ("split", "seed")),
     )

@@ -128,6 +128,12 @@ class Run(RunFiles):
         resuming = resume and self.state.is_file()
         if resuming:
             checkpoint.load_checkpoint(self.state)
+            saved = self.read_result().get("fit", {}).get("state")
+            if saved not in (None, self._state_checksum()):
+                raise RunError(
+                    f"expected {self.state} to be the state in which the run was finished; it is "
+                    f"that of another training: restore it, or train again with --overwrite"
+                )
         elif resume and (self.metrics.is_file() or self.weights.is_file()):
             raise RunError(
                 f"expected {self.state} to resume from; the file is missing, although the run has "
@@ -184,6 +190,7 @@ class Run(RunFiles):
             "last": history.epochs[-1],
             "weights": files.sha256(weights),
             "metrics": files.sha256(metrics),
+            "state": self._state_checksum(),
         }
         self._update_result({**result, "fit": fit_entry})
         distributed.all_gather(None)

@@ -180,7 +180,9 @@ def test_changed_configuration_is_noticed(workdir, capsys):
 def forget_checksums(run: Run, **changes: str) -> None:
     """Make ``result.json`` one of an older version."""
     result = json.loads(run.result.read_text(encoding="utf-8"))
-    del result["checksum"], result["fit"]["weights"], result["fit"]["metrics"]
+    del result["checksum"]
+    for key in ("weights", "metrics", "state"):
+        del result["fit"][key]
     result.get("bounds", {}).pop("weights", None)
     result["versions"] |= changes
     run.result.write_text(json.dumps(result), encoding="utf-8")
@@ -219,6 +221,12 @@ def test_run_of_an_older_version_is_read(workdir, caplog):
     message = r"damaged or invalid \(.*new-setting; the run was trained by pyro-vae 9.9.9, this is"
     with pytest.raises(RunError, match=message):
         run.open()
+
+
+def test_state_of_another_run_is_refused(workdir, capsys):
+    shutil.copy("other/state.pt", "run/state.pt")
+    message = "expected run/state.pt to be the state in which the run was finished; it is that .*"
+    assert_error(capsys, [*RESUME, "--fit.epochs", "2"], message, workdir)
 
 
 def test_state_of_another_version(workdir, capsys):
