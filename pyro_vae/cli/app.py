@@ -74,10 +74,20 @@ def _run(args: list[str]) -> int:
             f"expected a command, {', '.join(_COMMANDS)}; got {args[0]!r}"
             f"{did_you_mean(args[0], _COMMANDS)}"
         )
+    _check_given_once(args)
     with distributed.process_group(), _output_of_main_process(args[0]):
         command = _COMMANDS[args[0]]
         run = _parse_and_fit if command is fit else partial(call, command)
         return run(args[1:]) or 0
+
+
+def _check_given_once(args: Sequence[str]) -> None:
+    """Raise a ``ValueError`` if an option is given twice, of which one would be ignored."""
+    names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+    # several YAML files are merged
+    repeated = [n for n in names if names.count(n) > 1 and n != "--config"]
+    if repeated:
+        raise ValueError(f"expected {repeated[0]} once; got it {names.count(repeated[0])} times")
 
 
 def _print_error(error: Exception, debug: bool) -> None:

@@ -165,15 +165,15 @@ def describe_error(error: Exception) -> tuple[str, bool]:
     message = " ".join(str(error).split())
     allocation, overflow = _ALLOCATION.search(message), _OVERFLOW.search(message)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
-        size = _format_size(allocation[1]) if allocation else "more"
+        size = f"{_format_size(allocation[1])} of" if allocation else "more"
         return (
-            f"expected less memory to be enough; got too little for another {size}: use a smaller "
-            f"model, smaller batches or chunks, or fewer samples or examples"
+            f"expected {size} free memory for a tensor; got less: use a smaller model, smaller "
+            f"batches or chunks, or fewer samples or examples"
         ), True
     if isinstance(error, RuntimeError) and overflow:
         return (
-            f"expected sizes below 2⁶³ bytes; got a larger one ({message[:200]}): use a smaller "
-            f"model, or fewer samples or examples"
+            f"expected tensors of less than 2⁶³ bytes; got a larger one ({message[:200]}): use a "
+            f"smaller model, or fewer samples or examples"
         ), True
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}", True
@@ -191,8 +191,8 @@ def _is_own(error: Exception) -> bool:
 def _format_size(size: str) -> str:
     """Return a size, in bytes unless it has another unit, in GiB if it is large."""
     number, unit = re.fullmatch(r"([\d.]+) *(\w+)", size).groups()  # type: ignore[union-attr]
-    large = unit == "bytes" and float(number) >= 2**27
-    return f"{float(number) / 2**30:.4g} GiB" if large else size
+    large = unit == "bytes" and float(number) >= 2**33
+    return f"{float(number) / 2**30:,.0f} GiB" if large else size
 
 
 def save_traceback(error: Exception) -> str:

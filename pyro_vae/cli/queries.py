@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import data, queries
 from ..config.experiment import Experiment
 from ..core.components import Labels
+from ..core.validation import as_path, positive_int
 from ..data import Dataset, Kind, Split
 from ..data.splits import are_class_labels
 from ..evaluation.sections import Picture
@@ -95,7 +97,7 @@ def interpolate(
         path: shape of the path in latent space.
     """
     # ten times as many examples, so that enough of them can be paired
-    context = _open_images(run, split, 10 * num_data, seed)
+    context = _open_images(run, split, 10 * positive_int("num_data", num_data), seed)
     x, labels = context.inputs()
     first, second = _find_pairs(context, num_data)
     between = queries.interpolate(
@@ -136,7 +138,8 @@ def traverse(
     x, labels = context.inputs()
     if not 0 <= datum < len(x):
         raise ValueError(f"expected datum from 0 to {len(x) - 1}; got {datum}")
-    dims = dims or _most_active_dims(context.program, x, labels)
+    if dims is None:
+        dims = _most_active_dims(context.program, x, labels)
     rows = slice(datum, datum + 1)
     path = queries.traverse(
         context.program, x[rows], *(a[rows] for a in labels), dims=dims, values=values, seed=seed
@@ -265,7 +268,11 @@ def encode(
     Arguments:
         output: the .npz file.
     """
+    output = _check_output(run, output)
     context = _open_run(run, split, num_data, seed)
+    path = context.experiment.settings.data.path
+    if path is not None and output.exists() and output.samefile(path):
+        raise ValueError(f"expected another --output than the data of the run; got {output}")
     columns = queries.encode(context.program, context.split, path=output, seed=seed)
     for name, values in columns.items():
         print(f"{name}: {values.dtype} {values.shape}")
@@ -292,6 +299,30 @@ def _open_images(run: Run, split: str, num_data: int | None, seed: int) -> _Cont
             f"{context.data.event_shape}: use pyro_vae.queries from Python"
         )
     return context
+
+
+def _check_output(run: Run, output: Path) -> Path:
+    """Return the path of a file that can be written and is none of the run's.
+
+    Raises:
+        ValueError: if it cannot be written, which would otherwise be known after the work.
+    """
+    path = as_path(output)
+    if path.resolve().is_relative_to(run.folder.resolve()):
+        raise ValueError(
+            f"expected --output outside the folder of the run, whose files it could replace; got "
+            f"{output}: choose another folder"
+        )
+    if path.is_dir():
+        raise ValueError(f"expected --output to be a file; got the folder {output}: add a name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with TemporaryFile(dir=folder):
+            return path
+    except OSError as error:
+        raise ValueError(
+            f"expected --output in a folder that can be written; got {folder}: {error.strerror}"
+        ) from error
 
 
 def _format_mean(values: Tensor | np.ndarray, digits: int = 3) -> str:

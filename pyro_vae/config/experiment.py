@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from .. import data
 from ..core.documents import load_yaml
 from ..core.random import seeded
+from ..core.validation import as_path
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
 from .classes import class_types
@@ -206,7 +207,7 @@ def as_plugin_names(value: Any) -> list[str]:
 
 
 def _absolute(path: Any) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(as_path(path).absolute())
 
 
 def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..core.documents import load_yaml, read_text
+from ..core.validation import as_path
 from .classes import ClassType, class_types, describe_denied
 from .signatures import REQUIRED, Option, check_value, join_or, literal_choices, union_members
 
@@ -125,7 +126,7 @@ class Parser:
                     help_of = (".".join(path[:-1]), value)
                     continue
                 if path == ["config"] and isinstance(value, str):
-                    files += read_file(Path(value))
+                    files += read_file(as_path(value))
                 given.append((path, value))
         given.sort(key=lambda item: len(item[0]))
         options = [_nest(path, value) for path, value in given]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.validation import as_path
 from .classes import allow_imports
 
 __all__ = ["PluginError", "find_plugin", "load_plugins", "plugin_path"]
@@ -50,7 +51,7 @@ def load_plugins(names: Sequence[str], used: Sequence[str] = (), source: str = "
 
 def find_plugin(name: str) -> Path | None:
     """Return the absolute path of a plugin's file or package; ``None`` for an installed module."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     is_path = path.suffix == ".py" or len(path.parts) > 1
     candidates = [path] if is_path else [Path(f"{name}.py"), path]
     return next((p.resolve() for p in candidates if _is_module(p)), None)

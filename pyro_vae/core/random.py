@@ -91,7 +91,7 @@ class Stream(IntEnum):
 
 
 def check_seed(seed: int) -> int:
-    """Return ``seed``; raise a ``ValueError`` unless it is an integer ≥ 0."""
+    """Return ``seed``; raise a ``ValueError`` unless it is an integer in [0, 2⁶³)."""
     return non_negative_int("seed", seed)
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-__all__ = ["as_shape", "check_tensor", "did_you_mean", "non_negative_int", "positive_int"]
+__all__ = [
+    "as_path",
+    "as_shape",
+    "check_tensor",
+    "did_you_mean",
+    "non_negative_int",
+    "positive_int",
+]
+
+
+def as_path(path: str | Path) -> Path:
+    """Return a path with ``~`` expanded; ``~name`` of an unknown user is a file name."""
+    return Path(os.path.expanduser(path))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -18,17 +33,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def positive_int(name: str, value: int) -> int:
-    """Return ``value`` as an int; raise a ``ValueError`` unless it is a positive integer."""
+    """Return ``value`` as an int; raise a ``ValueError`` unless it is in [1, 2⁶³)."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer; got {value!r}")
-    return int(value)
+    return _check_size(name, int(value))
 
 
 def non_negative_int(name: str, value: int) -> int:
-    """Return ``value`` as an int; raise a ``ValueError`` unless it is an integer ≥ 0."""
+    """Return ``value`` as an int; raise a ``ValueError`` unless it is in [0, 2⁶³)."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(f"expected {name} to be an integer ≥ 0; got {value!r}")
-    return int(value)
+    return _check_size(name, int(value))
+
+
+def _check_size(name: str, value: int) -> int:
+    if value >= 2**63:  # torch and result files have integers of 64 bits
+        raise ValueError(f"expected {name} to be at most 2⁶³ − 1; got {value}")
+    return value
 
 
 def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
@@ -39,10 +60,19 @@ def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return tuple(positive_int(f"every number in {name}", value) for value in values)
 
 
+#: Types of tensors that torch stores, and cannot compare.
+_STORED_ONLY = (torch.uint16, torch.uint32, torch.uint64)
+
+
 def check_tensor(name: str, value: object) -> None:
     """Raise a ``ValueError`` if ``value`` is not a tensor, but e.g. an array or a list."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"expected {name} to be a tensor of shape (N ≥ 1, …); got {type(value).__name__}: "
             f"convert an array by torch.as_tensor(numpy.asarray({name}), dtype=torch.float32)"
+        )
+    if value.dtype in _STORED_ONLY:
+        raise ValueError(
+            f"expected {name} to be of a type that torch computes with; got {value.dtype}: convert "
+            f"it by {name}.float()"
         )

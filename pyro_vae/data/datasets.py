@@ -284,8 +284,10 @@ def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
 def _hold_out(raw: RawData, amount: int | float, name: str, seed: int) -> tuple[RawData, RawData]:
     """Hold out ``amount`` random examples, or random blocks of near duplicates."""
     size = len(raw.values)
-    count = round(amount * size) if 0 <= amount < 1 else int(amount)
-    if not 0 <= count < size or (count != amount and amount >= 1):
+    # NaN and infinite amounts are in neither range
+    is_fraction, is_number = 0 <= amount < 1, 1 <= amount < size and amount == int(amount)
+    count = round(amount * size) if is_fraction else int(amount) if is_number else size
+    if count >= size:
         raise ValueError(
             f"expected data.{name} to be a fraction below 1 or a number of examples below {size}; "
             f"got {amount}"

@@ -16,11 +16,12 @@ from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..core.validation import as_path
 
 __all__ = ["SOURCES", "RawData", "SourceOptions", "root_folder"]
 
@@ -45,9 +46,6 @@ _SHA256 = {
         "t10k-labels": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     },
 }
-
-#: Exceptions raised on reading a damaged or unrelated file.
-_READ_ERRORS = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,12 @@ class SourceOptions:
 def root_folder(root: str | Path | None) -> Path:
     """Return the data folder: ``root``, else ``$PYRO_VAE_DATA``, else the user's cache folder."""
     if root is not None:
-        return Path(root).expanduser()
+        return as_path(root)
     from_environment = os.environ.get("PYRO_VAE_DATA")
     if from_environment:
-        return Path(from_environment).expanduser()
+        return as_path(from_environment)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "pyro_vae"
+    return as_path(cache) / "pyro_vae"
 
 
 def digits(options: SourceOptions) -> RawData:
@@ -123,8 +121,10 @@ def fashion_mnist(options: SourceOptions) -> RawData:
 def frey(options: SourceOptions) -> RawData:
     """1965 frames of Brendan Frey's face, 28 × 20, levels 0…255, from ``frey_rawface.mat``."""
     file = _find_file(options, "frey_rawface.mat", "frey", "the Frey Face file", _FREY)
-    with _explain_read_errors(file, "28 × 20 faces named ff", _FREY):
+    with _explain_read_errors(file, "contain 28 × 20 faces, bytes named ff", _FREY):
         frames = _read_mat(file)["ff"].T.reshape(-1, 1, 28, 20)
+        if frames.dtype != np.uint8 or not frames.size:
+            raise ValueError(f"faces of type {frames.dtype}")
     # neighbouring frames of the film are near duplicates
     return RawData(torch.from_numpy(np.ascontiguousarray(frames)), None, peak=255, block=50)
 
@@ -134,7 +134,7 @@ def omniglot(options: SourceOptions) -> RawData:
     file = _find_file(
         options, "chardata.mat", "OMNIGLOT", "the OMNIGLOT file of the IWAE paper", _OMNIGLOT
     )
-    contents = "28 × 28 letters in [0, 1] named data and testdata"
+    contents = "contain 28 × 28 letters in [0, 1] named data and testdata"
     with _explain_read_errors(file, contents, _OMNIGLOT):
         stored = _read_mat(file)
         train, test = (_reshape_letters(stored[key]) for key in ("data", "testdata"))
@@ -165,7 +165,7 @@ def binarized_mnist(options: SourceOptions) -> RawData:
         )
     parts = []
     for file in (train, test):
-        with _explain_read_errors(file, "one row of 784 values, 0 or 1, per digit", _AMAT):
+        with _explain_read_errors(file, "contain a row of 784 values 0 or 1 per digit", _AMAT):
             with warnings.catch_warnings(action="ignore"):  # NumPy warns about an empty file
                 rows = np.loadtxt(file, dtype=np.uint8, ndmin=2).reshape(-1, 1, 28, 28)
             if not rows.size or rows.max() > 1:
@@ -174,27 +174,29 @@ def binarized_mnist(options: SourceOptions) -> RawData:
     return RawData(parts[0], None, peak=1, test=RawData(parts[1], None, peak=1))
 
 
+class _ArrayNameError(ValueError):
+    """A file of arrays does not contain the one that an option names."""
+
+
 @contextmanager
-def _explain_read_errors(file: Path, contents: str, source: str) -> Iterator[None]:
+def _explain_read_errors(file: Path, contents: str, source: str | None = None) -> Iterator[None]:
     """Raise a ``ValueError`` with the expected contents if a file is damaged or unrelated."""
     try:
         yield
-    except _READ_ERRORS as error:
+    except (_ArrayNameError, ModuleNotFoundError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file may raise anything, e.g. a zlib.error
+        remedy = f": download it again from {source}" if source else ""
         raise ValueError(
-            f"expected {file} to contain {contents}; the file is damaged or has other contents: "
-            f"download it again from {source}"
+            f"expected {file} to {contents}; the file is damaged or has other contents{remedy}"
         ) from error
 
 
 def _read_mat(file: Path) -> dict[str, Any]:
     """Read the arrays of a MATLAB file."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
-    try:
-        return loadmat(file)
-    except MatReadError as error:  # a truncated file; not a subclass of ValueError
-        raise ValueError(str(error)) from error
+    return loadmat(file)
 
 
 def _find_file(
@@ -202,7 +204,7 @@ def _find_file(
 ) -> Path:
     """Return the path of a local file: ``options.path``, or ``name`` in the data folder."""
     candidates = [options.root / name, options.root / folder / name]
-    candidates = [Path(options.path).expanduser()] if options.path else candidates
+    candidates = [as_path(options.path)] if options.path else candidates
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         raise FileNotFoundError(
@@ -220,24 +222,17 @@ def array(options: SourceOptions) -> RawData:
     """
     if options.path is None:
         raise ValueError("data set 'array' needs data.path, the path of a .npy or .npz file")
-    file = Path(options.path).expanduser()
+    file = as_path(options.path)
     if not file.is_file():
         raise FileNotFoundError(f"expected a .npy or .npz file at data.path; found none at {file}")
-    try:
+    with _explain_read_errors(file, "be a .npy or .npz file of numbers"):
         values, labels = _read_arrays(file, options)
-    except LookupError as error:
-        raise ValueError(*error.args) from None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(
-            f"expected {file} to be a .npy or .npz file of numbers; the file is damaged or has "
-            f"another format"
-        ) from error
     if values.dtype.kind not in "biuf" or values.ndim < 1 or not values.size:
         raise ValueError(
             f"expected numbers of shape (N ≥ 1, …) in {file}; got {values.dtype} of shape "
             f"{values.shape}"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    tensor = _to_tensor(values)
     label_tensor = None if labels is None else _to_labels(labels, len(values), file)
     if values.dtype == np.uint8 and tensor.max() > 1:
         return RawData(tensor, label_tensor, peak=255)
@@ -253,7 +248,7 @@ def _read_arrays(file: Path, options: SourceOptions) -> tuple[np.ndarray, np.nda
         stored = np.load(stream, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             if options.labels_key is not None:
-                raise LookupError(
+                raise _ArrayNameError(
                     f"expected a .npz file, in which data.labels_key names an array; got {file}, "
                     f"which contains a single unnamed array"
                 )
@@ -269,11 +264,21 @@ def _read_arrays(file: Path, options: SourceOptions) -> tuple[np.ndarray, np.nda
 
 def _get_array(stored: Any, option: str, name: str | None, file: Path) -> np.ndarray:
     if name not in stored.files:
-        raise LookupError(
+        raise _ArrayNameError(
             f"expected data.{option} to name an array in {file}; got {name!r}, the file contains "
             f"{', '.join(stored.files)}"
         )
     return stored[name]
+
+
+def _to_tensor(values: np.ndarray) -> Tensor:
+    """Convert numbers of any type and byte order to a tensor of a type that torch can compare."""
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+    if values.dtype.kind == "u" and values.dtype != np.uint8:
+        values = values.astype(np.float32)
+    elif values.dtype == np.longdouble:
+        values = values.astype(np.float64)
+    return torch.from_numpy(values)
 
 
 def _to_labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
@@ -283,17 +288,19 @@ def _to_labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
             f"expected labels of shape ({size}, …) in {file}, one for each example; got "
             f"{labels.dtype} of shape {labels.shape}"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(labels))
-    if tensor.ndim > 1 or tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
+    if labels.ndim > 1 or labels.dtype.kind == "f":
+        tensor = _to_tensor(labels).to(torch.get_default_dtype())
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"expected finite labels in {file}; got NaN or infinite values")
-    elif tensor.min() < -1:
+        return tensor
+    classes = labels.astype(np.int64)
+    # an unsigned type has no −1, and a class of 2⁶³ or more becomes negative
+    if classes.min() < -1 or (labels.dtype.kind == "u" and classes.min() < 0):
         raise ValueError(
             f"expected classes 0, 1, 2, … as labels in {file}, or −1 for unknown; got "
-            f"{tensor.min()}"
+            f"{labels.min()} to {labels.max()}"
         )
-    return tensor if tensor.is_floating_point() else tensor.long()
+    return torch.from_numpy(classes)
 
 
 SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {

@@ -10,10 +10,11 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .fused_adam import FusedAdamStepper
 
-__all__ = ["FusedOptimizer"]
+__all__ = ["FusedOptimizer", "create_scheduler"]
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
@@ -129,7 +130,43 @@ def _create_optimizer(factory: Any, params: list[torch.Tensor]) -> torch.optim.O
             f"{type(optimizer).__name__}, whose evaluations would use different samples: use Adam, "
             f"for example"
         )
+    try:
+        _make_trial(factory, params[0]).step()
+    except Exception as error:
+        raise ValueError(
+            f"expected an optimizer that can step the parameters; got {type(optimizer).__name__}: "
+            f"{error}"
+        ) from error
     return optimizer
+
+
+def _make_trial(factory: Any, like: torch.Tensor) -> torch.optim.Optimizer:
+    """Create an optimizer of a copy of one parameter, with a gradient of zero."""
+    parameter = torch.nn.Parameter(like.detach().clone())
+    parameter.grad = torch.zeros_like(parameter)
+    return factory([parameter])
+
+
+def create_scheduler(
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler], optim: FusedOptimizer, epochs: int
+) -> LRScheduler:
+    """Create a schedule of the learning rate, after a trial of as many as 1000 epochs.
+
+    Raises:
+        ValueError: if the schedule has invalid arguments or ends before the last epoch.
+    """
+    assert optim.optimizer is not None
+    try:
+        trial = _make_trial(optim.pt_optim_constructor, next(iter(optim.parameters.values())))
+        scheduler = schedule(trial)
+        trial.step()  # torch warns of a schedule that steps before its optimizer
+        for _ in range(min(epochs, 1000)):
+            scheduler.step(0.0) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+        return schedule(optim.optimizer)
+    except Exception as error:
+        raise ValueError(
+            f"invalid arguments of the learning rate schedule, for {epochs} epochs: {error}"
+        ) from error
 
 
 def _create_fused(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optimizer | None:

@@ -28,7 +28,7 @@ from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
 from .initialization import initialize, needs_data_initialization
 from .objectives import ELBO
-from .optimizers import FusedOptimizer
+from .optimizers import FusedOptimizer, create_scheduler
 from .sharding import check_decomposable
 from .trainer import History, Trainer, validation_elbo
 
@@ -167,7 +167,7 @@ def fit(
         assert optim.optimizer is not None
         if compile is not False and torch_device.type == "cuda":
             enable_capturable(optim.optimizer)
-        scheduler = schedule(optim.optimizer) if schedule else None
+        scheduler = create_scheduler(schedule, optim, epochs) if schedule else None
         values = train.values if isinstance(train, Split) else train
         labels = program_labels(program, train)
         data_checksums = [checksum([values] if labels is None else [values, labels])]

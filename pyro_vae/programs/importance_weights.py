@@ -247,10 +247,14 @@ def check_num_samples(num_samples: int) -> int:
     """Return ``num_samples`` as an int.
 
     Raises:
-        ValueError: if it is not an integer ≥ 1.
+        ValueError: if it is not an integer from 1 to 10¹².
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"expected num_samples to be an integer ≥ 1; got {num_samples!r}")
+    if num_samples > 10**12:
+        raise ValueError(
+            f"expected num_samples to be at most 10¹²; got {num_samples}, which takes years"
+        )
     return int(num_samples)
 
 

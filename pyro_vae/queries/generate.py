@@ -188,9 +188,15 @@ def traverse(
 
     Raises:
         ValueError: if the examples cannot be scored, the site or a coordinate does not exist, the
-            site is discrete, or a value is outside (−1, 1) on the unit sphere.
+            site is discrete, there is no value, or one is not finite or outside (−1, 1) on the unit
+            sphere.
     """
     inputs = prepare(program, x, args)
+    table = None
+    if values is not None:
+        table = torch.as_tensor(values, dtype=inputs.x.dtype, device=inputs.x.device)
+        if not table.numel() or not bool(table.isfinite().all()):
+            raise ValueError(f"expected at least one value, all finite; got {values}")
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.TRAVERSE):
         runner = Runner.create(inputs)
         centres = compute_guide_centres(runner)
@@ -199,13 +205,12 @@ def traverse(
         selected = list(range(width)) if dims is None else [int(d) for d in dims]
         if not selected or not all(0 <= d < width for d in selected):
             raise ValueError(f"expected dims from 0 to {width - 1} of {name!r}; got {selected}")
-        if values is None:
+        if table is None:
             draws = runner.sample_prior(_NUM_PRIOR_SAMPLES)[name]
             prior = draws[:, 0].reshape(len(draws), width)
             levels = (torch.arange(9, dtype=prior.dtype, device=prior.device) + 0.5) / 9
             table = prior.quantile(levels, 0).T[selected]
         else:
-            table = torch.as_tensor(values, dtype=inputs.x.dtype, device=inputs.x.device)
             table = table.expand(len(selected), -1)
         moved = traverse_latents(centres[name], selected, table)
         latents = {n: c.value.expand(len(moved), *c.value.shape) for n, c in centres.items()}

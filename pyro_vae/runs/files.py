@@ -15,6 +15,7 @@ from ..config.plugins import find_plugin
 from ..core import files
 from ..core.documents import load_json, read_text
 from ..core.locks import LockHeldError, exclusive_lock
+from ..core.validation import as_path
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History
@@ -58,7 +59,7 @@ class RunFiles:
     """
 
     def __init__(self, folder: Path | str, plugin: str | Sequence[str] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.plugins = as_plugin_names(plugin)
         for name in self.plugins:
             file = find_plugin(name)

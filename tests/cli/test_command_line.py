@@ -103,6 +103,11 @@ BAD_OPTIONS = {
         "expected model.prior to be the path of a class; module pyro_vae.priors has no "
         "'VampPriorr'; did you mean VampPrior\\?",
     ),
+    "option given twice": ("--run run", "expected --run once; got it 2 times"),
+    "option spelt twice": (
+        "--model.latent_dim 3 --model.latent-dim=3",
+        "expected --model.latent-dim once; got it .*",
+    ),
     "positional": ("stray", "expected only options and their values; got unexpected 'stray'"),
     "no plugin": (
         "--plugin no_such_plugin",
@@ -127,6 +132,46 @@ BAD_OPTIONS = {
     "too large a split": (
         "--data.valid 2000",
         "expected data.valid to be a fraction below 1 or a number of examples below 1617; got 2000",
+    ),
+    "negative split": (
+        "--data.valid -0.1",
+        "expected data.valid to be a fraction below 1 or a number of examples below 1617; got -0.1",
+    ),
+    "infinite split": ("--data.test .inf", "expected data.test to be a fraction .*; got inf"),
+    "no number": ("--data.valid .nan", "expected data.valid to be a fraction .*; got nan"),
+    "fractional number": ("--data.valid 1.5", "expected data.valid to be a fraction .*; got 1.5"),
+    "optimizer of sparse gradients": (
+        "--fit.optimizer SparseAdam",
+        "expected an optimizer that can step the parameters; got SparseAdam: SparseAdam does .*",
+    ),
+    "schedule's argument": (
+        "--fit.schedule StepLR --fit.schedule.step_size 0",
+        "invalid arguments of the learning rate schedule, for 1 epochs: integer modulo by zero",
+    ),
+    "too short a schedule": (
+        "--fit.epochs 7 --fit.schedule OneCycleLR --fit.schedule.max_lr 0.1 "
+        "--fit.schedule.total_steps 6",
+        "invalid arguments of the learning rate schedule, for 7 epochs: Tried to step 7 times.*",
+    ),
+    "not a network": (
+        "--model.encoder torch.nn.Sequential",
+        "expected a class or another factory encoder.*; the call failed with tuple is not .*",
+    ),
+    "too large a model": (
+        "--model.latent_dim 1000000000000",
+        "expected 59,605 GiB of free memory for a tensor; .*: use a smaller model, .*",
+    ),
+    "overflowing size": (
+        "--model.latent_dim 1000000000000000000",
+        "expected tensors of less than 2⁶³ bytes; got .*",
+    ),
+    "too large a number": (
+        "--model.latent_dim 10000000000000000000",
+        "expected latent_dim to be at most 2⁶³ − 1; got 10000000000000000000",
+    ),
+    "too large a seed": (
+        "--fit.seed 10000000000000000000",
+        "expected seed to be at most 2⁶³ − 1; got 1.*",
     ),
     "learning rate": (
         "--fit.optimizer.lr -1",
@@ -222,7 +267,7 @@ ARRAYS = {
     "text": (np.array(["a", "b"]), "expected numbers of shape .*; got <U1 of shape \\(2,\\)"),
     "pickled": (
         np.array([{}, None]),
-        "expected .* of numbers; the file is damaged or has another format",
+        "expected .* of numbers; the file is damaged or has other contents",
     ),
     "negative counts": (
         np.arange(-20, 20).reshape(20, 2),
@@ -246,8 +291,8 @@ def test_file_without_an_array(content, name, workdir, capsys):
     Path(name).write_bytes(content)
     data = ["--data.name", "array", "--data.path", name]
     message = (
-        "expected .* to be a .npy or .npz file of numbers; the file is damaged or has another "
-        "format"
+        "expected .* to be a .npy or .npz file of numbers; the file is damaged or has other "
+        "contents"
     )
     assert_error(capsys, [*FIT, *data], message, workdir)
 
@@ -715,6 +760,36 @@ BAD_QUERIES = {
     "data set": ("anomaly run --against mnits", "expected data set to be one of .*; got 'mnits'.*"),
     "output": ("encode run", "expected output; got nothing: see `pyro-vae encode --help`"),
     "seed": ("sample run --seed -1", "expected seed to be an integer ≥ 0; got -1"),
+    "large seed": (
+        "evaluate run --num-samples 9 --seed 10000000000000000000", "expected seed to be at most .*"
+    ),
+    "endless": (
+        "evaluate run --num-samples 1000000000001",
+        "expected num_samples to be at most 10¹²; got 1000000000001, which takes years",
+    ),
+    "no values": (
+        "traverse run --values []", "expected at least one value, all finite; got \\[\\]"
+    ),
+    "values": ("traverse run --values [1,.nan]", "expected at least one value, all finite; got .*"),
+    "no dims": ("traverse run --dims []", "expected dims from 0 to 1 of 'z'; got \\[\\]"),
+    "file of the run": (
+        "encode run --output run/state.pt",
+        "expected --output outside the folder of the run, .*; got run/state.pt: choose another .*",
+    ),
+    "file of the run by another path": (
+        "encode run --output codes/../run/new.npz", "expected --output outside the folder of the .*"
+    ),
+    "output folder": (
+        "encode run --output run/..", "expected --output to be a file; got the folder run/..: .*"
+    ),
+    "output below a file": (
+        "encode run --output tiny.yaml/z.npz",
+        "expected --output in a folder that can be written; got .*tiny.yaml: Not a directory",
+    ),
+    "output that cannot be written": (
+        "encode run --output /proc/new/z.npz",
+        "expected --output in a folder that can be written; got /proc: .*",
+    ),
 }  # fmt: skip
 
 
@@ -722,6 +797,30 @@ BAD_QUERIES = {
 def test_bad_query(case, workdir, capsys):
     argv, message = BAD_QUERIES[case]
     assert_error(capsys, argv.split(), message, workdir)
+
+
+def test_output_that_would_replace_the_data(workdir, capsys):
+    np.save("x.npy", np.eye(20))
+    argv = [*FIT, "--data.name", "array", "--data.path", "x.npy", "--data.valid", "0"]
+    assert app.main(argv) == 0
+    Path("link.npz").symlink_to("x.npy")
+    message = "expected another --output than the data of the run; got link.npz"
+    assert_error(capsys, ["encode", "new", "--output", "link.npz"], message, workdir)
+
+
+def test_home_folder_in_paths(workdir, monkeypatch, capsys):
+    """A shell does not expand ``~`` inside a word, such as ``--run=~/run``, or in YAML."""
+    home = workdir / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copy("tiny.yaml", home / "my.yaml")
+    assert app.main(["fit", "--config=~/my.yaml", "--run=~/new", "--start_from=~/../run"]) == 0
+    assert (home / "new" / "weights.safetensors").is_file()
+    assert app.main(["encode", "~/new", "--output", "~/z.npz", "--num-data", "2"]) == 0
+    assert (home / "z.npz").is_file() and not Path("~").exists()
+    # the name of an unknown user is that of a file
+    message = "expected ~nobody9/run to be the folder of a run; it has no config.yaml"
+    assert_error(capsys, ["encode", "~nobody9/run", "--output", "z.npz"], message, workdir)
 
 
 HELP = {

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,112 @@ def test_missing_or_damaged_file_raises(name, file, description, tmp_path):
             ValueError, match=f"expected {tmp_path}.*; the file is damaged or has o"
         ):
             load()
+
+
+def test_damaged_frey_face_file_raises(tmp_path):
+    file = tmp_path / "frey_rawface.mat"
+    savemat(file, {"ff": np.zeros((560, 30), np.uint8)}, do_compression=True)
+    whole = file.read_bytes()
+    load = partial(pv.data.load, "frey", binarize="none", root=str(tmp_path), test=0, valid=0)
+    assert load().event_shape == (1, 28, 20)
+    damaged = [whole[:size] for size in (0, 60, 130, 150, len(whole) - 3)]
+    # inside the compressed part, whose reader raises a zlib.error
+    damaged.append(whole[:140] + bytes(20) + whole[160:])
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"expected {file} to contain 28 × 20 faces, .*; the"):
+            load()
+    savemat(file, {"ff": RNG.random((560, 30))})
+    with pytest.raises(ValueError, match=f"expected {file} to contain 28 × 20 faces, bytes named"):
+        load()
+
+
+def test_damaged_archive_raises(tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, x=RNG.random((50, 40)))
+    whole = file.read_bytes()
+    for content in (whole[:400] + bytes(50) + whole[450:], whole[:-30]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"expected {file} to be a .npy or .npz file of num"):
+            pv.data.load("array", binarize="none", path=str(file))
+
+
+def test_file_without_permission_raises(tmp_path, monkeypatch):
+    """The file is not called damaged. Patched, because root may read every file."""
+    np.save(tmp_path / "x.npy", TRAIN)
+
+    def load(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(PermissionError):
+        pv.data.load("array", binarize="none", path=str(tmp_path / "x.npy"))
+
+
+#: Types of numbers, with a byte order for those that have one.
+TYPES = [
+    "u1",
+    "u2",
+    ">u2",
+    "u4",
+    "u8",
+    "i1",
+    "i2",
+    ">i2",
+    "i4",
+    "i8",
+    "f2",
+    ">f4",
+    "f8",
+    ">f8",
+    "g",
+]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_array_of_any_type(dtype, tmp_path):
+    counts = np.random.default_rng(0).integers(0, 100, (40, 3, 2))
+    if dtype.endswith(("u2", "i2")):
+        counts[0, 0, 0] = 60000 if dtype.endswith("u2") else 30000
+    x = counts.astype(dtype)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(40).astype(dtype), z=x)
+    load = partial(
+        pv.data.load,
+        "array",
+        binarize="none",
+        path=str(tmp_path / "x.npz"),
+        key="x",
+        valid=0,
+        test=0,
+    )
+    data = load(labels_key="y", values="integer")
+    values, labels = data.train.draw(), data.train.labels
+    assert values.dtype == torch.float32
+    order = labels.long().numpy()
+    assert sorted(order) == [*range(40)]
+    np.testing.assert_array_equal(values.numpy(), counts[order])
+    is_float = dtype.strip(">")[0] in "fg"
+    assert labels.dtype == (torch.float32 if is_float else torch.int64)
+    # several numbers per example are not classes
+    assert load(labels_key="z").train.labels.dtype == torch.float32
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 2**63] * 5, np.uint64), np.array([-2, 0] * 5)])
+def test_labels_that_are_not_classes_raise(labels, tmp_path):
+    np.savez(tmp_path / "x.npz", x=TRAIN[:10], y=labels)
+    with pytest.raises(ValueError, match=r"expected classes 0, 1, 2, … as labels in .* got (-2|0)"):
+        pv.data.load(
+            "array", binarize="none", path=str(tmp_path / "x.npz"), key="x", labels_key="y"
+        )
+
+
+def test_tensor_that_torch_cannot_compare_raises():
+    x = torch.zeros(4, 2, dtype=torch.uint16)
+    message = (
+        r"expected values to be of a type .*; got torch.uint16: convert it by values.float\(\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        pv.data.Split(x)
 
 
 def test_omniglot_with_values_above_one_raises(tmp_path):
