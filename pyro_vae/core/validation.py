@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "as_path",
     "as_shape",
+    "check_memory",
     "check_tensor",
     "did_you_mean",
     "non_negative_int",
@@ -62,6 +63,21 @@ def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
 #: Types of tensors that torch stores, and cannot compare.
 _STORED_ONLY = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def check_memory(what: str, size: int, remedy: str) -> None:
+    """Raise a ``ValueError`` if ``size`` bytes exceed the memory of this machine.
+
+    Otherwise the system kills the process, without a message, once its tensors fill the memory.
+    """
+    if not hasattr(os, "sysconf"):  # Windows, where the allocation fails
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"expected {what} to fit into the {memory / 2**30:,.1f} GiB of this machine; they take "
+            f"{size / 2**30:,.1f} GiB: {remedy}"
+        )
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
-from ..core.validation import positive_int
+from ..core.validation import check_memory, positive_int
 from ..data import Dataset
 from ..programs.base import Program
 from ..programs.importance_weights import check_num_samples
@@ -133,6 +133,9 @@ def evaluate(
     checkpoint = distributed.rank_file(checkpoint)
     progress = progress and distributed.is_main_process()
     num_samples = check_num_samples(num_samples)
+    if keep_log_weights:
+        size = 4 * num_samples * len(inputs.x)
+        check_memory("the raw log weights", size, "drop keep_log_weights, or use fewer samples")
     if annealing is not None and not ais:
         # a short run on two examples, so that errors occur before the expensive work
         short = replace(annealing, num_chains=2, num_temperatures=1, num_steps=1)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..core import distributed
 from ..core.evaluation_mode import eval_mode, keep_frozen
 from ..core.random import Stream, check_seed, seeded
-from ..core.validation import positive_int
+from ..core.validation import check_memory, positive_int
 from ..data.splits import Split, checksum, materialize
 from ..programs.base import Program
 from ..programs.context import check_parameter_store
@@ -144,6 +144,10 @@ def fit(
     sizes = len(train), None if valid is None else len(valid)
     # the collective calls below rely on equal shapes
     distributed.check_same_across_ranks({"parameters": shapes, "number of examples": sizes})
+    if torch_device.type == "cpu":
+        # of Adam: the parameters, their gradients and two moments
+        size = 4 * sum(p.numel() * p.element_size() for p in program.parameters())
+        check_memory("the parameters and their optimizer", size, "use a smaller model")
     program.to(torch_device)
     distributed.broadcast_parameters(program)
     batches.to(torch_device)

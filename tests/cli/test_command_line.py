@@ -18,6 +18,7 @@ from run_folders import TINY, assert_error, snapshot
 
 from pyro_vae.cli import app
 from pyro_vae.config.plugins import PluginError
+from pyro_vae.core import validation
 from pyro_vae.runs.run import Run, load
 
 
@@ -767,6 +768,13 @@ BAD_QUERIES = {
         "evaluate run --num-samples 1000000000001",
         "expected num_samples to be at most 10¹²; got 1000000000001, which takes years",
     ),
+    "raw weights": (
+        "evaluate run --num-samples 1000000000 --keep-log-weights",
+        "expected the raw log weights to fit into the .* GiB of this machine; they take 670.6 GiB: "
+        "drop keep_log_weights, or use fewer samples",
+    ),
+    "threshold": ("latents run --threshold -1", "expected threshold ≥ 0 and finite; got -1.0"),
+    "no threshold": ("latents run --threshold .nan", "expected threshold ≥ 0 and finite; got nan"),
     "no values": (
         "traverse run --values []", "expected at least one value, all finite; got \\[\\]"
     ),
@@ -797,6 +805,15 @@ BAD_QUERIES = {
 def test_bad_query(case, workdir, capsys):
     argv, message = BAD_QUERIES[case]
     assert_error(capsys, argv.split(), message, workdir)
+
+
+def test_model_that_fills_the_memory(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(validation.os, "sysconf", lambda name: 100)
+    message = (
+        "expected the parameters and their optimizer to fit into the 0.0 GiB of this machine; they "
+        "take 0.0 GiB: use a smaller model"
+    )
+    assert_error(capsys, FIT, message, workdir)
 
 
 def test_output_that_would_replace_the_data(workdir, capsys):

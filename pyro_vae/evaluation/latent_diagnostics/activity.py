@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,13 +76,16 @@ def active_units(
     Arguments as for :func:`~pyro_vae.evaluation.latents`. The paper has the threshold 0.01.
 
     Raises:
-        ValueError: if there are fewer than two examples or samples, if the program rejects the
+        ValueError: if ``threshold`` is negative or not finite, if there are fewer than two
+            examples or samples, if the program rejects the
             data, or if its weights per example are not defined.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), section 5.2.
         https://arxiv.org/abs/1509.00519
     """
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"expected threshold ≥ 0 and finite; got {threshold}")
     inputs = prepare(program, data, args, kwargs, seed)
     half = positive_int("num_samples", num_samples) // 2
     if half < 1 or len(inputs.x) < 2:
