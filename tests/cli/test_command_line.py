@@ -611,7 +611,7 @@ def test_plugin_in_a_run_folder_is_never_imported(workdir, monkeypatch, capsys):
     for folder in (workdir, workdir / "run"):
         monkeypatch.chdir(folder)
         run = str(workdir / "run")
-        commands = (["evaluate", run], ["report", run], ["encode", run, "--output", "codes.npz"])
+        commands = (["evaluate", run], ["report", run], ["encode", run, "--output", "../z.npz"])
         for args in (*commands, ["fit", "--run", run, "--resume"]):
             message = "expected the plugin 'evil', which .*config.yaml uses, to be named .*"
             assert_error(capsys, args, message, workdir / "run")
