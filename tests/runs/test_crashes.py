@@ -160,17 +160,22 @@ def test_evaluation_killed_between_any_two_file_operations(finished, tmp_path, m
     with record_states(folder, tmp_path / "states", monkeypatch) as states:
         Run(folder).evaluate(num_samples=7, num_data=4)
     assert len(states) >= 4
-    seen = set()
+    seen, between = set(), 0
     for state in states:
         run = Run(state)
         bounds = run.read_bounds()
         seen.add(bounds.num_samples)
         assert bounds.provenance["num_samples"] == bounds.num_samples
+        if run.read_result()["bounds"]["num_samples"] != bounds.num_samples:
+            write_report(run)  # killed between the two files: that of the examples counts
+            median = bounds.provenance["ess"]["median"]
+            assert f"median {median:.1f}," in run.report.read_text(encoding="utf-8")
+            between += 1
         run.evaluate(num_samples=7, num_data=4)
         assert run.read_bounds().num_samples == run.read_result()["bounds"]["num_samples"] == 7
         names = {path.name for path in state.iterdir()}
         assert names == FILES | {"bounds.nc", "report.html", "figures"}
-    assert seen == {5, 7}
+    assert seen == {5, 7} and between
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
