@@ -19,9 +19,9 @@ def compare(*runs: Run | Path | str) -> str:
     """Return a table of evaluated runs, with the paired differences from the first run.
 
     The difference of log p̂ is paired by example, so that the variation between examples
-    cancels. It is omitted, with the reason, if two runs were evaluated on different data or with
-    different numbers of samples K (log p̂ = L_K rises with K), or if one has probabilities and
-    the other densities.
+    cancels. It is omitted if two runs were evaluated on different data or with different numbers
+    of samples K (log p̂ = L_K rises with K), or if one has probabilities and the other densities.
+    Sentences below the table name all settings that differ from those of the first run.
 
     Arguments:
         *runs: evaluated runs, or their folders.
@@ -46,14 +46,16 @@ def compare(*runs: Run | Path | str) -> str:
             f"{bounds.gap:9.3f}{len(bounds.unreliable):9}"
         )
         if run is not evaluated[0]:
-            mismatch = _find_mismatch(run, evaluated[0])
+            mismatches = _find_mismatches(run, evaluated[0])
             row += (
                 "{:16.3f}{:10.3f}".format(*_subtract(bounds, evaluated[0].bounds))
-                if mismatch is None
-                else f"{mismatch:>16}"
+                if not mismatches
+                else f"{mismatches[0].short:>16}"
             )
         lines.append(row)
     lines.append("nats per datum, higher is better")
+    for run, name in zip(evaluated[1:], names[1:], strict=True):
+        lines += _describe_mismatches(run, name, evaluated[0], names[0])
     return "\n".join(lines)
 
 
@@ -75,7 +77,7 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
         RunError: if a run has not been evaluated.
     """
     ours, theirs = _read(run), _read(first)
-    if _find_mismatch(ours, theirs, any_values) is not None:
+    if _find_mismatches(ours, theirs, any_values):
         return None
     return _subtract(ours.bounds, theirs.bounds)
 
@@ -99,24 +101,78 @@ def _subtract(ours: Bounds, theirs: Bounds) -> tuple[float, float]:
         return float(difference.mean()), float(deviation / math.sqrt(len(difference)))
 
 
-def _find_mismatch(ours: _Evaluated, theirs: _Evaluated, any_values: bool = False) -> str | None:
-    """Return why log p̂ of two runs cannot be compared, or ``None``."""
-    same_size = len(ours.bounds) == len(theirs.bounds)
-    if not same_size or _data_key(ours, any_values) != _data_key(theirs, any_values):
-        return "other data"
-    if ours.bounds.num_samples != theirs.bounds.num_samples:
-        return "K differs"
-    measures = {run.bounds.provenance.get("measure") for run in (ours, theirs)}
+class _Mismatch(NamedTuple):
+    """A setting that makes log p̂ of two runs incomparable, in a table and in a sentence."""
+
+    short: str
+    text: str
+
+
+def _find_mismatches(
+    ours: _Evaluated, theirs: _Evaluated, any_values: bool = False
+) -> list[_Mismatch]:
+    """Return why log p̂ of two runs cannot be compared; empty if it can."""
+    found = []
+    settings = [_data_settings(run, any_values) for run in (ours, theirs)]
+    for key, value in settings[0].items():
+        other = settings[1][key]
+        if value != other:
+            text = "other data" if key == "checksum" else f"{key} {value} instead of {other}"
+            found.append(_Mismatch("other data", text))
+    sizes = [len(run.bounds) for run in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        found.append(_Mismatch("other data", f"{sizes[0]} examples instead of {sizes[1]}"))
+    samples = [_describe_samples(run.bounds) for run in (ours, theirs)]
+    counts = [run.bounds.sample_counts for run in (ours, theirs)]
+    if samples[0] != samples[1] or (sizes[0] == sizes[1] and (counts[0] != counts[1]).any()):
+        text = f"{samples[0]} instead of {samples[1]} (log p̂ = L_K rises with K)"
+        found.append(_Mismatch("K differs", text))
+    measures = [run.bounds.provenance.get("measure") for run in (ours, theirs)]
     # results without a measure are comparable with any
-    measures -= {None, "density"} if any_values and "probability" in measures else {None}
-    return "other measure" if len(measures) > 1 else None
+    has_levels = any_values and "probability" in measures
+    if len({*measures} - ({None, "density"} if has_levels else {None})) > 1:
+        text = f"a {measures[0]} instead of a {measures[1]}"
+        found.append(_Mismatch("other measure", text))
+    return found
 
 
-def _data_key(run: _Evaluated, any_values: bool) -> tuple[Any, ...]:
+def _data_settings(run: _Evaluated, any_values: bool) -> dict[str, Any]:
     """Return the settings that must agree for two runs to have scored the same examples."""
+    keys = ("checksum", "binarize") if any_values else ("checksum", "binarize", "values")
     # the evaluation seed determines dynamic binarisation and dequantisation noise
-    return (
-        *(run.data.get(key) for key in ("checksum", "binarize")),
-        None if any_values else run.data.get("values"),
-        *(run.bounds.provenance.get(key) for key in ("split", "seed")),
-    )
+    return {key: run.data.get(key) for key in keys} | {
+        key: run.bounds.provenance.get(key) for key in ("split", "seed")
+    }
+
+
+def _describe_samples(bounds: Bounds) -> str:
+    counts = bounds.sample_counts
+    if "num_samples" not in bounds.per_datum:
+        return f"K = {bounds.num_samples}"
+    tolerance = bounds.settings.get("tolerance")
+    return f"K = {counts.min()} to {counts.max()} (tolerance {tolerance})"
+
+
+def _describe_mismatches(
+    run: _Evaluated, name: str, first: _Evaluated, first_name: str
+) -> list[str]:
+    """Return sentences about the settings of a run that differ from those of the first."""
+    lines = []
+    mismatches = _find_mismatches(run, first)
+    if mismatches:
+        texts = "; ".join(mismatch.text for mismatch in mismatches)
+        lines.append(
+            f"log p̂ of {name} cannot be compared with that of {first_name}: {texts}. Evaluate both "
+            f"with the same settings on the same data."
+        )
+    changes = [
+        (n, r.bounds.settings.get("precision")) for n, r in ((name, run), (first_name, first))
+    ]
+    low = [(n, change) for n, change in changes if change is not None]
+    if len(low) == 1:
+        ((low_name, change),) = low
+        lines.append(
+            f"{low_name} was evaluated with precision {change['name']}, the other with float32: "
+            f"this changes the ELBO by {change['elbo']:.1g} and log p̂ by {change['iwae']:.1g} nats."
+        )
+    return lines
