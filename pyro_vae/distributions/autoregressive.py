@@ -94,7 +94,9 @@ class AffineAutoregressive(transforms.AffineAutoregressive):
         for variable in self.order:
             residual = y - self._call(x)
             assert self._cached_log_scale is not None  # set by _call
+            # 0 · ∞: the scale underflows, and y is the shift
             step = residual * torch.exp(-self._cached_log_scale)
+            step = torch.where(residual == 0, 0.0, step)
             x = torch.where(index == variable, (x + step).clamp(-limit, limit), x)
         return x
 
@@ -129,6 +131,9 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
+        # a divergent trajectory passes NaN, whose knots would be NaN for all variables
+        is_finite = y.isfinite().all(-1, keepdim=True)
+        given, y = y, torch.where(is_finite, y, 0.0)
         x = torch.zeros_like(y)
         for _ in range(y.shape[-1]):
             knots = self.spline.condition(x)._params()
@@ -137,12 +142,11 @@ class SplineAutoregressive(transforms.SplineAutoregressive):
             try:
                 x, log_det = spline.spline_op(y.double(), inverse=True, eps=_BIN_MARGIN)
             except AssertionError:  # the root of a negative number or of NaN
-                raise ValueError(
-                    "expected splines with an inverse; got knots that are NaN or too steep for "
-                    "float64: check the parameters for NaN, and lower the learning rate"
-                ) from None
+                raise ValueError(_NO_INVERSE) from None
+            if log_det.isnan().any():
+                raise ValueError(_NO_INVERSE)
             x, self._cache_log_detJ = x.to(y.dtype), -log_det.to(y.dtype)
-        return x
+        return torch.where(is_finite, x, given)
 
 
 def check_spline(bins: int, bound: float) -> tuple[int, float]:
@@ -154,6 +158,10 @@ def check_spline(bins: int, bound: float) -> tuple[int, float]:
     return bins, bound
 
 
+_NO_INVERSE = (
+    "expected splines with an inverse; got knots that are NaN or too steep for float64: check the "
+    "parameters for NaN, and lower the learning rate"
+)
 #: Pyro adds 1e-6 to the knots when it chooses the bin of a value. Values just above a knot would
 #: then be extrapolated from the bin below, which can have a slope of any sign there.
 _BIN_MARGIN = 0.0

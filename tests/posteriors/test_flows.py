@@ -144,6 +144,11 @@ class TestSplines:
             # increasing within the neighbourhood of each knot
             assert bool((y[:, 0].unflatten(0, (7, 100)).diff(dim=1) > 0).all())
 
+    def test_nan_of_a_divergent_trajectory_stays_in_its_row(self):
+        y = torch.tensor([[math.nan, 0.1, 0.2], [0.3, 0.1, 0.2]])
+        x = self.make(1.0).inv(y).detach()
+        assert x.isnan().any(-1).tolist() == [True, False]
+
     def test_nan_knots_have_no_inverse(self):
         spline = self.make(math.inf)  # ±∞, whose softmax is NaN
         with pytest.raises(ValueError, match="expected splines with an inverse; got knots that"):

@@ -29,6 +29,8 @@ __all__ = ["NoAggregateError", "Surgery", "surgery"]
 _SATURATION = 0.9
 #: Samples scored at once; the tiled layout runs the guide for each of them.
 _DRAWS, _DRAWS_TILED = 512, 16
+#: Largest rounding error, in nats, of the density of a sample.
+_MAX_EXCESS = 0.1
 #: Numbers of samples and examples that check whether all examples have the same prior.
 _PRIOR_CHECK_SIZES = (8, 16)
 
@@ -218,6 +220,7 @@ def _compute_columns(
     _check_prior(inputs, latents, layout, min_block)
     log_q = _compute_log_aggregate(inputs, latents, layout, pairs, min_block, progress)
     information = samples["log_q"] - log_q.cpu().numpy().reshape(-1, num_samples)
+    _check_information(information, len(inputs.x))
     terms = {
         "divergence": samples["divergence"],
         "mutual_information": information,
@@ -226,6 +229,21 @@ def _compute_columns(
     means = {name: values.mean(1) for name, values in terms.items()}
     noise = {f"{n}_variance": values.var(1, ddof=1) / num_samples for n, values in terms.items()}
     return means | noise
+
+
+def _check_information(information: np.ndarray, size: int) -> None:
+    """Raise if a sample is less probable under q(z) than its own term in the sum over examples.
+
+    q(z) ≥ q(z|x_n) / N. A flow scores its samples with their noise, and those of other examples by
+    its inverse. These differ if z does not have the digits to recover the noise.
+    """
+    excess = float(information.max()) - math.log(size)
+    if not excess <= _MAX_EXCESS:
+        raise NoAggregateError(
+            f"expected q(z|x) that can be evaluated at its own samples; got one that is too narrow "
+            f"for the precision of z: the density of a sample changes by {excess:.3g} nats when it "
+            f"is scored again: evaluate program and data in float64, or use another posterior"
+        )
 
 
 def _compute_log_aggregate(

@@ -262,3 +262,14 @@ def test_results_are_seeded_and_global_generators_unaffected():
     assert (first.per_datum["marginal"] == again.per_datum["marginal"]).all()
     assert first.marginal != other.marginal
     assert first.num_samples == 2 and len(first) == 4 and first.num_data == 7
+
+
+@pytest.mark.parametrize("name", ["SplineFlow", "InverseAutoregressiveFlow"])
+def test_flow_that_cannot_score_its_own_samples_again_raises(name):
+    torch.manual_seed(0)
+    vae = small_vae(posterior=POSTERIORS[name], latent_dim=4)
+    for parameter in vae.posterior.steps.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    x = torch.bernoulli(torch.full((40, 3), 0.5))
+    with pytest.raises(NoAggregateError, match="too narrow for the precision of z: the density of"):
+        surgery(vae, x, num_draws=400)
