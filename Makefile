@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench
 BENCH  := experiments/benchmarks
 
-.PHONY: demo test lint install bench bench-gpu bench-peers bench-annealing clean
+.PHONY: demo test soak lint install bench bench-gpu bench-peers bench-annealing clean
 
 install: $(STAMP)
 
@@ -30,6 +30,11 @@ demo: $(STAMP)
 # A process per core, one thread each: two threads of a loaded machine mostly wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The long versions of tests/soak: kills and damaged files. Half an hour.
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --kills 200 --output tests/soak/results/soak.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/fuzz.py --inputs 500 --output tests/soak/results/fuzz.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
