@@ -51,13 +51,13 @@ ANNEALING = [
 BDMC = ["bdmc", "run", "--num-data", "4", "--num-samples", "20", *ANNEALING]
 #: Commands on a finished run, with how often they are drawn.
 COMMANDS: dict[str, tuple[list[str], int]] = {
-    "evaluate": (["evaluate", "run", "--num-samples", "10", "--num-data", "20"], 4),
-    "compare": (["compare", "run", "other"], 4),
-    "resume": (["fit", "--run", "run", "--resume"], 3),
+    "evaluate": (["evaluate", "run", "--num-samples", "10", "--num-data", "20"], 5),
+    "compare": (["compare", "run", "other"], 5),
+    "resume": (["fit", "--run", "run", "--resume"], 5),
     "more epochs": (["fit", "--run", "run", "--resume", "--fit.epochs", "2"], 4),
     "bdmc": (BDMC, 2),
-    "sample": (["sample", "run"], 2),
-    "encode": (["encode", "run", "--num-data", "10", "--output", "codes.npz"], 2),
+    "sample": (["sample", "run"], 4),
+    "encode": (["encode", "run", "--num-data", "10", "--output", "codes.npz"], 4),
     "start from": ([*TRAIN, "new", "--start_from", "run"], 2),
     "report": (["report", "run"], 1),
 }
