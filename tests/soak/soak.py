@@ -98,8 +98,8 @@ SCENARIOS = {
         ["bdmc", "run", "--num-data", "30", "--num-samples", "20", *ANNEALING], [FIT], ()
     ),
 }
-#: Entries that differ between two equal runs: times, and the checksum of a file with times.
-VOLATILE = ("seconds", "compile_seconds", "started", "metrics")
+#: Entries that differ between two equal runs: times, and the checksums of files with times.
+VOLATILE = ("seconds", "compile_seconds", "started", "metrics", "state")
 
 
 def digest(files: list[Path], scratch: Path) -> dict[str, str]:
