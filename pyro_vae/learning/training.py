@@ -20,6 +20,8 @@ from ..core.evaluation_mode import eval_mode, keep_frozen
 from ..core.random import Stream, check_seed, seeded
 from ..core.validation import check_memory, positive_int
 from ..data.splits import Split, checksum, materialize
+from ..programs.arguments import ProgramInputs
+from ..programs.audit import audit_minibatch
 from ..programs.base import Program
 from ..programs.context import check_parameter_store
 from ..programs.inputs import check_data, program_args, program_labels
@@ -220,6 +222,9 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
     pair, examples = cast(Program, program), batches.example_args()
     program.zero_grad()
     programs = pair.model, pair.guide
+    for args in examples:
+        inputs = ProgramInputs(*programs, args[0], args[1:], {})
+        audit_minibatch(inputs, len(batches.data))
     with pyro.validation_enabled(False):
         frozen, random = keep_frozen(*programs), seeded(seed, Stream.WARM_UP)
         with torch.no_grad(), eval_mode(*programs), frozen, random:

@@ -16,14 +16,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..core.random import Stream
+from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, has_batch
 from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
-from .checks import check_auxiliary_sites, check_sites, unsupported_sites
-from .context import evaluating
+from .checks import check_latents, check_sites, unsupported_sites
+from .context import check_parameter_store, evaluating, use_own_parameters
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 
-__all__ = ["SingleRun", "audit_inputs", "reads_plate_index", "unnormalized_sites", "weights_match"]
+__all__ = [
+    "SingleRun",
+    "audit_inputs",
+    "audit_minibatch",
+    "reads_plate_index",
+    "unnormalized_sites",
+    "weights_match",
+]
 
 #: Examples from each end of the data on which a program is audited.
 _PART = 100
@@ -69,8 +76,9 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
 
     Raises:
         ValueError: if weights per datum are undefined: as for :func:`~.checks.check_sites` and
-            :func:`~.checks.check_auxiliary_sites`, or if examples depend on each other.
+            :func:`~.checks.check_latents`, or if examples depend on each other.
     """
+    check_parameter_store(inputs.model, inputs.guide)
     with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
         normal = _find_normal_form(inputs)
     for name, fn in unnormalized_sites(normal).items():
@@ -96,6 +104,45 @@ def unnormalized_sites(inputs: ProgramInputs) -> dict[str, str]:
     """
     with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
         return unsupported_sites(_run_examined(inputs).sites[1])
+
+
+def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
+    """Check that a program can be trained on minibatches.
+
+    Unlike :func:`audit_inputs`, it allows latents that all examples share, and examples that
+    depend on each other. The program runs in the current mode.
+
+    Arguments:
+        inputs: the program with a minibatch.
+        num_data: the number of training examples.
+
+    Raises:
+        ValueError: if the program reads the index of the plate, or only runs on all training
+            examples at once: the examples of a minibatch are shuffled; and as for
+            :func:`~.checks.check_latents`.
+    """
+    model, guide, x, args, kwargs = inputs
+    with torch.no_grad(), use_own_parameters(model, guide), seeded(0, Stream.AUDIT):
+        if reads_plate_index(inputs):
+            raise ValueError(
+                f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; "
+                f'got a program that reads the index of the plate "{PLATE}", e.g. parameters per '
+                f"example: train it on all examples at once with pyro.infer.SVI"
+            )
+        traces = trace_program(model, guide, (x, *args), kwargs)
+        guide_sites, model_sites = map(sample_sites, traces)
+        check_latents(guide, (x, *args), kwargs, guide_sites, model_sites)
+        if len(x) < num_data or num_data < 2:
+            return
+        part = inputs.select(slice(0, num_data - 1))
+        try:
+            trace_program(model, guide, (part.x, *part.args), part.kwargs)
+        except _FAILURES as error:
+            raise ValueError(
+                f"expected a program that runs on some of the examples, to train on shuffled "
+                f"minibatches; got one that only runs on all {num_data} ({error}), e.g. a guide "
+                f"with parameters per example: train it with pyro.infer.SVI"
+            ) from error
 
 
 def reads_plate_index(inputs: ProgramInputs) -> bool:
@@ -130,7 +177,7 @@ class SingleRun:
 
     Raises:
         ValueError: as for :func:`~.checks.check_sites` and
-            :func:`~.checks.check_auxiliary_sites`.
+            :func:`~.checks.check_latents`.
     """
 
     def __init__(self, inputs: ProgramInputs) -> None:
@@ -143,7 +190,7 @@ class SingleRun:
         guide = {name: s for name, s in sample_sites(traces[0]).items() if is_latent(s)}
         self.sites = guide, model
         self.nesting = check_sites(guide, model, len(inputs.x))
-        check_auxiliary_sites(inputs.guide, args, inputs.kwargs, guide, model)
+        check_latents(inputs.guide, args, inputs.kwargs, guide, model)
         batch = ParticleBatch.single(args, inputs.kwargs)
         self.log_weights = Particles(batch.log_probs(model), batch.log_probs(guide)).log_weights[0]
 

@@ -23,7 +23,7 @@ from .base import (
 )
 from .unconstrained import is_circular
 
-__all__ = ["check_auxiliary_sites", "check_sites", "has_point_mass", "unsupported_sites"]
+__all__ = ["check_latents", "check_sites", "has_point_mass", "unsupported_sites"]
 
 #: Tolerance of the density of a change of variables, in nats per dimension.
 _JACOBIAN_TOLERANCE = 1e-2
@@ -42,16 +42,12 @@ def check_sites(guide: Mapping[str, Site], model: Mapping[str, Site], size: int)
     Raises:
         ValueError: if a sample site is outside the plate ``"data"``; if the size of the plate is
             not N; if a site has batch dimensions without a plate; or if model and guide do not
-            sample the same latent sites, score one by different measures (a probability and a
-            density), or mask one differently.
+            sample the same latent sites.
     """
     for program, sites in (("guide", guide), ("model", model)):
         for name, site in sites.items():
             _check_plate(program, name, site, size)
     _check_match(model, guide)
-    for name in (n for n in guide if n in model and is_latent(guide[n])):
-        _check_measure(name, guide[name], model[name])
-        _check_mask(name, guide[name], model[name])
     frames = [f for m in (guide, model) for s in m.values() for f in s["cond_indep_stack"]]
     nesting = max(-frame.dim for frame in frames if frame.vectorized)
     for program, sites in (("guide", guide), ("model", model)):
@@ -68,14 +64,14 @@ def check_sites(guide: Mapping[str, Site], model: Mapping[str, Site], size: int)
     return nesting
 
 
-def check_auxiliary_sites(
+def check_latents(
     guide: Callable[..., Any],
     args: tuple,
     kwargs: Mapping[str, Any],
     guide_sites: Mapping[str, Site],
     model_sites: Mapping[str, Site],
 ) -> None:
-    """Check that point masses and auxiliary sites of a guide together have a density.
+    """Check that log p(x, z) − log q(z|x) is a log weight: both score all latents alike.
 
     A guide may sample u at auxiliary sites and pass z = T(u) on as point masses with the
     log-density −log|det ∂z/∂u|, as Pyro's autoguides do. This is checked on the first example.
@@ -85,11 +81,21 @@ def check_auxiliary_sites(
         guide_sites, model_sites: the sample sites of a run without particles.
 
     Raises:
-        ValueError: if the guide has a point mass at a continuous latent, or an auxiliary site
-            without a density in the model, and they are no such change of variables.
+        ValueError: if model and guide score a latent by different measures (a probability and a
+            density), or mask it differently; or if the guide has a point mass at a continuous
+            latent, or an auxiliary site without a density in the model, and they are no such change
+            of variables.
     """
+    guide_sites = {name: site for name, site in guide_sites.items() if is_latent(site)}
+    for name in (n for n in guide_sites if n in model_sites):
+        _check_measure(name, guide_sites[name], model_sites[name])
+        _check_mask(name, guide_sites[name], model_sites[name])
     points = [n for n, s in guide_sites.items() if _is_point_mass(n, s, model_sites)]
-    auxiliary = [n for n, s in guide_sites.items() if is_latent(s) and n not in model_sites]
+    auxiliary = [
+        name
+        for name, site in guide_sites.items()
+        if name not in model_sites and site["infer"].get("is_auxiliary")
+    ]
     if not points and not auxiliary:
         return
     if auxiliary and _is_change_of_variables(
@@ -284,7 +290,9 @@ def _is_change_of_variables(
 
 
 def _first_example(site: Site, value: Any, event_dim: int | None = None) -> Tensor:
-    """Select the first example of a tensor with the batch dimensions of a site."""
+    """Select the first example of a tensor, unless all examples share the site."""
+    if all(frame.name != PLATE for frame in site["cond_indep_stack"]):
+        return value
     depth: int = site["fn"].event_dim if event_dim is None else event_dim
     return value.narrow(value.ndim - depth + data_dim(site), 0, 1)
 

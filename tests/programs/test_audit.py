@@ -533,3 +533,106 @@ def test_autoguides_are_encoded_by_their_centres_and_not_scored_elsewhere():
     message = "expected a guide that samples only the model's latents, to score given values"
     with pytest.raises(ValueError, match=message):
         pv.ais((model, guide), x, annealing=pv.Annealing(2, 2, 2))
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+class Trained(PyroModule):
+    """A program whose guide is replaced."""
+
+    def __init__(self, guide=None, size=60):
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.ones(()))
+        self.propose = guide
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, self.scale.exp()), obs=x)
+
+    def guide(self, x):
+        self.propose(self, x)
+
+
+def _by_index(program, x):
+    with pyro.plate("data", len(x)) as i:
+        pyro.sample("z", dist.Normal(program.loc[i], 1.0))
+
+
+def _by_position(program, x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(program.loc, 1.0))
+
+
+def _point(program, x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(program.loc[0] * x))
+
+
+def _with_auxiliary(program, x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(0 * x, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(a + program.loc[0] * x, 1.0))
+
+
+def _masked_guide(program, x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(program.loc[0] * x, 1.0).mask(x > 0))
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (_by_index, 'reads the index of the plate "data"'),
+        (_by_position, "one that only runs on all 60"),
+        (_point, r"a point mass \(Delta\) at site 'z'"),
+        (_with_auxiliary, "auxiliary site 'a'"),
+        (_masked_guide, "latent 'z' under the same mask"),
+    ],
+)
+@pytest.mark.parametrize("objective", [pv.objectives.ELBO(), pv.objectives.IWAE(k=2)])
+def test_fit_refuses_programs_whose_bound_would_be_wrong(guide, message, objective):
+    program = Trained(guide)
+    with pytest.raises(ValueError, match=message):
+        pv.fit(program, _data(60), epochs=1, batch_size=60, objective=objective)
+    assert not program.loc.detach().any()
+
+
+def test_the_parameter_store_is_compared_before_an_evaluation():
+    class Program(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = pyro.nn.PyroParam(torch.tensor(0.5))
+
+        @pyro.nn.pyro_method
+        def model(self, x):
+            _model(x)
+
+        @pyro.nn.pyro_method
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc * x, 1.0))
+
+    x = _data(10)
+    program, trained = Program(), Program()
+    with torch.no_grad():
+        trained.loc_unconstrained.fill_(0.8)
+    trained.guide(x)  # Pyro's store now has another value under the name of the first
+    for evaluate in (pv.evaluate, pv.log_weights, pv.queries.encode):
+        arguments = (program.model, program.guide) if evaluate is pv.log_weights else (program,)
+        options = {} if evaluate is pv.queries.encode else {"num_samples": 5}
+        with pytest.raises(ValueError, match=r"other values in the store for 'loc'"):
+            evaluate(*arguments, x, **options)
+    pyro.clear_param_store()
+    assert pv.queries.encode(program, x)["z.mean"] == pytest.approx(0.5 * x.numpy())
+
+
+def test_an_objective_checks_that_examples_are_independent():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.cumsum(-1), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="expected examples that do not depend on each other"):
+        pv.objectives.IWAE(k=3).loss(model, _guide, _data(8))

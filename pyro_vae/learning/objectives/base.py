@@ -19,6 +19,8 @@ from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 
 from ...core.evaluation_mode import eval_mode
+from ...programs.arguments import ProgramInputs
+from ...programs.audit import audit_inputs
 from ...programs.base import PLATE, Site, sample_sites, trace_program
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
@@ -139,11 +141,25 @@ class Objective(PyroELBO):
             self._schedule_overrides = {}
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
-        """Return the particle layout of a program (cached)."""
+        """Return the particle layout of a program (cached).
+
+        Raises:
+            ValueError: as for :func:`~pyro_vae.programs.audit.audit_inputs`, or if the program
+                needs other arguments when its examples are repeated for each particle.
+        """
 
         def compute() -> Layout:
+            inputs = ProgramInputs(model, guide, args[0], args[1:], kwargs)
+            normal = audit_inputs(inputs)
             with poutine.block(), eval_mode(model, guide):
-                return find_layout(model, guide, *args, **kwargs)
+                layout = find_layout(model, guide, *args, **kwargs)
+            if layout.tiled and normal is not inputs:
+                raise ValueError(
+                    "expected a program that supports a particle dimension to the left of its "
+                    "plates, or that computes each example from its own data; got one that reads "
+                    "tensors shared by all examples, or by their index"
+                )
+            return layout
 
         return self._cached(compute, model, guide, args, kwargs)
 
