@@ -88,6 +88,10 @@ class Stream(IntEnum):
     #: Values of discrete latents, and the continuous latents given each value.
     DISCRETE_SETUP = 4_000_000_031
     DISCRETE = 4_000_000_032
+    #: The audit of a program on a minibatch, before training.
+    AUDIT_MINIBATCH = 4_000_000_033
+    #: The run before training that finds the parameters that are trained.
+    PARAMETERS = 4_000_000_034
 
 
 def check_seed(seed: int) -> int:

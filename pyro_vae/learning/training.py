@@ -230,7 +230,7 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
         with torch.no_grad(), eval_mode(*programs), frozen, random:
             for args in examples:
                 objective.loss(*programs, *args)
-        with keep_frozen(*programs), seeded(seed, Stream.WARM_UP, 1):
+        with keep_frozen(*programs), seeded(seed, Stream.PARAMETERS):
             check_parameters(program, objective, examples, len(batches.data))
 
 

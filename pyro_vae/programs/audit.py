@@ -6,6 +6,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any
 
@@ -79,7 +80,7 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
             :func:`~.checks.check_latents`, or if examples depend on each other.
     """
     check_parameter_store(inputs.model, inputs.guide)
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+    with _auditing(inputs):
         normal = _find_normal_form(inputs)
     for name, fn in unnormalized_sites(normal).items():
         warnings.warn(
@@ -102,8 +103,12 @@ def unnormalized_sites(inputs: ProgramInputs) -> dict[str, str]:
     Returns:
         The name of the distribution by site.
     """
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+    with _auditing(inputs):
         return unsupported_sites(_run_examined(inputs).sites[1])
+
+
+def _auditing(inputs: ProgramInputs) -> AbstractContextManager[None]:
+    return evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT)
 
 
 def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
@@ -122,7 +127,7 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
             :func:`~.checks.check_latents`.
     """
     model, guide, x, args, kwargs = inputs
-    with torch.no_grad(), use_own_parameters(model, guide), seeded(0, Stream.AUDIT):
+    with torch.no_grad(), use_own_parameters(model, guide), seeded(0, Stream.AUDIT_MINIBATCH):
         if reads_plate_index(inputs):
             raise ValueError(
                 f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; "
