@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
 
 
 def run_script(name: str, *args: str) -> dict:
@@ -34,3 +36,11 @@ def test_damaged_inputs_end_in_one_sentence():
     outcomes = figures["outcomes"]
     assert figures["failures"] == []
     assert outcomes["refused in one sentence"] > 30 and outcomes["no difference"] > 10
+
+
+@pytest.mark.parametrize("name", ["soak", "fuzz"])
+def test_committed_figures_are_without_failures(name):
+    figures = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    failures = ("refused", "mismatches", "leftovers", "failures")
+    assert all(figures.get(key, []) == [] for key in failures)
+    assert figures.get("kills", 200) == 200 and figures.get("inputs", 500) == 500
