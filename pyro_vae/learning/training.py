@@ -116,9 +116,11 @@ def fit(
     Raises:
         ValueError: for data that the program cannot score, missing labels, numbers out of range,
             a missing CUDA device, a program without parameters to train, a loss that depends on
-            parameters of others, or values in Pyro's parameter store that would overwrite those of
-            the program; with several processes, if their settings or data differ, or if the loss
-            is not a sum over examples.
+            parameters of others, values in Pyro's parameter store that would overwrite those of
+            the program, a program that reads the index of the plate or only runs on all examples,
+            or latents whose log p and log q cannot be compared (a point mass, different masks);
+            with several processes, if their settings or data differ, or if the loss is not a sum
+            over examples.
         CheckpointError: if the checkpoint is damaged, of another format, or has other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
         ConnectionError: if another process has terminated.
