@@ -92,6 +92,8 @@ class Stream(IntEnum):
     AUDIT_MINIBATCH = 4_000_000_033
     #: The run before training that finds the parameters that are trained.
     PARAMETERS = 4_000_000_034
+    #: Laplace proposals and their samples.
+    LAPLACE = 4_000_000_035
 
 
 def check_seed(seed: int) -> int:

@@ -5,6 +5,7 @@ from .annealing.rate_distortion_curve import RATE_DISTORTION, RateDistortion, ra
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
 from .evaluator import BOUNDS, evaluate
+from .importance.laplace_proposals import Laplace, laplace
 from .importance.reciprocal_sampling import reciprocal
 from .inference_gaps.estimator import GAPS, Gaps, gaps
 from .latent_diagnostics.elbo_surgery import Surgery, surgery
@@ -20,6 +21,7 @@ __all__ = [
     "Divergences",
     "Evaluation",
     "Gaps",
+    "Laplace",
     "Latents",
     "RateDistortion",
     "Surgery",
@@ -29,6 +31,7 @@ __all__ = [
     "divergences",
     "evaluate",
     "gaps",
+    "laplace",
     "latents",
     "rate_distortion",
     "reciprocal",
