@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from pyro_vae.config import experiment
 from pyro_vae.core import files
+from pyro_vae.core.locks import LockHeldError, exclusive_lock
 from pyro_vae.evaluation import Bounds
 from pyro_vae.learning.diagnostics import NonFiniteLossError
 from pyro_vae.runs.provenance import weights_checksum
@@ -24,7 +23,7 @@ from pyro_vae.runs.run import Run
 
 from .tables import HERE, Measure, Table, slug
 
-__all__ = ["FAILURES", "Cell", "exclusive_lock", "find_cells", "format_error"]
+__all__ = ["FAILURES", "Cell", "find_cells", "format_error", "lock"]
 
 #: Expected failures of a cell, reported in one line; the other cells still run.
 FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
@@ -221,15 +220,15 @@ class Cell:
         if problem is not None:
             return problem
         try:
-            with exclusive_lock(self.folder) as acquired:
-                if not acquired:
-                    print(f"{self}: running in another process, skipped", flush=True)
-                elif self.incomplete_reason() is None:
+            with lock(self.folder):
+                if self.incomplete_reason() is None:
                     print(f"{self}: already finished", flush=True)
                 else:
                     self.failure_file.unlink(missing_ok=True)
                     self.execute(device)
                     print(self.status_line(), flush=True)
+        except LockHeldError:
+            print(f"{self}: running in another process, skipped", flush=True)
         except FAILURES as error:
             problem = format_error(error)
             print(f"{self}: {problem}", file=sys.stderr, flush=True)
@@ -341,17 +340,10 @@ def find_cells(cell: type[Cell], table: Table, preset: str, runs: Path) -> list[
     return cells
 
 
-@contextmanager
-def exclusive_lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Yield whether this process holds the lock of ``path``. A killed process releases it."""
+def lock(path: Path, wait: float = 0.0) -> AbstractContextManager[None]:
+    """Return the lock of a path, which may not exist yet; see :func:`~.locks.exclusive_lock`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return exclusive_lock(path.parent / f".{path.name}.lock", wait)
 
 
 def format_error(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_vae.core import files
 from pyro_vae.core.validation import did_you_mean
 
-from .cells import FAILURES, Cell, exclusive_lock, find_cells, format_error
+from .cells import FAILURES, Cell, find_cells, format_error, lock
 from .plan import format_plan
 from .reporting import Results, collect_results, format_results, read_results
 from .tables import HERE, Table
@@ -70,7 +71,7 @@ def main(
             return 0
         failed = _run_cells(requested, options, options.folder / stem / "jobs")
         # of two processes that finish together, the later one must see the results of the earlier
-        with exclusive_lock(options.folder / stem / "results", wait=True):
+        with lock(options.folder / stem / "results", wait=math.inf):
             found = {(c.row, c.seed): c for c in find_cells(cell, table, preset, options.folder)}
             found |= {(c.row, c.seed): c for c in requested}
             rows = table.rows(preset)

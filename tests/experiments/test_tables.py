@@ -17,7 +17,7 @@ import pytest
 from scripts import make_args, modification_times, read_json
 
 from experiments import reporting
-from experiments.cells import Cell, exclusive_lock
+from experiments.cells import Cell, lock
 from experiments.command import main
 from experiments.tables import (
     Claim,
@@ -425,7 +425,7 @@ class TestRunning:
 
     def test_cell_running_in_another_process_is_skipped(self, toy, tmp_path, capsys):
         remove(tmp_path, "Mixture")
-        with exclusive_lock(tmp_path / "runs" / "toy-small" / "mixture-0"):
+        with lock(tmp_path / "runs" / "toy-small" / "mixture-0"):
             assert toy() == 0
         assert "Mixture, seed 0: running in another process" in capsys.readouterr().out
         assert list(read(tmp_path)["rows"]) == ["StandardNormal"]
@@ -564,7 +564,7 @@ class TestStarts:
     def test_does_not_start_while_another_process_runs_the_first_cell(self, tmp_path, capsys):
         cell = Cell(self.TABLE, "small", "longer", runs=tmp_path / "runs")
         assert cell.start is not None
-        with exclusive_lock(cell.start.folder):
+        with lock(cell.start.folder):
             assert main(self.TABLE, make_args(tmp_path, preset="small")) == 1
         assert capsys.readouterr().err == (
             "longer, seed 0: starts from StandardNormal, seed 0, which is running in another "
