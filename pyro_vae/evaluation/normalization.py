@@ -1,4 +1,4 @@
-"""Reports data outside the support of p(x|z), for which no row bounds a probability."""
+"""Reports data and priors for which log p(x) is undefined, so that no row bounds it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["normalization_settings"]
 
 
 def normalization_settings(inputs: ProgramInputs) -> dict[str, Any]:
-    """Return the settings of bounds on these data: ``unnormalized`` if they have no probability.
+    """Return the settings of bounds on these data: ``unnormalized`` if log p(x) is undefined.
 
-    It maps each observed site with values outside its support to the name of its distribution.
+    It maps each site that is the cause to the reason.
     """
     sites = unnormalized_sites(inputs)
     return {"unnormalized": sites} if sites else {}
@@ -25,11 +25,8 @@ def _describe(bounds: Bounds) -> str | None:
     sites = bounds.settings.get("unnormalized", {})
     if not sites:
         return None
-    names = ", ".join(f"{fn} at site '{name}'" for name, fn in sites.items())
-    return (
-        f"The data are outside the support of {names}: they have no probability under the model, "
-        f"and no row bounds or estimates log p(x)."
-    )
+    causes = ", ".join(f"{reason} at site '{name}'" for name, reason in sites.items())
+    return f"log p(x) is undefined, and no row bounds or estimates it: {causes}."
 
 
 register(Estimator(order=1, describe=_describe))

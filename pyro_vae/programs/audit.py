@@ -21,7 +21,7 @@ from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, has_batch
 from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
-from .checks import check_latents, check_sites, unsupported_sites
+from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 
@@ -83,29 +83,29 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     check_parameter_store(inputs.model, inputs.guide)
     with _auditing(inputs):
         normal = _find_normal_form(inputs)
-    for name, fn in unnormalized_sites(normal).items():
+    for name, reason in unnormalized_sites(normal).items():
         warnings.warn(
-            f"the data are outside the support of {fn} at site {name!r}: they have no probability "
-            f"under the model, so that nothing bounds log p(x)",
+            f"log p(x) is undefined, so that nothing bounds or estimates it: {reason} at site "
+            f"{name!r}",
             stacklevel=3,
         )
     return normal
 
 
 def unnormalized_sites(inputs: ProgramInputs) -> dict[str, str]:
-    """Return the observed sites with data outside their support, among the audited examples.
+    """Return the sites because of which log p(x) of the audited examples is undefined, and why.
 
-    Without argument validation, a distribution evaluates its formula for such values all the same,
-    e.g. the cross entropy of grey pixels for a Bernoulli, which is no log probability.
+    Without argument validation, a distribution evaluates its formula outside its support too. The
+    cross entropy of grey pixels, for example, is no log probability.
 
     Arguments:
         inputs: the program in normal form.
 
     Returns:
-        The name of the distribution by site.
+        The reasons by site, as for :func:`~.checks.find_unnormalized`.
     """
     with _auditing(inputs):
-        return unsupported_sites(_run_examined(inputs).sites[1])
+        return find_unnormalized(_run_examined(inputs).sites[1])
 
 
 def _auditing(inputs: ProgramInputs) -> AbstractContextManager[None]:

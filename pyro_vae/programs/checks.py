@@ -23,7 +23,7 @@ from .base import (
 )
 from .unconstrained import is_circular
 
-__all__ = ["check_latents", "check_sites", "has_point_mass", "unsupported_sites"]
+__all__ = ["check_latents", "check_sites", "find_unnormalized", "has_point_mass"]
 
 #: Tolerance of the density of a change of variables, in nats per dimension.
 _JACOBIAN_TOLERANCE = 1e-2
@@ -115,15 +115,18 @@ def check_latents(
     )
 
 
-def unsupported_sites(model: Mapping[str, Site]) -> dict[str, str]:
-    """Return the observed sites whose distribution scores values outside its support.
+def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
+    """Return the sites of a model without which log p(x) would be defined.
 
     Returns:
-        The name of the distribution by site.
+        The reason by site, as a noun phrase: an improper prior, or a distribution that scores
+        values outside its support.
     """
     found = {}
     for name, site in model.items():
         fn, mask = site["fn"], _effective_mask(site)
+        if isinstance(_unwrap(fn), dist.ImproperUniform):
+            found[name] = "an improper prior"
         # the support of an event says nothing about single dimensions that are masked
         if is_latent(site) or (mask is not None and mask.ndim > len(fn.batch_shape)):
             continue
@@ -136,7 +139,7 @@ def unsupported_sites(model: Mapping[str, Site]) -> dict[str, str]:
         if mask is not None:
             counted = counted & mask.to(counted.device)
         if (counted & ~inside).any():
-            found[name] = type(_unwrap(site["fn"])).__name__
+            found[name] = f"data outside the support of {type(_unwrap(fn)).__name__}"
     return found
 
 

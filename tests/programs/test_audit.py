@@ -483,9 +483,8 @@ def test_values_outside_the_support_are_reported(likelihood):
     message = f"outside the support of {likelihood}"
     with pytest.warns(UserWarning, match=message):
         bounds = pv.evaluate((model, guide), torch.full((4, 3), 0.25), num_samples=30)
-    assert message in str(bounds) and bounds.summary()["settings"]["unnormalized"] == {
-        "x": likelihood
-    }
+    assert f"no row bounds or estimates it: data {message} at site 'x'" in str(bounds)
+    assert bounds.summary()["settings"]["unnormalized"] == {"x": f"data {message}"}
     bounds = pv.evaluate((model, guide), torch.ones(4, 3), num_samples=30)
     assert "support" not in str(bounds) and "unnormalized" not in bounds.settings
 
