@@ -50,7 +50,7 @@ class Terminated(KeyboardInterrupt):
 class _Stream(io.FileIO):
     """The file of a standard stream, which ignores that it cannot be written.
 
-    Training must not end because nobody reads its progress bar any more, or because the disk of
+    Training must not end because the reader of its progress bar has ended, or because the disk of
     its log is full.
 
     Attributes:

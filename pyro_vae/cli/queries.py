@@ -302,7 +302,7 @@ def _open_images(run: Run, split: str, num_data: int | None, seed: int) -> _Cont
 
 
 def _check_output(run: Run, output: Path) -> Path:
-    """Return the path of a file that can be written and is none of the run's.
+    """Return the path of a file that can be written and does not belong to the run.
 
     Raises:
         ValueError: if it cannot be written, which would otherwise be known after the work.

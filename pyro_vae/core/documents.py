@@ -1,4 +1,4 @@
-"""YAML and JSON documents, read with limits on what a small text can expand to.
+"""YAML and JSON documents, read with limits on the size that a small text can expand to.
 
 Only plain values are built: no tag or key of a document names code. Aliases, which make a YAML text
 of a few hundred bytes stand for billions of values, count as often as they are used.

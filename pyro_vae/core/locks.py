@@ -73,7 +73,7 @@ def exclusive_lock(path: Path, wait: float = 0.0) -> Iterator[None]:
             os.write(handle, json.dumps(_identify_process()).encode())
         yield
     finally:
-        # removed before it is released: nobody else holds the lock of this file
+        # removed before it is released: no other process holds the lock of this file
         path.unlink(missing_ok=True)
         os.close(handle)
 

@@ -330,8 +330,8 @@ def _load_torchvision(name: str, root: Path) -> RawData:
 def _check_published(part: str, values: Tensor, name: str, root: Path) -> None:
     """Raise unless the values are those of the published idx file.
 
-    The values are checked rather than the file, since torchvision also reads files of its own
-    earlier versions.
+    The values are checked rather than the file, since torchvision also reads the cached
+    files of its earlier versions.
     """
     header = struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape)
     content = header + values.numpy().tobytes()

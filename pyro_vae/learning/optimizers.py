@@ -150,7 +150,7 @@ def _make_trial(factory: Any, like: torch.Tensor) -> torch.optim.Optimizer:
 def create_scheduler(
     schedule: Callable[[torch.optim.Optimizer], LRScheduler], optim: FusedOptimizer, epochs: int
 ) -> LRScheduler:
-    """Create a schedule of the learning rate, after a trial of as many as 1000 epochs.
+    """Create a schedule of the learning rate, after a trial of up to 1000 epochs.
 
     Raises:
         ValueError: if the schedule has invalid arguments or ends before the last epoch.

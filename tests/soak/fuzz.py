@@ -79,7 +79,7 @@ class Trap:
 
 
 class Expected(NamedTuple):
-    """What a command does to the unchanged run.
+    """Effects of a command on the unchanged run.
 
     Attributes:
         out: its output.
@@ -180,7 +180,7 @@ class Fuzzer:
         return run_function(command, folder)
 
     def expected(self, name: str) -> Expected:
-        """Return what a command does to the unchanged run."""
+        """Return the effects of a command on the unchanged run."""
         if name not in self._expected:
             self._copy()
             before = _snapshot(self.work)

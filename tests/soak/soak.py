@@ -103,7 +103,7 @@ VOLATILE = ("seconds", "compile_seconds", "started", "metrics", "state")
 
 
 def digest(files: list[Path], scratch: Path) -> dict[str, str]:
-    """Return a hash of each file's numbers, computed in a process of its own."""
+    """Return a hash of each file's numbers, computed in a separate process."""
     if not files:
         return {}
     output = scratch / "digest.json"
