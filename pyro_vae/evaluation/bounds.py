@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
-from .estimators import BoundsRow, Estimator, register, registered_estimators
 from .importance.discrete import MAX_RARE_VARIANCE
 from .importance.psis import MIN_SAMPLES, khat_threshold, khat_thresholds
 from .results import Result
+from .table_parts import BoundsRow, TablePart, register, registered_parts
 from .tables import Row, Table
 
 if TYPE_CHECKING:
@@ -184,9 +184,9 @@ class Bounds(Result):
             if rows.any()
         ]
         remedies = [
-            estimator.remedy
-            for estimator in registered_estimators()
-            if estimator.remedy and any(row.name in self._rows for row in estimator.rows)
+            part.remedy
+            for part in registered_parts()
+            if part.remedy and any(row.name in self._rows for row in part.rows)
         ]
         remedy = remedies[0] if remedies else "Use more samples or a better guide."
         return (
@@ -245,8 +245,8 @@ class Bounds(Result):
             "units": "nats per datum",
             "estimates": {name: row.summary() for name, row in self.estimates.items()},
         }
-        for estimator in registered_estimators():
-            values |= estimator.summarize(self)
+        for part in registered_parts():
+            values |= part.summarize(self)
         return values | ({"settings": self.settings} if self.settings else {})
 
     def make_table(self, ks: Sequence[int] | None = None) -> Table:
@@ -279,7 +279,7 @@ class Bounds(Result):
             f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher is "
             f"better",
             str(self.make_table(self.shown_ks if ks is None else ks)),
-            *(estimator.describe(self) for estimator in registered_estimators()),
+            *(part.describe(self) for part in registered_parts()),
             self.warning,
         ]
         return "\n".join(line for line in lines if line)
@@ -355,7 +355,7 @@ class Bounds(Result):
 
 
 def _known_rows() -> list[BoundsRow]:
-    return [row for estimator in registered_estimators() for row in estimator.rows]
+    return [row for part in registered_parts() for row in part.rows]
 
 
 def _merge_columns(
@@ -392,7 +392,7 @@ def _summarize_weights(bounds: Bounds) -> dict[str, Any]:
 
 
 register(
-    Estimator(
+    TablePart(
         order=0,
         rows=(
             BoundsRow("elbo", "ELBO", "lower bound"),

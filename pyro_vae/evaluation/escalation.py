@@ -11,8 +11,8 @@ import torch
 from ..programs.arguments import ProgramInputs
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
-from .estimators import BoundsRow, Estimator, register
 from .importance.adaptive import select_examples
+from .table_parts import BoundsRow, TablePart, register
 
 __all__ = ["merge_escalated", "resolve_annealing", "run_ais"]
 
@@ -78,7 +78,7 @@ def merge_escalated(bounds: Bounds, annealed: Bounds) -> Bounds:
 
 
 register(
-    Estimator(
+    TablePart(
         order=61,
         rows=(BoundsRow("escalated", "log p̂ or AIS", "estimate"),),
         summarize=lambda bounds: (

@@ -7,7 +7,7 @@ from typing import Any
 from ..programs.arguments import ProgramInputs
 from ..programs.audit import unnormalized_sites
 from .bounds import Bounds
-from .estimators import Estimator, register
+from .table_parts import TablePart, register
 
 __all__ = ["normalization_settings"]
 
@@ -29,4 +29,4 @@ def _describe(bounds: Bounds) -> str | None:
     return f"log p(x) is undefined, and no row bounds or estimates it: {causes}."
 
 
-register(Estimator(order=1, describe=_describe))
+register(TablePart(order=1, describe=_describe))

@@ -13,8 +13,8 @@ from ..core.random import Stream, seeded
 from ..programs.arguments import ProgramInputs
 from ..programs.importance_weights import audited_log_weights
 from .bounds import Bounds
-from .estimators import Estimator, register
 from .importance import adaptive
+from .table_parts import TablePart, register
 
 __all__ = ["measure_precision_change"]
 
@@ -74,4 +74,4 @@ def _describe(bounds: Bounds) -> str | None:
     )
 
 
-register(Estimator(order=40, describe=_describe))
+register(TablePart(order=40, describe=_describe))

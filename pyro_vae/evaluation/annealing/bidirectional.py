@@ -24,17 +24,17 @@ from ...programs.particles import ParticleBatch
 from ...programs.sites import prior_predictive_sites
 from ..bounds import Bounds
 from ..bounds_section import plot_bounds
-from ..estimators import BoundsRow, Estimator, register
 from ..evaluator import evaluate
 from ..sections import Picture, Section
 from ..slices import Evaluation
+from ..table_parts import BoundsRow, TablePart, register
 from .path import AnnealingPath, ProgressCallback, TunedSchedule
 from .sampler import Annealing, anneal_in_blocks, estimate_log_mean_weight, run_forward_chains
 
 __all__ = ["BDMC", "bdmc", "simulate_data"]
 
 register(
-    Estimator(order=80, rows=(BoundsRow("upper", "BDMC", "upper bound", gap=("bdmc_gap", "ais")),))
+    TablePart(order=80, rows=(BoundsRow("upper", "BDMC", "upper bound", gap=("bdmc_gap", "ais")),))
 )
 
 

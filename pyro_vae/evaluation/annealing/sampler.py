@@ -23,10 +23,10 @@ from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
 from ..estimates import median_and_worst
-from ..estimators import BoundsRow, Estimator, register
 from ..importance.streaming import check_log_weights
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
+from ..table_parts import BoundsRow, TablePart, register
 from .compiled import compile_path
 from .path import AnnealingPath, ProgressCallback, TunedSchedule, make_annealing_path, run_pilot
 from .schedules import SCHEDULES, make_betas
@@ -271,7 +271,7 @@ def _summarize(bounds: Bounds) -> dict[str, Any]:
 
 
 register(
-    Estimator(
+    TablePart(
         order=60,
         rows=(BoundsRow("ais", "AIS", "lower bound", gap=("ais_gap", "elbo"), unit="chains"),),
         describe=_describe,

@@ -14,7 +14,7 @@ from ...programs.arguments import ProgramInputs
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
 from ..bounds import Bounds
-from ..estimators import Estimator, register
+from ..table_parts import TablePart, register
 from .streaming import khat_threshold
 
 __all__ = ["candidate_sample_counts", "choose_sample_counts", "select_examples"]
@@ -104,4 +104,4 @@ def _describe(bounds: Bounds) -> str | None:
     )
 
 
-register(Estimator(order=20, describe=_describe))
+register(TablePart(order=20, describe=_describe))

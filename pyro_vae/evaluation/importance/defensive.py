@@ -13,7 +13,7 @@ from ...programs.importance_weights import Chunk
 from ...programs.particles import ParticleBatch, guide_scorer, total_log_prob
 from ..bounds import Bounds
 from ..estimates import median_and_worst
-from ..estimators import BoundsRow, Estimator, register
+from ..table_parts import BoundsRow, TablePart, register
 from .psis import ParetoTail, khat_thresholds
 from .streaming import WeightMoments, check_log_weights, inflate_variance
 
@@ -188,7 +188,7 @@ def _summarize(bounds: Bounds) -> dict[str, Any]:
 
 
 register(
-    Estimator(
+    TablePart(
         order=30,
         rows=(BoundsRow("defensive", "log p̂ defensive", "lower bound"),),
         describe=_describe,

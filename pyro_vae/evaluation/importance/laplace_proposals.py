@@ -17,9 +17,9 @@ from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
-from ..estimators import BoundsRow, Estimator, register
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
+from ..table_parts import BoundsRow, TablePart, register
 from .posterior_target import PosteriorTarget
 from .psis import ParetoTail, khat_threshold
 from .streaming import GroupedBound, WeightMoments, check_log_weights, inflate_variance
@@ -371,7 +371,7 @@ def _describe(bounds: Bounds) -> str | None:
 
 
 register(
-    Estimator(
+    TablePart(
         order=50,
         rows=(BoundsRow("laplace", "Laplace", "lower bound", gap=("laplace_gap", "elbo")),),
         describe=_describe,

@@ -28,12 +28,12 @@ from ...programs.unconstrained import (
 from ..annealing.path import ProgressCallback
 from ..annealing.sampler import estimate_log_mean_weight
 from ..bounds import Bounds
-from ..estimators import BoundsRow, Estimator, register
 from ..resumable import compute_in_blocks
+from ..table_parts import BoundsRow, TablePart, register
 
 __all__ = ["reciprocal"]
 
-register(Estimator(order=70, rows=(BoundsRow("reciprocal", "reciprocal", "estimate"),)))
+register(TablePart(order=70, rows=(BoundsRow("reciprocal", "reciprocal", "estimate"),)))
 
 #: Above this number of latent dimensions a fitted density is too far from the posterior.
 _MAX_DIMENSIONS = 5

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..estimators import BoundsRow, Estimator, register
+from ..table_parts import BoundsRow, TablePart, register
 from .discrete import MAX_RARE_VARIANCE
 from .jackknife import MIN_EXACT_WEIGHTS, jackknife_estimate
 from .psis import ParetoTail, khat_threshold
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 register(
-    Estimator(
+    TablePart(
         order=10,
         rows=(
             BoundsRow("psis", "log p̂ PSIS", "estimate"),

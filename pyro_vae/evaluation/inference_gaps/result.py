@@ -11,9 +11,9 @@ import numpy as np
 
 from ..bounds import Bounds
 from ..estimates import Estimate, estimate_mean, finite_or_none
-from ..estimators import BoundsRow, Estimator, register
 from ..results import Result
 from ..sections import Picture, Section, make_figure
+from ..table_parts import BoundsRow, TablePart, register
 from ..tables import Row, Table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PROPOSALS", "Gaps", "make_section", "plot_gap_parts", "select_tightest_bound"]
 
 register(
-    Estimator(
+    TablePart(
         order=50,
         rows=(
             BoundsRow("refitted", "ELBO refitted", "lower bound"),

@@ -1,7 +1,7 @@
-"""Registry of the estimators of log p(x) that add rows and diagnostics to :class:`Bounds`.
+"""Registry of the rows and diagnostics that a file adds to the table of :class:`Bounds`.
 
-A file that computes further columns of :class:`~pyro_vae.evaluation.Bounds` registers an
-:class:`Estimator`: the rows of these columns in the table and the line below it.
+A file that computes further columns of :class:`~pyro_vae.evaluation.Bounds` registers a
+:class:`TablePart`: the rows of these columns in the table and the line below it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BoundsRow", "Estimator", "Role", "register", "registered_estimators"]
+__all__ = ["BoundsRow", "Role", "TablePart", "register", "registered_parts"]
 
 Role = Literal["lower bound", "estimate", "upper bound", "gap"]
 
@@ -36,8 +36,8 @@ class BoundsRow:
 
 
 @dataclass(frozen=True)
-class Estimator:
-    """Rows and diagnostics of an estimator.
+class TablePart:
+    """Rows and diagnostics of an estimator, or a line of diagnostics only.
 
     Attributes:
         order: position in the table; those of the core are below 10.
@@ -54,15 +54,15 @@ class Estimator:
     remedy: str | None = None
 
 
-_estimators: list[Estimator] = []
+_parts: list[TablePart] = []
 
 
-def register(estimator: Estimator) -> None:
-    """Add an estimator to :func:`registered_estimators`."""
-    _estimators.append(estimator)
-    _estimators.sort(key=lambda e: e.order)
+def register(part: TablePart) -> None:
+    """Add a part to :func:`registered_parts`."""
+    _parts.append(part)
+    _parts.sort(key=lambda part: part.order)
 
 
-def registered_estimators() -> tuple[Estimator, ...]:
-    """Return all estimators in the order of the table."""
-    return tuple(_estimators)
+def registered_parts() -> tuple[TablePart, ...]:
+    """Return all parts in the order of the table."""
+    return tuple(_parts)
