@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..bounds import Bounds
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from ..table_parts import BoundsRow, TablePart, register
-from .posterior_target import PosteriorTarget
+from .posterior_target import PosteriorTarget, colour, whiten
 from .psis import ParetoTail, khat_threshold
 from .streaming import GroupedBound, WeightMoments, check_log_weights, inflate_variance
 
@@ -30,16 +30,21 @@ __all__ = ["Laplace", "laplace"]
 _NUM_GUIDE = 8
 #: Samples of the guide among which a start for a second mode is chosen.
 _NUM_STARTS = 64
-#: Factors on the standard deviations of a normal, and their shares of its samples.
-_SCALES = ((1.2, 0.85), (1.6, 0.15))
+#: Share of the samples of a normal that come from its wider component.
+_WIDE_SHARE = 0.1
 #: Share of the samples from the guide: it bounds the weights where the guide has mass.
-_GUIDE_SHARE = 0.1
+_GUIDE_SHARE = 0.05
 #: Maximum number of modes per example, and the distance between two, in standard deviations.
 _MAX_MODES, _MIN_DISTANCE = 4, 2.0
 #: Minimum share of a component.
 _MIN_SHARE = 0.05
 #: Minimum number of samples of a pilot, which decides whether a proposal is adapted.
 _MIN_PILOT = 250
+#: The k̂ of a pilot from which the proposal is adapted: lower than the threshold for reported
+#: samples, as the k̂ of few samples is noisy.
+_PILOT_KHAT = 0.5
+#: Effective samples per number in a covariance at which its moments weigh one half.
+_COVARIANCE_TRUST = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Laplace:
         ValueError: if a number is out of range.
     """
 
-    num_samples: int = 1000
-    num_steps: int = 12
+    num_samples: int = 2000
+    num_steps: int = 10
     num_rounds: int = 3
 
     def __post_init__(self) -> None:
@@ -150,8 +155,9 @@ class _Proposal:
     def create(cls, target: PosteriorTarget, num_steps: int) -> _Proposal:
         start = target.sample_guide(_NUM_GUIDE).mean(0)
         mode, covariance, _ = target.find_modes(start, num_steps)
+        mean, covariance = target.fit_normals(mode, covariance)
         factor = torch.linalg.cholesky(covariance)
-        proposal = cls(target, torch.zeros_like(mode[None, :, 0]), mode[None], factor[None])
+        proposal = cls(target, torch.zeros_like(mean[None, :, 0]), mean[None], factor[None])
         # a narrow mode that no sample hits would leave no trace in k̂
         draws = target.sample_guide(_NUM_STARTS)
         density = target.evaluate(target.log_density, draws)
@@ -192,14 +198,14 @@ class _Proposal:
         """Return samples, ``(K, N, D)``."""
         size, dim = self.means.shape[1:]
         num_guide = max(1, round(_GUIDE_SHARE * count))
-        wide = torch.rand(count - num_guide, 1, 1) < _SCALES[1][1]
-        scales = torch.where(wide, _SCALES[1][0], _SCALES[0][0]).to(self.means)
+        (narrow, _), (wide, share) = _scales(dim)
+        is_wide = torch.rand(count - num_guide, 1, 1) < share
+        scales = torch.where(is_wide, wide, narrow).to(self.means)
         noise = torch.randn(count - num_guide, size, dim).to(self.means) * scales
         chosen = torch.distributions.Categorical(logits=self.log_shares.T).sample((len(noise),))
         v = torch.zeros_like(noise)
         for m, (mean, factor) in enumerate(zip(self.means, self.factors, strict=True)):
-            draw = mean + (factor @ noise[..., None])[..., 0]
-            v = torch.where((chosen == m)[..., None], draw, v)
+            v = torch.where((chosen == m)[..., None], mean + colour(noise, factor), v)
         v = torch.cat([v, self.target.sample_guide(num_guide)])
         # in random order, as the tail and the groups of weights take them to be exchangeable
         return v[torch.randperm(count)]
@@ -213,11 +219,10 @@ class _Proposal:
         dim = v.shape[-1]
         parts = []
         for log_share, mean, factor in zip(self.log_shares, self.means, self.factors, strict=True):
-            noise = torch.linalg.solve_triangular(factor, (v - mean)[..., None], upper=False)
-            square = noise[..., 0].square().sum(-1)
+            square = whiten(v - mean, factor).square().sum(-1)
             log_det = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
             scales = [
-                math.log(share) - square / (2 * s**2) - dim * math.log(s) for s, share in _SCALES
+                math.log(share) - square / (2 * s**2) - dim * math.log(s) for s, share in _scales(dim)
             ]
             constant = log_det + 0.5 * dim * math.log(2 * math.pi)
             normal = torch.stack(scales).logsumexp(0) - constant + log_share
@@ -225,18 +230,20 @@ class _Proposal:
         guide = self.target.evaluate(self.target.guide_log_prob, v)
         return torch.stack([*parts, guide + math.log(_GUIDE_SHARE)])
 
-    def weigh(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return samples, their log weights ``(K, N)``, and :meth:`log_probs`."""
+    def log_prob(self, v: Tensor) -> Tensor:
+        """Return the log-density, ``(K, N)``."""
+        return self.log_probs(v).logsumexp(0)
+
+    def weigh(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return samples and their log weights, ``(K, N)``."""
         v = self.sample(count)
-        log_q = self.log_probs(v)
-        return v, self.target.evaluate(self.target.log_density, v) - log_q.logsumexp(0), log_q
+        return v, self.target.evaluate(self.target.log_density, v) - self.log_prob(v)
 
     def distances(self, v: Tensor) -> Tensor:
         """Return the distance to the nearest mean in standard deviations, ``(K, N)``."""
         distances = []
         for log_share, mean, factor in zip(self.log_shares, self.means, self.factors, strict=True):
-            noise = torch.linalg.solve_triangular(factor, (v - mean)[..., None], upper=False)
-            distance = noise[..., 0].square().mean(-1).sqrt()
+            distance = whiten(v - mean, factor).square().mean(-1).sqrt()
             distances.append(torch.where(log_share > -math.inf, distance, math.inf))
         return torch.stack(distances).amin(0)
 
@@ -262,7 +269,7 @@ class _Proposal:
             factors=torch.cat([self.factors, factor[None]]),
         )
 
-    def adapt(self, v: Tensor, log_w: Tensor, log_q: Tensor) -> _Proposal:
+    def adapt(self, v: Tensor, log_w: Tensor) -> _Proposal:
         """Return the mixture after a step of M-PMC, shrunk towards this one.
 
         Large weights are truncated at their mean times √K (Ionides, 2008), which bounds the
@@ -270,18 +277,20 @@ class _Proposal:
         """
         count, dim = len(v), v.shape[-1]
         weights = log_w.softmax(0).clamp(max=count**-0.5)
-        responsibilities = log_q.softmax(0)[:-1]
+        responsibilities = self.log_probs(v).softmax(0)[:-1]
         masses, means, factors = [], [], []
         for r, mean, factor in zip(responsibilities, self.means, self.factors, strict=True):
             part = weights * r
             mass = part.sum(0)
             shares = part / mass.clamp(min=1e-30)
             ess = 1 / shares.square().sum(0).clamp(min=1e-30)
-            trust = torch.where(mass > 1e-3, ess / (ess + 2 * dim), 0.0)[:, None]
+            ess = torch.where(mass > 1e-3, ess, 0.0)[:, None]
+            # a covariance has D (D + 1) / 2 numbers, a mean D
+            trust = ess / (ess + dim)
             centre = trust * torch.einsum("kn,knd->nd", shares, v) + (1 - trust) * mean
             deviation = v - centre
             moments = torch.einsum("kn,knd,kne->nde", shares, deviation, deviation)
-            trust = trust[..., None]
+            trust = (ess / (ess + _COVARIANCE_TRUST * dim * (dim + 1) / 2))[..., None]
             covariance = trust * moments + (1 - trust) * factor @ factor.transpose(1, 2)
             masses.append(mass)
             means.append(centre)
@@ -294,6 +303,18 @@ class _Proposal:
             means=torch.stack(means),
             factors=torch.stack(factors),
         )
+
+
+def _scales(dim: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the factors on the standard deviations of a normal, and their shares of its samples.
+
+    Weights of a normal have lighter tails if it is wider than the posterior. A factor s costs an
+    ESS that depends on D (s² − 1)², so it shrinks with the number D of dimensions.
+    """
+    return (
+        (1 + min(0.3, 0.67 / math.sqrt(dim)), 1 - _WIDE_SHARE),
+        (1 + min(1.0, 2.2 / math.sqrt(dim)), _WIDE_SHARE),
+    )
 
 
 def _best(v: Tensor, score: Tensor) -> Tensor:
@@ -310,32 +331,76 @@ def _limit_shares(log_shares: Tensor) -> Tensor:
 
 def _estimate(target: PosteriorTarget, settings: Laplace, start: int) -> dict[str, Tensor]:
     """Return the columns of :func:`laplace` for a block of examples."""
+    proposal, rounds = _adapt_proposal(target, settings)
+    _, log_w = proposal.weigh(settings.num_samples)
+    columns = _summarize_weights(log_w.double().cpu(), start)
+    modes = (proposal.log_shares > -math.inf).sum(0).double().cpu()
+    return columns | {"laplace_round": rounds, "laplace_modes": modes}
+
+
+def _adapt_proposal(target: PosteriorTarget, settings: Laplace) -> tuple[_Proposal, Tensor]:
+    """Return the proposal, and the number of adaptations of each example, ``(N,)``."""
     proposal = _Proposal.create(target, settings.num_steps)
     size = len(target.scale)
-    pilot = max(_MIN_PILOT, settings.num_samples // 4)
     rounds = torch.zeros(size)
     remaining = torch.arange(size)
+    part = proposal
+    history: list[_Pilot] = []
+    count = max(_MIN_PILOT, settings.num_samples // 4)
     for index in range(settings.num_rounds):
-        rows = remaining.to(target.scale.device)
-        part = proposal.select(rows)
-        count = pilot * 2**index  # more samples for the few that remain
-        v, log_w, log_q = part.weigh(count)
-        tail = ParetoTail(count, len(rows))
-        tail.update(log_w.double().cpu())
-        bad = (~(tail.khat < khat_threshold(count))).nonzero()[:, 0]
+        pilot = _Pilot.draw(part, count)
+        bad = (~(pilot.khat < _PILOT_KHAT)).nonzero()[:, 0]
         if not len(bad):
             break
         remaining = remaining[bad]
         rounds[remaining] = index + 1
-        bad = bad.to(rows.device)
+        bad = bad.to(target.scale.device)
         part = part.select(bad)
-        v, log_w, log_q = v[:, bad], log_w[:, bad], log_q[:, :, bad]
-        adapted = part.adapt(v, log_w, log_q).add_mode(_best(v, log_w), settings.num_steps)
-        proposal = proposal.update(rows[bad], adapted)
-    _, log_w, _ = proposal.weigh(settings.num_samples)
-    columns = _summarize_weights(log_w.double().cpu(), start)
-    modes = (proposal.log_shares > -math.inf).sum(0).double().cpu()
-    return columns | {"laplace_round": rounds, "laplace_modes": modes}
+        history = [old.select(bad) for old in [*history, pilot]]
+        v, log_w = _Pilot.pool(history)
+        best = history[-1].v, history[-1].log_w
+        part = part.adapt(v, log_w).add_mode(_best(*best), settings.num_steps)
+        proposal = proposal.update(remaining.to(bad.device), part)
+        count *= 2  # more samples for the few that remain
+    return proposal, rounds
+
+
+@dataclass(frozen=True)
+class _Pilot:
+    """Samples ``(K, N, D)`` of a proposal, with log p(x, v) and log weights, ``(K, N)``."""
+
+    proposal: _Proposal
+    v: Tensor
+    log_p: Tensor
+    log_w: Tensor
+
+    @classmethod
+    def draw(cls, proposal: _Proposal, count: int) -> _Pilot:
+        v, log_w = proposal.weigh(count)
+        return cls(proposal, v, log_w + proposal.log_prob(v), log_w)
+
+    @property
+    def khat(self) -> Tensor:
+        tail = ParetoTail(*self.log_w.shape)
+        tail.update(self.log_w.double().cpu())
+        return tail.khat
+
+    def select(self, rows: Tensor) -> _Pilot:
+        parts = (part[:, rows] for part in (self.v, self.log_p, self.log_w))
+        return _Pilot(self.proposal.select(rows), *parts)
+
+    @staticmethod
+    def pool(pilots: Sequence[_Pilot]) -> tuple[Tensor, Tensor]:
+        """Return all samples, and their log weights as samples of the mixture of the proposals.
+
+        References:
+            Adaptive Multiple Importance Sampling (Cornuet et al., 2012).
+            https://arxiv.org/abs/0907.1254
+        """
+        v = torch.cat([pilot.v for pilot in pilots])
+        log_q = [math.log(len(pilot.v) / len(v)) + pilot.proposal.log_prob(v) for pilot in pilots]
+        log_p = torch.cat([pilot.log_p for pilot in pilots])
+        return v, log_p - torch.stack(log_q).logsumexp(0)
 
 
 def _summarize_weights(log_w: Tensor, start: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from ...programs.particles import (
 )
 from ...programs.unconstrained import flatten_sites, unconstrained_posterior, unflatten_sites
 
-__all__ = ["PosteriorTarget"]
+__all__ = ["PosteriorTarget", "colour", "whiten"]
 
 #: Samples of the prior for the scale of each latent.
 _NUM_PRIOR = 64
@@ -33,6 +33,12 @@ _MIN_CURVATURE = 0.3
 _DAMPING, _SHRINK, _GROW = 0.3, 0.2, 5.0
 #: Newton's method ends for an example when a step gains less, in nats.
 _MIN_GAIN = 1e-3
+#: Number of dimensions up to which Hessians are exact, and the rank of their approximation.
+_MAX_EXACT, _RANK = 100, 50
+#: Steps of the variational fit, samples whose curvature is averaged, and samples of the ELBO.
+_NUM_FITS, _NUM_CURVATURES, _NUM_CHECK = 3, 8, 64
+#: Longest step of the variational fit, in standard deviations per dimension.
+_MAX_STEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -128,27 +134,40 @@ class PosteriorTarget:
         with torch.no_grad():
             return torch.cat([function(part) for part in v.split(count)])
 
-    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(
+        self, v: Tensor, function: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the gradient, ``(N, D)``, and the negative Hessian, ``(N, D, D)``, at ``(N, D)``.
 
-        Examples are independent, so the gradient of one component of the gradient, summed over
-        the examples, is a row of each Hessian. One particle per component gives many rows at once.
+        Examples are independent, so the gradient of a combination of the components of the
+        gradient, summed over the examples, is a combination of the rows of each Hessian. One
+        particle per combination gives many at once. For up to 100 dimensions these are all rows.
+        For more, the Hessian is that of the prior's scale, −1, plus a term of rank 50 from random
+        combinations (Nyström's approximation): most of many latents are hardly used, so their
+        posterior is close to the prior.
+
+        Arguments:
+            v: the points.
+            function: the log-density; :attr:`log_density` by default.
         """
         size, dim = v.shape
-        rows = []
+        function = function or self.log_density
+        is_low_rank = dim > _MAX_EXACT
+        directions = torch.randn(_RANK, dim) if is_low_rank else torch.eye(dim)
+        directions = directions.to(v)
+        products = []
         gradient = torch.empty(0)
-        count = max(1, self.max_pairs // (4 * size))
-        for first in range(0, dim, count):
-            index = torch.arange(first, min(first + count, dim), device=v.device)
+        for part in directions.split(max(1, self.max_pairs // (4 * size))):
             with torch.enable_grad():
-                copies = v.expand(len(index), size, dim).clone().requires_grad_()
-                total = self.log_density(copies).sum()
+                copies = v.expand(len(part), size, dim).clone().requires_grad_()
+                total = function(copies).sum()
                 (gradient,) = torch.autograd.grad(total, copies, create_graph=True)
-                picked = gradient[torch.arange(len(index), device=v.device), :, index].sum()
-                (row,) = torch.autograd.grad(picked, copies)
-            rows.append(row)
-        hessian = torch.cat(rows).movedim(0, 1)
-        return gradient[0].detach(), -(hessian + hessian.transpose(1, 2)) / 2
+                picked = torch.einsum("knd,kd->", gradient, part)
+                (product,) = torch.autograd.grad(picked, copies)
+            products.append(product)
+        rows = -torch.cat(products).movedim(0, 1)
+        curvature = _nystrom(rows, directions) if is_low_rank else rows
+        return gradient[0].detach(), (curvature + curvature.transpose(1, 2)) / 2
 
     def find_modes(self, v: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return modes, ``(N, D)``, covariances there, and the log-densities at the modes.
@@ -177,6 +196,91 @@ class PosteriorTarget:
         eigenvalues, basis = _decompose(curvature)
         covariance = basis @ torch.diag_embed(1 / eigenvalues) @ basis.transpose(1, 2)
         return v, covariance, value
+
+    def fit_normals(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means ``(N, D)`` and covariances of normals that are closer to the posteriors.
+
+        At the normal closest to the posterior in KL(normal ‖ posterior), the mean of the gradient
+        is zero and the mean of the negative Hessian is the inverse covariance (Opper and
+        Archambeau, 2009, equations 9 and 10). Newton steps towards it use the mean over a few
+        samples. A step that does not increase the ELBO of an example is undone.
+
+        The curvature at the mode describes a point; its mean describes the region with the mass.
+
+        References:
+            The Variational Gaussian Approximation Revisited (Opper and Archambeau, 2009).
+            https://doi.org/10.1162/neco.2008.08-07-592
+        """
+        check = _antithetic(_NUM_CHECK, mean)
+        bound = self._elbo(mean, covariance, check)
+        total = torch.zeros_like(covariance)
+        for index in range(_NUM_FITS):
+            gradient, curvature = torch.zeros_like(mean), torch.zeros_like(covariance)
+            factor = torch.linalg.cholesky(covariance)
+            for noise in colour(_antithetic(_NUM_CURVATURES, mean), factor):
+                parts = self.derivatives(mean + noise)
+                gradient += parts[0].nan_to_num() / _NUM_CURVATURES
+                curvature += parts[1].nan_to_num() / _NUM_CURVATURES
+            # the first samples are those of the Laplace approximation: later ones are better
+            total = curvature if index <= 1 else total + (curvature - total) / index
+            eigenvalues, basis = _decompose(total)
+            step = (basis.transpose(1, 2) @ gradient[..., None])[..., 0] / eigenvalues
+            length = (step.square() * eigenvalues).mean(-1, keepdim=True).sqrt()
+            step = step * (_MAX_STEP / length.clamp(min=_MAX_STEP))
+            new_mean = mean + (basis @ step[..., None])[..., 0]
+            inverse = basis @ torch.diag_embed(1 / eigenvalues) @ basis.transpose(1, 2)
+            new_bound = self._elbo(new_mean, inverse, check)
+            improved = new_bound > bound
+            bound = torch.where(improved, new_bound, bound)
+            mean = torch.where(improved[:, None], new_mean, mean)
+            covariance = torch.where(improved[:, None, None], inverse, covariance)
+        return mean, covariance
+
+    def _elbo(self, mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
+        """Return the ELBO of normals up to a constant, ``(N,)``, from given noise ``(S, N, D)``."""
+        factor = torch.linalg.cholesky(covariance)
+        v = mean + colour(noise, factor)
+        entropy = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
+        return self.evaluate(self.log_density, v).mean(0) + entropy
+
+
+def colour(noise: Tensor, factor: Tensor) -> Tensor:
+    """Return Cholesky factors ``(N, D, D)`` times vectors ``(K, N, D)``."""
+    # one matrix product per example, not one per vector
+    return (noise.transpose(0, 1) @ factor.transpose(1, 2)).transpose(0, 1)
+
+
+def whiten(v: Tensor, factor: Tensor) -> Tensor:
+    """Return the inverse of Cholesky factors ``(N, D, D)`` times vectors ``(K, N, D)``."""
+    return torch.linalg.solve_triangular(factor, v.movedim(0, 2), upper=False).movedim(2, 0)
+
+
+def _antithetic(count: int, like: Tensor) -> Tensor:
+    """Return standard normal noise ``(count, N, D)`` that adds up to zero."""
+    half = torch.randn(count // 2, *like.shape).to(like)
+    return torch.cat([half, -half])
+
+
+def _nystrom(products: Tensor, directions: Tensor) -> Tensor:
+    """Return I plus the Nyström approximation of A − I, from products of A with directions.
+
+    Arguments:
+        products: A times each direction, ``(N, R, D)``.
+        directions: ``(R, D)``.
+    """
+    dim = directions.shape[1]
+    # orthogonal directions, for a well-conditioned core
+    _, triangular = torch.linalg.qr(directions.T)
+    products = torch.linalg.solve_triangular(triangular.T, products, upper=False)
+    directions = torch.linalg.solve_triangular(triangular.T, directions, upper=False)
+    excess = products - directions
+    core = excess @ directions.T
+    eigenvalues, basis = torch.linalg.eigh((core + core.transpose(1, 2)) / 2)
+    largest = eigenvalues.abs().amax(-1, keepdim=True).clamp(min=1e-6)
+    inverse = torch.where(eigenvalues.abs() > 1e-4 * largest, 1 / eigenvalues, 0.0)
+    rotated = basis.transpose(1, 2) @ excess
+    low_rank = rotated.transpose(1, 2) @ (inverse[..., None] * rotated)
+    return torch.eye(dim).to(products) + low_rank
 
 
 def _decompose(curvature: Tensor) -> tuple[Tensor, Tensor]:
