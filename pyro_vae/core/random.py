@@ -94,6 +94,8 @@ class Stream(IntEnum):
     PARAMETERS = 4_000_000_034
     #: Laplace proposals and their samples.
     LAPLACE = 4_000_000_035
+    #: Curvatures that predict the tail of the weights of the guide's samples.
+    TAIL_INDEX = 4_000_000_036
 
 
 def check_seed(seed: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.random import Stream
 from ...core.validation import non_negative_int, positive_int
+from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.inputs import AnyData, AnyProgram, prepare
@@ -24,7 +25,7 @@ from .posterior_target import PosteriorTarget, colour, whiten
 from .psis import ParetoTail, khat_threshold
 from .streaming import GroupedBound, WeightMoments, check_log_weights, inflate_variance
 
-__all__ = ["Laplace", "laplace"]
+__all__ = ["Laplace", "laplace", "predict_tail_index", "sample_posteriors"]
 
 #: Samples of the guide whose mean is the initial value.
 _NUM_GUIDE = 8
@@ -122,7 +123,7 @@ def laplace(
         columns = compute_in_blocks(
             compute,
             len(inputs.x),
-            block=max(1, min(100, max_chain_pairs(inputs.x) // 16)),
+            block=_block_size(inputs),
             entropy=(seed, Stream.LAPLACE),
             progress=progress,
             desc="Laplace",
@@ -133,6 +134,55 @@ def laplace(
         seed=seed,
         settings={"laplace": asdict(settings), **normalization_settings(inputs)},
     )
+
+
+def sample_posteriors(inputs: ProgramInputs, settings: Laplace) -> tuple[dict[str, Tensor], Tensor]:
+    """Return weighted samples of each posterior: latents by site, and log weights.
+
+    To be called in :func:`~pyro_vae.programs.context.evaluating`, with few examples at a time.
+
+    Returns:
+        The latents ``(K, N, *event)`` by site, and log p(x, z) − log proposal, ``(K, N)``.
+
+    Raises:
+        ValueError: as for :func:`laplace`.
+    """
+    target = PosteriorTarget.create(inputs)
+    v, log_w = _adapt_proposal(target, settings)[0].weigh(settings.num_samples)
+    return target.constrain(v), log_w
+
+
+def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) -> Tensor:
+    """Return the tail index of the weights of the guide's samples, as normals predict it, ``(N,)``.
+
+    If q and the posterior are normals, the weights p(x, z)/q(z|x) have a tail of index
+    1 − λ, where λ is the smallest ratio of precisions, the posterior's to q's, in any direction.
+    Unlike k̂ it needs no sample of the tail: a q that is too narrow never draws the samples from
+    which k̂ would see it. Negative where q is wider than the posterior in every direction; NaN if
+    the guide can only score its own samples.
+
+    Raises:
+        ValueError: as for :func:`laplace`.
+    """
+
+    def compute(rows: slice, advance: Callable[[float], None]) -> Mapping[str, Tensor]:
+        target = PosteriorTarget.create(inputs.select(rows))
+        if not target.has_guide:
+            return {"index": torch.full((len(target.scale),), math.nan)}
+        start = target.sample_guide(_NUM_GUIDE).mean(0)
+        mode, covariance, _ = target.find_modes(start, settings.num_steps)
+        _, covariance = target.fit_normals(mode, covariance)
+        factor, info = torch.linalg.cholesky_ex(target.guide_precision(start))
+        # its eigenvalues are the ratios of the variances of q to those of the posterior
+        ratios = torch.linalg.cholesky(covariance).inverse() @ factor.inverse().transpose(1, 2)
+        smallest = torch.linalg.svdvals(ratios.nan_to_num())[:, -1].square()
+        return {"index": torch.where(info == 0, 1 - smallest, math.nan).double()}
+
+    with evaluating(inputs.model, inputs.guide):
+        columns = compute_in_blocks(
+            compute, len(inputs.x), block=_block_size(inputs), entropy=(seed, Stream.TAIL_INDEX)
+        )
+    return torch.from_numpy(columns["index"])
 
 
 @dataclass(frozen=True)
@@ -222,7 +272,8 @@ class _Proposal:
             square = whiten(v - mean, factor).square().sum(-1)
             log_det = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
             scales = [
-                math.log(share) - square / (2 * s**2) - dim * math.log(s) for s, share in _scales(dim)
+                math.log(share) - square / (2 * s**2) - dim * math.log(s)
+                for s, share in _scales(dim)
             ]
             constant = log_det + 0.5 * dim * math.log(2 * math.pi)
             normal = torch.stack(scales).logsumexp(0) - constant + log_share
@@ -315,6 +366,10 @@ def _scales(dim: int) -> tuple[tuple[float, float], tuple[float, float]]:
         (1 + min(0.3, 0.67 / math.sqrt(dim)), 1 - _WIDE_SHARE),
         (1 + min(1.0, 2.2 / math.sqrt(dim)), _WIDE_SHARE),
     )
+
+
+def _block_size(inputs: ProgramInputs) -> int:
+    return max(1, min(100, max_chain_pairs(inputs.x) // 16))
 
 
 def _best(v: Tensor, score: Tensor) -> Tensor:

@@ -51,8 +51,10 @@ class PosteriorTarget:
         scale: v times the scale is unconstrained, ``(N, D)``: the prior's standard deviations.
         log_density: maps v to the log-density whose integral is p(x), ``(C, N)``.
         sample_guide: samples v from the guide.
-        guide_log_prob: the log-density of the guide at v, or of the prior if the guide can only
-            score its own samples.
+        guide_log_prob, prior_log_prob: their log-densities at v.
+        has_guide: whether the guide can score other samples than its own. If not, the prior takes
+            its place in ``sample_guide`` and ``guide_log_prob``.
+        constrain: maps v to the latents by site, ``(C, N, *event)``.
     """
 
     inputs: ProgramInputs
@@ -61,6 +63,9 @@ class PosteriorTarget:
     log_density: Callable[[Tensor], Tensor]
     sample_guide: Callable[[int], Tensor]
     guide_log_prob: Callable[[Tensor], Tensor]
+    prior_log_prob: Callable[[Tensor], Tensor]
+    has_guide: bool
+    constrain: Callable[[Tensor], dict[str, Tensor]]
 
     @classmethod
     def create(
@@ -115,6 +120,9 @@ class PosteriorTarget:
             log_density,
             lambda count: flatten_sites(sample(source, count)) / unit,
             log_prob,
+            prior_log_prob,
+            source is guide,
+            lambda v: jacobian(v)[0],
         )
 
     def select(self, rows: Tensor) -> PosteriorTarget:
@@ -134,30 +142,43 @@ class PosteriorTarget:
         with torch.no_grad():
             return torch.cat([function(part) for part in v.split(count)])
 
-    def derivatives(
-        self, v: Tensor, function: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient, ``(N, D)``, and the negative Hessian, ``(N, D, D)``, at ``(N, D)``.
 
-        Examples are independent, so the gradient of a combination of the components of the
-        gradient, summed over the examples, is a combination of the rows of each Hessian. One
-        particle per combination gives many at once. For up to 100 dimensions these are all rows.
-        For more, the Hessian is that of the prior's scale, −1, plus a term of rank 50 from random
-        combinations (Nyström's approximation): most of many latents are hardly used, so their
+        For more than 100 dimensions, the Hessian is that of the prior, as a diagonal, plus a term
+        of rank 50 (Nyström's approximation): of many latents most are hardly used, and their
         posterior is close to the prior.
+        """
+        if v.shape[1] <= _MAX_EXACT:
+            gradient, curvature = self._products(self.log_density, v, torch.eye(v.shape[1]))
+        else:
+            directions = torch.linalg.qr(torch.randn(v.shape[1], _RANK))[0].T
+            gradient, products = self._products(self.log_density, v, directions)
+            prior = self._diagonal(self.prior_log_prob, v)
+            curvature = _nystrom(products, directions.to(v), prior)
+        return gradient, (curvature + curvature.transpose(1, 2)) / 2
 
-        Arguments:
-            v: the points.
-            function: the log-density; :attr:`log_density` by default.
+    def guide_precision(self, v: Tensor) -> Tensor:
+        """Return the negative Hessian of the guide's log-density at ``(N, D)``, ``(N, D, D)``.
+
+        For more than 100 dimensions it is taken to be diagonal.
+        """
+        if v.shape[1] > _MAX_EXACT:
+            return torch.diag_embed(self._diagonal(self.guide_log_prob, v))
+        precision = self._products(self.guide_log_prob, v, torch.eye(v.shape[1]))[1]
+        return (precision + precision.transpose(1, 2)) / 2
+
+    def _products(
+        self, function: Callable[[Tensor], Tensor], v: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient, and the negative Hessian times each direction, ``(N, R, D)``.
+
+        Examples are independent, so the gradient of the gradient in one direction, summed over the
+        examples, is a product with each Hessian. One particle per direction gives many at once.
         """
         size, dim = v.shape
-        function = function or self.log_density
-        is_low_rank = dim > _MAX_EXACT
-        directions = torch.randn(_RANK, dim) if is_low_rank else torch.eye(dim)
-        directions = directions.to(v)
-        products = []
-        gradient = torch.empty(0)
-        for part in directions.split(max(1, self.max_pairs // (4 * size))):
+        products, gradient = [], torch.empty(0)
+        for part in directions.to(v).split(max(1, self.max_pairs // (4 * size))):
             with torch.enable_grad():
                 copies = v.expand(len(part), size, dim).clone().requires_grad_()
                 total = function(copies).sum()
@@ -165,9 +186,12 @@ class PosteriorTarget:
                 picked = torch.einsum("knd,kd->", gradient, part)
                 (product,) = torch.autograd.grad(picked, copies)
             products.append(product)
-        rows = -torch.cat(products).movedim(0, 1)
-        curvature = _nystrom(rows, directions) if is_low_rank else rows
-        return gradient[0].detach(), (curvature + curvature.transpose(1, 2)) / 2
+        return gradient[0].detach(), -torch.cat(products).transpose(0, 1)
+
+    def _diagonal(self, function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        """Return the negative Hessian, if diagonal, with a lower limit, ``(N, D)``."""
+        _, products = self._products(function, v, torch.ones(1, v.shape[1]))
+        return products[:, 0].clamp(min=_MIN_CURVATURE)
 
     def find_modes(self, v: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return modes, ``(N, D)``, covariances there, and the log-densities at the modes.
@@ -261,26 +285,25 @@ def _antithetic(count: int, like: Tensor) -> Tensor:
     return torch.cat([half, -half])
 
 
-def _nystrom(products: Tensor, directions: Tensor) -> Tensor:
-    """Return I plus the Nyström approximation of A − I, from products of A with directions.
+def _nystrom(products: Tensor, directions: Tensor, base: Tensor) -> Tensor:
+    """Return a diagonal plus the Nyström approximation of the rest of A, from products with A.
 
     Arguments:
         products: A times each direction, ``(N, R, D)``.
-        directions: ``(R, D)``.
+        directions: ``(R, D)``, orthonormal.
+        base: the diagonal, ``(N, D)``.
+
+    References:
+        Revisiting the Nyström Method for Improved Large-Scale Machine Learning (Gittens and
+        Mahoney, 2016). https://arxiv.org/abs/1303.1849
     """
-    dim = directions.shape[1]
-    # orthogonal directions, for a well-conditioned core
-    _, triangular = torch.linalg.qr(directions.T)
-    products = torch.linalg.solve_triangular(triangular.T, products, upper=False)
-    directions = torch.linalg.solve_triangular(triangular.T, directions, upper=False)
-    excess = products - directions
+    excess = products - directions * base[:, None]
     core = excess @ directions.T
     eigenvalues, basis = torch.linalg.eigh((core + core.transpose(1, 2)) / 2)
-    largest = eigenvalues.abs().amax(-1, keepdim=True).clamp(min=1e-6)
-    inverse = torch.where(eigenvalues.abs() > 1e-4 * largest, 1 / eigenvalues, 0.0)
+    smallest = 1e-4 * eigenvalues.abs().amax(-1, keepdim=True)
+    inverse = torch.where(eigenvalues.abs() > smallest, 1 / eigenvalues, 0.0)
     rotated = basis.transpose(1, 2) @ excess
-    low_rank = rotated.transpose(1, 2) @ (inverse[..., None] * rotated)
-    return torch.eye(dim).to(products) + low_rank
+    return torch.diag_embed(base) + rotated.transpose(1, 2) @ (inverse[..., None] * rotated)
 
 
 def _decompose(curvature: Tensor) -> tuple[Tensor, Tensor]:

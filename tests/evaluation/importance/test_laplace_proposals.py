@@ -14,6 +14,9 @@ from linear_gaussian import LinearGaussian
 
 import pyro_vae as pv
 from pyro_vae.evaluation import Laplace, laplace
+from pyro_vae.evaluation.importance.laplace_proposals import predict_tail_index, sample_posteriors
+from pyro_vae.programs.context import evaluating
+from pyro_vae.programs.inputs import prepare
 
 
 def _check(bounds, truth, errors=4.5):
@@ -113,18 +116,53 @@ def test_both_modes_are_found():
 def test_the_mean_weight_is_unbiased():
     # few samples: the mean over repetitions of p̂, not of log p̂, is p(x)
     model, guide, x, truth = _bimodal()
-    values = np.stack(
-        [
-            laplace(
-                (model, guide), x, settings=Laplace(num_samples=20, num_rounds=1), seed=seed
-            ).per_datum["laplace"]
-            for seed in range(100)
-        ]
-    )
-    ratio = np.exp(values - np.asarray(truth))
+    settings = Laplace(num_samples=20, num_rounds=1)
+    bounds = laplace((model, guide), x.repeat(200), settings=settings)
+    ratio = np.exp(bounds.per_datum["laplace"].reshape(200, 4) - np.asarray(truth))
     error = ratio.std(0, ddof=1) / math.sqrt(len(ratio))
     # four comparisons at 4.5 standard errors: false-alarm rate 3e-5
     np.testing.assert_array_less(np.abs(ratio.mean(0) - 1), 4.5 * error)
+
+
+def test_many_latents_need_no_exact_hessian():
+    # 150 latents of which 20 matter: the curvature is that of the prior plus a term of rank 20
+    weight = torch.zeros(60, 150)
+    weight[:, :20] = torch.randn(60, 20, generator=torch.Generator().manual_seed(0)) / 3
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(150), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 150), 1.0).to_event(1))
+
+    covariance = weight @ weight.T + 0.25 * torch.eye(60)
+    truth = torch.distributions.MultivariateNormal(torch.zeros(60), covariance)
+    torch.manual_seed(0)
+    x = truth.sample((5,))
+    bounds = laplace((model, guide), x, settings=Laplace(num_samples=500))
+    _check(bounds, truth.log_prob(x))
+    assert (bounds.per_datum["laplace_khat"] < 0.5).all()
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 2.0])
+def test_the_tail_index_of_a_gaussian_guide(ratio):
+    # log w = (1 − c) t²/2 for a q with c times the variance of the posterior: tail index 1 − c
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = torch.tensor([(ratio / 2) ** 0.5, 1.0, 1.5])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.3, scale).to_event(1))
+
+    inputs = prepare((model, guide), torch.randn(5, 3), (), {}, 0)
+    index = predict_tail_index(inputs, Laplace())
+    np.testing.assert_allclose(index, 1 - min(ratio, 2.0), atol=1e-3)
 
 
 def test_latents_of_several_sites_and_plates():
@@ -195,3 +233,21 @@ def test_discrete_latents_are_refused():
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Laplace(**options)
+
+
+def test_weighted_samples_have_the_moments_of_the_posterior():
+    program = LinearGaussian(3, shift=1.0)
+    x = program.sample(4)
+    inputs = prepare(program, x, (), {}, 0)
+    torch.manual_seed(0)
+    with evaluating(inputs.model, inputs.guide):
+        latents, log_w = sample_posteriors(inputs, Laplace(num_samples=4000))
+    shares = log_w.softmax(0)
+    mean = torch.einsum("kn,knd->nd", shares, latents["z"])
+    deviation = latents["z"] - mean
+    covariance = torch.einsum("kn,knd,kne->nde", shares, deviation, deviation)
+    exact = (x - program.b) @ program.W @ program.covariance / program.s**2
+    # five standard errors for an effective sample size of 1000 and variances of about 0.3
+    torch.testing.assert_close(mean, exact, atol=0.08, rtol=0.0)
+    expected = program.covariance.expand_as(covariance)
+    torch.testing.assert_close(covariance, expected, atol=0.08, rtol=0.0)
