@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -24,6 +25,7 @@ from ...programs.particles import ParticleBatch
 from ...programs.sites import prior_predictive_sites
 from ..bounds import Bounds
 from ..bounds_section import plot_bounds
+from ..chain_errors import add_chain_errors
 from ..evaluator import evaluate
 from ..sections import Picture, Section
 from ..slices import Evaluation
@@ -99,7 +101,12 @@ def bdmc(
         start = schedule.decorrelate(path, exact, annealing.num_chains)
         log_w, _ = schedule.reversed.run(path, start, lambda share: advance(share / 2))
         value, variance, ess = estimate_log_mean_weight(log_w, rows)
-        columns |= {"upper": -value, "upper_variance": variance, "upper_ess": ess}
+        columns |= {
+            "upper": -value,
+            "upper_variance": variance,
+            "upper_ess": ess,
+            "upper_log_weights": log_w.mT,
+        }
         return columns
 
     inputs = prepare(program, x, args, {}, seed)
@@ -107,9 +114,12 @@ def bdmc(
     columns = anneal_in_blocks(
         run, inputs, annealing, stream=Stream.BDMC, name="BDMC", checkpoint=checkpoint, **options
     )
+    columns["bdmc_gap_variance"] = columns["ais_variance"] + columns["upper_variance"]
+    # it is the sum of both biases, not an estimate of zero
+    columns["bdmc_gap_bias"] = np.zeros(len(x))
     bounds = Bounds(
         num_samples=num_samples or annealing.num_chains,
-        per_datum=columns,
+        per_datum=add_chain_errors(add_chain_errors(columns, "ais"), "upper"),
         seed=seed,
         settings={"annealing": asdict(annealing), "simulated": True},
     )

@@ -22,7 +22,8 @@ from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
-from ..estimates import median_and_worst
+from ..chain_errors import MAX_CHAIN_KHAT, add_chain_errors, are_chains_good
+from ..estimates import finite_or_none, median_and_worst
 from ..importance.streaming import check_log_weights
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
@@ -120,7 +121,10 @@ def ais(
 
     Returns:
         :class:`Bounds` with the row ``ais`` and, per example, ``ais_ess``, the effective number
-        of chains, and ``acceptance``, the mean acceptance probability along the path.
+        of chains; ``acceptance``, the mean acceptance probability along the path; ``ais_bias``,
+        the expected value of ``ais`` − log p(x), whose square is part of ``ais_variance``;
+        ``ais_dof``, the degrees of freedom of the variance; and ``ais_khat``, the k̂ of the weights
+        of all chains (see :func:`~pyro_vae.evaluation.chain_errors.add_chain_errors`).
 
     Raises:
         ValueError: if a latent site is discrete or on a sphere; if the chains start at a guide
@@ -145,7 +149,7 @@ def ais(
     )
     return Bounds(
         num_samples=annealing.num_chains,
-        per_datum=columns,
+        per_datum=add_chain_errors(columns, "ais"),
         seed=seed,
         settings={"annealing": asdict(annealing), **normalization_settings(inputs)},
     )
@@ -158,10 +162,16 @@ def run_forward_chains(
     advance: ProgressCallback,
     annealing: Annealing,
 ) -> dict[str, Tensor]:
-    """Return the columns of :func:`ais` for a block of examples."""
+    """Return the columns of :func:`ais` for a block of examples, and its log weights."""
     log_w, acceptance = schedule.run(path, path.sample(annealing.num_chains), advance)
     value, variance, ess = estimate_log_mean_weight(log_w, rows)
-    return {"ais": value, "ais_variance": variance, "ais_ess": ess, "acceptance": acceptance}
+    return {
+        "ais": value,
+        "ais_variance": variance,
+        "ais_ess": ess,
+        "acceptance": acceptance,
+        "ais_log_weights": log_w.mT,
+    }
 
 
 def tune_schedule(path: AnnealingPath, annealing: Annealing) -> TunedSchedule:
@@ -262,12 +272,35 @@ def _describe(bounds: Bounds) -> str | None:
         values = values[~np.isnan(values)]
         if len(values):
             parts.append(f"{label} median {np.median(values):.2f}, worst {values.min():.2f}")
-    return "; ".join(parts)
+    line = "; ".join(parts)
+    if "ais_khat" not in data:
+        return line
+    known = data["ais_dof"] > 0  # false where AIS was not run
+    khat = np.fmax.reduce(data["ais_khat"], initial=-np.inf)
+    if np.isfinite(khat):
+        line += f"; k̂ of all chains {khat:.2f}"
+    if khat >= MAX_CHAIN_KHAT:
+        line += (
+            f"\nAIS: the weights of the chains are too heavy-tailed (k̂ ≥ {MAX_CHAIN_KHAT}) for its "
+            f"standard error to be reliable: use more temperatures, or chains from the prior."
+        )
+    elif bad := int((known & ~are_chains_good(data)).sum()):
+        line += (
+            f"\nAIS: a single chain dominates for {bad} of {known.sum()} examples: use more "
+            f"temperatures or more chains."
+        )
+    return line
 
 
 def _summarize(bounds: Bounds) -> dict[str, Any]:
     data = bounds.per_datum
-    return {n: median_and_worst(data[n], lowest=True) for n in _DIAGNOSTICS if n in data}
+    values: dict[str, Any] = {
+        n: median_and_worst(data[n], lowest=True) for n in _DIAGNOSTICS if n in data
+    }
+    if "ais_khat" in data:
+        values["ais_khat"] = finite_or_none(np.fmax.reduce(data["ais_khat"]))
+        values["ais_unreliable"] = int(((data["ais_dof"] > 0) & ~are_chains_good(data)).sum())
+    return values
 
 
 register(
