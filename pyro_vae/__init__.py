@@ -29,6 +29,7 @@ Evaluation: of these programs, or of any pair (model, guide)
     latents             KL per latent and ELBO surgery, as Latents
     active_units        latents in use, as ActiveUnits
     rate_distortion     rate-distortion curve, as RateDistortion
+    calibration         calibration of q(z|x) and p(x), as Calibration
 
 Run folders of ``pyro-vae fit``
     load                open one as a Run
@@ -71,12 +72,14 @@ from .core.components import Space as Space
 from .evaluation import ActiveUnits as ActiveUnits
 from .evaluation import Annealing as Annealing
 from .evaluation import Bounds as Bounds
+from .evaluation import Calibration as Calibration
 from .evaluation import Gaps as Gaps
 from .evaluation import Latents as Latents
 from .evaluation import RateDistortion as RateDistortion
 from .evaluation import active_units as active_units
 from .evaluation import ais as ais
 from .evaluation import bdmc as bdmc
+from .evaluation import calibration as calibration
 from .evaluation import evaluate as evaluate
 from .evaluation import gaps as gaps
 from .evaluation import latents as latents

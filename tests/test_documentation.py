@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 #: In the order of their commands: docs/command-line trains the runs that other pages use.
-PAGES = ("README", "docs/command-line", "docs/components", "docs/data", "docs/estimators")
+PAGES = (
+    *("README", "docs/command-line", "docs/components", "docs/data", "docs/estimators"),
+    "docs/calibration",
+)
 
 _ANNEALING = [
     "--annealing.num_chains=2",
@@ -30,6 +34,10 @@ FAST_OPTIONS = {
     "bdmc": ["--num-data", "3", "--num-samples", "60", *_ANNEALING],
     "gaps": ["--num-data", "3", "--num-steps", "5", "--num-samples", "60", *_ANNEALING],
     "latents": ["--num-data", "40", "--num-draws", "100"],
+    "calibrate": [
+        *("--num-data", "20", "--num-simulated", "20", "--num-samples", "30"),
+        *("--num-replicates", "10", "--false-alarm-rate", "0.5"),
+    ],
     "rate-distortion": ["--num-data", "3", *_ANNEALING],
 }
 VERBS = {
@@ -126,6 +134,16 @@ def test_estimators_page(trained):
     assert trained["bounds"].estimates["ais"].value > trained["bounds"].elbo
     gap = trained["sandwich"].estimates["bdmc_gap"]
     assert gap.value > -4 * gap.se_monte_carlo
+
+
+def test_calibration_page(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained["data"] = replace(trained["data"], test=trained["data"].test.head(30))
+    check, statistic, plots = blocks("docs/calibration")
+    execute(check, trained, {"300": "20", "1000": "30"})
+    assert trained["result"].verdicts["guide"].keys() > {"z[0]", "z[1]", "tarp"}
+    execute(statistic, trained)
+    execute(plots.replace('"matplotlib"', '"none"'), trained)
 
 
 def commands(page):

@@ -96,6 +96,11 @@ class Stream(IntEnum):
     LAPLACE = 4_000_000_035
     #: Curvatures that predict the tail of the weights of the guide's samples.
     TAIL_INDEX = 4_000_000_036
+    #: Samples of posterior approximations, and replicates of the data, for calibration.
+    CALIBRATION = 4_000_000_040
+    CALIBRATION_PREDICTIVE = 4_000_000_041
+    #: Laplace proposals for calibration.
+    CALIBRATION_LAPLACE = 4_000_000_042
 
 
 def check_seed(seed: int) -> int:

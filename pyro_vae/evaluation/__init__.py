@@ -4,6 +4,8 @@ from .annealing.bidirectional import BDMC, bdmc
 from .annealing.rate_distortion_curve import RATE_DISTORTION, RateDistortion, rate_distortion
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
+from .calibration_checks.estimator import CALIBRATION, calibration
+from .calibration_checks.result import Calibration
 from .evaluator import BOUNDS, evaluate
 from .importance.laplace_proposals import Laplace, laplace
 from .importance.reciprocal_sampling import reciprocal
@@ -18,6 +20,7 @@ __all__ = [
     "ActiveUnits",
     "Annealing",
     "Bounds",
+    "Calibration",
     "Divergences",
     "Evaluation",
     "Gaps",
@@ -28,6 +31,7 @@ __all__ = [
     "active_units",
     "ais",
     "bdmc",
+    "calibration",
     "divergences",
     "evaluate",
     "gaps",
@@ -40,5 +44,6 @@ __all__ = [
 
 #: The evaluations of a run by name, in the order of the command line and of the report.
 EVALUATIONS: dict[str, Evaluation] = {
-    evaluation.name: evaluation for evaluation in (BOUNDS, BDMC, GAPS, LATENTS, RATE_DISTORTION)
+    evaluation.name: evaluation
+    for evaluation in (BOUNDS, BDMC, GAPS, LATENTS, RATE_DISTORTION, CALIBRATION)
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import files
-from .tables import Table
+from .tables import Table, TextTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class Section:
         about: text below the heading.
     """
 
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table | TextTable] = ()
     pictures: Sequence[Picture] = ()
     about: str = ""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .estimates import Estimate
 
-__all__ = ["Row", "Table"]
+__all__ = ["Row", "Table", "TextTable"]
 
 #: Minimum width of the column of labels.
 _MIN_LABEL_WIDTH = 14
@@ -77,6 +77,35 @@ class Table:
             [row.label, *(_format_number(x) for e in row.estimates for x in e), row.note]
             for row in self.rows
         ]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of text; ``str(table)`` is aligned.
+
+    Attributes:
+        head: the names of the columns; that of the first is the head of the labels.
+        cells: the text of each row, one per column.
+    """
+
+    head: Sequence[str]
+    cells: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [self.head, *self.cells]
+        widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                text + " " * (width - _width(text))
+                for text, width in zip(line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows without their text, none of them highlighted."""
+        return [Row(cells[0], ()) for cells in self.cells]
 
 
 def _width(text: str) -> int:

@@ -14,7 +14,7 @@ from run_folders import TINY, assert_error
 
 from pyro_vae import evaluation
 from pyro_vae.cli import app
-from pyro_vae.evaluation import Annealing, Bounds
+from pyro_vae.evaluation import Annealing, Bounds, Calibration, calibration
 from pyro_vae.evaluation.annealing import bidirectional
 from pyro_vae.evaluation.annealing.rate_distortion_curve import RateDistortion, rate_distortion
 from pyro_vae.evaluation.inference_gaps import estimator
@@ -29,6 +29,8 @@ COMMANDS = {
     "bdmc": f"bdmc run --num-data 5 --num-samples 30 --seed 3 {SHORT}",
     "gaps": f"gaps run --num-data 4 --num-samples 30 --num-steps 5 --train --seed 3 {SHORT}",
     "latents": "latents run --num-data 20 --num-samples 4 --num-draws 50 --seed 3",
+    "calibration": "calibrate run --num-data 20 --num-simulated 20 --num-samples 30 "
+    "--num-replicates 10 --posteriors [guide,laplace] --false-alarm-rate 0.5 --seed 3",
     "rate_distortion": f"rate-distortion run --num-data 3 --betas [0.5,1] --seed 3 {SHORT}",
 }
 #: Options of a run of a conditional model.
@@ -128,6 +130,26 @@ def test_rate_distortion(workdir, capsys):
     result = Run("run").read_result()["rate_distortion"]
     assert result["own"]["rate"]["value"] == own.rate
     assert [row["value"] for row in result["rate"]] == curve.rate.tolist()
+
+
+def test_calibrate(workdir, capsys):
+    out = run_command(capsys, "calibration")
+    _, data, vae = Run("run").open()
+    expected = calibration(
+        *(vae, data.test.head(20)),
+        num_simulated=20,
+        num_samples=30,
+        num_replicates=10,
+        posteriors=("guide", "laplace"),
+        false_alarm_rate=0.5,
+        seed=3,
+    )
+    assert out.startswith(f"{expected}\nper-example results: run/calibration.nc")
+    result = Run("run").read_result()["calibration"]
+    assert result["split"] == "test" and result["num_data"] == 20 == result["num_simulated"]
+    verdicts = result["posteriors"]["laplace"]["quantities"]
+    assert {n: v["verdict"] for n, v in verdicts.items()} == expected.verdicts["laplace"]
+    assert str(Calibration.from_netcdf("run/calibration.nc")) == str(expected)
 
 
 def test_results_of_all_commands_are_kept(workdir, capsys):
@@ -278,6 +300,15 @@ BAD = {
     "empty": ("latents empty --split valid", "expected valid data; the run has none: set --split"),
     "one datum": ("latents run --num-data 1", "expected at least 2 .*; got 64 of 1"),
     "draws": ("latents run --num-samples 1", "expected at least 2 samples .*; got 1 of 180"),
+    "simulated": (
+        "calibrate run --num-simulated 3",
+        "expected at least 20 simulated examples, whose ranks .*; got 3",
+    ),
+    "statistics": (
+        "calibrate run --statistics [mean,variance]",
+        "expected statistics to be a list .*",
+    ),
+    "posteriors": ("calibrate run --posteriors [guides]", "expected posteriors to be .*"),
     "betas": ("rate-distortion run --betas [0]", "expected one or more β > 0 and finite; got .*"),
     "no betas": ("rate-distortion run --betas []", "expected one or more β > 0 and finite; got .*"),
     "from the guide": (

@@ -15,6 +15,12 @@ FUNCTIONS = {
     "active_units": {"num_samples": 4},
     "ais": {"annealing": SHORT},
     "bdmc": {"annealing": SHORT, "num_samples": 10},
+    "calibration": {
+        "num_simulated": 20,
+        "num_samples": 10,
+        "num_replicates": 5,
+        "false_alarm_rate": 0.5,
+    },
     "divergences": {"num_samples": 4},
     "evaluate": {"num_samples": 10},
     "gaps": {"annealing": None, "richer": None, "num_steps": 2, "num_samples": 30},
@@ -28,7 +34,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_model_and_guide_may_be_separate_arguments(name):
     program, options = LinearGaussian(2), FUNCTIONS[name]
-    x, function = program.sample(6), getattr(evaluation, name)
+    x, function = program.sample(20), getattr(evaluation, name)
     expected = str(function(program, x, **options))
     assert str(function((program.model, program.guide), x, **options)) == expected
     assert str(function(program.model, program.guide, x, **options)) == expected

@@ -8,6 +8,7 @@ import math
 import re
 
 import matplotlib.colors
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from pyro_vae.cli.app import main
 from pyro_vae.evaluation import EVALUATIONS, Bounds, RateDistortion
 from pyro_vae.evaluation.annealing.rate_distortion_curve import plot_rate_distortion
 from pyro_vae.evaluation.bounds_section import plot_bounds
+from pyro_vae.evaluation.calibration_checks.section import plot_ranks
+from pyro_vae.evaluation.calibration_checks.uniformity import make_band
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.inference_gaps.result import plot_gap_parts
 from pyro_vae.evaluation.latent_diagnostics.summary import plot_latent_units
@@ -50,6 +53,11 @@ def evaluated(run) -> Run:
     run_command(f"gaps RUN --num-data 5 --num-samples 50 --num-steps 5 --train {SHORT}", run)
     run_command("latents RUN --num-data 30 --num-samples 4 --num-draws 50", run)
     run_command(f"rate-distortion RUN --num-data 4 --betas [0.5,1] {SHORT}", run)
+    run_command(
+        "calibrate RUN --num-data 20 --num-simulated 20 --num-samples 30 --num-replicates 10 "
+        "--false-alarm-rate 0.5",
+        run,
+    )
     run_command("report RUN", run)
     return run
 
@@ -68,7 +76,7 @@ def cells(page: str, name: str) -> list[list[str]]:
 def test_missing_diagnostics_are_listed_with_their_commands(evaluated):
     page = text((evaluated.folder / "before.html").read_text(encoding="utf-8"))
     line = next(line for line in page.splitlines() if line.startswith('<p class="lead">Not'))
-    commands = ("bdmc", "gaps", "latents", "rate-distortion")
+    commands = ("bdmc", "gaps", "latents", "rate-distortion", "calibrate")
     assert re.findall(r"<code>(.*?)</code>", line) == [
         f"pyro-vae {command} {evaluated.folder}" for command in commands
     ]
@@ -103,6 +111,11 @@ def test_all_results_are_on_the_page(evaluated):
         assert row == [*(f"{value:.3f}" for value in both), f"ESS {curve['ess'][i]:.2f}"]
     (own,) = cells(page, "q itself")
     assert own[0] == f"{curve['own']['rate']['value']:.3f}"
+    verdicts = result["calibration"]["posteriors"]
+    latent = [verdicts[name]["quantities"]["z[0]"]["verdict"] for name in verdicts]
+    assert latent in cells(page, "z[0]")
+    statistics = result["calibration"]["predictive"]
+    assert [statistics[n]["sd"]["verdict"] for n in ("loo", "posterior")] in cells(page, "sd")
     assert "6 simulated examples." in page and "5 test examples." in page
 
 
@@ -112,6 +125,8 @@ def test_pictures_are_in_the_page_and_in_the_folder(evaluated):
     assert sorted(inline) == sorted(f.read_bytes() for f in evaluated.figures.iterdir())
     names = {file.stem for file in evaluated.figures.iterdir()}
     assert {"ladder", "bdmc", "gaps", "units-z", "rate-distortion"} <= names
+    ranks = {"ranks-guide", "ranks-resampled", "ranks-laplace"}
+    assert ranks | {"predictive-loo", "predictive-posterior"} <= names
 
 
 def test_bdmc_gap_is_in_the_caption(evaluated):
@@ -164,6 +179,21 @@ def test_gap_parts_are_stacked():
     assert texts == ["2.00\n± 0.10", "-0.10\n± 0.10", "1.50\n± 0.10", "1.00\n± 0.10"]
     legend = [t.get_text() for t in figure.legends[0].get_texts()]
     assert legend[1] == "approximation, closed by Richer"
+
+
+def test_ranks_that_deviate_most_are_plotted_beside_their_band():
+    random = np.random.default_rng(0)
+    columns = {f"z[{i}]": random.uniform(size=50) for i in range(14)}
+    columns["z[5]"] = columns["z[5]"] / 3
+    band = make_band(50, 0.5)
+    figure = plot_ranks(columns, band)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert len(panels) == 12 and "z[5]" in panels
+    path = panels["z[5]"].collections[0].get_paths()[0].vertices
+    assert path[:, 1].max() == pytest.approx((band.upper - band.points).max())
+    drawn = panels["z[5]"].lines[0].get_ydata()
+    assert np.nanmax(drawn) == pytest.approx(2 / 3, abs=0.1)
+    assert not plt.get_fignums()
 
 
 def test_units_are_sorted_by_their_kl_and_coloured_by_activity():

@@ -1,0 +1,1 @@
+"""Calibration of posterior approximations and of predictive distributions."""

@@ -1,0 +1,388 @@
+"""Ranks of simulated latents among samples of each posterior approximation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...core.random import Stream
+from ...programs.arguments import ProgramInputs
+from ...programs.base import empty_program, trace_sites
+from ...programs.chunking import max_chain_pairs, max_streamed_pairs
+from ...programs.context import evaluating
+from ...programs.importance_weights import find_layout, stream_particles
+from ...programs.particles import (
+    Layout,
+    UnscorableError,
+    guide_log_prob_at,
+    log_probs_at,
+    run_particles,
+    total_log_prob,
+)
+from ...programs.unconstrained import check_not_circular, flatten_sites, site_transforms
+from ..importance.laplace_proposals import Laplace, sample_posteriors
+from ..importance.psis import ParetoTail
+from ..importance.streaming import check_log_weights
+
+__all__ = [
+    "POSTERIORS",
+    "QUANTITIES",
+    "PosteriorName",
+    "Ranks",
+    "no_laplace_reason",
+    "rank_simulated",
+    "weighted_ranks",
+]
+
+#: Name of a posterior approximation.
+PosteriorName = Literal["guide", "resampled", "laplace"]
+#: All posterior approximations.
+POSTERIORS: tuple[PosteriorName, ...] = ("guide", "resampled", "laplace")
+#: Names of the quantities besides the latents.
+QUANTITIES = ("log_likelihood", "log_joint", "log_q", "tarp")
+#: Relative and absolute difference up to which computed quantities count as equal. Rounding
+#: depends on the shape of a batch, and would break the ties of discrete latents in one direction.
+_RTOL, _ATOL = 1e-5, 1e-5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of N simulated examples among samples of a posterior approximation, in [0, 1].
+
+    Attributes:
+        latents: by site, ``(N, *rest)``.
+        quantities: ``log_likelihood``, log p(x|z); ``log_joint``, log p(x, z); ``log_q``,
+            log q(z|x), of the guide only; ``tarp``, the distance from a reference point, each
+            ``(N,)``.
+        ess: effective sample size of the weights, ``(N,)``; empty for unweighted samples.
+        khat: k̂ of the weights, ``(N,)``; empty for unweighted samples.
+    """
+
+    latents: Mapping[str, np.ndarray]
+    quantities: Mapping[str, np.ndarray]
+    ess: np.ndarray = field(default_factory=lambda: np.empty(0))
+    khat: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.quantities["log_joint"])
+
+    @property
+    def is_weighted(self) -> bool:
+        return len(self.ess) > 0
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """All ranks by name, each ``(N,)``; those of a latent are ``site[index]``."""
+        columns = {}
+        for site, values in self.latents.items():
+            for index in np.ndindex(values.shape[1:]):
+                label = f"{site}[{', '.join(map(str, index))}]" if index else site
+                columns[label] = values[:, *index]
+        return {**columns, **self.quantities}
+
+    @property
+    def levels(self) -> dict[str, np.ndarray]:
+        """The levels of the smallest credible regions that contain the simulated latents.
+
+        Returns:
+            ``hpd``: of the region of highest density, log q(z|x) of the guide and log p(x, z) of
+            weighted samples; not for a guide that only scores its own samples. ``tarp``: of the
+            central interval of the distances from the reference point. Each ``(N,)``.
+        """
+        density = self.quantities.get("log_joint" if self.is_weighted else "log_q")
+        levels = {} if density is None else {"hpd": 1 - density}
+        return {**levels, "tarp": np.abs(2 * self.quantities["tarp"] - 1)}
+
+
+class _Samples(NamedTuple):
+    """K samples of a posterior approximation for each of n examples.
+
+    Attributes:
+        latents: by site, ``(K, n, *rest)``.
+        terms: ``log_likelihood``, ``log_joint`` and possibly ``log_q``, each ``(K, n)``.
+    """
+
+    latents: dict[str, Tensor]
+    terms: dict[str, Tensor]
+
+
+class _Block(NamedTuple):
+    """Weighted samples of the guide for a block of examples.
+
+    Attributes:
+        rows: the examples.
+        inputs: the program with these examples.
+        layout: the layout of the particles.
+        samples: the samples.
+        log_weights: log p(x, z) − log q(z|x), ``(K, n)``.
+    """
+
+    rows: slice
+    inputs: ProgramInputs
+    layout: Layout
+    samples: _Samples
+    log_weights: Tensor
+
+
+def rank_simulated(
+    inputs: ProgramInputs,
+    simulated: Mapping[str, Tensor],
+    *,
+    posteriors: Sequence[PosteriorName],
+    num_samples: int,
+    laplace: Laplace,
+    seed: int,
+    progress: bool = False,
+) -> dict[PosteriorName, Ranks]:
+    """Rank simulated latents among the samples of posterior approximations.
+
+    Arguments:
+        inputs: the program with the simulated data, in normal form.
+        simulated: the latents from which the data were simulated, ``(1, N, *rest)`` by site.
+        posteriors: ``guide`` and ``resampled``: samples of the guide without and with their
+            importance weights; ``laplace``: weighted samples of a Laplace approximation.
+        num_samples: the number K of samples of each posterior.
+        laplace: settings of the Laplace approximation.
+        seed: the random seed.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if a weight is NaN, or if a site has the name of another quantity.
+    """
+    sites = _tested_sites(inputs, simulated)
+    flat = flatten_sites({n: simulated[n].double() for n in sites})[0]
+    scale = torch.where(flat.std(0) > 0, flat.std(0), 1.0)
+    parts: dict[PosteriorName, list[Ranks]] = {name: [] for name in posteriors}
+    sources: tuple[tuple[Stream, Generator[_Block], tuple[PosteriorName, ...]], ...] = (
+        (Stream.CALIBRATION, _sample_guide(inputs, num_samples), ("guide", "resampled")),
+        (
+            Stream.CALIBRATION_LAPLACE,
+            _sample_laplace(inputs, replace(laplace, num_samples=num_samples)),
+            ("laplace",),
+        ),
+    )
+    for stream, blocks, kinds in sources:
+        names: list[PosteriorName] = [name for name in kinds if name in parts]
+        if not names:
+            continue
+        label = "Laplace" if "laplace" in names else "ranks"
+        bar = tqdm(total=len(inputs.x), desc=label, disable=not progress, dynamic_ncols=True)
+        with evaluating(inputs.model, inputs.guide, seed=seed, stream=stream), bar, closing(blocks):
+            for block in blocks:
+                check_log_weights(block.log_weights, block.rows.start)
+                ranker = _Ranker.create(block, simulated, sites, scale)
+                for name in names:
+                    log_w = None if name == "guide" else block.log_weights
+                    parts[name].append(ranker.rank(block.samples, log_w))
+                bar.update(block.rows.stop - block.rows.start)
+    return {name: _concatenate(blocks) for name, blocks in parts.items()}
+
+
+def no_laplace_reason(inputs: ProgramInputs) -> str | None:
+    """Return why a program has no Laplace approximation, or ``None``."""
+    model, _, x, args, kwargs = inputs
+    with evaluating(model):
+        sites = trace_sites(model, x, *args, **kwargs)
+        if noise := [name for name, site in sites.items() if site["infer"].get("is_noise")]:
+            return (
+                f"expected latents of the example only; got the noise of sampled weights at site "
+                f"{noise[0]!r}, which has far more dimensions"
+            )
+        try:
+            transforms = site_transforms(model, x, *args, **kwargs)
+            check_not_circular(transforms, "a Laplace approximation")
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _tested_sites(inputs: ProgramInputs, simulated: Mapping[str, Tensor]) -> list[str]:
+    """Return the latent sites to rank, without the noise of sampled weights."""
+    model, _, x, args, kwargs = inputs
+    with evaluating(model):
+        sites = trace_sites(model, x, *args, **kwargs)
+    names = [n for n in simulated if not sites[n]["infer"].get("is_noise")]
+    if wrong := [n for n in names if n in QUANTITIES]:
+        raise ValueError(
+            f"expected latent sites with other names than {', '.join(QUANTITIES)}; got "
+            f"{wrong[0]!r}: rename the site"
+        )
+    return names
+
+
+def _sample_guide(inputs: ProgramInputs, num_samples: int) -> Generator[_Block]:
+    """Yield blocks of examples with all their samples of the guide."""
+    chunks = stream_particles(inputs, num_samples)
+    latents: list[Mapping[str, Tensor]] = []
+    terms: list[dict[str, Tensor]] = []
+    with closing(chunks):
+        for chunk in chunks:
+            particles = chunk.particles
+            log_q = total_log_prob(particles.log_q)
+            latents.append({n: z.clone() for n, z in particles.latents.items()})
+            terms.append({**_model_terms(particles.log_p, particles.latents), "log_q": log_q})
+            if chunk.draws.stop == num_samples:
+                samples = _Samples(_stack(latents), _stack(terms))
+                log_w = samples.terms["log_joint"] - samples.terms["log_q"]
+                yield _Block(chunk.data, chunk.inputs, chunk.layout, samples, log_w.double().cpu())
+                latents, terms = [], []
+
+
+def _sample_laplace(inputs: ProgramInputs, settings: Laplace) -> Generator[_Block]:
+    """Yield blocks of examples with weighted samples of their Laplace approximations."""
+    size = max(1, min(100, max_chain_pairs(inputs.x) // 16))
+    for rows, block in inputs.blocks(size):
+        model, guide, x, args, kwargs = block
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        latents, log_w = sample_posteriors(block, settings)
+        count = max(1, max_streamed_pairs(x) // len(x))
+        terms = []
+        for first in range(0, settings.num_samples, count):
+            part = {name: z[first : first + count] for name, z in latents.items()}
+            log_p = log_probs_at(model, part, x, *args, layout=layout, **kwargs)
+            terms.append(_model_terms(log_p, part))
+        yield _Block(rows, block, layout, _Samples(latents, _stack(terms)), log_w.double().cpu())
+
+
+def _model_terms(log_p: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return log p(x|z) and log p(x, z), ``(K, n)``, from the terms of the sites of the model."""
+    observed = {name: term for name, term in log_p.items() if name not in latents}
+    return {"log_likelihood": total_log_prob(observed), "log_joint": total_log_prob(log_p)}
+
+
+def _stack(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    """Ranks the simulated latents of a block of n examples.
+
+    Attributes:
+        truth: the simulated latents as samples with K = 1; without ``log_q`` if the guide can
+            only score its own samples.
+        reference: reference points for the distances, ``(1, n, D)``.
+        scale: the prior standard deviation of each latent, ``(D,)``.
+    """
+
+    truth: _Samples
+    reference: Tensor
+    scale: Tensor
+
+    @classmethod
+    def create(
+        cls, block: _Block, simulated: Mapping[str, Tensor], sites: Sequence[str], scale: Tensor
+    ) -> _Ranker:
+        model, guide, x, args, kwargs = block.inputs
+        options = {"layout": block.layout, **kwargs}
+        z = {name: value[:, block.rows] for name, value in simulated.items()}
+        terms = _model_terms(log_probs_at(model, z, x, *args, **options), z)
+        with suppress(UnscorableError):
+            terms["log_q"] = guide_log_prob_at(guide, z, x, *args, **options)
+        run = run_particles(empty_program, model, x, *args, num_samples=1, **options)
+        reference = flatten_sites({n: run.latents[n].double() for n in sites})
+        return cls(_Samples({n: z[n] for n in sites}, terms), reference, scale)
+
+    def rank(self, samples: _Samples, log_weights: Tensor | None) -> Ranks:
+        """Rank the truth among weighted samples, or unweighted ones if there are no weights."""
+        weights, khat = None, np.empty(0)
+        if log_weights is not None:
+            weights, khat = _normalize(log_weights)
+        latents = {}
+        for name, truth in self.truth.latents.items():
+            values = samples.latents[name].flatten(2) if truth.ndim > 2 else samples.latents[name]
+            ranks = weighted_ranks(values, truth.flatten(2) if truth.ndim > 2 else truth, weights)
+            latents[name] = ranks.reshape(truth.shape[1:]).numpy()
+        quantities = {}
+        for name, truth in self.truth.terms.items():
+            if name in samples.terms and (name != "log_q" or weights is None):
+                ranks = weighted_ranks(samples.terms[name], truth, weights, _RTOL, _ATOL)
+                quantities[name] = ranks.numpy()
+        distance, truth = (self._distance(part.latents) for part in (samples, self.truth))
+        quantities["tarp"] = weighted_ranks(distance, truth, weights, _RTOL, _ATOL).numpy()
+        ess = np.empty(0) if weights is None else (1 / weights.square().sum(0)).numpy()
+        return Ranks(latents, quantities, ess, khat)
+
+    def _distance(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """Return the distance of samples from the reference points, ``(K, n)``."""
+        total: Tensor | None = None
+        first = 0
+        for name in self.truth.latents:
+            z = latents[name].double().flatten(2) if latents[name].ndim > 2 else latents[name]
+            z = z[..., None] if z.ndim == 2 else z
+            part = slice(first, first + z.shape[2])
+            square = ((z - self.reference[..., part]) / self.scale[part]).square().sum(2)
+            total, first = square if total is None else total + square, part.stop
+        assert total is not None  # a model has latents
+        return total.sqrt()
+
+
+def weighted_ranks(
+    values: Tensor,
+    truth: Tensor,
+    weights: Tensor | None = None,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> Tensor:
+    """Return the rank of the truth among K samples, in [0, 1].
+
+    Among equally weighted samples, it is (r + u) / (K + 1) with the number r of samples below the
+    truth and a uniform u: exactly uniform if truth and samples have the same distribution. A tie is
+    broken at random. Weighted samples count as (Σw)² / Σw² samples that are equally weighted.
+
+    Arguments:
+        values: a quantity of the samples, ``(K, n, *rest)``.
+        truth: the same of the truth, ``(1, n, *rest)``.
+        weights: normalised weights, ``(K, n)``.
+        rtol, atol: values count as equal up to a relative or absolute difference.
+
+    Returns:
+        ``(n, *rest)`` in float64, on the CPU.
+    """
+    tolerance = atol + rtol * truth.abs() if rtol or atol else 0
+    below, above = values < truth - tolerance, values > truth + tolerance
+    if weights is None:
+        count = float(len(values))
+        share, tied = (part.double().mean(0).cpu() for part in (below, ~(below | above)))
+    else:
+        w = weights.to(values.device)
+        size = (1 / weights.square().sum(0)).reshape(-1, *(1,) * (values.ndim - 2))
+        count = size
+        share, tied = (
+            torch.einsum("kn,kn...->n...", w, part.double()).cpu()
+            for part in (below, ~(below | above))
+        )
+    noise = torch.rand(share.shape, dtype=torch.float64)
+    return (count * share + noise * (count * tied + 1)) / (count + 1)
+
+
+def _normalize(log_weights: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return normalised weights, ``(K, n)`` float64, and k̂, ``(n,)``."""
+    count, size = log_weights.shape
+    tail = ParetoTail(count, size)
+    tail.update(log_weights)
+    # samples of an example whose weights are all zero count as unweighted; their k̂ is bad
+    is_zero = log_weights.amax(0) == -math.inf
+    return torch.where(is_zero, 0.0, log_weights).softmax(0), tail.khat.numpy()
+
+
+def _concatenate(blocks: Sequence[Ranks]) -> Ranks:
+    first = blocks[0]
+
+    def merge(name: str, keys: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {key: np.concatenate([getattr(b, name)[key] for b in blocks]) for key in keys}
+
+    return Ranks(
+        merge("latents", first.latents),
+        merge("quantities", first.quantities),
+        np.concatenate([block.ess for block in blocks]),
+        np.concatenate([block.khat for block in blocks]),
+    )
