@@ -35,6 +35,8 @@ _NUM_STARTS = 64
 _WIDE_SHARE = 0.1
 #: Share of the samples from the guide: it bounds the weights where the guide has mass.
 _GUIDE_SHARE = 0.05
+#: Newton steps after which a start that leads to a known mode is given up.
+_FIRST_STEPS = 4
 #: Maximum number of modes per example, and the distance between two, in standard deviations.
 _MAX_MODES, _MIN_DISTANCE = 4, 2.0
 #: Minimum share of a component.
@@ -43,7 +45,7 @@ _MIN_SHARE = 0.05
 _MIN_PILOT = 250
 #: The k̂ of a pilot from which the proposal is adapted: lower than the threshold for reported
 #: samples, as the k̂ of few samples is noisy.
-_PILOT_KHAT = 0.5
+_PILOT_KHAT = 0.4
 #: Effective samples per number in a covariance at which its moments weigh one half.
 _COVARIANCE_TRUST = 0.25
 
@@ -62,7 +64,7 @@ class Laplace:
     """
 
     num_samples: int = 2000
-    num_steps: int = 10
+    num_steps: int = 20
     num_rounds: int = 3
 
     def __post_init__(self) -> None:
@@ -302,7 +304,16 @@ class _Proposal:
         """Add the mode to which Newton's method leads from ``(N, D)``, where it is a new one."""
         if len(self.means) >= _MAX_MODES:
             return self
-        mode, covariance, value = self.target.find_modes(start, num_steps)
+        mode, covariance, value = self.target.find_modes(start, min(_FIRST_STEPS, num_steps))
+        # most starts lead back to a known mode, as a few steps show
+        rows = (self.distances(mode[None])[0] > _MIN_DISTANCE).nonzero()[:, 0]
+        if not len(rows):
+            return self
+        part = self.target.select(rows)
+        for old, new in zip(
+            (mode, covariance, value), part.find_modes(mode[rows], num_steps), strict=True
+        ):
+            old[rows] = new
         factor = torch.linalg.cholesky(covariance)
         is_new = self.distances(mode[None])[0] > _MIN_DISTANCE
         # shares by Laplace's approximation of the mass of each mode
@@ -401,7 +412,7 @@ def _adapt_proposal(target: PosteriorTarget, settings: Laplace) -> tuple[_Propos
     remaining = torch.arange(size)
     part = proposal
     history: list[_Pilot] = []
-    count = max(_MIN_PILOT, settings.num_samples // 4)
+    count = max(_MIN_PILOT, settings.num_samples // 2)
     for index in range(settings.num_rounds):
         pilot = _Pilot.draw(part, count)
         bad = (~(pilot.khat < _PILOT_KHAT)).nonzero()[:, 0]
@@ -416,7 +427,6 @@ def _adapt_proposal(target: PosteriorTarget, settings: Laplace) -> tuple[_Propos
         best = history[-1].v, history[-1].log_w
         part = part.adapt(v, log_w).add_mode(_best(*best), settings.num_steps)
         proposal = proposal.update(remaining.to(bad.device), part)
-        count *= 2  # more samples for the few that remain
     return proposal, rounds
 
 
