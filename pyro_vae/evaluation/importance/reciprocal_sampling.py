@@ -74,8 +74,10 @@ def reciprocal(
         checkpoint, progress: as for :func:`~pyro_vae.evaluation.ais`.
 
     Returns:
-        :class:`Bounds` with the row ``reciprocal``, whose variance is that between chains, and
-        ``hmc_acceptance`` per example.
+        :class:`Bounds` with the row ``reciprocal`` and, per example, ``reciprocal_variance``,
+        that between chains plus the squared bias; ``reciprocal_bias``, its expected value minus
+        log p(x), for exact samples; the degrees of freedom ``reciprocal_dof`` of the variance; and
+        ``hmc_acceptance``.
 
     Raises:
         ValueError: if there are more than 5 latent dimensions without ``force``, fewer than 4
@@ -134,9 +136,12 @@ def reciprocal(
         value, variance = _estimate_log_evidence(
             flat.unflatten(0, (num_samples, num_chains)), log_p, rows
         )
+        bias = variance / 2
         return {
             "reciprocal": value,
-            "reciprocal_variance": variance,
+            "reciprocal_variance": variance + bias.square(),
+            "reciprocal_bias": bias,
+            "reciprocal_dof": torch.full_like(bias, num_chains // 2 - 1),
             "hmc_acceptance": chains.acceptance.mean(0),
         }
 

@@ -93,7 +93,9 @@ def gaps(
     even be negative.
 
     If a refit misses the best member of the family, the approximation gap is too large and the
-    amortisation gap is too small by the same amount. If log p̂ underestimates log p(x), the
+    amortisation gap is too small by the same amount. The errors of the gaps include an estimate of
+    that amount, from the gain of the last steps and from the difference of two runs with
+    independent noise. A local maximum is not detected. If log p̂ underestimates log p(x), the
     approximation gap is too small.
 
     Arguments:
@@ -107,7 +109,7 @@ def gaps(
         richer: a richer family to refit, which shows how much of the approximation gap it
             closes; ``None`` skips this check. Skipped if it is the same family.
         annealing: settings of annealed importance sampling; ``None`` skips it.
-        num_steps: Adam steps for each example.
+        num_steps: Adam steps for each example. The second half is run twice.
         step_size: the initial step size.
         num_draws: samples for each example in a step.
         num_samples: fresh samples from each q for its ELBO and for importance sampling.
@@ -258,6 +260,7 @@ class _GapEvaluation:
             result = refit(family, target, self.settings, lambda done: advance(done * share))
             add(name, result.log_weights(self.num_samples))
             columns[f"{name}_late"] = result.late_gain
+            columns[f"{name}_remaining"] = result.remaining
             columns[f"{name}_better"] = result.improved.double()
             return result
 

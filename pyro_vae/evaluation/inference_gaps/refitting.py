@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -27,12 +29,15 @@ from .families import VariationalFamily, is_noise
 
 __all__ = ["RefitResult", "RefitSettings", "TargetDensity", "make_target_density", "refit"]
 
-#: Samples for the comparison of the initial, the late and the final parameters.
+#: Samples for the comparison of the initial, the intermediate and the final parameters.
 _NUM_COMPARISON_SAMPLES = 200
-#: Final fraction of the steps; its gain shows whether the optimisation has converged.
-_LATE_FRACTION = 0.1
-#: Restarted step size of that fraction, relative to the initial step size.
-_RESTART_FACTOR = 0.2
+#: Remaining gain of an optimisation that is still under way, relative to that of the second half
+#: of the steps, and the share of the last quarter above which it is reached. Measured on
+#: linear-Gaussian models with 3 to 30 latents: 0.46 for shares of 0.10 to 0.11, 0.17 for 0.08,
+#: 0.05 for 0.05, 0.01 for 0.02.
+_REMAINING_FRACTION, _LINEAR_SHARE = 0.5, 0.1
+#: Upper limit of the ratio of the gains of successive halves.
+_MAX_RATIO = 0.9
 #: Standard deviation of log q, in nats, above which q is numerically singular.
 _MAX_LOG_Q_STD = 1e3
 
@@ -118,8 +123,8 @@ def make_target_density(program: ProgramInputs, layout: Layout, constrained: boo
 class RefitSettings:
     """Settings of the optimisation, arguments of :func:`~.estimator.gaps`.
 
-    The step size follows a half cosine, which restarts at a fifth of its initial value for the
-    last tenth of the steps. A gain in that tenth means that the optimisation had not converged.
+    The step size follows a half cosine in each half of the steps. A gain in the second half means
+    that the optimisation had not converged after the first.
     """
 
     num_steps: int
@@ -127,17 +132,15 @@ class RefitSettings:
     num_draws: int
 
     @property
-    def late_start(self) -> int:
-        """The step at which the last tenth begins."""
-        return round((1 - _LATE_FRACTION) * self.num_steps)
+    def halves(self) -> tuple[int, int]:
+        """The number of steps in the first and in the second half."""
+        second = self.num_steps // 2
+        return self.num_steps - second, second
 
-    @property
-    def step_sizes(self) -> Iterator[float]:
-        """The step size of each step."""
-        late_steps = self.num_steps - self.late_start
-        for factor, count in ((1.0, self.late_start), (_RESTART_FACTOR, late_steps)):
-            for step in range(count):
-                yield factor * self.step_size * (1 + math.cos(math.pi * step / count)) / 2
+    def step_sizes(self, count: int) -> Iterator[float]:
+        """The step size of each of ``count`` steps of a half."""
+        for step in range(count):
+            yield self.step_size * (1 + math.cos(math.pi * step / count)) / 2
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,9 @@ class RefitResult:
         target: the density that it was fitted to.
         params: the best parameters, ``(N, *outputs)``.
         improved: whether the ELBO exceeds that of the initial parameters, ``(N,)``.
-        late_gain: the gain in ELBO over the last tenth of the steps, ``(N,)``, nats.
+        late_gain: the gain in ELBO over the second half of the steps, ``(N,)``, nats.
+        remaining: an estimate of the gain that more steps would bring, ``(N,)``, nats. It is
+            noisy and may be negative.
     """
 
     family: VariationalFamily
@@ -157,6 +162,7 @@ class RefitResult:
     params: Tensor
     improved: Tensor
     late_gain: Tensor
+    remaining: Tensor
 
     @torch.no_grad()
     def log_weights(self, num_samples: int) -> Iterator[Tensor]:
@@ -173,36 +179,80 @@ def refit(
 ) -> RefitResult:
     """Maximise the ELBO of each example from the family's initial parameters.
 
-    Adam scales each parameter separately, so examples do not influence each other. The best of
-    the initial, late and final parameters are selected with samples that are used for nothing
-    else, so the selection does not bias later estimates. ``advance`` is called with the fraction
-    of the steps just completed.
+    Adam scales each parameter separately, so examples do not influence each other. The second half
+    of the steps is run twice, with independent noise, and the parameters are averaged. The best
+    of the initial, the intermediate, both final and the averaged parameters is selected with
+    samples that are used for nothing else, so the selection does not bias later estimates.
+    ``advance`` is called with the fraction of the steps just completed.
+
+    The ELBO may be below its maximum for two reasons. If the steps are too few, the gain of the
+    last ones shows how much remains (:func:`_extrapolate`). And the gradient's noise keeps the
+    parameters away from the maximum: by concavity, averaging two independent results halves that
+    loss, so what averaging gains is what remains.
     """
-    params = family.init_params.detach().clone()
-    # the large eps keeps rounding noise in the gradient from turning into steps
-    adam = torch.optim.Adam(
-        [params], lr=settings.step_size, betas=(0.9, 0.99), eps=1e-4, maximize=True
-    )
-    late_params = params.clone()
-    for step, step_size in enumerate(settings.step_sizes):
-        if step == settings.late_start:
-            late_params = params.clone()
-        adam.param_groups[0]["lr"] = step_size
-        params.grad = _compute_gradient(family, params, target, settings.num_draws)
-        adam.step()
-        advance(1 / settings.num_steps)
+    first_steps, second_steps = settings.halves
+    total = first_steps + 2 * second_steps
+    init_params = family.init_params.detach().clone()
+
+    def climb(
+        params: Tensor, count: int, state: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Return the parameters halfway and at the end, and the state of the optimiser."""
+        params = params.clone()
+        halfway = params.clone()
+        # the large eps keeps rounding noise in the gradient from turning into steps
+        adam = torch.optim.Adam(
+            [params], lr=settings.step_size, betas=(0.9, 0.99), eps=1e-4, maximize=True
+        )
+        if state is not None:
+            adam.load_state_dict(copy.deepcopy(state))
+        for step, step_size in enumerate(settings.step_sizes(count)):
+            if step == count // 2:
+                halfway = params.clone()
+            adam.param_groups[0]["lr"] = step_size
+            params.grad = _compute_gradient(family, params, target, settings.num_draws)
+            adam.step()
+            advance(1 / total)
+        return halfway, params.detach(), adam.state_dict()
+
+    _, middle, state = climb(init_params, first_steps)
+    lates, ends, _ = zip(*(climb(middle, second_steps, state) for _ in range(2)), strict=True)
+    candidates = [sum(ends) / 2, *ends, sum(lates) / 2, middle, init_params]
     seed = int(torch.randint(2**31, ()))
-    init_elbo, late_elbo, final_elbo = (
-        _compute_elbo(family, candidate, target, seed)
-        for candidate in (family.init_params, late_params, params)
+    elbos = torch.stack([_compute_elbo(family, params, target, seed) for params in candidates])
+    elbos = elbos.nan_to_num(nan=-math.inf)
+    average, one, other, late, before, initial = elbos
+    index = elbos.argmax(0)
+    best = torch.stack(candidates)[index, torch.arange(len(index), device=index.device)]
+    first_gain, gain, last_gain = (
+        difference.nan_to_num(0.0, 0.0, 0.0)
+        for difference in (before - initial, average - before, average - late)
     )
-    best, best_elbo = params, final_elbo
-    for other, elbo in ((late_params, late_elbo), (family.init_params, init_elbo)):
-        is_worse = ~(best_elbo >= elbo)  # also true for NaN
-        best = torch.where(is_worse.reshape(-1, *[1] * (params.ndim - 1)), other, best)
-        best_elbo = torch.where(is_worse, elbo, best_elbo)
-    late_gain = (final_elbo - late_elbo).nan_to_num(0.0)
-    return RefitResult(family, target, best, best_elbo > init_elbo, late_gain)
+    loss = average - (one + other) / 2
+    # where the ELBO is not concave in the parameters, averaging may reduce it
+    loss = torch.where(loss < 0, (one - other).abs() / 2, loss).nan_to_num(0.0, 0.0, 0.0)
+    return RefitResult(
+        family,
+        target,
+        best,
+        improved=elbos.amax(0) > initial,
+        late_gain=gain,
+        remaining=_extrapolate(first_gain, gain, last_gain) + loss,
+    )
+
+
+def _extrapolate(first_gain: Tensor, gain: Tensor, last_gain: Tensor) -> Tensor:
+    """Return the remaining gain from those of both halves and of the last quarter of the steps.
+
+    With the step size schedule, a last quarter that contributes a tenth of the gain of its half
+    means that the optimisation has not approached the maximum. Then further halves gain as the
+    first two suggest: the same ratio each time, but at least half of the second in total. A
+    smaller contribution means that the maximum was approached before.
+    """
+    share = (last_gain / gain).nan_to_num(0.0, 0.0, 0.0).clamp(0, _LINEAR_SHARE) / _LINEAR_SHARE
+    ratio = (gain / first_gain.clamp(min=0)).nan_to_num(0.0, 1.0, 0.0).clamp(0, _MAX_RATIO)
+    fraction = (ratio / (1 - ratio)).clamp(min=_REMAINING_FRACTION)
+    return torch.where(gain > 0, fraction * gain * share.square(), gain / 2)
 
 
 def _compute_gradient(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..bounds import Bounds
+from ..chain_errors import student_interval
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..results import Result
 from ..sections import Picture, Section, make_figure
@@ -46,7 +47,8 @@ class Gaps(Result):
     Attributes:
         bounds: per example, the rows ``elbo``, ``refitted``, ``richer``, ``log_evidence`` (L_K
             from the best of these three q) and ``ais``. Columns ``…_late`` are the gain in ELBO
-            over the last tenth of the steps, ``…_better`` whether a refit improved on its start.
+            over the second half of the steps, ``…_remaining`` the estimated gain of further steps,
+            ``…_better`` whether a refit improved on its start.
         train: ``elbo``, ``refitted`` and ``log_evidence`` of training examples.
     """
 
@@ -87,6 +89,10 @@ class Gaps(Result):
     def estimates(self) -> dict[str, Estimate]:
         """The differences in nats per datum, with paired standard errors over the data.
 
+        The Monte Carlo errors include an optimisation error: if a refit is below the best member
+        of its family by :attr:`optimisation_errors`, the approximation gap is too large by that
+        amount, and the amortisation gap too small.
+
         * ``approximation``: log p̂ − refitted;
         * ``amortisation``: refitted − ELBO;
         * ``total``: log p̂ − ELBO;
@@ -94,15 +100,7 @@ class Gaps(Result):
         * ``train_amortisation``: the amortisation gap of the training examples, and
           ``generalisation``: ``amortisation`` − ``train_amortisation``.
         """
-        evidence = self.evidence_estimator
-        rows = {
-            "approximation": self._difference(evidence, "refitted"),
-            "amortisation": self._difference("refitted", "elbo"),
-            "total": self._difference(evidence, "elbo"),
-        }
-        if self.richer is not None:
-            rows["closed"] = self._difference("richer", "refitted")
-            rows["remaining"] = self._difference(evidence, "richer")
+        rows = {name: self._difference(*pair) for name, pair in self._rows.items()}
         if self.train is not None:
             train = rows["train_amortisation"] = Gaps(self.train)._difference("refitted", "elbo")
             test = rows["amortisation"]
@@ -112,6 +110,58 @@ class Gaps(Result):
                 math.hypot(test.se_monte_carlo, train.se_monte_carlo),
             )
         return rows
+
+    @property
+    def optimisation_errors(self) -> dict[str, np.ndarray]:
+        """The estimated gain of further steps of each refit, nats, ``(N,)`` by row.
+
+        The estimate of a single example is noisy, so it is at least the mean over the examples.
+        """
+        errors = {}
+        for name in self._refits:
+            raw = self.bounds.per_datum.get(f"{name}_remaining", np.zeros(len(self)))
+            errors[name] = np.maximum(raw, max(float(raw.mean()), 0.0))
+        return errors
+
+    @property
+    def unconverged(self) -> dict[str, np.ndarray]:
+        """Indices of the examples whose refit would gain more than 0.05 nats, by row."""
+        return {
+            name: np.flatnonzero(error > _MAX_REMAINING)
+            for name, error in self.optimisation_errors.items()
+        }
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return an interval for a gap of each example, ``(N,)`` limits in nats.
+
+        The optimisation error extends it to the side on which the gap would be after further
+        steps.
+
+        Arguments:
+            name: ``approximation``, ``amortisation``, ``total``, ``closed`` or ``remaining``.
+            level: the probability that the interval contains the gap.
+
+        Raises:
+            ValueError: if there is no such gap.
+        """
+        rows = self._rows
+        if name not in rows:
+            raise ValueError(f"expected the gap to be one of {', '.join(rows)}; got {name!r}")
+        high, low = rows[name]
+        data, errors = self.bounds.per_datum, self.optimisation_errors
+        value = data[high] - data[low]
+        if self._shares_samples(high, low):
+            limits = _limits(value, data[f"{low}_rise_variance"], level=level)
+            below, above = value - limits[0], limits[1] - value
+        else:
+            parts = []
+            for row in (high, low):
+                columns = (data[row], data[f"{row}_variance"])
+                dof, bias = data.get(f"{row}_dof"), data.get(f"{row}_bias")
+                start, end = _limits(*columns, dof, bias, level=level)
+                parts.append((data[row] - start, end - data[row]))
+            below, above = np.hypot(parts[0][0], parts[1][1]), np.hypot(parts[0][1], parts[1][0])
+        return value - below - errors.get(low, 0.0), value + above + errors.get(high, 0.0)
 
     @property
     def share(self) -> Estimate:
@@ -129,10 +179,11 @@ class Gaps(Result):
                 + share**2 * data[f"{evidence}_variance"]
             )
             residual = estimate_mean(part - share * whole, noise)
+            error = math.hypot(residual.se_monte_carlo, self._mean_optimisation_error("refitted"))
             return Estimate(
                 float(share),
                 float(np.divide(residual.se_data, abs(total))),
-                float(np.divide(residual.se_monte_carlo, abs(total))),
+                float(np.divide(error, abs(total))),
             )
 
     @property
@@ -167,14 +218,36 @@ class Gaps(Result):
         families = {"refitted": self.family, "richer": self.richer}
         return {n: f for n, f in families.items() if f"{n}_late" in self.bounds.per_datum}
 
+    @property
+    def _rows(self) -> dict[str, tuple[str, str]]:
+        """The two rows of the bounds whose difference is a gap."""
+        evidence = self.evidence_estimator
+        rows = {
+            "approximation": (evidence, "refitted"),
+            "amortisation": ("refitted", "elbo"),
+            "total": (evidence, "elbo"),
+        }
+        if self.richer is not None:
+            rows |= {"closed": ("richer", "refitted"), "remaining": (evidence, "richer")}
+        return rows
+
+    def _shares_samples(self, high: str, low: str) -> bool:
+        return high == "log_evidence" and low == self.bounds.settings["gaps"]["proposal"]
+
     def _difference(self, high: str, low: str) -> Estimate:
         """The mean difference of two rows."""
         data = self.bounds.per_datum
         variance = data[f"{high}_variance"] + data[f"{low}_variance"]
-        if high == "log_evidence" and low == self.bounds.settings["gaps"]["proposal"]:
-            variance = data[f"{low}_rise_variance"]  # both come from the same samples
+        if self._shares_samples(high, low):
+            variance = data[f"{low}_rise_variance"]
         with np.errstate(invalid="ignore"):  # an example with zero density has no gap
-            return estimate_mean(data[high] - data[low], variance)
+            row = estimate_mean(data[high] - data[low], variance)
+        error = math.hypot(row.se_monte_carlo, self._mean_optimisation_error(high, low))
+        return row._replace(se_monte_carlo=error)
+
+    def _mean_optimisation_error(self, *names: str) -> float:
+        columns = [self.bounds.per_datum.get(f"{name}_remaining") for name in names]
+        return math.hypot(*(max(float(c.mean()), 0.0) for c in columns if c is not None))
 
     def summary(self) -> dict[str, Any]:
         """The values of the table as plain numbers for JSON. Non-finite values become null."""
@@ -187,6 +260,10 @@ class Gaps(Result):
             "ruler": self.evidence_estimator,
             "gaps": {name: row.summary() for name, row in rows.items()},
             "late": {name: finite_or_none(data[f"{name}_late"].mean()) for name in self._refits},
+            "optimisation_error": {
+                name: finite_or_none(self._mean_optimisation_error(name)) for name in self._refits
+            },
+            "unconverged": {name: len(rows) for name, rows in self.unconverged.items()},
             "better": {name: int(data[f"{name}_better"].sum()) for name in self._refits},
             "train": None if self.train is None else self.train.summary(),
             "reading": self.reading,
@@ -286,8 +363,8 @@ _PROPOSAL_LABELS = {
     "refitted": "the refitted q",
     "richer": "the richer q",
 }
-#: Gain in nats over the last tenth of the steps above which a refit has not converged.
-_MAX_LATE_GAIN = 0.01
+#: Estimated gain of further steps, in nats, above which a refit has not converged.
+_MAX_REMAINING = 0.05
 #: Relative ESS above which the weights are nearly equal.
 _EQUAL_WEIGHTS_ESS = 0.99
 
@@ -297,8 +374,12 @@ def _describe_convergence(gaps: Gaps) -> str:
     for name, family in gaps._refits.items():
         gain, improved = data[f"{name}_late"].mean(), int(data[f"{name}_better"].sum())
         note = f"better than the start for {improved} of {len(gaps)} examples"
-        parts.append(f"{family} {gain:+.3f} ({note})")
-    return f"ELBO gain in the last 10% of the steps: {', '.join(parts)}"
+        error = gaps._mean_optimisation_error(name)
+        parts.append(f"{family} {gain:+.3f}, optimisation error {error:.3f} ({note})")
+    return (
+        f"ELBO gain in the second half of the steps: {'; '.join(parts)}. The ± MC of the gaps "
+        f"includes the optimisation error."
+    )
 
 
 def _make_warnings(gaps: Gaps) -> list[str]:
@@ -313,11 +394,14 @@ def _make_warnings(gaps: Gaps) -> list[str]:
             f"k̂ is too high for {is_unreliable.sum()} of {len(gaps)} examples: log p̂ and the "
             f"approximation gap may be underestimated there; {remedy}."
         )
-    for name, family in gaps._refits.items():
-        gain = bounds.per_datum[f"{name}_late"]
-        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        if gain.mean() > max(_MAX_LATE_GAIN, _MIN_STANDARD_ERRORS * error):
-            warnings.append(f"The refit of {family} had not converged: use more steps.")
+    for name, rows in gaps.unconverged.items():
+        if len(rows):
+            error = gaps.optimisation_errors[name][rows].mean()
+            warnings.append(
+                f"The refit of {gaps._refits[name]} had not converged for {len(rows)} of "
+                f"{len(gaps)} examples: further steps would gain about {error:.2f} nats there: use "
+                f"more steps."
+            )
     return warnings
 
 
@@ -333,8 +417,19 @@ def _describe_remedy(gaps: Gaps) -> str:
 
 
 def _get_error(row: Estimate) -> float:
-    """Return the standard error over the data, or the Monte Carlo error of a single example."""
-    return row.se_monte_carlo if np.isnan(row.se_data) else row.se_data
+    """Return the larger standard error: that over the data lacks the optimisation error."""
+    return float(np.fmax(row.se_data, row.se_monte_carlo))
+
+
+def _limits(
+    value: np.ndarray,
+    variance: np.ndarray,
+    dof: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    level: float = 0.95,
+) -> tuple[np.ndarray, np.ndarray]:
+    dof = np.full(len(value), np.inf) if dof is None else dof
+    return student_interval(value, variance, dof, 0.0 if bias is None else bias, level)
 
 
 def _format_fraction(fraction: float) -> str:

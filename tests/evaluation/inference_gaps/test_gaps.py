@@ -377,15 +377,78 @@ class TestRefit:
         x = program.sample(20)
         few = quick(program, x, family=DiagonalNormal, num_steps=20, step_size=0.02)
         assert few.bounds.per_datum["refitted_late"].mean() > 0.01
-        assert "The refit of DiagonalNormal had not converged: use more steps." in str(few)
+        assert "The refit of DiagonalNormal had not converged for 20 of 20 examples" in str(few)
+        assert len(few.unconverged["refitted"]) == few.summary()["unconverged"]["refitted"] == 20
         assert "not converged" not in str(quick(program, x, family=DiagonalNormal))
 
     def test_step_size_schedule(self):
-        sizes = [*refitting.RefitSettings(100, 0.5, 4).step_sizes]
-        assert len(sizes) == 100
-        assert (sizes[0], sizes[90]) == (0.5, 0.1)
-        assert all(s > 0 for s in sizes) and sizes[89] < 0.001
-        assert len([*refitting.RefitSettings(1, 0.5, 4).step_sizes]) == 1
+        settings = refitting.RefitSettings(101, 0.5, 4)
+        assert settings.halves == (51, 50)
+        sizes = [*settings.step_sizes(50)]
+        assert len(sizes) == 50 and sizes[0] == 0.5
+        assert all(s > 0 for s in sizes) and sizes[-1] < 0.001
+        assert refitting.RefitSettings(1, 0.5, 4).halves == (1, 0)
+
+    @pytest.mark.parametrize(
+        ("first", "gain", "last", "remaining"),
+        [
+            (9.0, 2.0, 0.2, 1.0),
+            (9.0, 2.0, 1.0, 1.0),
+            (9.0, 2.0, 0.1, 0.25),
+            (4.0, 3.0, 1.0, 9.0),
+            (1.0, 3.0, 1.0, 27.0),
+            (9.0, 2.0, -0.1, 0.0),
+            (9.0, -0.2, 0.1, -0.1),
+        ],
+    )
+    def test_extrapolation_of_the_gain(self, first, gain, last, remaining):
+        found = refitting._extrapolate(*torch.tensor([[first], [gain], [last]], dtype=D))
+        assert float(found) == pytest.approx(remaining)
+
+    @pytest.mark.parametrize(
+        ("options", "num_steps"),
+        [({"shift": 3.0, "inflate": 0.5}, 160), ({"shift": 0.5, "inflate": 1.2}, 60)],
+    )
+    @pytest.mark.parametrize("family", [DiagonalNormal, FullCovarianceNormal])
+    def test_intervals_contain_gaps_of_unconverged_refits(self, options, num_steps, family):
+        program = LinearGaussian(6, 12, **options)
+        x = program.sample(80)
+        gap = mean_field_gap(torch.linalg.inv(program.covariance))
+        gap *= family is DiagonalNormal
+        result = quick(program, x, family=family, richer=None, num_steps=num_steps)
+        data, truth = result.bounds.per_datum, program.divergence - gap
+        low, high = result.interval("amortisation")
+        # three standard errors of a share of 80 examples
+        assert ((low < truth) & (truth < high)).mean() > 0.88
+        row = result.estimates["amortisation"]
+        assert abs(row.value - truth) < 1.96 * row.se_monte_carlo
+        # the Monte Carlo error alone is too small
+        monte_carlo = np.sqrt((data["refitted_variance"] + data["elbo_variance"]).sum()) / 80
+        assert abs(row.value - truth) > 2.5 * monte_carlo
+        # and the optimisation error is of the right size
+        missed = program.log_evidence(x).numpy() - gap - data["refitted"]
+        assert missed.mean() / 2 < result.optimisation_errors["refitted"].mean() < 5 * missed.mean()
+
+    def test_intervals_of_converged_refits_are_not_too_wide(self):
+        program = LinearGaussian(6, 12, shift=0.5, inflate=1.2)
+        x = program.sample(150)
+        gap = mean_field_gap(torch.linalg.inv(program.covariance))
+        result = quick(program, x, family=DiagonalNormal, num_steps=300)
+        truths = {
+            "approximation": gap,
+            "amortisation": program.divergence - gap,
+            "total": program.divergence,
+            "closed": gap,
+            "remaining": 0.0,
+        }
+        for name, truth in truths.items():
+            low, high = result.interval(name)
+            # the richer q is exact up to 1e-4 nats
+            assert ((low < truth + 1e-3) & (truth - 1e-3 < high)).mean() > 0.9, name
+            assert np.median(high - low) < 0.3, name
+        assert not any(map(len, result.unconverged.values()))
+        with pytest.raises(ValueError, match="expected the gap to be one of approximation"):
+            result.interval("amortization")
 
 
 def _make_exact_family(program, x):
