@@ -26,7 +26,9 @@ def main(
     test = data.test.head(num_data)
 
     annealing = pv.Annealing(num_temperatures=effort, num_steps=5)
-    bounds = pv.evaluate(vae, test, num_samples=num_samples, ks=(5, 50, 500), ais=annealing)
+    bounds = pv.evaluate(
+        vae, test, num_samples=num_samples, ks=(5, 50, 500), estimators=[annealing]
+    )
     print(bounds)
 
     gaps = pv.gaps(vae, test, num_steps=2 * effort, num_samples=num_samples, annealing=annealing)

@@ -22,9 +22,10 @@ Training
     objectives          ELBO, IWAE, and others
 
 Evaluation: of these programs, or of any pair (model, guide)
-    evaluate            the ELBO, L_k, log p̂ and k̂, as Bounds
+    evaluate            the ELBO, L_k, log p̂ and k̂, as Bounds; reliable=True improves log p̂
     log_weights         log p(x, z) − log q(z|x) for each sample and example
     ais, bdmc           annealed importance sampling (settings: Annealing), and its check
+    Annealing, Laplace  estimators of log p(x), for the argument estimators of evaluate
     gaps                inference gaps, as Gaps
     latents             KL per latent and ELBO surgery, as Latents
     active_units        latents in use, as ActiveUnits
@@ -74,6 +75,7 @@ from .evaluation import Annealing as Annealing
 from .evaluation import Bounds as Bounds
 from .evaluation import Calibration as Calibration
 from .evaluation import Gaps as Gaps
+from .evaluation import Laplace as Laplace
 from .evaluation import Latents as Latents
 from .evaluation import RateDistortion as RateDistortion
 from .evaluation import active_units as active_units

@@ -21,6 +21,7 @@ import pyro_vae as pv
 from pyro_vae.core import distributed
 from pyro_vae.core.components import Labels
 from pyro_vae.core.random import seeded
+from pyro_vae.evaluation import AdaptiveSamples, Corrected, Defensive, Ladder, Laplace
 
 #: The last minibatch of 21 examples has a single one, and is empty in the first of two processes.
 N, BATCH = 21, 5
@@ -173,11 +174,19 @@ def fit_bayesian() -> dict[str, Any]:
 
 #: Options of ``evaluate`` for each estimator.
 ESTIMATORS: dict[str, dict[str, Any]] = {
-    "weights": {"num_samples": 60, "keep_log_weights": True, "corrected": True, "ks": (5,)},
-    "defensive": {"num_samples": 30, "defensive": 0.3},
-    "adaptive": {"num_samples": 1600, "tolerance": 0.05, "ks": (5,)},
-    "ais": {"num_samples": 30, "ais": pv.Annealing(2, 4, 2)},
-    "escalated": {"num_samples": 200, "escalate": pv.Annealing(2, 4, 2)},
+    "weights": {
+        "num_samples": 60,
+        "keep_log_weights": True,
+        "estimators": [Corrected()],
+        "ks": (5,),
+    },
+    "defensive": {"num_samples": 30, "estimators": [Defensive(0.3)]},
+    "adaptive": {"num_samples": 1600, "estimators": [AdaptiveSamples(0.05)], "ks": (5,)},
+    "ais": {"num_samples": 30, "estimators": [pv.Annealing(2, 4, 2)]},
+    "ladder": {
+        "num_samples": 200,
+        "estimators": [Ladder(Laplace(50, num_steps=2, num_rounds=0), pv.Annealing(2, 4, 2), 0.2)],
+    },
 }
 
 

@@ -26,6 +26,7 @@ _ANNEALING = [
     "--annealing.num_temperatures=5",
     "--annealing.num_steps=2",
 ]
+_SHORT_AIS = [option.replace("--annealing", "--estimators.Annealing") for option in _ANNEALING]
 #: Options that make a documented command fast.
 FAST_OPTIONS = {
     "evaluate": ["--num-data", "40"],
@@ -191,7 +192,7 @@ def shorten(args):
     """Add options that make a command fast."""
     short = ["60" if argument == "5000" else argument for argument in args]
     short += FAST_OPTIONS.get(args[0], [])
-    return short + (_ANNEALING if {"--ais", "--escalate"} & {*args} else [])
+    return short + (_SHORT_AIS if "Annealing" in args else [])
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -225,7 +225,7 @@ def _resume_hint(args: Sequence[str]) -> str:
     """Return how to resume an interrupted command, if it keeps a checkpoint."""
     if args[:1] == ["fit"]:
         return "; resume with `pyro-vae fit --run … --resume`"
-    given = {arg.removeprefix("--"): True for arg in args}
+    given = {arg.removeprefix("--").partition("=")[0].partition(".")[0]: True for arg in args}
     has_checkpoint = any(
         [e.command] == args[:1] and e.is_resumable(given) for e in EVALUATIONS.values()
     )

@@ -42,6 +42,7 @@ def _make_command(evaluation: Evaluation) -> Command:
     lines = [f"    {p.name}: {texts.get(p.name, '')}" for p in parameters]
     command.__name__ = evaluation.command.replace("-", "_")
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.replaced = evaluation.replaced  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = "\n".join([summary, "", "Arguments:", *lines])
     return command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-from ..config.experiment import PLUGIN_OPTION, as_plugin_names
+from ..config.experiment import PLUGIN_OPTION, ExperimentParser, as_plugin_names
 from ..config.parser import Parser
 from ..config.signatures import signature_options
 from ..runs.run import Run
@@ -43,16 +43,20 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     ``run: Run`` is a folder, with ``--plugin`` for the code that may be imported to open it. Help
     texts come from the docstring's section ``Arguments:``.
 
+    The attribute ``replaced`` of a command maps options of earlier versions to their replacement.
+
     Raises:
         ValueError: if the arguments are invalid: one sentence with the closest known name.
     """
+    _check_replaced(command, argv)
     options = [
         o._replace(help=o.help or _SHARED_TEXTS.get(o.name, "")) for o in signature_options(command)
     ]
     opened = [o.name for o in options if o.hint is Run]
     options = [o._replace(hint=str) if o.name in opened else o for o in options]
     options += [PLUGIN_OPTION] if opened else []
-    parser = Parser(options, f"pyro-vae {command_name(command)}", command_summary(command))
+    parser_type = ExperimentParser if opened else Parser
+    parser = parser_type(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
     arguments = parser.instantiate(settings).as_dict()
     plugins = arguments.pop(PLUGIN_OPTION.name) if opened else []
@@ -60,3 +64,14 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     names = [o.name for o in options if o.positional and not o.repeated]
     repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)
+
+
+def _check_replaced(command: Command, argv: Sequence[str]) -> None:
+    """Raise a ``ValueError`` for an option of an earlier version, with its replacement."""
+    replaced = getattr(command, "replaced", {})
+    for option in (arg for arg in argv if arg.startswith("--")):
+        name = option[2:].partition("=")[0].partition(".")[0].replace("-", "_")
+        if name in replaced:
+            raise ValueError(
+                f"{command_name(command)} has no option --{name}: use {replaced[name]}"
+            )

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -14,7 +14,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from torch import nn
 
-from .. import learning, likelihoods, models, networks, posteriors, priors
+from .. import evaluation, learning, likelihoods, models, networks, posteriors, priors
 from ..core.components import Shape
 from ..core.validation import did_you_mean
 from ..learning import objectives
@@ -27,6 +27,7 @@ __all__ = [
     "class_types",
     "component_names",
     "describe_denied",
+    "is_class_list",
 ]
 
 #: A class path imports its module, so only these modules and the user's plugins are allowed.
@@ -44,9 +45,19 @@ _SHORT_NAMES: dict[type, ModuleType] = {
     torch.optim.Optimizer: torch.optim,
     torch.optim.lr_scheduler.LRScheduler: torch.optim.lr_scheduler,
     nn.Module: nn,
+    evaluation.Estimator: evaluation,
 }
 
 _plugins: set[str] = set()
+
+
+def _is_estimator(cls: type) -> bool:
+    """Whether a class is an estimator: its arguments are options, as those of a dataclass are."""
+    return issubclass(cls, evaluation.Estimator)
+
+
+# jsonargparse knows dataclasses without an abstract base
+set_parsing_settings(subclasses_disabled=[_is_estimator])
 
 
 def allow_imports(plugins: Iterable[str]) -> None:
@@ -165,7 +176,7 @@ def class_types(hint: Any) -> list[ClassType]:
     """Return the classes that an annotation accepts, also within a union or a list."""
     found = []
     for member in union_members(hint):
-        if get_origin(member) is list:
+        if get_origin(member) in (list, Sequence):
             found += class_types(get_args(member)[0])
         elif get_origin(member) is Callable:
             inputs, base = get_args(member)
@@ -174,6 +185,12 @@ def class_types(hint: Any) -> list[ClassType]:
         elif inspect.isclass(member) and _is_allowed(member.__module__):
             found.append(ClassType(member, None))
     return found
+
+
+def is_class_list(hint: Any) -> bool:
+    """Whether an annotation accepts a list of classes, and no class on its own."""
+    members = [member for member in union_members(hint) if class_types(member)]
+    return bool(members) and all(get_origin(m) in (list, Sequence) for m in members)
 
 
 def _is_allowed(module: str) -> bool:

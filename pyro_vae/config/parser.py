@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from ..core.documents import load_yaml, read_text
 from ..core.validation import as_path
-from .classes import ClassType, class_types, describe_denied
+from .classes import ClassType, class_types, describe_denied, is_class_list
 from .signatures import REQUIRED, Option, check_value, join_or, literal_choices, union_members
 
 __all__ = ["Layer", "Parser", "load_value", "read_file"]
@@ -176,6 +176,8 @@ class Parser:
                     self._missing.append(option._replace(name=name))
                 elif option.expand:
                     merged[option.name] = self._merge_class(option, values, name)
+            elif is_class_list(option.hint):
+                merged[option.name] = self._merge_class_list(option, values, name)
             elif class_types(option.hint):
                 merged[option.name] = self._merge_class(option, values, name)
             else:
@@ -227,6 +229,42 @@ class Parser:
             own = {o.name: _plain(o.default) for o in kind.options(current) if o.name in common}
             arguments = {**own, **arguments}
         return {"class_path": kind.path(current), "init_args": arguments}
+
+    def _merge_class_list(self, option: Option, values: Sequence[Any], name: str) -> list[Any]:
+        """Return the classes of a list, as import paths with the arguments given to them.
+
+        A class or a list of classes replaces the list before; a mapping of class names to
+        arguments, as ``--estimators.Annealing.num_chains 4`` is one, changes or extends it.
+        """
+        kind = class_types(option.hint)[0]
+        chosen: list[tuple[type, list[Layer]]] = []
+        for value in values:
+            if value is _NO_VALUE:
+                raise ValueError(f"expected a value after {_flag(name)}; got nothing")
+            content = load_value(value)
+            if isinstance(content, dict) and "class_path" not in content:
+                for selected, layer in content.items():
+                    cls = kind.find(selected, name)
+                    layers = next((known for c, known in chosen if c is cls), None)
+                    if layers is None:
+                        chosen.append((cls, layers := []))
+                    inner = {} if layer in (_NO_VALUE, None) else layer
+                    layers.append(_as_mapping(inner, f"{name}.{selected}"))
+                continue
+            chosen = []
+            for item in content if isinstance(content, list) else [content]:
+                selected, layer = _split_class(item)
+                cls = kind.find(item if selected is None else selected, name)
+                chosen.append((cls, [layer or {}]))
+        return [
+            {
+                "class_path": kind.path(cls),
+                "init_args": self._merge(
+                    kind.options(cls), layers, f"{name}.{cls.__name__}.", (kind, cls)
+                ),
+            }
+            for cls, layers in chosen
+        ]
 
     def _merge_other(self, option: Option, kind: ClassType, value: Any, name: str) -> Any:
         """Return the value of a class option that is not a class, such as a list of classes."""

@@ -6,9 +6,14 @@ from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
 from .calibration_checks.estimator import CALIBRATION, calibration
 from .calibration_checks.result import Calibration
+from .escalation import Ladder
+from .estimators import Estimator
 from .evaluator import BOUNDS, evaluate
+from .importance.adaptive import AdaptiveSamples
+from .importance.defensive import Defensive
 from .importance.laplace_proposals import Laplace, laplace
 from .importance.reciprocal_sampling import reciprocal
+from .importance.sampling import Corrected
 from .inference_gaps.estimator import GAPS, Gaps, gaps
 from .latent_diagnostics.elbo_surgery import Surgery, surgery
 from .latent_diagnostics.kl import Divergences, divergences
@@ -18,12 +23,17 @@ from .slices import Evaluation
 __all__ = [
     "EVALUATIONS",
     "ActiveUnits",
+    "AdaptiveSamples",
     "Annealing",
     "Bounds",
     "Calibration",
+    "Corrected",
+    "Defensive",
     "Divergences",
+    "Estimator",
     "Evaluation",
     "Gaps",
+    "Ladder",
     "Laplace",
     "Latents",
     "RateDistortion",

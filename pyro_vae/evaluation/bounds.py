@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from .chain_errors import are_chains_good
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .importance.discrete import MAX_RARE_VARIANCE
 from .importance.psis import MIN_SAMPLES, khat_threshold, khat_thresholds
@@ -33,19 +35,19 @@ class Bounds(Result):
 
     All values are in nats per datum; higher is better. The ELBO and every L_k are lower
     bounds on log p(x) in expectation. log p̂ is L_K, the tightest of them, also read as an
-    estimate with a downward bias. Other estimators add columns.
+    estimate with a downward bias; or, with :class:`~pyro_vae.evaluation.Ladder`, the estimate from
+    the proposal that suits the example. Other estimators add columns.
 
     Each row of the table is a column NAME with its Monte Carlo variance in NAME_variance. A
     column with NaN, for examples that an estimator skipped, has no row. Columns:
 
     ========================  ==========================================================
     ``elbo``                  evidence lower bound
-    ``log_evidence``          log p̂ = L_K
+    ``log_evidence``          log p̂ = L_K, or that of a ladder
     ``psis``, ``jackknife``   log p̂ from smoothed weights; log p̂ with its bias corrected
     ``defensive``             log p̂ with a mixture of q and the prior as proposal
     ``refitted``, ``richer``  ELBO with q refitted per example; with a richer family
     ``ais``                   annealed importance sampling
-    ``escalated``             AIS where k̂ is bad, log p̂ elsewhere
     ``reciprocal``            reciprocal importance sampling from posterior samples
     ``upper``                 reverse annealing from exact posterior samples
     ========================  ==========================================================
@@ -53,7 +55,9 @@ class Bounds(Result):
     Attributes:
         num_samples: the number K of samples per example; the maximum if it varies.
         per_datum: arrays of length N: the available columns of those above, their variances,
-            ``gap_variance``, and diagnostics such as ``khat``, ``ess`` and ``acceptance``.
+            ``gap_variance``, and diagnostics such as ``khat``, ``ess`` and ``acceptance``. With a
+            ladder, those of log p̂ belong to the proposal with the code in ``proposal``, and
+            ``guide_khat``, ``guide_ess``, … to the samples of q.
         iwae_per_datum: L_k of each example, ``(N,)``, by k.
         iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
         log_weights: the raw log weights ``(K, N)``, if kept.
@@ -88,7 +92,7 @@ class Bounds(Result):
 
     @property
     def log_evidence(self) -> float:
-        """log p̂(x), nats per datum; it has a downward bias of order 1/K."""
+        """log p̂(x), nats per datum; its bias is downwards, of order 1/K for K samples."""
         return self.estimates["log_evidence"].value
 
     @property
@@ -109,7 +113,8 @@ class Bounds(Result):
         """
         rows = {name: (row.label, row.role) for name, row in self._rows.items()}
         last = f"iwae_{self.num_samples}"
-        if "log_evidence" in rows and last in rows and "num_samples" not in self.per_datum:
+        is_last = "num_samples" not in self.per_datum and "proposal" not in self.per_datum
+        if "log_evidence" in rows and last in rows and is_last:
             rows["log_evidence"] = (f"log p̂ = L_{self.num_samples}", rows.pop(last)[1])
         return rows
 
@@ -132,8 +137,23 @@ class Bounds(Result):
 
     @property
     def sample_counts(self) -> np.ndarray:
-        """The number of samples of each example, ``(N,)``."""
+        """The number of samples behind log p̂ of each example, ``(N,)``; of AIS, chains."""
         return self.per_datum.get("num_samples", np.full(len(self), self.num_samples))
+
+    @property
+    def guide_sample_counts(self) -> np.ndarray:
+        """The number of samples of q of each example, ``(N,)``."""
+        if "proposal" not in self.per_datum:
+            return self.sample_counts
+        return self.per_datum.get("guide_num_samples", np.full(len(self), self.num_samples))
+
+    @property
+    def proposals(self) -> dict[str, int]:
+        """The number of examples by the proposal of log p̂; empty without a ladder."""
+        if "proposal" not in self.per_datum:
+            return {}
+        names, codes = self.settings["proposals"], self.per_datum["proposal"]
+        return {name: int((codes == code).sum()) for code, name in enumerate(names)}
 
     @property
     def khat_thresholds(self) -> np.ndarray:
@@ -144,28 +164,48 @@ class Bounds(Result):
     def unreliable(self) -> np.ndarray:
         """Indices of the examples whose k̂ is too high for log p̂ to be reliable.
 
-        Empty if there is no k̂ because no importance sampling was done.
+        Those of a ladder whose log p̂ is from AIS have no k̂: they are unreliable if their standard
+        error is above the largest of the ladder, or if few chains have most of the weight. Empty
+        if there is no k̂ because no importance sampling was done.
         """
         if "khat" not in self.per_datum:
             return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(~(self.per_datum["khat"] < self.khat_thresholds))
+        is_good = self.per_datum["khat"] < self.khat_thresholds
+        is_good[self._annealed] = ~self._has_bad_chains[self._annealed]
+        return np.flatnonzero(~is_good)
+
+    @property
+    def _annealed(self) -> np.ndarray:
+        """Whether log p̂ of an example is from AIS, ``(N,)``."""
+        names = self.settings.get("proposals", [])
+        codes = self.per_datum.get("proposal", np.full(len(self), -1))
+        return codes == (names.index("AIS") if "AIS" in names else math.nan)
+
+    @property
+    def _has_bad_chains(self) -> np.ndarray:
+        """Whether log p̂ of an example is from AIS and not good, ``(N,)``."""
+        if not self._annealed.any():
+            return np.zeros(len(self), dtype=bool)
+        max_error = self.settings["ladder"]["max_error"]
+        return self._annealed & ~are_chains_good(self.per_datum, "ais", max_error)
 
     @property
     def warning(self) -> str | None:
         """A warning if some estimates are unreliable, else ``None``."""
         if not len(self.unreliable):
             return None
-        khat = self.per_datum["khat"]
-        is_unknown = np.isnan(khat)
+        khat, chains = self.per_datum["khat"], self._has_bad_chains
+        is_unknown = np.isnan(khat) & ~self._annealed
         if is_unknown.all() and self.sample_counts.max() < MIN_SAMPLES:
             return (
                 f"k̂ needs at least {MIN_SAMPLES} samples, but there are {self.num_samples}: the "
                 f"reliability of log p̂ is unknown; it is a lower bound in expectation."
             )
         rare = self.per_datum.get("rare_variance", np.zeros(len(self))) > MAX_RARE_VARIANCE
-        is_heavy = ~is_unknown & ~rare
+        is_heavy = ~is_unknown & ~rare & ~self._annealed
         is_heavy &= ~(khat < self.khat_thresholds)
-        low, high = self.khat_thresholds.min(), self.khat_thresholds.max()
+        thresholds = self.khat_thresholds[~self._annealed]
+        low, high = (thresholds.min(), thresholds.max()) if len(thresholds) else (0.7, 0.7)
         excess = (
             f"k̂ > {high:.2g}" if low == high else f"k̂ above its threshold ({low:.2g}–{high:.2g})"
         )
@@ -177,6 +217,9 @@ class Bounds(Result):
             f"log p̂ ({samples}) may leave it out. Its standard error includes it.": rare,
             "k̂ is unknown for {}: all large weights are equal, but values of a discrete latent "
             "that were not drawn may have larger ones.": is_unknown & ~rare,
+            f"AIS is not good for {{}}: the standard error is above "
+            f"{self.settings.get('ladder', {}).get('max_error', math.nan):g} nats, or few chains "
+            f"have most of the weight.": chains,
         }
         sentences = [
             reason.format(f"{rows.sum()} of {len(self)} examples")
@@ -274,7 +317,8 @@ class Bounds(Result):
             ks: the L_k to show; :attr:`shown_ks` by default. The largest is always shown.
         """
         unit = next((row.unit for row in _known_rows() if row.name in self.per_datum), "samples")
-        bound = "up to " if "num_samples" in self.per_datum else ""
+        is_adaptive = "num_samples" in self.per_datum and "proposal" not in self.per_datum
+        bound = "up to " if is_adaptive or "tolerance" in self.settings else ""
         lines = [
             f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher is "
             f"better",
@@ -297,6 +341,13 @@ class Bounds(Result):
         import xarray
 
         columns: dict[str, Any] = {n: ("datum", v) for n, v in self.per_datum.items()}
+        if "proposal" in columns:
+            names, codes = self.settings["proposals"], self.per_datum["proposal"]
+            flags = {
+                "flag_values": np.arange(len(names), dtype=codes.dtype),
+                "flag_meanings": " ".join(names),
+            }
+            columns["proposal"] = ("datum", codes, flags)
         coords: dict[str, Any] = {"datum": np.arange(len(self))}
         if self.iwae_per_datum:
             coords = {"k": list(self.iwae_per_datum), **coords}
@@ -374,6 +425,16 @@ def _describe_weights(bounds: Bounds) -> str | None:
     if not {"khat", "ess"} <= bounds.per_datum.keys():
         return None
     khat, ess = bounds.per_datum["khat"], bounds.per_datum["ess"]
+    if not bounds.proposals:
+        return _format_weights(khat, ess)
+    guide = _format_weights(bounds.per_datum["guide_khat"], bounds.per_datum["guide_ess"])
+    is_sampled = ~np.isnan(ess)
+    if not is_sampled.any():
+        return f"L_k: {guide}"
+    return f"L_k: {guide}\nlog p̂: {_format_weights(khat[is_sampled], ess[is_sampled])}"
+
+
+def _format_weights(khat: np.ndarray, ess: np.ndarray) -> str:
     return (
         f"k̂ median {np.median(khat):.2f}, worst {khat.max():.2f}; "
         f"ESS median {np.median(ess):.1f}, worst {ess.min():.1f}"

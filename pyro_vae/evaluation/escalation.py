@@ -1,89 +1,281 @@
-"""Annealed importance sampling in an evaluation, for all examples or those with a bad k̂."""
+"""Reliable estimates of log p(x): each example climbs a ladder of proposals as far as it needs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from ..programs.arguments import ProgramInputs
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
-from .importance.adaptive import select_examples
-from .table_parts import BoundsRow, TablePart, register
+from .estimators import EstimationTask, Estimator
+from .importance.laplace_proposals import Laplace, laplace, predict_tail_index
+from .importance.psis import khat_threshold
+from .resumable import CheckpointError
+from .table_parts import TablePart, register
 
-__all__ = ["merge_escalated", "resolve_annealing", "run_ais"]
+__all__ = ["Ladder"]
+
+#: Names of the proposals by code.
+_PROPOSALS = ("guide", "Laplace", "adapted", "AIS")
+_GUIDE, _LAPLACE, _ADAPTED, _AIS = range(len(_PROPOSALS))
+#: Factors on the number of samples where the standard error, but not k̂, is too large.
+_MORE_SAMPLES = (4, 16)
+#: Predicted tail index of the weights of q from which q is too narrow to be used: their variance
+#: is infinite, and k̂ is low where no sample of q has reached the tail.
+_MAX_TAIL_INDEX = 0.5
+#: Columns of log p̂ that are replaced; the guide's are kept with the prefix ``guide_``.
+_REPLACED = ("log_evidence", "log_evidence_variance", "khat", "ess", "num_samples")
+_DEFAULT_LAPLACE = Laplace()
+#: Chains of AIS for the few examples that need it.
+_DEFAULT_ANNEALING = Annealing(num_chains=16, num_temperatures=200, num_steps=5)
 
 
-def resolve_annealing(ais: bool | Annealing, escalate: bool | Annealing) -> Annealing | None:
-    """Return the annealing settings, or ``None`` if neither option is set.
+@dataclass(frozen=True)
+class Ladder(Estimator):
+    """Reliable log p̂: the cheapest proposal for each example whose estimate is good.
+
+    ``evaluate(…, reliable=True)`` adds it with default settings. The rungs are
+
+    1. the guide: the samples of q that the ELBO and the L_k use;
+    2. a Laplace approximation of p(z|x), adapted to its samples where necessary, see
+       :func:`~pyro_vae.evaluation.laplace`; where k̂ is good and the standard error is too large,
+       it is repeated with more samples;
+    3. annealed importance sampling, see :func:`~pyro_vae.evaluation.ais`.
+
+    An example climbs while k̂ is bad or the standard error of log p̂ is above ``max_error``. Every
+    rung draws fresh samples. The row ``log_evidence`` is then the estimate of the last rung, and
+    the column ``proposal`` its number. The ELBO and the L_k stay those of the guide.
+
+    A rung that does not support the program is left out, and the table states the reason.
+
+    Attributes:
+        laplace: the settings of the second rung.
+        annealing: the settings of the third rung; ``None`` leaves it out.
+        max_error: the largest standard error of log p̂ of an example, in nats.
 
     Raises:
-        ValueError: if the two options have different settings.
+        ValueError: if ``max_error`` is not positive.
     """
-    settings = [option for option in (ais, escalate) if isinstance(option, Annealing)]
-    if len(settings) > 1 and settings[0] != settings[1]:
-        raise ValueError(
-            "expected the same Annealing for ais and escalate; got two that differ: set one only, "
-            "since AIS of all examples includes those with a bad k̂"
+
+    order: ClassVar[int] = 1
+
+    laplace: Laplace = _DEFAULT_LAPLACE
+    annealing: Annealing | None = _DEFAULT_ANNEALING
+    max_error: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.max_error > 0:
+            raise ValueError(f"expected max_error > 0, in nats; got {self.max_error}")
+
+    def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
+        climb = _Climb(self, task, bounds)
+        climb.start()
+        climb.reject_narrow_guides()
+        climb.sample_laplace()
+        climb.anneal()
+        return climb.result()
+
+
+@dataclass
+class _Climb:
+    """State of the climb of all examples.
+
+    Attributes:
+        columns: those of log p̂ so far, ``(N,)`` each.
+        good: whether an example has arrived.
+        proposal: the codes of the proposals.
+        reasons: why a rung was left out, by rung.
+        chains: diagnostics of AIS.
+    """
+
+    ladder: Ladder
+    task: EstimationTask
+    bounds: Bounds
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    good: np.ndarray = field(default_factory=lambda: np.empty(0))
+    proposal: np.ndarray = field(default_factory=lambda: np.empty(0))
+    reasons: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    chains: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Take the estimates of the guide."""
+        data = self.bounds.per_datum | {"num_samples": self.bounds.sample_counts}
+        self.columns = {name: data[name].copy() for name in _REPLACED}
+        self.proposal = np.full(len(self.bounds), _GUIDE, dtype=np.int8)
+        self.good = self._has_small_error()
+        self.good[self.bounds.unreliable] = False
+
+    def reject_narrow_guides(self) -> None:
+        """Let examples climb whose q is too narrow for its k̂ to show it."""
+        rows = np.flatnonzero(self.good)
+        if not len(rows):
+            return
+        with self._note_reason("Laplace"):
+            inputs = self.task.select(rows).inputs
+            index = predict_tail_index(inputs, self.ladder.laplace, self.task.seed).numpy()
+            # NaN if q cannot be scored: k̂ alone decides
+            self.good[rows] = ~(index >= _MAX_TAIL_INDEX)
+
+    def sample_laplace(self) -> None:
+        """Sample around the modes of the posteriors of the examples that are not good."""
+        settings, rows = self.ladder.laplace, np.flatnonzero(~self.good)
+        bounds = self._run("Laplace", rows, settings)
+        if bounds is None:
+            return
+        self._take_laplace(bounds, rows)
+        # k̂ is good, so the standard error tells how many samples are needed
+        with np.errstate(invalid="ignore"):
+            required = self.columns["log_evidence_variance"] / self.ladder.max_error**2
+        waiting = self._has_good_tail() & ~self._has_small_error()
+        waiting &= np.isin(self.proposal, (_LAPLACE, _ADAPTED))
+        for low, factor in zip((1, *_MORE_SAMPLES), _MORE_SAMPLES, strict=False):
+            rows = np.flatnonzero(waiting & (required > low * 0.9) & (required <= factor * 0.9))
+            more = replace(settings, num_samples=factor * settings.num_samples)
+            bounds = self._run("Laplace", rows, more, suffix=str(factor))
+            if bounds is not None:
+                self._take_laplace(bounds, rows)
+
+    def anneal(self) -> None:
+        """Run AIS for the examples that are not good."""
+        settings, rows = self.ladder.annealing, np.flatnonzero(~self.good)
+        if settings is None:
+            return
+        bounds = self._run("AIS", rows, settings)
+        if bounds is None:
+            return
+        data = bounds.per_datum
+        missing = np.full(len(self.good), math.nan)
+        values = {
+            "log_evidence": data["ais"],
+            "log_evidence_variance": data["ais_variance"],
+            "khat": missing,
+            "ess": missing,
+        }
+        num_chains = bounds.settings["annealing"]["num_chains"]
+        self._take(rows, values, np.full(len(rows), _AIS), num_chains)
+        names = [n for n in data if n == "acceptance" or n.startswith("ais")]
+        self.chains = {name: data[name] for name in names}
+        self.settings["annealing"] = bounds.settings["annealing"]
+
+    def result(self) -> Bounds:
+        """Return the bounds with the estimates of the ladder."""
+        old, new = self.bounds.per_datum, self.columns
+        kept = {f"guide_{name}": old[name] for name in _REPLACED if name in old}
+        # from other samples than the ELBO, except on the first rung
+        independent = new["log_evidence_variance"] + old["elbo_variance"]
+        gap = np.where(self.proposal == _GUIDE, old["gap_variance"], independent)
+        columns = {**new, "gap_variance": gap, "proposal": self.proposal}
+        settings = {
+            "ladder": asdict(self.ladder),
+            "proposals": list(_PROPOSALS),
+            **({"left_out": self.reasons} if self.reasons else {}),
+            **self.settings,
+        }
+        return replace(
+            self.bounds,
+            per_datum={**self.chains, **old, **kept, **columns},
+            settings={**settings, **self.bounds.settings},
         )
-    return settings[0] if settings else Annealing() if ais or escalate else None
+
+    def _run(
+        self, rung: str, rows: np.ndarray, settings: Laplace | Annealing, suffix: str = ""
+    ) -> Bounds | None:
+        """Return the bounds of a rung for the given rows, or ``None`` if it gives none."""
+        if not len(rows) or rung in self.reasons:
+            return None
+        column = "laplace" if rung == "Laplace" else "ais"
+        if not suffix and column in self.bounds.per_datum:
+            return self.bounds  # an estimator before this one has computed all examples
+        name = f"ladder_{column}{suffix}"
+        task = self.task
+        if suffix:  # fresh samples, as those before have selected the examples
+            entropy = np.random.SeedSequence([task.seed, int(suffix)])
+            task = replace(task, seed=int(entropy.generate_state(1)[0]))
+        with self._note_reason(rung):
+            if isinstance(settings, Laplace):
+                return task.run_on(rows, laplace, name, settings=settings)
+            return task.run_on(rows, ais, name, annealing=settings)
+        return None
+
+    @contextmanager
+    def _note_reason(self, rung: str) -> Iterator[None]:
+        """Note why a rung does not support the program instead of raising."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except _UNSUPPORTED as error:
+            self.reasons[rung] = _shorten(error)
+
+    def _take_laplace(self, bounds: Bounds, rows: np.ndarray) -> None:
+        data = bounds.per_datum
+        values = {
+            "log_evidence": data["laplace"],
+            "log_evidence_variance": data["laplace_variance"],
+            "khat": data["laplace_khat"],
+            "ess": data["laplace_ess"],
+        }
+        proposal = np.where(data["laplace_round"][rows] > 0, _ADAPTED, _LAPLACE)
+        self._take(rows, values, proposal, bounds.settings["laplace"]["num_samples"])
+
+    def _take(
+        self,
+        rows: np.ndarray,
+        values: dict[str, np.ndarray],
+        proposal: np.ndarray,
+        num_samples: int,
+    ) -> None:
+        for name, column in values.items():
+            self.columns[name][rows] = column[rows]
+        self.columns["num_samples"][rows] = num_samples
+        self.proposal[rows] = proposal
+        self.good[rows] = (self._has_small_error() & self._has_good_tail())[rows]
+
+    def _has_small_error(self) -> np.ndarray:
+        return np.sqrt(self.columns["log_evidence_variance"]) <= self.ladder.max_error
+
+    def _has_good_tail(self) -> np.ndarray:
+        khat, counts = self.columns["khat"], self.columns["num_samples"]
+        thresholds = np.array([khat_threshold(int(count)) for count in counts])
+        return (khat < thresholds) | (self.proposal == _AIS)
 
 
-def run_ais(
-    inputs: ProgramInputs,
-    annealing: Annealing,
-    seed: int,
-    checkpoint: Path | None,
-    progress: bool,
-    rows: np.ndarray | None = None,
-) -> Bounds:
-    """Run AIS on the given rows (all by default); the other rows are NaN."""
-    size = len(inputs.x)
-    rows = np.arange(size) if rows is None else rows
-    if not len(rows):
-        empty = {"ais": np.full(size, np.nan)}
-        settings = {"annealing": asdict(annealing)}
-        return Bounds(annealing.num_chains, empty, seed=seed, settings=settings)
-    part = select_examples(inputs, torch.from_numpy(rows))
-    bounds = ais(
-        (part.model, part.guide),
-        part.x,
-        *part.args,
-        annealing=annealing,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-        **part.kwargs,
-    )
-    columns = {}
-    for name, values in bounds.per_datum.items():
-        columns[name] = np.full(size, np.nan)
-        columns[name][rows] = values
-    return replace(bounds, per_datum=columns)
+#: Errors of programs that a rung does not support.
+_UNSUPPORTED = (
+    *(ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError),
+    *(LookupError, ArithmeticError, AssertionError),
+)
 
 
-def merge_escalated(bounds: Bounds, annealed: Bounds) -> Bounds:
-    """Add the column ``escalated`` to AIS: AIS where k̂ is bad and log p̂ elsewhere."""
-    bad = np.zeros(len(bounds), dtype=bool)
-    bad[bounds.unreliable] = True
-    columns = {}
-    for suffix in ("", "_variance"):
-        values = annealed.per_datum.get(f"ais{suffix}", np.full(len(bounds), np.nan))
-        evidence = bounds.per_datum[f"log_evidence{suffix}"]
-        columns[f"escalated{suffix}"] = np.where(bad, values, evidence)
-    return replace(annealed, per_datum={**annealed.per_datum, **columns})
+def _shorten(error: Exception) -> str:
+    """Return an error without the remedy."""
+    return str(error).partition(": ")[0] or type(error).__name__
+
+
+def _describe(bounds: Bounds) -> str | None:
+    counts = bounds.proposals
+    if not counts:
+        return None
+    used = [f"{name} {count}" for name, count in counts.items() if count]
+    lines = [f"log p̂ from: {', '.join(used)} of {len(bounds)} examples"]
+    reasons = bounds.settings.get("left_out", {})
+    if reasons:
+        stops = {("AIS",): "stops at Laplace", ("Laplace",): "leaves out Laplace"}
+        effect = stops.get(tuple(reasons), "stops at the guide")
+        lines.append(f"the ladder {effect}: {'; '.join(dict.fromkeys(reasons.values()))}")
+    return "\n".join(lines)
 
 
 register(
     TablePart(
-        order=61,
-        rows=(BoundsRow("escalated", "log p̂ or AIS", "estimate"),),
-        summarize=lambda bounds: (
-            {"escalated": len(bounds.unreliable)} if "escalated" in bounds.per_datum else {}
-        ),
-        remedy="AIS does not use these weights.",
+        order=2,
+        describe=_describe,
+        summarize=lambda bounds: {"proposals": bounds.proposals} if bounds.proposals else {},
     )
 )

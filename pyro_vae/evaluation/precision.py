@@ -13,7 +13,7 @@ from ..core.random import Stream, seeded
 from ..programs.arguments import ProgramInputs
 from ..programs.importance_weights import audited_log_weights
 from .bounds import Bounds
-from .importance import adaptive
+from .subsets import select_examples
 from .table_parts import TablePart, register
 
 __all__ = ["measure_precision_change"]
@@ -37,7 +37,7 @@ def measure_precision_change(
     size = len(inputs.x)
     rows = torch.arange(min(size, _MAX_EXAMPLES)) * size // min(size, _MAX_EXAMPLES)
     with suppress(ValueError):  # the program may only run on the full data set
-        inputs = adaptive.select_examples(inputs, rows)
+        inputs = select_examples(inputs, rows)
     log_w = {}
     for name in ("float32", precision):
         with seeded(seed, Stream.PRECISION):

@@ -22,7 +22,7 @@ from ..core import files
 from ..core.random import seeded
 from ..data.splits import checksum
 
-__all__ = ["compute_fingerprint", "compute_in_blocks"]
+__all__ = ["CheckpointError", "compute_fingerprint", "compute_in_blocks"]
 
 #: Name of the checkpoint entry with the fingerprint.
 _KEY = "_key"
@@ -32,6 +32,10 @@ _SETTING_TYPES = (
 )
 #: Types that enter the fingerprint when a function, or an object with methods, refers to them.
 _REFERENCED_TYPES = _SETTING_TYPES | nn.Module | list | Mapping | partial | types.MethodType
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of a computation."""
 
 
 def compute_in_blocks(
@@ -67,7 +71,7 @@ def compute_in_blocks(
         Arrays ``(N, …)`` by name.
 
     Raises:
-        ValueError: if the file is not a checkpoint, or is one of another computation.
+        CheckpointError: if the file is not a checkpoint, or is one of another computation.
     """
     done, fingerprint = {}, ""
     if checkpoint is not None:
@@ -220,12 +224,12 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     except PermissionError:
         raise
     except Exception as error:  # any error of the parsers means a damaged file
-        raise ValueError(
+        raise CheckpointError(
             f"expected {path} to be a checkpoint; got a file that cannot be read: delete it, or "
             f"choose another file"
         ) from error
     if _KEY not in columns or str(columns.pop(_KEY)) != key:
-        raise ValueError(
+        raise CheckpointError(
             f"expected {path} to be a checkpoint of this computation; got one with other settings, "
             f"data or weights: delete it, or choose another file"
         )

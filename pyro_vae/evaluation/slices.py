@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from .results import Result
@@ -42,6 +42,7 @@ class Evaluation(Generic[R]):
         resumable: whether an interrupted computation resumes from its checkpoint, or the options
             of which one is needed for it.
         is_distributed: whether several processes can share the computation.
+        replaced: options of earlier versions by name, and their replacement on the command line.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Evaluation(Generic[R]):
     command: str = ""
     resumable: bool | tuple[str, ...] = True
     is_distributed: bool = False
+    replaced: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.command:
@@ -82,7 +84,10 @@ class Evaluation(Generic[R]):
 
         Raises:
             TypeError: if an option is unknown.
+            ValueError: if it is one of an earlier version.
         """
+        for name in options.keys() & self.replaced.keys():
+            raise ValueError(f"{self.command} has no option {name}: use {self.replaced[name]}")
         bound = inspect.Signature(list(self.parameters.values())).bind(**options)
         bound.apply_defaults()
         return bound.arguments

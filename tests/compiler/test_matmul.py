@@ -17,6 +17,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.compiler import matmul
 from pyro_vae.core.random import Stream, seeded
+from pyro_vae.evaluation import Corrected, Defensive
 from pyro_vae.programs import importance_weights
 
 
@@ -108,11 +109,10 @@ def test_invalid_precisions_raise(vae):
     half: Any = "half"
     with pytest.raises(ValueError, match="expected precision to be float32 or bfloat16; got 'half"):
         pv.log_weights(vae.model, vae.guide, X, num_samples=2, precision=half)
-    options: list[dict[str, Any]] = [{"corrected": True}, {"defensive": 0.1}]
-    for option in options:
-        message = f"expected precision float32 with {next(iter(option))} estimates; got bfloat16"
+    for estimator in (Corrected(), Defensive()):
+        message = f"expected precision float32 with {type(estimator).__name__}; got bfloat16"
         with pytest.raises(ValueError, match=message):
-            pv.evaluate(vae, X, num_samples=50, precision="bfloat16", **option)
+            pv.evaluate(vae, X, num_samples=50, precision="bfloat16", estimators=[estimator])
 
 
 @pytest.fixture

@@ -187,7 +187,8 @@ def run(tmp_path_factory) -> Path:
     assert fit.stdout.count("ELBO after epoch 1: ") == 1
     evaluation = torchrun(
         *("-m", "pyro_vae", "evaluate", "run", "--num-samples", "30", "--num-data", "21"),
-        *("--ais", "--annealing.num_chains", "2", "--annealing.num_temperatures", "3"),
+        *("--estimators.Annealing.num_chains", "2"),
+        *("--estimators.Annealing.num_temperatures", "3"),
         folder=folder,
     )
     assert evaluation.returncode == 0, evaluation.stderr

@@ -16,6 +16,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import evaluation, queries
+from pyro_vae.evaluation import Corrected, Defensive
 from pyro_vae.evaluation.annealing import Annealing
 
 NOISE, SLOPES, SPREAD = 0.5, {"z": 0.7, "y": 0.2}, 0.9
@@ -58,7 +59,7 @@ def _kl_to_posterior():
 
 
 def test_bounds():
-    bounds = pv.evaluate(PROGRAM, X, num_samples=2000, corrected=True, defensive=0.1)
+    bounds = pv.evaluate(PROGRAM, X, num_samples=2000, estimators=[Corrected(), Defensive(0.1)])
     for column in ("log_evidence", "psis", "jackknife", "defensive"):
         error = bounds.per_datum[f"{column}_variance"] ** 0.5
         # 160 comparisons at 5 standard errors: false-alarm rate 1e-4

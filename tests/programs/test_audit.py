@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.evaluation import AdaptiveSamples
 
 #: p(z) = N(0, 1) and p(x|z) = N(z, σ²), so p(x) = N(0, 1 + σ²) and p(z|x) = N(x/(1+σ²), …).
 NOISE = 0.5
@@ -88,7 +89,9 @@ def test_noise_of_each_example_read_by_index_in_the_model():
     truth = _log_evidence(x, noise)
     bounds = pv.evaluate((model, guide), x, num_samples=500, chunk_size=20_000)
     np.testing.assert_allclose(bounds.per_datum["log_evidence"], truth, atol=0.05)
-    bounds = pv.evaluate((model, guide), x[:40], num_samples=800, tolerance=0.01)
+    bounds = pv.evaluate(
+        (model, guide), x[:40], num_samples=800, estimators=[AdaptiveSamples(0.01)]
+    )
     np.testing.assert_allclose(bounds.per_datum["log_evidence"], truth[:40], atol=0.05)
     annealing = pv.Annealing(16, 30, 4)
     bounds = pv.ais((model, guide), x[:20], annealing=annealing)
@@ -124,7 +127,7 @@ def test_an_autoguide_with_parameters_per_example_runs_on_any_subset():
     for chunk_size in (None, 6000):
         actual = _weights(_model, guide, x, num_samples=300, chunk_size=chunk_size)
         torch.testing.assert_close(actual, _log_evidence(x), atol=0.1, rtol=0)
-    bounds = pv.evaluate((_model, guide), x, num_samples=800, tolerance=0.02)
+    bounds = pv.evaluate((_model, guide), x, num_samples=800, estimators=[AdaptiveSamples(0.02)])
     np.testing.assert_allclose(bounds.per_datum["log_evidence"], _log_evidence(x), atol=0.1)
 
 

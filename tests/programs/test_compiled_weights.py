@@ -18,6 +18,7 @@ from pyro_vae import networks
 from pyro_vae.compiler import cache
 from pyro_vae.compiler.hoist import hoist_invariants
 from pyro_vae.compiler.trace import trace_graph
+from pyro_vae.evaluation import Defensive
 from pyro_vae.programs.arguments import ProgramInputs
 from pyro_vae.programs.compiled import CompiledRuns
 from pyro_vae.programs.particles import Layout, run_particles
@@ -267,7 +268,8 @@ def test_long_computations_are_compiled_by_default(compiled_calls, monkeypatch):
 def test_compiled_evaluate_gives_the_same_result(compiled_calls):
     # the shapes of other tests, whose compiled code is cached
     program, x = small_vae(), torch.bernoulli(torch.full((4, 3), 0.5))
-    options = {"num_samples": 8, "seed": 3, "keep_log_weights": True, "defensive": 0.2}
+    options = {"num_samples": 8, "seed": 3, "keep_log_weights": True}
+    options["estimators"] = [Defensive(0.2)]
     eager, compiled = (pv.evaluate(program, x, compile=c, **options) for c in (False, True))
     assert compiled_calls
     torch.testing.assert_close(compiled.log_weights, eager.log_weights, rtol=1e-5, atol=1e-5)

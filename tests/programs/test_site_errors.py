@@ -13,6 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import queries
+from pyro_vae.evaluation import Defensive
 from pyro_vae.evaluation.annealing import Annealing
 from pyro_vae.learning.diagnostics import NonFiniteLossError
 
@@ -102,7 +103,7 @@ def improper_guide(x):
     [
         lambda p, x: pv.ais(p, x, annealing=Annealing(2, 2, 2)),
         lambda p, x: pv.ais(p, x, annealing=Annealing(2, 2, 2, initial="prior")),
-        lambda p, x: pv.evaluate(p, x, num_samples=50, defensive=0.1),
+        lambda p, x: pv.evaluate(p, x, num_samples=50, estimators=[Defensive(0.1)]),
         lambda p, x: pv.gaps(p, x),
         lambda p, x: pv.bdmc(p, x),
         lambda p, x: queries.sample(p, 4, like=x),

@@ -24,6 +24,7 @@ from pyro_vae.evaluation.latent_diagnostics.summary import plot_latent_units
 from pyro_vae.runs.run import Run
 
 SHORT = "--annealing.num_chains 2 --annealing.num_temperatures 8 --annealing.num_steps 2"
+SHORT_AIS = SHORT.replace("--annealing", "--estimators.Annealing")
 TITLES = [e.title for e in EVALUATIONS.values() if e.name != "bounds"]
 
 
@@ -48,7 +49,7 @@ def run(tmp_path_factory) -> Run:
 def evaluated(run) -> Run:
     """The run with all diagnostics; the report without them is kept as ``before.html``."""
     (run.folder / "before.html").write_bytes(run.report.read_bytes())
-    run_command(f"evaluate RUN --num-samples 50 --num-data 20 --ais {SHORT}", run)
+    run_command(f"evaluate RUN --num-samples 50 --num-data 20 {SHORT_AIS}", run)
     run_command(f"bdmc RUN --num-data 6 --num-samples 50 {SHORT}", run)
     run_command(f"gaps RUN --num-data 5 --num-samples 50 --num-steps 5 --train {SHORT}", run)
     run_command("latents RUN --num-data 30 --num-samples 4 --num-draws 50", run)

@@ -44,7 +44,7 @@ def compare_with(first, *options):
             ["K = 5000 instead of K = 100 (log p̂ = L_K rises with K)"],
         ),
         (
-            ["--num-samples", "800", "--tolerance", "0.2"],
+            ["--num-samples", "800", "--estimators.AdaptiveSamples.tolerance", "0.2"],
             "K differs",
             ["(tolerance 0.2) instead of K = 100"],
         ),

@@ -89,8 +89,11 @@ SCENARIOS = {
         [*FIT, "--overwrite", "--fit.seed", "1"],
         [FIT, ["evaluate", "run", "--num-samples", "20", "--num-data", "20"]],
     ),
-    "evaluate --ais": Scenario(
-        ["evaluate", "run", "--num-samples", "30", "--num-data", "40", "--ais", *ANNEALING],
+    "evaluate, AIS": Scenario(
+        [
+            *("evaluate", "run", "--num-samples", "30", "--num-data", "40"),
+            *(arg.replace("--annealing", "--estimators.Annealing") for arg in ANNEALING),
+        ],
         [FIT],
         (),
     ),

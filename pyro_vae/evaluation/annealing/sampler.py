@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
 from ..chain_errors import MAX_CHAIN_KHAT, add_chain_errors, are_chains_good
 from ..estimates import finite_or_none, median_and_worst
+from ..estimators import EstimationTask, Estimator
 from ..importance.streaming import check_log_weights
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
@@ -46,8 +47,8 @@ _MIN_PILOT_TEMPERATURES, _PILOT_DIVISOR = 20, 5
 
 
 @dataclass(frozen=True)
-class Annealing:
-    """Settings of annealed importance sampling.
+class Annealing(Estimator):
+    """Annealed importance sampling (AIS), see :func:`ais`: the row ``ais``.
 
     Attributes:
         num_chains: the number C of chains per example; a single chain gives no standard error.
@@ -88,6 +89,13 @@ class Annealing:
                 "expected num_chains ≥ 2 for the adaptive schedule, which uses the variance over "
                 "chains; got 1"
             )
+
+    def check(self, task: EstimationTask) -> None:
+        short = replace(self, num_chains=2, num_temperatures=1, num_steps=1)
+        task.trial().run(ais, "ais", annealing=short)
+
+    def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
+        return bounds.merge(task.run(ais, "ais", annealing=self))
 
 
 def ais(
@@ -261,10 +269,11 @@ _DIAGNOSTICS = {"ais_ess": "ESS", "acceptance": "acceptance"}
 
 def _describe(bounds: Bounds) -> str | None:
     data, parts = bounds.per_datum, ["AIS"]
-    if "ais_ess" not in data and "escalated" not in data:
+    if "ais_ess" not in data:
         return None
-    if "escalated" in data:
-        parts[0] = f"AIS used for {(~np.isnan(data['ais'])).sum()} of {len(bounds)} examples"
+    used = ~np.isnan(data["ais_ess"])
+    if not used.all():
+        parts[0] = f"AIS of {used.sum()} of {len(bounds)} examples"
     if "annealing" in bounds.settings:
         parts[0] += f", {bounds.settings['annealing']['num_chains']} chains each"
     for name, label in _DIAGNOSTICS.items():

@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.random import Stream
-from ...programs.arguments import ProgramInputs
-from ...programs.context import evaluating
-from ...programs.importance_weights import find_layout
 from ..bounds import Bounds
+from ..estimators import SamplingOption, SamplingSettings
 from ..table_parts import TablePart, register
 from .streaming import khat_threshold
 
-__all__ = ["candidate_sample_counts", "choose_sample_counts", "select_examples"]
+__all__ = ["AdaptiveSamples", "candidate_sample_counts", "choose_sample_counts"]
 
 #: The minimum number of samples of a pilot.
 _MIN_PILOT = 200
 #: Factor on the tolerance that leaves room for the error of the pilot's standard error.
 _MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class AdaptiveSamples(SamplingOption):
+    """Number of samples from q that is chosen for each example.
+
+    Pilot runs with few samples, doubled as often as necessary, estimate the number of samples that
+    an example needs to reach the standard error. Then fresh samples are drawn, and only those are
+    reported: the stopping rule does not bias them. A few examples end up slightly above the
+    tolerance; the table gives their number.
+
+    The smallest number is between 200 and 400: ``num_samples``, halved as long as it stays at or
+    above 200.
+
+    Attributes:
+        tolerance: the Monte Carlo standard error of log p̂ of an example, in nats.
+
+    Raises:
+        ValueError: if the tolerance is not positive.
+    """
+
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"expected tolerance > 0, in nats; got {self.tolerance}")
+
+    def configure(self, settings: SamplingSettings) -> SamplingSettings:
+        if settings.keep_log_weights:
+            raise ValueError(
+                "expected keep_log_weights or AdaptiveSamples; got both, but the number of raw "
+                "weights then varies by example: drop one of them"
+            )
+        return replace(settings, tolerance=self.tolerance)
 
 
 def candidate_sample_counts(max_samples: int) -> list[int]:
@@ -72,29 +104,13 @@ def choose_sample_counts(
     return counts, pilot_total
 
 
-def select_examples(inputs: ProgramInputs, rows: Tensor) -> ProgramInputs:
-    """Return a subset of the examples and of all arguments per example, if the program allows."""
-    if len(rows) == len(inputs.x):
-        return inputs
-    subset = inputs.select(rows)
-    model, guide, x, args, kwargs = subset
-    try:
-        with evaluating(model, guide, seed=0, stream=Stream.SUBSET):
-            find_layout(model, guide, x, *args, **kwargs)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"expected a program that runs on a subset of the examples, as tolerance, escalate and "
-            f"distributed runs require; it failed ({error}): drop these options, or use ais for "
-            f"all examples in a single process"
-        ) from error
-    return subset
-
-
 def _describe(bounds: Bounds) -> str | None:
     if "tolerance" not in bounds.settings:
         return None
-    tolerance, counts = bounds.settings["tolerance"], bounds.per_datum["num_samples"]
-    errors = np.sqrt(bounds.per_datum["log_evidence_variance"])
+    tolerance, counts = bounds.settings["tolerance"], bounds.guide_sample_counts
+    data = bounds.per_datum
+    variances = data.get("guide_log_evidence_variance", data["log_evidence_variance"])
+    errors = np.sqrt(variances)
     above = int((~(errors <= tolerance)).sum())
     low, high = counts.min(), counts.max()
     samples = f"{low}" if low == high else f"{low} to {high}"

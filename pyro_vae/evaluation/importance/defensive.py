@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,51 @@ from ...programs.importance_weights import Chunk
 from ...programs.particles import ParticleBatch, guide_scorer, total_log_prob
 from ..bounds import Bounds
 from ..estimates import median_and_worst
+from ..estimators import SamplingOption, SamplingSettings
 from ..table_parts import BoundsRow, TablePart, register
 from .psis import ParetoTail, khat_thresholds
 from .streaming import WeightMoments, check_log_weights, inflate_variance
 
-__all__ = ["DefensiveMixture", "count_prior_samples"]
+__all__ = ["Defensive", "DefensiveMixture", "count_prior_samples"]
 
 #: Number of groups of samples, whose spread estimates the variance where k̂ is bad.
 _GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Defensive(SamplingOption):
+    """Lower bound with samples from a mixture of q and the prior: the row ``defensive``.
+
+    It suits few latents and a q that is too narrow. The samples from the prior are in addition to
+    those from q. Their stream is separate, so the other rows do not change.
+
+    Attributes:
+        share: the prior's share of the samples, between 0 and 1.
+
+    Raises:
+        ValueError: if the share is out of range.
+
+    References:
+        Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg,
+        1995). https://doi.org/10.2307/1269620
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(
+                f"expected share, the prior's share of the samples, between 0 and 1; got "
+                f"{self.share}"
+            )
+
+    def configure(self, settings: SamplingSettings) -> SamplingSettings:
+        if settings.precision != "float32":
+            raise ValueError(
+                f"expected precision float32 with Defensive; got {settings.precision}, whose "
+                f"rounding errors exceed the correction: drop one of the two"
+            )
+        return replace(settings, defensive=self.share)
 
 
 def count_prior_samples(share: float, num_samples: int) -> int:
@@ -70,8 +108,7 @@ class DefensiveMixture:
         if auxiliary:
             raise ValueError(
                 f"expected a guide without auxiliary sites, since a defensive mixture samples all "
-                f"sites from their prior; got {', '.join(map(repr, auxiliary))}: drop the option "
-                f"defensive"
+                f"sites from their prior; got {', '.join(map(repr, auxiliary))}: drop Defensive"
             )
         prior = {name: particles.log_p[name] for name in particles.latents}
         log_p, log_prior = total_log_prob(particles.log_p), total_log_prob(prior)
@@ -172,7 +209,7 @@ def _describe(bounds: Bounds) -> str | None:
     if "defensive_khat" not in bounds.per_datum:
         return None
     share, khat = bounds.settings["defensive"], bounds.per_datum["defensive_khat"]
-    counts = bounds.sample_counts
+    counts = bounds.guide_sample_counts
     counts = counts + np.array([count_prior_samples(share, int(n)) for n in counts])
     above = int((~(khat < khat_thresholds(counts))).sum())
     return (

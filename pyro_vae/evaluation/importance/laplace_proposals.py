@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
+from ..estimators import EstimationTask, Estimator
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from ..table_parts import BoundsRow, TablePart, register
@@ -51,8 +53,8 @@ _COVARIANCE_TRUST = 0.25
 
 
 @dataclass(frozen=True)
-class Laplace:
-    """Settings of importance sampling from a Laplace approximation.
+class Laplace(Estimator):
+    """Importance sampling from a Laplace approximation, see :func:`laplace`: the row ``laplace``.
 
     Attributes:
         num_samples: the number K of reported samples per example.
@@ -72,6 +74,13 @@ class Laplace:
         positive_int("num_steps", self.num_steps)
         non_negative_int("num_rounds", self.num_rounds)
 
+    def check(self, task: EstimationTask) -> None:
+        short = replace(self, num_samples=2, num_steps=1, num_rounds=0)
+        task.trial().run(laplace, "laplace", settings=short)
+
+    def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
+        return bounds.merge(task.run(laplace, "laplace", settings=self))
+
 
 def laplace(
     program: AnyProgram,
@@ -79,6 +88,7 @@ def laplace(
     *args: Any,
     settings: Laplace = Laplace(),
     seed: int = 0,
+    checkpoint: Path | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Bounds:
@@ -98,7 +108,8 @@ def laplace(
     The Hessian takes one gradient of the gradient per latent dimension, for all examples at once.
 
     Arguments:
-        program, data, *args, seed, progress, **kwargs: as for :func:`~pyro_vae.evaluation.ais`.
+        program, data, *args, seed, checkpoint, progress, **kwargs: as for
+            :func:`~pyro_vae.evaluation.ais`.
         settings: the settings.
 
     Returns:
@@ -127,6 +138,8 @@ def laplace(
             len(inputs.x),
             block=_block_size(inputs),
             entropy=(seed, Stream.LAPLACE),
+            checkpoint=checkpoint,
+            key=("Laplace", asdict(settings), *inputs),
             progress=progress,
             desc="Laplace",
         )

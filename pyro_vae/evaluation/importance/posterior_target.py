@@ -22,7 +22,12 @@ from ...programs.particles import (
     run_particles,
     total_log_prob,
 )
-from ...programs.unconstrained import flatten_sites, unconstrained_posterior, unflatten_sites
+from ...programs.unconstrained import (
+    check_not_circular,
+    flatten_sites,
+    unconstrained_posterior,
+    unflatten_sites,
+)
 
 __all__ = ["PosteriorTarget", "colour", "whiten"]
 
@@ -76,6 +81,7 @@ class PosteriorTarget:
         if layout is None:
             layout = find_layout(model, guide, x, *args, **kwargs)
         space = unconstrained_posterior(model, x, *args, layout=layout, **kwargs)
+        check_not_circular(space.transforms, "Laplace proposals")
 
         def sample(source: Callable[..., Any], count: int) -> dict[str, Tensor]:
             run = run_particles(

@@ -16,15 +16,40 @@ from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.importance_weights import Chunk, stream_particles
 from ..bounds import Bounds
+from ..estimators import SamplingOption, SamplingSettings
+from ..subsets import select_examples
 from . import adaptive
 from .defensive import DefensiveMixture, count_prior_samples
 from .discrete import DiscreteLatents, find_discrete_latents
 from .streaming import StreamingEstimates
 
-__all__ = ["ImportanceSampler"]
+__all__ = ["Corrected", "ImportanceSampler"]
 
 #: Weights to collect before the estimates are updated: smaller updates cost about as much.
 _WEIGHTS_PER_UPDATE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Corrected(SamplingOption):
+    """Two further estimates from the weights of q: the rows ``psis`` and ``jackknife``.
+
+    ``psis`` smooths the tail of the weights, and ``jackknife`` reduces the bias of log p̂ from
+    order 1/K to order 1/K².
+
+    References:
+        Pareto Smoothed Importance Sampling (Vehtari et al., 2015).
+        https://arxiv.org/abs/1507.02646
+        Debiasing Evidence Approximations (Nowozin, 2018).
+        https://openreview.net/forum?id=HyZoi-WRb
+    """
+
+    def configure(self, settings: SamplingSettings) -> SamplingSettings:
+        if settings.precision != "float32":
+            raise ValueError(
+                f"expected precision float32 with Corrected; got {settings.precision}, whose "
+                f"rounding errors exceed the correction: drop one of the two"
+            )
+        return replace(settings, corrected=True)
 
 
 @dataclass(frozen=True)
@@ -35,34 +60,37 @@ class ImportanceSampler:
         inputs: the program and the data.
         indices: the indices of the examples in the whole data set, for error messages.
         seed: the random seed.
-        options: the chunk size, whether to compile, and the precision.
-        corrected: compute the smoothed and the jackknife-corrected estimate.
-        defensive: the prior's share of the samples in the defensive mixture.
-        keep: keep the raw weights.
+        settings: how q is sampled, and what is computed.
         progress: show a progress bar.
     """
 
     inputs: ProgramInputs
     indices: Tensor
     seed: int
-    options: Mapping[str, Any]
-    corrected: bool = False
-    defensive: float | None = None
-    keep: bool = False
+    settings: SamplingSettings
     progress: bool = False
 
-    def run(self, num_samples: int, ks: Sequence[int]) -> Bounds:
+    def run(self) -> Bounds:
+        """Return the estimates of all examples."""
+        if self.settings.tolerance is None:
+            return self._run_fixed()
+        return self._run_adaptive(self.settings.tolerance)
+
+    def _run_fixed(self) -> Bounds:
         """Evaluate with the same number of samples for every example."""
+        num_samples, ks = self.settings.num_samples, self.settings.ks
         sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
         with self._progress_bar() as bar:
             columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
         return self._make_bounds(columns, sizes, num_samples, raw)
 
-    def run_adaptive(self, max_samples: int, ks: Sequence[int], tolerance: float) -> Bounds:
+    def _run_adaptive(self, tolerance: float) -> Bounds:
         """Evaluate with a number of samples per example that is chosen by pilot runs."""
+        max_samples, ks = self.settings.num_samples, self.settings.ks
         candidates = adaptive.candidate_sample_counts(max_samples)
         sizes = sorted({int(k) for k in ks if k <= candidates[0]} | {candidates[0]})
-        pilot = replace(self, corrected=False, defensive=None)
+        plain = replace(self.settings, corrected=False, defensive=None)
+        pilot = replace(self, settings=plain)
         with self._progress_bar() as bar:
 
             def errors(num_samples: int, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +128,8 @@ class ImportanceSampler:
         **settings: Any,
     ) -> Bounds:
         arrays = {name: column.numpy() for name, column in columns.items()}
-        if self.defensive is not None:
-            settings["defensive"] = self.defensive
+        if self.settings.defensive is not None:
+            settings["defensive"] = self.settings.defensive
         return Bounds(
             num_samples=num_samples,
             per_datum={name: v for name, v in arrays.items() if not name.startswith("iwae_")},
@@ -137,10 +165,17 @@ class ImportanceSampler:
         """
         part = self
         if rows is not None:
-            inputs = adaptive.select_examples(self.inputs, rows)
+            inputs = select_examples(self.inputs, rows)
             part = replace(self, inputs=inputs, indices=self.indices[rows])
         bar.total = bar.n + len(part.inputs.x) * num_samples
-        chunks = stream_particles(part.inputs, num_samples, **self.options)
+        options = self.settings
+        chunks = stream_particles(
+            part.inputs,
+            num_samples,
+            chunk_size=options.chunk_size,
+            compile=options.compile,
+            precision=options.precision,
+        )
         discrete: DiscreteLatents | None = None
         blocks: list[_Block] = []
         columns: list[dict[str, Tensor]] = []
@@ -156,7 +191,7 @@ class ImportanceSampler:
                     columns.append(blocks[-1].result())
                 bar.update(chunk.particles.log_weights.numel())
         merged = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
-        if not self.keep:
+        if not self.settings.keep_log_weights:
             return merged, None
         return merged, torch.cat([torch.cat(block.raw) for block in blocks], 1).numpy()
 
@@ -179,10 +214,12 @@ class _Block:
         size, total = first.data.stop - first.data.start, len(sampler.indices)
         self.sampler, self.first, self.num_samples = sampler, first, num_samples
         self.discrete = discrete
-        self.estimates = StreamingEstimates(size, num_samples, ks, total, sampler.corrected)
+        self.estimates = StreamingEstimates(
+            size, num_samples, ks, total, sampler.settings.corrected
+        )
         self.mixture: DefensiveMixture | None = None
-        if sampler.defensive is not None:
-            num_prior = count_prior_samples(sampler.defensive, num_samples)
+        if sampler.settings.defensive is not None:
+            num_prior = count_prior_samples(sampler.settings.defensive, num_samples)
             self.mixture = DefensiveMixture(size, num_samples, num_prior)
         self.raw: list[Tensor] = []
         self._pending: list[Tensor] = []
@@ -194,7 +231,7 @@ class _Block:
             self._flush()
         if self.mixture is not None:
             self.mixture.update(chunk, self.sampler.indices)
-        if self.sampler.keep:
+        if self.sampler.settings.keep_log_weights:
             self.raw.append(log_w.float())
 
     def _flush(self) -> None:

@@ -13,6 +13,7 @@ from linear_gaussian import LinearGaussian
 from uneven import Uneven
 
 import pyro_vae as pv
+from pyro_vae.evaluation import AdaptiveSamples, Corrected, Defensive
 from pyro_vae.evaluation.importance import adaptive, sampling
 from pyro_vae.evaluation.importance.streaming import StreamingEstimates
 
@@ -62,7 +63,9 @@ def test_worse_guides_get_more_samples_and_errors_reach_tolerance():
     program = Uneven(2, inflate=1.15)
     x = program.sample(60)
     shift = torch.tensor([0.1, 0.5, 0.9], dtype=D).repeat(20)
-    bounds = pv.evaluate(program, x, shift, num_samples=6400, ks=(5,), tolerance=0.03)
+    bounds = pv.evaluate(
+        program, x, shift, num_samples=6400, ks=(5,), estimators=[AdaptiveSamples(0.03)]
+    )
     counts, error = (
         bounds.per_datum["num_samples"],
         bounds.per_datum["log_evidence_variance"] ** 0.5,
@@ -90,7 +93,7 @@ def test_choice_of_sample_counts_does_not_bias_estimates():
     program = LinearGaussian(1, shift=1.3, inflate=1.0)
     x = program.sample(6000)
     truth = program.log_evidence(x).numpy()
-    bounds = pv.evaluate(program, x, num_samples=1600, ks=(), tolerance=0.13)
+    bounds = pv.evaluate(program, x, num_samples=1600, ks=(), estimators=[AdaptiveSamples(0.13)])
     counts = bounds.per_datum["num_samples"]
     assert len(np.unique(counts)) > 2
     ratio = np.exp(bounds.per_datum["log_evidence"] - truth)
@@ -119,7 +122,7 @@ def test_pilot_samples_are_not_reported(monkeypatch):
     monkeypatch.setattr(sampling, "stream_particles", record)
     program = LinearGaussian(2, inflate=1.1)
     x = program.sample(5)
-    bounds = pv.evaluate(program, x, num_samples=1600, ks=(), tolerance=1.0)
+    bounds = pv.evaluate(program, x, num_samples=1600, ks=(), estimators=[AdaptiveSamples(1.0)])
     pilot, reported = recorded
     assert pilot.shape == reported.shape == (200, 5)
     assert not (pilot == reported).any()
@@ -131,7 +134,7 @@ def test_hopeless_examples_get_maximum_and_are_counted():
     program = Uneven(4, inflate=0.5)
     x = program.sample(10)
     shift = torch.full((10,), 2.0, dtype=D)
-    bounds = pv.evaluate(program, x, shift, num_samples=800, tolerance=0.05)
+    bounds = pv.evaluate(program, x, shift, num_samples=800, estimators=[AdaptiveSamples(0.05)])
     assert (bounds.per_datum["num_samples"] == 800).all()
     assert bounds.settings == {"tolerance": 0.05, "total_draws": 10 * (200 + 400 + 800)}
     assert "standard error of log p̂ above 0.05 for 10 of 10 examples" in str(bounds)
@@ -156,7 +159,8 @@ def test_tolerance_is_reproducible_and_combines_with_other_options(tmp_path):
     program = Uneven(2, inflate=1.15)
     x = program.sample(12)
     shift = torch.tensor([0.1, 0.5, 0.9], dtype=D).repeat(4)
-    options = {"num_samples": 1600, "tolerance": 0.05, "corrected": True, "defensive": 0.2}
+    estimators = [AdaptiveSamples(0.05), Corrected(), Defensive(0.2)]
+    options = {"num_samples": 1600, "estimators": estimators}
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -190,7 +194,7 @@ def test_guide_of_the_full_data_set_raises():
     with pytest.raises(
         ValueError, match=r"expected a program that runs on a subset of the examples"
     ):
-        pv.evaluate((model, guide), x, num_samples=1600, tolerance=0.02)
+        pv.evaluate((model, guide), x, num_samples=1600, estimators=[AdaptiveSamples(0.02)])
 
 
 def test_error_names_index_in_full_data_set():
@@ -203,7 +207,7 @@ def test_error_names_index_in_full_data_set():
             ValueError, match=r"expected finite log weights; got NaN or \+inf for example 5"
         ),
     ):
-        pv.evaluate(program, x, num_samples=400, tolerance=0.1)
+        pv.evaluate(program, x, num_samples=400, estimators=[AdaptiveSamples(0.1)])
     log_w = torch.zeros(30, 2, dtype=D)
     log_w[3, 1] = math.nan
     with pytest.raises(
@@ -215,20 +219,17 @@ def test_error_names_index_in_full_data_set():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 0.0}, r"expected tolerance > 0, in nats; got 0.0"),
-        ({"tolerance": -1}, r"expected tolerance > 0, in nats; got -1"),
-        ({"tolerance": math.nan}, r"expected tolerance > 0, in nats; got nan"),
-        (
-            {"tolerance": 0.1, "keep_log_weights": True},
-            r"expected keep_log_weights or tolerance; got both",
-        ),
-        (
-            {"tolerance": 0.1, "num_samples": 0},
-            r"expected num_samples to be an integer ≥ 1; got 0",
-        ),
+        ({"keep_log_weights": True}, r"expected keep_log_weights or AdaptiveSamples; got both"),
+        ({"num_samples": 0}, r"expected num_samples to be an integer ≥ 1; got 0"),
     ],
 )
-def test_invalid_numbers(options, message):
-    program = LinearGaussian(1)
+def test_invalid_options(options, message):
+    program, options = LinearGaussian(1), {"num_samples": 400, **options}
     with pytest.raises(ValueError, match=message):
-        pv.evaluate(program, program.sample(3), **{"num_samples": 400, **options})
+        pv.evaluate(program, program.sample(3), estimators=[AdaptiveSamples(0.1)], **options)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1, math.nan])
+def test_invalid_tolerance(tolerance):
+    with pytest.raises(ValueError, match=f"expected tolerance > 0, in nats; got {tolerance}"):
+        AdaptiveSamples(tolerance)

@@ -13,6 +13,7 @@ from repetitions import split_bounds
 from scipy import stats
 
 import pyro_vae as pv
+from pyro_vae.evaluation import Corrected
 from pyro_vae.evaluation.importance.jackknife import MIN_EXACT_WEIGHTS, jackknife_estimate
 from pyro_vae.evaluation.importance.psis import ParetoTail
 from pyro_vae.evaluation.importance.streaming import StreamingEstimates
@@ -98,7 +99,7 @@ def test_jackknife_corrects_bias_of_shifted_guide_with_ten_samples():
     # the weights of all examples have the same distribution relative to p(x)
     program = LinearGaussian(2, shift=0.5, inflate=1.1)
     x = program.sample(40_000)
-    rows = pv.evaluate(program, x, num_samples=10, ks=(), corrected=True).per_datum
+    rows = pv.evaluate(program, x, num_samples=10, ks=(), estimators=[Corrected()]).per_datum
     truth = program.log_evidence(x).numpy()
     bias, corrected = (rows[name] - truth for name in ("log_evidence", "jackknife"))
     error = bias.std() / 200
@@ -106,7 +107,10 @@ def test_jackknife_corrects_bias_of_shifted_guide_with_ten_samples():
     # false-alarm rate 1e-5; the remaining bias is below 1/4 of that of L_10
     assert abs(corrected.mean()) < 4.4 * corrected.std() / 200 < abs(bias.mean()) / 4
     assert rows["jackknife_variance"].mean() > 0.9 * corrected.var()
-    assert "psis" not in pv.evaluate(program, x[:5], num_samples=10, corrected=True).estimates
+    assert (
+        "psis"
+        not in pv.evaluate(program, x[:5], num_samples=10, estimators=[Corrected()]).estimates
+    )
 
 
 def arviz_log_evidence(log_w):
@@ -174,7 +178,7 @@ def test_standard_errors_cover_log_evidence_in_200_repetitions():
     truth = program.log_evidence(x).numpy()
     low, high = stats.binom.ppf([5e-5, 1 - 5e-5], 200, 0.95) / 200
     hits = {"psis": 0, "jackknife": 0}
-    bounds = pv.evaluate(program, x, num_samples=200, ks=(), corrected=True)
+    bounds = pv.evaluate(program, x, num_samples=200, ks=(), estimators=[Corrected()])
     for rows, part in split_bounds(bounds, 10):
         for name in hits:
             row = part.estimates[name]
@@ -188,7 +192,9 @@ def test_standard_errors_of_hopeless_guide_are_not_understated():
     program = LinearGaussian(6, shift=3.0)
     x = program.sample(4000)
     truth = program.log_evidence(x).numpy()
-    parts = list(split_bounds(pv.evaluate(program, x, num_samples=200, corrected=True), 10))
+    parts = list(
+        split_bounds(pv.evaluate(program, x, num_samples=200, estimators=[Corrected()]), 10)
+    )
     for name in ("psis", "jackknife"):
         rows = [(part.estimates[name], truth[r].mean()) for r, part in parts]
         deviation = np.std([row.value - exact for row, exact in rows])
@@ -219,7 +225,9 @@ def test_corrected_adds_columns_and_changes_none():
 
 def test_corrected_rows_are_in_the_table():
     program = LinearGaussian(2, shift=0.3, inflate=1.1)
-    bounds = pv.evaluate(program, program.sample(5), num_samples=300, ks=(5,), corrected=True)
+    bounds = pv.evaluate(
+        program, program.sample(5), num_samples=300, ks=(5,), estimators=[Corrected()]
+    )
     assert list(bounds.estimates) == [
         *("elbo", "iwae_5", "iwae_300", "log_evidence", "psis", "jackknife", "gap")
     ]

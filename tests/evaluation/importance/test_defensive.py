@@ -16,6 +16,7 @@ from repetitions import split_bounds
 from scipy import stats
 
 import pyro_vae as pv
+from pyro_vae.evaluation import Defensive
 from pyro_vae.evaluation.importance.defensive import DefensiveMixture, count_prior_samples
 
 D = torch.float64
@@ -94,7 +95,7 @@ def assert_unbiased(values, truth):
 def test_mean_of_few_samples_is_unbiased(share):
     program = LinearGaussian(2, shift=0.5, inflate=0.7)
     x = program.sample(20_000)
-    bounds = pv.evaluate(program, x, num_samples=8, ks=(), defensive=share)
+    bounds = pv.evaluate(program, x, num_samples=8, ks=(), estimators=[Defensive(share)])
     assert_unbiased(bounds.per_datum["defensive"], program.log_evidence(x).numpy())
 
 
@@ -103,7 +104,7 @@ def test_two_latents_in_opposite_order():
     scale = math.sqrt(1.3**2 * (0.8**2 + 0.6**2) + 0.7**2)
     x = scale * torch.randn(20_000, dtype=D)
     truth = dist.Normal(0.0, scale).log_prob(x).numpy()
-    bounds = pv.evaluate(program, x, num_samples=8, ks=(), defensive=0.3)
+    bounds = pv.evaluate(program, x, num_samples=8, ks=(), estimators=[Defensive(0.3)])
     assert_unbiased(bounds.per_datum["defensive"], truth)
 
 
@@ -123,7 +124,7 @@ def test_noise_sites_are_sampled_from_the_prior():
             pyro.sample("e", dist.Normal((x - z) / 2, 0.3), infer={"is_noise": True})
 
     x = math.sqrt(2) * torch.randn(20_000, dtype=D)
-    bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), defensive=0.3)
+    bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), estimators=[Defensive(0.3)])
     truth = dist.Normal(0.0, math.sqrt(2)).log_prob(x).numpy()
     assert_unbiased(bounds.per_datum["defensive"], truth)
 
@@ -132,7 +133,7 @@ def test_narrow_guide():
     program = LinearGaussian(2, inflate=0.2)
     x = program.sample(30)
     truth = float(program.log_evidence(x).mean())
-    bounds = pv.evaluate(program, x, num_samples=2000, ks=(), defensive=0.5)
+    bounds = pv.evaluate(program, x, num_samples=2000, ks=(), estimators=[Defensive(0.5)])
     rows = bounds.estimates
     # with q alone p̂ is too small, and k̂ shows that it is unreliable
     assert rows["log_evidence"].value < truth - 0.5
@@ -152,7 +153,7 @@ def test_standard_errors_cover_log_evidence_in_200_repetitions():
     truth = program.log_evidence(x).numpy()
     low, high = stats.binom.ppf([5e-5, 1 - 5e-5], 200, 0.95) / 200
     hits = 0
-    bounds = pv.evaluate(program, x, num_samples=400, ks=(), defensive=0.2)
+    bounds = pv.evaluate(program, x, num_samples=400, ks=(), estimators=[Defensive(0.2)])
     for rows, part in split_bounds(bounds, 10):
         row = part.estimates["defensive"]
         hits += abs(row.value - truth[rows].mean()) < 1.96 * row.se_monte_carlo
@@ -166,11 +167,11 @@ def test_samples_of_guide_are_unchanged(chunk_size):
     options = {"num_samples": 103, "seed": 3, "chunk_size": chunk_size}
     reference = pv.evaluate(program, x, **options)
     state = torch.random.get_rng_state()
-    mixed = pv.evaluate(program, x, **options, defensive=0.3)
+    mixed = pv.evaluate(program, x, **options, estimators=[Defensive(0.3)])
     assert torch.equal(torch.random.get_rng_state(), state)
     for name, values in reference.per_datum.items():
         np.testing.assert_array_equal(mixed.per_datum[name], values)
-    repeated = pv.evaluate(program, x, **options, defensive=0.3)
+    repeated = pv.evaluate(program, x, **options, estimators=[Defensive(0.3)])
     np.testing.assert_array_equal(repeated.per_datum["defensive"], mixed.per_datum["defensive"])
 
 
@@ -193,7 +194,7 @@ def test_tiled_program():
 
     x = program.sample(2000)
     with pytest.warns(UserWarning, match="does not support a particle dimension"):
-        bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), defensive=0.3)
+        bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), estimators=[Defensive(0.3)])
     assert_unbiased(bounds.per_datum["defensive"], program.log_evidence(x).numpy())
 
 
@@ -210,7 +211,7 @@ def test_discrete_latents():
             pyro.sample("y", dist.Categorical(torch.tensor([0.01, 0.01, 0.98], dtype=D)))
 
     x = torch.zeros(20_000, dtype=D)
-    bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), defensive=0.5)
+    bounds = pv.evaluate((model, guide), x, num_samples=8, ks=(), estimators=[Defensive(0.5)])
     parts = dist.Normal(torch.arange(3, dtype=D), 1.0).log_prob(torch.zeros(3, dtype=D))
     truth = float((parts + odds.log()).logsumexp(0))
     assert_unbiased(bounds.per_datum["defensive"], truth)
@@ -237,7 +238,7 @@ _PROGRAMS = {
 def test_probabilities_of_all_examples_sum_to_one(name):
     make, args = _PROGRAMS[name]
     x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
-    bounds = pv.evaluate(make(), x, *args, num_samples=1000, ks=(), defensive=0.5)
+    bounds = pv.evaluate(make(), x, *args, num_samples=1000, ks=(), estimators=[Defensive(0.5)])
     columns = bounds.per_datum
     p = np.exp(columns["defensive"])
     error = math.sqrt((p**2 * columns["defensive_variance"]).sum())
@@ -251,7 +252,7 @@ def test_flow_without_inverse_raises():
     with pytest.raises(
         ValueError, match=r"got a flow without an inverse, which only scores its own"
     ):
-        pv.evaluate(vae, x, num_samples=30, defensive=0.2)
+        pv.evaluate(vae, x, num_samples=30, estimators=[Defensive(0.2)])
 
 
 def test_auxiliary_sites_raise():
@@ -265,12 +266,12 @@ def test_auxiliary_sites_raise():
             a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(a))
 
-    with pytest.raises(ValueError, match=r"without auxiliary sites, .*; got 'a': drop the option"):
-        pv.evaluate((model, guide), torch.zeros(5), num_samples=30, defensive=0.2)
+    with pytest.raises(ValueError, match=r"without auxiliary sites, .*; got 'a': drop Defensive"):
+        pv.evaluate((model, guide), torch.zeros(5), num_samples=30, estimators=[Defensive(0.2)])
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.2, math.nan])
 def test_invalid_share_raises(share):
     program = LinearGaussian(1)
-    with pytest.raises(ValueError, match=r"expected defensive, .*, between 0 and 1; got"):
-        pv.evaluate(program, program.sample(3), num_samples=30, defensive=share)
+    with pytest.raises(ValueError, match=r"expected share, .*, between 0 and 1; got"):
+        pv.evaluate(program, program.sample(3), num_samples=30, estimators=[Defensive(share)])

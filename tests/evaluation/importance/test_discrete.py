@@ -12,6 +12,7 @@ import torch
 from linear_gaussian import LinearGaussian
 
 import pyro_vae as pv
+from pyro_vae.evaluation import AdaptiveSamples
 from pyro_vae.evaluation.importance.discrete import MAX_RARE_VARIANCE, find_discrete_latents
 from pyro_vae.programs.importance_weights import stream_particles
 from pyro_vae.programs.inputs import prepare
@@ -185,7 +186,7 @@ def test_draws_do_not_depend_on_the_enumeration(monkeypatch):
 
 def test_adaptive_sample_sizes_are_not_deceived():
     guide = (mixture_model, lambda x: mixture_guide(x, 1e-4))
-    bounds = pv.evaluate(guide, X, num_samples=1600, tolerance=0.1)
+    bounds = pv.evaluate(guide, X, num_samples=1600, estimators=[AdaptiveSamples(0.1)])
     # 1600 draws of a value with probability 1e-4 are too few
     assert (bounds.sample_counts == 1600).all()
     assert (bounds.per_datum["khat"] == math.inf).all()
