@@ -181,9 +181,13 @@ def check_predictive(
             name: {key: torch.cat(parts, 1) for key, parts in by_statistic.items()}
             for name, by_statistic in replicated.items()
         }
+        weights = torch.full((num_replicates, len(x)), 1 / num_replicates, dtype=torch.float64)
         pit: dict[PredictiveName, dict[str, np.ndarray]] = {
-            name: {key: weighted_ranks(value, truth[key][None]).numpy() for key, value in v.items()}
-            for name, v in merged.items()
+            name: {
+                key: weighted_ranks(value, truth[key][None], weights, weights[0]).numpy()
+                for key, value in values.items()
+            }
+            for name, values in merged.items()
         }
         arrays: dict[PredictiveName, dict[str, np.ndarray]] = {
             name: {key: value.numpy() for key, value in values.items()}

@@ -43,6 +43,9 @@ _LABELS = {
 }
 _UNIFORM = "ok"
 _CONSTANT = "constant"
+_FEW = "too few samples"
+#: Median ESS below which ranks of weighted samples have no verdict.
+_MIN_ESS = 20
 
 
 class Coverage(NamedTuple):
@@ -104,14 +107,17 @@ class Calibration(Result):
 
         ``ok`` if the ranks are inside the band; otherwise from the ranks, as in ``too narrow
         ×0.5, too low 0.3``: the standard deviation is half of the posterior's, and the mean 0.3
-        standard deviations of the posterior too low.
+        standard deviations of the posterior too low. ``too few samples`` if the median ESS of the
+        weights is below 20.
         """
-        band = self.bands.get("posteriors")
+
+        def judge(ranks: Ranks, pit: np.ndarray) -> str:
+            if ranks.is_weighted and np.median(ranks.ess) < _MIN_ESS:
+                return _FEW
+            return describe_shape(pit) if self.bands["posteriors"].excludes(pit) else _UNIFORM
+
         return {
-            name: {
-                label: describe_shape(pit) if band is not None and band.excludes(pit) else _UNIFORM
-                for label, pit in ranks.columns.items()
-            }
+            name: {label: judge(ranks, pit) for label, pit in ranks.columns.items()}
             for name, ranks in self.posteriors.items()
         }
 
@@ -164,7 +170,7 @@ class Calibration(Result):
     def is_calibrated(self) -> dict[str, bool]:
         """Whether all ranks of a posterior approximation or predictive distribution are ``ok``."""
         return {
-            name: not any(map(_is_flagged, column.values()))
+            name: not any(_is_flagged(v) or v == _FEW for v in column.values())
             for verdicts in (self.verdicts, self.predictive_verdicts)
             for name, column in verdicts.items()
         }
@@ -259,7 +265,10 @@ class Calibration(Result):
         if hidden:
             rows.append([f"{hidden} more, which deviate less", *[""] * len(verdicts)])
         counts = [
-            f"{sum(map(_is_flagged, v.values()))} of {len(v)} flagged" for v in verdicts.values()
+            "–"
+            if _FEW in v.values()
+            else f"{sum(map(_is_flagged, v.values()))} of {len(v)} flagged"
+            for v in verdicts.values()
         ]
         rows.append(["all quantities", *counts])
         return TextTable(["ranks", *(_LABELS[name] for name in verdicts)], rows)
@@ -326,7 +335,7 @@ class Calibration(Result):
             if ranks.is_weighted:
                 bad = self._count_bad_khat(ranks)
                 note = (
-                    ": too few effective samples to show small errors"
+                    ": the posterior has mass that q hardly ever draws"
                     if bad > len(ranks) / 20
                     else ""
                 )
@@ -424,7 +433,7 @@ _GROUPS = {"loo": "prior_predictive", "posterior": "posterior_predictive"}
 
 
 def _is_flagged(verdict: str) -> bool:
-    return verdict not in (_UNIFORM, _CONSTANT)
+    return verdict not in (_UNIFORM, _CONSTANT, _FEW)
 
 
 def _summarize_shape(pit: np.ndarray) -> dict[str, float | None]:

@@ -28,16 +28,17 @@ def make_section(result: Calibration) -> Section:
     if result.posteriors:
         tables += [result.make_rank_table(), result.make_coverage_table()]
         about += [result.rank_head, *result.notes]
-        for name, verdicts in result.verdicts.items():
-            flagged = sum(v != "ok" for v in verdicts.values())
+        for name in result.posteriors:
+            columns = result.label_columns(name)
+            outside = sum(map(result.bands["posteriors"].excludes, columns.values()))
             pictures.append(
                 Picture(
                     f"ranks-{name}",
                     f"Ranks of simulated latents: {name}",
-                    f"ECDF of the ranks minus that of uniform ones; {flagged} of {len(verdicts)} "
+                    f"ECDF of the ranks minus that of uniform ones; {outside} of {len(columns)} "
                     f"leave the band. Rising first: too narrow; falling first: too wide; all "
                     f"above: too high; all below: too low.",
-                    plot_ranks(result.label_columns(name), result.bands["posteriors"]),
+                    plot_ranks(columns, result.bands["posteriors"]),
                 )
             )
     if result.predictive is not None:

@@ -38,6 +38,7 @@ __all__ = [
     "PosteriorName",
     "Ranks",
     "no_laplace_reason",
+    "normalize_weights",
     "rank_simulated",
     "weighted_ranks",
 ]
@@ -51,6 +52,8 @@ QUANTITIES = ("log_likelihood", "log_joint", "log_q", "tarp")
 #: Relative and absolute difference up to which computed quantities count as equal. Rounding
 #: depends on the shape of a batch, and would break the ties of discrete latents in one direction.
 _RTOL, _ATOL = 1e-5, 1e-5
+#: Maximum weight of the truth, in effective samples.
+_MAX_TRUTH = 4.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class _Block(NamedTuple):
         layout: the layout of the particles.
         samples: the samples.
         log_weights: log p(x, z) − log q(z|x), ``(K, n)``.
+        truth: the log weight of the simulated latents, ``(n,)``; ``None`` for samples of the guide.
     """
 
     rows: slice
@@ -130,6 +134,7 @@ class _Block(NamedTuple):
     layout: Layout
     samples: _Samples
     log_weights: Tensor
+    truth: Tensor | None = None
 
 
 def rank_simulated(
@@ -165,7 +170,7 @@ def rank_simulated(
         (Stream.CALIBRATION, _sample_guide(inputs, num_samples), ("guide", "resampled")),
         (
             Stream.CALIBRATION_LAPLACE,
-            _sample_laplace(inputs, replace(laplace, num_samples=num_samples)),
+            _sample_laplace(inputs, simulated, replace(laplace, num_samples=num_samples)),
             ("laplace",),
         ),
     )
@@ -180,8 +185,7 @@ def rank_simulated(
                 check_log_weights(block.log_weights, block.rows.start)
                 ranker = _Ranker.create(block, simulated, sites, scale)
                 for name in names:
-                    log_w = None if name == "guide" else block.log_weights
-                    parts[name].append(ranker.rank(block.samples, log_w))
+                    parts[name].append(ranker.rank(block, is_weighted=name != "guide"))
                 bar.update(block.rows.stop - block.rows.start)
     return {name: _concatenate(blocks) for name, blocks in parts.items()}
 
@@ -236,20 +240,26 @@ def _sample_guide(inputs: ProgramInputs, num_samples: int) -> Generator[_Block]:
                 latents, terms = [], []
 
 
-def _sample_laplace(inputs: ProgramInputs, settings: Laplace) -> Generator[_Block]:
+def _sample_laplace(
+    inputs: ProgramInputs, simulated: Mapping[str, Tensor], settings: Laplace
+) -> Generator[_Block]:
     """Yield blocks of examples with weighted samples of their Laplace approximations."""
     size = max(1, min(100, max_chain_pairs(inputs.x) // 16))
     for rows, block in inputs.blocks(size):
         model, guide, x, args, kwargs = block
         layout = find_layout(model, guide, x, *args, **kwargs)
-        latents, log_w = sample_posteriors(block, settings)
+        truth = {name: value[:, rows] for name, value in simulated.items()}
+        # the truth is the last sample
+        latents, log_w = sample_posteriors(block, settings, truth)
+        latents, log_w = {name: z[:-1] for name, z in latents.items()}, log_w.double().cpu()
         count = max(1, max_streamed_pairs(x) // len(x))
         terms = []
         for first in range(0, settings.num_samples, count):
             part = {name: z[first : first + count] for name, z in latents.items()}
             log_p = log_probs_at(model, part, x, *args, layout=layout, **kwargs)
             terms.append(_model_terms(log_p, part))
-        yield _Block(rows, block, layout, _Samples(latents, _stack(terms)), log_w.double().cpu())
+        samples = _Samples(latents, _stack(terms))
+        yield _Block(rows, block, layout, samples, log_w[:-1], log_w[-1])
 
 
 def _model_terms(log_p: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -291,25 +301,38 @@ class _Ranker:
         reference = flatten_sites({n: run.latents[n].double() for n in sites})
         return cls(_Samples({n: z[n] for n in sites}, terms), reference, scale)
 
-    def rank(self, samples: _Samples, log_weights: Tensor | None) -> Ranks:
-        """Rank the truth among weighted samples, or unweighted ones if there are no weights."""
-        weights, khat = None, np.empty(0)
-        if log_weights is not None:
-            weights, khat = _normalize(log_weights)
+    def rank(self, block: _Block, is_weighted: bool) -> Ranks:
+        """Rank the truth among the samples of a block, with or without their weights."""
+        count, size = block.log_weights.shape
+        weights = torch.full((count, size), 1 / count, dtype=torch.float64)
+        own, ess, khat = weights[0], np.empty(0), np.empty(0)
+        if is_weighted:
+            tail = ParetoTail(count, size)
+            tail.update(block.log_weights)
+            weights, own = normalize_weights(block.log_weights, self._log_weight(block))
+            ess, khat = (1 / weights.square().sum(0)).numpy(), tail.khat.numpy()
         latents = {}
         for name, truth in self.truth.latents.items():
-            values = samples.latents[name].flatten(2) if truth.ndim > 2 else samples.latents[name]
-            ranks = weighted_ranks(values, truth.flatten(2) if truth.ndim > 2 else truth, weights)
-            latents[name] = ranks.reshape(truth.shape[1:]).numpy()
+            values = block.samples.latents[name]
+            latents[name] = weighted_ranks(values, truth, weights, own).numpy()
         quantities = {}
         for name, truth in self.truth.terms.items():
-            if name in samples.terms and (name != "log_q" or weights is None):
-                ranks = weighted_ranks(samples.terms[name], truth, weights, _RTOL, _ATOL)
+            if name in block.samples.terms and (name != "log_q" or not is_weighted):
+                values = block.samples.terms[name]
+                ranks = weighted_ranks(values, truth, weights, own, _RTOL, _ATOL)
                 quantities[name] = ranks.numpy()
-        distance, truth = (self._distance(part.latents) for part in (samples, self.truth))
-        quantities["tarp"] = weighted_ranks(distance, truth, weights, _RTOL, _ATOL).numpy()
-        ess = np.empty(0) if weights is None else (1 / weights.square().sum(0)).numpy()
+        distance, truth = (self._distance(part.latents) for part in (block.samples, self.truth))
+        quantities["tarp"] = weighted_ranks(distance, truth, weights, own, _RTOL, _ATOL).numpy()
         return Ranks(latents, quantities, ess, khat)
+
+    def _log_weight(self, block: _Block) -> Tensor:
+        """Return the log weight of the truth, ``(n,)``; NaN if the guide cannot score it."""
+        if block.truth is not None:
+            return block.truth
+        terms = self.truth.terms
+        if "log_q" not in terms:
+            return torch.full_like(block.log_weights[0], math.nan)
+        return (terms["log_joint"] - terms["log_q"])[0].double().cpu()
 
     def _distance(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Return the distance of samples from the reference points, ``(K, n)``."""
@@ -328,20 +351,24 @@ class _Ranker:
 def weighted_ranks(
     values: Tensor,
     truth: Tensor,
-    weights: Tensor | None = None,
+    weights: Tensor,
+    own: Tensor,
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> Tensor:
-    """Return the rank of the truth among K samples, in [0, 1].
+    """Return the rank of the truth among K weighted samples, in [0, 1].
 
-    Among equally weighted samples, it is (r + u) / (K + 1) with the number r of samples below the
-    truth and a uniform u: exactly uniform if truth and samples have the same distribution. A tie is
-    broken at random. Weighted samples count as (Σw)² / Σw² samples that are equally weighted.
+    It is (s + u (t + w)) / (1 + w) with the weight s of the samples below the truth, the weight t
+    of those that are equal to it, its own weight w, and a uniform u. That is uniform if a truth
+    from the posterior is among K samples of any q, all with the importance weights of q: given
+    all of them, each is the truth with a probability that is proportional to its weight. Among
+    equally weighted samples it is the usual rank, with ties broken at random.
 
     Arguments:
         values: a quantity of the samples, ``(K, n, *rest)``.
         truth: the same of the truth, ``(1, n, *rest)``.
-        weights: normalised weights, ``(K, n)``.
+        weights, own: weights of the samples, ``(K, n)`` with the sum 1, and of the truth, ``(n,)``,
+            in float64; see :func:`normalize_weights`.
         rtol, atol: values count as equal up to a relative or absolute difference.
 
     Returns:
@@ -349,29 +376,37 @@ def weighted_ranks(
     """
     tolerance = atol + rtol * truth.abs() if rtol or atol else 0
     below, above = values < truth - tolerance, values > truth + tolerance
-    if weights is None:
-        count = float(len(values))
-        share, tied = (part.double().mean(0).cpu() for part in (below, ~(below | above)))
-    else:
-        w = weights.to(values.device)
-        size = (1 / weights.square().sum(0)).reshape(-1, *(1,) * (values.ndim - 2))
-        count = size
-        share, tied = (
-            torch.einsum("kn,kn...->n...", w, part.double()).cpu()
-            for part in (below, ~(below | above))
-        )
+    weights = weights.to(values.device)
+    share, tied = (
+        torch.einsum("kn,kn...->n...", weights, part.double()).cpu()
+        for part in (below, ~(below | above))
+    )
+    own = own.reshape(-1, *(1,) * (values.ndim - 2))
     noise = torch.rand(share.shape, dtype=torch.float64)
-    return (count * share + noise * (count * tied + 1)) / (count + 1)
+    return (share + noise * (tied + own)) / (1 + own)
 
 
-def _normalize(log_weights: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Return normalised weights, ``(K, n)`` float64, and k̂, ``(n,)``."""
-    count, size = log_weights.shape
-    tail = ParetoTail(count, size)
-    tail.update(log_weights)
+def normalize_weights(log_weights: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of the samples, which sum to 1, and that of the truth.
+
+    With its own weight the rank of the truth would be uniform for any q. A weight far above those
+    of the samples is that of a value which they miss: the truth counts at most as four samples of
+    the (Σw)² / Σw² to which the samples amount.
+
+    Arguments:
+        log_weights: log weights of the samples, ``(K, n)`` in float64.
+        truth: the log weight of the truth, ``(n,)``; NaN if unknown, which counts as one sample.
+
+    Returns:
+        ``(K, n)`` and ``(n,)`` in float64.
+    """
     # samples of an example whose weights are all zero count as unweighted; their k̂ is bad
     is_zero = log_weights.amax(0) == -math.inf
-    return torch.where(is_zero, 0.0, log_weights).softmax(0), tail.khat.numpy()
+    weights = torch.where(is_zero, 0.0, log_weights).softmax(0)
+    one = weights.square().sum(0)
+    own = (truth - log_weights.logsumexp(0)).exp()
+    own = torch.where(own.isnan() | is_zero, one, own)
+    return weights, torch.minimum(own, _MAX_TRUTH * one)
 
 
 def _concatenate(blocks: Sequence[Ranks]) -> Ranks:

@@ -151,20 +151,30 @@ def laplace(
     )
 
 
-def sample_posteriors(inputs: ProgramInputs, settings: Laplace) -> tuple[dict[str, Tensor], Tensor]:
+def sample_posteriors(
+    inputs: ProgramInputs, settings: Laplace, further: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return weighted samples of each posterior: latents by site, and log weights.
 
     To be called in :func:`~pyro_vae.programs.context.evaluating`, with few examples at a time.
 
+    Arguments:
+        inputs: the program and the examples.
+        settings: the settings.
+        further: J latents by site, ``(J, N, *event)``, to weigh in addition to the samples.
+
     Returns:
-        The latents ``(K, N, *event)`` by site, and log p(x, z) − log proposal, ``(K, N)``.
+        The latents ``(K + J, N, *event)`` by site, and log p(x, z) − log proposal, ``(K + J, N)``.
 
     Raises:
         ValueError: as for :func:`laplace`.
     """
     target = PosteriorTarget.create(inputs)
-    v, log_w = _adapt_proposal(target, settings)[0].weigh(settings.num_samples)
-    return target.constrain(v), log_w
+    proposal = _adapt_proposal(target, settings)[0]
+    v = proposal.sample(settings.num_samples)
+    if further is not None:
+        v = torch.cat([v, target.unconstrain(further)])
+    return target.constrain(v), target.evaluate(target.log_density, v) - proposal.log_prob(v)
 
 
 def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) -> Tensor:

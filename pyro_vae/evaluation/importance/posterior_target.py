@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class PosteriorTarget:
         has_guide: whether the guide can score other samples than its own. If not, the prior takes
             its place in ``sample_guide`` and ``guide_log_prob``.
         constrain: maps v to the latents by site, ``(C, N, *event)``.
+        unconstrain: maps latents by site to v.
     """
 
     inputs: ProgramInputs
@@ -72,6 +73,7 @@ class PosteriorTarget:
     prior_log_prob: Callable[[Tensor], Tensor]
     has_guide: bool
     constrain: Callable[[Tensor], dict[str, Tensor]]
+    unconstrain: Callable[[Mapping[str, Tensor]], Tensor]
 
     @classmethod
     def create(
@@ -130,6 +132,7 @@ class PosteriorTarget:
             prior_log_prob,
             source is guide,
             lambda v: jacobian(v)[0],
+            lambda z: flatten_sites(space.inverse({n: z[n] for n in space.transforms})) / unit,
         )
 
     def select(self, rows: Tensor) -> PosteriorTarget:

@@ -18,7 +18,10 @@ from scipy import stats
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, posteriors
-from pyro_vae.evaluation.calibration_checks.simulated_ranks import weighted_ranks
+from pyro_vae.evaluation.calibration_checks.simulated_ranks import (
+    normalize_weights,
+    weighted_ranks,
+)
 from pyro_vae.evaluation.calibration_checks.uniformity import describe_shape, make_band
 
 #: Simulated examples of most tests.
@@ -45,38 +48,58 @@ def linear_gaussian(**options):
 # ranks
 
 
+def unweighted(values, truth):
+    """Return the ranks of truths ``(1, n)`` among samples ``(K, n)``."""
+    weights = torch.full(values.shape, 1 / len(values), dtype=torch.float64)
+    return weighted_ranks(values, truth, weights, weights[0])
+
+
 def test_rank_among_equally_weighted_samples_counts_those_below():
-    values = torch.tensor([[0.0, 0.0], [1.0, 5.0], [2.0, 5.0], [3.0, 6.0]])
-    truth = torch.tensor([[2.5, 5.0]])
-    many = values.repeat(1, 1000), truth.repeat(1, 1000)
-    ranks = weighted_ranks(*many).reshape(1000, 2)
+    values = torch.tensor([[0.0, 0.0], [1.0, 5.0], [2.0, 5.0], [3.0, 6.0]]).repeat(1, 1000)
+    ranks = unweighted(values, torch.tensor([[2.5, 5.0]]).repeat(1, 1000)).reshape(1000, 2)
     # (3 + u) / 5, and (1 + 3 u) / 5 with a tie of two
-    low, high = ranks.amin(0), ranks.amax(0)
-    torch.testing.assert_close(low, torch.tensor([0.6, 0.2]).double(), atol=0.02, rtol=0)
-    torch.testing.assert_close(high, torch.tensor([0.8, 0.8]).double(), atol=0.02, rtol=0)
+    expected = torch.tensor([[0.6, 0.2], [0.8, 0.8]]).double()
+    found = torch.stack([ranks.amin(0), ranks.amax(0)])
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
-def test_repeated_samples_are_samples_with_larger_weights():
-    values, truth = torch.randn(4, 1).double(), torch.randn(1, 1).double()
-    weights = torch.full((4, 1), 0.25).double()
-    torch.manual_seed(0)
-    weighted = weighted_ranks(values, truth, weights)
-    torch.manual_seed(0)
-    torch.testing.assert_close(weighted, weighted_ranks(values, truth))
-    # all weight on one sample: a rank among one sample
-    one = torch.tensor([[1.0], [0.0], [0.0], [0.0]]).double()
-    rank = weighted_ranks(torch.tensor([[1.0], [9.0], [9.0], [9.0]]), torch.tensor([[5.0]]), one)
-    assert 0.5 <= float(rank) <= 1
+def test_weight_of_the_truth_is_limited():
+    log_w = torch.tensor([[1.0, 0.0], [3.0, 0.0], [4.0, 0.0], [0.0, 0.0]]).log()
+    truth = torch.tensor([2.0, 5.0]).log()
+    weights, own = normalize_weights(log_w.double(), truth.double())
+    torch.testing.assert_close(weights[:, 0], torch.tensor([1.0, 3.0, 4.0, 0.0]).double() / 8)
+    # without any weight, the samples count as unweighted
+    torch.testing.assert_close(weights[:, 1], torch.full((4,), 0.25).double())
+    torch.testing.assert_close(own, torch.tensor([2 / 8, 1 / 4]).double())
+    large, unknown = torch.tensor([99.0, 1.0]).log(), torch.full((2,), math.nan)
+    one = (1 + 9 + 16) / 64
+    _, own = normalize_weights(log_w.double(), large.double())
+    assert own[0] == pytest.approx(4 * one)
+    _, own = normalize_weights(log_w.double(), unknown.double())
+    assert own[0] == pytest.approx(one)
 
 
-def test_weighted_ranks_of_exact_weights_are_uniform():
-    """Target N(0, 1), proposal N(0.4, 1.3²): ESS is about 0.8 of 60. False alarms: 1e-3."""
-    size, count = 4000, 60
-    values, truth = 0.4 + 1.3 * torch.randn(count, size).double(), torch.randn(1, size).double()
-    log_w = -0.5 * values**2 + 0.5 * ((values - 0.4) / 1.3) ** 2
-    ranks = weighted_ranks(values, truth, log_w.softmax(0))
-    assert stats.kstest(ranks.numpy(), "uniform").pvalue > 1e-3
-    assert stats.kstest(weighted_ranks(values, truth).numpy(), "uniform").pvalue < 1e-10
+@pytest.mark.parametrize(("scale", "dim", "ess"), [(1.3, 1, 0.9), (1.5, 10, 0.2), (3.0, 1, 0.4)])
+def test_weighted_ranks_are_uniform_even_with_few_effective_samples(scale, dim, ess):
+    """The posterior is N(0, I), the proposal wider. False-alarm rate of each assertion: 1e-3."""
+    count, size = 60, 4000
+    values, truth = scale * torch.randn(count, size, dim).double(), torch.randn(1, size, dim)
+    squares, own = values.square().sum(-1), truth.double().square().sum(-1)
+    factor = -0.5 * (1 - scale**-2)
+    weights, own_weight = normalize_weights(factor * squares, factor * own[0])
+    assert float((1 / weights.square().sum(0)).median()) == pytest.approx(ess * count, rel=0.25)
+    for quantity, exact in ((values[..., 0], truth[..., 0]), (-squares, -own)):
+        ranks = weighted_ranks(quantity, exact, weights, own_weight)
+        assert stats.kstest(ranks.numpy(), "uniform").pvalue > 1e-3
+        assert stats.kstest(unweighted(quantity, exact).numpy(), "uniform").pvalue < 1e-6
+
+
+def test_weighted_ranks_show_that_a_narrow_proposal_misses_the_truth():
+    values, truth = 0.4 * torch.randn(200, 300, 2).double(), torch.randn(1, 300, 2).double()
+    squares, own = values.square().sum(-1), truth.square().sum(-1)
+    factor = -0.5 * (1 - 0.4**-2)
+    ranks = weighted_ranks(-squares, -own, *normalize_weights(factor * squares, factor * own[0]))
+    assert make_band(300, 0.01).excludes(ranks.numpy()) and (ranks < 0.2).double().mean() > 0.3
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01])
@@ -103,7 +126,7 @@ def test_uniform_ranks_leave_the_band_at_the_stated_rate(rate):
 )
 def test_deviation_has_its_name_and_size(shift, scale, expected):
     samples, truth = shift + scale * torch.randn(500, 1000), torch.randn(1, 1000)
-    ranks = weighted_ranks(samples, truth).numpy()
+    ranks = unweighted(samples, truth).numpy()
     assert make_band(1000, 0.01).excludes(ranks)
     assert re.fullmatch(expected, describe_shape(ranks)), describe_shape(ranks)
 
@@ -180,7 +203,16 @@ def test_wrong_guide_is_flagged_and_repaired(options, expected):
     if "inflate" not in options or options["inflate"] > 1:
         assert result.is_calibrated["resampled"], str(result)
     else:
-        assert "k̂ bad for" in str(result) and "too few effective samples" in str(result)
+        assert "k̂ bad for" in str(result) and "mass that q hardly ever draws" in str(result)
+
+
+def test_few_effective_samples_have_no_verdict():
+    program = LinearGaussian(6, data_dim=8, shift=2.0)
+    result = check(program, program.sample(20), num_simulated=40, **ANY_BAND)
+    assert np.median(result.posteriors["resampled"].ess) < 20
+    assert set(result.verdicts["resampled"].values()) == {"too few samples"}
+    assert result.is_calibrated["resampled"] is False
+    assert result.summary()["posteriors"]["resampled"]["outside"] == 0
 
 
 @pytest.mark.parametrize("inflate", [0.6, 1.5])
