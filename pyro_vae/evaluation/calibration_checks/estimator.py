@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ def calibration(
             ``dispersion`` (variance / mean), or functions by name, from ``(…, E)`` float64
             tensors with E elements per example to ``(…)``. By default all, and ``dispersion``
             for counts only.
-        laplace: settings of the Laplace approximation; ``num_samples`` is K.
+        laplace: settings of the Laplace approximation; K takes the place of its number of samples.
         false_alarm_rate: the probability that a right posterior approximation or predictive
             distribution has any flag.
         seed: seed of the simulated data and of all samples.
@@ -120,6 +120,7 @@ def calibration(
     positive_int("num_replicates", num_replicates)
     if not 0 < false_alarm_rate < 1:
         raise ValueError(f"expected false_alarm_rate between 0 and 1; got {false_alarm_rate}")
+    laplace = replace(laplace, num_samples=num_samples)
     program, data, args = normalize_order(program, data, args)
     if isinstance(data, int):
         num_simulated = data

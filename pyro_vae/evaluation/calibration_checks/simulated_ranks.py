@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -154,8 +154,8 @@ def rank_simulated(
         simulated: the latents from which the data were simulated, ``(1, N, *rest)`` by site.
         posteriors: ``guide`` and ``resampled``: samples of the guide without and with their
             importance weights; ``laplace``: weighted samples of a Laplace approximation.
-        num_samples: the number K of samples of each posterior.
-        laplace: settings of the Laplace approximation.
+        num_samples: the number K of samples of the guide.
+        laplace: settings of the Laplace approximation, with the number of its samples.
         seed: the random seed.
         progress: show a progress bar.
 
@@ -170,7 +170,7 @@ def rank_simulated(
         (Stream.CALIBRATION, _sample_guide(inputs, num_samples), ("guide", "resampled")),
         (
             Stream.CALIBRATION_LAPLACE,
-            _sample_laplace(inputs, simulated, replace(laplace, num_samples=num_samples)),
+            _sample_laplace(inputs, simulated, laplace),
             ("laplace",),
         ),
     )
