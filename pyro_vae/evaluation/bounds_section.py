@@ -20,15 +20,19 @@ _ROLE_COLORS = {"lower bound": "C0", "estimate": "C2", "upper bound": "C3"}
 
 def make_section(bounds: Bounds) -> Section:
     """Return the section of the report."""
-    plateau = bounds.plateau
-    convergence = (
-        f"log p̂ exceeds L_k at k = {plateau} by no more than twice its Monte Carlo standard error."
-        if plateau is not None
-        else f"L_k has not converged at k = {bounds.num_samples}: log p(x) is likely higher."
-    )
-    pictures = [Picture("bounds", "Convergence of L_k", convergence, plot_bound_against_k(bounds))]
+    pictures = [
+        Picture(
+            "bounds",
+            "Convergence of L_k",
+            _describe_convergence(bounds),
+            plot_bound_against_k(bounds),
+        )
+    ]
     if np.isfinite(bounds.per_datum["khat"]).any():
         caption = bounds.warning or "k̂ is below its threshold for all examples."
+        if bounds.proposals:
+            counts = ", ".join(f"{name} {count}" for name, count in bounds.proposals.items())
+            caption = f"log p̂ from: {counts}. {bounds.warning or 'All estimates are good.'}"
         pictures.append(Picture("khat", "k̂ per example", caption, plot_khat(bounds)))
     if "ais" in bounds.labels:
         caption = (
@@ -37,6 +41,22 @@ def make_section(bounds: Bounds) -> Section:
         )
         pictures.append(Picture("ladder", "Lower bounds", caption, plot_bounds(bounds)))
     return Section([bounds.make_table()], pictures)
+
+
+def _describe_convergence(bounds: Bounds) -> str:
+    plateau = bounds.plateau
+    if plateau is not None:
+        return (
+            f"log p̂ exceeds L_k at k = {plateau} by no more than twice its Monte Carlo standard "
+            f"error."
+        )
+    if bounds.proposals and bounds.iwae:
+        k, last = max(bounds.iwae.items())
+        return (
+            f"L_k has not converged at k = {k}: log p̂, from better proposals than q, is "
+            f"{bounds.log_evidence - last:.2f} nats higher."
+        )
+    return f"L_k has not converged at k = {bounds.num_samples}: log p(x) is likely higher."
 
 
 def plot_bound_against_k(bounds: Bounds) -> Figure:
@@ -50,6 +70,8 @@ def plot_bound_against_k(bounds: Bounds) -> Figure:
     axes.fill_between(ks, values - errors, values + errors, alpha=0.3, lw=0)
     axes.plot(ks, values, marker=".", label="$L_k$ ± 2 standard errors (Monte Carlo)")
     axes.axhline(bounds.elbo, color="0.5", ls=":", label="ELBO")
+    if bounds.proposals:
+        axes.axhline(bounds.log_evidence, color="C2", ls="-.", label=r"$\log \hat p$ of the ladder")
     plateau = bounds.plateau
     if plateau is not None:
         axes.axvline(plateau, color="C3", ls="--", lw=1, label=f"converged at k = {plateau}")
@@ -61,7 +83,10 @@ def plot_bound_against_k(bounds: Bounds) -> Figure:
 
 
 def plot_khat(bounds: Bounds) -> Figure:
-    """Plot the sorted k̂ of all examples and the threshold above which log p̂ is unreliable."""
+    """Plot the sorted k̂ of all examples and the threshold above which log p̂ is unreliable.
+
+    With a ladder, those of the samples of q are shown too; AIS has none.
+    """
     figure, (axes,) = make_figure()
     order = np.argsort(bounds.per_datum["khat"])
     khat, threshold = bounds.per_datum["khat"][order], bounds.khat_thresholds.max()
@@ -69,6 +94,9 @@ def plot_khat(bounds: Bounds) -> Figure:
     index = np.arange(len(khat))
     axes.scatter(index[good], khat[good], s=6, label=f"{good.sum()} below")
     axes.scatter(index[~good], khat[~good], s=6, color="C3", label=f"{(~good).sum()} above")
+    if "guide_khat" in bounds.per_datum:
+        guide = bounds.per_datum["guide_khat"][order]
+        axes.scatter(index, guide, s=6, color="0.7", zorder=0, label="samples of q (L_k)")
     axes.axhline(threshold, color="0.3", ls="--", lw=1, label=f"threshold {threshold:.2f}")
     axes.set_xlabel("examples, sorted by k̂")
     axes.set_ylabel("k̂")

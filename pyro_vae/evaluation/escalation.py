@@ -23,8 +23,9 @@ __all__ = ["Ladder"]
 #: Names of the proposals by code.
 _PROPOSALS = ("guide", "Laplace", "adapted", "AIS")
 _GUIDE, _LAPLACE, _ADAPTED, _AIS = range(len(_PROPOSALS))
-#: Factors on the number of samples where the standard error, but not k̂, is too large.
-_MORE_SAMPLES = (4, 16)
+#: Factors on the number of samples where k̂ or the standard error is not good, and the part of the
+#: largest error that they aim at.
+_MORE_SAMPLES, _MARGIN = (4, 16), 0.95
 #: Predicted tail index of the weights of q from which q is too narrow to be used: their variance
 #: is infinite, and k̂ is low where no sample of q has reached the tail.
 _MAX_TAIL_INDEX = 0.5
@@ -43,8 +44,8 @@ class Ladder(Estimator):
 
     1. the guide: the samples of q that the ELBO and the L_k use;
     2. a Laplace approximation of p(z|x), adapted to its samples where necessary, see
-       :func:`~pyro_vae.evaluation.laplace`; where k̂ is good and the standard error is too large,
-       it is repeated with more samples;
+       :func:`~pyro_vae.evaluation.laplace`; where its estimate is not good, it is repeated with
+       more samples;
     3. annealed importance sampling, see :func:`~pyro_vae.evaluation.ais`.
 
     An example climbs while k̂ is bad or the standard error of log p̂ is above ``max_error``. Every
@@ -129,13 +130,15 @@ class _Climb:
         if bounds is None:
             return
         self._take_laplace(bounds, rows)
-        # k̂ is good, so the standard error tells how many samples are needed
-        with np.errstate(invalid="ignore"):
-            required = self.columns["log_evidence_variance"] / self.ladder.max_error**2
-        waiting = self._has_good_tail() & ~self._has_small_error()
-        waiting &= np.isin(self.proposal, (_LAPLACE, _ADAPTED))
-        for low, factor in zip((1, *_MORE_SAMPLES), _MORE_SAMPLES, strict=False):
-            rows = np.flatnonzero(waiting & (required > low * 0.9) & (required <= factor * 0.9))
+        # where k̂ is good, the standard error tells how many times as many samples are needed;
+        # where it is bad, more samples may give a better proposal
+        variance, is_tail_good = self.columns["log_evidence_variance"], self._has_good_tail()
+        required = variance / (_MARGIN * self.ladder.max_error) ** 2
+        required = np.where(is_tail_good, required, _MORE_SAMPLES[0])
+        factors = np.array(_MORE_SAMPLES)[np.searchsorted(_MORE_SAMPLES[:-1], required)]
+        waiting = ~self.good & (required <= _MORE_SAMPLES[-1])
+        for factor in _MORE_SAMPLES:
+            rows = np.flatnonzero(waiting & (factors == factor))
             more = replace(settings, num_samples=factor * settings.num_samples)
             bounds = self._run("Laplace", rows, more, suffix=str(factor))
             if bounds is not None:

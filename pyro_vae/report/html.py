@@ -94,7 +94,8 @@ def _write_report(run: Run) -> None:
 
 
 def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
-    khat = bounds.per_datum["khat"]
+    # with a ladder, k̂ of the samples of q
+    khat = bounds.per_datum.get("guide_khat", bounds.per_datum["khat"])
     if not np.isfinite(khat).any():
         return
     extremes = [int(khat.argmin()), int(khat.argmax())]

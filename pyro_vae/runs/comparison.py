@@ -20,7 +20,8 @@ def compare(*runs: Run | Path | str) -> str:
 
     The difference of log p̂ is paired by example, so that the variation between examples
     cancels. It is omitted if two runs were evaluated on different data or with different numbers
-    of samples K (log p̂ = L_K rises with K), or if one has probabilities and the other densities.
+    of samples K (log p̂ = L_K rises with K, except with ``reliable=True`` for both), or if one has
+    probabilities and the other densities.
     Sentences below the table name all settings that differ from those of the first run.
 
     Arguments:
@@ -124,7 +125,9 @@ def _find_mismatches(
         found.append(_Mismatch("other data", f"{sizes[0]} examples instead of {sizes[1]}"))
     samples = [_describe_samples(run.bounds) for run in (ours, theirs)]
     counts = [run.bounds.sample_counts for run in (ours, theirs)]
-    if samples[0] != samples[1] or (sizes[0] == sizes[1] and (counts[0] != counts[1]).any()):
+    has_ladder = all(run.bounds.proposals for run in (ours, theirs))
+    differ = sizes[0] == sizes[1] and (counts[0] != counts[1]).any() and not has_ladder
+    if samples[0] != samples[1] or differ:
         text = f"{samples[0]} instead of {samples[1]} (log p̂ = L_K rises with K)"
         found.append(_Mismatch("K differs", text))
     measures = [run.bounds.provenance.get("measure") for run in (ours, theirs)]
@@ -147,6 +150,8 @@ def _data_settings(run: _Evaluated, any_values: bool) -> dict[str, Any]:
 
 def _describe_samples(bounds: Bounds) -> str:
     counts = bounds.sample_counts
+    if bounds.proposals:
+        return "a ladder"
     if "num_samples" not in bounds.per_datum:
         return f"K = {bounds.num_samples}"
     tolerance = bounds.settings.get("tolerance")

@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Run:
 def evaluated(run) -> Run:
     """The run with all diagnostics; the report without them is kept as ``before.html``."""
     (run.folder / "before.html").write_bytes(run.report.read_bytes())
-    run_command(f"evaluate RUN --num-samples 50 --num-data 20 {SHORT_AIS}", run)
+    run_command(f"evaluate RUN --num-samples 50 --num-data 20 --reliable {SHORT_AIS}", run)
     run_command(f"bdmc RUN --num-data 6 --num-samples 50 {SHORT}", run)
     run_command(f"gaps RUN --num-data 5 --num-samples 50 --num-steps 5 --train {SHORT}", run)
     run_command("latents RUN --num-data 30 --num-samples 4 --num-draws 50", run)
@@ -90,6 +90,8 @@ def test_all_results_are_on_the_page(evaluated):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert [title for title in titles if title in TITLES] == TITLES
     result = evaluated.read_result()
+    counts = ", ".join(f"{n} {count}" for n, count in result["bounds"]["proposals"].items())
+    assert f"log p̂ from: {counts}." in text(page) and " AIS " in counts
     simulated = Bounds.from_netcdf(evaluated.evaluation_file("bdmc"))
     for name, (label, role) in simulated.labels.items():
         numbers = [f"{value:.3f}" for value in simulated.estimates[name]]

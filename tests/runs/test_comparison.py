@@ -49,6 +49,11 @@ def compare_with(first, *options):
             ["(tolerance 0.2) instead of K = 100"],
         ),
         (
+            ["--num-samples", "100", "--reliable", "--estimators.Ladder.annealing", "null"],
+            "K differs",
+            ["a ladder instead of K = 100 (log p̂ = L_K rises with K)"],
+        ),
+        (
             ["--num-samples", "100", "--split", "valid"],
             "other data",
             ["split valid instead of test", "162 examples instead of 180"],
@@ -59,7 +64,7 @@ def compare_with(first, *options):
             ["seed 3 instead of 0", "20 examples instead of 180", "K = 200 instead of K = 100"],
         ),
     ],
-    ids=["samples", "tolerance", "split", "several"],
+    ids=["samples", "tolerance", "ladder", "split", "several"],
 )
 def test_sentences_name_every_setting_that_differs(first, options, short, texts):
     copy, row, (sentence,) = compare_with(first, *options)
@@ -77,6 +82,21 @@ def test_equal_settings_need_no_sentence(first):
     _, row, sentences = compare_with(first, "--num-samples", "100")
     assert sentences == []
     assert row.split()[-2:] == ["0.000", "0.000"]
+
+
+def test_ladders_are_comparable_whatever_the_numbers_of_samples(first):
+    options = ["--estimators.Ladder.annealing", "null", "--num-data", "20"]
+    other = first.parent / "c"
+    shutil.copytree(first, other)
+    assert main(["evaluate", str(other), "--num-samples", "50", *options]) == 0
+    copy = first.parent / "b"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(first, copy)
+    assert main(["evaluate", str(copy), "--num-samples", "100", *options]) == 0
+    mean, error = paired_difference(Run(copy), Run(other))
+    difference = Run(copy).read_bounds().log_evidence - Run(other).read_bounds().log_evidence
+    assert mean == pytest.approx(difference) and error < 0.2
+    shutil.rmtree(other)
 
 
 def test_precision_is_named_beside_the_difference(first):
