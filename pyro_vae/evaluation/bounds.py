@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from ..core.validation import did_you_mean
 from .chain_errors import are_chains_good
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .importance.discrete import MAX_RARE_VARIANCE
@@ -162,15 +164,15 @@ class Bounds(Result):
 
     @property
     def unreliable(self) -> np.ndarray:
-        """Indices of the examples whose k̂ is too high for log p̂ to be reliable.
+        """Indices of the examples whose tail index is too high for log p̂ to be reliable.
 
-        Those of a ladder whose log p̂ is from AIS have no k̂: they are unreliable if their standard
+        It is ``khat_pooled``, which uses the tails of all examples, or else k̂. Those of a ladder whose log p̂ is from AIS have no k̂: they are unreliable if their standard
         error is above the largest of the ladder, or if few chains have most of the weight. Empty
         if there is no k̂ because no importance sampling was done.
         """
         if "khat" not in self.per_datum:
             return np.empty(0, dtype=np.int64)
-        is_good = self.per_datum["khat"] < self.khat_thresholds
+        is_good = self._tail_index < self.khat_thresholds
         is_good[self._annealed] = ~self._has_bad_chains[self._annealed]
         return np.flatnonzero(~is_good)
 
@@ -190,11 +192,15 @@ class Bounds(Result):
         return self._annealed & ~are_chains_good(self.per_datum, "ais", max_error)
 
     @property
+    def _tail_index(self) -> np.ndarray:
+        return self.per_datum.get("khat_pooled", self.per_datum["khat"])
+
+    @property
     def warning(self) -> str | None:
         """A warning if some estimates are unreliable, else ``None``."""
         if not len(self.unreliable):
             return None
-        khat, chains = self.per_datum["khat"], self._has_bad_chains
+        khat, chains = self._tail_index, self._has_bad_chains
         is_unknown = np.isnan(khat) & ~self._annealed
         if is_unknown.all() and self.sample_counts.max() < MIN_SAMPLES:
             return (
@@ -235,6 +241,35 @@ class Bounds(Result):
         return (
             f"{' '.join(sentences)} The ELBO and L_k remain lower bounds in expectation. {remedy}"
         )
+
+    def interval(
+        self, name: str = "log_evidence", level: float = 0.95
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the limits of an interval that covers the quantity of each example.
+
+        For estimates of log p(x) this is log p(x), for the ELBO its expectation, and for a gap
+        the difference of the two. Not reliable for the examples in :attr:`unreliable`.
+
+        Arguments:
+            name: a row of the table, such as ``log_evidence``, ``psis`` or ``gap``.
+            level: the probability of covering it.
+
+        Returns:
+            The lower and upper limits in nats, ``(N,)`` each.
+
+        Raises:
+            ValueError: if there is no such row, or if the level is not between 0 and 1.
+        """
+        if name not in self._rows:
+            raise ValueError(
+                f"expected the name of a row ({', '.join(self._rows)}); got {name!r}"
+                f"{did_you_mean(name, self._rows)}"
+            )
+        if not 0 < level < 1:
+            raise ValueError(f"expected a level between 0 and 1; got {level}")
+        values, variances, _ = self._columns(name)
+        half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt(variances)
+        return values - half, values + half
 
     @property
     def plateau(self) -> int | None:
@@ -391,6 +426,10 @@ class Bounds(Result):
         return {name, f"{name}_variance"} <= data.keys() and not np.isnan(data[name]).any()
 
     def _estimate(self, name: str) -> Estimate:
+        return estimate_mean(*self._columns(name))
+
+    def _columns(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return values, mean squared errors and biases (if known) of a row, ``(N,)`` each."""
         data, row = self.per_datum, self._rows[name]
         if row.role == "gap" and row.gap is not None:
             high, low = row.name, row.gap[1]
@@ -398,11 +437,15 @@ class Bounds(Result):
                 values = data[high] - data[low]
             # estimators with separate samples have independent errors
             independent = data[f"{high}_variance"] + data[f"{low}_variance"]
-            return estimate_mean(values, data.get(f"{name}_variance", independent))
+            bias = data.get(f"{name}_bias", data.get(f"{high}_bias"))
+            return values, data.get(f"{name}_variance", independent), bias
+        last = f"iwae_{self.num_samples}"
+        if name == last and "log_evidence" in self._rows and not {"num_samples", "proposal"} & {*data}:
+            name = "log_evidence"  # one number
         if name.startswith("iwae_"):
             k = int(name.removeprefix("iwae_"))
-            return estimate_mean(self.iwae_per_datum[k], self.iwae_variance[k])
-        return estimate_mean(data[name], data[f"{name}_variance"])
+            return self.iwae_per_datum[k], self.iwae_variance[k], None
+        return data[name], data[f"{name}_variance"], data.get(f"{name}_bias")
 
 
 def _known_rows() -> list[BoundsRow]:

@@ -30,7 +30,10 @@ _MORE_SAMPLES, _MARGIN = (4, 16), 0.95
 #: is infinite, and k̂ is low where no sample of q has reached the tail.
 _MAX_TAIL_INDEX = 0.5
 #: Columns of log p̂ that are replaced; the guide's are kept with the prefix ``guide_``.
-_REPLACED = ("log_evidence", "log_evidence_variance", "khat", "ess", "num_samples")
+_REPLACED = (
+    *("log_evidence", "log_evidence_variance", "log_evidence_bias"),
+    *("khat", "khat_pooled", "ess", "num_samples"),
+)
 _DEFAULT_LAPLACE = Laplace()
 #: Chains of AIS for the few examples that need it.
 _DEFAULT_ANNEALING = Annealing(num_chains=16, num_temperatures=200, num_steps=5)
@@ -157,7 +160,9 @@ class _Climb:
         values = {
             "log_evidence": data["ais"],
             "log_evidence_variance": data["ais_variance"],
+            "log_evidence_bias": data["ais_bias"],
             "khat": missing,
+            "khat_pooled": missing,
             "ess": missing,
         }
         num_chains = bounds.settings["annealing"]["num_chains"]
@@ -173,7 +178,8 @@ class _Climb:
         # from other samples than the ELBO, except on the first rung
         independent = new["log_evidence_variance"] + old["elbo_variance"]
         gap = np.where(self.proposal == _GUIDE, old["gap_variance"], independent)
-        columns = {**new, "gap_variance": gap, "proposal": self.proposal}
+        columns = {**new, "gap_variance": gap, "gap_bias": new["log_evidence_bias"]}
+        columns["proposal"] = self.proposal
         settings = {
             "ladder": asdict(self.ladder),
             "proposals": list(_PROPOSALS),
@@ -221,7 +227,9 @@ class _Climb:
         values = {
             "log_evidence": data["laplace"],
             "log_evidence_variance": data["laplace_variance"],
+            "log_evidence_bias": data["laplace_bias"],
             "khat": data["laplace_khat"],
+            "khat_pooled": data["laplace_khat_pooled"],
             "ess": data["laplace_ess"],
         }
         proposal = np.where(data["laplace_round"][rows] > 0, _ADAPTED, _LAPLACE)
@@ -244,7 +252,7 @@ class _Climb:
         return np.sqrt(self.columns["log_evidence_variance"]) <= self.ladder.max_error
 
     def _has_good_tail(self) -> np.ndarray:
-        khat, counts = self.columns["khat"], self.columns["num_samples"]
+        khat, counts = self.columns["khat_pooled"], self.columns["num_samples"]
         thresholds = np.array([khat_threshold(int(count)) for count in counts])
         return (khat < thresholds) | (self.proposal == _AIS)
 

@@ -19,7 +19,8 @@ class Estimate(NamedTuple):
             *other* examples of the same kind. Includes the Monte Carlo noise. NaN for a single
             example.
         se_monte_carlo: the standard error from sampling alone: the spread of a repetition on the
-            *same* examples. NaN where a single sample does not determine it.
+            *same* examples, and the estimated bias. NaN where a single sample does not determine
+            it.
     """
 
     value: float
@@ -31,14 +32,26 @@ class Estimate(NamedTuple):
         return {key: finite_or_none(number) for key, number in self._asdict().items()}
 
 
-def estimate_mean(values: np.ndarray, variances: np.ndarray) -> Estimate:
-    """Return the mean of values ``(N,)`` with given Monte Carlo variances."""
+def estimate_mean(
+    values: np.ndarray, variances: np.ndarray, bias: np.ndarray | None = None
+) -> Estimate:
+    """Return the mean of values ``(N,)``.
+
+    Arguments:
+        values: the values, ``(N,)``.
+        variances: their mean squared Monte Carlo errors, ``(N,)``.
+        bias: their expected errors, ``(N,)``. Independent errors average out over the examples,
+            their common bias does not.
+    """
     size = len(values)
     spread = float(values.std(ddof=1)) if size > 1 else math.nan
+    variance = float(variances.sum()) / size**2
+    if bias is not None:  # a single error includes its bias
+        variance += (1 - 1 / size) * float(bias.mean()) ** 2
     return Estimate(
         value=float(values.mean()),
         se_data=spread / math.sqrt(size),
-        se_monte_carlo=float(np.sqrt(variances.sum()) / size),
+        se_monte_carlo=math.sqrt(variance),
     )
 
 

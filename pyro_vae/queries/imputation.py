@@ -198,7 +198,7 @@ def impute(
         observation = _observe(program, inputs, observed, noise)
         parts = [
             {
-                **_estimate(weighted, start, len(x)),
+                **_estimate(weighted, start),
                 **_resample(part, weighted, draws, hmc_options),
             }
             for start, part, weighted in _iterate_blocks(observation, settings)
@@ -245,7 +245,7 @@ def score_missing(
         joint, marginal = (
             _concatenate(
                 [
-                    _estimate(weighted, start, len(x))
+                    _estimate(weighted, start)
                     for start, _, weighted in _iterate_blocks(observation, settings, truth)
                 ]
             )
@@ -351,10 +351,10 @@ def _make_completions(
     return completions if truth is None else torch.cat([completions[:-1], truth[None]])
 
 
-def _estimate(weighted: WeightedSamples, start: int, size: int) -> dict[str, Tensor]:
+def _estimate(weighted: WeightedSamples, start: int) -> dict[str, Tensor]:
     """Return the estimates of log p(x_obs) by field of :class:`Imputation`, each ``(N,)``."""
     log_w = weighted.log_weights.double().cpu()
-    estimates = StreamingEstimates(log_w.shape[1], len(log_w), (), size)
+    estimates = StreamingEstimates(log_w.shape[1], len(log_w), ())
     estimates.update(log_w, start)
     columns = estimates.result()
     return {name: columns[name] for name in _ESTIMATES}

@@ -93,7 +93,7 @@ def test_monte_carlo_errors_from_few_groups_cover_log_evidence(num_samples, k, l
     # 2000 evaluations of a single example, whose samples form two to four groups
     program = LinearGaussian(2, inflate=1.2)
     x = program.sample(2000)
-    estimates = StreamingEstimates(2000, num_samples, (k,), num_data=1)
+    estimates = StreamingEstimates(2000, num_samples, (k,))
     estimates.update(pv.log_weights(program.model, program.guide, x, num_samples=num_samples), 0)
     columns = estimates.result()
     # here the bias of L_k is 1/40 of its standard error

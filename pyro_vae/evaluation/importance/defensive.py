@@ -16,8 +16,9 @@ from ..bounds import Bounds
 from ..estimates import median_and_worst
 from ..estimators import SamplingOption, SamplingSettings
 from ..table_parts import BoundsRow, TablePart, register
+from .errors import MARK, tail_statistics
 from .psis import ParetoTail, khat_thresholds
-from .streaming import WeightMoments, check_log_weights, inflate_variance
+from .streaming import WeightMoments, check_log_weights
 
 __all__ = ["Defensive", "DefensiveMixture", "count_prior_samples"]
 
@@ -95,7 +96,7 @@ class DefensiveMixture:
         self.log_shares = [math.log(count / self.total) for count in self.counts]
         groups = min(_GROUPS, *self.counts)
         self.strata = [_Stratum(size, count, groups) for count in self.counts]
-        self.tail = ParetoTail(self.total, size)
+        self.tail, self.all = ParetoTail(self.total, size), WeightMoments(size)
 
     def update(self, chunk: Chunk, rows: Tensor | None = None) -> None:
         """Add samples from q.
@@ -155,12 +156,13 @@ class DefensiveMixture:
         check_log_weights(log_w, start, rows)
         self.strata[stratum].update(log_w)
         self.tail.update(log_w)
+        self.all.update(log_w)
 
     def result(self) -> dict[str, Tensor]:
-        """Return ``defensive``, its variance and its k̂, ``(n,)`` each.
+        """Return the columns of ``defensive`` for :func:`~.errors.estimate_errors`, ``(n,)`` each.
 
         The numbers of samples from q and from the prior are fixed, so the variance is that of a
-        stratified mean. Where k̂ is bad, it is computed as for log p̂.
+        stratified mean.
         """
         values, variances, groups = zip(*(s.result() for s in self.strata), strict=True)
         parts = [share + value for share, value in zip(self.log_shares, values, strict=True)]
@@ -171,12 +173,15 @@ class DefensiveMixture:
             # a stratum whose weights are all zero adds nothing
             delta = delta + torch.where(shares > 0, shares.square() * variance, 0.0)
         spread = torch.logaddexp(*(s + g for s, g in zip(self.log_shares, groups, strict=True)))
+        part = spread.mean(0)
         spread = spread.var(0) if len(spread) > 1 else torch.full_like(value, math.nan)
-        khat = self.tail.khat
+        total = self.all.variance_of_log_mean_exp
+        statistics = tail_statistics("defensive", self.tail, value, total, part, spread)
         return {
             "defensive": value,
-            "defensive_variance": inflate_variance(delta, spread, khat, self.total),
-            "defensive_khat": khat,
+            "defensive_khat": self.tail.khat,
+            **statistics,
+            f"defensive{MARK}stratified": delta,
         }
 
 

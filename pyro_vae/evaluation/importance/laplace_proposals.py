@@ -23,9 +23,10 @@ from ..estimators import EstimationTask, Estimator
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from ..table_parts import BoundsRow, TablePart, register
+from .errors import estimate_errors, tail_statistics
 from .posterior_target import PosteriorTarget, colour, whiten
 from .psis import ParetoTail, khat_threshold
-from .streaming import GroupedBound, WeightMoments, check_log_weights, inflate_variance
+from .streaming import GroupedBound, WeightMoments, check_log_weights
 
 __all__ = ["Laplace", "laplace", "predict_tail_index", "sample_posteriors"]
 
@@ -143,9 +144,10 @@ def laplace(
             progress=progress,
             desc="Laplace",
         )
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
     return Bounds(
         num_samples=settings.num_samples,
-        per_datum=columns,
+        per_datum={name: value.numpy() for name, value in estimate_errors(tensors).items()},
         seed=seed,
         settings={"laplace": asdict(settings), **normalization_settings(inputs)},
     )
@@ -498,13 +500,19 @@ def _summarize_weights(log_w: Tensor, start: int) -> dict[str, Tensor]:
     tenths = GroupedBound(max(1, count // 10), count, size)
     for estimate in (moments, tail, tenths):
         estimate.update(log_w)
-    spread = tenths.variance_of_mean * tenths.count
-    variance = inflate_variance(moments.variance_of_log_mean_exp, spread, tail.khat, count)
+    statistics = tail_statistics(
+        "laplace",
+        tail,
+        moments.log_mean_exp,
+        moments.variance_of_log_mean_exp,
+        tenths.mean,
+        tenths.variance_of_mean * tenths.count,
+    )
     return {
         "laplace": moments.log_mean_exp,
-        "laplace_variance": variance,
         "laplace_khat": tail.khat,
         "laplace_ess": moments.effective_sample_size,
+        **statistics,
     }
 
 
@@ -513,7 +521,7 @@ def _describe(bounds: Bounds) -> str | None:
         return None
     data = bounds.per_datum
     count = bounds.settings["laplace"]["num_samples"]
-    bad = int((~(data["laplace_khat"] < khat_threshold(count))).sum())
+    bad = int((~(data["laplace_khat_pooled"] < khat_threshold(count))).sum())
     adapted = int((data["laplace_round"] > 0).sum())
     return (
         f"Laplace: {count} samples per example, proposal adapted for {adapted} examples, several "

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_SAMPLES", "LargestWeights", "ParetoTail", "khat_threshold", "khat_thresholds"]
+__all__ = [
+    "MIN_SAMPLES",
+    "PRIOR_SHAPE",
+    "PRIOR_WEIGHTS",
+    "LargestWeights",
+    "ParetoTail",
+    "khat_threshold",
+    "khat_thresholds",
+]
 
 #: The minimum number of samples for a k̂.
 MIN_SAMPLES = 25
+#: ArviZ averages k̂ with this shape, which counts for as many weights.
+PRIOR_SHAPE, PRIOR_WEIGHTS = 0.5, 10
 
 #: Nats below the largest log weight at which a weight counts as zero, in float64.
 _RANGE = 700.0
@@ -83,7 +94,7 @@ class ParetoTail:
         self.tail = num_samples // 5 if small else math.floor(3 * math.sqrt(num_samples))
         self.num_samples = num_samples
         self.largest = LargestWeights(min(max(5 * self.tail, keep), num_samples), size, keep > 0)
-        self._fitted: tuple[Tensor, Tensor] | None = None
+        self._fitted: _Fit | None = None
 
     def update(self, log_w: Tensor) -> None:
         """Add a chunk ``(draws, n)`` of float64 log weights."""
@@ -100,7 +111,7 @@ class ParetoTail:
         are discrete. In the latter case values that were never drawn may have larger weights (see
         :mod:`~.discrete`).
         """
-        return self._fit()[0]
+        return self._fit().khat
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         """Return log p̂ of the smoothed weights and its delta-method variance, ``(n,)`` each.
@@ -110,7 +121,7 @@ class ParetoTail:
         if there are too few samples to fit. For heavy tails, smoothing adds a little bias and
         removes much variance.
         """
-        khat, smoothed = self._fit()
+        khat, smoothed = self._fit().khat, self._fit().smoothed
         if self.tail < _MIN_TAIL:
             return khat, khat
         rest, squares, *_ = self.largest.log_sums_of_others
@@ -121,35 +132,69 @@ class ParetoTail:
         variance = (relative - 1).clamp(min=0) / (draws - 1)
         return log_sum - math.log(draws), variance
 
-    def _fit(self) -> tuple[Tensor, Tensor]:
-        """Return k̂, and the largest weights in descending order with a smoothed tail; cached."""
+    def fitted_tail(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the largest log weights, the size of the fitted tail, and its log σ̂.
+
+        Returns:
+            Log weights ``(≤ 5 M, n)`` in descending order, and two tensors ``(n,)``. Weights that
+            are equal to the one below the tail do not belong to it. The size is 0 if nothing was
+            fitted.
+        """
+        fit = self._fit()
+        return self.largest.descending, fit.size, fit.log_scale
+
+    def _fit(self) -> _Fit:
+        """Return the fit of every example; cached."""
         if self._fitted is not None:
             return self._fitted
         descending = self.largest.descending
-        if self.tail < _MIN_TAIL:
-            return descending.new_full(descending.shape[1:], math.nan), descending
+        columns = descending.shape[1]
+        khat = np.full(columns, math.nan if self.tail < _MIN_TAIL else math.inf)
+        size, log_scale = np.zeros(columns, dtype=np.int64), np.zeros(columns)
         largest = descending.T.numpy().copy()
-        # weights that are zero relative to the largest are no tail: with a single nonzero weight
-        # ArviZ would report a light tail
-        lowest = largest.max(axis=1, keepdims=True) - _RANGE
-        nonzero = largest > np.nan_to_num(lowest, neginf=0.0)
-        khat = np.full(len(largest), math.inf)
-        for i in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
-            weights = np.maximum(largest[i], lowest[i])
-            khat[i], smoothed = _fit_tail(weights, self.tail)
-            largest[i, : len(smoothed)] = smoothed
-        self._fitted = torch.from_numpy(khat), torch.from_numpy(largest.T.copy())
+        if self.tail >= _MIN_TAIL:
+            # weights that are zero relative to the largest are no tail: with a single nonzero
+            # weight ArviZ would report a light tail
+            lowest = largest.max(axis=1, keepdims=True) - _RANGE
+            nonzero = largest > np.nan_to_num(lowest, neginf=0.0)
+            for i in np.flatnonzero(nonzero.sum(axis=1) > self.tail):
+                weights = np.maximum(largest[i], lowest[i])
+                khat[i], log_scale[i], smoothed = _fit_tail(weights, self.tail)
+                largest[i, : len(smoothed)] = smoothed
+                size[i] = len(smoothed)
+        self._fitted = _Fit(
+            torch.from_numpy(khat),
+            torch.from_numpy(largest.T.copy()),
+            torch.from_numpy(size),
+            torch.from_numpy(log_scale),
+        )
         return self._fitted
 
 
-def _fit_tail(log_w: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
+class _Fit(NamedTuple):
+    """Fits of the generalised Pareto distribution to the tails of all examples.
+
+    Attributes:
+        khat: k̂, ``(n,)``.
+        smoothed: the largest log weights in descending order, with a smoothed tail.
+        size: the number of weights in the tail, ``(n,)``; 0 if it is not smoothed.
+        log_scale: log σ̂, ``(n,)``.
+    """
+
+    khat: Tensor
+    smoothed: Tensor
+    size: Tensor
+    log_scale: Tensor
+
+
+def _fit_tail(log_w: np.ndarray, tail: int) -> tuple[float, float, np.ndarray]:
     """Fit the ``tail`` largest of descending log weights, relative to the weight below them.
 
     If the weights take few values, many may equal the weight below. Then only larger weights are
     passed to ArviZ, which divides by a quartile of the excess.
 
     Returns:
-        k̂ and the smoothed log weights of the tail; empty if they are unchanged.
+        k̂, log σ̂ and the smoothed log weights of the tail; empty if they are unchanged.
     """
     from arviz_stats.base.array import array_stats
 
@@ -159,14 +204,26 @@ def _fit_tail(log_w: np.ndarray, tail: int) -> tuple[float, np.ndarray]:
     if not above[tail - int(tail / 4 + 0.5)]:
         tail = int(above.sum())
         if 0 < tail < _MIN_TAIL:
-            return math.inf, unchanged
+            return math.inf, 0.0, unchanged
     if not tail or log_w[0] - log_w[tail - 1] <= equal:
-        return -math.inf, unchanged
+        return -math.inf, 0.0, unchanged
     # ArviZ expects log-likelihoods, whose negatives are the log weights
     shares, khat = array_stats.psislw(-log_w[: 5 * tail], r_eff=44 / tail)  # type: ignore[arg-type]
     # it returns normalised weights; a weight that it does not smooth gives the normalisation
     smoothed = shares[:tail] + (log_w[tail] - shares[tail])
-    return float(khat), smoothed if np.isfinite(smoothed).all() else unchanged
+    if not np.isfinite(smoothed).all():
+        return float(khat), 0.0, unchanged
+    return float(khat), _find_log_scale(smoothed, log_w[tail], float(khat)), smoothed
+
+
+def _find_log_scale(smoothed: np.ndarray, log_threshold: float, khat: float) -> float:
+    """Return log σ̂: the smoothed weights are quantiles u + σ ((1 − p)^−k − 1) / k."""
+    rank = len(smoothed) // 2
+    log_odds = -math.log1p(-(rank + 0.5) / len(smoothed))
+    quantile = smoothed[len(smoothed) - 1 - rank]
+    log_excess = quantile + math.log(-math.expm1(log_threshold - quantile))
+    standard = math.expm1(khat * log_odds) / khat if khat else log_odds
+    return log_excess - math.log(standard)
 
 
 def khat_threshold(num_samples: int) -> float:

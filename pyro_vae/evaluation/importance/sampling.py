@@ -21,6 +21,7 @@ from ..subsets import select_examples
 from . import adaptive
 from .defensive import DefensiveMixture, count_prior_samples
 from .discrete import DiscreteLatents, find_discrete_latents
+from .errors import estimate_errors
 from .streaming import StreamingEstimates
 
 __all__ = ["Corrected", "ImportanceSampler"]
@@ -82,6 +83,7 @@ class ImportanceSampler:
         sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
         with self._progress_bar() as bar:
             columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
+        columns = estimate_errors(columns, gather=True)
         return self._make_bounds(columns, sizes, num_samples, raw)
 
     def _run_adaptive(self, tolerance: float) -> Bounds:
@@ -96,7 +98,8 @@ class ImportanceSampler:
             def errors(num_samples: int, rows: Tensor) -> tuple[Tensor, Tensor]:
                 stream = (Stream.PILOT, num_samples)
                 columns, _ = pilot._sample(num_samples, (num_samples,), stream, bar, rows)
-                return columns["log_evidence_variance"].sqrt(), columns["khat"]
+                columns = estimate_errors(columns)
+                return columns["log_evidence_variance"].sqrt(), columns["khat_pooled"]
 
             counts, pilot_total = adaptive.choose_sample_counts(
                 errors, len(self.indices), candidates, tolerance
@@ -111,6 +114,7 @@ class ImportanceSampler:
         # not all parts have the L_K of each
         common = [name for name in parts[0] if all(name in part for part in parts)]
         merged = {name: torch.cat([part[name] for part in parts])[inverse] for name in common}
+        merged = estimate_errors(merged, gather=True)
         return self._make_bounds(
             {**merged, "num_samples": counts},
             sizes,
@@ -211,12 +215,10 @@ class _Block:
         ks: Sequence[int],
         discrete: DiscreteLatents | None,
     ) -> None:
-        size, total = first.data.stop - first.data.start, len(sampler.indices)
+        size = first.data.stop - first.data.start
         self.sampler, self.first, self.num_samples = sampler, first, num_samples
         self.discrete = discrete
-        self.estimates = StreamingEstimates(
-            size, num_samples, ks, total, sampler.settings.corrected
-        )
+        self.estimates = StreamingEstimates(size, num_samples, ks, sampler.settings.corrected)
         self.mixture: DefensiveMixture | None = None
         if sampler.settings.defensive is not None:
             num_prior = count_prior_samples(sampler.settings.defensive, num_samples)
@@ -248,7 +250,7 @@ class _Block:
             entropy = (self.sampler.seed, Stream.DISCRETE, self.num_samples, self.first.data.start)
             with seeded(*entropy):
                 rare = self.discrete.rare_variance(self.first, self.num_samples)
-        columns = self.estimates.result(rare, self.discrete is not None)
+        columns = self.estimates.result(rare, self.discrete is not None, pooled=True)
         if self.mixture is not None:
             start = self.first.data.start
             # a separate stream, so that the samples of q are those without a mixture

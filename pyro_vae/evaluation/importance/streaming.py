@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..table_parts import BoundsRow, TablePart, register
 from .discrete import MAX_RARE_VARIANCE
+from .errors import MARK, estimate_errors, overlap_factor, tail_statistics
 from .jackknife import MIN_EXACT_WEIGHTS, jackknife_estimate
 from .psis import ParetoTail, khat_threshold
 
@@ -23,7 +24,6 @@ __all__ = [
     "StreamingEstimates",
     "WeightMoments",
     "check_log_weights",
-    "inflate_variance",
     "khat_threshold",
 ]
 
@@ -36,9 +36,6 @@ register(
         ),
     )
 )
-
-#: The minimum number of degrees of freedom of a reported variance.
-_MIN_DEGREES_OF_FREEDOM = 30
 
 
 class WeightMoments:
@@ -142,7 +139,7 @@ class GroupedBound(WeightMoments):
 
     def __init__(self, k: int, num_samples: int, size: int) -> None:
         super().__init__(size)
-        self.k = k
+        self.k, self.num_samples = k, num_samples
         self._remaining = num_samples
         self._missing = -num_samples % k
         self._first = torch.empty(0, size, dtype=torch.float64)
@@ -157,6 +154,14 @@ class GroupedBound(WeightMoments):
         self._add_to_groups(log_w)
         if not self._remaining and self._missing:
             self._add_to_groups(self._first)
+
+    @property
+    def variance_of_mean(self) -> Tensor:
+        """The variance of :attr:`mean`, ``(n,)``, with that of the overlap of two groups."""
+        factor = float(overlap_factor(torch.tensor(float(self.num_samples)), self.k))
+        # the spread between groups that share samples is too small
+        shrink = 1 - (factor - 1) / max(self.count - 1, 1)
+        return super().variance_of_mean * factor / shrink
 
     def _add_to_groups(self, log_w: Tensor) -> None:
         if self._filled:
@@ -186,12 +191,11 @@ class StreamingEstimates:
         size: the number n of examples in the block.
         num_samples: the total number K of samples.
         ks: the L_k to report; L_K is always included.
-        num_data: the total number of examples.
         corrected: add the smoothed and the jackknife-corrected estimate.
     """
 
     def __init__(
-        self, size: int, num_samples: int, ks: Sequence[int], num_data: int, corrected: bool = False
+        self, size: int, num_samples: int, ks: Sequence[int], corrected: bool = False
     ) -> None:
         self.corrected = corrected
         self.moments = WeightMoments(size)
@@ -199,7 +203,6 @@ class StreamingEstimates:
         below = sorted({int(k) for k in ks if k < num_samples})
         self.bounds = [GroupedBound(k, num_samples, size) for k in below]
         self.tenths = GroupedBound(max(1, num_samples // 10), num_samples, size)
-        self.num_data = num_data
 
     def update(self, log_w: Tensor, start: int, rows: Tensor | None = None) -> None:
         """Add a chunk ``(draws, n)`` of float64 log weights.
@@ -212,7 +215,10 @@ class StreamingEstimates:
             estimate.update(log_w)
 
     def result(
-        self, rare: tuple[Tensor, Tensor] | None = None, is_discrete: bool = False
+        self,
+        rare: tuple[Tensor, Tensor] | None = None,
+        is_discrete: bool = False,
+        pooled: bool = False,
     ) -> dict[str, Tensor]:
         """Return the estimates, their variances and diagnostics by column, ``(n,)`` each.
 
@@ -222,45 +228,50 @@ class StreamingEstimates:
             is_discrete: whether some latents are discrete. If their values cannot be enumerated,
                 k̂ is NaN where all large weights are equal: it is unknown whether other values
                 have larger ones.
+            pooled: return the columns that :func:`~.errors.estimate_errors` needs, for errors that
+                use the tails of other examples. By default each error uses one example.
         """
         moments, draws = self.moments, self.moments.count
-        khat, delta = self.tail.khat, moments.variance_of_log_mean_exp
+        khat = self.tail.khat
         # where k̂ is bad, one weight dominates and the delta method understates the variance.
         # The variance between tenths of the samples does not, as their largest weights differ.
         # It is not divided by 10: the spread of a maximum hardly shrinks with the sample size
         spread = self.tenths.variance_of_mean * self.tenths.count
+        rare_variance = torch.zeros_like(khat)
         if rare is not None:
-            khat = torch.where(rare[0] > MAX_RARE_VARIANCE, math.inf, khat)
+            matters = rare[0] > MAX_RARE_VARIANCE
+            khat = torch.where(matters, math.inf, khat)
             spread = torch.fmax(spread, rare[1])
+            rare_variance = torch.where(matters, 0.0, rare[0])
         elif is_discrete:
             khat = torch.where(khat == -math.inf, math.nan, khat)
-        evidence_variance = inflate_variance(delta, spread, khat, draws)
         columns = {
             "elbo": moments.mean,
             "elbo_variance": moments.variance_of_mean,
             "log_evidence": moments.log_mean_exp,
-            "log_evidence_variance": evidence_variance,
-            "gap_variance": inflate_variance(moments.variance_of_gap, spread, khat, draws),
             "khat": khat,
             "ess": moments.effective_sample_size,
             **({} if rare is None else {"rare_variance": rare[0]}),
-            f"iwae_{draws}": moments.log_mean_exp,
-            f"iwae_{draws}_variance": evidence_variance,
+            **tail_statistics(
+                "log_evidence",
+                self.tail,
+                moments.log_mean_exp,
+                moments.variance_of_log_mean_exp,
+                self.tenths.mean,
+                spread,
+            ),
+            f"log_evidence{MARK}rare": rare_variance,
+            f"log_evidence{MARK}gap": moments.variance_of_gap,
         }
         for bound in self.bounds:
-            # the variance between few groups is itself noisy, unless pooled over many examples
-            is_noisy = (bound.count - 1) * self.num_data < _MIN_DEGREES_OF_FREEDOM
-            pooled = evidence_variance * draws / bound.k / bound.count
             columns[f"iwae_{bound.k}"] = bound.mean
-            columns[f"iwae_{bound.k}_variance"] = pooled if is_noisy else bound.variance_of_mean
+            columns[f"iwae_{bound.k}_variance"] = bound.variance_of_mean
+        columns[f"iwae_{draws}"] = moments.log_mean_exp
+        columns[f"iwae_{draws}_variance"] = moments.variance_of_log_mean_exp
         if self.corrected:
-            for name, (value, variance) in (
-                ("psis", self.tail.estimate()),
-                ("jackknife", jackknife_estimate(self.tail.largest, draws)),
-            ):
-                columns[name] = value
-                columns[f"{name}_variance"] = inflate_variance(variance, spread, khat, draws)
-        return columns
+            columns["psis"], _ = self.tail.estimate()
+            columns["jackknife"], _ = jackknife_estimate(self.tail.largest, draws)
+        return columns if pooled else estimate_errors(columns, pool=False)
 
 
 def check_log_weights(log_w: Tensor, start: int, rows: Tensor | None = None) -> None:
@@ -273,10 +284,3 @@ def check_log_weights(log_w: Tensor, start: int, rows: Tensor | None = None) -> 
             f"expected finite log weights; got NaN or +inf for example {index}: check the "
             f"parameters and the data for NaN, and the sites of the program with poutine.trace"
         )
-
-
-def inflate_variance(variance: Tensor, spread: Tensor, khat: Tensor, draws: int) -> Tensor:
-    """Return the delta-method variance, or the larger variance of tenths where k̂ is bad."""
-    # fmax: the variance of tenths is NaN if there is a single one
-    larger = torch.maximum(variance, torch.fmax(spread, torch.zeros_like(variance)))
-    return torch.where(khat < khat_threshold(draws), variance, larger)

@@ -249,7 +249,7 @@ class _GapEvaluation:
 
         def add(name: str, chunks: Iterable[Tensor]) -> None:
             """Add the ELBO (as ``name``) and L_K of one q from its log weights."""
-            estimates = StreamingEstimates(len(x), self.num_samples, (), len(x))
+            estimates = StreamingEstimates(len(x), self.num_samples, ())
             for log_w in chunks:
                 estimates.update(log_w.double().cpu(), start)
             values = estimates.result()

@@ -213,7 +213,7 @@ def test_error_names_index_in_full_data_set():
     with pytest.raises(
         ValueError, match=r"expected finite log weights; got NaN or \+inf for example 8"
     ):
-        StreamingEstimates(2, 30, (), 9).update(log_w, 0, rows=torch.tensor([2, 8]))
+        StreamingEstimates(2, 30, ()).update(log_w, 0, rows=torch.tensor([2, 8]))
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ def test_standard_errors_of_hopeless_guide_are_not_understated():
 def test_corrected_adds_columns_and_changes_none():
     log_w = torch.randn(500, 3, dtype=D)
     plain, corrected = (
-        StreamingEstimates(3, 500, (5,), 3),
-        StreamingEstimates(3, 500, (5,), 3, corrected=True),
+        StreamingEstimates(3, 500, (5,)),
+        StreamingEstimates(3, 500, (5,), corrected=True),
     )
     for part in log_w.split(70):
         plain.update(part, 0)
@@ -216,8 +216,10 @@ def test_corrected_adds_columns_and_changes_none():
     assert extended.keys() - columns.keys() == {
         "psis",
         "psis_variance",
+        "psis_bias",
         "jackknife",
         "jackknife_variance",
+        "jackknife_bias",
     }
     for name, value in columns.items():
         assert torch.equal(value, extended[name])
