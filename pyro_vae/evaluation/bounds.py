@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from ..core.validation import did_you_mean
-from .chain_errors import are_chains_good
+from ..core.validation import did_you_mean
+from .chain_errors import are_chains_good, student_interval
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .importance.discrete import MAX_RARE_VARIANCE
 from .importance.psis import MIN_SAMPLES, khat_threshold, khat_thresholds
@@ -267,7 +268,10 @@ class Bounds(Result):
             )
         if not 0 < level < 1:
             raise ValueError(f"expected a level between 0 and 1; got {level}")
-        values, variances, _ = self._columns(name)
+        values, variances, bias = self._columns(name)
+        dof = self.per_datum.get(f"{name}_dof")
+        if dof is not None:
+            return student_interval(values, variances, dof, 0.0 if bias is None else bias, level)
         half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt(variances)
         return values - half, values + half
 
