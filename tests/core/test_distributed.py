@@ -150,8 +150,7 @@ def test_evaluation_shards_are_merged(results, double, name):
         assert actual["attrs"] == content["attrs"]
         assert actual["data_vars"].keys() == content["data_vars"].keys()
         for column, values in content["data_vars"].items():
-            # errors use the tails of all shards: tests/evaluation/importance/test_coverage.py
-            if re.search("khat_pooled|_bias|(evidence|gap|psis|jackknife|iwae)_variance", column):
+            if column == "iwae_variance":  # uses all shards, see test_coverage.py
                 continue
             np.testing.assert_allclose(
                 actual["data_vars"][column]["data"], values["data"], rtol=1e-9, err_msg=column

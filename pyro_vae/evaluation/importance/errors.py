@@ -186,7 +186,7 @@ def _add_errors(
         columns["gap_variance"] = select(gap, statistics["gap"]) + centre.square()
         columns["gap_bias"] = bias
     if name == "log_evidence":
-        _smooth_bound_variances(columns, variance, statistics["count"], pool)
+        _smooth_bound_variances(columns, variance, statistics["count"], pool, gather)
 
 
 def overlap_factor(count: Tensor, k: int) -> Tensor:
@@ -274,27 +274,34 @@ def _gap_variance(single: Tensor, statistics: Mapping[str, Tensor], variance: Te
 
 
 def _smooth_bound_variances(
-    columns: dict[str, Tensor], variance: Tensor, count: Tensor, pool: bool
+    columns: dict[str, Tensor], variance: Tensor, count: Tensor, pool: bool, gather: bool
 ) -> None:
     """Combine the variances of L_k between few groups with those predicted from log p̂.
 
     The variance of L_k from n groups is about that of log p̂ times K / (k n). A common factor
     is learned from all examples, so their total stays that between groups.
     """
+    parts: dict[str, tuple[Tensor, ...]] = {}
+    sums: dict[str, Tensor] = {}
     for name in [name for name in columns if BOUND_VARIANCE.fullmatch(name)]:
         k = int(name.split("_")[1])
         groups = (count / k).ceil()
         degrees = groups - 1
         # L_K is log p̂, but as a bound on log p(x) it is not biased
         observed = torch.where(degrees > 0, columns[name], variance)
-        few = (groups < count) & (degrees < _PREDICTED_DEGREES) & (degrees > 0)
         predicted = variance * count / (k * groups) * overlap_factor(count, k)
-        is_known = few & observed.isfinite() & predicted.isfinite()
-        factor = 1.0
-        if pool and is_known.any():
-            total = float(torch.where(is_known, degrees, 0.0).sum())
-            ratio = observed[is_known].sum() / predicted[is_known].sum().clamp(min=1e-300)
+        few = (groups < count) & (degrees < _PREDICTED_DEGREES) & (degrees > 0)
+        few &= observed.isfinite() & predicted.isfinite()
+        parts[name] = (few, degrees, observed, predicted)
+        sums[name] = torch.stack([p[few].sum() for p in (degrees, observed, predicted)])
+    shards = distributed.all_gather(sums) if pool and gather else [sums]
+    for name, (few, degrees, observed, predicted) in parts.items():
+        factor = torch.ones(())
+        if pool:
+            known = [shard[name] for shard in shards if name in shard]
+            total, spread, expected = torch.stack(known).sum(0)
+            ratio = spread / expected.clamp(min=1e-300)
             factor = (total * ratio + _PREDICTED_DEGREES) / (total + _PREDICTED_DEGREES)
         combined = degrees * observed + _PREDICTED_DEGREES * factor * predicted
         combined = combined / (degrees + _PREDICTED_DEGREES)
-        columns[name] = torch.where(is_known, combined, observed)
+        columns[name] = torch.where(few, combined, observed)

@@ -182,22 +182,33 @@ def test_exact_posterior_has_no_error():
 
 def test_errors_do_not_depend_on_shards(monkeypatch):
     log_w = normal_weights(300, torch.linspace(0.3, 1.2, 40))
-    whole = evaluate_weights(log_w).per_datum
+    whole = StreamingEstimates(40, 300, (70,), corrected=True)
+    whole.update(log_w, 0)
+    expected = estimate_errors(whole.result(pooled=True))
     shards = []
     for part in (log_w[:, :15], log_w[:, 15:]):
-        estimates = StreamingEstimates(part.shape[1], 300, (), corrected=True)
+        estimates = StreamingEstimates(part.shape[1], 300, (70,), corrected=True)
         estimates.update(part, 0)
         shards.append(estimates.result(pooled=True))
-    gathered: list = []
+    messages: list[list] = [[], []]
 
-    def gather(value):  # the first round collects, the second returns all
-        gathered.append(value)
-        return gathered[:2]
+    def run(rank):
+        """Run a process with the messages that the other has sent so far."""
+        sent = 0
 
-    monkeypatch.setattr(distributed, "all_gather", gather)
-    for _ in range(2):
-        results = [estimate_errors(columns, gather=True) for columns in shards]
-    for name, column in whole.items():
+        def gather(value):
+            nonlocal sent
+            messages[rank][sent:] = [value]
+            sent += 1
+            return [part[min(sent, len(part)) - 1] for part in messages]
+
+        monkeypatch.setattr(distributed, "all_gather", gather)
+        return estimate_errors(shards[rank], gather=True)
+
+    messages[1] = [torch.zeros(2, 0, dtype=D), {}]
+    for _ in range(3):  # until both have the final messages
+        results = [run(0), run(1)]
+    for name, column in expected.items():
         both = torch.cat([part[name] for part in results])
         np.testing.assert_allclose(both, column, rtol=1e-7, atol=1e-12, err_msg=name)
 
