@@ -3,7 +3,7 @@
 Each regime is a Pyro program whose log p(x) and KL(q ‖ p(z|x)) are known in closed form or by
 quadrature. It is evaluated on many independent data sets. A 95 % interval should contain the truth
 in 90–98 % of the cases, for single examples and for the row of the table, or the example should be
-flagged. Examples are flagged by ``Bounds.unreliable``; a row is if one of its examples is.
+flagged. Examples are flagged by ``Bounds.flagged``; a row is if one of its examples is.
 """
 
 from __future__ import annotations
@@ -26,16 +26,12 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.core.random import check_seed, seeded
 from pyro_vae.evaluation import Bounds
-from pyro_vae.evaluation.importance.defensive import count_prior_samples
-from pyro_vae.evaluation.importance.psis import khat_threshold
 
 from ..benchmarks.machine import describe_machine
 from ..command import RESULTS, write_results
 
 MODULE = "experiments.studies.coverage"
 TITLE = "Coverage of 95 % intervals by regime"
-#: Share of samples from the prior in the row ``defensive``.
-SHARE = 0.1
 
 Program = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -287,7 +283,8 @@ class _Count:
     errors: list[float] = field(default_factory=list)
     stated: list[float] = field(default_factory=list)
 
-    def add(self, bounds: Bounds, name: str, truth: np.ndarray, flagged: np.ndarray) -> None:
+    def add(self, bounds: Bounds, name: str, truth: np.ndarray) -> None:
+        flagged = bounds.flagged(name)
         low, high = bounds.interval(name)
         # rounding of exact estimates
         tolerance = 1e-9 * (1 + np.abs(truth))
@@ -343,38 +340,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 def evaluate_problem(regime: Regime, problem: Problem, seed: int) -> Bounds:
     """Return all rows of the table for one data set."""
     count = regime.num_samples
-    bounds = pv.evaluate(
+    estimators = [pv.evaluation.Corrected(), pv.evaluation.Defensive()]
+    return pv.evaluate(
         problem.program,
         problem.x,
         *problem.args,
         num_samples=count,
         ks=(3 * count // 10,),  # does not divide the number of samples
-        corrected=True,
-        defensive=SHARE,
+        estimators=[*estimators, pv.Laplace(count)] if regime.has_laplace else estimators,
         seed=seed,
         compile=False,
     )
-    if not regime.has_laplace:
-        return bounds
-    settings = pv.evaluation.Laplace(num_samples=count)
-    return bounds.merge(
-        pv.evaluation.laplace(
-            problem.program, problem.x, *problem.args, settings=settings, seed=seed
-        )
-    )
-
-
-def find_flagged(bounds: Bounds, name: str) -> np.ndarray:
-    """Return whether the estimate of each example is flagged, ``(N,)``."""
-    flagged = np.zeros(len(bounds), dtype=bool)
-    if name in ("log_evidence", "psis", "jackknife", "gap"):
-        flagged[bounds.unreliable] = True
-    elif name in ("defensive", "laplace"):
-        count = bounds.num_samples
-        if name == "defensive":
-            count += count_prior_samples(SHARE, count)
-        flagged = ~(bounds.per_datum[f"{name}_khat_pooled"] < khat_threshold(count))
-    return flagged
 
 
 def measure_regime(regime: Regime, preset: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -403,7 +379,7 @@ def measure_regime(regime: Regime, preset: dict[str, Any]) -> dict[str, dict[str
             key = "L_k" if name.startswith("iwae_") else name
             truth = truths.get(name, problem.log_evidence)
             count = counts.setdefault(key, _Count())
-            count.add(bounds, name, truth, find_flagged(bounds, name))
+            count.add(bounds, name, truth)
     return {name: count.summary() for name, count in counts.items()}
 
 

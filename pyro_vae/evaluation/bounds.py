@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from ..core.validation import did_you_mean
-from ..core.validation import did_you_mean
 from .chain_errors import are_chains_good, student_interval
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .importance.discrete import MAX_RARE_VARIANCE
@@ -167,9 +166,10 @@ class Bounds(Result):
     def unreliable(self) -> np.ndarray:
         """Indices of the examples whose tail index is too high for log p̂ to be reliable.
 
-        It is ``khat_pooled``, which uses the tails of all examples, or else k̂. Those of a ladder whose log p̂ is from AIS have no k̂: they are unreliable if their standard
-        error is above the largest of the ladder, or if few chains have most of the weight. Empty
-        if there is no k̂ because no importance sampling was done.
+        It is ``khat_pooled``, which uses the tails of all examples, or else k̂. Examples of a
+        ladder whose log p̂ is from AIS have no k̂: they are unreliable if their standard error is
+        above the largest of the ladder, or if few chains have most of the weight. Empty if there
+        is no k̂ because no importance sampling was done.
         """
         if "khat" not in self.per_datum:
             return np.empty(0, dtype=np.int64)
@@ -195,6 +195,39 @@ class Bounds(Result):
     @property
     def _tail_index(self) -> np.ndarray:
         return self.per_datum.get("khat_pooled", self.per_datum["khat"])
+
+    def flagged(self, name: str = "log_evidence") -> np.ndarray:
+        """Return whether the value and the error of a row are unreliable, by example.
+
+        Estimates from the samples of q are flagged by their pooled k̂, as those of a defensive
+        mixture and of Laplace proposals by theirs. AIS and reverse annealing are flagged by their
+        chains. The ELBO and L_k are never flagged.
+
+        Arguments:
+            name: a row of the table, such as ``log_evidence``, ``laplace`` or ``gap``.
+
+        Returns:
+            Booleans, ``(N,)``.
+
+        Raises:
+            ValueError: if there is no such row.
+        """
+        self._check_row(name)
+        data, row = self.per_datum, self._rows[name].name
+        if row == "log_evidence":
+            flagged = np.zeros(len(self), dtype=bool)
+            flagged[self.unreliable] = True
+            return flagged
+        if f"{row}_dof" in data and f"{row}_khat" in data:
+            return ~are_chains_good(data, row)
+        if row in ("psis", "jackknife"):
+            prefix = "guide_" if "proposal" in data else ""
+            khat, counts = data[f"{prefix}khat_pooled"], self.guide_sample_counts
+        elif f"{row}_khat_pooled" in data:
+            khat, counts = data[f"{row}_khat_pooled"], data[f"{row}_num_samples"]
+        else:
+            return np.zeros(len(self), dtype=bool)
+        return ~(khat < khat_thresholds(counts))
 
     @property
     def warning(self) -> str | None:
@@ -249,7 +282,7 @@ class Bounds(Result):
         """Return the limits of an interval that covers the quantity of each example.
 
         For estimates of log p(x) this is log p(x), for the ELBO its expectation, and for a gap
-        the difference of the two. Not reliable for the examples in :attr:`unreliable`.
+        the difference of the two. Not reliable where :meth:`flagged`.
 
         Arguments:
             name: a row of the table, such as ``log_evidence``, ``psis`` or ``gap``.
@@ -261,11 +294,7 @@ class Bounds(Result):
         Raises:
             ValueError: if there is no such row, or if the level is not between 0 and 1.
         """
-        if name not in self._rows:
-            raise ValueError(
-                f"expected the name of a row ({', '.join(self._rows)}); got {name!r}"
-                f"{did_you_mean(name, self._rows)}"
-            )
+        self._check_row(name)
         if not 0 < level < 1:
             raise ValueError(f"expected a level between 0 and 1; got {level}")
         values, variances, bias = self._columns(name)
@@ -429,6 +458,13 @@ class Bounds(Result):
         data = self.per_datum
         return {name, f"{name}_variance"} <= data.keys() and not np.isnan(data[name]).any()
 
+    def _check_row(self, name: str) -> None:
+        if name not in self._rows:
+            raise ValueError(
+                f"expected the name of a row ({', '.join(self._rows)}); got {name!r}"
+                f"{did_you_mean(name, self._rows)}"
+            )
+
     def _estimate(self, name: str) -> Estimate:
         return estimate_mean(*self._columns(name))
 
@@ -444,7 +480,11 @@ class Bounds(Result):
             bias = data.get(f"{name}_bias", data.get(f"{high}_bias"))
             return values, data.get(f"{name}_variance", independent), bias
         last = f"iwae_{self.num_samples}"
-        if name == last and "log_evidence" in self._rows and not {"num_samples", "proposal"} & {*data}:
+        if (
+            name == last
+            and "log_evidence" in self._rows
+            and not {"num_samples", "proposal"} & {*data}
+        ):
             name = "log_evidence"  # one number
         if name.startswith("iwae_"):
             k = int(name.removeprefix("iwae_"))

@@ -99,7 +99,8 @@ def estimate_errors(
     - ``NAME_bias``, its expected deviation from log p(x), which is noisy for a single example, but
       not its mean over the examples;
     - ``NAME_khat_pooled`` (``khat_pooled`` for ``log_evidence``), the posterior mean of k. It is
-      k̂ where no tail with k < 1 could be fitted.
+      k̂ where no tail with k < 1 could be fitted;
+    - ``NAME_num_samples`` (not for ``log_evidence``), the number of samples.
 
     Where k is above :func:`~.psis.khat_threshold`, a few weights dominate, and the fit says little.
     There the variance is that between tenths of the samples, or of the delta method if larger.
@@ -176,6 +177,8 @@ def _add_errors(
     variance = select(variance, delta)
     centre, bias = (torch.where(m, part, 0.0) for m, part in ((is_good, centre), (has_mean, bias)))
     columns[f"{prefix}khat_pooled"] = pooled
+    if prefix:
+        columns[f"{prefix}num_samples"] = statistics["count"]
     for estimate in (name, *_SAME_WEIGHTS.get(name, ())):
         if estimate in columns:
             shift = torch.where(has_mean, columns[estimate] - columns[name], 0.0)

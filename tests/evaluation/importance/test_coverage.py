@@ -66,8 +66,7 @@ def evaluate_weights(log_w, ks=(), pool=True):
 
 def count_covered(bounds, name, truth=0.0):
     """Return the coverage of the intervals of examples that are not flagged, and their number."""
-    good = np.ones(len(bounds), dtype=bool)
-    good[bounds.unreliable] = False
+    good = ~bounds.flagged(name)
     low, high = bounds.interval(name)
     return ((low <= truth) & (truth <= high))[good].mean(), good.sum()
 
@@ -282,4 +281,22 @@ def test_interval_levels_and_names():
 def test_threshold_uses_the_pooled_shape():
     bounds = evaluate_weights(normal_weights(1000, torch.full((300,), 0.3)))
     expected = np.flatnonzero(~(bounds.per_datum["khat_pooled"] < khat_threshold(1000)))
+    assert 0 < len(expected) < 300
     assert bounds.unreliable.tolist() == expected.tolist()
+    for row in (*ROWS, "gap"):
+        assert np.flatnonzero(bounds.flagged(row)).tolist() == expected.tolist()
+    assert not bounds.flagged("elbo").any() and not bounds.flagged("iwae_1000").any()
+    with pytest.raises(ValueError, match="expected the name of a row"):
+        bounds.flagged("iwae")
+
+
+def test_rows_with_their_own_samples_have_their_own_flags():
+    size, count = 3, np.full(3, 1000.0)
+    columns = {"elbo": np.zeros(size), "elbo_variance": np.zeros(size)}
+    for name, khat in (("laplace", [0.1, 0.8, 0.1]), ("defensive", [0.9, math.nan, 0.2])):
+        columns |= {name: np.zeros(size), f"{name}_variance": np.zeros(size)}
+        columns |= {f"{name}_khat_pooled": np.array(khat), f"{name}_num_samples": count}
+    bounds = pv.Bounds(1000, columns)
+    assert bounds.flagged("laplace").tolist() == [False, True, False]
+    assert bounds.flagged("laplace_gap").tolist() == [False, True, False]
+    assert bounds.flagged("defensive").tolist() == [True, True, False]
