@@ -16,6 +16,7 @@ error of any estimate is its mean squared distance from log p(x).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -62,6 +63,8 @@ def tail_statistics(
     """
     count = tail.num_samples
     log_w, size, log_scale = tail.fitted_tail()
+    if not len(log_w):  # fewer than five samples have no tail
+        log_w = torch.full_like(log_mean, -math.inf)[None]
     is_tail = torch.arange(len(log_w))[:, None] < size
     # relative to the mean weight
     weights = (log_w - log_mean).exp().nan_to_num(nan=0.0)

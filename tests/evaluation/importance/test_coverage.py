@@ -300,3 +300,15 @@ def test_rows_with_their_own_samples_have_their_own_flags():
     assert bounds.flagged("laplace").tolist() == [False, True, False]
     assert bounds.flagged("laplace_gap").tolist() == [False, True, False]
     assert bounds.flagged("defensive").tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 4, 10])
+def test_few_samples_have_no_tail(draws):
+    log_w = 0.1 * torch.randn(draws, 5, dtype=D)
+    bounds = evaluate_weights(log_w)
+    assert bounds.flagged().all() and np.isnan(bounds.per_datum["khat_pooled"]).all()
+    variance = bounds.per_datum["log_evidence_variance"]
+    if draws == 1:
+        assert np.isnan(variance).all() or (variance == 0).all()
+    else:
+        assert (variance > 0).all()
