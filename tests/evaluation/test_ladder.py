@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from components import PROGRAMS, program_for
 from linear_gaussian import LinearGaussian
 from uneven import Uneven
 
@@ -351,3 +352,21 @@ def test_bad_arguments(options, message):
 def test_max_error_must_be_positive(error):
     with pytest.raises(ValueError, match="expected max_error > 0, in nats"):
         Ladder(max_error=error)
+
+
+@pytest.mark.parametrize(
+    "name", ["BayesianVAE", "ConditionalVAE", "HierarchicalVAE, top down", "SemiSupervisedVAE"]
+)
+def test_programs_of_the_package(name):
+    data = pv.data.load("digits", binarize="dynamic")
+    program = program_for(PROGRAMS[name], data)
+    ladder = Ladder(Laplace(200, num_steps=4), Annealing(4, 5, 2))
+    # k̂ needs 25 samples, so every example climbs if it can
+    plain, bounds = (
+        pv.evaluate(program, data.test.head(6), num_samples=20, estimators=estimators)
+        for estimators in ([], [ladder])
+    )
+    assert bounds.iwae == plain.iwae and bounds.elbo == plain.elbo
+    is_discrete = name == "SemiSupervisedVAE"
+    assert bounds.proposals["guide"] == (6 if is_discrete else 0)
+    assert ("the ladder stops at the guide: " in str(bounds)) == is_discrete
