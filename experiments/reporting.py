@@ -305,7 +305,8 @@ def format_results(results: Results) -> str:
     has_seeds = any("over_seeds" in row for row in rows.values())
     last = f"L_{sizes[0][1]}" if len({k for _, k in sizes}) == 1 else "L_K"
     measures = list(dict.fromkeys(name for run in runs for name in run.get("measures", {})))
-    widths = {name: max(18, len(name) + 2) for name in measures}
+    cells = {row: {n: format_measure(rows[row]["runs"], n) for n in measures} for row in rows}
+    widths = {n: max(18, 2 + max(map(len, [n, *(c[n] for c in cells.values())]))) for n in measures}
     head = f"{'row':{width}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
     head += f"{'± seeds':>9}" if has_seeds else ""
     head += f"{'− first':>11}{'± paired':>10}{'k̂>limit':>9}"
@@ -314,7 +315,7 @@ def format_results(results: Results) -> str:
     lines = [*textwrap.wrap(results["title"], 100), "", head]
     for name, row in rows.items():
         line = f"{name:{width}}{_format_row(row, bits, has_seeds)}"
-        line += "".join(f"{format_measure(row['runs'], n):>{widths[n]}}" for n in measures)
+        line += "".join(f"{cells[name][n]:>{widths[n]}}" for n in measures)
         lines.append(f"{line}   {row.get('published', '')}".rstrip())
     data = ", ".join(f"{n} test examples × {k} samples" for n, k in sizes)
     better = "lower" if bits else "higher"

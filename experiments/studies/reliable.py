@@ -48,7 +48,7 @@ def make_measures(
         num_samples: the number K of samples of q.
         num_data: the number of test examples.
         annealing: the settings of the long AIS and of BDMC.
-        num_annealed: the number of examples of AIS, and of simulated ones.
+        num_annealed: the number of examples of AIS; half as many are simulated.
         num_timed: the number of examples on which the cost is measured.
     """
 
@@ -95,8 +95,9 @@ def make_measures(
 
     def simulated(program: Any, data: Dataset) -> dict[str, Any]:
         """Distance of the ladder from the range of BDMC's bounds; zero inside."""
-        sandwich = pv.bdmc(program, num_annealed, annealing=annealing, num_samples=0)
-        x, _, _ = simulate_data(program, num_annealed, (), 0)
+        size = num_annealed // 2
+        sandwich = pv.bdmc(program, size, annealing=annealing, num_samples=0)
+        x, _, _ = simulate_data(program, size, (), 0)
         bounds = pv.evaluate(program, x, num_samples=num_samples, reliable=True)
         value, low, high = (
             _estimate(result, name)
@@ -191,7 +192,7 @@ TABLE = Table(
         "small": budget(
             num_samples=5000,
             num_data=1000,
-            measures=make_measures(5000, 1000, Annealing(8, 1000, 10), 100, 100),
+            measures=make_measures(5000, 1000, Annealing(8, 400, 10), 100, 100),
             hidden="[200,200]",
             epochs=150,
             digits="mnist",

@@ -22,9 +22,7 @@ from .reliable import count_proposals
 __all__ = ["TABLE"]
 
 
-def measure_ladder(
-    program: Any, data: Dataset, num_samples: int, num_data: int
-) -> dict[str, Any]:
+def measure_ladder(program: Any, data: Dataset, num_samples: int, num_data: int) -> dict[str, Any]:
     """Return log p̂ of the ladder and the proposals that it used."""
     bounds = pv.evaluate(program, data.test.head(num_data), num_samples=num_samples, reliable=True)
     row = bounds.estimates["log_evidence"]
