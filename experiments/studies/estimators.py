@@ -141,8 +141,8 @@ def measure_problem(posterior: Posterior, dim: int, preset: dict[str, Any]) -> d
     """Return the error and cost of each estimator.
 
     ``error``: root mean square error of log p̂ of one example, in nats; ``stated``: that of its
-    standard errors; ``flagged``: share of examples that are flagged; ``cost``: time over that of the
-    guide's samples, in the same run. An estimator that refuses the program has a ``reason``.
+    standard errors; ``flagged``: share of flagged examples; ``cost``: time over that of the samples
+    of the guide, in the same run. An estimator that refuses the program has a ``reason``.
     """
     x = posterior.sample(preset["size"], dim)
     truth = posterior.log_evidence(x)
