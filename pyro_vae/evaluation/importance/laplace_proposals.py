@@ -276,7 +276,7 @@ class _Proposal:
         size, dim = self.means.shape[1:]
         num_guide = max(1, round(_GUIDE_SHARE * count))
         (narrow, _), (wide, share) = _scales(dim)
-        is_wide = torch.rand(count - num_guide, 1, 1) < share
+        is_wide = torch.rand(count - num_guide, size, 1) < share
         scales = torch.where(is_wide, wide, narrow).to(self.means)
         noise = torch.randn(count - num_guide, size, dim).to(self.means) * scales
         chosen = torch.distributions.Categorical(logits=self.log_shares.T).sample((len(noise),))

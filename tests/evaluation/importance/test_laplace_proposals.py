@@ -251,3 +251,17 @@ def test_weighted_samples_have_the_moments_of_the_posterior():
     torch.testing.assert_close(mean, exact, atol=0.08, rtol=0.0)
     expected = program.covariance.expand_as(covariance)
     torch.testing.assert_close(covariance, expected, atol=0.08, rtol=0.0)
+
+
+def test_errors_of_examples_are_independent():
+    # samples that share their component would make the error of the mean over 100 examples
+    # eight times too small in variance. A mean of eight squares above 3.3 has probability 1e-3
+    program = LinearGaussian(10, data_dim=12)
+    x = program.sample(100)
+    truth = float(program.log_evidence(x).mean())
+    settings = pv.Laplace(200, num_steps=2, num_rounds=0)
+    squares = []
+    for seed in range(8):
+        row = laplace(program, x, settings=settings, seed=seed).estimates["laplace"]
+        squares.append(((row.value - truth) / row.se_monte_carlo) ** 2)
+    assert sum(squares) / 8 < 3.3
