@@ -21,6 +21,7 @@ from ...programs.importance_weights import audited_log_weights, find_layout
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.sampler import Annealing, ais
 from ..bounds import Bounds
+from ..importance.errors import estimate_errors
 from ..importance.streaming import StreamingEstimates
 from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
@@ -47,8 +48,11 @@ _COLUMNS = {
     "_variance": "elbo_variance",
     "_evidence": "log_evidence",
     "_evidence_variance": "log_evidence_variance",
+    "_evidence_bias": "log_evidence_bias",
     "_rise_variance": "gap_variance",
+    "_rise_bias": "gap_bias",
     "_khat": "khat",
+    "_khat_pooled": "khat_pooled",
     "_ess": "ess",
 }
 
@@ -225,10 +229,13 @@ class _GapEvaluation:
         best = select_tightest_bound(
             {n: (columns[f"{n}_evidence"], columns[f"{n}_evidence_variance"]) for n in names}
         )
-        for column in ("log_evidence", "log_evidence_variance", "khat", "ess"):
-            columns[column] = columns[f"{best}_{column.removeprefix('log_')}"]
+        for suffix in ("evidence", "evidence_variance", "evidence_bias"):
+            columns[f"log_{suffix}"] = columns[f"{best}_{suffix}"]
+        for name in ("khat", "khat_pooled", "ess"):
+            columns[name] = columns[f"{best}_{name}"]
         if best == "elbo":  # both come from the same samples
             columns["gap_variance"] = columns["elbo_rise_variance"]
+            columns["gap_bias"] = columns["elbo_rise_bias"]
         return Bounds(
             num_samples=self.num_samples,
             per_datum=columns,
@@ -252,7 +259,7 @@ class _GapEvaluation:
             estimates = StreamingEstimates(len(x), self.num_samples, ())
             for log_w in chunks:
                 estimates.update(log_w.double().cpu(), start)
-            values = estimates.result()
+            values = estimate_errors(estimates.result(pooled=True))
             columns.update({f"{name}{suffix}": values[key] for suffix, key in _COLUMNS.items()})
 
         def add_refit(name: str, family: VariationalFamily) -> RefitResult:

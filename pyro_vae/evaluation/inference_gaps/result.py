@@ -238,10 +238,11 @@ class Gaps(Result):
         """The mean difference of two rows."""
         data = self.bounds.per_datum
         variance = data[f"{high}_variance"] + data[f"{low}_variance"]
+        bias = data.get(f"{high}_bias")
         if self._shares_samples(high, low):
-            variance = data[f"{low}_rise_variance"]
+            variance, bias = data[f"{low}_rise_variance"], data.get(f"{low}_rise_bias")
         with np.errstate(invalid="ignore"):  # an example with zero density has no gap
-            row = estimate_mean(data[high] - data[low], variance)
+            row = estimate_mean(data[high] - data[low], variance, bias)
         error = math.hypot(row.se_monte_carlo, self._mean_optimisation_error(high, low))
         return row._replace(se_monte_carlo=error)
 
