@@ -9,6 +9,7 @@ flagged. Examples are flagged by ``Bounds.flagged``; a row is if one of its exam
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -333,7 +334,7 @@ def _round(value: float) -> float:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"repetitions": 3, "size": 10, "single": 10},
-    "small": {"repetitions": 60, "size": 50, "single": 300},
+    "small": {"repetitions": 50, "size": 50, "single": 150},
 }
 
 
@@ -424,6 +425,26 @@ def format_regime(label: str, row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_table(results: dict[str, Any]) -> str:
+    """Format the results as the Markdown table of ``docs/errors.md``."""
+    estimators = ("log_evidence", "psis", "gap", "defensive", "laplace")
+    lines = [
+        f"| regime | {' | '.join(estimators)} |",
+        f"|---{'|---' * len(estimators)}|",
+    ]
+    for label, row in results["rows"].items():
+        cells = []
+        for name in estimators:
+            entry = row.get(name)
+            if entry is None:
+                cells.append("–")
+                continue
+            parts = [entry["coverage"], entry["flagged"], entry["row_coverage"]]
+            cells.append(" / ".join(_percent(part).strip().replace(".0%", "%") for part in parts))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _percent(share: float | None) -> str:
     return f"{'–':>6}" if share is None else f"{share:6.1%}"
 
@@ -437,8 +458,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(REGIMES), metavar="REGIME")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--table", action="store_true", help="print existing results as Markdown")
     options = parser.parse_args(argv)
     try:
+        if options.table:
+            file = options.results / f"coverage-{options.preset}.json"
+            print(format_table(json.loads(file.read_text(encoding="utf-8"))))
+            return 0
         results = measure_coverage(options.preset, check_seed(options.seed), options.only)
         file = options.results / f"coverage-{options.preset}.json"
         written = [] if options.only else write_results(file, results)
