@@ -250,6 +250,8 @@ class Bounds(Result):
             f"k̂ > {high:.2g}" if low == high else f"k̂ above its threshold ({low:.2g}–{high:.2g})"
         )
         samples = f"{'up to ' * ('num_samples' in self.per_datum)}{self.num_samples} samples"
+        if self.proposals:
+            samples = "from the last rung of the ladder"
         reasons = {
             f"{excess} for {{}}: the importance weights are too heavy-tailed for log p̂ "
             f"({samples}) or its standard error to be reliable.": is_heavy,
