@@ -334,7 +334,7 @@ def _round(value: float) -> float:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"repetitions": 3, "size": 10, "single": 10},
-    "small": {"repetitions": 50, "size": 50, "single": 150},
+    "small": {"repetitions": 50, "size": 20, "single": 100},
 }
 
 

@@ -133,7 +133,7 @@ ESTIMATORS: dict[str, tuple[str, Estimator | None]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"num_samples": 100, "size": 3, "dims": [2], "repeats": 1},
-    "small": {"num_samples": 5000, "size": 50, "dims": [2, 10, 50, 200], "repeats": 2},
+    "small": {"num_samples": 5000, "size": 20, "dims": [2, 10, 50, 200], "repeats": 1},
 }
 
 

@@ -82,10 +82,10 @@ TABLE = Table(
             hidden="[20]",
         ),
         "small": budget(
-            "--fit.epochs 30",
+            "--fit.epochs 15",
             num_samples=1000,
-            num_data=100,
-            measures={"ladder": partial(measure_ladder, num_samples=1000, num_data=100)},
+            num_data=50,
+            measures={"ladder": partial(measure_ladder, num_samples=1000, num_data=50)},
             hidden="[200,200]",
         ),
     },

@@ -96,17 +96,18 @@ def laplace(
     """Estimate log p(x) by importance sampling around the modes of each posterior.
 
     From the guide's mean, damped Newton steps lead to a mode of p(u|x), the posterior of the
-    unconstrained latents; a sample of the guide far from it is the start for a second one. The
-    proposal is a mixture of normals with the modes as means and the inverse Hessians as
-    covariances, at two scales, and of the guide, which bounds the weights where the guide has
-    mass. Where the k̂ of a pilot is bad, a step of M-PMC adapts shares, means and covariances to
-    the weighted samples, and the sample with the largest weight is the start for a further mode.
-    The reported samples are fresh: the mean of their weights is p(x) in expectation, and its
-    logarithm a lower bound on log p(x) in expectation.
+    unconstrained latents, and a few more steps to the normal that is closest to the posterior near
+    that mode. A sample of the guide far from it is the start for a second mode. The proposal is a
+    mixture of these normals, at two scales, and of the guide, which bounds the weights where the
+    guide has mass. Where the k̂ of a pilot is bad, a step of M-PMC adapts shares, means and
+    covariances to the weighted samples of all pilots, and the sample with the largest weight is the
+    start for a further mode. The reported samples are fresh: the mean of their weights is p(x) in
+    expectation, and its logarithm a lower bound on log p(x) in expectation.
 
     A mode that no sample of the guide leads to is missed.
 
-    The Hessian takes one gradient of the gradient per latent dimension, for all examples at once.
+    A Newton step takes one gradient of the gradient per latent dimension, for all examples at once;
+    above 100 dimensions the curvature is that of the prior plus a term of rank 50.
 
     Arguments:
         program, data, *args, seed, checkpoint, progress, **kwargs: as for
