@@ -36,7 +36,7 @@ _REPLACED = (
 )
 _DEFAULT_LAPLACE = Laplace()
 #: Chains of AIS for the few examples that need it.
-_DEFAULT_ANNEALING = Annealing(num_chains=16, num_temperatures=200, num_steps=5)
+_DEFAULT_ANNEALING = Annealing(num_chains=16, num_temperatures=400, num_steps=5)
 
 
 @dataclass(frozen=True)
