@@ -274,6 +274,8 @@ class Bounds(Result):
             if part.remedy and any(row.name in self._rows for row in part.rows)
         ]
         remedy = remedies[0] if remedies else "Use more samples or a better guide."
+        if chains.any():
+            remedy = "Anneal for longer: Ladder(annealing=Annealing(num_temperatures=…))."
         return (
             f"{' '.join(sentences)} The ELBO and L_k remain lower bounds in expectation. {remedy}"
         )
