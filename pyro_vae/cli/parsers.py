@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from ..config.experiment import PLUGIN_OPTION, ExperimentParser, as_plugin_names
-from ..config.parser import Parser
+from ..config.parser import Layer, Parser
 from ..config.signatures import signature_options
 from ..runs.run import Run
 
@@ -55,7 +55,7 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     opened = [o.name for o in options if o.hint is Run]
     options = [o._replace(hint=str) if o.name in opened else o for o in options]
     options += [PLUGIN_OPTION] if opened else []
-    parser_type = ExperimentParser if opened else Parser
+    parser_type = _RunParser if opened else Parser
     parser = parser_type(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
     arguments = parser.instantiate(settings).as_dict()
@@ -64,6 +64,15 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     names = [o.name for o in options if o.positional and not o.repeated]
     repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)
+
+
+class _RunParser(ExperimentParser):
+    """Parser of a command with a run, whose plugins must be outside the folder of the run."""
+
+    def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
+        for folder in [layer["run"] for layer in given if isinstance(layer.get("run"), str)]:
+            Run(folder, self._plugins(given))  # refuses them before they are imported
+        return super().prepare(files, given)
 
 
 def _check_replaced(command: Command, argv: Sequence[str]) -> None:

@@ -101,6 +101,8 @@ class Stream(IntEnum):
     CALIBRATION_PREDICTIVE = 4_000_000_041
     #: Laplace proposals for calibration.
     CALIBRATION_LAPLACE = 4_000_000_042
+    #: A run of the guide on fewer examples, before its calibration.
+    CALIBRATION_AUDIT = 4_000_000_043
 
 
 def check_seed(seed: int) -> int:

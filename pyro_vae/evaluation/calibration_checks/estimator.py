@@ -194,7 +194,7 @@ def _check_amortized(inputs: ProgramInputs) -> None:
     """Raise if q(z|x) is only defined for the given examples."""
     x = inputs.x
     reason = ""
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.CALIBRATION_AUDIT):
         if reads_plate_index(inputs):
             reason = f'reads the index of the plate "{PLATE}"'
         elif len(x) > 1:
