@@ -306,7 +306,10 @@ def format_results(results: Results) -> str:
     last = f"L_{sizes[0][1]}" if len({k for _, k in sizes}) == 1 else "L_K"
     measures = list(dict.fromkeys(name for run in runs for name in run.get("measures", {})))
     cells = {row: {n: format_measure(rows[row]["runs"], n) for n in measures} for row in rows}
-    widths = {n: max(18, 2 + max(map(len, [n, *(c[n] for c in cells.values())]))) for n in measures}
+    widths = {
+        n: max(18, len(n) + 2, *(len(columns[n]) + 1 for columns in cells.values()))
+        for n in measures
+    }
     head = f"{'row':{width}}{'parameters':>12}{'ELBO':>11}{last:>11}{'± data':>9}"
     head += f"{'± seeds':>9}" if has_seeds else ""
     head += f"{'− first':>11}{'± paired':>10}{'k̂>limit':>9}"
