@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from components import PROGRAMS, program_for
+from gamma_poisson import gamma_poisson
 from linear_gaussian import LinearGaussian
 from uneven import Uneven
 
@@ -182,22 +183,13 @@ def test_easy_and_hard_examples_in_one_data_set():
 
 
 def test_skewed_posteriors():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
-            pyro.sample("x", dist.Poisson(rate), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("rate", dist.LogNormal(0 * x, 0.2))
-
-    x = torch.tensor([0.0, 1.0, 4.0, 12.0])
+    model, guide, x, truth = gamma_poisson()
     plain = pv.evaluate(model, guide, x, num_samples=1000)
     # q is too narrow for x = 1, which its k̂ does not show
     assert plain.per_datum["khat"][1] < plain.khat_thresholds[1]
     bounds = pv.evaluate(model, guide, x, num_samples=1000, reliable=True)
     assert bounds.proposals["guide"] == 0 and not len(bounds.unreliable)
-    check_truth(bounds, dist.GammaPoisson(2.0, 2.0).log_prob(x))
+    check_truth(bounds, truth)
 
 
 def discrete():

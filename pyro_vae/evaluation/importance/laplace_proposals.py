@@ -24,7 +24,7 @@ from ..normalization import normalization_settings
 from ..resumable import compute_in_blocks
 from ..table_parts import BoundsRow, TablePart, register
 from .errors import estimate_errors, tail_statistics
-from .posterior_target import PosteriorTarget, colour, whiten
+from .posterior_target import PosteriorTarget, colour, factorize, whiten
 from .psis import ParetoTail, khat_threshold
 from .streaming import GroupedBound, WeightMoments, check_log_weights
 
@@ -198,11 +198,11 @@ def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) 
         if not target.has_guide:
             return {"index": torch.full((len(target.scale),), math.nan)}
         start = target.sample_guide(_NUM_GUIDE).mean(0)
-        mode, covariance, _ = target.find_modes(start, settings.num_steps)
-        _, covariance = target.fit_normals(mode, covariance)
-        factor, info = torch.linalg.cholesky_ex(target.guide_precision(start))
+        mode, precision, _ = target.find_modes(start, settings.num_steps)
+        _, precision = target.fit_normals(mode, precision)
+        root, info = torch.linalg.cholesky_ex(target.guide_precision(start))
         # its eigenvalues are the ratios of the variances of q to those of the posterior
-        ratios = torch.linalg.cholesky(covariance).inverse() @ factor.inverse().transpose(1, 2)
+        ratios = factorize(precision).inverse() @ root.inverse().transpose(1, 2)
         smallest = torch.linalg.svdvals(ratios.nan_to_num())[:, -1].square()
         return {"index": torch.where(info == 0, 1 - smallest, math.nan).double()}
 
@@ -232,9 +232,9 @@ class _Proposal:
     @classmethod
     def create(cls, target: PosteriorTarget, num_steps: int) -> _Proposal:
         start = target.sample_guide(_NUM_GUIDE).mean(0)
-        mode, covariance, _ = target.find_modes(start, num_steps)
-        mean, covariance = target.fit_normals(mode, covariance)
-        factor = torch.linalg.cholesky(covariance)
+        mode, precision, _ = target.find_modes(start, num_steps)
+        mean, precision = target.fit_normals(mode, precision)
+        factor = factorize(precision)
         proposal = cls(target, torch.zeros_like(mean[None, :, 0]), mean[None], factor[None])
         # a narrow mode that no sample hits would leave no trace in k̂
         draws = target.sample_guide(_NUM_STARTS)
@@ -330,17 +330,17 @@ class _Proposal:
         """Add the mode to which Newton's method leads from ``(N, D)``, where it is a new one."""
         if len(self.means) >= _MAX_MODES:
             return self
-        mode, covariance, value = self.target.find_modes(start, min(_FIRST_STEPS, num_steps))
+        mode, precision, value = self.target.find_modes(start, min(_FIRST_STEPS, num_steps))
         # most starts lead back to a known mode, as a few steps show
         rows = (self.distances(mode[None])[0] > _MIN_DISTANCE).nonzero()[:, 0]
         if not len(rows):
             return self
         part = self.target.select(rows)
         for old, new in zip(
-            (mode, covariance, value), part.find_modes(mode[rows], num_steps), strict=True
+            (mode, precision, value), part.find_modes(mode[rows], num_steps), strict=True
         ):
             old[rows] = new
-        factor = torch.linalg.cholesky(covariance)
+        factor = factorize(precision)
         is_new = self.distances(mode[None])[0] > _MIN_DISTANCE
         # shares by Laplace's approximation of the mass of each mode
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
@@ -382,7 +382,8 @@ class _Proposal:
             covariance = trust * moments + (1 - trust) * factor @ factor.transpose(1, 2)
             masses.append(mass)
             means.append(centre)
-            factors.append(torch.linalg.cholesky(covariance))
+            new_factor, info = torch.linalg.cholesky_ex(covariance)
+            factors.append(torch.where((info == 0)[:, None, None], new_factor, factor))
         log_shares = torch.stack(masses).clamp(min=1e-30).log()
         log_shares = torch.where(self.log_shares > -math.inf, log_shares, -math.inf)
         return replace(

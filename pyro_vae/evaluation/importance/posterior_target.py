@@ -29,7 +29,7 @@ from ...programs.unconstrained import (
     unflatten_sites,
 )
 
-__all__ = ["PosteriorTarget", "colour", "whiten"]
+__all__ = ["PosteriorTarget", "colour", "factorize", "whiten"]
 
 #: Samples of the prior for the scale of each latent.
 _NUM_PRIOR = 64
@@ -204,7 +204,7 @@ class PosteriorTarget:
         return products[:, 0].clamp(min=_MIN_CURVATURE)
 
     def find_modes(self, v: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return modes, ``(N, D)``, covariances there, and the log-densities at the modes.
+        """Return modes, ``(N, D)``, precisions there, and the log-densities at the modes.
 
         Newton's method with Levenberg's damping, from v: a step that does not increase the density
         is undone and repeated with more damping.
@@ -236,12 +236,10 @@ class PosteriorTarget:
             active[rows] = ~(improved & (gain < _MIN_GAIN)) & (damping[rows] < _MAX_DAMPING)
             if improved.any():
                 gradient[rows], curvature[rows] = part.derivatives(v[rows])
-        eigenvalues, basis = _decompose(curvature)
-        covariance = basis @ torch.diag_embed(1 / eigenvalues) @ basis.transpose(1, 2)
-        return v, covariance, value
+        return v, curvature, value
 
-    def fit_normals(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means ``(N, D)`` and covariances of normals that are closer to the posteriors.
+    def fit_normals(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means ``(N, D)`` and precisions of normals that are closer to the posteriors.
 
         At the normal that minimises KL(normal ‖ posterior), the mean of the gradient is zero and
         the mean of the negative Hessian is the inverse covariance (Opper and Archambeau, 2009,
@@ -259,10 +257,10 @@ class PosteriorTarget:
         noise = _cubature_points(mean.shape[1]).to(mean)
         bound = torch.full_like(mean[:, 0], -math.inf)
         length = torch.ones_like(mean[:, :1])
-        new_mean, new_covariance = mean, covariance
-        gradient, precision = torch.zeros_like(mean), torch.zeros_like(covariance)
+        new_mean, new_precision = mean, precision
+        gradient, slope = torch.zeros_like(mean), torch.zeros_like(precision)
         for index in range(_NUM_FITS + 1):
-            factor = torch.linalg.cholesky(new_covariance)
+            factor = factorize(new_precision)
             points = new_mean + colour(noise[:, None].expand(-1, *mean.shape), factor)
             values, gradients = self._gradients(points)
             entropy = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
@@ -270,25 +268,20 @@ class PosteriorTarget:
             improved = (new_bound > bound) | (index == 0)
             bound = torch.where(improved, new_bound, bound)
             mean = torch.where(improved[:, None], new_mean, mean)
-            covariance = torch.where(improved[:, None, None], new_covariance, covariance)
+            precision = torch.where(improved[:, None, None], new_precision, precision)
             if index == _NUM_FITS:
                 break
-            # the regression in coordinates in which the points are uncorrelated
-            slope = -torch.einsum("sd,sne->nde", noise, gradients) @ factor / len(noise)
-            slope = torch.linalg.solve_triangular(factor.transpose(1, 2), slope, upper=True)
-            slope = torch.linalg.solve_triangular(factor, slope, upper=False, left=False)
-            slope = (slope + slope.transpose(1, 2)) / 2
             gradient = torch.where(improved[:, None], gradients.mean(0), gradient)
-            precision = torch.where(improved[:, None, None], slope, precision)
+            new_slope = _regress(noise, gradients, factor)
+            slope = torch.where(improved[:, None, None], new_slope, slope)
             length = torch.where(improved[:, None], 1.0, length / 2)
-            eigenvalues, basis = _decompose(precision)
+            eigenvalues, basis = _decompose(slope)
             step = (basis.transpose(1, 2) @ gradient[..., None])[..., 0] / eigenvalues
             size = (step.square() * eigenvalues).mean(-1, keepdim=True).sqrt()
             step = length * step * (_MAX_STEP / size.clamp(min=_MAX_STEP))
             new_mean = mean + (basis @ step[..., None])[..., 0]
-            inverse = basis @ torch.diag_embed(1 / eigenvalues) @ basis.transpose(1, 2)
-            new_covariance = torch.lerp(covariance, inverse, length[..., None])
-        return mean, covariance
+            new_precision = torch.lerp(precision, slope, length[..., None])
+        return mean, precision
 
     def _gradients(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-densities, ``(S, N)``, and their gradients, at points ``(S, N, D)``."""
@@ -302,6 +295,27 @@ class PosteriorTarget:
             gradients.append(gradient)
         gradient = torch.cat(gradients).nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6)
         return torch.cat(values), gradient
+
+
+def factorize(precision: Tensor) -> Tensor:
+    """Return Cholesky factors of the inverses of precisions ``(N, D, D)``.
+
+    The curvature is at least a limit in every direction. The inverse itself would lose the narrow
+    directions of a likelihood with little noise to rounding.
+    """
+    eigenvalues, basis = _decompose(precision)
+    root = eigenvalues.rsqrt()[..., None] * basis.transpose(1, 2)
+    factor = torch.linalg.qr(root)[1].transpose(1, 2)
+    return factor * factor.diagonal(dim1=1, dim2=2).sign()[:, None]
+
+
+def _regress(noise: Tensor, gradients: Tensor, factor: Tensor) -> Tensor:
+    """Return the negative slope, ``(N, D, D)``, of gradients at the points factor · noise."""
+    # the noise has the covariance I
+    slope = -torch.einsum("sd,sne->nde", noise, gradients) @ factor / len(noise)
+    slope = torch.linalg.solve_triangular(factor.transpose(1, 2), slope, upper=True)
+    slope = torch.linalg.solve_triangular(factor, slope, upper=False, left=False)
+    return (slope + slope.transpose(1, 2)) / 2
 
 
 def _cubature_points(dim: int) -> Tensor:
@@ -344,8 +358,14 @@ def _nystrom(products: Tensor, directions: Tensor, base: Tensor) -> Tensor:
 
 
 def _decompose(curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues with a lower limit, and eigenvectors, of the negative Hessians."""
+    """Return eigenvalues with a lower limit, and eigenvectors, of the negative Hessians.
+
+    Beside a very large eigenvalue the small ones are lost to rounding. They are reduced by the size
+    of this error: a normal that is too wide needs more samples, one that is too narrow is wrong.
+    """
     # a likelihood may be infinitely steep at a bad value; the step is then undone
     finite = curvature.nan_to_num(nan=0.0, posinf=1e6, neginf=-1e6)
     eigenvalues, basis = torch.linalg.eigh(finite)
-    return eigenvalues.clamp(min=_MIN_CURVATURE), basis
+    rounding = torch.finfo(finite.dtype).eps * math.sqrt(finite.shape[-1])
+    error = rounding * eigenvalues.abs().amax(-1, keepdim=True)
+    return (eigenvalues - error).clamp(min=_MIN_CURVATURE), basis
