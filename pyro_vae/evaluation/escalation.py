@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
@@ -78,42 +79,33 @@ class Ladder(Estimator):
 
     def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
         climb = _Climb(self, task, bounds)
-        climb.start()
         climb.reject_narrow_guides()
         climb.sample_laplace()
         climb.anneal()
         return climb.result()
 
 
-@dataclass
 class _Climb:
-    """State of the climb of all examples.
+    """State of the climb of all examples, which starts with the estimates of the guide.
 
     Attributes:
         columns: those of log p̂ so far, ``(N,)`` each.
         good: whether an example has arrived.
         proposal: the codes of the proposals.
         reasons: why a rung was left out, by rung.
-        chains: diagnostics of AIS.
+        settings, chains: settings and diagnostics of AIS.
     """
 
-    ladder: Ladder
-    task: EstimationTask
-    bounds: Bounds
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    good: np.ndarray = field(default_factory=lambda: np.empty(0))
-    proposal: np.ndarray = field(default_factory=lambda: np.empty(0))
-    reasons: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    chains: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Take the estimates of the guide."""
-        data = self.bounds.per_datum | {"num_samples": self.bounds.sample_counts}
+    def __init__(self, ladder: Ladder, task: EstimationTask, bounds: Bounds) -> None:
+        self.ladder, self.task, self.bounds = ladder, task, bounds
+        data = bounds.per_datum | {"num_samples": bounds.sample_counts}
         self.columns = {name: data[name].copy() for name in _REPLACED}
-        self.proposal = np.full(len(self.bounds), _GUIDE, dtype=np.int8)
+        self.proposal = np.full(len(bounds), _GUIDE, dtype=np.int8)
         self.good = self._has_small_error()
-        self.good[self.bounds.unreliable] = False
+        self.good[bounds.unreliable] = False
+        self.reasons: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
+        self.chains: dict[str, np.ndarray] = {}
 
     def reject_narrow_guides(self) -> None:
         """Let examples climb whose q is too narrow for its k̂ to show it."""
@@ -217,7 +209,7 @@ class _Climb:
         """Note why a rung does not support the program instead of raising."""
         try:
             yield
-        except CheckpointError:
+        except (CheckpointError, torch.OutOfMemoryError):
             raise
         except _UNSUPPORTED as error:
             self.reasons[rung] = _shorten(error)
@@ -257,11 +249,8 @@ class _Climb:
         return (khat < thresholds) | (self.proposal == _AIS)
 
 
-#: Errors of programs that a rung does not support.
-_UNSUPPORTED = (
-    *(ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError),
-    *(LookupError, ArithmeticError, AssertionError),
-)
+#: Errors of programs that a rung does not support: refused, or not differentiable twice.
+_UNSUPPORTED = (ValueError, RuntimeError)
 
 
 def _shorten(error: Exception) -> str:
