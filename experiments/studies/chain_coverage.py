@@ -7,11 +7,9 @@ errors. Examples are flagged by ``Bounds.flagged``, those of a gap also by ``Gap
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,12 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.core.random import check_seed, seeded
+from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Annealing
 from pyro_vae.posteriors import DiagonalNormal
 
 from ..benchmarks.machine import describe_machine
-from ..command import RESULTS, write_results
+from ..command import run_study
 from .coverage import Problem, counts, funnel, normal, student, two_modes
 
 MODULE = "experiments.studies.chain_coverage"
@@ -245,23 +243,7 @@ def format_row(label: str, row: dict[str, float | None]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the numbers."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=TITLE, allow_abbrev=False
-    )
-    parser.add_argument("--preset", choices=list(PRESETS), default="small")
-    parser.add_argument("--only", nargs="+", choices=[*REGIMES, *GAPS], metavar="REGIME")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    options = parser.parse_args(argv)
-    try:
-        results = measure(options.preset, check_seed(options.seed), options.only)
-        file = options.results / f"chain_coverage-{options.preset}.json"
-        written = [] if options.only else write_results(file, results)
-    except (OSError, ValueError) as error:
-        print(f"chain_coverage: {error}", file=sys.stderr)
-        return 1
-    print(f"results: {', '.join(map(str, written))}" if written else "no results written: --only")
-    return 0
+    return run_study("chain_coverage", TITLE, list(PRESETS), [*REGIMES, *GAPS], measure, argv)
 
 
 if __name__ == "__main__":

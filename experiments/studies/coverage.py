@@ -8,13 +8,10 @@ flagged. Examples are flagged by ``Bounds.flagged``; a row is if one of its exam
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +22,11 @@ from scipy import integrate, stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.core.random import check_seed, seeded
+from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Bounds
 
 from ..benchmarks.machine import describe_machine
-from ..command import RESULTS, write_results
+from ..command import run_study
 
 MODULE = "experiments.studies.coverage"
 TITLE = "Coverage of 95 % intervals by regime"
@@ -451,28 +448,9 @@ def _percent(share: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the numbers."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=TITLE, allow_abbrev=False
+    return run_study(
+        "coverage", TITLE, list(PRESETS), list(REGIMES), measure_coverage, argv, show=format_table
     )
-    parser.add_argument("--preset", choices=list(PRESETS), default="small")
-    parser.add_argument("--only", nargs="+", choices=list(REGIMES), metavar="REGIME")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    parser.add_argument("--table", action="store_true", help="print existing results as Markdown")
-    options = parser.parse_args(argv)
-    try:
-        if options.table:
-            file = options.results / f"coverage-{options.preset}.json"
-            print(format_table(json.loads(file.read_text(encoding="utf-8"))))
-            return 0
-        results = measure_coverage(options.preset, check_seed(options.seed), options.only)
-        file = options.results / f"coverage-{options.preset}.json"
-        written = [] if options.only else write_results(file, results)
-    except (OSError, ValueError) as error:
-        print(f"coverage: {error}", file=sys.stderr)
-        return 1
-    print(f"results: {', '.join(map(str, written))}" if written else "no results written: --only")
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ encoder does.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,11 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.core.random import check_seed, seeded
+from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Annealing, Bounds, Corrected, Defensive, Estimator, Ladder, Laplace
 
 from ..benchmarks.machine import describe_machine
-from ..command import RESULTS, write_results
+from ..command import run_study
 
 __all__ = ["ESTIMATORS", "POSTERIORS", "Posterior", "main", "measure_problem"]
 
@@ -225,23 +223,7 @@ def format_problem(label: str, row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the numbers."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=TITLE, allow_abbrev=False
-    )
-    parser.add_argument("--preset", choices=list(PRESETS), default="small")
-    parser.add_argument("--only", nargs="+", choices=list(POSTERIORS), metavar="POSTERIOR")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    options = parser.parse_args(argv)
-    try:
-        results = measure(options.preset, check_seed(options.seed), options.only)
-        file = options.results / f"estimators-{options.preset}.json"
-        written = [] if options.only else write_results(file, results)
-    except (OSError, ValueError) as error:
-        print(f"estimators: {error}", file=sys.stderr)
-        return 1
-    print(f"results: {', '.join(map(str, written))}" if written else "no results written: --only")
-    return 0
+    return run_study("estimators", TITLE, list(PRESETS), list(POSTERIORS), measure, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 from scripts import read_json
 
 import pyro_vae as pv
+from experiments.command import write_results
 from experiments.studies import coverage
 
 
@@ -34,7 +35,7 @@ def test_smoke_run(tmp_path, capsys):
     assert exact["log_evidence"]["flagged"] == 0 and exact["log_evidence"]["coverage"] == 1
     assert rare["log_evidence"]["flagged"] == 1 and rare["log_evidence"]["coverage"] is None
     assert "laplace" in exact and "laplace" not in rare
-    coverage.write_results(tmp_path / "coverage-smoke.json", results)
+    write_results(tmp_path / "coverage-smoke.json", results)
     assert read_json(tmp_path / "coverage-smoke.json") == results
     capsys.readouterr()
     assert coverage.main([*args, "--table"]) == 0
