@@ -125,7 +125,7 @@ class _Climb:
         if bounds is None:
             return
         self._take_laplace(bounds, rows)
-        # where k̂ is good, the standard error tells how many times as many samples are needed;
+        # where k̂ is good, the standard error gives the necessary number of samples;
         # where it is bad, more samples may give a better proposal
         variance, is_tail_good = self.columns["log_evidence_variance"], self._has_good_tail()
         required = variance / (_MARGIN * self.ladder.max_error) ** 2

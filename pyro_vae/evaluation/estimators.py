@@ -58,7 +58,7 @@ class EstimationTask:
     Attributes:
         inputs: the audited program and the examples; in a distributed run those of this process.
         seed: the random seed; in a distributed run that of this process.
-        checkpoint: a file to resume from; estimators append a name of their own.
+        checkpoint: a file to resume from; estimators append a name.
         progress: show progress bars.
     """
 
