@@ -72,6 +72,7 @@ def test_bounds_without_an_entry_are_refused(workdir, capsys):
     run = Run("run")
     run.read_bounds().to_netcdf(run.bounds)
     entries = {k: v for k, v in run.read_result().items() if k != "bounds"}
+    del entries["fit"]["weights"]
     run.result.write_text(json.dumps(entries), encoding="utf-8")
     message = "run/bounds.nc has no entry in run/result.json: replace it with `pyro-vae evaluate .*"
     for command in (["compare", "run"], ["report", "run"]):
@@ -144,6 +145,15 @@ def test_every_flipped_bit_of_the_numbers_is_noticed(workdir):
                 refused += 1
         file.write_bytes(good)
         assert refused > 0.6 * min(len(good), 300)
+
+
+def test_a_checksum_of_another_name_is_missed(workdir):
+    run = Run("run")
+    text = run.result.read_text(encoding="utf-8")
+    assert text.count('"checksum": ') == 2  # of the data, and of the file
+    run.result.write_text('"checkSum": '.join(text.rsplit('"checksum": ', 1)), encoding="utf-8")
+    with pytest.raises(RunError, match="damaged or was edited"):
+        run.read_result()
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "metrics.jsonl", "result.json"])
