@@ -30,10 +30,12 @@ class Split:
             a program conditions on.
         noisy: whether levels are dequantised with fresh noise on every use; ``peak`` is then
             the highest level.
+        rows: the row of each example in the file or array that it comes from, ``(N,)``; ``None``
+            if the examples are in its order.
 
     Raises:
         ValueError: if both ``dynamic`` and ``noisy`` are set, if values or labels are not
-            tensors, or if the number of labels differs from the number of examples.
+            tensors, or if the number of labels or rows differs from the number of examples.
     """
 
     values: Tensor
@@ -41,6 +43,7 @@ class Split:
     dynamic: bool = False
     labels: Tensor | None = None
     noisy: bool = False
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_tensor("values", self.values)
@@ -54,6 +57,11 @@ class Split:
             raise ValueError(
                 f"expected one label for each of {len(self)} examples; got labels of shape "
                 f"{tuple(self.labels.shape)}"
+            )
+        if self.rows is not None and self.rows.shape != self.values.shape[:1]:
+            raise ValueError(
+                f"expected one row number for each of {len(self)} examples; got rows of shape "
+                f"{tuple(self.rows.shape)}"
             )
 
     def __len__(self) -> int:
@@ -113,7 +121,9 @@ class Split:
     def at(self, index: Tensor | slice) -> Split:
         """Return the examples at ``index``, with their labels."""
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, values=self.values[index], labels=labels)
+        rows = torch.arange(len(self)) if self.rows is None else self.rows
+        rows = rows[index.to(rows.device) if isinstance(index, Tensor) else index]
+        return replace(self, values=self.values[index], labels=labels, rows=rows)
 
     def head(self, size: int) -> Split:
         """Return the first ``size`` examples."""

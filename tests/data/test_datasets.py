@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -287,3 +288,14 @@ class TestWithoutClass:
         np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (40, 5)))
         with pytest.raises(ValueError, match=r"classes of 'array' \(none\); got 1"):
             pv.data.load("array", binarize="none", path=str(tmp_path / "x.npy"), without_class=1)
+
+
+def test_a_part_of_a_split_knows_its_rows():
+    split = pv.data.Split(torch.arange(10.0)[:, None])
+    part = split.at(torch.tensor([7, 2, 5])).at(slice(1, None))
+    assert part.rows is not None and part.rows.tolist() == [2, 5]
+    assert part.values[:, 0].tolist() == [2, 5]
+    mask = split.at(split.values[:, 0] > 7).rows
+    assert mask is not None and mask.tolist() == [8, 9]
+    with pytest.raises(ValueError, match="expected one row number for each of 10 examples"):
+        replace(split, rows=torch.arange(9))
