@@ -17,7 +17,7 @@ from ..core.validation import did_you_mean, positive_int
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .sources import SOURCES, RawData, SourceOptions, root_folder
-from .splits import Split, are_class_labels, checksum
+from .splits import Split, are_class_labels, checksum, contains_nan
 
 __all__ = ["Dataset", "Split", "load"]
 
@@ -118,6 +118,11 @@ class Dataset:
     def _splits(self) -> tuple[Split, Split, Split]:
         return self.train, self.valid, self.test
 
+    @property
+    def has_missing(self) -> bool:
+        """Whether any split has unobserved values (NaN)."""
+        return any(split.has_missing for split in self._splits)
+
     def bits_per_dim(self, nats: Nats) -> Nats:
         """Convert log-likelihoods, or bounds on them, to bits per dimension.
 
@@ -134,8 +139,9 @@ class Dataset:
             Bits per dimension, of the same type as ``nats``.
 
         Raises:
-            ValueError: if the values are neither integers nor dequantised levels. Their
-                log-likelihood is a log-density, which has no equivalent in bits.
+            ValueError: if the values are neither integers nor dequantised levels, because their
+                log-likelihood is a log-density, which has no equivalent in bits; or if values
+                are unobserved, because the number of dimensions then differs between examples.
 
         References:
             A note on the evaluation of generative models (Theis et al., 2016), section 3.1.
@@ -145,6 +151,11 @@ class Dataset:
             raise ValueError(
                 f"expected integers or dequantised levels for bits per dimension; got {self.kind}, "
                 f"whose log-likelihood is a log-density: set data.values to dequantized or integer"
+            )
+        if self.has_missing:
+            raise ValueError(
+                "expected complete data for bits per dimension; got NaN (unobserved values): "
+                "report nats, or the nats of an example divided by its number of observed values"
             )
         size = math.prod(self.event_shape)
         levels = self.train.peak + 1 if self.values == "dequantized" else 1
@@ -203,7 +214,7 @@ def load(
 
     Raises:
         ValueError: if the name is unknown (with the closest known name), if the values cannot be
-            binarised, dequantised or scored (NaN), if the split leaves no training examples or
+            binarised, dequantised or scored (infinite), if the split leaves no training examples or
             fewer than ``train``, if ``labelled`` is not divisible by the number of classes, or if
             ``without_class`` is not in the training data or is their only class.
         FileNotFoundError: if the file is missing, with where to get it.
@@ -319,6 +330,11 @@ def _check_class(name: str, train: RawData, label: int) -> None:
 def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) -> Split:
     stored, peak = raw.values, raw.peak or 1
     if how in ("static", "threshold"):
+        if contains_nan(stored):
+            raise ValueError(
+                f"expected complete values for data.binarize {how}; got NaN (unobserved): set "
+                f"data.binarize to dynamic or none"
+            )
         grey = stored.to(torch.float64) / peak
         return Split(binarize(grey, how, seed, part), labels=raw.labels)
     keeps_levels = how == "none" and values == "integer"

@@ -33,7 +33,8 @@ class Kind(Enum):
         return order.index(other) <= order.index(self)
 
     def describe(self, x: torch.Tensor) -> str:
-        """Summarise the values of ``x``, which is of this kind, for messages."""
+        """Summarise the observed values of ``x``, which are of this kind, for messages."""
+        x = x[~x.isnan()]
         if self is Kind.REAL:
             negative = int((x < 0).sum())
             return f"real numbers from {x.min():.4g} to {x.max():.4g}, {negative} of them negative"
@@ -41,19 +42,23 @@ class Kind(Enum):
 
 
 def kind_of(x: torch.Tensor) -> Kind:
-    """Return the narrowest kind that includes every value of ``x``.
+    """Return the narrowest kind that includes every observed value of ``x``; NaN is unobserved.
 
     Raises:
-        ValueError: if ``x`` is empty or contains NaN or infinite values.
+        ValueError: if ``x`` is empty, has no observed value, or contains infinite values.
     """
     if not x.numel():
         raise ValueError(f"expected at least one value; got an empty tensor of {tuple(x.shape)}")
     if x.is_floating_point():
-        non_finite = int((~torch.isfinite(x)).sum())
-        if non_finite:
+        unusable = int((~torch.isfinite(x)).sum())
+        missing = int(x.isnan().sum()) if unusable else 0
+        if unusable > missing:
             raise ValueError(
-                f"expected finite values; got {non_finite} NaN or infinite of {x.numel()}"
+                f"expected finite values; got {unusable - missing} infinite of {x.numel()}"
             )
+        if missing == x.numel():
+            raise ValueError(f"expected at least one observed value; got NaN for all {missing}")
+        x = x[~x.isnan()] if missing else x
     elif x.dtype == torch.bool:
         return Kind.BINARY
     low, high = float(x.min()), float(x.max())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from ..core.random import seeded
 from ..core.validation import check_tensor
 from .pixel_values import binarize, dequantize
 
-__all__ = ["Split", "are_class_labels", "check_container", "checksum", "materialize"]
+__all__ = [
+    "Split",
+    "are_class_labels",
+    "check_container",
+    "checksum",
+    "contains_nan",
+    "materialize",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,10 +40,14 @@ class Split:
             the highest level.
         rows: the row of each example in the file or array that it comes from, ``(N,)``; ``None``
             if the examples are in its order.
+        observed: optional mask of the observed values, booleans of the shape of ``values``, for
+            integers, which have no NaN. It is not kept: ``values`` become floating-point numbers
+            with NaN, which mark unobserved values, where the mask is false.
 
     Raises:
         ValueError: if both ``dynamic`` and ``noisy`` are set, if values or labels are not
-            tensors, or if the number of labels or rows differs from the number of examples.
+            tensors, if the number of labels or rows differs from the number of examples, or if
+            ``observed`` has another shape or type.
     """
 
     values: Tensor
@@ -44,9 +56,12 @@ class Split:
     labels: Tensor | None = None
     noisy: bool = False
     rows: Tensor | None = None
+    observed: InitVar[Tensor | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, observed: Tensor | None) -> None:
         check_tensor("values", self.values)
+        if observed is not None:
+            object.__setattr__(self, "values", _mark_unobserved(self.values, observed))
         if self.labels is not None:
             check_tensor("labels", self.labels)
         if self.dynamic and self.noisy:
@@ -80,6 +95,11 @@ class Split:
         """Shape of one example."""
         return tuple(self.values.shape[1:])
 
+    @cached_property
+    def has_missing(self) -> bool:
+        """Whether any value is NaN, i.e. unobserved."""
+        return contains_nan(self.values)
+
     @property
     def has_label(self) -> Tensor:
         """Mask of the examples with a known label, ``(N,)``, on the device of the data."""
@@ -93,7 +113,7 @@ class Split:
         """Return the examples at ``index`` as a likelihood sees them, on the device of the data.
 
         Dynamic binarisation and dequantisation sample from torch's global generator on every
-        call.
+        call. Unobserved values are NaN.
         """
         x = self.values[index].to(torch.get_default_dtype())
         if self.noisy:
@@ -101,7 +121,11 @@ class Split:
         if self.peak != 1.0:
             x = x / self.peak
         # torch.bernoulli(x) in a form for which compiled code draws the same samples
-        return (torch.rand_like(x) < x).to(x.dtype) if self.dynamic else x
+        if not self.dynamic:
+            return x
+        drawn = (torch.rand_like(x) < x).to(x.dtype)
+        # a comparison with NaN is false, so that an unobserved pixel would become 0
+        return torch.where(x.isnan(), x, drawn) if self.has_missing else drawn
 
     def materialize(self, seed: int) -> Tensor:
         """Return all examples as a likelihood sees them, with randomness fixed by ``seed``."""
@@ -111,7 +135,10 @@ class Split:
         if not self.dynamic:
             return self.draw()
         grey = replace(self, dynamic=False).draw()
-        return binarize(grey, "static", seed, len(self)).to(grey.dtype)
+        if not self.has_missing:
+            return binarize(grey, "static", seed, len(self)).to(grey.dtype)
+        drawn = binarize(grey.nan_to_num(), "static", seed, len(self)).to(grey.dtype)
+        return torch.where(grey.isnan(), grey, drawn)
 
     def to(self, device: torch.device | str) -> Split:
         """Return the split with its tensors on ``device``."""
@@ -133,6 +160,26 @@ class Split:
 def are_class_labels(labels: Tensor) -> bool:
     """Whether labels are classes, i.e. one integer per example."""
     return labels.ndim == 1 and not labels.is_floating_point()
+
+
+def contains_nan(values: Tensor) -> bool:
+    """Whether any value is NaN, which marks unobserved values."""
+    # the sum needs no mask of the size of the data; infinities of both signs make it NaN too
+    if not values.is_floating_point() or not bool(values.sum().isnan()):
+        return False
+    return bool(values.isnan().any())
+
+
+def _mark_unobserved(values: Tensor, observed: Tensor) -> Tensor:
+    """Return the values as floating-point numbers, with NaN where they are not observed."""
+    check_tensor("observed", observed)
+    if observed.dtype != torch.bool or observed.shape != values.shape:
+        raise ValueError(
+            f"expected observed to be booleans of shape {tuple(values.shape)}, one for each value; "
+            f"got {observed.dtype} of shape {tuple(observed.shape)}"
+        )
+    floats = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    return floats.masked_fill(~observed.to(values.device), torch.nan)
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:

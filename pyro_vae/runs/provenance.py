@@ -66,11 +66,12 @@ def describe_units(result: Result, data: Dataset, model: Autoencoder) -> dict[st
     ``measure`` states whether log p̂ is a log probability or density, and whether it is given
     labels: only results with the same measure can be compared. Bits per dimension are code
     lengths of the data: neither a density of integers nor a likelihood given the total of an
-    example is one, and simulated data have none.
+    example is one, and neither simulated data nor data with unobserved values have one.
     """
     condition = " given labels" if label_use(model) is Labels.CONDITION else ""
     entries: dict[str, Any] = {"measure": f"{model.likelihood.measure}{condition}"}
     has_code_length = data.values == "dequantized" or model.likelihood.has_code_length
+    has_code_length = has_code_length and not data.has_missing
     if not has_code_length or not isinstance(result, Bounds) or "simulated" in result.settings:
         return entries
     if not {*_BITS_LABELS} <= {*result.labels}:
