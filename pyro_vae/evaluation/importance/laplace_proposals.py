@@ -439,7 +439,7 @@ def _adapt_proposal(target: PosteriorTarget, settings: Laplace) -> tuple[_Propos
     remaining = torch.arange(size)
     part = proposal
     history: list[_Pilot] = []
-    count = max(_MIN_PILOT, settings.num_samples // 2)
+    count = max(_MIN_PILOT, settings.num_samples // 4)
     for index in range(settings.num_rounds):
         pilot = _Pilot.draw(part, count)
         bad = (~(pilot.khat < _PILOT_KHAT)).nonzero()[:, 0]

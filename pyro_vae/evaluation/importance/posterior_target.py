@@ -42,7 +42,7 @@ _MIN_GAIN, _MAX_DAMPING = 0.05, 1e6
 #: Number of dimensions up to which Hessians are exact, and the rank of their approximation.
 _MAX_EXACT, _RANK = 100, 50
 #: Steps of the variational fit, and the number of points whose gradients each uses, if D is lower.
-_NUM_FITS, _NUM_POINTS = 4, 120
+_NUM_FITS, _NUM_POINTS = 4, 80
 #: Longest step of the variational fit, in standard deviations per dimension.
 _MAX_STEP = 0.3
 
@@ -262,7 +262,10 @@ class PosteriorTarget:
         for index in range(_NUM_FITS + 1):
             factor = factorize(new_precision)
             points = new_mean + colour(noise[:, None].expand(-1, *mean.shape), factor)
-            values, gradients = self._gradients(points)
+            if index < _NUM_FITS:
+                values, gradients = self._gradients(points)
+            else:
+                values = self.evaluate(self.log_density, points)
             entropy = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
             new_bound = values.mean(0) + entropy
             improved = (new_bound > bound) | (index == 0)
