@@ -176,6 +176,17 @@ def test_data_in_another_form(make, message):
         pv.evaluate(small_vae(), data, num_samples=5)
 
 
+@pytest.mark.parametrize(
+    ("event_shape", "order"), [((3, 4, 5), (0, 2, 3, 1)), ((4, 5, 3), (0, 3, 1, 2))]
+)
+def test_images_with_their_channels_elsewhere_are_not_reshaped(event_shape, order):
+    vae = small_vae(event_shape=event_shape)
+    x = torch.ones(6, *event_shape).permute(order)
+    back = ", ".join(str(order.index(i)) for i in range(1, 4))
+    with pytest.raises(ValueError, match=rf"got \(6, .*\): pass x.permute\(0, {back}\)$"):
+        pv.fit(vae, x, epochs=1)
+
+
 def test_data_without_a_choice_of_binarisation():
     message = "binarize to be one of dynamic, static, threshold, none; got nothing: log-likelihoods"
     with pytest.raises(ValueError, match=message):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.report.pictures import to_grey
+from pyro_vae.report.pictures import to_pixels
 
 from ..cells import Cell
 from ..command import main as run
@@ -55,7 +55,7 @@ def latent_grid(side: int) -> Tensor:
 
 def show_images(axes: Axes, images: Tensor, columns: int, title: str) -> None:
     """Draw images ``(rows · columns, *event)`` edge to edge."""
-    pixels = to_grey(images)
+    pixels = to_pixels(images)
     rows = pixels.reshape(-1, columns, *pixels.shape[1:])
     axes.imshow(np.block([[*row] for row in rows]), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=10)

@@ -295,8 +295,9 @@ def _open_images(run: Run, split: str, num_data: int | None, seed: int) -> _Cont
     context = _open_run(run, split, num_data, seed)
     if not pictures.is_image(context.data.event_shape):
         raise ValueError(
-            f"expected greyscale images; the data of {context.run.folder} have shape "
-            f"{context.data.event_shape}: use pyro_vae.queries from Python"
+            f"expected images, grey (H, W) or (1, H, W) or colour (3, H, W); the data of "
+            f"{context.run.folder} have shape {context.data.event_shape}: use pyro_vae.queries "
+            f"from Python"
         )
     return context
 

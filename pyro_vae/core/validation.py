@@ -17,6 +17,7 @@ __all__ = [
     "check_memory",
     "check_tensor",
     "did_you_mean",
+    "has_channels_last",
     "non_negative_int",
     "positive_int",
 ]
@@ -61,6 +62,20 @@ def as_shape(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return tuple(positive_int(f"every number in {name}", value) for value in values)
 
 
+def has_channels_last(event_shape: tuple[int, ...]) -> bool:
+    """Whether the shape of an example looks like ``(H, W, C)``, as PIL and NumPy have images.
+
+    True if only the last dimension is a usual number of channels: 1, 3 or 4. Small square images
+    such as ``(16, 3, 3)`` count as ``(C, H, W)``.
+    """
+    if len(event_shape) != 3:
+        return False
+    first, second, last = event_shape
+    return last in _CHANNELS and first not in _CHANNELS and second != last
+
+
+#: Usual numbers of channels: grey, colour, and colour with opacity.
+_CHANNELS = (1, 3, 4)
 #: Types of tensors that torch stores, and cannot compare.
 _STORED_ONLY = (torch.uint16, torch.uint32, torch.uint64)
 

@@ -75,7 +75,7 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
         """
         if x.shape[1:] != self.event_shape or not len(x):
             expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
-            remedy = f": reshape x, or set event_shape to {tuple(x.shape[1:])}" if len(x) else ""
+            remedy = f": {self._suggest_shape(tuple(x.shape[1:]))}" if len(x) else ""
             raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}{remedy}")
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
@@ -85,6 +85,13 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
                 f"x.to({dtype}){scaled}"
             )
         self.likelihood.check(x)
+
+    def _suggest_shape(self, shape: Shape) -> str:
+        # to reshape an image whose channels are elsewhere would scramble its pixels
+        for order in ((3, 1, 2), (2, 3, 1)):
+            if len(shape) == 3 and tuple(shape[i - 1] for i in order) == self.event_shape:
+                return f"pass x.permute(0, {', '.join(map(str, order))})"
+        return f"reshape x, or set event_shape to {shape}"
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.components import NetworkFactory, NetworkWrapper, Shape, unwrap
 from ..core.evaluation_mode import eval_mode
+from ..core.validation import has_channels_last
 
 __all__ = ["CheckedFactory", "make_part"]
 
@@ -73,8 +74,8 @@ class CheckedFactory:
 
     Raises:
         ValueError: when called, if the source does not fit or makes an image network for data
-            that are not images. A network raises it when called if it does not map
-            ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
+            that are not images or have their channels last. A network raises it when called if it
+            does not map ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
     """
 
     name: str
@@ -91,12 +92,25 @@ class CheckedFactory:
             )
             # a module-level function, so that the network can be copied and pickled
             network.register_forward_hook(partial(_check_outputs, *shapes))
-        if getattr(unwrap(network), "images_only", False) and len(self.event_shape) < 2:
-            raise ValueError(
-                f"expected event_shape to end in a height and a width; got {self.event_shape}: "
-                f"use an MLP for data that are not images"
-            )
+        if getattr(unwrap(network), "images_only", False):
+            _check_image_shape(self.event_shape)
         return network
+
+
+def _check_image_shape(event_shape: Shape) -> None:
+    if len(event_shape) < 2:
+        raise ValueError(
+            f"expected event_shape to end in a height and a width; got {event_shape}: "
+            f"use an MLP for data that are not images"
+        )
+    if has_channels_last(event_shape):
+        height, width, channels = event_shape
+        raise ValueError(
+            f"expected images (channels, H, W); got event_shape {event_shape}, whose last "
+            f"dimension looks like the channels: pass x.permute(0, 3, 1, 2) and event_shape "
+            f"{(channels, height, width)}, or, if these are {height} channels of {width} × "
+            f"{channels} pixels, x.unsqueeze(1) and event_shape {(1, *event_shape)}"
+        )
 
 
 def _check_outputs(

@@ -22,7 +22,7 @@ __all__ = [
     "reconstruction_picture",
     "sample_labels",
     "sample_picture",
-    "to_grey",
+    "to_pixels",
 ]
 
 #: Images per row, and rows of samples.
@@ -30,13 +30,20 @@ COLUMNS, ROWS = 12, 8
 
 
 def is_image(event_shape: Shape) -> bool:
-    """Whether an example is a greyscale image: ``(H, W)`` or ``(1, H, W)``."""
-    return len(event_shape) in (2, 3) and event_shape[:-2] in ((), (1,))
+    """Whether an example is an image: grey ``(H, W)`` or ``(1, H, W)``, colour ``(3, H, W)``."""
+    return len(event_shape) in (2, 3) and event_shape[:-2] in ((), (1,), (3,))
 
 
-def to_grey(x: Tensor) -> np.ndarray:
-    """Return images as ``(n, H, W)`` in [0, 1]; other ranges are rescaled."""
-    images = x.detach().cpu().reshape(-1, *x.shape[-2:]).double()
+def to_pixels(x: Tensor) -> np.ndarray:
+    """Return images ``(n, *event)`` as pixels in [0, 1]; other ranges are rescaled.
+
+    Returns:
+        ``(n, H, W)`` for grey images, and ``(n, H, W, 3)`` for colour images, whose channels are
+        rescaled alike.
+    """
+    images = x.detach().cpu().double()
+    is_colour = images.ndim == 4 and images.shape[1] == 3
+    images = images.movedim(1, -1) if is_colour else images.reshape(-1, *images.shape[-2:])
     low, high = images.min().clamp(max=0), images.max().clamp(min=1)
     return ((images - low) / (high - low)).numpy()
 
@@ -46,7 +53,7 @@ def image_rows(
 ) -> Picture:
     """Return a picture of images ``(rows, columns, *event)``, optionally grouped in row pairs."""
     figure = plots.plot_image_grid(
-        to_grey(images.flatten(0, 1)), images.shape[1], row_pairs=row_pairs
+        to_pixels(images.flatten(0, 1)), images.shape[1], row_pairs=row_pairs
     )
     return Picture(name, title, caption, figure)
 

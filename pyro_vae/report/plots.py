@@ -67,16 +67,17 @@ def plot_histograms(values: list[np.ndarray], titles: list[str], unit: str) -> F
 
 
 def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -> Figure:
-    """Plot greyscale images ``(n, H, W)`` in [0, 1] row by row.
+    """Plot images in [0, 1], grey ``(n, H, W)`` or colour ``(n, H, W, 3)``, row by row.
 
     With ``row_pairs``, every second row is followed by a gap.
     """
-    count, height, width = images.shape
+    count, height, width, *channels = images.shape
     rows = -(-count // columns)
-    cells = np.ones((rows * columns, height + 1, width + 1))  # one white pixel between images
+    # one white pixel between images
+    cells = np.ones((rows * columns, height + 1, width + 1, *channels))
     cells[:count, :height, :width] = images
-    grid = cells.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
-    canvas = grid.reshape(rows * (height + 1), -1)[:, :-1]
+    grid = cells.reshape(rows, columns, height + 1, width + 1, *channels).swapaxes(1, 2)
+    canvas = grid.reshape(rows * (height + 1), columns * (width + 1), *channels)[:, :-1]
     if row_pairs:
         gaps = np.arange(2, rows + 1, 2).repeat(6) * (height + 1)
         canvas = np.insert(canvas, gaps, 1.0, axis=0)

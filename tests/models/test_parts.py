@@ -11,6 +11,7 @@ import torch
 from components import LIKELIHOODS, POSTERIORS, SMALL
 from torch import nn
 
+import pyro_vae as pv
 from pyro_vae import networks
 from pyro_vae.models.parts import CheckedFactory
 
@@ -132,3 +133,20 @@ def test_image_networks_need_image_shapes(make, event_shape):
     assert image((8, 8), (2, 4))(torch.zeros(3, 8, 8)).shape == (3, 2, 4)
     assert image((4,), (1, 8, 8))(torch.zeros(3, 4)).shape == (3, 1, 8, 8)
     assert CheckedFactory("encoder", networks.MLP, event_shape)(event_shape, (2, 4)) is not None
+
+
+@pytest.mark.parametrize("shape", [(12, 16, 3), (28, 28, 1), (12, 16, 4)])
+def test_image_networks_refuse_channels_last(shape):
+    height, width, channels = shape
+    message = (
+        rf"event_shape \({height}, {width}, {channels}\), whose .*: pass x.permute\(0, 3, 1, 2\) "
+        rf"and event_shape \({channels}, {height}, {width}\), or, if .*, x.unsqueeze\(1\) and "
+    )
+    conv = partial(networks.ConvNet, channels=(3,))
+    with pytest.raises(ValueError, match=message):
+        pv.VAE(shape, 2, encoder=conv, decoder=conv)
+    # the two remedies, and shapes that are not ambiguous
+    for accepted in ((channels, height, width), (1, *shape), (8, 3, 3), (3, 16, 3), (2, 5, 6)):
+        CheckedFactory("encoder", conv, accepted)(accepted, (2,))
+    # an MLP does not depend on the order
+    CheckedFactory("encoder", SMALL, shape)(shape, (2,))

@@ -14,7 +14,7 @@ from linear_gaussian import LinearGaussian
 import pyro_vae as pv
 from pyro_vae.cli.app import main
 from pyro_vae.evaluation.bounds_section import plot_bound_against_k
-from pyro_vae.report import plots
+from pyro_vae.report import pictures, plots
 from pyro_vae.runs.run import Run, RunError
 
 SMALL = [
@@ -131,3 +131,19 @@ def test_image_grid_layout():
     for i in range(6):
         top, left = 5 * (i // 3), 4 * (i % 3)
         assert (canvas[top : top + 4, left : left + 3] == i / 5).all()
+
+
+def test_colour_images_keep_their_channels():
+    # one red, one green and one blue image, 2 × 3 pixels, levels 0 … 200
+    images = 200 * torch.eye(3)[:, :, None, None].expand(3, 3, 2, 3)
+    pixels = pictures.to_pixels(images)
+    canvas = plots.plot_image_grid(pixels, columns=2).axes[0].images[0].get_array()
+    assert canvas.shape == (6, 7, 3)
+    for i, (top, left) in enumerate([(0, 0), (0, 4), (3, 0)]):
+        assert (canvas[top : top + 2, left : left + 3] == np.eye(3)[i]).all()
+    assert (canvas[3:, 4:] == 1).all()
+    # rescaled alike: the ratio of the channels is the hue
+    pixels = pictures.to_pixels(torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 3, 1, 1))
+    np.testing.assert_allclose(pixels[0, 0, 0], [0, 0.5, 1])
+    shapes = [(4, 5), (1, 4, 5), (3, 4, 5), (4, 5, 3), (2, 4, 5), (3,), (1, 3, 4, 5)]
+    assert [pictures.is_image(shape) for shape in shapes] == [True] * 3 + [False] * 4
