@@ -17,16 +17,13 @@ from ..core.validation import as_path, positive_int
 from ..data import Dataset, Kind, Split
 from ..data.splits import are_class_labels
 from ..evaluation.sections import Picture
+from ..evaluation.slices import SplitName
 from ..programs.base import Program, label_use
 from ..programs.inputs import program_args
 from ..runs.run import Run
 from .parsers import Command
 
 __all__ = ["COMMANDS"]
-
-
-#: The splits of a data set.
-_SplitName = Literal["test", "valid", "train"]
 
 
 class _Context(NamedTuple):
@@ -62,7 +59,7 @@ def sample(run: Run, *, seed: int = 0) -> None:
 
 
 def reconstruct(
-    run: Run, *, split: _SplitName = "test", num_data: int | None = 48, seed: int = 0
+    run: Run, *, split: SplitName = "test", num_data: int | None = 48, seed: int = 0
 ) -> None:
     """Reconstruct examples from samples of q(z|x)."""
     from ..report import pictures
@@ -83,7 +80,7 @@ def reconstruct(
 def interpolate(
     run: Run,
     *,
-    split: _SplitName = "test",
+    split: SplitName = "test",
     num_data: int = 8,
     seed: int = 0,
     steps: int = 10,
@@ -120,7 +117,7 @@ def interpolate(
 def traverse(
     run: Run,
     *,
-    split: _SplitName = "test",
+    split: SplitName = "test",
     num_data: int | None = 500,
     seed: int = 0,
     datum: int = 0,
@@ -153,7 +150,7 @@ def traverse(
 def infer(
     run: Run,
     *,
-    split: _SplitName = "test",
+    split: SplitName = "test",
     num_data: int | None = 10,
     seed: int = 0,
     missing: str = "lower-half",
@@ -208,7 +205,7 @@ def infer(
 def anomaly(
     run: Run,
     *,
-    split: _SplitName = "test",
+    split: SplitName = "test",
     num_data: int | None = 1000,
     seed: int = 0,
     against: str | None = None,
@@ -230,7 +227,7 @@ def anomaly(
     context = _open_run(run, split, num_data, seed)
     if against is not None:
         name, normal = against, context.split
-        anomalous = getattr(_load_like(context, against), split).head(len(normal))
+        anomalous = _load_like(context, against).take(split, len(normal))
     else:
         name, labels = f"class {against_class}", _find_class(context, against_class)
         normal = context.split.at(labels != against_class)
@@ -259,7 +256,7 @@ def encode(
     run: Run,
     *,
     output: Path,
-    split: _SplitName = "test",
+    split: SplitName = "test",
     num_data: int | None = None,
     seed: int = 0,
 ) -> None:

@@ -21,6 +21,9 @@ from .splits import Split, are_class_labels, checksum, contains_nan
 
 __all__ = ["Dataset", "Split", "load"]
 
+#: The choices of :meth:`Dataset.take`.
+SPLIT_NAMES = ("train", "valid", "test", "all")
+
 Nats = TypeVar("Nats", float, np.ndarray, Tensor)
 
 
@@ -103,16 +106,36 @@ class Dataset:
         """Return the first examples of a split, all by default.
 
         Arguments:
-            split: ``test``, ``valid`` or ``train``.
+            split: ``test``, ``valid`` or ``train``; or ``all``, the examples of all three, in the
+                order of the file. If training, validation and test data come from several files,
+                these follow each other in this order, and the rows of each start at 0.
             num_data: the number of examples; all if there are fewer.
 
         Raises:
-            ValueError: if the split is empty, or if the number is not a positive integer.
+            ValueError: if the split is unknown or empty, or if the number is not a positive
+                integer.
         """
-        examples: Split = getattr(self, split)
+        _check_choice("split", split, SPLIT_NAMES)
+        examples = self._join() if split == "all" else getattr(self, split)
         if not len(examples):
             raise ValueError(f"expected {split} data; the run has none: set --split")
         return examples if num_data is None else examples.head(positive_int("num_data", num_data))
+
+    def _join(self) -> Split:
+        """Return the examples of all splits in the order of the file."""
+        parts = [split for split in self._splits if len(split)]
+        values = torch.cat([part.values for part in parts])
+        labels = [part.labels for part in parts if part.labels is not None]
+        rows = torch.cat([_rows_of(part) for part in parts])
+        # rows of several files repeat, and these stay one after the other
+        is_one_file = len(rows.unique()) == len(rows)
+        order = rows.argsort() if is_one_file else torch.arange(len(rows))
+        return replace(
+            parts[0],
+            values=values[order],
+            labels=torch.cat(labels)[order] if len(labels) == len(parts) else None,
+            rows=rows[order],
+        )
 
     @property
     def _splits(self) -> tuple[Split, Split, Split]:
@@ -250,7 +273,8 @@ def load(
             f"expected image levels 0 … n to dequantise; got "
             f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
         )
-    test_part = raw.test
+    raw = _number_rows(raw)
+    test_part = None if raw.test is None else _number_rows(raw.test)
     if test_part is None:
         raw, test_part = _hold_out(raw, test, "test", seed)
     train_part, valid_part = _hold_out(raw, valid, "valid", seed)
@@ -309,9 +333,18 @@ def _hold_out(raw: RawData, amount: int | float, name: str, seed: int) -> tuple[
     return _select(raw, rows[count:]), _select(raw, rows[:count])
 
 
+def _rows_of(split: Split) -> Tensor:
+    return torch.arange(len(split)) if split.rows is None else split.rows
+
+
 def _select(raw: RawData, rows: Tensor) -> RawData:
     labels = None if raw.labels is None else raw.labels[rows]
-    return replace(raw, values=raw.values[rows], labels=labels)
+    kept = None if raw.rows is None else raw.rows[rows]
+    return replace(raw, values=raw.values[rows], labels=labels, rows=kept)
+
+
+def _number_rows(raw: RawData) -> RawData:
+    return replace(raw, rows=torch.arange(len(raw.values)))
 
 
 def _check_class(name: str, train: RawData, label: int) -> None:
@@ -336,7 +369,7 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
                 f"data.binarize to dynamic or none"
             )
         grey = stored.to(torch.float64) / peak
-        return Split(binarize(grey, how, seed, part), labels=raw.labels)
+        return Split(binarize(grey, how, seed, part), labels=raw.labels, rows=raw.rows)
     keeps_levels = how == "none" and values == "integer"
     return Split(
         stored,
@@ -344,6 +377,7 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
         dynamic=how == "dynamic",
         labels=raw.labels,
         noisy=values == "dequantized",
+        rows=raw.rows,
     )
 
 

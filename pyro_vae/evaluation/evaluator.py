@@ -145,7 +145,8 @@ def evaluate(
     bounds.settings.update(normalization_settings(inputs))
     for estimator in chosen:
         bounds = estimator.estimate(task, bounds)
-    return sharding.merge_shards(distributed.all_gather(bounds), seed)
+    merged = sharding.merge_shards(distributed.all_gather(bounds), seed)
+    return merged.with_rows(getattr(data, "rows", None))
 
 
 def _check_arguments(

@@ -11,12 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+
 from ..core import files
 
 if TYPE_CHECKING:
     import xarray
+    from torch import Tensor
 
-__all__ = ["Result"]
+__all__ = ["Result", "assign_rows"]
 
 
 class Result(ABC):
@@ -29,10 +32,13 @@ class Result(ABC):
         contents: the contents of a file, for error messages.
         provenance: of a result read from the file of a run, its entry in ``result.json``, with
             the SHA-256 of the weights that it is a result of.
+        rows: the row of each example in the file of the data, ``(N,)``, if known; in NetCDF files
+            the coordinate ``row`` beside ``datum``.
     """
 
     contents: ClassVar[str]
     provenance: Mapping[str, Any] = MappingProxyType({})
+    rows: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -64,6 +70,8 @@ class Result(ABC):
             OSError: if the file cannot be written; the previous file is kept.
         """
         tree = self.to_datatree()
+        if self.rows is not None:
+            _add_rows(tree, self.rows)
         if provenance is not None:
             tree.attrs["provenance"] = json.dumps(provenance, ensure_ascii=False)
         # in memory: HDF5 crashes the process if the disk is full
@@ -89,6 +97,7 @@ class Result(ABC):
                     raise ValueError(f"its {size} bytes declare {tree.nbytes} bytes of values")
                 tree.load()
             result = cls.from_datatree(tree)
+            result = result.with_rows(_find_rows(tree))
             provenance = json.loads(tree.attrs.get("provenance", "{}"))
         except (FileNotFoundError, PermissionError):
             raise
@@ -98,9 +107,42 @@ class Result(ABC):
             ) from error
         return result.with_provenance(provenance)
 
+    def with_rows(self, rows: np.ndarray | Tensor | None) -> Self:
+        """Return this result with other :attr:`rows`."""
+        result = copy.copy(self)
+        object.__setattr__(result, "rows", None if rows is None else np.asarray(rows))
+        return result
+
     def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
         """Return this result with another :attr:`provenance`."""
         result = copy.copy(self)
         # subclasses may be frozen dataclasses
         object.__setattr__(result, "provenance", MappingProxyType(dict(provenance)))
         return result
+
+
+#: The dimension of the examples and their coordinate with the rows of the file.
+_EXAMPLE, _ROW = "datum", "row"
+
+
+def assign_rows(group: xarray.Dataset, rows: np.ndarray) -> xarray.Dataset:
+    """Return a group with the coordinate ``row`` beside ``datum``."""
+    # a group may have some of the examples only
+    return group.assign_coords({_ROW: (_EXAMPLE, rows[group[_EXAMPLE].to_numpy()])})
+
+
+def _add_rows(tree: xarray.DataTree, rows: np.ndarray) -> None:
+    """Add the coordinate ``row`` to every group with examples of the split."""
+    for node in tree.subtree:
+        # training examples beside those of the split have their own rows
+        if _EXAMPLE in node.sizes and not node.path.startswith("/train"):
+            node.dataset = assign_rows(node.to_dataset(), rows)
+
+
+def _find_rows(tree: xarray.DataTree) -> np.ndarray | None:
+    """Return the rows of the first group that has all examples."""
+    for node in tree.subtree:
+        group = node.to_dataset()
+        if _ROW in group.coords and (group[_EXAMPLE] == np.arange(group.sizes[_EXAMPLE])).all():
+            return group[_ROW].to_numpy()
+    return None

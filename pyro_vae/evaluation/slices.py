@@ -13,7 +13,7 @@ from .sections import Section
 __all__ = ["Evaluation", "SplitName"]
 
 #: Name of a data split.
-SplitName = Literal["test", "valid", "train"]
+SplitName = Literal["test", "valid", "train", "all"]
 
 R = TypeVar("R", bound=Result)
 

@@ -43,7 +43,8 @@ def encode(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        data: a tensor ``(N, …)``, or a split, whose labels are returned as ``labels``.
+        data: a tensor ``(N, …)``, or a split, whose labels are returned as ``labels`` and the rows
+            of its file as ``row``.
         *args: additional arguments of model and guide; tensors of leading size N are per
             example.
         path: the file, written atomically; ``numpy.load`` reads it without pickle.
@@ -69,6 +70,8 @@ def encode(
     columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     if isinstance(data, Split) and data.labels is not None:
         columns["labels"] = data.labels.cpu().numpy()
+    if isinstance(data, Split) and data.rows is not None:
+        columns["row"] = data.rows.cpu().numpy()
     if path is not None:
         files.atomic_write(Path(path), lambda file: _save(file, columns))
     return columns

@@ -59,7 +59,7 @@ def _write_report(run: Run) -> None:
     result = run.read_result()
     result |= {e.name: dict(r.provenance) for e, r in results.items()}
     # the evaluated examples, with the same dynamic binarisation
-    split: Split = getattr(data, result["bounds"]["split"]).head(len(bounds))
+    split = data.take(result["bounds"]["split"], len(bounds))
     done = list(results)
     sections = [e.make_section(r) for e, r in results.items()]
     overview = [

@@ -307,6 +307,9 @@ class Run(RunFiles):
             result = evaluation.compute(
                 model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
             )
+            if "split" in options:
+                examples = data.take(options["split"], options["num_data"])
+                result = result.with_rows(examples.rows)
             if distributed.is_main_process():
                 entry = {
                     **({"split": options["split"]} if "split" in options else {}),

@@ -15,7 +15,8 @@ import torch
 from scipy.io import savemat
 
 import pyro_vae as pv
-from pyro_vae.data import Kind, sources
+from pyro_vae.data import Kind
+from pyro_vae.data.sources import torchvision_sets
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = RNG.random((12, 28, 28)), RNG.random((5, 28, 28))
@@ -227,7 +228,7 @@ def downloaded(tmp_path, monkeypatch):
             archive.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
             checked = archive if name == "FashionMNIST" else file
             known[file.name.partition("-idx")[0]] = hashlib.sha256(checked.read_bytes()).hexdigest()
-    monkeypatch.setattr(sources, "_SHA256", digests)
+    monkeypatch.setattr(torchvision_sets, "_SHA256", digests)
     return tmp_path
 
 

@@ -165,11 +165,15 @@ def gaps(
         )
     train_bounds = None
     if train is not None:
-        train_bounds = replace(evaluation, richer=None).compute_bounds(
-            prepare(program, train, seed=seed),
-            _append_suffix(checkpoint, "train"),
-            stream=Stream.GAPS_TRAIN,
-            **options,
+        train_bounds = (
+            replace(evaluation, richer=None)
+            .compute_bounds(
+                prepare(program, train, seed=seed),
+                _append_suffix(checkpoint, "train"),
+                stream=Stream.GAPS_TRAIN,
+                **options,
+            )
+            .with_rows(getattr(train, "rows", None))
         )
     return Gaps(bounds, train_bounds)
 
@@ -331,10 +335,10 @@ def _compute(
         annealing: annealed importance sampling.
         no_ais: use importance sampling only, without AIS.
     """
-    if train and split == "train":
+    if train and split in ("train", "all"):
         raise ValueError(
-            "expected a split other than train to compare with the training examples; got split "
-            "'train': drop --train or set --split"
+            f"expected a split without training examples to compare with these; got split "
+            f"{split!r}: drop --train or set --split"
         )
     examples = dataset.take(split, num_data)
     return gaps(

@@ -12,7 +12,7 @@ import numpy as np
 from ..bounds import Bounds
 from ..chain_errors import student_interval
 from ..estimates import Estimate, estimate_mean, finite_or_none
-from ..results import Result
+from ..results import Result, assign_rows
 from ..sections import Picture, Section, make_figure
 from ..table_parts import BoundsRow, TablePart, register
 from ..tables import Row, Table
@@ -314,7 +314,9 @@ class Gaps(Result):
 
         groups = {"bounds": self.bounds.to_datatree()["bounds"].to_dataset()}
         if self.train is not None:
-            groups["train/bounds"] = self.train.to_datatree()["bounds"].to_dataset()
+            train = self.train.to_datatree()["bounds"].to_dataset()
+            rows = self.train.rows
+            groups["train/bounds"] = train if rows is None else assign_rows(train, rows)
         return xarray.DataTree.from_dict(groups)
 
     @classmethod

@@ -1,0 +1,16 @@
+"""Sources of the named data sets: one loader function each, registered in ``SOURCES``."""
+
+from collections.abc import Callable
+
+from .arrays import array
+from .base import RawData, SourceOptions, root_folder
+from .bundled import digits, mnist5k
+from .published import binarized_mnist, frey, omniglot
+from .torchvision_sets import fashion_mnist, mnist
+
+__all__ = ["SOURCES", "RawData", "SourceOptions", "root_folder"]
+
+SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
+    source.__name__: source
+    for source in (array, binarized_mnist, digits, fashion_mnist, frey, mnist, mnist5k, omniglot)
+}
