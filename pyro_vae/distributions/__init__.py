@@ -1,5 +1,6 @@
 """Distributions missing from torch and Pyro, or numerically unstable there, by their values."""
 
+from .colour import ColourLogisticMixture
 from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
 from .levels import Binomial, CategoricalLevels, DiscretizedLogistic, log1mexp
 from .real import LowRankMultivariateNormal, MultivariateNormal, OptimalScale, StudentT
@@ -10,6 +11,7 @@ __all__ = [
     "Beta",
     "Binomial",
     "CategoricalLevels",
+    "ColourLogisticMixture",
     "ConditionedOnTotal",
     "ContinuousBernoulli",
     "DiscretizedLogistic",

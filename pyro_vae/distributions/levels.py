@@ -97,7 +97,7 @@ class DiscretizedLogistic(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        inverse = self._inverse_scale
+        inverse = self.inverse_scale
         below = logsigmoid((value + 0.5 - self.loc) * inverse)
         above = logsigmoid(-(value - 0.5 - self.loc) * inverse)
         inside = below + above + log1mexp(inverse)
@@ -108,18 +108,19 @@ class DiscretizedLogistic(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
-        x = self.loc + uniform.logit() / self._inverse_scale
+        x = self.loc + uniform.logit() / self.inverse_scale
         return x.round().clamp(0, self.levels)
 
     @property
-    def _inverse_scale(self) -> Tensor:
+    def inverse_scale(self) -> Tensor:
+        """1 / s, clamped to numbers whose square is finite and positive."""
         # beyond these limits the distribution is a point mass, or split between the two ends
         limit = torch.finfo(self.log_scale.dtype).max ** 0.5
         return (-self.log_scale).exp().clamp(1 / limit, limit)
 
     def _moment(self, weight: Callable[[int], float]) -> Tensor:
         """Return Σ_j weight(j) P(x ≥ j), one level at a time to bound memory."""
-        inverse = self._inverse_scale
+        inverse = self.inverse_scale
         total = torch.zeros_like(self.loc)
         for level in range(1, self.levels + 1):
             total = total + weight(level) * torch.sigmoid((self.loc - level + 0.5) * inverse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -28,8 +29,9 @@ class LevelLikelihood(Likelihood):
     """Base class of likelihoods of the levels 0 … n.
 
     Arguments:
-        outputs: the shape of the decoder outputs for one pixel, which precedes ``event_shape``.
+        outputs: the shape of the decoder outputs for one pixel, which precedes ``pixels``.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
+        pixels: the shape of what has these outputs; by default ``event_shape``.
 
     Raises:
         ValueError: if ``levels`` is not a positive integer.
@@ -45,10 +47,12 @@ class LevelLikelihood(Likelihood):
         network: NetworkFactory,
         outputs: Shape,
         levels: int,
+        pixels: Shape | None = None,
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
         self.levels = positive_int("levels", levels)
-        self.network = network((latent_dim,), (*outputs, *self.event_shape))
+        self.pixels = self.event_shape if pixels is None else tuple(pixels)
+        self.network = network((latent_dim,), (*outputs, *self.pixels))
 
     def check(self, x: torch.Tensor) -> None:
         super().check(x)
@@ -59,8 +63,8 @@ class LevelLikelihood(Likelihood):
             )
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Return the decoder outputs, those of a pixel last: ``(*batch, *event_shape, K)``."""
-        return self.network(z).movedim(-1 - len(self.event_shape), -1)
+        """Return the decoder outputs, those of a pixel last: ``(*batch, *pixels, K)``."""
+        return self.network(z).movedim(-1 - len(self.pixels), -1)
 
 
 class Binomial(LevelLikelihood):
@@ -145,20 +149,28 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
     """p(x|z) = Π_i Σ_k π_ik(z) DL(x_i; μ_ik(z), s_ik(z)), mixtures of rounded logistics.
 
     The decoder outputs ``(3 * components, *event_shape)``: all log π, then all f, then all g, which
-    set location and scale as in :class:`DiscretizedLogistic`.
+    set location and scale as in :class:`DiscretizedLogistic`. All pixels and channels are
+    independent given z.
 
-    All pixels and channels are independent given z. Unlike in PixelCNN++, the locations of green
-    and blue do not depend on the preceding channels.
+    With ``coupling``, the channels of a pixel depend on one another as in PixelCNN++: they share
+    the component, and its locations of green and blue shift with the levels of the preceding
+    channels, μ_green = μ₂ + α (r − n/2) and μ_blue = μ₃ + β (r − n/2) + γ (g − n/2). The decoder
+    outputs ``(10 * components, *event_shape[1:])``: all log π, then f, g and h of red, f, g and h
+    of green, f, g and h of blue. The three tanh h are α, β and γ. Unlike in the authors' code, the
+    scales have no lower bound.
 
     Arguments:
         components: the number of mixture components per pixel.
+        coupling: whether the channels of a pixel depend on one another, for colour images
+            ``(3, H, W)``; ``auto`` couples them if ``event_shape`` has that form.
 
     Raises:
-        ValueError: if ``components`` is not a positive integer.
+        ValueError: if ``components`` is not a positive integer, or for a coupling of data that do
+            not have three channels first.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and
-        Other Modifications (Salimans et al., 2017), section 2.1.
+        Other Modifications (Salimans et al., 2017), sections 2.1 and 2.2.
         https://arxiv.org/abs/1701.05517
     """
 
@@ -169,17 +181,42 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
         network: NetworkFactory,
         levels: int = 255,
         components: int = 5,
+        coupling: bool | Literal["auto"] = False,
     ) -> None:
-        outputs = 3 * positive_int("components", components)
-        super().__init__(latent_dim, event_shape, network, (outputs,), levels)
+        event_shape = tuple(event_shape)
+        self.is_coupled = _is_coupled(coupling, event_shape)
+        outputs = (10 if self.is_coupled else 3) * positive_int("components", components)
+        pixels = event_shape[1:] if self.is_coupled else event_shape
+        super().__init__(latent_dim, event_shape, network, (outputs,), levels, pixels)
         self.components = components
 
+    @property
+    def not_factorised_reason(self) -> str | None:
+        """Why the values of an example are not independent given z; ``None`` if they are."""
+        reason = "coupling makes the channels of a pixel depend on one another"
+        return reason if self.is_coupled else None
+
     def forward(self, z: torch.Tensor) -> Distribution:
+        if self.is_coupled:
+            return self._couple(self.decode(z))
         logits, loc, log_scale = self.decode(z).chunk(3, -1)
         pixels = dist.MixtureSameFamily(
             dist.Categorical(logits=logits), _logistic(loc, log_scale, self.levels)
         )
         return pixels.to_event(len(self.event_shape))
+
+    def _couple(self, outputs: torch.Tensor) -> distributions.ColourLogisticMixture:
+        logits, rest = outputs.split([self.components, 9 * self.components], -1)
+        loc, log_scale, coefficients = rest.unflatten(-1, (3, 3, self.components)).unbind(-2)
+        logistic = _logistic(loc, log_scale, self.levels)
+        return distributions.ColourLogisticMixture(
+            logits,
+            logistic.loc,
+            logistic.log_scale,
+            coefficients.tanh(),
+            self.levels,
+            len(self.event_shape),
+        )
 
     def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         # components that start alike stay alike; with other scales the mean is the same
@@ -187,7 +224,26 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
         octaves = octaves - (self.components - 1) / 2
         pairs = [_location_and_scale(x, self.levels, 2.0 ** float(o)) for o in octaves]
         loc, log_scale = (torch.stack(rows) for rows in zip(*pairs, strict=True))
-        return torch.cat([torch.zeros_like(loc), loc, log_scale])
+        if not self.is_coupled:
+            return torch.cat([torch.zeros_like(loc), loc, log_scale])
+        # per channel (K, 3, *pixels): without a shift, the means are those of the data
+        channels = torch.stack([loc, log_scale, torch.zeros_like(loc)]).movedim(2, 0)
+        return torch.cat([torch.zeros_like(loc[:, 0]), channels.flatten(0, 2)])
+
+
+def _is_coupled(coupling: bool | Literal["auto"], event_shape: Shape) -> bool:
+    if coupling not in (True, False, "auto"):
+        raise ValueError(f"expected coupling to be true, false or auto; got {coupling!r}")
+    if coupling == "auto":
+        return len(event_shape) == 3 and event_shape[0] == 3
+    if coupling and event_shape[:1] != (3,):
+        last = event_shape[-1:] == (3,)
+        remedy = "pass the channels first, x.permute(0, 3, 1, 2)" if last else "set it to false"
+        raise ValueError(
+            f"expected colour images (3, H, W) for coupling; got event_shape {event_shape}: "
+            f"{remedy}"
+        )
+    return bool(coupling)
 
 
 def _logistic(

@@ -76,9 +76,35 @@ class Decoded:
             mask = mask.reshape(*mask.shape, *(1,) * (log_prob.ndim - mask.ndim))
         return scale_and_mask(log_prob, mask=mask).reshape(self.shape)
 
+    def observed_log_prob(self, x: Tensor, observed: Tensor) -> Tensor:
+        """Return log p(x_obs | latents), ``(K, N)``; 0 where x is masked.
+
+        Arguments:
+            x: ``(N, *event)``, or ``(K, N, *event)``.
+            observed: boolean mask of the observed pixels, ``(N, *event)``.
+
+        Raises:
+            ValueError: if the pixels depend on one another and the distribution has no
+                ``observed_log_prob(x, observed)``, or if that has no closed form for this mask.
+        """
+        fn = unwrap_independent(self.fn)
+        marginal = getattr(fn, "observed_log_prob", None)
+        if marginal is None:
+            log_p = self.mask_pixels(self.pixels.log_prob(self.expand_pixels(x)))
+            return _sum_pixels(torch.where(observed, log_p, 0.0))
+        shape = (*fn.batch_shape, *fn.event_shape)
+        full = (value.expand(self.shape).reshape(shape) for value in (x, observed))
+        log_p = scale_and_mask(marginal(*full), mask=self.mask)
+        return log_p.reshape(self.shape[:2])
+
     def expand_pixels(self, value: Tensor) -> Tensor:
         """Broadcast values to ``(K, N, *event)`` and to the batch shape of :attr:`pixels`."""
         return value.expand(self.shape).reshape(self.pixels.batch_shape)
+
+
+def _sum_pixels(log_p: Tensor) -> Tensor:
+    """Sum ``(K, N, *event)`` over the pixels."""
+    return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
 
 
 def get_mean(fn: Any) -> Tensor:
@@ -248,10 +274,10 @@ class PartialObservation:
 
     def log_prob(self, decoded: Decoded) -> Tensor:
         """Return log p(x_obs | latents), ``(K, N)``."""
-        pixels, x = decoded.pixels, decoded.expand_pixels(self.x)
-        log_p = pixels.log_prob(x) if self.noise is None else self.noise.log_prob(pixels, x)
-        log_p = torch.where(self.observed, decoded.mask_pixels(log_p), 0.0)
-        return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
+        if self.noise is None:
+            return decoded.observed_log_prob(self.x, self.observed)
+        log_p = self.noise.log_prob(decoded.pixels, decoded.expand_pixels(self.x))
+        return _sum_pixels(torch.where(self.observed, decoded.mask_pixels(log_p), 0.0))
 
     def log_joint(self, decoded: Decoded) -> Tensor:
         """Return log p(z, x_obs), ``(K, N)``."""

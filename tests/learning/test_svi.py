@@ -25,7 +25,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import objectives
+from pyro_vae import likelihoods, objectives
 from pyro_vae.compiler import trace
 from pyro_vae.learning import CompiledSVI, LinearWarmUp, StepInfo, svi, trainer
 from pyro_vae.learning.diagnostics import NonFiniteLossError
@@ -100,6 +100,12 @@ def test_components(prior, posterior, likelihood, uncompiled, monkeypatch):
     vae = small_vae(PRIORS[prior], **parts)
     args = (components.data_for(vae.likelihood, 6),)
     check_against_eager(vae, objectives.ELBO(), args, monkeypatch)
+
+
+def test_coupled_channels(uncompiled, monkeypatch):
+    make = partial(likelihoods.MixtureOfDiscretizedLogistics, levels=16, coupling=True)
+    vae = small_vae(likelihood=make, event_shape=(3, 2))
+    check_against_eager(vae, objectives.ELBO(), (torch.rand(6, 3, 2).round(),), monkeypatch)
 
 
 @pytest.mark.parametrize("name", SINGLE_PRECISION)
