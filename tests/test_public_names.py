@@ -159,9 +159,10 @@ def test_a_module_keeps_its_options():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda x: x.tolist(), "expected x to be a tensor .*; got list: .*numpy.asarray\\(x\\)"),
-        (lambda x: x.numpy(), "got ndarray: convert an array"),
-        (lambda x: torch.utils.data.TensorDataset(x), "got TensorDataset: convert an"),
+        (lambda x: (x, x), r"to be a tensor .*; got a tuple: pass pv.data.Split\(x, labels=y\)"),
+        (lambda x: {"x": x}, "or a pv.data.Split; got a dict: pass one of its arrays"),
+        (lambda x: iter(x), "got a generator, which is read only once: pass a list, or a torch"),
+        (lambda x: [["a"]], "expected real numbers; got an array of strings: convert it to"),
         (lambda x: pv.data.load("digits", binarize="none"), "whole Dataset: pass data.train, data"),
         (lambda x: x.to(torch.uint8), r"pass x.to\(torch.float32\), or x / 255 for the bytes"),
         (lambda x: x.double(), r"got torch.float64: pass x.to\(torch.float32\)$"),
@@ -204,5 +205,5 @@ def test_printed_data_are_short():
     assert str(data.test) == (
         "Split(values=torch.uint8 (180, 1, 8, 8), labels=torch.int64 (180,), peak=16, dynamic=True)"
     )
-    with pytest.raises(ValueError, match=r"expected labels to be a tensor .*; got ndarray"):
-        pv.data.Split(torch.ones(2, 3), labels=np.ones(2))
+    with pytest.raises(ValueError, match=r"labels: expected real numbers; got an array of strings"):
+        pv.data.Split(torch.ones(2, 3), labels=np.array(["a", "b"]))

@@ -15,7 +15,7 @@ __all__ = [
     "as_path",
     "as_shape",
     "check_memory",
-    "check_tensor",
+    "check_stored_type",
     "did_you_mean",
     "has_channels_last",
     "non_negative_int",
@@ -95,13 +95,8 @@ def check_memory(what: str, size: int, remedy: str) -> None:
         )
 
 
-def check_tensor(name: str, value: object) -> None:
-    """Raise a ``ValueError`` if ``value`` is not a tensor, but e.g. an array or a list."""
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"expected {name} to be a tensor of shape (N ≥ 1, …); got {type(value).__name__}: "
-            f"convert an array by torch.as_tensor(numpy.asarray({name}), dtype=torch.float32)"
-        )
+def check_stored_type(name: str, value: Tensor) -> None:
+    """Raise a ``ValueError`` if ``value`` is of a type that torch stores, and cannot compare."""
     if value.dtype in _STORED_ONLY:
         raise ValueError(
             f"expected {name} to be of a type that torch computes with; got {value.dtype}: convert "

@@ -3,6 +3,6 @@
 from .datasets import Dataset, load
 from .kinds import Kind, kind_of
 from .pixel_values import Binarize, Values
-from .splits import Split
+from .splits import Split, as_split
 
-__all__ = ["Binarize", "Dataset", "Kind", "Split", "Values", "kind_of", "load"]
+__all__ = ["Binarize", "Dataset", "Kind", "Split", "Values", "as_split", "kind_of", "load"]

@@ -297,7 +297,7 @@ def load(
     loaded = Dataset(
         name,
         *splits,
-        kind=Kind.BINARY if binarize != "none" else kind_of(splits[0].materialize(seed)),
+        kind=Kind.BINARY if binarize != "none" else splits[0].find_kind(seed),
         binarize=binarize,
         checksum=checksum(split.values for split in splits),
         values=values if binarize == "none" else "unit",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from enum import Enum
 
 import torch
 
-__all__ = ["Kind", "kind_of"]
+from .containers import Container, iter_blocks
+
+__all__ = ["Kind", "is_unobserved", "kind_of", "kind_of_blocks"]
 
 
 class Kind(Enum):
@@ -32,8 +36,16 @@ class Kind(Enum):
         order = list(Kind)
         return order.index(other) <= order.index(self)
 
-    def describe(self, x: torch.Tensor) -> str:
-        """Summarise the observed values of ``x``, which are of this kind, for messages."""
+    def join(self, other: Kind) -> Kind:
+        """Return the narrowest kind that includes the values of both kinds."""
+        return next(kind for kind in Kind if kind.includes(self) and kind.includes(other))
+
+    def describe(self, x: torch.Tensor | Container) -> str:
+        """Summarise the observed values of ``x``, which are of this kind, for messages.
+
+        Of a container, only the first block of examples is summarised.
+        """
+        x = x if isinstance(x, torch.Tensor) else next(iter_blocks(x))
         x = x[~x.isnan()]
         if self is Kind.REAL:
             negative = int((x < 0).sum())
@@ -41,12 +53,18 @@ class Kind(Enum):
         return f"{len(x.unique())} levels ({self})"
 
 
-def kind_of(x: torch.Tensor) -> Kind:
+def kind_of(x: torch.Tensor | Container) -> Kind:
     """Return the narrowest kind that includes every observed value of ``x``; NaN is unobserved.
 
     Raises:
         ValueError: if ``x`` is empty, has no observed value, or contains infinite values.
     """
+    return kind_of_blocks(iter_blocks(x)) if x.ndim and len(x) else _kind_of_block(x)
+
+
+def _kind_of_block(x: torch.Tensor | Container) -> Kind:
+    if isinstance(x, Container):
+        x = x.gather(slice(None))
     if not x.numel():
         raise ValueError(f"expected at least one value; got an empty tensor of {tuple(x.shape)}")
     if x.is_floating_point():
@@ -69,3 +87,26 @@ def kind_of(x: torch.Tensor) -> Kind:
     if high <= 1:
         return Kind.BINARY
     return Kind.LEVELS if high <= 255 else Kind.COUNTS
+
+
+def kind_of_blocks(blocks: Iterable[torch.Tensor]) -> Kind:
+    """Return the narrowest kind that includes every observed value of all blocks of values.
+
+    Raises:
+        ValueError: as for :func:`kind_of`; a block without observed values is left out, unless
+            there is no other.
+    """
+    kinds, unobserved = [], torch.empty(0)
+    for block in blocks:
+        if is_unobserved(block):
+            unobserved = block
+        else:
+            kinds.append(_kind_of_block(block))
+    return functools.reduce(Kind.join, kinds) if kinds else _kind_of_block(unobserved)
+
+
+def is_unobserved(x: torch.Tensor) -> bool:
+    """Whether all values are NaN, i.e. unobserved."""
+    if not x.is_floating_point() or not x.numel() or not x.flatten()[0].isnan():
+        return False
+    return bool(x.isnan().all())

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.components import Shape
 from ..core.random import seeded
-from ..core.validation import check_tensor
-from .pixel_values import binarize, dequantize
+from ..core.validation import check_memory
+from .containers import Container, block_slices, gather, iter_blocks
+from .conversion import as_labels, as_values, open_examples
+from .kinds import Kind, kind_of_blocks
+from .pixel_values import dequantize
 
 __all__ = [
     "Split",
     "are_class_labels",
-    "check_container",
+    "as_data",
+    "as_split",
     "checksum",
     "contains_nan",
     "materialize",
@@ -31,7 +37,9 @@ class Split:
 
     Attributes:
         values: the stored values, ``(N, *event_shape)``; images stay bytes, which takes a quarter
-            of the memory.
+            of the memory. Arrays, lists, data frames and sparse matrices become a tensor, or, if
+            it would take more than 256 MiB, memory-mapped and sparse ones a
+            :class:`~.containers.Container` that reads examples when they are needed.
         peak: the divisor of the stored values.
         dynamic: whether pixels are resampled from Bernoulli(value) on every use.
         labels: optional labels, ``(N, …)``: integer classes, −1 where unknown, or any tensor that
@@ -46,11 +54,11 @@ class Split:
 
     Raises:
         ValueError: if both ``dynamic`` and ``noisy`` are set, if values or labels are not
-            tensors, if the number of labels or rows differs from the number of examples, or if
+            numbers, if the number of labels or rows differs from the number of examples, or if
             ``observed`` has another shape or type.
     """
 
-    values: Tensor
+    values: Tensor | Container
     peak: float = 1.0
     dynamic: bool = False
     labels: Tensor | None = None
@@ -59,11 +67,14 @@ class Split:
     observed: InitVar[Tensor | None] = None
 
     def __post_init__(self, observed: Tensor | None) -> None:
-        check_tensor("values", self.values)
+        # a frozen dataclass
+        object.__setattr__(self, "values", as_values(self.values, "values"))
         if observed is not None:
             object.__setattr__(self, "values", _mark_unobserved(self.values, observed))
         if self.labels is not None:
-            check_tensor("labels", self.labels)
+            object.__setattr__(self, "labels", as_labels(self.labels))
+        if self.rows is not None:
+            object.__setattr__(self, "rows", as_labels(self.rows, "rows"))
         if self.dynamic and self.noisy:
             raise ValueError(
                 "expected a split to be dynamic or noisy; got both: binary values need no noise"
@@ -109,13 +120,21 @@ class Split:
             return self.labels >= 0
         return torch.ones(len(self), dtype=torch.bool, device=self.labels.device)
 
-    def draw(self, index: Tensor | slice = slice(None)) -> Tensor:
+    def draw(self, index: Tensor | slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:
         """Return the examples at ``index`` as a likelihood sees them, on the device of the data.
 
         Dynamic binarisation and dequantisation sample from torch's global generator on every
         call. Unobserved values are NaN.
+
+        Arguments:
+            index: rows.
+            dtype: the type of the result, by default torch's default dtype.
         """
-        x = self.values[index].to(torch.get_default_dtype())
+        return self.transform(gather(self.values, index), dtype)
+
+    def transform(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return stored values as a likelihood sees them, as in :meth:`draw`."""
+        x = stored.to(torch.get_default_dtype() if dtype is None else dtype)
         if self.noisy:
             return dequantize(x, self.peak)
         if self.peak != 1.0:
@@ -127,23 +146,60 @@ class Split:
         # a comparison with NaN is false, so that an unobserved pixel would become 0
         return torch.where(x.isnan(), x, drawn) if self.has_missing else drawn
 
-    def materialize(self, seed: int) -> Tensor:
+    def materialize(self, seed: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return all examples as a likelihood sees them, with randomness fixed by ``seed``."""
-        if self.noisy:
+        if self.is_random:
             with seeded(seed, len(self)):
-                return self.draw()
+                return self._draw_once(gather(self.values, slice(None)), dtype)
+        return self.draw(dtype=dtype)
+
+    def iter_materialized(
+        self, seed: int, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all examples as in :meth:`materialize`, in blocks of 16 MiB, with their slices.
+
+        Memory does not depend on the number of examples. On the CPU, the values are those of
+        :meth:`materialize`.
+        """
+        if self.values.device.type != "cpu":
+            yield slice(0, len(self)), self.materialize(seed, dtype)
+            return
+        state: Tensor | None = None
+        for rows in block_slices(self.values):
+            with seeded(seed, len(self)):
+                if state is not None:
+                    torch.set_rng_state(state)
+                x = self._draw_once(gather(self.values, rows), dtype)
+                state = torch.get_rng_state()
+            yield rows, x
+
+    @property
+    def is_random(self) -> bool:
+        """Whether examples depend on random numbers: those of this split, or of a data set."""
+        reads_randomly = isinstance(self.values, Container) and not self.values.reads_ahead
+        return self.noisy or self.dynamic or reads_randomly
+
+    def _draw_once(self, stored: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return stored values as a likelihood sees them in an evaluation."""
         if not self.dynamic:
-            return self.draw()
-        grey = replace(self, dynamic=False).draw()
+            return self.transform(stored, dtype)
+        # not as in training, where compiled code samples: results depend on the choice
+        grey = replace(self, values=stored, labels=None, rows=None, dynamic=False).draw(dtype=dtype)
         if not self.has_missing:
-            return binarize(grey, "static", seed, len(self)).to(grey.dtype)
-        drawn = binarize(grey.nan_to_num(), "static", seed, len(self)).to(grey.dtype)
-        return torch.where(grey.isnan(), grey, drawn)
+            return torch.bernoulli(grey).to(grey.dtype)
+        return torch.where(grey.isnan(), grey, torch.bernoulli(grey.nan_to_num()).to(grey.dtype))
+
+    def find_kind(self, seed: int = 0) -> Kind:
+        """Return the kind of the values that a likelihood sees."""
+        return kind_of_blocks(x for _, x in self.iter_materialized(seed))
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the split with its tensors on ``device``."""
+        """Return the split with its tensors on ``device``; containers stay on the CPU."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, values=self.values.to(device), labels=labels)
+        values = self.values
+        if isinstance(values, Tensor):
+            values = values.to(device)
+        return replace(self, values=values, labels=labels)
 
     def at(self, index: Tensor | slice) -> Split:
         """Return the examples at ``index``, with their labels."""
@@ -162,47 +218,99 @@ def are_class_labels(labels: Tensor) -> bool:
     return labels.ndim == 1 and not labels.is_floating_point()
 
 
-def contains_nan(values: Tensor) -> bool:
+def contains_nan(values: Tensor | Container) -> bool:
     """Whether any value is NaN, which marks unobserved values."""
-    # the sum needs no mask of the size of the data; infinities of both signs make it NaN too
-    if not values.is_floating_point() or not bool(values.sum().isnan()):
+    if not values.dtype.is_floating_point:
         return False
-    return bool(values.isnan().any())
+    # the sum needs no mask of the size of the data; infinities of both signs make it NaN too
+    with seeded(0):  # a data set may transform its items at random
+        return any(bool(x.sum().isnan()) and bool(x.isnan().any()) for x in iter_blocks(values))
 
 
-def _mark_unobserved(values: Tensor, observed: Tensor) -> Tensor:
+def _mark_unobserved(values: Tensor | Container, observed: Any) -> Tensor:
     """Return the values as floating-point numbers, with NaN where they are not observed."""
-    check_tensor("observed", observed)
-    if observed.dtype != torch.bool or observed.shape != values.shape:
+    mask = as_values(observed, "observed")
+    if not isinstance(values, Tensor) or not isinstance(mask, Tensor):
+        raise ValueError(
+            "expected a mask of observed values only for values in memory; got one for values that "
+            "are read when needed: store NaN where they are not observed"
+        )
+    if mask.dtype != torch.bool or mask.shape != values.shape:
         raise ValueError(
             f"expected observed to be booleans of shape {tuple(values.shape)}, one for each value; "
-            f"got {observed.dtype} of shape {tuple(observed.shape)}"
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
         )
     floats = values if values.is_floating_point() else values.to(torch.get_default_dtype())
-    return floats.masked_fill(~observed.to(values.device), torch.nan)
+    return floats.masked_fill(~mask.to(values.device), torch.nan)
 
 
-def checksum(tensors: Iterable[Tensor]) -> str:
-    """Return the SHA-256 of the tensors' values, in order and independent of the device."""
+def checksum(values: Iterable[Tensor | Container]) -> str:
+    """Return the SHA-256 of the values, in order and independent of their device and storage."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    for part in values:
+        for block in iter_blocks(part) if part.ndim else [torch.as_tensor(part)]:
+            array: Any = block.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+            digest.update(array)
     return digest.hexdigest()
 
 
-def check_container(data: object) -> None:
-    """Raise a ``ValueError`` if the data are neither a split nor a tensor."""
+def as_split(data: Any, x: Any = None, labels: Any = None, **options: Any) -> Split:
+    """Return examples of any type as a split.
+
+    Arguments:
+        data: a tensor, an array, a (nested) list, a pandas or polars frame, a SciPy sparse matrix,
+            an AnnData object, a torch ``Dataset`` or ``DataLoader``, or a Hugging Face data set.
+            Items of a data set are x, (x, label) or mappings.
+        x: the part to read: the key of x in an item (by default the only one, or ``"x"``), a
+            column or a list of columns of a frame (by default all others), or a layer of an
+            AnnData object (by default ``X``).
+        labels: the labels, an array; or their name: a key (by default ``"y"``, ``"label"`` or
+            ``"labels"``), a column, or a column of ``obs``. Text and categories become classes
+            in the order of their categories, sorted by default, −1 where missing.
+        **options: ``peak``, ``dynamic`` and ``noisy``, as in :class:`Split`.
+
+    Raises:
+        ValueError: if ``data`` is of another type, has no part of this name, or if its values
+            are not numbers.
+    """
+    values, found = open_examples(data, x=x, labels=labels)
+    return Split(values, labels=found, **options)
+
+
+def as_data(data: Any, name: str = "x", read_labels: bool = False) -> Split | Tensor:
+    """Return examples as a tensor, if they are one, or as a split.
+
+    Arguments:
+        data: as in :func:`as_split`, or a split.
+        name: the name of the argument, for messages.
+        read_labels: whether to read the labels of a data set, which takes a pass over it.
+
+    Raises:
+        ValueError: if ``data`` is of another type, or its values are not numbers.
+    """
     if isinstance(data, Split):
-        return
+        return data
     if isinstance(getattr(data, "train", None), Split):
         raise ValueError(
             "expected a split or a tensor; got a whole Dataset: pass data.train, data.valid or "
             "data.test"
         )
-    check_tensor("x", data)
+    values, labels = open_examples(data, name, read_labels=read_labels)
+    return values if isinstance(values, Tensor) and values is data else Split(values, labels=labels)
 
 
-def materialize(data: Split | Tensor, seed: int) -> Tensor:
-    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``."""
-    check_container(data)
-    return data.materialize(seed) if isinstance(data, Split) else data
+def materialize(data: Split | Tensor, seed: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``.
+
+    A tensor is returned as it is; a split in ``dtype``, by default torch's default.
+
+    Raises:
+        ValueError: if the examples of a container do not fit into memory.
+    """
+    if isinstance(data, Tensor):
+        return data
+    if isinstance(data.values, Container):
+        itemsize = (torch.get_default_dtype() if dtype is None else dtype).itemsize
+        size = len(data) * math.prod(data.event_shape) * itemsize
+        check_memory("the examples", size, "pass some of them, e.g. split.head(1000)")
+    return data.materialize(seed, dtype)

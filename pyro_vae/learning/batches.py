@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import distributed
 from ..core.components import Labels
+from ..core.random import seeded
 from ..core.validation import positive_int
-from ..data.splits import Split, check_container, materialize
+from ..data.containers import Container, gather
+from ..data.items import SequentialItems
+from ..data.reading import read_ahead
+from ..data.splits import Split, checksum
 from ..programs.base import label_use
-from ..programs.inputs import program_labels
+from ..programs.inputs import materialize, program_dtype, program_labels
 
-__all__ = ["Batch", "BatchLoader"]
+__all__ = ["Batch", "BatchLoader", "ValidationData", "checksum_data"]
+
+#: Minibatches that are read before they are needed.
+_READ_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,14 @@ class Batch:
     Attributes:
         index: training-set indices of its examples, ``(batch,)``.
         labelled: whether the program is called with labels.
+        source: the tensors from which :meth:`BatchLoader.make_args` makes the arguments of the
+            program: the index, if the data are on the device; else the stored values, and the
+            labels in use.
     """
 
     index: Tensor
     labelled: bool
+    source: tuple[Tensor, ...]
 
 
 class BatchLoader:
@@ -39,13 +51,19 @@ class BatchLoader:
     labels (``PARTIAL``) is called with ``(x, labels)`` on minibatches of labelled examples and with
     ``(x)`` on minibatches of unlabelled ones; no minibatch mixes the two.
 
+    Data in memory are moved to the training device, and a minibatch is gathered there by index.
+    A container is read on the CPU, ahead of the training step where possible.
+
     Arguments:
         program: the program to train.
-        data: training data, on the training device.
+        data: training data.
         size: examples per minibatch; the last minibatch of a group may be smaller.
         labelled_every: number of unlabelled minibatches between two labelled ones. An epoch is
             then a pass over the unlabelled examples; the labelled ones repeat as often as needed,
             reshuffled each time. If not given, an epoch contains every example once.
+        shuffle: whether to reshuffle in every epoch; if not, minibatches are consecutive. Items of
+            an iterable data set are never reshuffled.
+        drop_last: whether to leave out a last minibatch that is smaller than the others.
 
     Raises:
         ValueError: if there are no examples, if required labels are missing, if
@@ -54,27 +72,52 @@ class BatchLoader:
     """
 
     def __init__(
-        self, program: nn.Module, data: Split | Tensor, size: int, labelled_every: int | None = None
+        self,
+        program: nn.Module,
+        data: Split | Tensor,
+        size: int,
+        labelled_every: int | None = None,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ) -> None:
-        check_container(data)
         self.data, self.size = data, positive_int("batch_size", size)
         if not len(data):
             raise ValueError("expected at least one training example; got none")
+        self._program = program
+        self._dtype = program_dtype(program)
+        self._device = torch.device("cpu")
+        is_sequential = isinstance(data, Split) and isinstance(data.values, SequentialItems)
+        self._shuffles, self._drops_last = shuffle and not is_sequential, drop_last
         self.labels = program_labels(program, data)
         self._groups = _group_by_label(program, data)
         self._partial = label_use(program) is Labels.PARTIAL
         self._every = labelled_every
         if labelled_every is not None:
             self._check_labelled_every(program, positive_int("labelled_every", labelled_every))
-        _check_batch_norm(program, [len(rows) for rows, _ in self._groups], self.size)
+        if (drop_last or not shuffle) and self._partial:
+            raise ValueError(
+                "expected a program with partial labels to be trained on shuffled minibatches of "
+                "all examples; got a DataLoader without shuffle or with drop_last: pass its dataset"
+            )
+        if drop_last and len(data) < self.size:
+            raise ValueError(
+                f"expected at least one full minibatch of {self.size}, with drop_last; got "
+                f"{len(data)} examples: reduce batch_size, or set drop_last=False"
+            )
+        if not drop_last:
+            _check_batch_norm(program, [len(rows) for rows, _ in self._groups], self.size)
 
     def __len__(self) -> int:
         """Return the number of minibatches per epoch."""
+        if self._drops_last:
+            return len(self.data) // self.size
         sizes = [-(-len(rows) // self.size) for rows, _ in self._groups]
         return sum(sizes) if self._every is None else sizes[0] + sizes[0] // self._every
 
     def to(self, device: torch.device) -> None:
-        """Move the data and the labels in use to a device, in place."""
+        """Move the data and the labels in use to a device, in place; containers stay."""
+        self._device = device
         self.data = self.data.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
 
@@ -83,8 +126,14 @@ class BatchLoader:
         examples = []
         for rows, labelled in self._groups:
             index = rows[: self.size].to(self._device)
-            subset = self.data.at(index) if isinstance(self.data, Split) else self.data[index]
-            examples.append((materialize(subset, 0), *self._label_args(index, labelled)))
+            if isinstance(self.data, Split):
+                stored = gather(self.data.values, index)
+                split = replace(self.data, values=stored, labels=None, rows=None)
+                x = materialize(self._program, split, 0).to(self._device)
+            else:
+                x = self.data[index]
+            labels = (self.labels[index],) if labelled and self.labels is not None else ()
+            examples.append((x, *labels))
         return examples
 
     def iter_epoch(self) -> Iterator[Batch]:
@@ -97,16 +146,34 @@ class BatchLoader:
         if distributed.world_size() > 1:
             order = list(order)
             distributed.seed_by_rank()
-        for index, labelled in order:
-            yield Batch(index[distributed.shard(len(index))], labelled)
+        shards = ((index[distributed.shard(len(index))], labelled) for index, labelled in order)
+        if self._container is None:
+            for index, labelled in shards:
+                yield Batch(index, labelled, (index,))
+            return
+        # a cycle of labelled minibatches is shuffled in between training steps
+        ahead = 0 if self._every is not None else _READ_AHEAD
+        for (index, labelled), stored in read_ahead(self._container, shards, self._device, ahead):
+            labels = (self.labels[index],) if labelled and self.labels is not None else ()
+            yield Batch(index.to(self._device), labelled, (stored, *labels))
 
-    def make_args(self, index: Tensor, labelled: bool = True) -> tuple[Tensor, ...]:
+    def make_args(self, labelled: bool, source: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
         """Return the program arguments of a minibatch: ``(x,)`` or ``(x, labels)``.
 
         Dynamic binarisation samples from torch's global generator.
+
+        Arguments:
+            labelled: whether the program is called with labels.
+            source, labels: :attr:`Batch.source`.
         """
-        x = self.data.draw(index) if isinstance(self.data, Split) else self.data[index]
-        return (x, *self._label_args(index, labelled))
+        if self._container is not None:
+            assert isinstance(self.data, Split)
+            return (self.data.transform(source, self._dtype), *labels)
+        if isinstance(self.data, Split):
+            x = self.data.draw(source, self._dtype)
+        else:
+            x = self.data[source]
+        return (x, self.labels[source]) if labelled and self.labels is not None else (x,)
 
     @property
     def shard_size(self) -> int:
@@ -114,29 +181,36 @@ class BatchLoader:
         return len(range(self.size)[distributed.shard(self.size)])
 
     @property
-    def _device(self) -> torch.device:
-        return self.data.values.device if isinstance(self.data, Split) else self.data.device
+    def _container(self) -> Container | None:
+        """The container of the data, if they are not in memory."""
+        if isinstance(self.data, Split) and isinstance(self.data.values, Container):
+            return self.data.values
+        return None
 
-    def _label_args(self, index: Tensor, labelled: bool) -> tuple[Tensor, ...]:
-        return (self.labels[index],) if labelled and self.labels is not None else ()
+    def _place(self, index: Tensor) -> Tensor:
+        """Move rows to where the data are read."""
+        return index.to(self._device) if self._container is None else index
 
     def _order(self) -> Iterator[tuple[Tensor, bool]]:
         if not self._partial:
-            order = torch.randperm(len(self.data)).to(self._device)
-            yield from ((index, True) for index in order.split(self.size))
+            size = len(self.data)
+            order = torch.randperm(size) if self._shuffles else torch.arange(size)
+            if self._drops_last:
+                order = order[: len(self) * self.size]
+            yield from ((index, True) for index in self._place(order).split(self.size))
         elif self._every is None:
             groups = [(_shuffle(rows), labelled) for rows, labelled in self._groups]
             batches = [(b, labelled) for rows, labelled in groups for b in rows.split(self.size)]
             for i in torch.randperm(len(batches)).tolist():
                 index, labelled = batches[i]
-                yield index.to(self._device), labelled
+                yield self._place(index), labelled
         else:
             (unlabelled, _), (labelled, _) = self._groups
             labelled_batches = _cycle_batches(labelled, self.size)
             for i, index in enumerate(_shuffle(unlabelled).split(self.size), 1):
-                yield index.to(self._device), False
+                yield self._place(index), False
                 if i % self._every == 0:
-                    yield next(labelled_batches).to(self._device), True
+                    yield self._place(next(labelled_batches)), True
 
     def _check_labelled_every(self, program: nn.Module, every: int) -> None:
         if not self._partial:
@@ -156,6 +230,76 @@ class BatchLoader:
                 f"expected labelled_every to be at most {unlabelled}, the number of unlabelled "
                 f"minibatches per epoch, so that labels are used; got {every}"
             )
+
+
+class ValidationData:
+    """Validation data of a program, with binarisation and noise drawn once.
+
+    Data in memory are kept as arguments of the program, on the device. A container is read in
+    blocks, with the same random numbers every time.
+
+    Arguments:
+        program: the program.
+        data: validation data.
+        seed: seed of binarisation and noise.
+        device: device of the program.
+    """
+
+    def __init__(
+        self, program: nn.Module, data: Split | Tensor, seed: int, device: torch.device
+    ) -> None:
+        self._data, self._seed, self._device = data, seed, device
+        self._dtype, self._args = program_dtype(program), ()
+        labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
+        self._labels = () if labels is None else (labels.to(device),)
+        if isinstance(data, Tensor) or isinstance(data.values, Tensor):
+            self._args = (materialize(program, data, seed).to(device), *self._labels)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def head(self, size: int) -> ValidationData:
+        """Return the first examples."""
+        part = copy.copy(self)
+        data = self._data
+        part._data = data.head(size) if isinstance(data, Split) else data[:size]
+        part._args = tuple(t[:size] for t in self._args)
+        part._labels = tuple(t[:size] for t in self._labels)
+        return part
+
+    def iter_args(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the program arguments of this process's shard of the examples, in blocks."""
+        shard = distributed.shard(len(self))
+        if self._args:
+            if shard.stop > shard.start:
+                yield tuple(t[shard] for t in self._args)
+            return
+        assert isinstance(self._data, Split)
+        for rows, x in self._data.iter_materialized(self._seed, self._dtype):
+            start, stop = max(rows.start, shard.start), min(rows.stop, shard.stop)
+            if stop > start:
+                part = x[start - rows.start : stop - rows.start].to(self._device)
+                yield (part, *(label[start:stop] for label in self._labels))
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of the data."""
+        if self._args:
+            return checksum(self._args)
+        assert isinstance(self._data, Split)
+        return checksum_data(self._data, *self._labels)
+
+
+def checksum_data(data: Split | Tensor, *labels: Tensor) -> str:
+    """Return the SHA-256 of stored values and labels.
+
+    That of an iterable data set covers its shape only, because its order may differ between
+    passes.
+    """
+    values = data.values if isinstance(data, Split) else data
+    if isinstance(values, SequentialItems):
+        return f"iterable of {values.shape}, {values.dtype}"
+    with seeded(0):  # a data set may transform its items at random
+        return checksum([values, *labels])
 
 
 def _group_by_label(program: nn.Module, data: Split | Tensor) -> list[tuple[Tensor, bool]]:

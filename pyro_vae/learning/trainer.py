@@ -24,7 +24,7 @@ from ..core import distributed
 from ..core.random import Stream, seeded
 from ..programs.base import Program
 from ..programs.importance_weights import log_weights
-from .batches import Batch, BatchLoader
+from .batches import Batch, BatchLoader, ValidationData
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .diagnostics import (
     NonFiniteLossError,
@@ -83,7 +83,7 @@ class Trainer:
         objective, seed, compile, patience: as for :func:`~pyro_vae.fit`.
         optim, scheduler: optimizer of all parameters, and its scheduler.
         batches: the training minibatches.
-        valid_args: arguments of the program for the validation data; empty if there are none.
+        valid: the validation data, if any.
         settings: plain values that a checkpoint must agree with.
     """
 
@@ -94,7 +94,7 @@ class Trainer:
         optim: FusedOptimizer,
         scheduler: LRScheduler | None,
         batches: BatchLoader,
-        valid_args: tuple[Tensor, ...],
+        valid: ValidationData | None,
         *,
         seed: int,
         compile: bool | None,
@@ -106,7 +106,7 @@ class Trainer:
         self._program, self._optim, self._scheduler = program, optim, scheduler
         self._objective = objective if isinstance(objective, Objective) else None
         self._name, self._updates = type(objective).__name__, getattr(objective, "updates", 1)
-        self._batches, self._valid_args, self._seed = batches, valid_args, seed
+        self._batches, self._valid, self._seed = batches, valid, seed
         self._patience, self._settings = patience, settings
         self._best: dict[str, Any] | None = None
         self._bar = tqdm(disable=True)
@@ -128,7 +128,7 @@ class Trainer:
                 optim,
                 loss=objective,
                 draw=batches.make_args,
-                worthwhile=lambda index, labelled: len(index) == batches.shard_size,
+                worthwhile=lambda labelled, source, *_: len(source) == batches.shard_size,
             )
 
     def run(
@@ -177,8 +177,8 @@ class Trainer:
         check_owned(
             self._program.parameters(), {p: repr(n) for n, p in self._optim.parameters.items()}
         )
-        if self._valid_args:
-            record["valid_elbo"] = validation_elbo(self._program, self._valid_args, self._seed)
+        if self._valid is not None:
+            record["valid_elbo"] = validation_elbo(self._program, self._valid, self._seed)
         # before the checkpoint is written
         check_epoch(self._program, epoch, record.get("valid_elbo", 0.0))
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -245,12 +245,12 @@ class Trainer:
             return []
         losses = []
         step = self._compiled if compile else None
-        args = () if step else self._batches.make_args(batch.index, batch.labelled)
+        args = () if step else self._batches.make_args(batch.labelled, *batch.source)
         for update in range(self._updates):
             if self._objective is not None:
                 self._objective.set_step(replace(info, update=update))
             if step:
-                losses.append(step.step(batch.index, batch.labelled))
+                losses.append(step.step(batch.labelled, *batch.source))
             else:
                 losses.append(self._eager.step(*args))
         return losses
@@ -327,17 +327,16 @@ class Trainer:
         self.history.best_epoch = self._best["epoch"] if self._best else None
 
 
-def validation_elbo(program: nn.Module, args: tuple[Tensor, ...], seed: int) -> float:
+def validation_elbo(program: nn.Module, valid: ValidationData, seed: int) -> float:
     """Return the ELBO of the validation data, sharded over processes, in nats per datum."""
     pair = cast(Program, program)
-    local_args = tuple(t[distributed.shard(len(args[0]))] for t in args)
     total = 0.0
     # the same noise after every epoch, so that epochs differ by their weights only
     with (
         seeded(seed, Stream.VALIDATION, *distributed.rank_entropy()),
         pyro.validation_enabled(False),
     ):
-        if len(local_args[0]):
-            log_w = log_weights(pair.model, pair.guide, *local_args, num_samples=1)
-            total = float(log_w.double().sum())
-    return sum(distributed.all_gather(total)) / len(args[0])
+        for args in valid.iter_args():
+            log_w = log_weights(pair.model, pair.guide, *args, num_samples=1)
+            total += float(log_w.double().sum())
+    return sum(distributed.all_gather(total)) / len(valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,15 @@ from ..core import distributed
 from ..core.evaluation_mode import eval_mode, keep_frozen
 from ..core.random import Stream, check_seed, seeded
 from ..core.validation import check_memory, positive_int
-from ..data.splits import Split, checksum, materialize
+from ..data.containers import Container
+from ..data.items import SequentialItems, loader_options
+from ..data.splits import Split
 from ..programs.arguments import ProgramInputs
 from ..programs.audit import audit_minibatch
 from ..programs.base import Program
 from ..programs.context import check_parameter_store
-from ..programs.inputs import check_data, program_args, program_labels
-from .batches import BatchLoader
+from ..programs.inputs import check_data, materialize, program_labels, read_data
+from .batches import BatchLoader, ValidationData, checksum_data
 from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
 from .initialization import initialize, needs_data_initialization
@@ -36,17 +39,21 @@ from .trainer import History, Trainer, validation_elbo
 
 __all__ = ["fit", "resolve_device"]
 
+_BATCH_SIZE = 100
+#: Size of the random examples of a container from which modules are initialised, as float32.
+_INITIALIZATION_BYTES = 2**26
+
 
 def fit(
     program: nn.Module,
-    train: Split | Tensor,
+    train: Any,
     *,
-    valid: Split | Tensor | None = None,
+    valid: Any = None,
     objective: PyroELBO | None = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
-    batch_size: int = 100,
+    batch_size: int = _BATCH_SIZE,
     labelled_every: int | None = None,
     clip_norm: float | None = None,
     patience: int | None = None,
@@ -61,9 +68,11 @@ def fit(
 ) -> History:
     """Train a Pyro program by stochastic variational inference.
 
-    The data stay on the device, where minibatches are gathered by index and, if requested,
-    binarised. On one machine, a seed determines the weights bit for bit, whether or not training
-    was interrupted and resumed.
+    Data in memory stay on the device, where minibatches are gathered by index and, if requested,
+    binarised. Memory maps and sparse matrices of more than 256 MiB and the items of data sets are
+    read during training instead, ahead of their use where possible, with the same results. On one
+    machine, a seed determines the weights bit for bit, whether or not training was interrupted and
+    resumed.
 
     Several processes (see :func:`~pyro_vae.distributed.process_group`) that all call this function
     train data-parallel: each takes a shard of every minibatch, and gradients are summed before
@@ -81,7 +90,12 @@ def fit(
             program that conditions on labels is called with ``(x, labels)``; one with partial
             labels is called with ``(x, labels)`` on labelled minibatches and ``(x)`` on unlabelled
             ones.
-        train: training data; a ``Split`` if there are labels.
+        train: training data, of any type that :func:`~pyro_vae.data.as_split` accepts; a ``Split``
+            or a ``Dataset`` if there are labels. All of it is read and checked before training. A
+            tensor is used as it is; other data get the dtype of the program. A ``DataLoader``
+            gives its data set, its ``batch_size``, ``drop_last`` and ``num_workers``; with
+            ``shuffle``, ``seed`` determines the order, else minibatches are consecutive. An
+            ``IterableDataset`` is read once per epoch in its own order, and must end.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
         objective: a Pyro ``ELBO``; :class:`~pyro_vae.objectives.ELBO` by default.
         optimizer: creates the torch optimizer of all parameters: a class of ``torch.optim`` or a
@@ -90,7 +104,7 @@ def fit(
             every epoch (``ReduceLROnPlateau`` monitors the validation ELBO).
         epochs: number of passes over the training data.
         batch_size: examples per minibatch, over all processes; the last minibatch of an epoch may
-            be smaller.
+            be smaller. Leave it out for a ``DataLoader``, which has its own.
         labelled_every: number of unlabelled minibatches between two labelled ones, for programs
             with partial labels. An epoch is then a pass over the unlabelled examples, and the
             labelled ones repeat as needed. By default, an epoch contains every example once.
@@ -136,14 +150,25 @@ def fit(
                 "expected validation data with patience, which monitors their ELBO; got none"
             )
     torch_device = resolve_device(device)
-    batches = BatchLoader(program, train, batch_size, labelled_every)
+    options = loader_options(train, batch_size, _BATCH_SIZE)
+    batch_size = options.batch_size
+    train = read_data(program, train, "the training data")
+    valid = None if valid is None else read_data(program, valid, "the validation data")
+    batches = BatchLoader(
+        program,
+        train,
+        batch_size,
+        labelled_every,
+        shuffle=options.shuffle,
+        drop_last=options.drop_last,
+    )
     for data in (train, valid):
         if data is not None:
             check_data(program, data, seed)
     if needs_data_initialization(program):
         # before the move to the device, to avoid a second copy of the data there
         with seeded(seed, Stream.INITIALIZATION):
-            initialize(program, materialize(train, seed))
+            initialize(program, *_sample_for_initialization(program, train, seed))
     shapes = {name: list(p.shape) for name, p in program.named_parameters()}
     sizes = len(train), None if valid is None else len(valid)
     # the collective calls below rely on equal shapes
@@ -155,9 +180,7 @@ def fit(
     program.to(torch_device)
     distributed.broadcast_parameters(program)
     batches.to(torch_device)
-    valid_args: tuple[Tensor, ...] = ()
-    if valid is not None:
-        valid_args = tuple(t.to(torch_device) for t in program_args(program, valid, seed))
+    held_out = None if valid is None else ValidationData(program, valid, seed, torch_device)
     loss: Any = objective if objective is not None else ELBO()
     path = Path(checkpoint) if checkpoint is not None else None
 
@@ -166,9 +189,9 @@ def fit(
     with pyro.get_param_store().scope(), _training_mode(program):
         check_decomposable(program, loss, batches)
         _warm_up(program, loss, batches, seed)
-        if valid_args:
+        if held_out is not None:
             # raise its errors before training
-            validation_elbo(program, tuple(t[:batch_size] for t in valid_args), seed)
+            validation_elbo(program, held_out.head(batch_size), seed)
         reduce = distributed.all_reduce_gradients if distributed.world_size() > 1 else None
         optim = FusedOptimizer(optimizer, clip_norm, reduce)
         optim.add(dict(program.named_parameters()))
@@ -176,11 +199,10 @@ def fit(
         if compile is not False and torch_device.type == "cuda":
             enable_capturable(optim.optimizer)
         scheduler = create_scheduler(schedule, optim, epochs) if schedule else None
-        values = train.values if isinstance(train, Split) else train
         labels = program_labels(program, train)
-        data_checksums = [checksum([values] if labels is None else [values, labels])]
-        if valid_args:
-            data_checksums.append(checksum(valid_args))
+        data_checksums = [checksum_data(train, *(() if labels is None else (labels,)))]
+        if held_out is not None:
+            data_checksums.append(held_out.checksum())
         settings = {
             "seed": seed,
             "batch_size": batch_size,
@@ -203,7 +225,7 @@ def fit(
             optim,
             scheduler,
             batches,
-            valid_args,
+            held_out,
             seed=seed,
             compile=compile,
             patience=patience,
@@ -212,6 +234,22 @@ def fit(
         if resuming:
             trainer.resume(cast(Path, path), epochs)
         return trainer.run(epochs, path, checkpoint_every, on_epoch, progress)
+
+
+def _sample_for_initialization(
+    program: nn.Module, train: Split | Tensor, seed: int
+) -> tuple[Tensor, int]:
+    """Return examples to initialise modules from, and the number of all examples.
+
+    Data in memory are used in full. A container gives random examples, as all of them may not fit.
+    """
+    if isinstance(train, Split) and isinstance(train.values, Container):
+        count = max(1, _INITIALIZATION_BYTES // (4 * max(1, math.prod(train.event_shape))))
+        if count < len(train):
+            is_sequential = isinstance(train.values, SequentialItems)
+            rows = torch.arange(count) if is_sequential else torch.randperm(len(train))[:count]
+            return materialize(program, train.at(rows), seed), len(train)
+    return materialize(program, train, seed), len(train)
 
 
 def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int) -> None:

@@ -96,7 +96,11 @@ class BayesianVAE(OneLayerProgram):
 
     def init_from_data(self, x: Tensor) -> None:
         """Set the number of training examples, at every call: training may resume with others."""
-        self.num_data.fill_(len(x))
+        self.set_num_data(len(x))
+
+    def set_num_data(self, num_data: int) -> None:
+        """Set the number of training examples, if data were initialised from a subset of them."""
+        self.num_data.fill_(num_data)
 
     @pyro_method
     def model(self, x: Tensor | None = None, size: int = 1) -> Tensor:

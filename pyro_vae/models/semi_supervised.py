@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.components import Labels, NetworkFactory, Shape, init_standardization
 from ..core.evaluation_mode import eval_mode
 from ..core.validation import positive_int
-from ..data.splits import Split, materialize
+from ..data.splits import Split, as_data, materialize
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
 from ..posteriors import DiagonalNormal, Posterior
@@ -137,11 +137,11 @@ class SemiSupervisedVAE(OneLayerProgram):
         init_standardization(self.classifier, x)
 
     @torch.no_grad()
-    def classify(self, data: Split | Tensor, seed: int = 0) -> Tensor:
+    def classify(self, data: Any, seed: int = 0) -> Tensor:
         """Return the class probabilities q(y|x), in evaluation mode.
 
         Arguments:
-            data: tensor ``(N, *event_shape)`` or a split.
+            data: the data, as for :func:`~pyro_vae.data.as_split`.
             seed: seed of the binarisation, for a split with dynamic binarisation.
 
         Returns:
@@ -151,13 +151,13 @@ class SemiSupervisedVAE(OneLayerProgram):
         Raises:
             ValueError: if the data cannot be scored.
         """
-        x = materialize(data, seed)
+        x = materialize(as_data(data), seed, self.class_logits.dtype)
         self.check(x)
         batches = x.to(self.class_logits.device).split(_CLASSIFY_BATCH_SIZE)
         with eval_mode(self):
             return torch.cat([self.classifier(batch).softmax(-1) for batch in batches])
 
-    def accuracy(self, data: Split | Tensor, y: Tensor | None = None, seed: int = 0) -> float:
+    def accuracy(self, data: Any, y: Tensor | None = None, seed: int = 0) -> float:
         """Return the classification accuracy on the examples with a known class.
 
         Arguments:
@@ -167,7 +167,8 @@ class SemiSupervisedVAE(OneLayerProgram):
         Raises:
             ValueError: if the data or their classes cannot be scored, or no class is known.
         """
-        x = materialize(data, seed)
+        data = as_data(data, read_labels=y is None)
+        x = materialize(data, seed, self.class_logits.dtype)
         if y is None and isinstance(data, Split):
             y = data.labels
         if y is None:

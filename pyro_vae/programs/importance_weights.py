@@ -25,7 +25,7 @@ from .base import Site
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
-from .inputs import check_examples
+from .inputs import AnyData, check_examples, materialize, read_data
 from .particles import Layout, Particles, run_particles
 
 __all__ = [
@@ -87,7 +87,7 @@ _MIXES = (
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     num_samples: int,
     chunk_size: int | None = None,
@@ -104,7 +104,8 @@ def log_weights(
     Arguments:
         model: the Pyro model, called as ``model(x, *args, **kwargs)``.
         guide: its guide, called with the same arguments.
-        x: the data, ``(N, …)``.
+        x: the data, ``(N, …)``, a tensor or anything that :func:`~pyro_vae.data.as_split` accepts.
+            Dynamic binarisation or noise of a split is drawn with seed 0.
         *args: further arguments of both. A tensor of leading size N, here or in ``**kwargs``,
             is split with ``x``, unless the program works only if all examples share it.
         num_samples: the number K of samples for each example.
@@ -129,7 +130,9 @@ def log_weights(
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
         https://arxiv.org/abs/1509.00519
     """
-    check_examples(x)
+    examples = read_data((model, guide), x)
+    check_examples(examples)
+    x = materialize((model, guide), examples, seed=0)
     return audited_log_weights(
         audit_inputs(ProgramInputs(model, guide, x, args, kwargs)),
         num_samples,

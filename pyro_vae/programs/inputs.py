@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
-from ..data.splits import Split, check_container, materialize
-from .arguments import ProgramInputs
+from ..data import splits
+from ..data.containers import Container, block_slices
+from ..data.kinds import is_unobserved
+from ..data.splits import Split, as_data
+from .arguments import ProgramInputs, map_batched
 from .audit import audit_inputs
 from .base import Program, label_use
 
@@ -19,17 +23,21 @@ __all__ = [
     "AnyProgram",
     "check_data",
     "check_examples",
+    "materialize",
     "normalize_order",
     "prepare",
     "program_args",
+    "program_dtype",
     "program_labels",
+    "read_data",
     "split_program",
 ]
 
 #: A program, a pair of model and guide, or a model that is followed by its guide and the data.
 AnyProgram = Program | tuple[Any, Any] | Callable[..., Any]
-#: The data, or the guide of a model that is followed by the data.
-AnyData = Split | Tensor | Callable[..., Any]
+#: The data, of any type that :func:`pyro_vae.data.as_split` accepts, or the guide of a model that
+#: is followed by the data.
+AnyData = Any
 
 
 def prepare(
@@ -46,8 +54,9 @@ def prepare(
     Arguments:
         program: anything with a ``model`` and a ``guide``, or a pair of them. Also a model, if
             ``data`` is its guide and the first of ``args`` the data.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`. Dynamic
-            binarisation or noise is drawn once, with ``seed``.
+        data: the data, a tensor ``(N, …)``, a :class:`~pyro_vae.data.Split`, or anything that
+            :func:`~pyro_vae.data.as_split` accepts. Except for a tensor, it gets the dtype of the
+            program. Dynamic binarisation or noise is drawn once, with ``seed``.
         args: further arguments of model and guide. Without ``args`` and ``kwargs``, a program
             that conditions on labels gets those of the ``Split``.
         kwargs: further keyword arguments of model and guide.
@@ -59,17 +68,19 @@ def prepare(
         The inputs in normal form, see :func:`~.audit.audit_inputs`.
 
     Raises:
-        ValueError: if ``program`` is not a program, if the data are not a tensor of at least one
-            example, if the program conditions on labels and one is missing, if the ``check``
-            method of the program rejects the data, or if weights per datum are undefined.
+        ValueError: if ``program`` is not a program, if the data are of another type, have no
+            examples or do not fit into memory, if the program conditions on labels and one is
+            missing, if the ``check`` method of the program rejects the data, or if weights per
+            datum are undefined.
     """
     program, examples, args = normalize_order(program, data, args)
     model, guide = split_program(program)
     kwargs = dict(kwargs or {})
+    examples = read_data(program, examples)
     check_examples(examples)
     # explicit arguments take precedence over the labels of the data
     if args or kwargs:
-        x, *labels = (materialize(examples, seed),)
+        x, *labels = (materialize(program, examples, seed),)
     else:
         x, *labels = program_args(program, examples, seed)
     owners = owning_modules(program, model, guide)  # type: ignore[arg-type]
@@ -84,7 +95,7 @@ def prepare(
     if not check:
         return inputs
     uses_labels = label_use(program) is not Labels.UNUSED
-    _check(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
+    _check_tensor(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
     return audit_inputs(inputs)
 
 
@@ -113,16 +124,40 @@ def split_program(program: Any) -> tuple[Callable[..., Any], Callable[..., Any]]
     return model, guide
 
 
-def check_examples(x: Any) -> None:
-    """Check that ``x`` contains at least one example.
+def read_data(program: object, data: Any, name: str = "x") -> Split | Tensor:
+    """Return the data of a program as a tensor or a split, see :func:`~pyro_vae.data.as_split`.
+
+    The labels of a torch ``Dataset`` are read only if the program uses labels.
 
     Raises:
-        ValueError: if it is neither a tensor ``(N, …)`` nor a ``Split``, or if N is 0.
+        ValueError: if the data are of another type.
     """
-    check_container(x)
+    return as_data(data, name, read_labels=label_use(program) is not Labels.UNUSED)
+
+
+def check_examples(x: Split | Tensor) -> None:
+    """Raise a ``ValueError`` unless ``x`` contains at least one example."""
     shape = x.values.shape if isinstance(x, Split) else x.shape
     if not shape or not shape[0]:
         raise ValueError(f"expected x to be a tensor of shape (N ≥ 1, …); got shape {tuple(shape)}")
+
+
+def program_dtype(program: object) -> torch.dtype:
+    """Return the dtype of a program's parameters; torch's default if it has several or none."""
+    model, guide = split_program(program)
+    owners = owning_modules(program, model, guide)  # type: ignore[arg-type]
+    parameters = (p for owner in owners for p in owner.parameters() if p.is_floating_point())
+    dtypes = {parameter.dtype for parameter in parameters}
+    return dtypes.pop() if len(dtypes) == 1 else torch.get_default_dtype()
+
+
+def materialize(program: object, data: Split | Tensor, seed: int) -> Tensor:
+    """Return the examples as a likelihood sees them, with randomness fixed by ``seed``.
+
+    Raises:
+        ValueError: if they do not fit into memory.
+    """
+    return splits.materialize(data, seed, program_dtype(program))
 
 
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:
@@ -133,7 +168,7 @@ def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tens
     Raises:
         ValueError: if the program conditions on labels and one is missing.
     """
-    x = materialize(data, seed)
+    x = materialize(program, data, seed)
     labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
     return (x,) if labels is None else (x, labels)
 
@@ -164,11 +199,50 @@ def program_labels(program: object, data: Split | Tensor) -> Tensor | None:
 def check_data(program: object, data: Split | Tensor, seed: int) -> None:
     """Call the ``check`` method of a program, if any, on the data and the labels it uses.
 
+    Data of more than 16 MiB are checked in blocks.
+
     Raises:
         ValueError: if the program rejects the data.
     """
     labels = program_labels(program, data)
-    _check(program, materialize(data, seed), *(() if labels is None else (labels,)))
+    args = () if labels is None else (labels,)
+    if isinstance(data, Tensor):
+        _check_tensor(program, data, *args)
+    elif hasattr(program, "check"):
+        blocks = data.iter_materialized(seed, program_dtype(program))
+        try:
+            _check_blocks(program, blocks, len(data), *args)
+        except ValueError:
+            if isinstance(data.values, Container):
+                raise
+            # decides, and reports about all examples
+            _check(program, materialize(program, data, seed), *args)
+
+
+def _check_tensor(program: object, x: Tensor, *args: Any) -> None:
+    """Check examples and further arguments in blocks, with errors about all examples."""
+    try:
+        blocks = ((rows, x[rows]) for rows in block_slices(x))
+        _check_blocks(program, blocks, len(x), *args)
+    except ValueError:
+        _check(program, x, *args)
+
+
+def _check_blocks(
+    program: object, blocks: Iterable[tuple[slice, Tensor]], size: int, *args: Any
+) -> None:
+    """Check blocks of examples, and the parts of all arguments that are per datum."""
+    unobserved, any_checked = None, False
+    for rows, x in blocks:
+        parts, _ = map_batched(lambda t, rows=rows: t[rows], size, args, {})
+        if is_unobserved(x):
+            unobserved = x, parts
+        else:
+            _check(program, x, *parts)
+            any_checked = True
+    if unobserved is not None and not any_checked:
+        # no value is observed
+        _check(program, unobserved[0], *unobserved[1])
 
 
 def _check(program: Any, x: Tensor, *labels: Tensor) -> None:

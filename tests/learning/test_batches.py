@@ -237,7 +237,9 @@ def test_rejects_labelled_every_above_the_number_of_minibatches():
     with pytest.raises(ValueError, match=r"to be at most 3, the number .*; got 4"):
         BatchLoader(Partial(), data, 4, labelled_every=4)
     batches = BatchLoader(Partial(), data, 4, labelled_every=3)
-    assert [len(batches.make_args(b.index, b.labelled)) for b in batches.iter_epoch()].count(2) == 1
+    assert [len(batches.make_args(b.labelled, *b.source)) for b in batches.iter_epoch()].count(
+        2
+    ) == 1
 
 
 class Counting(ELBO):
