@@ -192,6 +192,28 @@ def test_skewed_posteriors():
     check_truth(bounds, truth)
 
 
+def test_a_mode_that_the_guide_never_draws_is_found():
+    """p(x|z) knows |z| only, and q covers one of the two modes: its k̂ is good."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=D), 1.0))
+            pyro.sample("x", dist.Normal(z.abs(), 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.01, 0.11))
+
+    x = torch.linspace(0.7, 1.2, 10, dtype=D)
+    # the normal's tail across zero is below e^−24
+    truth = math.log(2) + dist.Normal(0.0, 1.01**0.5).log_prob(x)
+    plain = pv.evaluate(model, guide, x, num_samples=1000)
+    assert not len(plain.unreliable) and abs(plain.log_evidence - float(truth.mean())) > 0.6
+    bounds = pv.evaluate(model, guide, x, num_samples=1000, reliable=True)
+    assert bounds.proposals["guide"] == 0 and not len(bounds.unreliable)
+    check_truth(bounds, truth)
+
+
 def discrete():
     def model(x):
         with pyro.plate("data", len(x)):

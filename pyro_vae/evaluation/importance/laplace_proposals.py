@@ -30,10 +30,11 @@ from .streaming import GroupedBound, WeightMoments, check_log_weights
 
 __all__ = ["Laplace", "laplace", "predict_tail_index", "sample_posteriors"]
 
-#: Samples of the guide whose mean is the initial value.
-_NUM_GUIDE = 8
-#: Samples of the guide among which a start for a second mode is chosen.
-_NUM_STARTS = 64
+#: Samples of the guide, and of the prior, among which a start for a second mode is chosen.
+_NUM_STARTS = 32
+#: A sample of the prior is a start if its log-density is lower than that of the known mode by less
+#: than this number plus D: otherwise it lies on a slope, and Newton's method from it is in vain.
+_START_DEPTH = 10.0
 #: Share of the samples of a normal that come from its wider component.
 _WIDE_SHARE = 0.1
 #: Share of the samples from the guide: it bounds the weights where the guide has mass.
@@ -97,14 +98,14 @@ def laplace(
 
     From the guide's mean, damped Newton steps lead to a mode of p(u|x), the posterior of the
     unconstrained latents, and a few more steps to the normal that is closest to the posterior near
-    that mode. A sample of the guide far from it is the start for a second mode. The proposal is a
-    mixture of these normals, at two scales, and of the guide, which bounds the weights where the
-    guide has mass. Where the k̂ of a pilot is bad, a step of M-PMC adapts shares, means and
-    covariances to the weighted samples of all pilots, and the sample with the largest weight is the
-    start for a further mode. The reported samples are fresh: the mean of their weights is p(x) in
-    expectation, and its logarithm a lower bound on log p(x) in expectation.
+    that mode. A sample of the guide or of the prior far from it is the start for a second mode. The
+    proposal is a mixture of these normals, at two scales, and of the guide, which bounds the
+    weights where the guide has mass. Where the k̂ of a pilot is bad, a step of M-PMC adapts shares,
+    means and covariances to the weighted samples of all pilots, and the sample with the largest
+    weight is the start for a further mode. The reported samples are fresh: the mean of their
+    weights is p(x) in expectation, and its logarithm a lower bound on log p(x) in expectation.
 
-    A mode that no sample of the guide leads to is missed.
+    A mode that no sample of the guide, and no likely sample of the prior, leads to is missed.
 
     A Newton step takes one gradient of the gradient per latent dimension, for all examples at once;
     above 100 dimensions the curvature is that of the prior plus a term of rank 50.
@@ -186,8 +187,9 @@ def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) 
     If q and the posterior are normals, the weights p(x, z)/q(z|x) have a tail of index
     1 − λ, where λ is the smallest ratio of precisions, the posterior's to q's, in any direction.
     Unlike k̂ it needs no sample of the tail: a q that is too narrow never draws the samples from
-    which k̂ would see it. Negative where q is wider than the posterior in every direction; NaN if
-    the guide can only score its own samples.
+    which k̂ would see it. Negative where q is wider than the posterior in every direction; infinite
+    where the posterior has several modes, as q may never draw one of them; NaN if the guide can
+    only score its own samples.
 
     Raises:
         ValueError: as for :func:`laplace`.
@@ -197,14 +199,13 @@ def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) 
         target = PosteriorTarget.create(inputs.select(rows))
         if not target.has_guide:
             return {"index": torch.full((len(target.scale),), math.nan)}
-        start = target.sample_guide(_NUM_GUIDE).mean(0)
-        mode, precision, _ = target.find_modes(start, settings.num_steps)
-        _, precision = target.fit_normals(mode, precision)
-        root, info = torch.linalg.cholesky_ex(target.guide_precision(start))
+        proposal = _Proposal.create(target, settings.num_steps)
+        root, info = torch.linalg.cholesky_ex(target.guide_precision(target.guide_mean()))
         # its eigenvalues are the ratios of the variances of q to those of the posterior
-        ratios = factorize(precision).inverse() @ root.inverse().transpose(1, 2)
+        ratios = proposal.factors[0].inverse() @ root.inverse().transpose(1, 2)
         smallest = torch.linalg.svdvals(ratios.nan_to_num())[:, -1].square()
-        return {"index": torch.where(info == 0, 1 - smallest, math.nan).double()}
+        index = torch.where(info == 0, 1 - smallest, math.nan)
+        return {"index": torch.where(proposal.num_modes > 1, math.inf, index).double()}
 
     with evaluating(inputs.model, inputs.guide):
         columns = compute_in_blocks(
@@ -231,23 +232,27 @@ class _Proposal:
 
     @classmethod
     def create(cls, target: PosteriorTarget, num_steps: int) -> _Proposal:
-        start = target.sample_guide(_NUM_GUIDE).mean(0)
-        mode, precision, _ = target.find_modes(start, num_steps)
+        mode, precision, value = target.find_modes(target.guide_mean(), num_steps)
         mean, precision = target.fit_normals(mode, precision)
         factor = factorize(precision)
         proposal = cls(target, torch.zeros_like(mean[None, :, 0]), mean[None], factor[None])
         # a narrow mode that no sample hits would leave no trace in k̂
-        draws = target.sample_guide(_NUM_STARTS)
+        draws = torch.cat([target.sample_guide(_NUM_STARTS), target.sample_prior(_NUM_STARTS)])
         density = target.evaluate(target.log_density, draws)
+        is_start = proposal.distances(draws) > _MIN_DISTANCE
+        is_start[_NUM_STARTS:] &= (density > value - _START_DEPTH - mode.shape[1])[_NUM_STARTS:]
         log_normal = proposal.log_probs(draws)[0]
-        ratio = torch.where(
-            proposal.distances(draws) > _MIN_DISTANCE, density - log_normal, -math.inf
-        )
+        ratio = torch.where(is_start, density - log_normal, -math.inf)
         rows = (ratio.amax(0) > -math.inf).nonzero()[:, 0]
         if not len(rows):
             return proposal
         part = proposal.select(rows).add_mode(_best(draws[:, rows], ratio[:, rows]), num_steps)
         return proposal.update(rows, part)
+
+    @property
+    def num_modes(self) -> Tensor:
+        """The number of normals of each example, ``(N,)``."""
+        return (self.log_shares > -math.inf).sum(0)
 
     def select(self, rows: Tensor) -> _Proposal:
         """Return the proposals of a subset of the examples."""
@@ -427,7 +432,7 @@ def _estimate(target: PosteriorTarget, settings: Laplace, start: int) -> dict[st
     proposal, rounds = _adapt_proposal(target, settings)
     _, log_w = proposal.weigh(settings.num_samples)
     columns = _summarize_weights(log_w.double().cpu(), start)
-    modes = (proposal.log_shares > -math.inf).sum(0).double().cpu()
+    modes = proposal.num_modes.double().cpu()
     return columns | {"laplace_round": rounds, "laplace_modes": modes}
 
 

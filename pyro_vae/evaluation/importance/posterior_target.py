@@ -31,6 +31,8 @@ from ...programs.unconstrained import (
 
 __all__ = ["PosteriorTarget", "colour", "factorize", "whiten"]
 
+#: Samples of the guide whose mean is the start of Newton's method.
+_NUM_GUIDE = 8
 #: Samples of the prior for the scale of each latent.
 _NUM_PRIOR = 64
 #: Lower limit on the curvature, in units of the prior's: a flat direction is not sampled wider.
@@ -56,7 +58,7 @@ class PosteriorTarget:
         layout: the layout of the particles.
         scale: v times the scale is unconstrained, ``(N, D)``: the prior's standard deviations.
         log_density: maps v to the log-density whose integral is p(x), ``(C, N)``.
-        sample_guide: samples v from the guide.
+        sample_guide, sample_prior: sample v from the guide and from the prior.
         guide_log_prob, prior_log_prob: their log-densities at v.
         has_guide: whether the guide can score other samples than its own. If not, the prior takes
             its place in ``sample_guide`` and ``guide_log_prob``.
@@ -69,6 +71,7 @@ class PosteriorTarget:
     scale: Tensor
     log_density: Callable[[Tensor], Tensor]
     sample_guide: Callable[[int], Tensor]
+    sample_prior: Callable[[int], Tensor]
     guide_log_prob: Callable[[Tensor], Tensor]
     prior_log_prob: Callable[[Tensor], Tensor]
     has_guide: bool
@@ -117,6 +120,9 @@ class PosteriorTarget:
             log_p = log_probs_at(model, z, x, *args, layout=layout, **kwargs)
             return total_log_prob({name: log_p[name] for name in z}) + change
 
+        def draw(source: Callable[..., Any]) -> Callable[[int], Tensor]:
+            return lambda count: flatten_sites(sample(source, count)) / unit
+
         source, log_prob = guide, guide_log_prob
         try:
             guide_log_prob(flatten_sites(u) / unit)
@@ -127,7 +133,8 @@ class PosteriorTarget:
             layout,
             unit,
             log_density,
-            lambda count: flatten_sites(sample(source, count)) / unit,
+            draw(source),
+            draw(model),
             log_prob,
             prior_log_prob,
             source is guide,
@@ -140,6 +147,10 @@ class PosteriorTarget:
         if len(rows) == len(self.scale):
             return self
         return PosteriorTarget.create(self.inputs.select(rows), self.layout, self.scale[rows])
+
+    def guide_mean(self) -> Tensor:
+        """Return the mean of a few samples of the guide, ``(N, D)``."""
+        return self.sample_guide(_NUM_GUIDE).mean(0)
 
     @property
     def max_pairs(self) -> int:
