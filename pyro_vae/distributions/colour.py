@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -47,7 +47,7 @@ class ColourLogisticMixture(TorchDistribution):
         https://arxiv.org/abs/1701.05517
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
     has_rsample = False
 
     def __init__(
@@ -73,19 +73,18 @@ class ColourLogisticMixture(TorchDistribution):
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ColourLogisticMixture:
-        tensors = (
+        logits, loc, log_scale, coefficients = (
             tensor.expand(*batch_shape, *tensor.shape[len(self.batch_shape) :])
             for tensor in (self.logits, self.loc, self.log_scale, self.coefficients)
         )
-        return ColourLogisticMixture(
-            *tensors, self.levels, len(self.event_shape), self._validate_args
-        )
+        options = self.levels, len(self.event_shape), self._validate_args
+        return ColourLogisticMixture(logits, loc, log_scale, coefficients, *options)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         log_p = self._pixel_log_prob(value)
-        return sum_rightmost(log_p, len(self.event_shape) - 1)
+        return cast(Tensor, sum_rightmost(log_p, len(self.event_shape) - 1))
 
     def observed_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
         """Return the log-probability of the observed pixels of ``value``, ``(*batch,)``.
@@ -106,7 +105,7 @@ class ColourLogisticMixture(TorchDistribution):
                 "the likelihood's coupling to false"
             )
         log_p = torch.where(every, self._pixel_log_prob(value), 0.0)
-        return sum_rightmost(log_p, len(self.event_shape) - 1)
+        return cast(Tensor, sum_rightmost(log_p, len(self.event_shape) - 1))
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from ..core import distributed
 from ..core.evaluation_mode import preserve_buffers
 from ..programs.base import Program, sample_sites, trace_program
+from .input_scale import advise_scaling
 from .objectives.base import Objective, StepInfo, find_leaf_tensors
 
 __all__ = [
@@ -39,8 +40,8 @@ def check_parameters(
 ) -> None:
     """Check which parameters the loss depends on, from one run for each kind of minibatch.
 
-    Parameters of the program that it never depends on are logged. Buffers and gradients are left
-    unchanged.
+    Parameters of the program that it never depends on are logged, and so is advice for data of a
+    scale with which training may fail. Buffers and gradients are left unchanged.
 
     Arguments:
         program: the program, in the mode in which it is trained.
@@ -72,6 +73,9 @@ def check_parameters(
         names = ", ".join(map(repr, list(unused.values())[:5]))
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
         _log.warning("not trained, because the loss does not depend on them: %s%s", names, more)
+    advice = next(filter(None, (advise_scaling(program, args) for args in examples)), None)
+    if advice and distributed.is_main_process():
+        _log.warning("training may fail or stall: %s", advice)
 
 
 def check_owned(owned: Iterable[Tensor], parameters: Mapping[Tensor, str]) -> None:
@@ -189,11 +193,16 @@ def make_checked_loss_and_grads(objective: Any, module: nn.Module) -> Callable[.
     def loss_and_grads(model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         state = torch.get_rng_state()
         loss = objective.loss_and_grads(model, guide, *args, **kwargs)
-        if not math.isfinite(loss):
-            torch.set_rng_state(state)  # repeat the same samples, to check each site
-            cause = _diagnose(model, guide, args, kwargs)
-            raise NonFiniteLossError(f"the loss became {loss}", *cause)
-        _check_gradients(module, args)
+        try:
+            if not math.isfinite(loss):
+                torch.set_rng_state(state)  # repeat the same samples, to check each site
+                cause = _diagnose(model, guide, args, kwargs)
+                raise NonFiniteLossError(f"the loss became {loss}", *cause)
+            _check_gradients(module, args)
+        except NonFiniteLossError as error:
+            if error.remedy == _REMEDY:
+                error.remedy = advise_scaling(module, args) or _REMEDY
+            raise
         return loss
 
     return loss_and_grads

@@ -32,6 +32,7 @@ from .batches import BatchLoader, ValidationData, checksum_data
 from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
 from .initialization import initialize, needs_data_initialization
+from .input_scale import explain_invalid_parameters
 from .objectives import ELBO
 from .optimizers import FusedOptimizer, create_scheduler
 from .sharding import check_decomposable
@@ -264,7 +265,8 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
     programs = pair.model, pair.guide
     for args in examples:
         inputs = ProgramInputs(*programs, args[0], args[1:], {})
-        audit_minibatch(inputs, len(batches.data))
+        with explain_invalid_parameters(program, args):
+            audit_minibatch(inputs, len(batches.data))
     with pyro.validation_enabled(False):
         frozen, random = keep_frozen(*programs), seeded(seed, Stream.WARM_UP)
         with torch.no_grad(), eval_mode(*programs), frozen, random:
