@@ -23,7 +23,16 @@ def _make_command(evaluation: Evaluation) -> Command:
     """Return a function whose arguments are a run and the options of an evaluation."""
 
     def command(run: Run, **options: Any) -> None:
-        run.compute(evaluation.name, progress=True, on_result=_print_result, **options)
+        entry: dict[str, Any] = {}
+
+        def on_result(result: Result, written: dict[str, Any]) -> None:
+            entry.update(written)
+            _print_result(result, written)
+
+        run.compute(evaluation.name, progress=True, on_result=on_result, **options)
+        if "data" in entry:  # new data, which the report does not show
+            print(f"per-example results: {run.folder / entry['data']['file']}")
+            return
         file = run.evaluation_file(evaluation.name)
         print(f"per-example results: {file}   next: pyro-vae report {run.folder}")
 

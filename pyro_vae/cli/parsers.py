@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 from ..config.experiment import PLUGIN_OPTION, ExperimentParser, as_plugin_names
 from ..config.parser import Layer, Parser
-from ..config.signatures import signature_options
+from ..config.signatures import Option, signature_options
+from ..data import load
+from ..runs.examples import DATA_OPTIONS
 from ..runs.run import Run
 
 __all__ = ["Command", "call", "command_name", "command_summary"]
@@ -22,6 +24,22 @@ _SHARED_TEXTS = {
     "seed": "seed of sampling and binarisation",
     "device": "device to compute on",
 }
+
+
+#: Where the data of a trained run are, or new data; those of the run by default.
+_DATA_GROUP = Option(
+    "data",
+    help="place of the data of the run, or new data for the trained model",
+    group=tuple(
+        o._replace(
+            hint=(str if o.name in ("valid", "test") else o.hint) | None,
+            default=None,
+            positional=False,
+        )
+        for o in signature_options(load)
+        if o.name in DATA_OPTIONS
+    ),
+)
 
 
 def command_name(command: Command) -> str:
@@ -40,8 +58,9 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     Positional parameters without a default, and ``*args``, are positional on the command line; all
     others are options. A ``bool`` with default ``False`` is a flag. The arguments of a dataclass
     (``annealing: Annealing``) are options below its name (``--annealing.num_steps``). A parameter
-    ``run: Run`` is a folder, with ``--plugin`` for the code that may be imported to open it. Help
-    texts come from the docstring's section ``Arguments:``.
+    ``run: Run`` is a folder, with ``--plugin`` for the code that may be imported to open it, and
+    ``--data.path`` and others for data that are elsewhere, or new. Help texts come from the
+    docstring's section ``Arguments:``.
 
     The attribute ``replaced`` of a command maps options of earlier versions to their replacement.
 
@@ -54,13 +73,15 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     ]
     opened = [o.name for o in options if o.hint is Run]
     options = [o._replace(hint=str) if o.name in opened else o for o in options]
-    options += [PLUGIN_OPTION] if opened else []
+    options += [PLUGIN_OPTION, _DATA_GROUP] if opened else []
     parser_type = _RunParser if opened else Parser
     parser = parser_type(options, f"pyro-vae {command_name(command)}", command_summary(command))
     settings = parser.parse(argv)
     arguments = parser.instantiate(settings).as_dict()
-    plugins = arguments.pop(PLUGIN_OPTION.name) if opened else []
-    arguments |= {name: Run(arguments[name], as_plugin_names(plugins)) for name in opened}
+    if opened:
+        plugins = as_plugin_names(arguments.pop(PLUGIN_OPTION.name))
+        data = arguments.pop(_DATA_GROUP.name)
+        arguments |= {name: Run(arguments[name], plugins, data) for name in opened}
     names = [o.name for o in options if o.positional and not o.repeated]
     repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)

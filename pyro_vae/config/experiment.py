@@ -100,6 +100,9 @@ class Experiment:
         self.settings.plugin = [plugin_path(name) for name in names]
         for key in ("path", "root"):
             self.settings.data[key] = _absolute(settings.data[key])
+        for key in ("valid", "test"):  # a number, or a file
+            if isinstance(settings.data[key], str):
+                self.settings.data[key] = _absolute(settings.data[key])
         self.settings.start_from = _absolute(settings.start_from)
 
     @cached_property
@@ -126,8 +129,13 @@ class Experiment:
         """The keyword arguments of ``fit`` set by the configuration."""
         return {**self._instances.fit.as_dict(), "objective": self.objective}
 
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``data.load`` set by the configuration."""
+        return self._instances.data.as_dict()
+
     def load_data(self) -> data.Dataset:
-        return data.load(**self._instances.data.as_dict())
+        return data.load(**self.data_arguments)
 
     @property
     def program(self) -> type[Autoencoder]:

@@ -1,8 +1,19 @@
 """Data sets as tensors: loading, splitting, binarisation and dequantisation."""
 
+from .columns import Column
 from .datasets import Dataset, load
 from .kinds import Kind, kind_of
 from .pixel_values import Binarize, Values
 from .splits import Split, as_split
 
-__all__ = ["Binarize", "Dataset", "Kind", "Split", "Values", "as_split", "kind_of", "load"]
+__all__ = [
+    "Binarize",
+    "Column",
+    "Dataset",
+    "Kind",
+    "Split",
+    "Values",
+    "as_split",
+    "kind_of",
+    "load",
+]

@@ -7,7 +7,7 @@ import mmap
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "SparseRows",
     "array_to_tensor",
     "block_slices",
+    "concatenate",
     "gather",
     "iter_blocks",
     "keep_resident",
@@ -194,6 +195,31 @@ class IndexedArray(Container):
         part = self._array[different]
         dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
         return array_to_tensor(dense[position])
+
+
+class _Concatenated(Container):
+    """Examples of several tensors or containers, one after the other."""
+
+    def __init__(self, parts: Sequence[Tensor | Container]) -> None:
+        self._parts = tuple(parts)
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self.shape, self.dtype = (int(self._ends[-1]), *parts[0].shape[1:]), parts[0].dtype
+        self.reads_ahead = all(getattr(part, "reads_ahead", True) for part in parts)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        values = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
+        owner = torch.bucketize(rows, self._ends, right=True)
+        for index, (part, end) in enumerate(zip(self._parts, self._ends, strict=True)):
+            mine = owner == index
+            if bool(mine.any()):
+                values[mine] = gather(part, rows[mine] - (end - len(part)))
+        return values
+
+
+def concatenate(parts: Sequence[Tensor | Container]) -> Tensor | Container:
+    """Return the examples of several tensors or containers, one after the other."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if len(tensors) == len(parts) else _Concatenated(parts)
 
 
 def keep_resident(values: Container) -> Tensor | Container:

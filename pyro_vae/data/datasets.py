@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 from ..core.components import Shape
 from ..core.random import check_seed
 from ..core.validation import did_you_mean, positive_int
+from .columns import Column
+from .containers import Container, concatenate, gather, iter_blocks
+from .holdout import align_classes, check_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
-from .sources import SOURCES, RawData, SourceOptions, root_folder
+from .sources import FILE_SOURCES, SOURCES, Channels, RawData, SourceOptions, root_folder
 from .splits import Split, are_class_labels, checksum, contains_nan
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Split", "load", "load_unsplit"]
 
 #: The choices of :meth:`Dataset.take`.
 SPLIT_NAMES = ("train", "valid", "test", "all")
@@ -38,6 +42,10 @@ class Dataset:
         binarize: the binarisation scheme.
         checksum: SHA-256 of the stored train, valid and test values, in this order.
         values: the representation of image levels; always ``unit`` for binarised images.
+        peak: the level that becomes 1 in the unit representation; ``None`` for values that are
+            not levels.
+        classes: the names of the classes 0, 1, …, if the labels of the file are strings.
+        columns: the columns of a table, in the order of the values of an example.
     """
 
     name: str
@@ -48,6 +56,9 @@ class Dataset:
     binarize: Binarize
     checksum: str
     values: Values = "unit"
+    peak: float | None = None
+    classes: tuple[str, ...] | None = None
+    columns: tuple[Column, ...] | None = None
 
     def __repr__(self) -> str:
         labels = self.train.labels
@@ -124,7 +135,7 @@ class Dataset:
     def _join(self) -> Split:
         """Return the examples of all splits in the order of the file."""
         parts = [split for split in self._splits if len(split)]
-        values = torch.cat([part.values for part in parts])
+        values = concatenate([part.values for part in parts])
         labels = [part.labels for part in parts if part.labels is not None]
         rows = torch.cat([_rows_of(part) for part in parts])
         # rows of several files repeat, and these stay one after the other
@@ -191,8 +202,8 @@ def load(
     # no default in the signature, but its absence is reported with the choices
     binarize: Binarize = Parameter.empty,  # type: ignore[assignment]
     train: int | None = None,
-    valid: int | float = 0.1,
-    test: int | float = 0.1,
+    valid: int | float | str = 0.1,
+    test: int | float | str = 0.1,
     labelled: int | None = None,
     without_class: int | None = None,
     values: Values = "unit",
@@ -200,6 +211,14 @@ def load(
     path: str | None = None,
     key: str | None = None,
     labels_key: str | None = None,
+    groups_key: str | None = None,
+    stratify: bool = False,
+    channels: Channels | None = None,
+    types: Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
+    size: int | Sequence[int] | None = None,
+    colour: bool | None = None,
+    layer: str | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Load a data set by name.
@@ -215,9 +234,10 @@ def load(
             log-likelihoods depend on it.
         train: number of training examples to use; default: all. The order depends only on the
             seed, so a smaller training set is a subset of a larger one.
-        valid: number of training examples held out for validation; below 1, a fraction.
-        test: number of examples held out for testing; below 1, a fraction. Ignored if the
-            source has its own test set.
+        valid: number of training examples held out for validation; below 1, a fraction; or a file
+            with the validation data.
+        test: number of examples held out for testing; below 1, a fraction; or a file with the test
+            data. Ignored if the source has its own test set.
         labelled: number of training examples that keep their class label, the same number per
             class, sampled with the seed; the other labels become −1 (unknown). Default: all.
         without_class: a class to remove from the training and validation data, e.g. to evaluate
@@ -230,6 +250,17 @@ def load(
         key: name of the array in a ``.npz`` file.
         labels_key: name of the labels in a ``.npz`` file: one integer class per example, −1 if
             unknown, or any other array ``(N, …)`` to condition on.
+        groups_key: name of the groups, e.g. patients, one for each example: all examples of a
+            group are in the same split.
+        stratify: hold out the same share of every class, so that rare ones are in all splits.
+        channels: where the channels of images in an array are, ``first``, ``last``, or ``none`` if
+            it has no images; by default they are recognised.
+        types: types of columns of a table that differ from those recognised, a list of NAME=TYPE
+            with ``real``, ``count``, ``binary`` or ``categorical``.
+        drop: names of columns of a table to leave out.
+        size: size of pictures in a folder, in pixels: one number, or height and width.
+        colour: whether pictures in a folder are read in colour; by default, if any is.
+        layer: layer of an ``.h5ad`` file; default: X.
         seed: seed of the split, the labelled subset and static binarisation.
 
     Returns:
@@ -243,6 +274,113 @@ def load(
         FileNotFoundError: if the file is missing, with where to get it.
         ModuleNotFoundError: if the package that contains the data is not installed.
     """
+    options = SourceOptions(
+        *(root_folder(root), path, key, labels_key, groups_key, channels),
+        *(types, drop, size, colour, layer),
+    )
+    raw = _read(name, options, binarize, values, seed)
+    if stratify and raw.groups is not None:
+        raise ValueError(
+            "expected data.groups_key or data.stratify; got both: leave one of them out"
+        )
+    parts: dict[str, RawData] = {}
+    for part, amount in (("test", test), ("valid", valid)):
+        own = getattr(raw, part)
+        if isinstance(amount, str):
+            other = replace(
+                *(options,),
+                path=amount,
+                columns=raw.columns,
+                groups_key=None,
+                types=None,
+                drop=None,
+            )
+            own = _read_part(name, other, part, raw, binarize, values)
+        elif own is None:
+            raw, own = hold_out(raw, amount, part, seed, stratify)
+        parts[part] = own
+    train_part, valid_part, test_part = raw, parts["valid"], parts["test"]
+    if without_class is not None:
+        check_class(name, train_part, without_class)
+        train_part, valid_part = (
+            select(part, (cast(Tensor, part.labels) != without_class).nonzero()[:, 0])
+            for part in (train_part, valid_part)
+        )
+    if train is not None:
+        size = len(train_part.values)
+        if positive_int("data.train", train) > size:
+            raise ValueError(
+                f"expected data.train to be at most {size}, the number of examples not held out; "
+                f"got {train}: reduce data.train, or hold out fewer examples"
+            )
+        train_part = select(train_part, torch.arange(train))
+    loaded = _assemble(name, (train_part, valid_part, test_part), binarize, values, seed)
+    return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
+
+
+def load_unsplit(
+    name: str,
+    *,
+    binarize: Binarize,
+    values: Values = "unit",
+    root: str | None = None,
+    path: str | None = None,
+    key: str | None = None,
+    labels_key: str | None = None,
+    seed: int = 0,
+    channels: Channels | None = None,
+    size: int | Sequence[int] | None = None,
+    colour: bool | None = None,
+    layer: str | None = None,
+    peak: float | None = None,
+    classes: tuple[str, ...] | None = None,
+    columns: tuple[Column, ...] | None = None,
+) -> Dataset:
+    """Load new data for a trained model: all examples, as test data, in the order of the file.
+
+    Labels are read if the file has them.
+
+    Arguments:
+        name, binarize, values, root, path, key, labels_key, channels, size, colour, layer, seed:
+            as for :func:`load`.
+        peak: the level that becomes 1 in the data that the model was trained on, or ``None`` if
+            their values are not levels.
+        classes: the names of the classes of the training data.
+        columns: the columns of the training data.
+
+    Raises:
+        ValueError: if the values have other levels, or as for :func:`load`.
+    """
+    options = SourceOptions(
+        *(root_folder(root), path, key, labels_key, None, channels),
+        size=size,
+        colour=colour,
+        layer=layer,
+        columns=columns,
+        has_optional_labels=True,
+    )
+    raw = _read(name, options, binarize, values, seed, peak=peak)
+    raw = align_classes(raw, classes, path or name)
+    if raw.test is not None:
+        raw = raw.test  # the part that no model was trained on
+    nothing = select(raw, torch.arange(0))
+    return _assemble(name, (nothing, nothing, raw), binarize, values, seed)
+
+
+#: The value of an argument that is not given.
+_UNKNOWN: Any = object()
+
+
+def _read(
+    name: str,
+    options: SourceOptions,
+    binarize: Binarize,
+    values: Values,
+    seed: int,
+    *,
+    peak: float | None = _UNKNOWN,
+) -> RawData:
+    """Read a source and check that its values can be represented as requested."""
     _check_choice("data set", name, tuple(SOURCES))
     _check_choice("binarize", binarize, BINARIZE_CHOICES)
     _check_choice("values", values, VALUES_CHOICES)
@@ -253,11 +391,13 @@ def load(
         )
     check_seed(seed)
     try:
-        raw = SOURCES[name](SourceOptions(root_folder(root), path, key, labels_key))
+        raw = SOURCES[name](options)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"data set {name!r} needs the package {error.name}: pip install 'pyro-vae[data]'"
         ) from error
+    if peak is not _UNKNOWN:
+        raw = _set_peak(raw, peak)
     try:
         kind_of(raw.values)
     except ValueError as error:
@@ -265,44 +405,83 @@ def load(
     if binarize != "none" and raw.peak is None:
         raise ValueError(
             f"expected values in [0, 1] or image levels to binarise; got "
-            f"{kind_of(raw.values).describe(raw.values)}: set data.binarize to none"
+            f"{_describe(raw.values)}: set data.binarize to none"
         )
     is_integer = kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
     if values == "dequantized" and (raw.peak is None or not is_integer):
         raise ValueError(
             f"expected image levels 0 … n to dequantise; got "
-            f"{kind_of(raw.values).describe(raw.values)}: set data.values to unit"
+            f"{_describe(raw.values)}: set data.values to unit"
         )
-    raw = _number_rows(raw)
-    test_part = None if raw.test is None else _number_rows(raw.test)
-    if test_part is None:
-        raw, test_part = _hold_out(raw, test, "test", seed)
-    train_part, valid_part = _hold_out(raw, valid, "valid", seed)
-    if without_class is not None:
-        _check_class(name, train_part, without_class)
-        train_part, valid_part = (
-            _select(part, (cast(Tensor, part.labels) != without_class).nonzero()[:, 0])
-            for part in (train_part, valid_part)
+    own = {n: None if p is None else number_rows(p) for n, p in raw.own_parts.items()}
+    return replace(number_rows(raw), **own)
+
+
+def _read_part(
+    name: str,
+    options: SourceOptions,
+    part: str,
+    train: RawData,
+    binarize: Binarize,
+    values: Values,
+) -> RawData:
+    """Read validation or test data from a file of their own."""
+    if name not in FILE_SOURCES:
+        raise ValueError(
+            f"expected data.{part} to be a number or a fraction for data set {name!r}; got the "
+            f"file {options.path}: only {', '.join(FILE_SOURCES)} read your own files"
         )
-    if train is not None:
-        size = len(train_part.values)
-        if positive_int("data.train", train) > size:
-            raise ValueError(
-                f"expected data.train to be at most {size}, the number of examples not held out; "
-                f"got {train}: reduce data.train, or hold out fewer examples"
-            )
-        train_part = _select(train_part, torch.arange(train))
-    parts = (train_part, valid_part, test_part)
+    raw = _read(name, options, binarize, values, 0, peak=train.peak)
+    if raw.values.shape[1:] != train.values.shape[1:]:
+        raise ValueError(
+            f"expected examples of shape {tuple(train.values.shape[1:])} in {options.path}, as in "
+            f"the training data; got {tuple(raw.values.shape[1:])}"
+        )
+    return align_classes(raw, train.classes, str(options.path))
+
+
+def _set_peak(raw: RawData, peak: float | None) -> RawData:
+    """Return new data on the scale of the training data, whose level ``peak`` becomes 1."""
+    own = {n: None if p is None else _set_peak(p, peak) for n, p in raw.own_parts.items()}
+    raw = replace(raw, **own)
+    if raw.peak == peak:
+        return raw
+    highest = max(float(block.max()) for block in iter_blocks(raw.values))
+    # bytes of dark images alone may look like 0/1, and bytes of counts like levels
+    if peak is None or (not raw.values.dtype.is_floating_point and highest <= peak):
+        return replace(raw, peak=peak)
+    raise ValueError(
+        f"expected values with levels 0 … {peak:g}, as in the training data; got values up to "
+        f"{highest:g} of type {raw.values.dtype}: convert them to the scale of the training data"
+    )
+
+
+def _assemble(
+    name: str,
+    parts: tuple[RawData, RawData, RawData],
+    binarize: Binarize,
+    values: Values,
+    seed: int,
+) -> Dataset:
     splits = [_make_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
-    loaded = Dataset(
+    first = next(split for split in splits if len(split))
+    return Dataset(
         name,
         *splits,
-        kind=Kind.BINARY if binarize != "none" else splits[0].find_kind(seed),
+        kind=Kind.BINARY if binarize != "none" else first.find_kind(seed),
         binarize=binarize,
         checksum=checksum(split.values for split in splits),
         values=values if binarize == "none" else "unit",
+        peak=parts[0].peak,
+        classes=parts[0].classes,
+        columns=parts[0].columns,
     )
-    return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
+
+
+def _describe(values: Tensor | Container) -> str:
+    """Summarise values for messages."""
+    part = values if isinstance(values, Tensor) else values.gather(slice(1000))
+    return kind_of(values).describe(part)
 
 
 def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
@@ -316,48 +495,8 @@ def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {got!r}{hint}")
 
 
-def _hold_out(raw: RawData, amount: int | float, name: str, seed: int) -> tuple[RawData, RawData]:
-    """Hold out ``amount`` random examples, or random blocks of near duplicates."""
-    size = len(raw.values)
-    # NaN and infinite amounts are in neither range
-    is_fraction, is_number = 0 <= amount < 1, 1 <= amount < size and amount == int(amount)
-    count = round(amount * size) if is_fraction else int(amount) if is_number else size
-    if count >= size:
-        raise ValueError(
-            f"expected data.{name} to be a fraction below 1 or a number of examples below {size}; "
-            f"got {amount}"
-        )
-    order = np.random.default_rng([seed, size]).permutation(-(-size // raw.block))
-    rows = np.concatenate([np.arange(b * raw.block, (b + 1) * raw.block) for b in order])
-    rows = torch.from_numpy(rows[rows < size])
-    return _select(raw, rows[count:]), _select(raw, rows[:count])
-
-
 def _rows_of(split: Split) -> Tensor:
     return torch.arange(len(split)) if split.rows is None else split.rows
-
-
-def _select(raw: RawData, rows: Tensor) -> RawData:
-    labels = None if raw.labels is None else raw.labels[rows]
-    kept = None if raw.rows is None else raw.rows[rows]
-    return replace(raw, values=raw.values[rows], labels=labels, rows=kept)
-
-
-def _number_rows(raw: RawData) -> RawData:
-    return replace(raw, rows=torch.arange(len(raw.values)))
-
-
-def _check_class(name: str, train: RawData, label: int) -> None:
-    """Raise if ``label`` is not in the training data, or is their only class."""
-    classes = []
-    if train.labels is not None and train.labels.ndim <= 1:
-        classes = train.labels.unique().tolist()
-    if label not in classes or len(classes) == 1:
-        listed = ", ".join(map(str, classes)) or "none"
-        raise ValueError(
-            f"expected data.without_class to be one of at least two classes of {name!r} "
-            f"({listed}); got {label}"
-        )
 
 
 def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) -> Split:
@@ -368,7 +507,7 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
                 f"expected complete values for data.binarize {how}; got NaN (unobserved): set "
                 f"data.binarize to dynamic or none"
             )
-        grey = stored.to(torch.float64) / peak
+        grey = gather(stored, slice(None)).to(torch.float64) / peak
         return Split(binarize(grey, how, seed, part), labels=raw.labels, rows=raw.rows)
     keeps_levels = how == "none" and values == "integer"
     return Split(

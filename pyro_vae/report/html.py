@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from . import pictures, plots
 
 __all__ = ["write_report"]
 
+_log = logging.getLogger("pyro_vae")
+
 #: Images per row of the decoded latent space.
 _MANIFOLD_SIZE = 20
 
@@ -48,7 +51,7 @@ def write_report(run: Run) -> None:
 
 
 def _write_report(run: Run) -> None:
-    _, data, model = run.open()
+    model = run.program
     bounds = run.read_bounds()
     results = {
         e: run.read_evaluation(e.name)
@@ -59,14 +62,16 @@ def _write_report(run: Run) -> None:
     result = run.read_result()
     result |= {e.name: dict(r.provenance) for e, r in results.items()}
     # the evaluated examples, with the same dynamic binarisation
-    split = data.take(result["bounds"]["split"], len(bounds))
+    split = _take_split(run, result["bounds"]["split"], len(bounds))
+    seed = bounds.seed or 0
     done = list(results)
     sections = [e.make_section(r) for e, r in results.items()]
     overview = [
         Picture("learning", "Learning curves", "", plots.plot_learning_curves(run.read_metrics())),
         *sections[0].pictures,
-        *_weight_pictures(model, split, bounds),
-        *_image_pictures(model, split, bounds.seed or 0),
+        *(() if split is None else _weight_pictures(model, split, bounds)),
+        *_sample_pictures(run, split, seed),
+        *(() if split is None else _image_pictures(model, split, seed)),
     ]
 
     def inline(picture: Picture) -> str:
@@ -93,6 +98,22 @@ def _write_report(run: Run) -> None:
     files.atomic_write_text(run.report, page)
 
 
+def _take_split(run: Run, name: str, size: int) -> Split | None:
+    """Return the evaluated examples, or ``None`` with a warning if their file is missing."""
+    try:
+        return run.data.take(name, size)
+    except FileNotFoundError as error:
+        _log.warning("report without weights, reconstructions and latents of examples: %s", error)
+        return None
+
+
+def _sample_pictures(run: Run, split: Split | None, seed: int) -> Iterator[Picture]:
+    """Yield new samples, if the examples are images."""
+    labelled = split or run.label_examples()
+    if labelled is not None and pictures.is_image(labelled.event_shape):
+        yield pictures.sample_picture(run.program, labelled, seed)
+
+
 def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
     # with a ladder, k̂ of the samples of q
     khat = bounds.per_datum.get("guide_khat", bounds.per_datum["khat"])
@@ -114,10 +135,9 @@ def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Pic
 
 
 def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Picture]:
-    """Yield samples, reconstructions and 2-D latents, if the examples are images."""
+    """Yield reconstructions and 2-D latents, if the examples are images."""
     if not pictures.is_image(split.event_shape):
         return
-    yield pictures.sample_picture(program, split, seed)
     yield pictures.reconstruction_picture(program, split, seed)
     if getattr(program, "latent_dim", None) != 2:
         return

@@ -129,8 +129,12 @@ class RunFiles:
         return bounds
 
     def read_evaluation(self, name: str) -> Result:
-        """Return the result of an evaluation, whose file must exist, with its provenance."""
-        evaluation, path = EVALUATIONS[name], self.evaluation_file(name)
+        """Return the result of an evaluation, whose file must exist, with its provenance.
+
+        Arguments:
+            name: its name; for new data, followed by a dot and the start of their checksum.
+        """
+        evaluation, path = EVALUATIONS[name.partition(".")[0]], self.evaluation_file(name)
         repeat = f"`pyro-vae {evaluation.command} {self.folder}`"
         try:
             result = evaluation.result.from_netcdf(path)
@@ -299,7 +303,9 @@ class RunFiles:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.figures, ignore_errors=True)
         for name in EVALUATIONS:
-            for path in (self.evaluation_file(name), *self._checkpoint_parts(name)):
+            # also those of new data
+            others = (*self.folder.glob(f"{name}.*.nc"), *self.folder.glob(f"{name}.*.npz*"))
+            for path in (self.evaluation_file(name), *self._checkpoint_parts(name), *others):
                 path.unlink(missing_ok=True)
         for path in (self.config, self.result):
             pending = self._pending / path.name
@@ -357,6 +363,7 @@ class RunFiles:
         for name in EVALUATIONS:
             file = self.checkpoint_file(name)
             targets += [self.evaluation_file(name), file, file.with_name(f"{file.name}*.*")]
+            targets += [self.folder / f"{name}.*.nc", self.folder / f"{name}.*.npz*"]
         return [*targets, self.figures / "*.png"]
 
     def _is_new(self) -> bool:

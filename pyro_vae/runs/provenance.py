@@ -21,6 +21,7 @@ from ..evaluation.estimates import Estimate
 from ..evaluation.results import Result
 from ..models import Autoencoder
 from ..programs.base import label_use
+from .examples import describe_shapes
 
 __all__ = [
     "collect_provenance",
@@ -50,6 +51,10 @@ def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
             "kind": str(data.kind),
             "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
             "checksum": data.checksum,
+            "peak": data.peak,
+            **({} if data.classes is None else {"classes": data.classes}),
+            **({} if data.columns is None else {"columns": [c.to_dict() for c in data.columns]}),
+            **describe_shapes(experiment, data),
             **labelled,
         },
         "versions": {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,15 @@ from ..learning import History, checkpoint, fit
 from ..learning.training import resolve_device
 from ..models import Autoencoder
 from ..programs import inputs
+from .examples import (
+    DATA_OPTIONS,
+    RunData,
+    absolute_changes,
+    find_files,
+    load_run_data,
+    make_label_examples,
+    recorded_shapes,
+)
 from .files import RunError, RunFiles
 from .provenance import (
     collect_provenance,
@@ -52,15 +61,6 @@ _MUTABLE_SETTINGS = {
 }
 
 
-class OpenedRun(NamedTuple):
-    """A finished run with a part of its data."""
-
-    experiment: Experiment
-    data: Dataset
-    model: Autoencoder
-    examples: Split
-
-
 class Run(RunFiles):
     """The folder of one run; all files are written atomically.
 
@@ -71,7 +71,36 @@ class Run(RunFiles):
 
     ``result.json`` has the SHA-256 of the weights, and every ``NAME.nc`` that of the weights that
     it is a result of. One process trains in the folder, and none evaluates meanwhile.
+
+    A trained run can be opened without its data. They are read when they are needed.
+
+    Arguments:
+        folder: the folder, which need not exist yet.
+        plugin: the plugins to import when the run is opened, see :class:`~.files.RunFiles`.
+        data: options of :func:`~pyro_vae.data.load` (``path``, ``root``, ``key``, …) that replace
+            those of a trained run, to name the place of its data or new data. New data are all test
+            data, in the order of the file.
     """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        plugin: str | Sequence[str] = (),
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(folder, plugin)
+        changes = absolute_changes(data or {})
+        for part in ("valid", "test"):
+            if not isinstance(changes.get(part, ""), str):
+                raise ValueError(
+                    f"expected data.{part} of a trained run to be a file; got {changes[part]}"
+                )
+        for name in changes.keys() - set(DATA_OPTIONS):
+            raise ValueError(
+                f"expected options that say where data are, {', '.join(DATA_OPTIONS)}; got {name!r}"
+                f"{did_you_mean(name, DATA_OPTIONS)}"
+            )
+        self._data_changes = changes
 
     def fit(
         self,
@@ -197,53 +226,94 @@ class Run(RunFiles):
         return history
 
     @cached_property
-    def _opened(self) -> tuple[Experiment, Dataset, Autoencoder]:
-        return self.open()
-
-    @property
     def program(self) -> Autoencoder:
-        """The trained program, loaded once by :meth:`open`."""
-        return self._opened[2]
+        """The trained program on the CPU, loaded once. This needs no data.
+
+        Raises:
+            RunError: if the run is not finished, or if its files do not belong together.
+        """
+        return self._open_program(self.experiment, "cpu")[0]
 
     @property
     def data(self) -> Dataset:
-        """The data of the run, loaded once by :meth:`open`."""
-        return self._opened[1]
+        """The data of the run, or the new data, loaded once when they are needed.
+
+        Raises:
+            FileNotFoundError: if a file is missing, with the option that names another one.
+            RunError: if the data have changed since the run was trained.
+        """
+        return self._loaded.dataset
+
+    @property
+    def has_new_data(self) -> bool:
+        """Whether :attr:`data` are others than those that the run was trained on."""
+        return self._loaded.tag is not None
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment of the trained run, loaded once."""
+        return self._open_experiment()
+
+    @cached_property
+    def _loaded(self) -> RunData:
+        return self._load_data(self.experiment)
+
+    @property
+    def data_files(self) -> list[Path]:
+        """The existing files and folders of the data, those of the run and new ones."""
+        return find_files(self.experiment, self._data_changes)
+
+    def label_examples(self) -> Split | None:
+        """Return placeholders with the labels to sample new examples for, without reading data.
+
+        Returns:
+            One example of each class, or one example if the program uses no labels; ``None`` if
+            the labels are not classes, or if the run is of an earlier version.
+        """
+        return make_label_examples(self.program, self.read_result().get("data", {}))
+
+    def _open_experiment(self) -> Experiment:
+        self._check_trained()
+        return self._load_experiment()
+
+    def _load_data(self, experiment: Experiment) -> RunData:
+        """Load the data of the run, after checking that they have not changed, or new data."""
+        data = load_run_data(experiment, self.read_result().get("data", {}), self._data_changes)
+        if data.tag is None:
+            self._check_data(experiment, data.dataset, resume=True)
+        return data
 
     def open(self, device: str = "cpu") -> tuple[Experiment, Dataset, Autoencoder]:
         """Return the experiment, its data and the trained model on ``auto``, ``cpu`` or ``cuda``.
 
         Raises:
+            FileNotFoundError: if a file of the data is missing.
             RunError: if the run is not finished, or if its files do not belong together.
         """
-        return self._open_with_checksum(device)[:3]
+        resolve_device(device)
+        experiment = self._open_experiment()
+        data, _ = self._load_data(experiment)
+        return experiment, data, self._open_program(experiment, device, data)[0]
 
-    def _open_with_checksum(self, device: str) -> tuple[Experiment, Dataset, Autoencoder, str]:
-        """Open the run, see :meth:`open`, with the SHA-256 of the weights that were loaded."""
+    def _open_program(
+        self, experiment: Experiment, device: str, data: Dataset | None = None
+    ) -> tuple[Autoencoder, str]:
+        """Return the trained program and the SHA-256 of its weights.
+
+        Arguments:
+            experiment: the experiment of the run.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            data: the data, if they are loaded already.
+        """
         torch_device = resolve_device(device)
-        self._check_trained()
-        experiment = self._load_experiment()
-        data = experiment.load_data()
-        self._check_data(experiment, data, resume=True)
-        model = experiment.build_model(data)
+        shapes = recorded_shapes(experiment, self.read_result().get("data", {}))
+        model = experiment.build_model(shapes or data or self.data)
         weights = self._load_weights(
             model, f"{self.weights} is damaged or belongs to another model than {self.config}"
         )
         if note := self._version_note():
             _log.warning("numbers may differ from those of %s%s", self.folder, note)
-        return experiment, data, model.to(torch_device), weights
-
-    def open_split(
-        self, split: str = "test", num_data: int | None = None, device: str = "cpu"
-    ) -> OpenedRun:
-        """Open the run with a split of its data, or with its first examples only.
-
-        Raises:
-            RunError: as for :meth:`open`.
-            ValueError: if the split is empty, or if a number is out of range.
-        """
-        opened = self.open(device)
-        return OpenedRun(*opened, opened[1].take(split, num_data))
+        return model.to(torch_device), weights
 
     def evaluate(self, split: str = "test", **options: Any) -> Bounds:
         """Evaluate the trained model on a split, see :meth:`compute`.
@@ -267,6 +337,9 @@ class Run(RunFiles):
         **options: Any,
     ) -> Result:
         """Compute an evaluation of the trained model and write its file and ``result.json``.
+
+        The result of new data has a file of its own, ``NAME.CHECKSUM.nc``, and leaves that of the
+        data of the run as it is.
 
         Several processes can evaluate together, see :func:`~pyro_vae.evaluate`. An interrupted
         computation resumes from its checkpoint if it is repeated with the same options.
@@ -302,10 +375,13 @@ class Run(RunFiles):
                 self.require_config()
                 if distributed.is_main_process():
                     stack.enter_context(self.exclusive(name))
-                _, data, model, weights = self._open_with_checksum(device)
+                experiment = self._open_experiment()
+                data, tag = self._load_data(experiment)
+                model, weights = self._open_program(experiment, device, data)
+            key = name if tag is None else f"{name}.{tag}"
             start = time.perf_counter()
             result = evaluation.compute(
-                model, data, checkpoint=self.checkpoint_file(name), progress=progress, **options
+                model, data, checkpoint=self.checkpoint_file(key), progress=progress, **options
             )
             if "split" in options:
                 examples = data.take(options["split"], options["num_data"])
@@ -320,15 +396,21 @@ class Run(RunFiles):
                     "seconds": time.perf_counter() - start,
                     "device": device_name(model),
                     "weights": weights,
+                    **({} if tag is None else {"data": self._describe_new(data, key)}),
                 }
                 if on_result is not None:
                     on_result(result, entry)
-                self._write_evaluation(name, result, entry)
+                self._write_evaluation(key, result, entry)
                 if evaluation.is_resumable(options):
-                    for path in self._checkpoint_parts(name):
+                    for path in self._checkpoint_parts(key):
                         path.unlink()
             distributed.all_gather(None)
             return result
+
+    def _describe_new(self, data: Dataset, key: str) -> dict[str, Any]:
+        """Return the provenance of new data, and the file of their result."""
+        file = self.evaluation_file(key).name
+        return {**self._data_changes, "checksum": data.checksum, "file": file}
 
     def _write_evaluation(self, name: str, result: Result, entry: dict[str, Any]) -> None:
         """Write the file of an evaluation and its entry of ``result.json``."""
@@ -391,8 +473,14 @@ class Run(RunFiles):
         self.check_folder(resume, overwrite)
         if not resume or not self.config.is_file():
             return
-        differences = experiment.differences(self._load_experiment(experiment.settings.plugin))
+        trained = self._load_experiment(experiment.settings.plugin)
+        differences = experiment.differences(trained)
         changed = [key for key in differences if key not in _MUTABLE_SETTINGS]
+        # moved files, whose checksums are verified
+        ours, theirs = experiment.data_arguments, trained.data_arguments
+        for part in ("valid", "test"):
+            if isinstance(ours[part], str) and isinstance(theirs[part], str):
+                changed = [key for key in changed if key != f"data.{part}"]
         if changed:
             raise RunError(
                 f"{self.folder} has another configuration ({', '.join(changed)} differ): resume "
@@ -487,13 +575,19 @@ class Run(RunFiles):
                 )
 
 
-def load(folder: Path | str, plugin: str | Sequence[str] = ()) -> Run:
+def load(
+    folder: Path | str,
+    plugin: str | Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
+) -> Run:
     """Open the folder of a finished run.
 
     Arguments:
         folder: what ``pyro-vae fit --run`` wrote.
         plugin: the plugins that the run uses, as modules or files. They are imported, which
             executes their code; those that only the run itself names are not.
+        data: options of :func:`~pyro_vae.data.load` for the new place of the data, or for new data,
+            e.g. ``{"path": "new.npy"}``.
 
     Returns:
         The :class:`Run`: its trained ``program``, its ``data``, ``read_bounds()`` and more.
@@ -508,6 +602,6 @@ def load(folder: Path | str, plugin: str | Sequence[str] = ()) -> Run:
         run = pv.load("runs/vamp")
         print(pv.evaluate(run.program, run.data.test))
     """
-    run = Run(folder, plugin)
+    run = Run(folder, plugin, data)
     _ = run.program  # fail here, and not at the first use
     return run

@@ -1,65 +1,127 @@
-"""NumPy files of the user."""
+"""NumPy files of the user, and sparse matrices that SciPy saved."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.validation import as_path
-from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors
+from ..containers import RESIDENT_BYTES, Container, SparseRows, iter_blocks, keep_resident
+from ..conversion import as_values
+from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
+from .channels import put_channels_first
+from .labels import LabelColumn, encode_groups, to_labels
 
-__all__ = ["array"]
+__all__ = ["array", "levels_of", "make_raw"]
+
+#: Names in the file of a sparse matrix, as ``scipy.sparse.save_npz`` writes it.
+_SPARSE_NAMES = {"format", "shape", "data"}
 
 
 def array(options: SourceOptions) -> RawData:
-    """A user-supplied ``.npy`` or ``.npz`` file of shape ``(N, …)``.
+    """A file of numbers ``(N, …)``: ``.npy``, ``.npz``, or a sparse matrix saved by SciPy.
 
-    In a ``.npz`` file, ``key`` names the array and ``labels_key`` the labels.
+    In a ``.npz`` file, ``key`` names the array, ``labels_key`` the labels and ``groups_key`` the
+    groups. Bytes above 1 are image levels 0…255. For images whose channels are not where they are
+    recognised, ``channels`` says where they are.
     """
-    if options.path is None:
-        raise ValueError("data set 'array' needs data.path, the path of a .npy or .npz file")
-    file = as_path(options.path)
-    if not file.is_file():
-        raise FileNotFoundError(f"expected a .npy or .npz file at data.path; found none at {file}")
+    file = require_file(options, "array", "a .npy or .npz file")
     with explain_read_errors(file, "be a .npy or .npz file of numbers"):
-        values, labels = _read_arrays(file, options)
+        stored = _read_arrays(file, options)
+    tensor = _open_values(stored.values, options, file)
+    labels = None if stored.labels is None else to_labels(stored.labels, len(tensor), file)
+    groups = None if stored.groups is None else encode_groups(stored.groups, len(tensor), file)
+    return make_raw(tensor, levels_of(tensor), labels, groups)
+
+
+def _open_values(values: Any, options: SourceOptions, file: Path) -> Tensor | Container:
+    """Return the stored values as a tensor, or large ones as a container."""
+    if not isinstance(values, np.ndarray):  # a sparse matrix
+        return values
     if values.dtype.kind not in "biuf" or values.ndim < 1 or not values.size:
         raise ValueError(
             f"expected numbers of shape (N ≥ 1, …) in {file}; got {values.dtype} of shape "
             f"{values.shape}"
         )
-    tensor = _to_tensor(values)
-    label_tensor = None if labels is None else _to_labels(labels, len(values), file)
-    if values.dtype == np.uint8 and tensor.max() > 1:
-        return RawData(tensor, label_tensor, peak=255)
-    # values in [0, 1] are grey values and can be binarised
-    is_unit = bool((tensor >= 0).all() and (tensor <= 1).all())
-    return RawData(tensor, label_tensor, peak=1 if is_unit else None)
+    values = put_channels_first(values, options.channels, file)
+    return as_values(values) if isinstance(values, np.memmap) else _to_tensor(values)
 
 
-def _read_arrays(file: Path, options: SourceOptions) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read the array, and the labels if ``labels_key`` is set."""
+def make_raw(
+    values: Tensor | Container,
+    peak: float | None,
+    labels: LabelColumn | None,
+    groups: Tensor | None,
+) -> RawData:
+    """Return data with labels, the names of their classes, and groups."""
+    numbers, classes = labels or (None, None)
+    return RawData(values, numbers, peak, classes=classes, groups=groups)
+
+
+def levels_of(values: Tensor | Container) -> float | None:
+    """Return the level that becomes 1: 255 for bytes, 1 for grey values, ``None`` for others."""
+    for block in iter_blocks(values):
+        if not bool((block >= 0).all() and (block <= 1).all()):
+            return 255 if block.dtype == torch.uint8 else None
+    return 1  # values in [0, 1] are grey values and can be binarised
+
+
+class _Stored(NamedTuple):
+    """The arrays of a file."""
+
+    values: Any
+    labels: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+
+def _read_arrays(file: Path, options: SourceOptions) -> _Stored:
+    """Read the array, and the labels and groups if their names are set."""
+    names = {"labels_key": options.labels_key, "groups_key": options.groups_key}
+    given = {option: name for option, name in names.items() if name is not None}
+    if file.suffix == ".npy" and file.stat().st_size > RESIDENT_BYTES and not given:
+        return _Stored(np.load(file, mmap_mode="r", allow_pickle=False))
     # opened here, because np.load leaves a damaged file open
     with file.open("rb") as stream:
         stored = np.load(stream, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            if options.labels_key is not None:
+        is_archive = isinstance(stored, np.lib.npyio.NpzFile)
+        if options.has_optional_labels:
+            known = stored.files if is_archive else ()
+            given = {option: name for option, name in given.items() if name in known}
+        if not is_archive:
+            for option in given:
                 raise ArrayNameError(
-                    f"expected a .npz file, in which data.labels_key names an array; got {file}, "
+                    f"expected a .npz file, in which data.{option} names an array; got {file}, "
                     f"which contains a single unnamed array"
                 )
-            return stored, None
-        key, others = options.key, [name for name in stored.files if name != options.labels_key]
+            return _Stored(stored)
+        if set(stored.files) >= _SPARSE_NAMES:
+            return _Stored(_read_sparse(file, stored, given, options.key))
+        key, others = options.key, [n for n in stored.files if n not in given.values()]
         if key is None and len(others) == 1:
             key = others[0]
         values = _get_array(stored, "key", key, file)
-        if options.labels_key is None:
-            return values, None
-        return values, _get_array(stored, "labels_key", options.labels_key, file)
+        found = {o: _get_array(stored, o, name, file) for o, name in given.items()}
+        return _Stored(values, found.get("labels_key"), found.get("groups_key"))
+
+
+def _read_sparse(
+    file: Path, stored: Any, given: dict[str, str], key: str | None
+) -> Tensor | Container:
+    """Read a sparse matrix; its stored parts are no data of their own."""
+    from scipy import sparse
+
+    if key is not None or given:
+        option = "key" if key is not None else next(iter(given))
+        shape = tuple(map(int, stored["shape"]))
+        raise ArrayNameError(
+            f"expected no data.{option} for a sparse matrix saved by SciPy, which is a single "
+            f"matrix of shape {shape}; got data.{option} for {file}: leave it "
+            f"out, or store matrix and labels in a table or .h5ad file"
+        )
+    return keep_resident(SparseRows(sparse.load_npz(file)))
 
 
 def _get_array(stored: Any, option: str, name: str | None, file: Path) -> np.ndarray:
@@ -68,7 +130,16 @@ def _get_array(stored: Any, option: str, name: str | None, file: Path) -> np.nda
             f"expected data.{option} to name an array in {file}; got {name!r}, the file contains "
             f"{', '.join(stored.files)}"
         )
-    return stored[name]
+    try:
+        return stored[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ArrayNameError(
+            f"expected numbers or strings in array {name!r} of {file}; got Python objects, whose "
+            f"code would be executed on loading: save it as strings by array.astype(str), or as "
+            f"numbers"
+        ) from error
 
 
 def _to_tensor(values: np.ndarray) -> Tensor:
@@ -79,25 +150,3 @@ def _to_tensor(values: np.ndarray) -> Tensor:
     elif values.dtype == np.longdouble:
         values = values.astype(np.float64)
     return torch.from_numpy(values)
-
-
-def _to_labels(labels: np.ndarray, size: int, file: Path) -> Tensor:
-    """Convert labels to int64 classes, or to floats of the default dtype."""
-    if labels.dtype.kind not in "biuf" or labels.shape[:1] != (size,) or not labels.size:
-        raise ValueError(
-            f"expected labels of shape ({size}, …) in {file}, one for each example; got "
-            f"{labels.dtype} of shape {labels.shape}"
-        )
-    if labels.ndim > 1 or labels.dtype.kind == "f":
-        tensor = _to_tensor(labels).to(torch.get_default_dtype())
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"expected finite labels in {file}; got NaN or infinite values")
-        return tensor
-    classes = labels.astype(np.int64)
-    # an unsigned type has no −1, and a class of 2⁶³ or more becomes negative
-    if classes.min() < -1 or (labels.dtype.kind == "u" and classes.min() < 0):
-        raise ValueError(
-            f"expected classes 0, 1, 2, … as labels in {file}, or −1 for unknown; got "
-            f"{labels.min()} to {labels.max()}"
-        )
-    return torch.from_numpy(classes)

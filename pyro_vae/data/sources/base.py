@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ...core.validation import as_path
+from ..columns import Column
+from ..containers import Container
 
 __all__ = [
     "ArrayNameError",
@@ -18,6 +20,7 @@ __all__ = [
     "SourceOptions",
     "explain_read_errors",
     "find_file",
+    "require_file",
     "root_folder",
 ]
 
@@ -35,14 +38,27 @@ class RawData:
         block: number of consecutive examples that stay on one side of a split, because
             neighbours are near duplicates.
         rows: the row of each example in its file, ``(N,)``; set by :func:`~pyro_vae.data.load`.
+        classes: the names of the classes, if the labels were strings.
+        groups: the number of the group of each example, ``(N,)``; a group is not split.
+        valid: the source's own validation set, if any.
+        columns: the columns of a table.
     """
 
-    values: Tensor
+    values: Tensor | Container
     labels: Tensor | None
     peak: float | None
     test: RawData | None = None
     block: int = 1
     rows: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+    groups: Tensor | None = None
+    valid: RawData | None = None
+    columns: tuple[Column, ...] | None = None
+
+    @property
+    def own_parts(self) -> dict[str, RawData | None]:
+        """The validation and test sets of the source, by name."""
+        return {"valid": self.valid, "test": self.test}
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,17 @@ class SourceOptions:
     path: str | None = None
     key: str | None = None
     labels_key: str | None = None
+    groups_key: str | None = None
+    channels: str | None = None
+    types: Sequence[str] | None = None
+    drop: Sequence[str] | None = None
+    size: int | Sequence[int] | None = None
+    colour: bool | None = None
+    layer: str | None = None
+    #: The columns of the training data, which another table must have.
+    columns: tuple[Column, ...] | None = None
+    #: Whether a file without the labels that ``labels_key`` names has none.
+    has_optional_labels: bool = False
 
 
 def root_folder(root: str | Path | None) -> Path:
@@ -82,6 +109,21 @@ def explain_read_errors(file: Path, contents: str, source: str | None = None) ->
         raise ValueError(
             f"expected {file} to {contents}; the file is damaged or has other contents{remedy}"
         ) from error
+
+
+def require_file(options: SourceOptions, name: str, contents: str) -> Path:
+    """Return the path of the file that the user names.
+
+    Raises:
+        ValueError: if none is named.
+        FileNotFoundError: if it does not exist.
+    """
+    if options.path is None:
+        raise ValueError(f"data set {name!r} needs data.path, the path of {contents}")
+    file = as_path(options.path)
+    if not file.is_file():
+        raise FileNotFoundError(f"expected {contents} at data.path; found none at {file}")
+    return file
 
 
 def find_file(

@@ -1,0 +1,142 @@
+"""Division of the examples of a source into training, validation and test data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .sources import RawData
+
+__all__ = ["align_classes", "check_class", "hold_out", "number_rows", "select"]
+
+
+def hold_out(
+    raw: RawData, amount: int | float, name: str, seed: int, stratify: bool = False
+) -> tuple[RawData, RawData]:
+    """Hold out ``amount`` random examples, or random blocks of near duplicates.
+
+    With groups, whole groups are held out, whose number of examples is the closest one to
+    ``amount``. With ``stratify``, every class of at least two examples is on both sides, in
+    proportion.
+
+    Returns:
+        The other examples and those held out, each in random order.
+
+    Raises:
+        ValueError: if nothing would be left, or if the data cannot be stratified.
+    """
+    size = len(raw.values)
+    # NaN and infinite amounts are in neither range
+    is_fraction, is_number = 0 <= amount < 1, 1 <= amount < size and amount == int(amount)
+    count = round(amount * size) if is_fraction else int(amount) if is_number else size
+    if count >= size:
+        raise ValueError(
+            f"expected data.{name} to be a fraction below 1 or a number of examples below {size}; "
+            f"got {amount}"
+        )
+    generator = np.random.default_rng([seed, size])
+    if raw.groups is not None:
+        order, count = _order_by_group(raw.groups.numpy(), count, generator)
+    elif stratify:
+        order, count = _order_by_class(_check_stratified(raw), count, generator)
+    else:
+        blocks = generator.permutation(-(-size // raw.block))
+        order = np.concatenate([np.arange(b * raw.block, (b + 1) * raw.block) for b in blocks])
+        order = order[order < size]
+    rows = torch.from_numpy(order)
+    return select(raw, rows[count:]), select(raw, rows[:count])
+
+
+def _order_by_group(
+    groups: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Return an order in which whole groups come first, and their number of examples."""
+    if not count:
+        return generator.permutation(len(groups)), 0
+    names, sizes = np.unique(groups, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least two groups at data.groups_key, to hold one out; got {len(names)}"
+        )
+    permuted = generator.permutation(len(names))
+    # one group is held out and one is left at least
+    number = 1 + int(np.abs(np.cumsum(sizes[permuted])[:-1] - count).argmin())
+    order = generator.permutation(len(groups))
+    is_held_out = np.isin(groups[order], names[permuted[:number]])
+    return np.concatenate([order[is_held_out], order[~is_held_out]]), int(is_held_out.sum())
+
+
+def _order_by_class(
+    labels: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Return an order that begins with examples of all classes, and the number of these."""
+    order = generator.permutation(len(labels))
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels[order] == label)
+        share = round(count * len(rows) / len(labels))
+        held_out[rows[: min(max(share, int(count > 0)), len(rows) - 1)]] = True
+    return np.concatenate([order[held_out], order[~held_out]]), int(held_out.sum())
+
+
+def _check_stratified(raw: RawData) -> np.ndarray:
+    """Return the classes, or raise if there are none."""
+    if raw.labels is None or raw.labels.ndim != 1 or raw.labels.is_floating_point():
+        raise ValueError(
+            "expected class labels for data.stratify; got none: set data.labels_key, or leave it "
+            "out"
+        )
+    return raw.labels.numpy()
+
+
+def number_rows(raw: RawData) -> RawData:
+    """Return the data with the row of each example in its file."""
+    return replace(raw, rows=torch.arange(len(raw.values)))
+
+
+def select(raw: RawData, rows: Tensor) -> RawData:
+    """Return the examples at some rows."""
+    labels, kept, groups = (
+        None if part is None else part[rows] for part in (raw.labels, raw.rows, raw.groups)
+    )
+    return replace(raw, values=raw.values[rows], labels=labels, rows=kept, groups=groups)
+
+
+def check_class(name: str, train: RawData, label: int) -> None:
+    """Raise if ``label`` is not in the training data, or is their only class."""
+    classes = []
+    if train.labels is not None and train.labels.ndim <= 1:
+        classes = train.labels.unique().tolist()
+    if label not in classes or len(classes) == 1:
+        listed = ", ".join(map(str, classes)) or "none"
+        raise ValueError(
+            f"expected data.without_class to be one of at least two classes of {name!r} "
+            f"({listed}); got {label}"
+        )
+
+
+def align_classes(raw: RawData, classes: tuple[str, ...] | None, source: str) -> RawData:
+    """Return data whose classes have the numbers of the same names in the training data.
+
+    Raises:
+        ValueError: if a class is not in the training data, or if only one of them has names.
+    """
+    if raw.classes == classes or raw.labels is None:
+        return replace(raw, classes=classes)
+    if raw.classes is None or classes is None:
+        got = "numbers" if raw.classes is None else "names"
+        raise ValueError(
+            f"expected classes like those of the training data in {source}; got {got}: use the "
+            f"same kind of labels in all files"
+        )
+    unknown = [name for name in raw.classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"expected classes of the training data ({', '.join(classes)}) in {source}; got "
+            f"{', '.join(unknown)}: use the same classes in all files"
+        )
+    numbers = torch.tensor([*(classes.index(name) for name in raw.classes), -1])
+    return replace(raw, labels=numbers[raw.labels], classes=classes)

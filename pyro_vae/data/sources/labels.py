@@ -1,0 +1,79 @@
+"""Labels and groups of a user's file: integer classes, names of classes, numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["LabelColumn", "encode_groups", "to_labels"]
+
+
+class LabelColumn(NamedTuple):
+    """Labels as in :class:`~pyro_vae.data.Split`, and the names of classes that were strings."""
+
+    values: Tensor
+    classes: tuple[str, ...] | None = None
+
+
+def to_labels(labels: np.ndarray, size: int, file: Path) -> LabelColumn:
+    """Convert labels to int64 classes, or to floats of the default dtype.
+
+    Strings become classes in alphabetical order; an empty one is unknown.
+
+    Raises:
+        ValueError: if they are not one label per example, or not labels.
+    """
+    if labels.dtype.kind not in "biufUS" or labels.shape[:1] != (size,) or not labels.size:
+        raise ValueError(
+            f"expected labels of shape ({size}, …) in {file}, one for each example; got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    if labels.dtype.kind in "US":
+        return _encode_names(labels, file)
+    if labels.ndim > 1 or labels.dtype.kind == "f":
+        floats = labels.astype(np.float64 if labels.dtype.itemsize > 8 else labels.dtype)
+        native = np.ascontiguousarray(floats, floats.dtype.newbyteorder("="))
+        tensor = torch.from_numpy(native.astype(np.float64)).to(torch.get_default_dtype())
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"expected finite labels in {file}; got NaN or infinite values")
+        return LabelColumn(tensor)
+    classes = labels.astype(np.int64)
+    # an unsigned type has no −1, and a class of 2⁶³ or more becomes negative
+    if classes.min() < -1 or (labels.dtype.kind == "u" and classes.min() < 0):
+        raise ValueError(
+            f"expected classes 0, 1, 2, … as labels in {file}, or −1 for unknown; got "
+            f"{labels.min()} to {labels.max()}"
+        )
+    return LabelColumn(torch.from_numpy(classes))
+
+
+def _encode_names(labels: np.ndarray, file: Path) -> LabelColumn:
+    if labels.ndim != 1:
+        raise ValueError(
+            f"expected one string per example as labels in {file}; got shape {labels.shape}"
+        )
+    text = labels.astype(str) if labels.dtype.kind == "U" else np.char.decode(labels, "utf-8")
+    names, codes = np.unique(text, return_inverse=True)
+    # an empty string sorts first
+    unknown = int(len(names) > 0 and names[0] == "")
+    return LabelColumn(
+        torch.from_numpy(codes.astype(np.int64) - unknown), tuple(map(str, names[unknown:]))
+    )
+
+
+def encode_groups(groups: np.ndarray, size: int, file: Path) -> Tensor:
+    """Return the number of the group of each example, ``(N,)``.
+
+    Raises:
+        ValueError: if there is not one group per example.
+    """
+    if groups.shape != (size,) or groups.dtype.kind not in "biufUS":
+        raise ValueError(
+            f"expected one group for each of {size} examples at data.groups_key of {file}; got "
+            f"{groups.dtype} of shape {groups.shape}"
+        )
+    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].astype(np.int64))
