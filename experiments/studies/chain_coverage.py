@@ -241,9 +241,33 @@ def format_row(label: str, row: dict[str, float | None]) -> str:
     )
 
 
+def format_tables(results: dict[str, Any]) -> str:
+    """Format the results as the two Markdown tables of ``docs/errors.md``."""
+    tables = []
+    for labels in (REGIMES, GAPS):
+        rows: dict[str, dict[str, str]] = {}
+        for key, row in results["rows"].items():
+            label, _, column = key.partition(": ")
+            if label in labels:
+                rows.setdefault(label, {})[column] = _format_cell(row)
+        columns = list(next(iter(rows.values())))
+        lines = [f"| problem | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+        lines += [f"| {label} | {' | '.join(cells.values())} |" for label, cells in rows.items()]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _format_cell(row: dict[str, float | None]) -> str:
+    shares = (row["coverage"], row["flagged"])
+    return " / ".join("–" if share is None else f"{share:.0%}" for share in shares)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the numbers."""
-    return run_study("chain_coverage", TITLE, list(PRESETS), [*REGIMES, *GAPS], measure, argv)
+    labels = [*REGIMES, *GAPS]
+    return run_study(
+        "chain_coverage", TITLE, list(PRESETS), labels, measure, argv, show=format_tables
+    )
 
 
 if __name__ == "__main__":

@@ -424,14 +424,17 @@ def format_regime(label: str, row: dict[str, Any]) -> str:
 
 def format_table(results: dict[str, Any]) -> str:
     """Format the results as the Markdown table of ``docs/errors.md``."""
-    estimators = ("log_evidence", "psis", "gap", "defensive", "laplace")
-    lines = [
-        f"| regime | {' | '.join(estimators)} |",
-        f"|---{'|---' * len(estimators)}|",
-    ]
+    titles = {
+        "log_evidence": "log p̂",
+        "psis": "PSIS",
+        "gap": "log p̂ − ELBO",
+        "defensive": "defensive",
+        "laplace": "Laplace",
+    }
+    lines = [f"| regime | {' | '.join(titles.values())} |", f"|---{'|---' * len(titles)}|"]
     for label, row in results["rows"].items():
         cells = []
-        for name in estimators:
+        for name in titles:
             entry = row.get(name)
             if entry is None:
                 cells.append("–")

@@ -221,9 +221,28 @@ def format_problem(label: str, row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_table(results: dict[str, Any]) -> str:
+    """Format the results as the Markdown table of ``docs/estimators.md``."""
+    lines = [f"| posterior | {' | '.join(ESTIMATORS)} |", f"|---{'|---' * len(ESTIMATORS)}|"]
+    for label, row in results["rows"].items():
+        cells = [_format_cell(row[name]) for name in ESTIMATORS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _format_cell(entry: dict[str, Any]) -> str:
+    if "reason" in entry:
+        return "–"
+    error, cost = entry["error"], entry["cost"]
+    flagged = f", {entry['flagged']:.0%} flagged" if entry["flagged"] else ""
+    return f"{error:.{2 if error < 10 else 0}f}{flagged} (× {cost:.{1 if cost < 10 else 0}f})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the numbers."""
-    return run_study("estimators", TITLE, list(PRESETS), list(POSTERIORS), measure, argv)
+    return run_study(
+        "estimators", TITLE, list(PRESETS), list(POSTERIORS), measure, argv, show=format_table
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""Tables in the documents are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from experiments.studies import chain_coverage, coverage, estimators
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "show", "page"),
+    [
+        ("coverage", coverage.format_table, "errors"),
+        ("chain_coverage", chain_coverage.format_tables, "errors"),
+        ("estimators", estimators.format_table, "estimators"),
+    ],
+)
+def test_page_shows_the_results(name, show, page):
+    file = ROOT / "experiments" / "results" / f"{name}-small.json"
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for table in show(json.loads(file.read_text(encoding="utf-8"))).split("\n\n"):
+        assert table in text
