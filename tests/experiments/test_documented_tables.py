@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from experiments.studies import chain_coverage, coverage, estimators
 
 ROOT = Path(__file__).parents[2]
