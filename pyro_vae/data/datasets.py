@@ -223,13 +223,13 @@ def load(
 ) -> Dataset:
     """Load a data set by name.
 
-    ``digits`` and ``mnist5k`` ship with Python packages. ``mnist`` and ``fashion_mnist`` are
-    downloaded on first use. ``array``, ``binarized_mnist``, ``frey`` and ``omniglot`` read local
-    files.
+    ``digits``, ``mnist5k`` and ``patches`` ship with Python packages, and ``cells`` are simulated.
+    ``mnist`` and ``fashion_mnist`` are downloaded on first use. ``array``, ``binarized_mnist``,
+    ``frey`` and ``omniglot`` read local files.
 
     Arguments:
-        name: ``array``, ``binarized_mnist``, ``digits``, ``fashion_mnist``, ``frey``, ``mnist``,
-            ``mnist5k`` or ``omniglot``.
+        name: ``array``, ``binarized_mnist``, ``cells``, ``digits``, ``fashion_mnist``, ``frey``,
+            ``mnist``, ``mnist5k``, ``omniglot`` or ``patches``.
         binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; no default, because
             log-likelihoods depend on it.
         train: number of training examples to use; default: all. The order depends only on the

@@ -4,13 +4,22 @@ from collections.abc import Callable
 
 from .arrays import array
 from .base import RawData, SourceOptions, root_folder
-from .bundled import digits, mnist5k
+from .bundled import digits, mnist5k, patches
 from .channels import Channels
 from .published import binarized_mnist, frey, omniglot
+from .simulated import cells, cells_log_prob
 from .tables import table
 from .torchvision_sets import fashion_mnist, mnist
 
-__all__ = ["FILE_SOURCES", "SOURCES", "Channels", "RawData", "SourceOptions", "root_folder"]
+__all__ = [
+    "FILE_SOURCES",
+    "SOURCES",
+    "Channels",
+    "RawData",
+    "SourceOptions",
+    "cells_log_prob",
+    "root_folder",
+]
 
 #: The sources that read a user's file, ``data.path``.
 FILE_SOURCES = ("array", "table")
@@ -18,6 +27,7 @@ FILE_SOURCES = ("array", "table")
 SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
     for source in (
-        *(array, binarized_mnist, digits, fashion_mnist, frey, mnist, mnist5k, omniglot, table),
+        *(array, binarized_mnist, cells, digits, fashion_mnist, frey, mnist, mnist5k, omniglot),
+        *(patches, table),
     )
 }
