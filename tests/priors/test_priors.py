@@ -41,7 +41,7 @@ def test_univariate_density_and_samples(make):
 @pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
 class TestContract:
     def test_bivariate_density_integrates_to_one(self, make):
-        assert plane_integral(_random_prior(make, 2)(), 20.0, 801) == pytest.approx(1, abs=5e-3)
+        assert plane_integral(_random_prior(make, 2)(), 20.0, 401) == pytest.approx(1, abs=5e-3)
 
     def test_gradients_reach_every_parameter(self, make):
         prior = small_vae(make).prior
@@ -94,13 +94,13 @@ class TestFlowPrior:
     def test_fits_a_non_normal_density(self, name):
         # a ring with entropy log 4π + log(0.1 √(2πe)) = 1.65; the best normal has log 4πe = 3.53
         torch.manual_seed(0)
-        angle = 6.2831853 * torch.rand(1000)
-        ring = 2 * torch.stack([angle.cos(), angle.sin()], -1) + 0.1 * torch.randn(1000, 2)
+        angle = 6.2831853 * torch.rand(500)
+        ring = 2 * torch.stack([angle.cos(), angle.sin()], -1) + 0.1 * torch.randn(500, 2)
         make = component_class(PRIORS[name])
         transform = PRIORS[name].keywords.get("transform", "coupling")
         prior = make(2, transform=transform, flows=4, hidden=(32,))
-        optimizer = torch.optim.Adam(prior.parameters(), 0.005)
-        for _ in range(400):
+        optimizer = torch.optim.Adam(prior.parameters(), 0.01)
+        for _ in range(200):
             optimizer.zero_grad()
             loss = -prior().log_prob(ring).mean()
             loss.backward()

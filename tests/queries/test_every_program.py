@@ -64,19 +64,16 @@ def test_all_queries(name):
     partial = queries.impute(program, x, *args, observed=observed, num_samples=200, refit_steps=5)
     assert torch.equal(partial.x[..., observed], x[:, observed].expand(16, 4, 3))
     # the probabilities of all four completions sum to one
-    total = torch.zeros(4, dtype=torch.float64)
-    for a in (0.0, 1.0):
-        for b in (0.0, 1.0):
-            completed = x.clone()
-            completed[:, 2], completed[:, 4] = a, b
-            score = queries.score_missing(
-                program,
-                completed,
-                *args,
-                observed=observed,
-                num_samples=1500,
-                rounds=2,
-                refit_steps=5,
-            )
-            total += score.value.exp()
+    completed = x.repeat(4, 1)
+    completed[:, 2:5:2] = torch.cartesian_prod(*2 * [torch.arange(2.0)]).repeat_interleave(4, 0)
+    score = queries.score_missing(
+        program,
+        completed,
+        *(a.repeat(4) for a in args),
+        observed=observed,
+        num_samples=1500,
+        rounds=2,
+        refit_steps=5,
+    )
+    total = score.value.exp().reshape(4, 4).sum(0)
     assert torch.allclose(total, torch.ones(4, dtype=torch.float64), atol=0.15)
