@@ -17,10 +17,11 @@ from ..core.random import check_seed
 from ..core.validation import did_you_mean, positive_int
 from .columns import Column
 from .containers import Container, concatenate, gather, iter_blocks
-from .holdout import align_classes, check_class, hold_out, number_rows, select
+from .holdout import check_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .sources import FILE_SOURCES, SOURCES, Channels, RawData, SourceOptions, root_folder
+from .sources.labels import align_classes
 from .splits import Split, are_class_labels, checksum, contains_nan
 
 __all__ = ["Dataset", "Split", "load", "load_unsplit"]
@@ -224,12 +225,13 @@ def load(
     """Load a data set by name.
 
     ``digits``, ``mnist5k`` and ``patches`` ship with Python packages, and ``cells`` are simulated.
-    ``mnist`` and ``fashion_mnist`` are downloaded on first use. ``array``, ``binarized_mnist``,
-    ``frey`` and ``omniglot`` read local files.
+    ``mnist`` and ``fashion_mnist`` are downloaded on first use. ``array``, ``table``, ``images``
+    and ``h5ad`` read your own files, and ``binarized_mnist``, ``frey`` and ``omniglot`` published
+    ones.
 
     Arguments:
         name: ``array``, ``binarized_mnist``, ``cells``, ``digits``, ``fashion_mnist``, ``frey``,
-            ``mnist``, ``mnist5k``, ``omniglot`` or ``patches``.
+            ``h5ad``, ``images``, ``mnist``, ``mnist5k``, ``omniglot``, ``patches`` or ``table``.
         binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; no default, because
             log-likelihoods depend on it.
         train: number of training examples to use; default: all. The order depends only on the
@@ -246,10 +248,12 @@ def load(
             [0, 1], ``integer`` for levels 0 … n, ``dequantized`` for (level + u) / (n + 1) in
             (0, 1), with uniform noise u resampled on every use, as required by densities.
         root: folder of downloaded data; default: ``$PYRO_VAE_DATA``, or else a cache folder.
-        path: file for ``array``, ``binarized_mnist``, ``frey`` or ``omniglot``.
+        path: file for ``array``, ``table``, ``h5ad``, ``binarized_mnist``, ``frey`` or
+            ``omniglot``; folder for ``images``.
         key: name of the array in a ``.npz`` file.
-        labels_key: name of the labels in a ``.npz`` file: one integer class per example, −1 if
-            unknown, or any other array ``(N, …)`` to condition on.
+        labels_key: name of the labels in a ``.npz`` file, of their column in a table or in obs:
+            one integer class per example, −1 if unknown, strings as classes, or any other array
+            ``(N, …)`` to condition on.
         groups_key: name of the groups, e.g. patients, one for each example: all examples of a
             group are in the same split.
         stratify: hold out the same share of every class, so that rare ones are in all splits.
@@ -360,6 +364,8 @@ def load_unsplit(
         has_optional_labels=True,
     )
     raw = _read(name, options, binarize, values, seed, peak=peak)
+    if classes is None and raw.classes is not None:  # the model was trained without them
+        raw = replace(raw, labels=None, classes=None)
     raw = align_classes(raw, classes, path or name)
     if raw.test is not None:
         raw = raw.test  # the part that no model was trained on
@@ -394,7 +400,8 @@ def _read(
         raw = SOURCES[name](options)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"data set {name!r} needs the package {error.name}: pip install 'pyro-vae[data]'"
+            f"data set {name!r} needs the package {error.name}: pip install "
+            f"'pyro-vae[{'own' if name in FILE_SOURCES else 'data'}]'"
         ) from error
     if peak is not _UNKNOWN:
         raw = _set_peak(raw, peak)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .sources import RawData
 
-__all__ = ["align_classes", "check_class", "hold_out", "number_rows", "select"]
+__all__ = ["check_class", "hold_out", "number_rows", "select"]
 
 
 def hold_out(
@@ -116,27 +116,3 @@ def check_class(name: str, train: RawData, label: int) -> None:
             f"expected data.without_class to be one of at least two classes of {name!r} "
             f"({listed}); got {label}"
         )
-
-
-def align_classes(raw: RawData, classes: tuple[str, ...] | None, source: str) -> RawData:
-    """Return data whose classes have the numbers of the same names in the training data.
-
-    Raises:
-        ValueError: if a class is not in the training data, or if only one of them has names.
-    """
-    if raw.classes == classes or raw.labels is None:
-        return replace(raw, classes=classes)
-    if raw.classes is None or classes is None:
-        got = "numbers" if raw.classes is None else "names"
-        raise ValueError(
-            f"expected classes like those of the training data in {source}; got {got}: use the "
-            f"same kind of labels in all files"
-        )
-    unknown = [name for name in raw.classes if name not in classes]
-    if unknown:
-        raise ValueError(
-            f"expected classes of the training data ({', '.join(classes)}) in {source}; got "
-            f"{', '.join(unknown)}: use the same classes in all files"
-        )
-    numbers = torch.tensor([*(classes.index(name) for name in raw.classes), -1])
-    return replace(raw, labels=numbers[raw.labels], classes=classes)

@@ -117,15 +117,17 @@ def _load_new(
         *("size", "colour", "layer", "seed"),
     )
     known: dict[str, Any] = {"peak": entry["peak"]} if "peak" in entry else {}
+    event_shape = entry.get(_SHAPES, {}).get("event_shape")
+    if settings["name"] == "images" and event_shape:
+        known["colour"] = event_shape[0] == 3
     if "columns" in entry:
         known["columns"] = tuple(Column.from_dict(values) for values in entry["columns"])
     known["classes"] = tuple(entry["classes"]) if "classes" in entry else None
-    dataset = load_unsplit(path=file, **{n: settings[n] for n in names}, **known)
-    shape = entry.get(_SHAPES, {}).get("event_shape")
+    dataset = load_unsplit(**{"path": file, **{n: settings[n] for n in names}, **known})
     source = file or dataset.name
-    if shape is not None and list(dataset.event_shape) != shape:
+    if event_shape is not None and list(dataset.event_shape) != event_shape:
         raise ValueError(
-            f"expected examples of shape {tuple(shape)}, as the run was trained on; got "
+            f"expected examples of shape {tuple(event_shape)}, as the run was trained on; got "
             f"{dataset.event_shape} in {source}: use data of the same shape"
         )
     _log.warning(

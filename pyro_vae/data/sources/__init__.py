@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from .annotated import h5ad
 from .arrays import array
 from .base import RawData, SourceOptions, root_folder
 from .bundled import digits, mnist5k, patches
 from .channels import Channels
+from .folders import images
 from .published import binarized_mnist, frey, omniglot
 from .simulated import cells, cells_log_prob
 from .tables import table
@@ -22,12 +24,12 @@ __all__ = [
 ]
 
 #: The sources that read a user's file, ``data.path``.
-FILE_SOURCES = ("array", "table")
+FILE_SOURCES = ("array", "h5ad", "images", "table")
 
 SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
     for source in (
-        *(array, binarized_mnist, cells, digits, fashion_mnist, frey, mnist, mnist5k, omniglot),
-        *(patches, table),
+        *(array, binarized_mnist, cells, digits, fashion_mnist, frey, h5ad, images, mnist),
+        *(mnist5k, omniglot, patches, table),
     )
 }

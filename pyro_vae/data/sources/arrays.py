@@ -34,7 +34,11 @@ def array(options: SourceOptions) -> RawData:
     tensor = _open_values(stored.values, options, file)
     labels = None if stored.labels is None else to_labels(stored.labels, len(tensor), file)
     groups = None if stored.groups is None else encode_groups(stored.groups, len(tensor), file)
-    return make_raw(tensor, levels_of(tensor), labels, groups)
+    peak = levels_of(tensor)
+    # bytes of a sparse matrix are counts
+    if peak != 1 and not isinstance(stored.values, np.ndarray):
+        peak = None
+    return make_raw(tensor, peak, labels, groups)
 
 
 def _open_values(values: Any, options: SourceOptions, file: Path) -> Tensor | Container:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LabelColumn", "encode_groups", "to_labels"]
+from .base import RawData
+
+__all__ = ["LabelColumn", "align_classes", "encode_groups", "to_labels"]
 
 
 class LabelColumn(NamedTuple):
@@ -77,3 +80,27 @@ def encode_groups(groups: np.ndarray, size: int, file: Path) -> Tensor:
             f"{groups.dtype} of shape {groups.shape}"
         )
     return torch.from_numpy(np.unique(groups, return_inverse=True)[1].astype(np.int64))
+
+
+def align_classes(raw: RawData, classes: tuple[str, ...] | None, source: str) -> RawData:
+    """Return data whose classes have the numbers of the same names in the training data.
+
+    Raises:
+        ValueError: if a class is not in the training data, or if only one of them has names.
+    """
+    if raw.classes == classes or raw.labels is None:
+        return replace(raw, classes=classes)
+    if raw.classes is None or classes is None:
+        got = "numbers" if raw.classes is None else "names"
+        raise ValueError(
+            f"expected classes like those of the training data in {source}; got {got}: use the "
+            f"same kind of labels in all files"
+        )
+    unknown = [name for name in raw.classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"expected classes of the training data ({', '.join(classes)}) in {source}; got "
+            f"{', '.join(unknown)}: use the same classes in all files"
+        )
+    numbers = torch.tensor([*(classes.index(name) for name in raw.classes), -1])
+    return replace(raw, labels=numbers[raw.labels], classes=classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from ..columns import COLUMN_TYPES, Column
 from .arrays import levels_of
 from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
 from .labels import encode_groups, to_labels
-
-if TYPE_CHECKING:
-    import pandas
 
 __all__ = ["table"]
 
@@ -64,7 +61,7 @@ def table(options: SourceOptions) -> RawData:
     )
 
 
-def _read_frame(file: Path) -> pandas.DataFrame:
+def _read_frame(file: Path) -> Any:
     import pandas
 
     if file.suffix in (".parquet", ".pq"):
@@ -81,13 +78,13 @@ def _read_frame(file: Path) -> pandas.DataFrame:
     return frame
 
 
-def _check_column(name: str, frame: pandas.DataFrame, file: Path) -> None:
+def _check_column(name: str, frame: Any, file: Path) -> None:
     if name not in frame.columns:
         listed = ", ".join(map(str, frame.columns[:20]))
         raise ArrayNameError(f"expected the name of a column of {file}, {listed}; got {name!r}")
 
 
-def _label_array(column: pandas.Series) -> np.ndarray:
+def _label_array(column: Any) -> np.ndarray:
     """Return labels as an array: integers or strings with unknown ones, or floats."""
     import pandas
 
@@ -103,7 +100,7 @@ def _label_array(column: pandas.Series) -> np.ndarray:
     return values
 
 
-def _parse_types(types: Sequence[str], frame: pandas.DataFrame, file: Path) -> dict[str, str]:
+def _parse_types(types: Sequence[str], frame: Any, file: Path) -> dict[str, str]:
     """Return the types that the user sets, by column."""
     parsed = {}
     for item in types:
@@ -118,7 +115,7 @@ def _parse_types(types: Sequence[str], frame: pandas.DataFrame, file: Path) -> d
     return parsed
 
 
-def _read_column(series: pandas.Series, kind: str | None, file: Path) -> tuple[Column, np.ndarray]:
+def _read_column(series: Any, kind: str | None, file: Path) -> tuple[Column, np.ndarray]:
     """Return a column and its values, with NaN in empty cells.
 
     Raises:
@@ -154,7 +151,7 @@ def _read_column(series: pandas.Series, kind: str | None, file: Path) -> tuple[C
     return Column(name, kind), values
 
 
-def _read_known(column: Column, frame: pandas.DataFrame, file: Path) -> tuple[Column, np.ndarray]:
+def _read_known(column: Column, frame: Any, file: Path) -> tuple[Column, np.ndarray]:
     """Read a column of the training data from another file."""
     _check_column(column.name, frame, file)
     series = frame[column.name]
@@ -172,7 +169,7 @@ def _read_known(column: Column, frame: pandas.DataFrame, file: Path) -> tuple[Co
     return column, _encode(text, column.categories)
 
 
-def _as_text(series: pandas.Series) -> list[str | None]:
+def _as_text(series: Any) -> list[str | None]:
     """Return the strings of a column, ``None`` in empty cells."""
     return [None if missing else str(v) for v, missing in zip(series, series.isna(), strict=True)]
 
@@ -182,9 +179,7 @@ def _encode(text: Sequence[str | None], categories: Sequence[str]) -> np.ndarray
     return np.array([codes.get(value, np.nan) for value in text])
 
 
-def _read_categories(
-    series: pandas.Series, kind: str | None, file: Path
-) -> tuple[Column, np.ndarray]:
+def _read_categories(series: Any, kind: str | None, file: Path) -> tuple[Column, np.ndarray]:
     text = _as_text(series)
     known = sorted({value for value in text if value is not None})
     count = int(series.notna().sum())
@@ -202,7 +197,7 @@ def _read_categories(
     return Column(str(series.name), kind, tuple(known)), _encode(text, known)
 
 
-def _recognise(series: pandas.Series, present: np.ndarray) -> str:
+def _recognise(series: Any, present: np.ndarray) -> str:
     """Return the type of a column of numbers."""
     is_integer = series.dtype.kind in "iub" or len(present) < len(series)
     if not is_integer or (present != present.round()).any() or present.min() < 0:

@@ -1,0 +1,116 @@
+"""Annotated matrices in ``.h5ad`` files, e.g. counts of genes in cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..containers import Container, IndexedArray, SparseRows, keep_resident
+from .arrays import levels_of
+from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
+from .labels import LabelColumn, encode_groups, to_labels
+
+__all__ = ["h5ad"]
+
+
+def h5ad(options: SourceOptions) -> RawData:
+    """An ``.h5ad`` file of AnnData: X or a ``layer``, dense or sparse, with columns of obs.
+
+    ``labels_key`` and ``groups_key`` name columns of obs. Sparse matrices stay sparse in memory if
+    they are large.
+
+    References:
+        The on-disk format of AnnData.
+        https://anndata.readthedocs.io/en/stable/fileformat-prose.html
+    """
+    file = require_file(options, "h5ad", "an .h5ad file")
+    with explain_read_errors(file, "be an .h5ad file of AnnData 0.7 or later"):
+        stored = h5py.File(file, "r")
+        values = _read_matrix(_find_matrix(stored, options.layer, file))
+    labels = groups = None
+    if options.labels_key is not None:
+        column = _find_column(stored, options.labels_key, "labels_key", file)
+        if column is not None or not options.has_optional_labels:
+            labels = _read_labels(column, len(values), options.labels_key, file)
+    if options.groups_key is not None:
+        column = _find_column(stored, options.groups_key, "groups_key", file)
+        groups = _read_groups(column, len(values), options.groups_key, file)
+    numbers, classes = labels or (None, None)
+    # bytes are counts here, not levels of images
+    peak = 1 if levels_of(values) == 1 else None
+    return RawData(values, numbers, peak, classes=classes, groups=groups)
+
+
+def _find_matrix(stored: h5py.File, layer: str | None, file: Path) -> Any:
+    if layer is None:
+        return stored["X"]
+    layers = stored.get("layers", {})
+    if layer not in layers:
+        raise ArrayNameError(
+            f"expected data.layer to name a layer of {file}; got {layer!r}, the file contains "
+            f"{', '.join(layers) or 'none'}"
+        )
+    return layers[layer]
+
+
+def _read_matrix(node: Any) -> Tensor | Container:
+    if isinstance(node, h5py.Dataset):
+        return keep_resident(IndexedArray(node))
+    from scipy import sparse
+
+    kind = {"csr_matrix": sparse.csr_matrix, "csc_matrix": sparse.csc_matrix}
+    make = kind[node.attrs["encoding-type"]]
+    parts = tuple(node[name][:] for name in ("data", "indices", "indptr"))
+    return keep_resident(SparseRows(make(parts, shape=tuple(node.attrs["shape"]))))
+
+
+def _find_column(stored: h5py.File, name: str, option: str, file: Path) -> Any:
+    """Return a column of obs; ``None`` if labels are missing."""
+    obs = stored["obs"]
+    if isinstance(obs, h5py.Group) and name in obs:
+        return obs[name]
+    if option == "labels_key":
+        return None
+    raise ArrayNameError(_describe_unknown(obs, name, option, file))
+
+
+def _describe_unknown(obs: Any, name: str, option: str, file: Path) -> str:
+    known = ", ".join(obs) if isinstance(obs, h5py.Group) else "a table of an older version"
+    return f"expected data.{option} to name a column of obs in {file}; got {name!r}, it has {known}"
+
+
+def _read_labels(column: Any, size: int, name: str, file: Path) -> LabelColumn:
+    if column is None:
+        with h5py.File(file, "r") as stored:
+            raise ArrayNameError(_describe_unknown(stored["obs"], name, "labels_key", file))
+    if isinstance(column, h5py.Group) and "codes" in column:
+        names = tuple(str(v) for v in _as_strings(column["categories"][:]))
+        return LabelColumn(torch.from_numpy(column["codes"][:].astype(np.int64)), names)
+    return to_labels(_read_values(column), size, file)
+
+
+def _read_groups(column: Any, size: int, name: str, file: Path) -> Tensor:
+    is_categorical = isinstance(column, h5py.Group) and "codes" in column
+    groups = column["codes"][:] if is_categorical else _read_values(column)
+    if is_categorical and groups.min() < 0:
+        raise ValueError(f"expected a group for every example in column {name!r} of {file}; got −1")
+    return encode_groups(groups, size, file)
+
+
+def _read_values(column: Any) -> np.ndarray:
+    """Return a column of numbers, booleans or strings; nullable ones have no missing values."""
+    if isinstance(column, h5py.Group):
+        if column["mask"][:].any():
+            raise ValueError("missing values in a nullable column")
+        column = column["values"]
+    values = column[:]
+    return _as_strings(values) if values.dtype.kind == "O" else values
+
+
+def _as_strings(values: np.ndarray) -> np.ndarray:
+    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values])
