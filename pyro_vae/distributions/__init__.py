@@ -3,6 +3,7 @@
 from .colour import ColourLogisticMixture
 from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
 from .levels import Binomial, CategoricalLevels, DiscretizedLogistic, log1mexp
+from .missing import PartiallyObserved
 from .real import LowRankMultivariateNormal, MultivariateNormal, OptimalScale, StudentT
 from .sphere import PowerSpherical, UniformSphere, check_sphere_dim, log_sphere_area, unit_vector
 from .unit import Beta, ContinuousBernoulli, IndependentBernoulli
@@ -20,6 +21,7 @@ __all__ = [
     "MultivariateNormal",
     "NegativeBinomial",
     "OptimalScale",
+    "PartiallyObserved",
     "Poisson",
     "PowerSpherical",
     "StudentT",

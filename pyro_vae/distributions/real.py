@@ -86,9 +86,13 @@ class OptimalScale(TorchDistribution):
             self.base_dist.expand(batch_shape), self.optimal_scale, self._validate_args
         )
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def at_optimal_scale(self, value: Tensor) -> Any:
+        """Return the distribution with the optimal scale for a value."""
         loc = self.base_dist.loc
-        return type(self.base_dist)(loc, self.optimal_scale(value - loc)).log_prob(value)
+        return type(self.base_dist)(loc, self.optimal_scale(value - loc))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.at_optimal_scale(value).log_prob(value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.base_dist.rsample(sample_shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.components import DataInitialized, unwrap
+from ..data.missing import complete_by_column
 from ..likelihoods.base import Likelihood
 from ..networks.base import Network
 from ..posteriors.base import Posterior
@@ -29,6 +30,7 @@ def initialize(program: nn.Module, x: Tensor, num_data: int | None = None) -> No
         program: an ``nn.Module`` (a ``PyroModule``); its modules with a method
             ``init_from_data(x)`` are initialised in place.
         x: training data as seen by the likelihood, ``(N, *event_shape)``, or a random subset.
+            Unobserved values (NaN) are replaced by observed values of the same column.
         num_data: number of all training examples, if ``x`` is a subset.
 
     Raises:
@@ -42,7 +44,7 @@ def initialize(program: nn.Module, x: Tensor, num_data: int | None = None) -> No
     modules = [module for module in program.modules() if isinstance(module, DataInitialized)]
     if modules:
         tensor = next(chain(program.parameters(), program.buffers()), x)
-        x = x.to(tensor.device)
+        x = complete_by_column(x.to(tensor.device))
     for module in modules:
         module.init_from_data(x)
         set_num_data: Any = getattr(module, "set_num_data", None)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch.distributions import Independent
 
 from ..core.components import Component, NetworkFactory, Shape, unwrap
 from ..core.validation import positive_int
 from ..data.kinds import Kind, kind_of
+from ..data.missing import complete_by_column
+from ..distributions import PartiallyObserved
 
 __all__ = ["Likelihood", "Measure", "PixelLikelihood", "clamped_logit"]
 
@@ -32,6 +35,13 @@ class Likelihood(Component):
     * ``supported_kind``: the widest :class:`~pyro_vae.data.Kind` of values it can score;
     * ``hint``: advice for users with other values, appended to the error message.
 
+    Two more describe how it scores examples with unobserved values (NaN), of which it then scores
+    the observed values only, log p(x_obs | z) = Σ_{i observed} log p(x_i | z):
+
+    * ``placeholder``: a value with a finite density, 0 by default, which takes the place of
+      unobserved ones where these are computed and discarded;
+    * ``not_factorised_reason``: why p(x|z) is not a product over single values; ``None`` if it is.
+
     Arguments:
         latent_dim: the number of latent dimensions D.
         event_shape: the shape of one example.
@@ -43,6 +53,9 @@ class Likelihood(Component):
 
     supported_kind: ClassVar[Kind] = Kind.REAL
     hint: ClassVar[str] = "choose a likelihood for these values"
+    placeholder: ClassVar[float] = 0.0
+    #: Whether data may have unobserved values; set by the ``check`` of the program.
+    expects_missing: bool = False
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__()
@@ -55,6 +68,11 @@ class Likelihood(Component):
         return self.supported_kind in _DISCRETE_KINDS
 
     @property
+    def not_factorised_reason(self) -> str | None:
+        """Why the values are not independent given z, as a clause; ``None`` if they are."""
+        return None
+
+    @property
     def measure(self) -> Measure:
         """Type of p(x|z). Values in nats are comparable only between likelihoods of one type."""
         return "probability" if self.has_code_length else "density"
@@ -63,6 +81,26 @@ class Likelihood(Component):
     def supports(cls, kind: Kind) -> bool:
         """Whether the likelihood can score values of this kind."""
         return cls.supported_kind.includes(kind)
+
+    def __call__(self, z: torch.Tensor) -> Distribution:
+        fn = super().__call__(z)
+        return self.score_observed(fn) if self.expects_missing else fn
+
+    def score_observed(self, fn: Any) -> Distribution:
+        """Return p(x|z) such that its ``log_prob`` leaves out unobserved values, which are NaN.
+
+        Raises:
+            ValueError: if the values are not independent given z.
+        """
+        event_dims, pixels = len(fn.event_shape), fn
+        while isinstance(pixels, Independent):
+            pixels = pixels.base_dist
+        reason = self.not_factorised_reason
+        if pixels.event_shape and not reason:
+            reason = f"it returns a {type(pixels).__name__}, which scores whole examples"
+        if reason:
+            raise ValueError(self._describe_not_factorised(reason))
+        return PartiallyObserved(pixels, self.placeholder).to_event(event_dims)
 
     @abstractmethod
     def forward(self, z: torch.Tensor) -> Distribution:
@@ -98,6 +136,24 @@ class Likelihood(Component):
                 f"{type(self).__name__} scores only {self.supported_kind}; got {kind.describe(x)}: "
                 f"{self.hint}"
             )
+
+    def check_observed(self, x: torch.Tensor) -> None:
+        """Raise if the likelihood cannot score the observed values of ``x``; NaN is unobserved.
+
+        Raises:
+            ValueError: as for :meth:`check`; or if values are unobserved and those of an example
+                are not independent given z.
+        """
+        complete = complete_by_column(x)
+        if complete is not x and self.not_factorised_reason:
+            raise ValueError(self._describe_not_factorised(self.not_factorised_reason))
+        self.check(complete)
+
+    def _describe_not_factorised(self, reason: str) -> str:
+        return (
+            f"expected complete examples for {type(self).__name__}, because {reason}; got NaN "
+            f"(unobserved values): complete the data, or choose another likelihood"
+        )
 
 
 class PixelLikelihood(Likelihood):

@@ -74,6 +74,10 @@ class CountLikelihood(Likelihood):
         return "given the total" if self.library == "observed" else super().measure
 
     @property
+    def not_factorised_reason(self) -> str | None:
+        return "library 'observed' needs the total count" if self.library == "observed" else None
+
+    @property
     def log_mean_offset(self) -> torch.Tensor | float:
         """Logarithm of the mean at f = 0."""
         return 0.0

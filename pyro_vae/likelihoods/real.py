@@ -117,7 +117,9 @@ class LocationScale(Likelihood):
     @torch.no_grad()
     def _optimal_scale(self, residual: torch.Tensor) -> torch.Tensor:
         assert self.power is not None
-        moment = residual.abs().pow(self.power).mean()
+        moments = residual.abs().pow(self.power)
+        # the residual of an unobserved value is NaN
+        moment = moments.nanmean() if self.expects_missing else moments.mean()
         weight = torch.where(self.batches_averaged == 0, 1.0, _MOMENTUM).to(moment)
         self.average_moment.lerp_(moment, weight)
         self.batches_averaged.add_(1)

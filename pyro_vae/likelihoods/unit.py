@@ -47,6 +47,7 @@ class Beta(Likelihood):
 
     supported_kind = Kind.UNIT
     hint = "dequantise the data (data.values: dequantized), or use ContinuousBernoulli"
+    placeholder = 0.5
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)

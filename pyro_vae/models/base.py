@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core.components import AbstractModule, Labels, NetworkFactory, Shape
 from ..core.validation import as_shape, positive_int
+from ..data.splits import contains_nan
 from ..likelihoods import Likelihood
 from ..posteriors import Posterior
 from ..priors import Prior
@@ -69,6 +70,10 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
     def check(self, x: torch.Tensor, *args: Any) -> None:
         """Raise if this program cannot score the data.
 
+        NaN is an unobserved value. The first data with NaN make the program expect them from then
+        on: the likelihood scores the observed values alone, and encoders read 0 in place of the
+        others. Until then, NaN is an error.
+
         Raises:
             ValueError: if the shape is not ``(N, *event_shape)`` with N ≥ 1, if the dtype is
                 not that of the weights, or if the likelihood has no density at a value.
@@ -84,7 +89,16 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
                 f"expected x of {dtype}, like the model's weights; got {x.dtype}: pass "
                 f"x.to({dtype}){scaled}"
             )
-        self.likelihood.check(x)
+        self.likelihood.check_observed(x)
+        if contains_nan(x):
+            self.expect_missing()
+
+    def expect_missing(self) -> None:
+        """Let likelihood and encoders expect unobserved values (NaN) from now on."""
+        modules: Iterator[Any] = self.modules()
+        for module in modules:
+            if getattr(module, "expects_missing", None) is not None:
+                module.expects_missing = True
 
     def _suggest_shape(self, shape: Shape) -> str:
         # to reshape an image whose channels are elsewhere would scramble its pixels
@@ -124,7 +138,7 @@ class OneLayerProgram(Autoencoder):
     ) -> Posterior:
         """Return q(z|x), or q(z | x, c)."""
         shape = self.event_shape
-        checked = CheckedFactory("encoder", encoder, shape)
+        checked = CheckedFactory("encoder", encoder, shape, reads_data=True)
         network: NetworkFactory = checked
         if self._is_conditional:
             network = make_conditional_factory(checked)

@@ -127,7 +127,8 @@ def _factories_per_layer(
         )
     singular = name.removesuffix("s")
     first, *others = [
-        CheckedFactory(singular, f, shape) for f, shape in zip(factories, inputs, strict=True)
+        CheckedFactory(singular, f, shape, reads_data=name == "encoders" and i == 0)
+        for i, (f, shape) in enumerate(zip(factories, inputs, strict=True))
     ]
     return [first, *(partial(_make_latent_network, name, factory) for factory in others)]
 

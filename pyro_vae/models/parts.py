@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.components import NetworkFactory, NetworkWrapper, Shape, unwrap
 from ..core.evaluation_mode import eval_mode
 from ..core.validation import has_channels_last
+from ..networks.base import Network
 
 __all__ = ["CheckedFactory", "make_part"]
 
@@ -71,16 +72,20 @@ class CheckedFactory:
         source: a factory, ``source(in_shape, out_shape)``; or a module, which is the network
             itself and maps ``(B, *in_shape)`` to B outputs of ``prod(out_shape)`` elements each.
         event_shape: the shape of one example.
+        reads_data: whether the inputs of the networks contain examples, whose unobserved values
+            (NaN) become zeros once ``expects_missing`` is set.
 
     Raises:
-        ValueError: when called, if the source does not fit or makes an image network for data
-            that are not images or have their channels last. A network raises it when called if it
-            does not map ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
+        ValueError: when called, if the source does not fit, makes an image network for data that
+            are not images or have their channels last, or makes a network with a mask that does
+            not read data. A network raises it when called if it does not map
+            ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
     """
 
     name: str
     source: NetworkFactory | nn.Module
     event_shape: Shape
+    reads_data: bool = False
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
         shapes = tuple(in_shape), tuple(out_shape)
@@ -94,6 +99,13 @@ class CheckedFactory:
             network.register_forward_hook(partial(_check_outputs, *shapes))
         if getattr(unwrap(network), "images_only", False):
             _check_image_shape(self.event_shape)
+        if self.reads_data:
+            _accept_missing(network)
+        elif isinstance(unwrap(network), Network) and unwrap(network).mask:
+            raise ValueError(
+                f"expected mask only for a network that reads the data; got it for the "
+                f"{self.name}: set its mask to false"
+            )
         return network
 
 
@@ -111,6 +123,23 @@ def _check_image_shape(event_shape: Shape) -> None:
             f"{(channels, height, width)}, or, if these are {height} channels of {width} × "
             f"{channels} pixels, x.unsqueeze(1) and event_shape {(1, *event_shape)}"
         )
+
+
+def _accept_missing(network: Any) -> None:
+    """Let a network read data with unobserved values, once ``expects_missing`` is set."""
+    inner = unwrap(network)
+    if isinstance(inner, Network):
+        inner.expects_missing = False
+    else:
+        network.expects_missing = False
+        network.register_forward_pre_hook(_fill_missing)
+
+
+def _fill_missing(network: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not network.expects_missing:
+        return None
+    x, *others = inputs
+    return (torch.where(x.isnan(), 0.0, x), *others)
 
 
 def _check_outputs(

@@ -90,7 +90,7 @@ class SemiSupervisedVAE(OneLayerProgram):
         self.condition = (self.num_classes,)
         self.register_buffer("class_logits", _logits(class_probs, self.num_classes))
         self.posterior = self.make_posterior(posterior, encoder)
-        classifier = CheckedFactory("classifier", classifier, self.event_shape)
+        classifier = CheckedFactory("classifier", classifier, self.event_shape, reads_data=True)
         self.classifier = classifier(self.event_shape, self.condition)
         self.likelihood = self.make_likelihood(likelihood, decoder)
         self.prior = self.make_prior(prior, self.posterior, self.likelihood)

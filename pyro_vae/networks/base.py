@@ -19,6 +19,7 @@ __all__ = [
     "Network",
     "Norm",
     "OutputBias",
+    "add_mask",
     "norm_activation_dropout",
 ]
 
@@ -50,6 +51,12 @@ class Network(nn.Module):
             the mean of the training data; ``None`` as in ``init``.
         standardize: standardise the inputs by the mean and standard deviation of the training
             data (scalars over all elements), for encoders of integer levels or counts.
+        mask: append the mask of unobserved inputs (NaN), 1 where unobserved, to the inputs: an
+            image has further channels. Only for encoders. The layers then map twice as many
+            inputs, see :func:`add_mask`.
+
+    Unobserved inputs are replaced by 0, after standardisation, if ``mask`` or ``expects_missing``
+    is set.
 
     Raises:
         ValueError: if ``init`` or ``output_bias`` is invalid; if the trailing dimensions of an
@@ -62,6 +69,9 @@ class Network(nn.Module):
     """
 
     images_only: ClassVar[bool] = False
+    #: Whether inputs may be NaN (unobserved). ``None`` for a network that does not read data, in
+    #: which NaN is an error; the ``check`` of the program sets it for the others.
+    expects_missing: bool | None = None
 
     def __init__(
         self,
@@ -71,8 +81,10 @@ class Network(nn.Module):
         init: Init = "torch",
         output_bias: OutputBias = None,
         standardize: bool = False,
+        mask: bool = False,
     ) -> None:
         super().__init__()
+        self.mask = mask
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.layers = nn.Sequential(*layers)
         self.has_batch_norm = any(isinstance(m, _BatchNorm) for m in self.layers.modules())
@@ -94,17 +106,23 @@ class Network(nn.Module):
         if x.shape[len(batch) :] != self.in_shape:
             expected = ", ".join(map(str, ("…", *self.in_shape)))
             raise ValueError(f"expected an input of shape ({expected}); got {tuple(x.shape)}")
+        missing = x.isnan() if self.mask or self.expects_missing else None
         if self.standardize:
             # without statistics, inputs are unchanged
             scale = torch.where(self.input_scale > 0, self.input_scale, 1.0)
             x = (x - self.input_mean) / scale
+        if missing is not None:
+            x = torch.where(missing, 0.0, x)
         size = math.prod(batch)
         if self.has_batch_norm and self.training and size < 2:
             raise ValueError(
                 f"expected at least 2 inputs in training with batch norm; got {size}: choose a "
                 f"batch_size whose last minibatch has more than one example, or norm 'layer'"
             )
-        outputs = self.layers(x.reshape(size, math.prod(self.in_shape)))
+        inputs = x.reshape(size, math.prod(self.in_shape))
+        if self.mask and missing is not None:
+            inputs = torch.cat([inputs, missing.reshape(inputs.shape).to(x.dtype)], -1)
+        outputs = self.layers(inputs)
         return outputs.reshape(*batch, *self.out_shape)
 
     @property
@@ -148,6 +166,17 @@ class Network(nn.Module):
         bias = cast(Tensor, self.layers[-1].bias)
         bias.copy_(value.reshape(bias.shape))
         self.started = torch.ones_like(self.started)
+
+
+def add_mask(in_shape: Shape, mask: bool) -> Shape:
+    """Return the shape of an input with its mask, if ``mask``: twice as many elements.
+
+    The mask of an image ``(*channels, H, W)`` is as many further channels.
+    """
+    if not mask:
+        return in_shape
+    channels, pixels = in_shape[:-2], in_shape[-2:]
+    return (2 * math.prod(channels), *pixels) if len(pixels) == 2 else (2 * math.prod(in_shape),)
 
 
 class Bias(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.components import Shape
 from ..core.validation import as_shape, positive_int
-from .base import Bias, Init, Network, Norm, OutputBias, norm_activation_dropout
+from .base import Bias, Init, Network, Norm, OutputBias, add_mask, norm_activation_dropout
 from .dense import make_hidden_layers
 
 __all__ = ["ConvNet", "ResNet"]
@@ -73,10 +73,12 @@ class ConvNet(ConvolutionalNetwork):
         init: Init = "torch",
         output_bias: OutputBias = None,
         standardize: bool = False,
+        mask: bool = False,
     ) -> None:
         builder = _LayerBuilder(kernel, activation, norm, dropout)
-        layers = builder.make_layers(in_shape, out_shape, channels, hidden, output_bias)
-        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
+        inputs = add_mask(in_shape, mask)
+        layers = builder.make_layers(inputs, out_shape, channels, hidden, output_bias)
+        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize, mask)
 
 
 class ResNet(ConvolutionalNetwork):
@@ -109,10 +111,12 @@ class ResNet(ConvolutionalNetwork):
         init: Init = "torch",
         output_bias: OutputBias = None,
         standardize: bool = False,
+        mask: bool = False,
     ) -> None:
         builder = _LayerBuilder(kernel, activation, norm, dropout, positive_int("blocks", blocks))
-        layers = builder.make_layers(in_shape, out_shape, channels, hidden, output_bias)
-        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
+        inputs = add_mask(in_shape, mask)
+        layers = builder.make_layers(inputs, out_shape, channels, hidden, output_bias)
+        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize, mask)
 
 
 class _Residual(nn.Module):

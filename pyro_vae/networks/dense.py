@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.components import Shape
 from ..core.validation import as_shape
-from .base import GatedLinear, Init, Network, Norm, OutputBias, norm_activation_dropout
+from .base import GatedLinear, Init, Network, Norm, OutputBias, add_mask, norm_activation_dropout
 
 __all__ = ["MLP", "GatedMLP", "make_hidden_layers"]
 
@@ -20,8 +20,8 @@ class MLP(Network):
 
     Initialisation in the papers: AEVB samples parameters from N(0, 0.01), without stating whether
     0.01 is the variance (``init=0.1``) or the standard deviation (``init=0.01``). IWAE uses
-    ``init="glorot"`` and, in its code, ``output_bias="data"`` for the decoder. These options and
-    ``standardize`` are those of :class:`~pyro_vae.networks.base.Network`.
+    ``init="glorot"`` and, in its code, ``output_bias="data"`` for the decoder. These options,
+    ``standardize`` and ``mask`` are those of :class:`~pyro_vae.networks.base.Network`.
 
     Arguments:
         hidden: the widths of the hidden layers; ``()`` is a linear map.
@@ -50,17 +50,20 @@ class MLP(Network):
         init: Init = "torch",
         output_bias: OutputBias = None,
         standardize: bool = False,
+        mask: bool = False,
     ) -> None:
-        layers, width = make_hidden_layers(in_shape, hidden, activation, norm, dropout)
+        layers, width = make_hidden_layers(
+            add_mask(in_shape, mask), hidden, activation, norm, dropout
+        )
         layers += [nn.Linear(width, math.prod(out_shape))]
-        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
+        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize, mask)
 
 
 class GatedMLP(Network):
     """Multilayer perceptron with gated hidden layers, h = A x · sigmoid(G x).
 
-    ``init`` (with A and G separately for ``glorot``), ``output_bias`` and ``standardize`` are those
-    of :class:`~pyro_vae.networks.base.Network`.
+    ``init`` (with A and G separately for ``glorot``), ``output_bias``, ``standardize`` and ``mask``
+    are those of :class:`~pyro_vae.networks.base.Network`.
 
     Arguments:
         hidden: the widths of the hidden layers.
@@ -85,14 +88,16 @@ class GatedMLP(Network):
         init: Init = "torch",
         output_bias: OutputBias = None,
         standardize: bool = False,
+        mask: bool = False,
     ) -> None:
-        widths = [math.prod(as_shape("in_shape", in_shape)), *as_shape("hidden", hidden)]
+        inputs = add_mask(as_shape("in_shape", in_shape), mask)
+        widths = [math.prod(inputs), *as_shape("hidden", hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [GatedLinear(width_in, width_out)]
             layers += norm_activation_dropout((width_out,), nn.GLU, None, dropout)
         layers += [nn.Linear(widths[-1], math.prod(out_shape))]
-        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize)
+        super().__init__(in_shape, out_shape, layers, init, output_bias, standardize, mask)
 
 
 def make_hidden_layers(

@@ -18,14 +18,14 @@ from torch import Tensor
 from ..compiler.allocator import keep_freed_memory
 from ..compiler.cache import worth_compiling
 from ..compiler.matmul import Precision, check_precision, matmul_backend
-from ..core.evaluation_mode import eval_mode
+from ..core.evaluation_mode import eval_mode, owning_modules
 from .arguments import ProgramInputs
 from .audit import SingleRun, audit_inputs, weights_match
 from .base import Site
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
-from .inputs import AnyData, check_examples, materialize, read_data
+from .inputs import AnyData, check_examples, expect_missing, materialize, read_data
 from .particles import Layout, Particles, run_particles
 
 __all__ = [
@@ -133,6 +133,7 @@ def log_weights(
     examples = read_data((model, guide), x)
     check_examples(examples)
     x = materialize((model, guide), examples, seed=0)
+    expect_missing(x, *owning_modules(model, guide))
     return audited_log_weights(
         audit_inputs(ProgramInputs(model, guide, x, args, kwargs)),
         num_samples,

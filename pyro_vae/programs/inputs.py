@@ -13,7 +13,7 @@ from ..core.evaluation_mode import owning_modules
 from ..data import splits
 from ..data.containers import Container, block_slices
 from ..data.kinds import is_unobserved
-from ..data.splits import Split, as_data
+from ..data.splits import Split, as_data, contains_nan
 from .arguments import ProgramInputs, map_batched
 from .audit import audit_inputs
 from .base import Program, label_use
@@ -23,6 +23,7 @@ __all__ = [
     "AnyProgram",
     "check_data",
     "check_examples",
+    "expect_missing",
     "materialize",
     "normalize_order",
     "prepare",
@@ -169,8 +170,17 @@ def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tens
         ValueError: if the program conditions on labels and one is missing.
     """
     x = materialize(program, data, seed)
+    expect_missing(x, program)
     labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
     return (x,) if labels is None else (x, labels)
+
+
+def expect_missing(x: Tensor, *programs: object) -> None:
+    """Let programs with a method ``expect_missing()`` expect unobserved values, if x has NaN."""
+    methods = [m for program in programs if (m := getattr(program, "expect_missing", None))]
+    if methods and contains_nan(x):
+        for method in methods:
+            method()
 
 
 def program_labels(program: object, data: Split | Tensor) -> Tensor | None:
@@ -236,6 +246,7 @@ def _check_blocks(
     for rows, x in blocks:
         parts, _ = map_batched(lambda t, rows=rows: t[rows], size, args, {})
         if is_unobserved(x):
+            expect_missing(x, program)
             unobserved = x, parts
         else:
             _check(program, x, *parts)

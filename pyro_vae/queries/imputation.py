@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.random import Stream
 from ..core.validation import non_negative_int, positive_int
+from ..data.splits import contains_nan
 from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.arguments import ProgramInputs
 from ..programs.base import Program
@@ -150,11 +151,12 @@ def impute(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        x: the examples, ``(N, *event)``; values of missing pixels are ignored and may be NaN.
+        x: the examples, ``(N, *event)``. NaN is missing; other values of missing pixels are
+            ignored.
         *args: additional arguments of model and guide; tensors of leading size N are per
             example.
-        observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; all pixels by
-            default.
+        observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; by default
+            all pixels that are not NaN.
         noise: the noise on the observed pixels; samples of x are then of the clean data.
         draws: the number S of returned samples.
         num_samples: the number K of proposals for each example.
@@ -234,10 +236,15 @@ def score_missing(
         A :class:`MissingScore`.
 
     Raises:
-        ValueError: as for :func:`impute`.
+        ValueError: as for :func:`impute`; or if an example has NaN.
     """
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
     inputs = prepare(program, x, args, check=False)
+    if contains_nan(inputs.x):
+        raise ValueError(
+            "expected complete examples, whose missing pixels are known and scored; got NaN: pass "
+            "the mask of the missing pixels as observed, and examples without NaN"
+        )
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SCORE_MISSING):
         partial = _observe(program, inputs, observed, None)
         runner = partial.runner.with_data(inputs.x)
@@ -301,7 +308,7 @@ def _observe(
             f"expected observed to be booleans of shape {tuple(x.shape)} or {tuple(x.shape[1:])}; "
             f"got {observed.dtype} of shape {tuple(observed.shape)}"
         )
-    observed = observed.to(x.device).expand(x.shape)
+    observed = observed.to(x.device).expand(x.shape) & ~x.isnan()
     _, sample = find_data_site(model, x, *args)
     completed = torch.where(observed, x, sample.to(x.dtype))
     runner = Runner.create(prepare(program, completed, args))

@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Normal
 from ..core.components import Shape
 from ..core.validation import did_you_mean
 from ..data.kinds import Kind, kind_of
+from ..data.splits import contains_nan
 
 __all__ = ["AdditiveNormal", "Flip", "Noise", "mask", "score_pixelwise"]
 
@@ -98,8 +99,13 @@ def score_pixelwise(train: Tensor, x: Tensor, observed: Tensor) -> Tensor:
         The log likelihoods, ``(N,)``, nats.
 
     Raises:
-        ValueError: if the data are integers with more than two levels.
+        ValueError: if the data are integers with more than two levels, or ``train`` has NaN.
     """
+    if contains_nan(train):
+        raise ValueError(
+            "expected complete training examples for a baseline per pixel; got NaN: pass those "
+            "without unobserved values"
+        )
     kind = kind_of(train)
     if kind in (Kind.LEVELS, Kind.COUNTS):
         raise ValueError(f"expected 0/1 or real numbers; got {kind.describe(train)}")

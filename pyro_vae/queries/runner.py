@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ..distributions import PartiallyObserved
 from ..programs.arguments import ProgramInputs
 from ..programs.base import PLATE, Site, data_dim, is_latent, trace_sites
 from ..programs.importance_weights import find_layout
@@ -61,6 +62,8 @@ class Decoded:
             ValueError: if the pixels are not independent given the latents.
         """
         fn = unwrap_independent(self.fn)
+        # completed examples have no NaN
+        fn = fn.base_dist if isinstance(fn, PartiallyObserved) else fn
         if fn.event_shape:
             raise ValueError(
                 f"expected a likelihood whose pixels are independent given the latents, so that "

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ...core.random import Stream
 from ...core.validation import did_you_mean
 from ...data.kinds import Kind, kind_of
+from ...data.splits import contains_nan
 from ...distributions.counts import ConditionedOnTotal, sum_counts
 from ...programs.arguments import ProgramInputs
 from ...programs.base import empty_program, trace_sites
@@ -97,8 +98,14 @@ def select_statistics(
     """Return statistics by name, by default those that suit the data.
 
     Raises:
-        ValueError: if a name is unknown, or if there are none.
+        ValueError: if a name is unknown, if there are none, or if ``x`` has NaN.
     """
+    if contains_nan(x):
+        raise ValueError(
+            "expected complete examples for predictive checks, which compare statistics of whole "
+            "examples with those of replicates; got NaN (unobserved values): pass examples without "
+            "NaN"
+        )
     if isinstance(statistics, Mapping):
         chosen = dict(statistics)
     else:
