@@ -234,9 +234,12 @@ def gather(values: Tensor | Container, index: slice | Tensor) -> Tensor:
 
 def block_slices(values: Tensor | Container) -> Iterator[slice]:
     """Yield the slices of consecutive blocks of at most 16 MiB as float32, or a single example."""
+    size = len(values)
     step = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(values.shape[1:])))
-    for start in range(0, len(values), step):
-        yield slice(start, min(start + step, len(values)))
+    count = -(-size // step)
+    for i in range(count):
+        # of nearly equal sizes, so that no block is too small for several processes
+        yield slice(i * size // count, (i + 1) * size // count)
 
 
 def iter_blocks(values: Tensor | Container) -> Iterator[Tensor]:

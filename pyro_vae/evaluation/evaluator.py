@@ -9,14 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
+from ..core.components import Labels
 from ..core.validation import check_memory, positive_int
-from ..data import Dataset
-from ..programs.base import Program
+from ..data import Dataset, Split
+from ..programs.arguments import map_batched
+from ..programs.base import Program, label_use
 from ..programs.importance_weights import check_num_samples
-from ..programs.inputs import AnyData, AnyProgram, prepare
+from ..programs.inputs import (
+    AnyData,
+    AnyProgram,
+    block_seed,
+    check_blockwise,
+    is_large,
+    normalize_order,
+    prepare,
+    program_dtype,
+    program_labels,
+    read_data,
+)
 from . import sharding
 from .bounds import DEFAULT_KS, Bounds
 from .bounds_section import make_section
@@ -74,9 +88,11 @@ def evaluate(
     Arguments:
         program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
             separate arguments before the data.
-        data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`. Dynamic
-            binarisation or noise is drawn once, with ``seed``. A program that conditions on
-            labels gets those of a ``Split``, unless there are further arguments.
+        data: the data, a tensor ``(N, …)``, a :class:`~pyro_vae.data.Split`, or anything that
+            :func:`~pyro_vae.data.as_split` accepts. Dynamic binarisation or noise is drawn once,
+            with ``seed``. A program that conditions on labels gets those of a ``Split`` or a
+            ``Dataset``, unless there are further arguments. Data that are not in memory and take
+            more than 256 MiB are evaluated in blocks of 16 MiB, each with its own random stream.
         *args: further arguments of model and guide, as are ``**kwargs``; tensors of leading
             size N are split with the data (see :func:`~pyro_vae.log_weights`).
         num_samples: the number K of samples per example; with
@@ -120,6 +136,20 @@ def evaluate(
         Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
     """
     _check_arguments(ks, precision, reliable, kwargs)
+    program, data, args = normalize_order(program, data, args)
+    data = read_data(program, data)
+    if isinstance(data, Split) and is_large(data):
+        options = {
+            "num_samples": num_samples,
+            "ks": ks,
+            "keep_log_weights": keep_log_weights,
+            "chunk_size": chunk_size,
+            "reliable": reliable,
+            "estimators": estimators,
+            "compile": compile,
+            "precision": precision,
+        }
+        return _evaluate_blocks(program, data, args, kwargs, seed, checkpoint, progress, options)
     chosen = check_estimators(estimators)
     if reliable and not any(isinstance(item, Ladder) for item in chosen):
         chosen.append(Ladder())
@@ -147,6 +177,48 @@ def evaluate(
         bounds = estimator.estimate(task, bounds)
     merged = sharding.merge_shards(distributed.all_gather(bounds), seed)
     return merged.with_rows(getattr(data, "rows", None))
+
+
+def _evaluate_blocks(
+    program: AnyProgram,
+    data: Split,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    seed: int,
+    checkpoint: Path | None,
+    progress: bool,
+    options: dict[str, Any],
+) -> Bounds:
+    """Evaluate data that are not in memory block by block, and concatenate the results."""
+    size, parts = len(data), []
+    if options["keep_log_weights"]:
+        num_bytes = 4 * check_num_samples(options["num_samples"]) * size
+        check_memory(
+            "the raw log weights", num_bytes, "drop keep_log_weights, or use fewer samples"
+        )
+    labels = program_labels(program, data) if not (args or kwargs) else None
+    if label_use(program) is Labels.CONDITION and labels is not None:
+        args = (labels,)
+    progress = progress and distributed.is_main_process()
+    with tqdm(total=size, unit=" examples", disable=not progress, dynamic_ncols=True) as bar:
+        for rows, x in data.iter_materialized(seed, program_dtype(program)):
+            block_args, block_kwargs = map_batched(lambda t, r=rows: t[r], size, args, kwargs)
+            if rows.start == 0:
+                check_blockwise(prepare(program, x, block_args, block_kwargs, check=False))
+            suffix = f"examples{rows.start}"
+            parts.append(
+                evaluate(
+                    program,
+                    x,
+                    *block_args,
+                    seed=block_seed(seed, rows.start),
+                    checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.name}.{suffix}"),
+                    **options,
+                    **block_kwargs,
+                )
+            )
+            bar.update(len(x))
+    return sharding.merge_shards(parts, seed).with_rows(data.rows)
 
 
 def _check_arguments(

@@ -39,9 +39,10 @@ def merge_shards(shards: Sequence[Bounds], seed: int) -> Bounds:
     settings = dict(first.settings)
     if "total_draws" in settings:
         settings["total_draws"] = sum(shard.settings["total_draws"] for shard in shards)
-    left_out = {k: v for shard in shards for k, v in shard.settings.get("left_out", {}).items()}
-    if left_out:
-        settings["left_out"] = left_out
+    for name in ("left_out", "unnormalized"):
+        entries = {k: v for shard in shards for k, v in shard.settings.get(name, {}).items()}
+        if entries:
+            settings[name] = entries
     columns: dict[str, Any] = {}
     for field in ("per_datum", "iwae_per_datum", "iwae_variance"):
         parts = [(getattr(shard, field), np.full(len(shard), np.nan)) for shard in shards]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.components import Labels, NetworkFactory, Shape, init_standardization
 from ..core.evaluation_mode import eval_mode
 from ..core.validation import positive_int
+from ..data.containers import Container
 from ..data.splits import Split, as_data, materialize
 from ..likelihoods import Bernoulli, Likelihood
 from ..networks import MLP
@@ -151,11 +152,18 @@ class SemiSupervisedVAE(OneLayerProgram):
         Raises:
             ValueError: if the data cannot be scored.
         """
-        x = materialize(as_data(data), seed, self.class_logits.dtype)
-        self.check(x)
-        batches = x.to(self.class_logits.device).split(_CLASSIFY_BATCH_SIZE)
-        with eval_mode(self):
-            return torch.cat([self.classifier(batch).softmax(-1) for batch in batches])
+        data, logits = as_data(data), self.class_logits
+        blocks = [data]
+        if isinstance(data, Split) and isinstance(data.values, Container):
+            blocks = (x for _, x in data.iter_materialized(seed, logits.dtype))
+        probabilities = []
+        for block in blocks:
+            x = materialize(block, seed, logits.dtype)
+            self.check(x)
+            batches = x.to(logits.device).split(_CLASSIFY_BATCH_SIZE)
+            with eval_mode(self):
+                probabilities += [self.classifier(batch).softmax(-1) for batch in batches]
+        return torch.cat(probabilities)
 
     def accuracy(self, data: Any, y: Tensor | None = None, seed: int = 0) -> float:
         """Return the classification accuracy on the examples with a known class.

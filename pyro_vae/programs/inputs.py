@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
-from ..data import splits
+from ..core.random import Stream
+from ..data import containers, splits
 from ..data.containers import Container, block_slices
 from ..data.kinds import is_unobserved
 from ..data.splits import Split, as_data, contains_nan
 from .arguments import ProgramInputs, map_batched
-from .audit import audit_inputs
+from .audit import audit_inputs, reads_plate_index
 from .base import Program, label_use
+from .context import evaluating
 
 __all__ = [
     "AnyData",
     "AnyProgram",
+    "block_seed",
+    "check_blockwise",
     "check_data",
     "check_examples",
     "expect_missing",
+    "is_large",
     "materialize",
     "normalize_order",
     "prepare",
@@ -159,6 +166,32 @@ def materialize(program: object, data: Split | Tensor, seed: int) -> Tensor:
         ValueError: if they do not fit into memory.
     """
     return splits.materialize(data, seed, program_dtype(program))
+
+
+def is_large(data: Split) -> bool:
+    """Whether data are not in memory, and are too large to be loaded at once."""
+    size = 4 * len(data) * math.prod(data.event_shape)
+    return isinstance(data.values, Container) and size > containers.RESIDENT_BYTES
+
+
+def check_blockwise(inputs: ProgramInputs) -> None:
+    """Check that a program can run on a block of examples as if these were all.
+
+    Raises:
+        ValueError: if it reads parameters or data by the index of an example.
+    """
+    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+        if reads_plate_index(inputs):
+            raise ValueError(
+                "expected a program that does not read the index of the plate, for data that are "
+                "evaluated in blocks; got one whose tensors have a row per example: pass data in "
+                "memory, e.g. data.materialize(seed)"
+            )
+
+
+def block_seed(seed: int, start: int) -> int:
+    """Return the seed of the block of examples from ``start``."""
+    return int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
 
 
 def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tensor, ...]:

@@ -10,12 +10,23 @@ import numpy as np
 from torch import Tensor
 
 from ..core import files
+from ..core.components import Labels
 from ..core.random import Stream
 from ..core.validation import positive_int
 from ..data import Split
-from ..programs.base import Program
+from ..programs.arguments import map_batched
+from ..programs.base import Program, label_use
 from ..programs.context import evaluating
-from ..programs.inputs import prepare
+from ..programs.inputs import (
+    AnyData,
+    block_seed,
+    check_blockwise,
+    is_large,
+    prepare,
+    program_dtype,
+    program_labels,
+    read_data,
+)
 from .latent_paths import compute_guide_centres
 from .runner import Runner
 
@@ -24,7 +35,7 @@ __all__ = ["encode"]
 
 def encode(
     program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    data: AnyData,
     *args: Any,
     path: str | Path | None = None,
     seed: int = 0,
@@ -43,8 +54,9 @@ def encode(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        data: a tensor ``(N, …)``, or a split, whose labels are returned as ``labels`` and the rows
-            of its file as ``row``.
+        data: the data, a tensor ``(N, …)`` or anything that :func:`~pyro_vae.data.as_split`
+            accepts. The labels of a split are returned as ``labels``, the rows of its file as
+            ``row``. Data that are not in memory and take more than 256 MiB are encoded in blocks.
         *args: additional arguments of model and guide; tensors of leading size N are per
             example.
         path: the file, written atomically; ``numpy.load`` reads it without pickle.
@@ -60,14 +72,11 @@ def encode(
         OSError: if the file cannot be written; an existing file is kept.
     """
     positive_int("chunk_size", chunk_size)
-    inputs = prepare(program, data, args, seed=seed)
-    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
-        runner = Runner.create(inputs.select(slice(0, chunk_size)))
-        chunks = [
-            _compute_columns(replace(runner, inputs=chunk))
-            for _, chunk in inputs.blocks(chunk_size)
-        ]
-    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    data = read_data(program, data)
+    if isinstance(data, Split) and is_large(data):
+        columns = _encode_blocks(program, data, args, seed, chunk_size)
+    else:
+        columns = _encode(program, data, args, seed, chunk_size)
     if isinstance(data, Split) and data.labels is not None:
         columns["labels"] = data.labels.cpu().numpy()
     if isinstance(data, Split) and data.rows is not None:
@@ -75,6 +84,39 @@ def encode(
     if path is not None:
         files.atomic_write(Path(path), lambda file: _save(file, columns))
     return columns
+
+
+def _encode(
+    program: Any, data: Split | Tensor, args: tuple[Any, ...], seed: int, chunk_size: int
+) -> dict[str, np.ndarray]:
+    inputs = prepare(program, data, args, seed=seed)
+    with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
+        runner = Runner.create(inputs.select(slice(0, chunk_size)))
+        chunks = [
+            _compute_columns(replace(runner, inputs=chunk))
+            for _, chunk in inputs.blocks(chunk_size)
+        ]
+    return _concatenate(chunks)
+
+
+def _encode_blocks(
+    program: Any, data: Split, args: tuple[Any, ...], seed: int, chunk_size: int
+) -> dict[str, np.ndarray]:
+    """Encode data that are not in memory, each block with its own random stream."""
+    labels = program_labels(program, data) if not args else None
+    if label_use(program) is Labels.CONDITION and labels is not None:
+        args = (labels,)
+    parts = []
+    for rows, x in data.iter_materialized(seed, program_dtype(program)):
+        block_args, _ = map_batched(lambda t, r=rows: t[r], len(data), args, {})
+        if rows.start == 0:
+            check_blockwise(prepare(program, x, block_args, check=False))
+        parts.append(_encode(program, x, block_args, block_seed(seed, rows.start), chunk_size))
+    return _concatenate(parts)
+
+
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _compute_columns(runner: Runner) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from ..core.random import Stream
 from ..core.validation import positive_int
 from ..programs.base import Program
 from ..programs.context import evaluating
-from ..programs.inputs import prepare, split_program
+from ..programs.inputs import materialize, prepare, read_data, split_program
 from ..programs.sites import prior_predictive_sites
 from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
 from .runner import Runner, get_mean
@@ -150,6 +150,7 @@ def interpolate(
         raise ValueError(f"expected path to be 'spherical' or 'straight'; got {path!r}")
     if positive_int("steps", steps) < 2:
         raise ValueError("expected steps ≥ 2, which includes both endpoints; got 1")
+    x_a, x_b = (materialize(program, read_data(program, x), seed) for x in (x_a, x_b))
     if x_a.shape != x_b.shape:
         raise ValueError(
             f"expected x_a and x_b of the same shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"

@@ -181,23 +181,27 @@ class ImportanceSampler:
             precision=options.precision,
         )
         discrete: DiscreteLatents | None = None
-        blocks: list[_Block] = []
+        # not a list, because a block refers to its examples and its first samples
+        block: _Block | None = None
         columns: list[dict[str, Tensor]] = []
+        raw: list[Tensor] = []
         with seeded(self.seed, *stream), closing(chunks):
             for chunk in chunks:
-                if not blocks:
+                if block is None:
                     with seeded(self.seed, Stream.DISCRETE_SETUP, num_samples):
                         discrete = find_discrete_latents(chunk)
-                if chunk.draws.start == 0:
-                    blocks.append(_Block(part, chunk, num_samples, ks, discrete))
-                blocks[-1].update(chunk)
+                if block is None or chunk.draws.start == 0:
+                    block = _Block(part, chunk, num_samples, ks, discrete)
+                block.update(chunk)
                 if chunk.draws.stop == num_samples:
-                    columns.append(blocks[-1].result())
+                    columns.append(block.result())
+                    if self.settings.keep_log_weights:
+                        raw.append(torch.cat(block.raw))
                 bar.update(chunk.particles.log_weights.numel())
         merged = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
         if not self.settings.keep_log_weights:
             return merged, None
-        return merged, torch.cat([torch.cat(block.raw) for block in blocks], 1).numpy()
+        return merged, torch.cat(raw, 1).numpy()
 
 
 class _Block:
