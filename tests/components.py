@@ -68,6 +68,9 @@ LIKELIHOODS = {
     "Gaussian, optimal": partial(likelihoods.Gaussian, scale="optimal"),
     "Laplace": likelihoods.Laplace,
     "Laplace, optimal": partial(likelihoods.Laplace, scale="optimal"),
+    "LogNormal": likelihoods.LogNormal,
+    "LogNormal, decoded": partial(likelihoods.LogNormal, scale="decoded"),
+    "Ordinal": partial(likelihoods.Ordinal, levels=4),
     "MixtureOfDiscretizedLogistics": partial(
         likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=3
     ),
@@ -157,10 +160,14 @@ def program_for(make, data):
     return make(**{name: getattr(data, name) for name in component_class(make).from_data})
 
 
+#: Likelihoods whose density of 0 or of 1 is zero or infinite.
+INSIDE_UNIT = (likelihoods.Beta, likelihoods.LogNormal)
+
+
 def data_for(likelihood, size):
-    """Return random data that a likelihood can score: binary, or inside (0, 1) for Beta."""
+    """Return random data that a likelihood can score: binary, or inside (0, 1)."""
     x = torch.bernoulli(torch.full((size, *likelihood.event_shape), 0.5))
-    return 0.25 + x / 2 if isinstance(likelihood, likelihoods.Beta) else x
+    return 0.25 + x / 2 if isinstance(likelihood, INSIDE_UNIT) else x
 
 
 def component_class(make):

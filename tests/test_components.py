@@ -12,6 +12,7 @@ import pytest
 import torch
 from components import (
     COMPATIBLE_PAIRS,
+    INSIDE_UNIT,
     LIKELIHOODS,
     NETWORKS,
     POSTERIORS,
@@ -21,7 +22,7 @@ from components import (
     small_vae,
 )
 from scipy import stats
-from torch.distributions.transforms import SigmoidTransform
+from torch.distributions.transforms import ExpTransform, SigmoidTransform
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, networks, posteriors, priors
@@ -35,7 +36,8 @@ COMPONENTS = {priors: PRIORS, likelihoods: LIKELIHOODS, posteriors: POSTERIORS, 
 def test_every_component_is_listed(module):
     public = {n for n in module.__all__ if not inspect.isabstract(getattr(module, n))}
     listed = {name.split(",")[0].split(" ")[0] for name in COMPONENTS[module]}
-    assert public == listed
+    # the contract has examples of any shape, but Columns only vectors: tests/likelihoods/
+    assert public - {"Columns"} == listed
 
 
 @torch.no_grad()
@@ -82,7 +84,7 @@ def _noisy_data(likelihood, size):
     rates = torch.tensor([[0.3, 0.5, 0.6], [0.9, 1.0, 0.0]])
     x = torch.binomial(torch.full((size, 2, 3), float(top)), rates.expand(size, 2, 3))
     x = x if discrete else x / top
-    return x.clamp(1e-3, 1 - 1e-3) if isinstance(likelihood, likelihoods.Beta) else x
+    return x.clamp(1e-3, 1 - 1e-3) if isinstance(likelihood, INSIDE_UNIT) else x
 
 
 @pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
@@ -108,6 +110,8 @@ class TestLikelihoods:
         if isinstance(p, likelihoods.Beta):
             # the density can be infinite at 0 and 1; that of the log odds is bounded
             fn = dist.TransformedDistribution(fn, SigmoidTransform().inv)
+        if isinstance(p, likelihoods.LogNormal):
+            fn = dist.TransformedDistribution(fn, ExpTransform().inv)
         samples = fn.sample((4000,))[:, 0]
         if p.supported_kind in (Kind.BINARY, Kind.LEVELS, Kind.COUNTS):
             top = getattr(p, "levels", 1 if p.supported_kind is Kind.BINARY else 400)

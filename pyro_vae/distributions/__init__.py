@@ -1,10 +1,11 @@
 """Distributions missing from torch and Pyro, or numerically unstable there, by their values."""
 
 from .colour import ColourLogisticMixture
+from .columns import Concatenated
 from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
 from .levels import Binomial, CategoricalLevels, DiscretizedLogistic, log1mexp
 from .missing import PartiallyObserved
-from .real import LowRankMultivariateNormal, MultivariateNormal, OptimalScale, StudentT
+from .real import LogNormal, LowRankMultivariateNormal, MultivariateNormal, OptimalScale, StudentT
 from .sphere import PowerSpherical, UniformSphere, check_sphere_dim, log_sphere_area, unit_vector
 from .unit import Beta, ContinuousBernoulli, IndependentBernoulli
 
@@ -13,10 +14,12 @@ __all__ = [
     "Binomial",
     "CategoricalLevels",
     "ColourLogisticMixture",
+    "Concatenated",
     "ConditionedOnTotal",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "IndependentBernoulli",
+    "LogNormal",
     "LowRankMultivariateNormal",
     "MultivariateNormal",
     "NegativeBinomial",

@@ -13,7 +13,31 @@ from torch import Tensor
 
 from .float64 import score_in_float64
 
-__all__ = ["LowRankMultivariateNormal", "MultivariateNormal", "OptimalScale", "StudentT"]
+__all__ = [
+    "LogNormal",
+    "LowRankMultivariateNormal",
+    "MultivariateNormal",
+    "OptimalScale",
+    "StudentT",
+]
+
+
+class LogNormal(dist.LogNormal):
+    """``LogNormal`` with samples that are positive and finite, like its support.
+
+    The exponential of a normal variable underflows to 0, or overflows, where its scale is large.
+    """
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self._clamp(super().rsample(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self._clamp(super().sample(sample_shape))
+
+    @staticmethod
+    def _clamp(x: Tensor) -> Tensor:
+        limits = torch.finfo(x.dtype)
+        return x.clamp(limits.tiny, limits.max)
 
 
 class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):

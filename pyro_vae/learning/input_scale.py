@@ -95,7 +95,7 @@ def _find_large_inputs(
         if name not in found and not _is_normalized(owner if is_network else program):
             # under a functional transform, tensors have no values
             with suppress(RuntimeError):
-                values = inputs[0].double()
+                values = inputs[0].detach().double()
                 rms = float(values[values.isfinite()].square().mean().sqrt())
                 if rms > _MAX_RMS:
                     found[name] = owner, rms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
@@ -15,10 +15,7 @@ from ..data.kinds import Kind, kind_of
 from ..data.missing import complete_by_column
 from ..distributions import PartiallyObserved
 
-__all__ = ["Likelihood", "Measure", "PixelLikelihood", "clamped_logit"]
-
-#: The quantity whose logarithm log p(x) is; the last is p(x | ℓ) for counts with total ℓ.
-Measure = Literal["probability", "density", "given the total"]
+__all__ = ["Likelihood", "PixelLikelihood", "clamped_logit"]
 
 #: Kinds of values with probabilities instead of densities.
 _DISCRETE_KINDS = (Kind.BINARY, Kind.LEVELS, Kind.COUNTS)
@@ -73,8 +70,12 @@ class Likelihood(Component):
         return None
 
     @property
-    def measure(self) -> Measure:
-        """Type of p(x|z). Values in nats are comparable only between likelihoods of one type."""
+    def measure(self) -> str:
+        """Type of p(x|z). Values in nats are comparable only between likelihoods of one type.
+
+        ``probability``, ``density``, or ``given the total``, p(x | ℓ) of counts with total ℓ; a
+        likelihood of mixed columns has a density of some and a probability of the others.
+        """
         return "probability" if self.has_code_length else "density"
 
     @classmethod

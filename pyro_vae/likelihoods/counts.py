@@ -14,7 +14,7 @@ from .. import distributions
 from ..core.components import NetworkFactory, Shape
 from ..data.kinds import Kind
 from ..distributions import ConditionedOnTotal, sum_counts
-from .base import Likelihood, Measure
+from .base import Likelihood
 
 __all__ = ["CountLikelihood", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
@@ -70,7 +70,7 @@ class CountLikelihood(Likelihood):
         return self.library != "observed"
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> str:
         return "given the total" if self.library == "observed" else super().measure
 
     @property

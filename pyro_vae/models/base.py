@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from .conditioning import concat_shape, make_conditional_factory
 from .parts import CheckedFactory, make_part
 
 __all__ = ["Autoencoder", "OneLayerProgram"]
+
+_log = logging.getLogger("pyro_vae")
 
 
 class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
@@ -91,6 +94,10 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
             )
         self.likelihood.check_observed(x)
         if contains_nan(x):
+            if not self.likelihood.expects_missing:
+                # once: NaN may also be a mistake in the data
+                count = int(x.isnan().sum())
+                _log.warning("%d of %d values are NaN, read as unobserved", count, x.numel())
             self.expect_missing()
 
     def expect_missing(self) -> None:

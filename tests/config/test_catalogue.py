@@ -27,7 +27,7 @@ def test_list_shows_all_components(capsys):
     expected = {
         "data": SOURCES,
         "priors": PRIORS,
-        "likelihoods": LIKELIHOODS,
+        "likelihoods": {**LIKELIHOODS, "Columns": None},
         "posteriors": POSTERIORS,
         "networks": NETWORKS,
         "models": dict.fromkeys(n for n in models.__all__ if n not in ("Autoencoder", "inference")),

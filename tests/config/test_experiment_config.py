@@ -101,6 +101,8 @@ def test_every_class_by_name(option, name, tmp_path):
         changes["model"]["posterior"] = "PowerSpherical"
     if name == "PowerSpherical":
         changes["model"]["prior"] = "UniformSphere"
+    if name == "Columns":
+        pytest.skip("has required arguments: tests/likelihoods/test_columns.py")
     first = experiment.load_experiment(write_config(tmp_path, changes))
     (tmp_path / "again.yaml").write_text(first.to_yaml())
     again = experiment.load_experiment(tmp_path / "again.yaml")

@@ -34,6 +34,10 @@ def make(likelihood, expects_missing=True):
 
 def values_of(name):
     """Return three values that a likelihood scores, and all values of one, if countable."""
+    if name.startswith("LogNormal"):
+        return [0.2, 1.7, 0.4], None
+    if name == "Ordinal":
+        return [0.0, 4.0, 2.0], torch.arange(5.0)
     if name.startswith("Bernoulli") or "two levels" in name:
         return [0.0, 1.0, 1.0], torch.arange(2.0)
     if name.startswith(("Binomial", "Categorical", "Discretized", "MixtureOf")):
@@ -57,12 +61,16 @@ def test_unobserved_values_are_summed_out(name):
     log_prob = partial_fn.log_prob(holes)
     log_weights, tolerance = torch.zeros(()), 1e-9
     if domain is None:
-        # the trapezoidal rule, on the logit scale for values in (0, 1)
-        is_unit, tolerance = name.startswith(("Beta", "Continuous")), 5e-3
-        grid = torch.linspace(-40, 40, 80001, dtype=torch.float64) * (1 if is_unit else 10)
-        domain = grid.sigmoid().clamp(1e-15, 1 - 1e-15) if is_unit else grid
-        jacobian = nn.functional.logsigmoid(torch.stack([grid, -grid])).sum(0)
-        log_weights = (grid[1] - grid[0]).log() + (jacobian if is_unit else 0.0)
+        # the trapezoidal rule, on the log or logit scale for values in an interval
+        tolerance = 5e-3
+        grid = torch.linspace(-40, 40, 80001, dtype=torch.float64)
+        domain, jacobian = 10 * grid, math.log(10)
+        if name.startswith("LogNormal"):
+            domain, jacobian = grid.exp(), grid
+        elif name.startswith(("Beta", "Continuous")):
+            domain = grid.sigmoid().clamp(1e-15, 1 - 1e-15)
+            jacobian = nn.functional.logsigmoid(torch.stack([grid, -grid])).sum(0)
+        log_weights = (grid[1] - grid[0]).log() + jacobian
     rows = x.repeat(len(domain), 1)
     rows[:, 1] = domain
     expected = (complete.log_prob(rows) + log_weights).logsumexp(0)
