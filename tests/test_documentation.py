@@ -6,9 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import pyro_vae as pv
 from pyro_vae.cli.app import main
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 #: In the order of their commands: docs/command-line trains the runs that other pages use.
 PAGES = (
     *("README", "docs/command-line", "docs/components", "docs/data", "docs/estimators"),
-    "docs/calibration",
+    *("docs/calibration", "docs/own-data"),
 )
 
 _ANNEALING = [
@@ -148,6 +150,17 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
     execute(plots.replace('"matplotlib"', '"none"'), trained)
 
 
+def test_own_data_page(documented_files, capsys):
+    load, open_run = blocks("docs/own-data")
+    execute(load, {"pv": pv})
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["pressure: real", "weight: real"] and out[2].startswith("('a', 'b') tensor")
+    assert main([*fit_of("runs/patients"), "--fit.epochs", "1"]) == 0
+    capsys.readouterr()
+    execute(open_run, {"pv": pv})
+    assert capsys.readouterr().out == "True 5\n"
+
+
 def commands(page):
     """The blocks of commands of a page: lists of the arguments of ``pyro-vae``."""
     found = []
@@ -187,6 +200,20 @@ def documented_files(tmp_path, monkeypatch):
         assert epochs in settings and "dynamic}" in settings
         short = settings.replace(epochs, "epochs: 1").replace("dynamic}", "dynamic, valid: 4400}")
         Path(file).write_text(short, encoding="utf-8")
+    _make_own_files()
+
+
+def _make_own_files():
+    """The folder of pictures and the tables of docs/own-data."""
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (Path("pictures") / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(f"pictures/{name}/{i}.png")
+    for file, count in (("patients.csv", 40), ("new.csv", 5)):
+        rows = [f"n{i},{120 + i}.5,{70 - i}.25,{'ab'[i % 2]}" for i in range(count)]
+        Path(file).write_text("\n".join(["name,pressure,weight,group", *rows]), encoding="utf-8")
 
 
 def shorten(args):

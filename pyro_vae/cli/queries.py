@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import data, queries
+from ..core import files
 from ..core.components import Labels
 from ..core.validation import as_path, positive_int
 from ..data import Dataset, Kind, Split
@@ -82,20 +83,63 @@ class _Context:
         self.write(pictures.image_rows(name, title, caption, images))
 
 
-def sample(run: Run, *, seed: int = 0) -> None:
-    """Generate new examples from the model, one row per class for class-conditional models."""
+def sample(run: Run, *, output: Path | None = None, num_samples: int = 1000, seed: int = 0) -> None:
+    """Generate new examples from the model, one row per class for class-conditional models.
+
+    Arguments:
+        output: .npz file for samples x, means of p(x|z) and labels, in the units of the data,
+            instead of a picture; needed for data that are not images.
+        num_samples: number of samples in the file.
+    """
     from ..report import pictures
 
-    context = _open_images(run, "test", None, seed)
-    # only the labels of the examples are used
+    if output is None:
+        context = _open_images(run, "test", None, seed)
+        # only the labels of the examples are used
+        examples = run.label_examples() or context.split
+        context.write(pictures.sample_picture(context.program, examples, seed))
+        return
+    context = _open_run(run, "test", None, seed)
     examples = run.label_examples() or context.split
-    context.write(pictures.sample_picture(context.program, examples, seed))
+    size = positive_int("num_samples", num_samples)
+    labels = examples.labels
+    if labels is not None:
+        labels = labels[torch.arange(size) % len(labels)]
+    new = queries.sample(run.program, size, *([] if labels is None else [labels]), seed=seed)
+    _save_generated(run, output, new, {"labels": labels})
+
+
+def _save_generated(
+    run: Run, output: Path, generated: queries.Generated, others: dict[str, Tensor | None]
+) -> None:
+    """Write generated examples in the units of the data."""
+    columns = {"x": generated.x, "mean": generated.mean}
+    if run.scale is not None:
+        columns = {n: None if v is None else run.scale.undo(v) for n, v in columns.items()}
+    arrays = {n: v.cpu().numpy() for n, v in {**columns, **others}.items() if v is not None}
+    path = _check_output(run, output)
+    files.atomic_write(path, lambda file: _save_npz(file, arrays))
+    print(f"examples: {path.resolve()} ({', '.join(f'{n} {v.shape}' for n, v in arrays.items())})")
+
+
+def _save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    with file.open("wb") as stream:  # given a name, NumPy would append .npz
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def reconstruct(
-    run: Run, *, split: SplitName = "test", num_data: int | None = 48, seed: int = 0
+    run: Run,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = 48,
+    output: Path | None = None,
+    seed: int = 0,
 ) -> None:
-    """Reconstruct examples from samples of q(z|x)."""
+    """Reconstruct examples from samples of q(z|x).
+
+    Arguments:
+        output: .npz file for samples x, means of p(x|z) and rows, in the units of the data.
+    """
     from ..report import pictures
 
     context = _open_run(run, split, num_data, seed)
@@ -107,6 +151,8 @@ def reconstruct(
         f"{len(x)} examples; mean squared error of the mean of p(x|z): {_format_mean(error, 5)} "
         f"per dimension"
     )
+    if output is not None:
+        _save_generated(run, output, generated, {"row": context.split.rows})
     if pictures.is_image(context.data.event_shape):
         context.write(pictures.reconstruction_picture(context.program, context.split, seed))
 
@@ -329,7 +375,7 @@ def _open_images(run: Run, split: str, num_data: int | None, seed: int) -> _Cont
         raise ValueError(
             f"expected images, grey (H, W) or (1, H, W) or colour (3, H, W); the data of "
             f"{context.run.folder} have shape {context.program.event_shape}: use pyro_vae.queries "
-            f"from Python"
+            f"from Python, or sample and reconstruct with --output"
         )
     return context
 

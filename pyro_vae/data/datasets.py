@@ -20,6 +20,7 @@ from .containers import Container, concatenate, gather, iter_blocks
 from .holdout import check_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
+from .scaling import SCALE_CHOICES, Scale, ScaleName, fit_scale
 from .sources import FILE_SOURCES, SOURCES, Channels, RawData, SourceOptions, root_folder
 from .sources.labels import align_classes
 from .splits import Split, are_class_labels, checksum, contains_nan
@@ -47,6 +48,7 @@ class Dataset:
             not levels.
         classes: the names of the classes 0, 1, …, if the labels of the file are strings.
         columns: the columns of a table, in the order of the values of an example.
+        scale: the scaling of the values, whose ``undo`` returns the units of the file.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dataset:
     peak: float | None = None
     classes: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
+    scale: Scale | None = None
 
     def __repr__(self) -> str:
         labels = self.train.labels
@@ -220,6 +223,7 @@ def load(
     size: int | Sequence[int] | None = None,
     colour: bool | None = None,
     layer: str | None = None,
+    scale: ScaleName = "none",
     seed: int = 0,
 ) -> Dataset:
     """Load a data set by name.
@@ -265,6 +269,9 @@ def load(
         size: size of pictures in a folder, in pixels: one number, or height and width.
         colour: whether pictures in a folder are read in colour; by default, if any is.
         layer: layer of an ``.h5ad`` file; default: X.
+        scale: scaling of real values by the training data: ``standard`` (mean 0 and standard
+            deviation 1), ``unit`` (from 0 to 1) or ``none``; by column of examples ``(D,)``, by
+            channel of images, or as a whole. Log-densities are those of the scaled values.
         seed: seed of the split, the labelled subset and static binarisation.
 
     Returns:
@@ -319,7 +326,25 @@ def load(
             )
         train_part = select(train_part, torch.arange(train))
     loaded = _assemble(name, (train_part, valid_part, test_part), binarize, values, seed)
+    if scale != "none":
+        loaded = _scale(loaded, scale)
     return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
+
+
+def _scale(data: Dataset, scale: Scale | str) -> Dataset:
+    """Return data with a scale, or with one that is computed from the training data."""
+    if isinstance(scale, str):
+        _check_choice("scale", scale, SCALE_CHOICES)
+        if data.binarize != "none" or data.values != "unit":
+            raise ValueError(
+                f"expected data.scale to be none for data.binarize {data.binarize} and data.values "
+                f"{data.values}; got {scale}: 0/1 values and levels have a scale of their own"
+            )
+        blocks = (x for _, x in data.train.iter_materialized(0, torch.float64))
+        scale = fit_scale(scale, blocks, data.columns)
+    splits = {n: replace(getattr(data, n), scale=scale) for n in ("train", "valid", "test")}
+    first = next(split for split in splits.values() if len(split))
+    return replace(data, **splits, scale=scale, kind=first.find_kind())
 
 
 def load_unsplit(
@@ -339,6 +364,7 @@ def load_unsplit(
     peak: float | None = None,
     classes: tuple[str, ...] | None = None,
     columns: tuple[Column, ...] | None = None,
+    scale: Scale | None = None,
 ) -> Dataset:
     """Load new data for a trained model: all examples, as test data, in the order of the file.
 
@@ -351,6 +377,7 @@ def load_unsplit(
             their values are not levels.
         classes: the names of the classes of the training data.
         columns: the columns of the training data.
+        scale: the scale of the training data.
 
     Raises:
         ValueError: if the values have other levels, or as for :func:`load`.
@@ -370,7 +397,8 @@ def load_unsplit(
     if raw.test is not None:
         raw = raw.test  # the part that no model was trained on
     nothing = select(raw, torch.arange(0))
-    return _assemble(name, (nothing, nothing, raw), binarize, values, seed)
+    loaded = _assemble(name, (nothing, nothing, raw), binarize, values, seed)
+    return loaded if scale is None else _scale(loaded, scale)
 
 
 #: The value of an argument that is not given.

@@ -19,6 +19,7 @@ from .containers import Container, block_slices, gather, iter_blocks
 from .conversion import as_labels, as_values, open_examples
 from .kinds import Kind, kind_of_blocks
 from .pixel_values import dequantize
+from .scaling import Scale
 
 __all__ = [
     "Split",
@@ -48,6 +49,7 @@ class Split:
             the highest level.
         rows: the row of each example in the file or array that it comes from, ``(N,)``; ``None``
             if the examples are in its order.
+        scale: the scaling of the values that a likelihood sees, if any.
         observed: optional mask of the observed values, booleans of the shape of ``values``, for
             integers, which have no NaN. It is not kept: ``values`` become floating-point numbers
             with NaN, which mark unobserved values, where the mask is false.
@@ -64,6 +66,7 @@ class Split:
     labels: Tensor | None = None
     noisy: bool = False
     rows: Tensor | None = None
+    scale: Scale | None = None
     observed: InitVar[Tensor | None] = None
 
     def __post_init__(self, observed: Tensor | None) -> None:
@@ -75,6 +78,11 @@ class Split:
             object.__setattr__(self, "labels", as_labels(self.labels))
         if self.rows is not None:
             object.__setattr__(self, "rows", as_labels(self.rows, "rows"))
+        if self.scale is not None and (self.dynamic or self.noisy):
+            raise ValueError(
+                "expected a split with a scale to be neither dynamic nor noisy; got both: scale "
+                "the values, or draw them"
+            )
         if self.dynamic and self.noisy:
             raise ValueError(
                 "expected a split to be dynamic or noisy; got both: binary values need no noise"
@@ -134,7 +142,10 @@ class Split:
 
     def transform(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return stored values as a likelihood sees them, as in :meth:`draw`."""
-        x = stored.to(torch.get_default_dtype() if dtype is None else dtype)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if self.scale is not None:
+            return self.scale.apply(stored.double() / self.peak).to(dtype)
+        x = stored.to(dtype)
         if self.noisy:
             return dequantize(x, self.peak)
         if self.peak != 1.0:

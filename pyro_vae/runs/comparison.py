@@ -141,7 +141,7 @@ def _find_mismatches(
 
 def _data_settings(run: _Evaluated, any_values: bool) -> dict[str, Any]:
     """Return the settings that must agree for two runs to have scored the same examples."""
-    keys = ("checksum", "binarize") if any_values else ("checksum", "binarize", "values")
+    keys = ("checksum", "binarize", "scale", *(() if any_values else ("values",)))
     # the evaluation seed determines dynamic binarisation and dequantisation noise
     return {key: run.data.get(key) for key in keys} | {
         key: run.bounds.provenance.get(key) for key in ("split", "seed")

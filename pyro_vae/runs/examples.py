@@ -15,6 +15,7 @@ from ..core.components import Labels
 from ..core.validation import as_path
 from ..data import Column, Dataset, Split
 from ..data.datasets import load, load_unsplit
+from ..data.scaling import Scale
 from ..models import Autoencoder
 from ..programs.base import label_use
 
@@ -120,6 +121,8 @@ def _load_new(
     event_shape = entry.get(_SHAPES, {}).get("event_shape")
     if settings["name"] == "images" and event_shape:
         known["colour"] = event_shape[0] == 3
+    if "scale" in entry:
+        known["scale"] = Scale.from_dict(entry["scale"])
     if "columns" in entry:
         known["columns"] = tuple(Column.from_dict(values) for values in entry["columns"])
     known["classes"] = tuple(entry["classes"]) if "classes" in entry else None

@@ -52,6 +52,7 @@ def collect_provenance(experiment: Experiment, data: Dataset) -> dict[str, Any]:
             "sizes": {s: len(getattr(data, s)) for s in ("train", "valid", "test")},
             "checksum": data.checksum,
             "peak": data.peak,
+            **({} if data.scale is None else {"scale": data.scale.to_dict()}),
             **({} if data.classes is None else {"classes": data.classes}),
             **({} if data.columns is None else {"columns": [c.to_dict() for c in data.columns]}),
             **describe_shapes(experiment, data),

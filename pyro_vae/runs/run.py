@@ -19,6 +19,7 @@ from ..config.plugins import PluginError
 from ..core import distributed, files
 from ..core.validation import did_you_mean
 from ..data import Dataset, Split
+from ..data.scaling import Scale
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
@@ -257,6 +258,12 @@ class Run(RunFiles):
     @cached_property
     def _loaded(self) -> RunData:
         return self._load_data(self.experiment)
+
+    @property
+    def scale(self) -> Scale | None:
+        """The scale of the data, which ``scale.undo`` removes from samples; needs no data."""
+        entry = self.read_result().get("data", {}).get("scale")
+        return None if entry is None else Scale.from_dict(entry)
 
     @property
     def data_files(self) -> list[Path]:

@@ -46,7 +46,7 @@ def h5ad(options: SourceOptions) -> RawData:
     return RawData(values, numbers, peak, classes=classes, groups=groups)
 
 
-def _find_matrix(stored: h5py.File, layer: str | None, file: Path) -> Any:
+def _find_matrix(stored: Any, layer: str | None, file: Path) -> Any:
     if layer is None:
         return stored["X"]
     layers = stored.get("layers", {})
@@ -69,7 +69,7 @@ def _read_matrix(node: Any) -> Tensor | Container:
     return keep_resident(SparseRows(make(parts, shape=tuple(node.attrs["shape"]))))
 
 
-def _find_column(stored: h5py.File, name: str, option: str, file: Path) -> Any:
+def _find_column(stored: Any, name: str, option: str, file: Path) -> Any:
     """Return a column of obs; ``None`` if labels are missing."""
     obs = stored["obs"]
     if isinstance(obs, h5py.Group) and name in obs:
@@ -88,23 +88,27 @@ def _read_labels(column: Any, size: int, name: str, file: Path) -> LabelColumn:
     if column is None:
         with h5py.File(file, "r") as stored:
             raise ArrayNameError(_describe_unknown(stored["obs"], name, "labels_key", file))
-    if isinstance(column, h5py.Group) and "codes" in column:
+    if _is_categorical(column):
         names = tuple(str(v) for v in _as_strings(column["categories"][:]))
         return LabelColumn(torch.from_numpy(column["codes"][:].astype(np.int64)), names)
     return to_labels(_read_values(column), size, file)
 
 
 def _read_groups(column: Any, size: int, name: str, file: Path) -> Tensor:
-    is_categorical = isinstance(column, h5py.Group) and "codes" in column
+    is_categorical = _is_categorical(column)
     groups = column["codes"][:] if is_categorical else _read_values(column)
     if is_categorical and groups.min() < 0:
         raise ValueError(f"expected a group for every example in column {name!r} of {file}; got −1")
     return encode_groups(groups, size, file)
 
 
+def _is_categorical(column: Any) -> bool:
+    return isinstance(column, h5py.Group) and "codes" in column
+
+
 def _read_values(column: Any) -> np.ndarray:
     """Return a column of numbers, booleans or strings; nullable ones have no missing values."""
-    if isinstance(column, h5py.Group):
+    if not isinstance(column, h5py.Dataset):
         if column["mask"][:].any():
             raise ValueError("missing values in a nullable column")
         column = column["values"]

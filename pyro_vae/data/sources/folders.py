@@ -171,7 +171,7 @@ class _Pictures(Container):
                     f"folder"
                 ) from error
         is_transparent = picture.mode in _TRANSPARENT or "transparency" in picture.info
-        if is_transparent and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        if is_transparent and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
             raise ValueError(
                 f"expected pictures without transparency; got some in {file}: save it on a "
                 f"background"

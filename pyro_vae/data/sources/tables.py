@@ -70,7 +70,7 @@ def _read_frame(file: Path) -> Any:
         except ImportError as error:  # pandas names no package
             raise ModuleNotFoundError("pyarrow", name="pyarrow") from error
     separator = "\t" if {".tsv", ".tab"} & set(file.suffixes) else ","
-    frame = pandas.read_csv(file, sep=separator)
+    frame: Any = pandas.read_csv(file, sep=separator)
     first = frame.columns[0]
     # DataFrame.to_csv writes the numbers of the rows as a column without a name
     if str(first).startswith("Unnamed: 0") and (frame[first] == np.arange(len(frame))).all():

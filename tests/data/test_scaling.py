@@ -1,0 +1,80 @@
+"""Scaling by the training data, and its inverse in samples."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.cli.app import main
+from pyro_vae.data.scaling import Scale
+from pyro_vae.runs.run import Run
+
+RNG = np.random.default_rng(0)
+#: Columns of 10⁶ with small differences, a constant one, and one with missing values.
+X = np.stack([1e6 + RNG.normal(size=50), np.full(50, 7.0), RNG.normal(5, 30, 50)], 1)
+X[::5, 2] = np.nan
+load = partial(pv.data.load, "array", binarize="none", test=10, valid=0)
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    return "x.npy"
+
+
+def test_columns_have_the_statistics_of_the_training_data(file):
+    data = load(path=file, scale="standard")
+    train = X[data.train.rows]
+    mean, std = np.nanmean(train, 0), np.nanstd(train, 0)
+    std[1] = 1
+    np.testing.assert_allclose(data.test.draw(), (X[data.test.rows] - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(np.nanmean(data.train.draw(), 0), 0, atol=1e-6)
+    back = data.scale.undo(data.test.draw(dtype=torch.float64))
+    np.testing.assert_allclose(back, X[data.test.rows], rtol=1e-12)
+    copy = Scale.from_dict(json.loads(json.dumps(data.scale.to_dict())))
+    np.testing.assert_array_equal(copy.apply(data.test.values), data.scale.apply(data.test.values))
+    unit = load(path=file, scale="unit")
+    low, high = np.nanmin(train, 0), np.nanmax(train, 0)
+    assert unit.train.draw().nan_to_num(0.5).min() == 0
+    expected = (X[data.test.rows] - low) / np.where(high > low, high - low, 1)
+    np.testing.assert_allclose(unit.test.draw(), expected, atol=1e-6)
+    assert torch.equal(data.take("all").draw().isnan(), torch.from_numpy(np.isnan(X)))
+
+
+def test_images_are_scaled_by_channel(tmp_path):
+    x = RNG.normal(size=(9, 3, 4, 5)) * np.array([1, 10, 100])[:, None, None]
+    np.save(tmp_path / "x.npy", x)
+    data = load(path=str(tmp_path / "x.npy"), test=0, scale="standard")
+    assert data.scale.factor.shape == (3, 1, 1)
+    np.testing.assert_allclose(data.scale.factor.flatten(), x.std((0, 2, 3)), rtol=1e-12)
+    for options in ({"values": "integer"}, {"binarize": "dynamic"}):
+        with pytest.raises(ValueError, match=r"expected data\.scale to be none for data\.binarize"):
+            pv.data.load("digits", **{"binarize": "none", "scale": "unit", **options})
+
+
+def test_samples_of_a_run_have_the_units_of_the_data(file):
+    argv = ["--data.name", "array", "--data.path", file, "--data.binarize", "none", "--run", "run"]
+    argv += ["--data.scale", "standard", "--model.likelihood", "Gaussian", "--model.latent_dim=1"]
+    np.save("x.npy", X[:, :2])
+    assert main(["fit", *argv, "--fit.epochs", "1", "--fit.device", "cpu"]) == 0
+    assert main(["sample", "run", "--output", "new.npz", "--num-samples", "20"]) == 0
+    new, run = np.load("new.npz"), Run("run")
+    generated = pv.queries.sample(run.program, 20)
+    np.testing.assert_allclose(new["x"], run.data.scale.undo(generated.x), rtol=1e-6)
+    assert np.abs(new["x"][:, 0] - 1e6).max() < 20
+    # new data are scaled like the training data, and a single row has no statistics of its own
+    np.save("new.npy", X[3:4, :2])
+    scaled = run.data.scale.apply(torch.from_numpy(X[3:4, :2])).float()
+    new_run = pv.load("run", data={"path": "new.npy"})
+    assert torch.equal(new_run.data.test.draw(), scaled)
+    assert main(["reconstruct", "run", "--output", "again.npz", "--data.path", "new.npy"]) == 0
+    again = np.load("again.npz")
+    expected = pv.queries.reconstruct(run.program, scaled)
+    np.testing.assert_allclose(again["mean"], run.data.scale.undo(expected.mean), rtol=1e-6)
+    assert again["row"].tolist() == [0]
