@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pyro
 import torch
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .fused_adam import FusedAdamStepper
 
-__all__ = ["FusedOptimizer", "create_scheduler"]
+__all__ = ["FusedOptimizer", "create_scheduler", "optimizer_factory"]
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
@@ -176,3 +177,34 @@ def _create_fused(factory: Any, params: list[torch.Tensor]) -> torch.optim.Optim
         return factory(params, fused=True)
     except (TypeError, RuntimeError):
         return None
+
+
+def optimizer_factory(optimizer: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    """Return a function that creates the torch optimizer of all parameters.
+
+    Arguments:
+        optimizer: such a function, or an optimizer of ``pyro.optim`` with fixed arguments.
+
+    Raises:
+        ValueError: if it is an instance of a torch optimizer, which has parameters already, or an
+            optimizer of ``pyro.optim`` that clips gradients, schedules its learning rate, or has
+            arguments per parameter.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        name = type(optimizer).__name__
+        raise ValueError(
+            f"expected a class of torch.optim or a partial of one, to create the optimizer of all "
+            f"parameters; got an instance of {name}: pass functools.partial(torch.optim.{name}, "
+            f"lr=…)"
+        )
+    if not isinstance(optimizer, PyroOptim) or isinstance(optimizer, FusedOptimizer):
+        return optimizer
+    args = optimizer.pt_optim_args
+    is_scheduled = hasattr(optimizer, "pt_scheduler_constructor")
+    if is_scheduled or callable(args) or optimizer.pt_clip_args:
+        raise ValueError(
+            "expected an optimizer of pyro.optim with one set of arguments for all parameters; got "
+            "one with a scheduler, clipping or arguments per parameter: pass "
+            "functools.partial(torch.optim.Adam, …), with schedule and clip_norm"
+        )
+    return partial(cast(Any, optimizer.pt_optim_constructor), **args)

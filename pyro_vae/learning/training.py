@@ -27,14 +27,14 @@ from ..programs.arguments import ProgramInputs
 from ..programs.audit import audit_minibatch
 from ..programs.base import Program
 from ..programs.context import check_parameter_store
-from ..programs.inputs import check_data, materialize, program_labels, read_data
+from ..programs.inputs import as_module, check_data, materialize, program_labels, read_data
 from .batches import BatchLoader, ValidationData, checksum_data
 from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
 from .initialization import initialize, needs_data_initialization
 from .input_scale import explain_invalid_parameters
 from .objectives import ELBO
-from .optimizers import FusedOptimizer, create_scheduler
+from .optimizers import FusedOptimizer, create_scheduler, optimizer_factory
 from .sharding import check_decomposable
 from .trainer import History, Trainer, validation_elbo
 
@@ -46,11 +46,11 @@ _INITIALIZATION_BYTES = 2**26
 
 
 def fit(
-    program: nn.Module,
+    program: Any,
     train: Any,
     *,
     valid: Any = None,
-    objective: PyroELBO | None = None,
+    objective: PyroELBO | type[PyroELBO] | None = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 50,
@@ -86,11 +86,11 @@ def fit(
 
     Arguments:
         program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)`` that owns
-            its parameters; trained in place and left on the device. All its parameters are
-            trained, registered with Pyro or not, except frozen ones (``requires_grad=False``). A
-            program that conditions on labels is called with ``(x, labels)``; one with partial
-            labels is called with ``(x, labels)`` on labelled minibatches and ``(x)`` on unlabelled
-            ones.
+            its parameters, or a pair (model, guide) of modules or methods of modules; trained in
+            place and left on the device. All its parameters are trained, registered with Pyro or
+            not, except frozen ones (``requires_grad=False``). A program that conditions on labels
+            is called with ``(x, labels)``; one with partial labels is called with ``(x, labels)``
+            on labelled minibatches and ``(x)`` on unlabelled ones.
         train: training data, of any type that :func:`~pyro_vae.data.as_split` accepts; a ``Split``
             or a ``Dataset`` if there are labels. All of it is read and checked before training. A
             tensor is used as it is; other data get the dtype of the program. A ``DataLoader``
@@ -98,9 +98,10 @@ def fit(
             ``shuffle``, ``seed`` determines the order, else minibatches are consecutive. An
             ``IterableDataset`` is read once per epoch in its own order, and must end.
         valid: validation data, whose ELBO is computed after every epoch with fixed noise.
-        objective: a Pyro ``ELBO``; :class:`~pyro_vae.objectives.ELBO` by default.
+        objective: a Pyro ``ELBO``, or a class of one with its default arguments;
+            :class:`~pyro_vae.objectives.ELBO` by default.
         optimizer: creates the torch optimizer of all parameters: a class of ``torch.optim`` or a
-            ``partial`` of one.
+            ``partial`` of one; or an optimizer of ``pyro.optim`` with fixed arguments.
         schedule: ``schedule(optimizer)`` creates a torch learning-rate scheduler, stepped after
             every epoch (``ReduceLROnPlateau`` monitors the validation ELBO).
         epochs: number of passes over the training data.
@@ -150,6 +151,7 @@ def fit(
             raise ValueError(
                 "expected validation data with patience, which monitors their ELBO; got none"
             )
+    program, optimizer = as_module(program), optimizer_factory(optimizer)
     torch_device = resolve_device(device)
     options = loader_options(train, batch_size, _BATCH_SIZE)
     batch_size = options.batch_size
@@ -182,7 +184,8 @@ def fit(
     distributed.broadcast_parameters(program)
     batches.to(torch_device)
     held_out = None if valid is None else ValidationData(program, valid, seed, torch_device)
-    loss: Any = objective if objective is not None else ELBO()
+    loss: Any = ELBO() if objective is None else objective
+    loss = loss() if isinstance(loss, type) else loss
     path = Path(checkpoint) if checkpoint is not None else None
 
     check_parameter_store(program)

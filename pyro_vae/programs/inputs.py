@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
@@ -25,6 +26,7 @@ from .context import evaluating
 __all__ = [
     "AnyData",
     "AnyProgram",
+    "as_module",
     "block_seed",
     "check_blockwise",
     "check_data",
@@ -141,6 +143,50 @@ def read_data(program: object, data: Any, name: str = "x") -> Split | Tensor:
         ValueError: if the data are of another type.
     """
     return as_data(data, name, read_labels=label_use(program) is not Labels.UNUSED)
+
+
+def as_module(program: Any) -> nn.Module:
+    """Return a program as a module that owns its parameters.
+
+    A pair of the model and the guide of one module is that module. Another pair becomes a module
+    whose parts are the modules of the pair, or those whose methods they are.
+
+    Raises:
+        ValueError: if ``program`` is not a program, if it is a pair of functions without modules,
+            or if its guide is an autoguide.
+    """
+    if isinstance(program, nn.Module):
+        return program
+    model, guide = split_program(program)
+    if isinstance(guide, AutoGuide):
+        raise ValueError(
+            f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; got "
+            f"{type(guide).__name__}, which has parameters per example: train it on all examples "
+            f"at once with pyro.infer.SVI"
+        )
+    owners = list(dict.fromkeys(owning_modules(model, guide)))
+    for owner in owners:
+        if (getattr(owner, "model", None), getattr(owner, "guide", None)) == (model, guide):
+            return owner
+    if not owners:
+        raise ValueError(
+            "expected an nn.Module with a model and a guide, which owns the parameters to train, "
+            "or a pair of modules or of their methods; got functions: put them into a module, or "
+            "train them with pyro.infer.SVI"
+        )
+    return _Pair(model, guide, owners)
+
+
+class _Pair(nn.Module):
+    """A model and a guide, with the modules that own their parameters."""
+
+    def __init__(self, model: Any, guide: Any, owners: list[nn.Module]) -> None:
+        super().__init__()
+        self.owners = nn.ModuleList(owners)
+        # not as submodules: they are called as they are
+        self.__dict__.update(model=model, guide=guide)
+        uses = (label_use(owner) for owner in owners)
+        self.labels = next((use for use in uses if use is not Labels.UNUSED), Labels.UNUSED)
 
 
 def check_examples(x: Split | Tensor) -> None:
