@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
 from ..learning.training import resolve_device
+from ..likelihoods import Categorical, Columns
 from ..models import Autoencoder
 from ..programs import inputs
 from .examples import (
@@ -154,6 +156,9 @@ class Run(RunFiles):
             data = experiment.load_data()
         self._check_data(experiment, data, resume)
         model = experiment.build_model(data)
+        if progress and data.columns is not None and distributed.is_main_process():
+            print(f"columns: {'; '.join(map(str, data.columns))}", file=sys.stderr)
+        _warn_about_categories(model, data)
         inputs.check_data(model, data.train, experiment.seed)
         resuming = resume and self.state.is_file()
         if resuming:
@@ -580,6 +585,18 @@ class Run(RunFiles):
                     f"({name} {str(value)[:12]}…, before {before[key][:12]}…): restore it or train "
                     f"again"
                 )
+
+
+def _warn_about_categories(model: Autoencoder, data: Dataset) -> None:
+    """Warn if the numbers of categories would be scored as quantities."""
+    names = [c.name for c in data.columns or () if c.type == "categorical"]
+    if names and not isinstance(model.likelihood, Columns | Categorical):
+        _log.warning(
+            "%s scores the categories of %s as numbers, whose order has no meaning: use the "
+            "likelihood Columns, or leave these columns out by data.drop",
+            type(model.likelihood).__name__,
+            ", ".join(names),
+        )
 
 
 def load(

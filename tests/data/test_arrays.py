@@ -85,3 +85,11 @@ def test_large_arrays_are_not_loaded(tmp_path, monkeypatch):
         for split in ("train", "valid", "test", "all"):
             assert torch.equal(data.take(split).draw(), resident.take(split).draw())
             assert torch.equal(data.take(split).rows, resident.take(split).rows)
+
+
+def test_files_of_other_sources_are_named(tmp_path):
+    for name, source in (("x.csv", "table"), ("x.csv.gz", "table"), ("x.h5ad", "h5ad")):
+        with pytest.raises(ValueError, match=rf"another file, .*{name}: set .* to {source}"):
+            load(path=str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"got a folder, .*: set data\.name to images"):
+        load(path=str(tmp_path))

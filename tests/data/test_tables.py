@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.cli.app import main
 from pyro_vae.data import Column
 from pyro_vae.data.datasets import load_unsplit
 
@@ -115,3 +116,14 @@ def test_other_tables_have_the_columns_of_the_training_data(file, tmp_path):
     (tmp_path / "t.csv").write_text("married,blood,smoker,height,visits,kind\nyes,X,,1,2,B\n")
     with pytest.raises(ValueError, match=r"\(A, B, O\) in column 'blood' of .*t\.csv; got 'X'"):
         load(path=file, test=str(tmp_path / "t.csv"))
+
+
+def test_fit_shows_the_columns_and_warns_about_categories(file, tmp_path, capsys, caplog):
+    argv = ["--data.name", "table", "--data.path", file, "--data.drop", "[name,patient,kind]"]
+    argv += ["--data.binarize", "none", "--model.likelihood", "Gaussian", "--model.latent_dim=1"]
+    argv += ["--fit.epochs", "1", "--data.valid", "0", "--data.test", "1"]
+    assert main(["fit", *argv, "--run", str(tmp_path / "run")]) == 0
+    assert (
+        "columns: height: real; visits: count; smoker: binary; blood: " in capsys.readouterr().err
+    )
+    assert "Gaussian scores the categories of blood as numbers" in caplog.text

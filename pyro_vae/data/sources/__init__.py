@@ -11,7 +11,7 @@ from .folders import images
 from .published import binarized_mnist, frey, omniglot
 from .simulated import cells, cells_log_prob
 from .tables import table
-from .torchvision_sets import fashion_mnist, mnist
+from .torchvision_sets import celeba, cifar10, emnist, fashion_mnist, kmnist, mnist, svhn
 
 __all__ = [
     "FILE_SOURCES",
@@ -29,7 +29,7 @@ FILE_SOURCES = ("array", "h5ad", "images", "table")
 SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
     for source in (
-        *(array, binarized_mnist, cells, digits, fashion_mnist, frey, h5ad, images, mnist),
-        *(mnist5k, omniglot, patches, table),
+        *(array, binarized_mnist, celeba, cells, cifar10, digits, emnist, fashion_mnist, frey),
+        *(h5ad, images, kmnist, mnist, mnist5k, omniglot, patches, svhn, table),
     )
 }

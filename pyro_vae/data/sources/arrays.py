@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.validation import as_path
 from ..containers import RESIDENT_BYTES, Container, SparseRows, iter_blocks, keep_resident
 from ..conversion import as_values
 from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
@@ -17,6 +18,11 @@ from .labels import LabelColumn, encode_groups, to_labels
 
 __all__ = ["array", "levels_of", "make_raw"]
 
+#: Suffixes of the files of other sources.
+_OTHERS = {
+    "table": (".csv", ".tsv", ".tab", ".parquet", ".pq"),
+    "h5ad": (".h5ad",),
+}
 #: Names in the file of a sparse matrix, as ``scipy.sparse.save_npz`` writes it.
 _SPARSE_NAMES = {"format", "shape", "data"}
 
@@ -28,6 +34,7 @@ def array(options: SourceOptions) -> RawData:
     groups. Bytes above 1 are image levels 0…255. For images whose channels are not where they are
     recognised, ``channels`` says where they are.
     """
+    _check_suffix(options.path)
     file = require_file(options, "array", "a .npy or .npz file")
     with explain_read_errors(file, "be a .npy or .npz file of numbers"):
         stored = _read_arrays(file, options)
@@ -39,6 +46,21 @@ def array(options: SourceOptions) -> RawData:
     if peak != 1 and not isinstance(stored.values, np.ndarray):
         peak = None
     return make_raw(tensor, peak, labels, groups)
+
+
+def _check_suffix(path: str | None) -> None:
+    """Raise if another source reads the file or folder that the user names."""
+    if path is None:
+        return
+    file = as_path(path)
+    names = (name for name, suffixes in _OTHERS.items() if set(file.suffixes) & set(suffixes))
+    name = "images" if file.is_dir() else next(names, None)
+    if name is not None:
+        kind = "a folder" if file.is_dir() else "another file"
+        raise ValueError(
+            f"expected a .npy or .npz file for data set 'array'; got {kind}, {file}: set data.name "
+            f"to {name}"
+        )
 
 
 def _open_values(values: Any, options: SourceOptions, file: Path) -> Tensor | Container:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,7 @@ from .labels import align_classes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["images"]
+__all__ = ["images", "read_pictures"]
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GREY, _COLOUR = ("1", "L"), ("RGB", "P", "CMYK", "YCbCr", "HSV", "LAB")
@@ -49,6 +50,13 @@ def images(options: SourceOptions) -> RawData:
     train = _read_folder(found["train"], options, None)
     like = {n: _read_folder(found[n], options, train) for n in ("valid", "test") if n in found}
     return replace(train, **like)
+
+
+def read_pictures(files: Sequence[Path], size: int | Sequence[int] | None) -> Tensor | Container:
+    """Return colour pictures of one size, or cropped and resized to ``size``."""
+    found = [_inspect(files[0])] if size is None else []
+    shape = _find_size(found, size, files[0].parent)
+    return keep_resident(_Pictures(list(files), shape, is_colour=True, resize=size is not None))
 
 
 class _Picture(NamedTuple):

@@ -7,15 +7,18 @@ import hashlib
 import logging
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import RawData, SourceOptions
+from .folders import read_pictures
 
-__all__ = ["fashion_mnist", "mnist"]
+__all__ = ["celeba", "cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "svhn"]
 
 _log = logging.getLogger("pyro_vae")
 
@@ -44,6 +47,81 @@ def mnist(options: SourceOptions) -> RawData:
 def fashion_mnist(options: SourceOptions) -> RawData:
     """60,000 + 10,000 images of clothes, 28 × 28, levels 0…255, via torchvision."""
     return _load_torchvision("FashionMNIST", options.root)
+
+
+def cifar10(options: SourceOptions) -> RawData:
+    """50,000 + 10,000 colour images of ten classes, 3 × 32 × 32, levels 0…255, via torchvision."""
+    train, test = _open("CIFAR10", options.root, {"train": True}, {"train": False})
+    return _with_test(*(_from_arrays(part.data, part.targets, last=True) for part in (train, test)))
+
+
+def svhn(options: SourceOptions) -> RawData:
+    """73,257 + 26,032 house numbers in colour, 3 × 32 × 32, levels 0…255, via torchvision."""
+    train, test = _open("SVHN", options.root, {"split": "train"}, {"split": "test"})
+    return _with_test(*(_from_arrays(part.data, part.labels) for part in (train, test)))
+
+
+def kmnist(options: SourceOptions) -> RawData:
+    """60,000 + 10,000 Japanese letters of 28 × 28 pixels, levels 0…255, via torchvision."""
+    train, test = _open("KMNIST", options.root, {"train": True}, {"train": False})
+    return _with_test(*(_from_arrays(part.data, part.targets) for part in (train, test)))
+
+
+def emnist(options: SourceOptions) -> RawData:
+    """112,800 + 18,800 letters and digits of 47 classes, 28 × 28, levels 0…255, via torchvision.
+
+    This is the balanced part of EMNIST, turned upright.
+    """
+    parts = ({"split": "balanced", "train": flag} for flag in (True, False))
+    train, test = _open("EMNIST", options.root, *parts)
+    # the published images are transposed
+    return _with_test(*(_from_arrays(part.data.mT, part.targets) for part in (train, test)))
+
+
+def celeba(options: SourceOptions) -> RawData:
+    """202,599 faces in colour, 3 × 218 × 178 or ``size``, levels 0…255, via torchvision.
+
+    The labels are the 40 attributes, 0 or 1, as numbers. Training, validation and test data are the
+    published ones. Pictures are read when they are needed.
+    """
+    splits = [{"split": name, "target_type": "attr"} for name in ("train", "valid", "test")]
+    opened = _open("CelebA", options.root, *splits)
+    folder = options.root / "celeba" / "img_align_celeba"
+    train, valid, test = (
+        RawData(
+            read_pictures([folder / name for name in part.filename], options.size),
+            part.attr.to(torch.get_default_dtype()),
+            peak=255,
+        )
+        for part in opened
+    )
+    return replace(train, valid=valid, test=test)
+
+
+def _open(name: str, root: Path, *parts: dict[str, Any]) -> list[Any]:
+    """Return the parts of a data set, which are downloaded once."""
+    dataset = getattr(_import_torchvision_datasets(), name)
+    try:
+        return [dataset(root=str(root), download=True, **part) for part in parts]
+    except (OSError, RuntimeError, AssertionError, KeyError, ValueError) as error:
+        raise FileNotFoundError(
+            f"expected {name} under {root}; found none and could not download it: connect to the "
+            f"internet once, or set data.root or PYRO_VAE_DATA to its folder"
+        ) from error
+
+
+def _from_arrays(values: Any, labels: Any, last: bool = False) -> RawData:
+    """Return images of bytes ``(N, C, H, W)``, also from ``(N, H, W)`` or channels ``last``."""
+    images = torch.as_tensor(values)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif last:
+        images = images.movedim(-1, 1)
+    return RawData(images.contiguous(), torch.as_tensor(labels).long(), peak=255)
+
+
+def _with_test(train: RawData, test: RawData) -> RawData:
+    return replace(train, test=test)
 
 
 def _load_torchvision(name: str, root: Path) -> RawData:
