@@ -17,7 +17,7 @@ from ..core import files
 from ..core.components import Labels
 from ..core.validation import as_path, positive_int
 from ..data import Dataset, Kind, Split
-from ..data.splits import are_class_labels
+from ..data.splits import are_class_labels, contains_nan
 from ..evaluation.sections import Picture
 from ..evaluation.slices import SplitName
 from ..programs.base import Program, label_use
@@ -146,7 +146,8 @@ def reconstruct(
     x, labels = context.inputs()
     generated = queries.reconstruct(context.program, x, *labels, seed=seed)
     assert generated.mean is not None
-    error = (generated.mean - x).reshape(len(x), -1).square().mean(1)
+    error = (generated.mean - x).reshape(len(x), -1).square().nanmean(1)
+    error = error[~error.isnan()]  # of examples with an observed value
     print(
         f"{len(x)} examples; mean squared error of the mean of p(x|z): {_format_mean(error, 5)} "
         f"per dimension"
@@ -456,6 +457,9 @@ def _print_scores(
     context: _Context, x: Tensor, args: tuple[Tensor, ...], observed: Tensor, num_samples: int
 ) -> None:
     """Print log p̂ of the missing pixels, and of independent pixels as a baseline."""
+    if contains_nan(x):
+        print("log p̂(x_mis | x_obs) needs complete examples: these have NaN, which were inferred")
+        return
     score = queries.score_missing(
         context.program, x, *args, observed=observed, num_samples=num_samples, seed=context.seed
     )
@@ -467,6 +471,8 @@ def _print_scores(
     binary = context.data.kind is Kind.BINARY
     if likelihood is not None and likelihood.measure == ("probability" if binary else "density"):
         train = context.data.train.materialize(context.seed)
+        if contains_nan(train):
+            return
         baseline = queries.score_pixelwise(train, x, observed)
         print(f"independent pixels (mean imputation): {_format_mean(baseline)} nats per datum")
 
@@ -478,7 +484,8 @@ def _write_imputation_picture(
 
     if not pictures.is_image(context.data.event_shape):
         return
-    low, high = float(x.min()), float(x.max())
+    known = x[~x.isnan()]
+    low, high = float(known.min()), float(known.max())
     masked = torch.where(observed, noisy.clamp(low, high), low + 0.5 * (high - low))
     images = torch.cat([x[None], masked[None], result.means, result.mean[None]])
     caption = (

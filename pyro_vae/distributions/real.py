@@ -35,7 +35,7 @@ class LogNormal(dist.LogNormal):
         return self._clamp(super().sample(sample_shape))
 
     @staticmethod
-    def _clamp(x: Tensor) -> Tensor:
+    def _clamp(x: Any) -> Tensor:
         limits = torch.finfo(x.dtype)
         return x.clamp(limits.tiny, limits.max)
 

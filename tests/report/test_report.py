@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import shutil
 
@@ -131,6 +132,11 @@ def test_image_grid_layout():
     for i in range(6):
         top, left = 5 * (i // 3), 4 * (i % 3)
         assert (canvas[top : top + 4, left : left + 3] == i / 5).all()
+
+
+def test_unobserved_pixels_are_grey():
+    images = torch.tensor([[0.0, math.nan], [2.0, 4.0]]).reshape(1, 1, 2, 2)
+    assert pictures.to_pixels(images).tolist() == [[[0.0, 0.5], [0.5, 1.0]]]
 
 
 def test_colour_images_keep_their_channels():
