@@ -108,6 +108,16 @@ def test_coupled_channels(uncompiled, monkeypatch):
     check_against_eager(vae, objectives.ELBO(), (torch.rand(6, 3, 2).round(),), monkeypatch)
 
 
+def test_unobserved_values(uncompiled, monkeypatch):
+    parts = [partial(likelihoods.Gaussian, scale="optimal"), likelihoods.Bernoulli]
+    make = partial(likelihoods.Columns, parts=parts, columns=[[0, 2], [1]])
+    vae = small_vae(likelihood=make, encoder=partial(pv.networks.MLP, hidden=(5,), mask=True))
+    x = torch.rand(6, 3).round()
+    x[0, 0] = x[3, 1] = x[4, 2] = torch.nan
+    vae.check(x)
+    check_against_eager(vae, objectives.ELBO(), (x,), monkeypatch)
+
+
 @pytest.mark.parametrize("name", SINGLE_PRECISION)
 def test_semi_amortized(name, uncompiled, monkeypatch):
     vae, args = small_vae(posterior=POSTERIORS[name]), (torch.rand(6, 3).round(),)
