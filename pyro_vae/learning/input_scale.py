@@ -44,7 +44,10 @@ def advise_scaling(program: nn.Module, args: Sequence[Any]) -> str | None:
     is_integer = bool((x == x.round()).all())
     networks = [name for name, (module, _) in found.items() if isinstance(module, Network)]
     options = sorted({_option(program, name) for name in networks})
-    remedies = ["standardise the data, (x − mean) / std"] if not (is_integer and options) else []
+    remedies = []
+    if not (is_integer and options):
+        # a likelihood of levels or counts needs them as they are
+        remedies.append("standardise the data, (x − mean) / std (--data.scale standard)")
     if options:
         flags = " ".join(f"--model.{option}.standardize true" for option in options)
         remedies.append(f"set standardize=True of the {' and the '.join(options)} ({flags})")

@@ -64,7 +64,7 @@ class Scaling(PyroModule):
         (
             lambda: small_vae(event_shape=(4,), likelihood=pv.likelihoods.Gaussian),
             torch.randn(8, 4) * torch.tensor([1.0, 1e6, 1.0, 1.0]) + 0.5,
-            r"\): standardise the data, \(x − mean\) / std, or set standardize=True of the encoder",
+            r"standardise the data, .* \(--data.scale standard\), or set standardize=True of",
         ),
         (lambda: Scaling(1.0), _bytes(8, 4), r"inputs of 'encoder' .*\): standardise the data, \("),
     ],

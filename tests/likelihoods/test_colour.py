@@ -222,3 +222,12 @@ def test_imputation_of_whole_pixels():
         pv.queries.impute(vae, x, observed=torch.rand(3, 2) < 2 * torch.eye(3)[:, :2], **options)
     with pytest.raises(ValueError, match="pixels are independent given the latents"):
         pv.queries.impute(vae, x, noise=pv.queries.AdditiveNormal(0.1), **options)
+
+
+def test_unobserved_channels_are_refused():
+    vae = pv.VAE((3, 2), 2, likelihood=partial(Coupled, levels=9), encoder=SMALL, decoder=SMALL)
+    x = torch.randint(10, (8, 3, 2)).float()
+    x[0, 1, 0] = torch.nan
+    message = "because coupling makes the channels of a pixel depend on one another; got NaN"
+    with pytest.raises(ValueError, match=message):
+        pv.fit(vae, x, epochs=1)
