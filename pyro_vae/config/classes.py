@@ -27,6 +27,7 @@ __all__ = [
     "class_types",
     "component_names",
     "describe_denied",
+    "import_class",
     "is_class_list",
 ]
 
@@ -146,6 +147,20 @@ class ClassType(NamedTuple):
                 f"expected {option} to be a concrete subclass of {self.base.__name__}; got {name!r}"
             )
         return cls
+
+
+def import_class(path: str, option: str) -> type:
+    """Return the class of a plugin with an import path, for a named option.
+
+    Raises:
+        ValueError: if the module is not one of a plugin, or if it has no such class.
+    """
+    if not _is_allowed(path.rpartition(".")[0]):
+        raise ValueError(describe_denied(f"{option} to be a class", path))
+    found = _import(path, option)
+    if not inspect.isclass(found):
+        raise ValueError(f"expected {option} to be the path of a class; got {path!r}")
+    return found
 
 
 def describe_denied(subject: str, name: str) -> str:

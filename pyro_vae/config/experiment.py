@@ -20,9 +20,10 @@ from .. import data
 from ..core.documents import load_yaml
 from ..core.random import seeded
 from ..core.validation import as_path
+from ..data.sources import register_dataset
 from ..learning import fit, objectives
 from ..models import VAE, Autoencoder
-from .classes import class_types
+from .classes import class_types, import_class
 from .parser import Layer, Parser, load_value
 from .plugins import load_plugins, plugin_path
 from .signatures import Option, signature_options
@@ -131,8 +132,15 @@ class Experiment:
 
     @property
     def data_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``data.load`` set by the configuration."""
-        return self._instances.data.as_dict()
+        """The keyword arguments of ``data.load`` set by the configuration.
+
+        A name with dots is the import path of a ``Dataset`` class of a plugin.
+        """
+        arguments = self._instances.data.as_dict()
+        name = arguments["name"]
+        if "." in name:
+            register_dataset(name, import_class(name, "data.name"))
+        return arguments
 
     def load_data(self) -> data.Dataset:
         return data.load(**self.data_arguments)

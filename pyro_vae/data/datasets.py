@@ -21,7 +21,14 @@ from .holdout import check_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .scaling import SCALE_CHOICES, Scale, ScaleName, fit_scale
-from .sources import FILE_SOURCES, SOURCES, Channels, RawData, SourceOptions, root_folder
+from .sources import (
+    FILE_SOURCES,
+    Channels,
+    RawData,
+    SourceOptions,
+    find_source,
+    root_folder,
+)
 from .sources.labels import align_classes
 from .splits import Split, are_class_labels, checksum, contains_nan
 
@@ -417,7 +424,7 @@ def _read(
     peak: float | None = _UNKNOWN,
 ) -> RawData:
     """Read a source and check that its values can be represented as requested."""
-    _check_choice("data set", name, tuple(SOURCES))
+    source = find_source(name)
     _check_choice("binarize", binarize, BINARIZE_CHOICES)
     _check_choice("values", values, VALUES_CHOICES)
     if values == "dequantized" and binarize != "none":
@@ -427,7 +434,7 @@ def _read(
         )
     check_seed(seed)
     try:
-        raw = SOURCES[name](options)
+        raw = source(options)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"data set {name!r} needs the package {error.name}: pip install "
