@@ -260,9 +260,9 @@ def test_binarize_has_no_default(workdir, capsys):
 
 
 ARRAYS = {
-    "nan": (
-        np.array([[0.0, np.nan]] * 20),
-        "data set 'array': .* finite values; got 20 NaN .*",
+    "infinite": (
+        np.array([[0.0, np.inf]] * 20),
+        "data set 'array': .* finite values; got 20 infinite of 40",
     ),
     "empty": (np.zeros((0, 3)), "expected numbers of shape \\(N ≥ 1, …\\) in .*; got float64 .*"),
     "text": (np.array(["a", "b"]), "expected numbers of shape .*; got <U1 of shape \\(2,\\)"),
