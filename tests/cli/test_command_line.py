@@ -268,7 +268,7 @@ ARRAYS = {
     "text": (np.array(["a", "b"]), "expected numbers of shape .*; got <U1 of shape \\(2,\\)"),
     "pickled": (
         np.array([{}, None]),
-        "expected .* of numbers; the file is damaged or has other contents",
+        "expected numbers or strings in .*x.npy; got Python objects, whose code would be .*",
     ),
     "negative counts": (
         np.arange(-20, 20).reshape(20, 2),

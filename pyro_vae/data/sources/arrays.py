@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +112,7 @@ def _read_arrays(file: Path, options: SourceOptions) -> _Stored:
     if file.suffix == ".npy" and file.stat().st_size > RESIDENT_BYTES and not given:
         return _Stored(np.load(file, mmap_mode="r", allow_pickle=False))
     # opened here, because np.load leaves a damaged file open
-    with file.open("rb") as stream:
+    with file.open("rb") as stream, _explain_objects(str(file)):
         stored = np.load(stream, allow_pickle=False)
         is_archive = isinstance(stored, np.lib.npyio.NpzFile)
         if options.has_optional_labels:
@@ -156,15 +158,21 @@ def _get_array(stored: Any, option: str, name: str | None, file: Path) -> np.nda
             f"expected data.{option} to name an array in {file}; got {name!r}, the file contains "
             f"{', '.join(stored.files)}"
         )
-    try:
+    with _explain_objects(f"array {name!r} of {file}"):
         return stored[name]
+
+
+@contextmanager
+def _explain_objects(source: str) -> Iterator[None]:
+    """Raise the reason why an array of Python objects is not read."""
+    try:
+        yield
     except ValueError as error:
         if "Object arrays" not in str(error):
             raise
         raise ArrayNameError(
-            f"expected numbers or strings in array {name!r} of {file}; got Python objects, whose "
-            f"code would be executed on loading: save it as strings by array.astype(str), or as "
-            f"numbers"
+            f"expected numbers or strings in {source}; got Python objects, whose code would be "
+            f"executed on loading: save it as strings by array.astype(str), or as numbers"
         ) from error
 
 
