@@ -1,4 +1,4 @@
-"""Ten kills and a hundred damaged inputs; the scripts run many more."""
+"""A few kills and damaged inputs; the scripts run many more."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def run_script(name: str, *args: str) -> dict:
 
 @pytest.mark.timeout(900)
 def test_killed_commands_finish_with_the_same_numbers():
-    figures = run_script("soak.py", "--kills", "10", "--seed", "2")
-    assert figures["kills"] == 10 and figures["resumed"] == figures["cycles"] > 2
+    figures = run_script("soak.py", "--kills", "6", "--seed", "2")
+    assert figures["kills"] == 6 and figures["resumed"] == figures["cycles"] > 2
     assert figures["refused"] == figures["mismatches"] == figures["leftovers"] == []
 
 
 @pytest.mark.timeout(900)
 def test_damaged_inputs_end_in_one_sentence():
-    figures = run_script("fuzz.py", "--inputs", "100", "--seed", "2")
+    figures = run_script("fuzz.py", "--inputs", "40", "--seed", "2")
     outcomes = figures["outcomes"]
     assert figures["failures"] == []
-    assert outcomes["refused in one sentence"] > 30 and outcomes["no difference"] > 10
+    assert outcomes["refused in one sentence"] > 10 and outcomes["no difference"] > 10
 
 
 @pytest.mark.parametrize("name", ["soak", "fuzz"])
