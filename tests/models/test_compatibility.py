@@ -43,7 +43,22 @@ def test_rules_match_the_expected_table():
         assert (rule is not None) == (posterior in INCOMPATIBLE[prior]), (prior, posterior)
 
 
-@pytest.mark.parametrize(("prior", "posterior"), list(itertools.product(PRIORS, POSTERIORS)))
+def is_variant(name, components):
+    """Whether another entry of the same class precedes this one."""
+    cls = component_class(components[name])
+    return next(n for n, make in components.items() if component_class(make) is cls) != name
+
+
+#: The rules compare classes, so variants of priors are combined with a few posteriors only.
+PAIRS = [
+    (prior, posterior)
+    for prior, posterior in itertools.product(PRIORS, POSTERIORS)
+    if not is_variant(prior, PRIORS)
+    or posterior in ("DiagonalNormal", "InverseAutoregressiveFlow", "PowerSpherical")
+]
+
+
+@pytest.mark.parametrize(("prior", "posterior"), PAIRS)
 def test_compatible_pairs_train_and_others_raise_at_construction(prior, posterior):
     def build():
         parts = {"prior": PRIORS[prior], "posterior": POSTERIORS[posterior]}

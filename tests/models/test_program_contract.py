@@ -112,13 +112,13 @@ def test_log_weights_are_per_example_and_reproducible(program, data):
     assert len(log_ws[0].unique()) == 24
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 7, 24, 1000])
-def test_chunked_equals_unchunked(program, data, chunk_size):
+def test_chunked_equals_unchunked(program, data):
     args = program_args(program, data.train.head(6), 0)
     expected = _noiseless_weights(program, args)
-    chunked = _noiseless_weights(program, args, chunk_size=chunk_size)
-    torch.testing.assert_close(chunked, expected, rtol=1e-5, atol=1e-4)
     assert len(expected[0].unique()) == 6
+    for chunk_size in (1, 5, 7, 24):
+        chunked = _noiseless_weights(program, args, chunk_size=chunk_size)
+        torch.testing.assert_close(chunked, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_broadcast_particles_equal_tiled_ones(program, data):
