@@ -81,10 +81,10 @@ def _gap(make):
     with torch.no_grad():
         vae.likelihood.network.layers[0].weight.copy_(rows)
         vae.likelihood.network.layers[0].bias.zero_()
-    x = torch.randn(200, 2) @ rows.T + 0.3 * torch.randn(200, 3)
+    x = torch.randn(100, 2) @ rows.T + 0.3 * torch.randn(100, 3)
     objective = pv.objectives.ELBO()
-    optimizer = torch.optim.Adam(vae.posterior.parameters(), 0.02)
-    for _ in range(500):
+    optimizer = torch.optim.Adam(vae.posterior.parameters(), 0.03)
+    for _ in range(300):
         optimizer.zero_grad()
         objective.loss_and_grads(vae.model, vae.guide, x)
         optimizer.step()

@@ -26,7 +26,7 @@ class TestSemiAmortized:
     def test_many_steps_reach_the_optimum_of_the_family(self):
         # linear decoder: the exact posterior is a full-covariance normal
         vae = self._vae(
-            family=posteriors.FullCovarianceNormal, steps=200, step_size=0.1, num_samples=500
+            family=posteriors.FullCovarianceNormal, steps=100, step_size=0.1, num_samples=100
         )
         x = torch.randn(3, 3)
         decoder = vae.likelihood.network.layers[0]
