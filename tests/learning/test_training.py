@@ -69,7 +69,7 @@ def test_converges_to_the_posterior_of_a_linear_gaussian_model():
         optimizer=partial(torch.optim.Adam, lr=0.05),
         schedule=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.92),
         epochs=60,
-        batch_size=20,
+        batch_size=50,
     )
     torch.testing.assert_close(program.tril.detach(), truth.factor, atol=0.02, rtol=0)
     torch.testing.assert_close(
