@@ -55,12 +55,12 @@ def measure(case: str, path: str, rows: int, batch_size: int) -> dict[str, Any]:
 
     options: dict[str, Any] = {"encoder": network, "decoder": network}
     vae = pv.VAE(SHAPE, 8, likelihood=pv.likelihoods.Gaussian, **options)
-    small = pv.data.Split(np.zeros((300, *SHAPE), np.uint8), peak=255)
+    small = pv.data.as_split(np.zeros((300, *SHAPE), np.uint8), peak=255)
     # load the lazily imported parts of torch and ArviZ before measuring
     pv.fit(vae, small, epochs=1, compile=False)
     pv.evaluate(vae, small, num_samples=1, compile=False)
-    start, before = time.perf_counter(), _peak_mib()
-    split = pv.data.Split(np.load(path, mmap_mode="r"), peak=255)
+    start, before = time.perf_counter(), _resident_mib()
+    split = pv.data.as_split(np.load(path, mmap_mode="r"), peak=255)
     steps = None
     if case == "fit":
         history = pv.fit(vae, split, epochs=1, batch_size=batch_size, compile=False)
@@ -76,6 +76,11 @@ def measure(case: str, path: str, rows: int, batch_size: int) -> dict[str, Any]:
         "above_mib": round(_peak_mib() - before),
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _peak_mib() -> float:

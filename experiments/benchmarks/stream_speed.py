@@ -95,7 +95,7 @@ def main() -> int:
             np.save(path, values)
             peak = 1.0 if shape == (784,) else 255.0
             resident = pv.data.Split(torch.from_numpy(values), peak)
-            stream = pv.data.Split(np.load(path, mmap_mode="r"), peak)
+            stream = pv.data.as_split(np.load(path, mmap_mode="r"), peak=peak)
             if shape != (784,):
                 stream = pv.data.as_split(DataLoader(Pictures(path), num_workers=2), peak=peak)
             start = time.perf_counter()

@@ -197,7 +197,7 @@ def optimizer_factory(optimizer: Any) -> Callable[[Any], torch.optim.Optimizer]:
             f"parameters; got an instance of {name}: pass functools.partial(torch.optim.{name}, "
             f"lr=…)"
         )
-    if not isinstance(optimizer, PyroOptim) or isinstance(optimizer, FusedOptimizer):
+    if not isinstance(optimizer, PyroOptim):
         return optimizer
     args = optimizer.pt_optim_args
     is_scheduled = hasattr(optimizer, "pt_scheduler_constructor")
