@@ -258,6 +258,26 @@ def test_a_guide_for_the_whole_data_set_stops_at_the_guide():
     assert "the ladder stops at the guide: expected a program that runs on a subset" in str(bounds)
 
 
+def test_many_latents_leave_out_laplace():
+    """Above 500 latents the ladder goes from the guide to AIS."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(501, dtype=D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0], 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = torch.zeros(len(x), 501, dtype=D)
+            pyro.sample("z", dist.Normal(mean, 1.0).to_event(1))
+
+    x = torch.tensor([0.5, 4.5], dtype=D)
+    bounds = pv.evaluate(model, guide, x, num_samples=200, estimators=[Ladder(annealing=SHORT)])
+    assert bounds.proposals == {"guide": 1, "Laplace": 0, "adapted": 0, "AIS": 1}
+    assert "expected at most 500 latent dimensions per example" in str(bounds)
+    check_truth(bounds, dist.Normal(0.0, 1.09**0.5).log_prob(x))
+
+
 def test_angles_leave_out_laplace():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -108,7 +108,8 @@ def laplace(
     A mode that no sample of the guide, and no likely sample of the prior, leads to is missed.
 
     A Newton step takes one gradient of the gradient per latent dimension, for all examples at once;
-    above 100 dimensions the curvature is that of the prior plus a term of rank 50.
+    above 100 dimensions the curvature is that of the prior plus a term of rank 50, and more than
+    500 are refused.
 
     Arguments:
         program, data, *args, seed, checkpoint, progress, **kwargs: as for
@@ -121,8 +122,8 @@ def laplace(
         of adaptations of the proposal.
 
     Raises:
-        ValueError: if a latent site is discrete or on a sphere, and as for
-            :func:`~pyro_vae.evaluate`.
+        ValueError: if a latent site is discrete or on a sphere, if an example has more than 500
+            latent dimensions, and as for :func:`~pyro_vae.evaluate`.
 
     References:
         Adaptive Importance Sampling in General Mixture Classes (Cappé et al., 2008), section 3.

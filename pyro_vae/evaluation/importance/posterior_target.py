@@ -43,6 +43,8 @@ _DAMPING, _SHRINK, _GROW = 0.3, 0.2, 5.0
 _MIN_GAIN, _MAX_DAMPING = 0.05, 1e6
 #: Number of dimensions up to which Hessians are exact, and the rank of their approximation.
 _MAX_EXACT, _RANK = 100, 50
+#: Maximum number of dimensions: memory grows with their square, and time with their cube.
+_MAX_DIMENSIONS = 500
 #: Steps of the variational fit, and the number of points whose gradients each uses, if D is lower.
 _NUM_FITS, _NUM_POINTS = 4, 80
 #: Longest step of the variational fit, in standard deviations per dimension.
@@ -82,6 +84,12 @@ class PosteriorTarget:
     def create(
         cls, inputs: ProgramInputs, layout: Layout | None = None, scale: Tensor | None = None
     ) -> PosteriorTarget:
+        """Return the posteriors of examples.
+
+        Raises:
+            ValueError: if a latent site is discrete or on a sphere, or if there are more than 500
+                latent dimensions.
+        """
         model, guide, x, args, kwargs = inputs
         if layout is None:
             layout = find_layout(model, guide, x, *args, **kwargs)
@@ -96,6 +104,13 @@ class PosteriorTarget:
 
         u = sample(guide, 2)
         shapes = {name: tuple(part.shape[2:]) for name, part in u.items()}
+        dim = sum(math.prod(shape) for shape in shapes.values())
+        if dim > _MAX_DIMENSIONS:
+            raise ValueError(
+                f"expected at most {_MAX_DIMENSIONS} latent dimensions per example for Laplace "
+                f"proposals, which have a covariance of their square; got {dim}: use annealed "
+                f"importance sampling"
+            )
         if scale is None:
             scale = flatten_sites(sample(model, _NUM_PRIOR)).std(0)
             scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
