@@ -103,6 +103,8 @@ class Stream(IntEnum):
     CALIBRATION_LAPLACE = 4_000_000_042
     #: A run of the guide on fewer examples, before its calibration.
     CALIBRATION_AUDIT = 4_000_000_043
+    #: The audit of a program before it is evaluated in blocks of examples.
+    AUDIT_BLOCKS = 4_000_000_044
 
 
 def check_seed(seed: int) -> int:

@@ -107,6 +107,7 @@ def kind_of_blocks(blocks: Iterable[torch.Tensor]) -> Kind:
 
 def is_unobserved(x: torch.Tensor) -> bool:
     """Whether all values are NaN, i.e. unobserved."""
-    if not x.is_floating_point() or not x.numel() or not x.flatten()[0].isnan():
+    # tensors on the meta device have no values
+    if x.is_meta or not x.is_floating_point() or not x.numel() or not x.flatten()[0].isnan():
         return False
     return bool(x.isnan().all())

@@ -231,7 +231,8 @@ def are_class_labels(labels: Tensor) -> bool:
 
 def contains_nan(values: Tensor | Container) -> bool:
     """Whether any value is NaN, which marks unobserved values."""
-    if not values.dtype.is_floating_point:
+    # tensors on the meta device have no values
+    if not values.dtype.is_floating_point or values.device.type == "meta":
         return False
     # the sum needs no mask of the size of the data; infinities of both signs make it NaN too
     with seeded(0):  # a data set may transform its items at random

@@ -226,7 +226,7 @@ def check_blockwise(inputs: ProgramInputs) -> None:
     Raises:
         ValueError: if it reads parameters or data by the index of an example.
     """
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT_BLOCKS):
         if reads_plate_index(inputs):
             raise ValueError(
                 "expected a program that does not read the index of the plate, for data that are "

@@ -136,6 +136,7 @@ RESOLVED = {
             "init": "glorot",
             "output_bias": "data",
             "standardize": False,
+            "mask": False,
         },
     },
     "encoder": {
@@ -151,6 +152,7 @@ RESOLVED = {
             "init": 0.01,
             "output_bias": None,
             "standardize": False,
+            "mask": False,
         },
     },
 }
