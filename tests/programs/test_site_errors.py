@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pyro
@@ -127,3 +128,13 @@ def test_an_improper_prior_is_reported():
     # ∫ N(x; z, 1) dz = 1
     assert bounds.log_evidence == pytest.approx(0.0, abs=0.05)
     assert "no row bounds or estimates it: an improper prior at site 'z'" in str(bounds)
+
+
+def test_unobserved_values_are_not_blamed_for_other_gradients():
+    """Programs of the package leave NaN in the data out, so that it is not the cause."""
+    vae = pv.VAE((2,), 1, likelihood=pv.likelihoods.Gaussian)
+    weight = next(vae.parameters())
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteLossError, match="the gradient is not finite") as caught:
+        pv.fit(vae, torch.tensor([[0.3, math.nan], [1.0, -0.5]]), epochs=1, compile=False)
+    assert "NaN, whose gradient" not in str(caught.value)
