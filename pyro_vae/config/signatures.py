@@ -53,7 +53,7 @@ class Option(NamedTuple):
     positional: bool = False
     #: A positional option that takes any number of values.
     repeated: bool = False
-    #: The options of a group, which has no value of its own.
+    #: The options of a group, which has no value itself.
     group: tuple[Option, ...] = ()
     #: Whether the options of the class stand beside the others in the help and in YAML.
     expand: bool = False

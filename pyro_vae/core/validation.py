@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "as_path",
     "as_shape",
+    "check_choice",
     "check_memory",
     "check_stored_type",
     "did_you_mean",
@@ -26,6 +27,13 @@ __all__ = [
 def as_path(path: str | Path) -> Path:
     """Return a path with ``~`` expanded; ``~name`` of an unknown user is a file name."""
     return Path(os.path.expanduser(path))
+
+
+def check_choice(name: str, got: str, known: Sequence[str]) -> None:
+    """Raise a ``ValueError`` if a value is not one of those known, with the closest of these."""
+    if got not in known:
+        hint = did_you_mean(str(got), known)
+        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {got!r}{hint}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """Data sets as tensors: loading, splitting, binarisation and dequantisation."""
 
 from .columns import Column
-from .datasets import Dataset, load
+from .datasets import Dataset
 from .kinds import Kind, kind_of
+from .loading import load
 from .pixel_values import Binarize, Values
 from .splits import Split, as_split
 

@@ -1,38 +1,25 @@
-"""Named data sets, split and binarised or dequantised."""
+"""Data sets: three splits, and what is known of their values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from inspect import Parameter
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.components import Shape
-from ..core.random import check_seed
-from ..core.validation import did_you_mean, positive_int
+from ..core.validation import check_choice, positive_int
 from .columns import Column
-from .containers import Container, concatenate, gather, iter_blocks
-from .holdout import check_class, hold_out, number_rows, select
-from .kinds import Kind, kind_of
-from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
-from .scaling import SCALE_CHOICES, Scale, ScaleName, fit_scale
-from .sources import (
-    FILE_SOURCES,
-    Channels,
-    RawData,
-    SourceOptions,
-    find_source,
-    root_folder,
-)
-from .sources.labels import align_classes
-from .splits import Split, are_class_labels, checksum, contains_nan
+from .containers import concatenate
+from .kinds import Kind
+from .pixel_values import Binarize, Values
+from .scaling import Scale
+from .splits import Split, are_class_labels
 
-__all__ = ["Dataset", "Split", "load", "load_unsplit"]
+__all__ = ["Dataset", "Split"]
 
 #: The choices of :meth:`Dataset.take`.
 SPLIT_NAMES = ("train", "valid", "test", "all")
@@ -45,7 +32,7 @@ class Dataset:
     """Named data set, split and binarised or dequantised.
 
     Attributes:
-        name: the name passed to :func:`load`.
+        name: the name passed to :func:`~pyro_vae.data.load`.
         train, valid, test: the three :class:`Split` s; ``valid`` and ``test`` may be empty.
         kind: the kind of values that a likelihood sees.
         binarize: the binarisation scheme.
@@ -137,7 +124,7 @@ class Dataset:
             ValueError: if the split is unknown or empty, or if the number is not a positive
                 integer.
         """
-        _check_choice("split", split, SPLIT_NAMES)
+        check_choice("split", split, SPLIT_NAMES)
         examples = self._join() if split == "all" else getattr(self, split)
         if not len(examples):
             raise ValueError(f"expected {split} data; the run has none: set --split")
@@ -207,382 +194,5 @@ class Dataset:
         return math.log2(levels) - nats / (size * math.log(2))
 
 
-def load(
-    name: str,
-    *,
-    # no default in the signature, but its absence is reported with the choices
-    binarize: Binarize = Parameter.empty,  # type: ignore[assignment]
-    train: int | None = None,
-    valid: int | float | str = 0.1,
-    test: int | float | str = 0.1,
-    labelled: int | None = None,
-    without_class: int | None = None,
-    values: Values = "unit",
-    root: str | None = None,
-    path: str | None = None,
-    key: str | None = None,
-    labels_key: str | None = None,
-    groups_key: str | None = None,
-    stratify: bool = False,
-    channels: Channels | None = None,
-    types: Sequence[str] | None = None,
-    drop: Sequence[str] | None = None,
-    size: int | Sequence[int] | None = None,
-    colour: bool | None = None,
-    layer: str | None = None,
-    scale: ScaleName = "none",
-    seed: int = 0,
-) -> Dataset:
-    """Load a data set by name.
-
-    ``digits``, ``mnist5k`` and ``patches`` ship with Python packages, and ``cells`` are simulated.
-    ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist``, ``cifar10``, ``svhn`` and ``celeba`` are
-    downloaded by torchvision on first use. ``array``, ``table``, ``images``
-    and ``h5ad`` read your own files, and ``binarized_mnist``, ``frey`` and ``omniglot`` published
-    ones.
-
-    Arguments:
-        name: ``array``, ``binarized_mnist``, ``celeba``, ``cells``, ``cifar10``, ``digits``,
-            ``emnist``, ``fashion_mnist``, ``frey``, ``h5ad``, ``images``, ``kmnist``, ``mnist``,
-            ``mnist5k``, ``omniglot``, ``patches``, ``svhn`` or ``table``.
-        binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; no default, because
-            log-likelihoods depend on it.
-        train: number of training examples to use; default: all. The order depends only on the
-            seed, so a smaller training set is a subset of a larger one.
-        valid: number of training examples held out for validation; below 1, a fraction; or a file
-            with the validation data.
-        test: number of examples held out for testing; below 1, a fraction; or a file with the test
-            data. Ignored if the source has its own test set.
-        labelled: number of training examples that keep their class label, the same number per
-            class, sampled with the seed; the other labels become −1 (unknown). Default: all.
-        without_class: a class to remove from the training and validation data, e.g. to evaluate
-            anomaly detection.
-        values: representation of images that are not binarised: ``unit`` for grey values in
-            [0, 1], ``integer`` for levels 0 … n, ``dequantized`` for (level + u) / (n + 1) in
-            (0, 1), with uniform noise u resampled on every use, as required by densities.
-        root: folder of downloaded data; default: ``$PYRO_VAE_DATA``, or else a cache folder.
-        path: file for ``array``, ``table``, ``h5ad``, ``binarized_mnist``, ``frey`` or
-            ``omniglot``; folder for ``images``.
-        key: name of the array in a ``.npz`` file.
-        labels_key: name of the labels in a ``.npz`` file, of their column in a table or in obs:
-            one integer class per example, −1 if unknown, strings as classes, or any other array
-            ``(N, …)`` to condition on.
-        groups_key: name of the groups, e.g. patients, one for each example: all examples of a
-            group are in the same split.
-        stratify: hold out the same share of every class, so that rare ones are in all splits.
-        channels: where the channels of images in an array are, ``first``, ``last``, or ``none`` if
-            it has no images; by default they are recognised.
-        types: types of columns of a table that differ from those recognised, a list of NAME=TYPE
-            with ``real``, ``count``, ``binary`` or ``categorical``.
-        drop: names of columns of a table to leave out.
-        size: size of pictures in a folder, in pixels: one number, or height and width.
-        colour: whether pictures in a folder are read in colour; by default, if any is.
-        layer: layer of an ``.h5ad`` file; default: X.
-        scale: scaling of real values by the training data: ``standard`` (mean 0 and standard
-            deviation 1), ``unit`` (from 0 to 1) or ``none``; by column of examples ``(D,)``, by
-            channel of images, or as a whole. Log-densities are those of the scaled values.
-        seed: seed of the split, the labelled subset and static binarisation.
-
-    Returns:
-        The :class:`Dataset`.
-
-    Raises:
-        ValueError: if the name is unknown (with the closest known name), if the values cannot be
-            binarised, dequantised or scored (infinite), if the split leaves no training examples or
-            fewer than ``train``, if ``labelled`` is not divisible by the number of classes, or if
-            ``without_class`` is not in the training data or is their only class.
-        FileNotFoundError: if the file is missing, with where to get it.
-        ModuleNotFoundError: if the package that contains the data is not installed.
-    """
-    options = SourceOptions(
-        *(root_folder(root), path, key, labels_key, groups_key, channels),
-        *(types, drop, size, colour, layer),
-    )
-    raw = _read(name, options, binarize, values, seed)
-    if stratify and raw.groups is not None:
-        raise ValueError(
-            "expected data.groups_key or data.stratify; got both: leave one of them out"
-        )
-    parts: dict[str, RawData] = {}
-    for part, amount in (("test", test), ("valid", valid)):
-        own = getattr(raw, part)
-        if isinstance(amount, str):
-            other = replace(
-                *(options,),
-                path=amount,
-                columns=raw.columns,
-                groups_key=None,
-                types=None,
-                drop=None,
-            )
-            own = _read_part(name, other, part, raw, binarize, values)
-        elif own is None:
-            raw, own = hold_out(raw, amount, part, seed, stratify)
-        parts[part] = own
-    train_part, valid_part, test_part = raw, parts["valid"], parts["test"]
-    if without_class is not None:
-        check_class(name, train_part, without_class)
-        train_part, valid_part = (
-            select(part, (cast(Tensor, part.labels) != without_class).nonzero()[:, 0])
-            for part in (train_part, valid_part)
-        )
-    if train is not None:
-        size = len(train_part.values)
-        if positive_int("data.train", train) > size:
-            raise ValueError(
-                f"expected data.train to be at most {size}, the number of examples not held out; "
-                f"got {train}: reduce data.train, or hold out fewer examples"
-            )
-        train_part = select(train_part, torch.arange(train))
-    loaded = _assemble(name, (train_part, valid_part, test_part), binarize, values, seed)
-    if scale != "none":
-        loaded = _scale(loaded, scale)
-    return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
-
-
-def _scale(data: Dataset, scale: Scale | str) -> Dataset:
-    """Return data with a scale, or with one that is computed from the training data."""
-    if isinstance(scale, str):
-        _check_choice("scale", scale, SCALE_CHOICES)
-        if data.binarize != "none" or data.values != "unit":
-            raise ValueError(
-                f"expected data.scale to be none for data.binarize {data.binarize} and data.values "
-                f"{data.values}; got {scale}: 0/1 values and levels have a scale of their own"
-            )
-        blocks = (x for _, x in data.train.iter_materialized(0, torch.float64))
-        scale = fit_scale(scale, blocks, data.columns)
-    splits = {n: replace(getattr(data, n), scale=scale) for n in ("train", "valid", "test")}
-    first = next(split for split in splits.values() if len(split))
-    return replace(data, **splits, scale=scale, kind=first.find_kind())
-
-
-def load_unsplit(
-    name: str,
-    *,
-    binarize: Binarize,
-    values: Values = "unit",
-    root: str | None = None,
-    path: str | None = None,
-    key: str | None = None,
-    labels_key: str | None = None,
-    seed: int = 0,
-    channels: Channels | None = None,
-    size: int | Sequence[int] | None = None,
-    colour: bool | None = None,
-    layer: str | None = None,
-    peak: float | None = None,
-    classes: tuple[str, ...] | None = None,
-    columns: tuple[Column, ...] | None = None,
-    scale: Scale | None = None,
-) -> Dataset:
-    """Load new data for a trained model: all examples, as test data, in the order of the file.
-
-    Labels are read if the file has them.
-
-    Arguments:
-        name, binarize, values, root, path, key, labels_key, channels, size, colour, layer, seed:
-            as for :func:`load`.
-        peak: the level that becomes 1 in the data that the model was trained on, or ``None`` if
-            their values are not levels.
-        classes: the names of the classes of the training data.
-        columns: the columns of the training data.
-        scale: the scale of the training data.
-
-    Raises:
-        ValueError: if the values have other levels, or as for :func:`load`.
-    """
-    options = SourceOptions(
-        *(root_folder(root), path, key, labels_key, None, channels),
-        size=size,
-        colour=colour,
-        layer=layer,
-        columns=columns,
-        has_optional_labels=True,
-    )
-    raw = _read(name, options, binarize, values, seed, peak=peak)
-    if classes is None and raw.classes is not None:  # the model was trained without them
-        raw = replace(raw, labels=None, classes=None)
-    raw = align_classes(raw, classes, path or name)
-    if raw.test is not None:
-        raw = raw.test  # the part that no model was trained on
-    nothing = select(raw, torch.arange(0))
-    loaded = _assemble(name, (nothing, nothing, raw), binarize, values, seed)
-    return loaded if scale is None else _scale(loaded, scale)
-
-
-#: The value of an argument that is not given.
-_UNKNOWN: Any = object()
-
-
-def _read(
-    name: str,
-    options: SourceOptions,
-    binarize: Binarize,
-    values: Values,
-    seed: int,
-    *,
-    peak: float | None = _UNKNOWN,
-) -> RawData:
-    """Read a source and check that its values can be represented as requested."""
-    source = find_source(name)
-    _check_choice("binarize", binarize, BINARIZE_CHOICES)
-    _check_choice("values", values, VALUES_CHOICES)
-    if values == "dequantized" and binarize != "none":
-        raise ValueError(
-            f"expected data.binarize to be none for data.values dequantized; got {binarize}: "
-            f"set data.values to unit, binary values need no noise"
-        )
-    check_seed(seed)
-    try:
-        raw = source(options)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"data set {name!r} needs the package {error.name}: pip install "
-            f"'pyro-vae[{'own' if name in FILE_SOURCES else 'data'}]'"
-        ) from error
-    if peak is not _UNKNOWN:
-        raw = _set_peak(raw, peak)
-    try:
-        kind_of(raw.values)
-    except ValueError as error:
-        raise ValueError(f"data set {name!r}: {error}") from None
-    if binarize != "none" and raw.peak is None:
-        raise ValueError(
-            f"expected values in [0, 1] or image levels to binarise; got "
-            f"{_describe(raw.values)}: set data.binarize to none"
-        )
-    is_integer = kind_of(raw.values) not in (Kind.UNIT, Kind.REAL)
-    if values == "dequantized" and (raw.peak is None or not is_integer):
-        raise ValueError(
-            f"expected image levels 0 … n to dequantise; got "
-            f"{_describe(raw.values)}: set data.values to unit"
-        )
-    own = {n: None if p is None else number_rows(p) for n, p in raw.own_parts.items()}
-    return replace(number_rows(raw), **own)
-
-
-def _read_part(
-    name: str,
-    options: SourceOptions,
-    part: str,
-    train: RawData,
-    binarize: Binarize,
-    values: Values,
-) -> RawData:
-    """Read validation or test data from a file of their own."""
-    if name not in FILE_SOURCES:
-        raise ValueError(
-            f"expected data.{part} to be a number or a fraction for data set {name!r}; got the "
-            f"file {options.path}: only {', '.join(FILE_SOURCES)} read your own files"
-        )
-    raw = _read(name, options, binarize, values, 0, peak=train.peak)
-    if raw.values.shape[1:] != train.values.shape[1:]:
-        raise ValueError(
-            f"expected examples of shape {tuple(train.values.shape[1:])} in {options.path}, as in "
-            f"the training data; got {tuple(raw.values.shape[1:])}"
-        )
-    return align_classes(raw, train.classes, str(options.path))
-
-
-def _set_peak(raw: RawData, peak: float | None) -> RawData:
-    """Return new data on the scale of the training data, whose level ``peak`` becomes 1."""
-    own = {n: None if p is None else _set_peak(p, peak) for n, p in raw.own_parts.items()}
-    raw = replace(raw, **own)
-    if raw.peak == peak:
-        return raw
-    highest = max(float(block.max()) for block in iter_blocks(raw.values))
-    # bytes of dark images alone may look like 0/1, and bytes of counts like levels
-    if peak is None or (not raw.values.dtype.is_floating_point and highest <= peak):
-        return replace(raw, peak=peak)
-    raise ValueError(
-        f"expected values with levels 0 … {peak:g}, as in the training data; got values up to "
-        f"{highest:g} of type {raw.values.dtype}: convert them to the scale of the training data"
-    )
-
-
-def _assemble(
-    name: str,
-    parts: tuple[RawData, RawData, RawData],
-    binarize: Binarize,
-    values: Values,
-    seed: int,
-) -> Dataset:
-    splits = [_make_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
-    first = next(split for split in splits if len(split))
-    return Dataset(
-        name,
-        *splits,
-        kind=Kind.BINARY if binarize != "none" else first.find_kind(seed),
-        binarize=binarize,
-        checksum=checksum(split.values for split in splits),
-        values=values if binarize == "none" else "unit",
-        peak=parts[0].peak,
-        classes=parts[0].classes,
-        columns=parts[0].columns,
-    )
-
-
-def _describe(values: Tensor | Container) -> str:
-    """Summarise values for messages."""
-    part = values if isinstance(values, Tensor) else values.gather(slice(1000))
-    return kind_of(values).describe(part)
-
-
-def _check_choice(name: str, got: str, known: tuple[str, ...]) -> None:
-    if got is Parameter.empty:
-        raise ValueError(
-            f"expected {name} to be one of {', '.join(known)}; got nothing: log-likelihoods depend "
-            f"on it, so it has no default"
-        )
-    if got not in known:
-        hint = did_you_mean(str(got), known)
-        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {got!r}{hint}")
-
-
 def _rows_of(split: Split) -> Tensor:
     return torch.arange(len(split)) if split.rows is None else split.rows
-
-
-def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) -> Split:
-    stored, peak = raw.values, raw.peak or 1
-    if how in ("static", "threshold"):
-        if contains_nan(stored):
-            raise ValueError(
-                f"expected complete values for data.binarize {how}; got NaN (unobserved): set "
-                f"data.binarize to dynamic or none"
-            )
-        grey = gather(stored, slice(None)).to(torch.float64) / peak
-        return Split(binarize(grey, how, seed, part), labels=raw.labels, rows=raw.rows)
-    keeps_levels = how == "none" and values == "integer"
-    return Split(
-        stored,
-        1.0 if keeps_levels else peak,
-        dynamic=how == "dynamic",
-        labels=raw.labels,
-        noisy=values == "dequantized",
-        rows=raw.rows,
-    )
-
-
-def _keep_labels(data: Dataset, count: int, seed: int) -> Dataset:
-    """Return the data with all but ``count`` training labels set to −1 (unknown)."""
-    classes, labels = data.num_classes, data.train.labels
-    per_class, remainder = divmod(positive_int("data.labelled", count), classes)
-    if remainder:
-        raise ValueError(
-            f"expected data.labelled to be a multiple of the number of classes, {classes}; got "
-            f"{count}"
-        )
-    assert labels is not None  # num_classes has raised otherwise
-    # prefixes of one order, so that a smaller labelled set is a subset of a larger one
-    order = torch.from_numpy(np.random.default_rng([seed, len(labels), 1]).permutation(len(labels)))
-    rows = [order[labels[order] == c] for c in range(classes)]
-    rarest = min(range(classes), key=lambda c: len(rows[c]))
-    if len(rows[rarest]) < per_class:
-        raise ValueError(
-            f"expected data.labelled to be at most {classes * len(rows[rarest])}, because class "
-            f"{rarest} has {len(rows[rarest])} training examples; got {count}"
-        )
-    kept = torch.cat([class_rows[:per_class] for class_rows in rows])
-    known = torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
-    return replace(data, train=replace(data.train, labels=known))

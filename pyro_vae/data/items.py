@@ -33,7 +33,7 @@ class DatasetItems(Container):
 
     An item is x, a pair (x, label), or a mapping. A data set may transform its items at random.
     They are therefore read in the process of training, in the order of use, unless there are
-    worker processes, which have random streams of their own.
+    worker processes, which have separate random streams.
 
     Arguments:
         dataset: an object with ``len(dataset)`` and ``dataset[i]``.
@@ -146,7 +146,7 @@ def check_loader(loader: DataLoader) -> None:
     """Raise a ``ValueError`` if a loader does more than to order, batch and stack its items."""
     reason = None
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
-        reason = "batches of its own (batch_sampler, or batch_size=None)"
+        reason = "another way of batching (batch_sampler, or batch_size=None)"
     elif loader.collate_fn is not default_collate:
         reason = "a collate_fn, which is not applied here"
     elif not isinstance(loader.dataset, IterableDataset):

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..core.components import Shape
+from .rescored import RescoredDistribution
 
 __all__ = ["ConditionedOnTotal", "NegativeBinomial", "Poisson", "sum_counts"]
 
 
-class ConditionedOnTotal(TorchDistribution):
+class ConditionedOnTotal(RescoredDistribution):
     """p(x | ℓ), where the total ℓ = Σ_i x_i is computed from the value that is scored.
 
     The total of an all-zero x is taken as 1. Samples and moments use ``typical_total``.
@@ -33,8 +34,7 @@ class ConditionedOnTotal(TorchDistribution):
         https://doi.org/10.1038/s41592-018-0229-2
     """
 
-    arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
-    has_rsample = False
+    has_rsample = False  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -53,18 +53,6 @@ class ConditionedOnTotal(TorchDistribution):
         base: Any = self.conditional(self.typical_total)
         return base.expand(self.batch_shape)
 
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        return self.base_dist.support
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base_dist.mean
-
-    @property
-    def variance(self) -> Tensor:
-        return self.base_dist.variance
-
     def expand(self, batch_shape: Any, _instance: Any = None) -> ConditionedOnTotal:
         return ConditionedOnTotal(
             self.conditional, self.typical_total, batch_shape, self.event_shape, self._validate_args
@@ -73,9 +61,6 @@ class ConditionedOnTotal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = self.conditional(sum_counts(value, len(self.event_shape))).log_prob(value)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base_dist.sample(sample_shape)
 
 
 class NegativeBinomial(TorchDistribution):

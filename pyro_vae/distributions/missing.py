@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 
 from .real import OptimalScale
+from .rescored import RescoredDistribution
 
 __all__ = ["PartiallyObserved"]
 
 
-class PartiallyObserved(TorchDistribution):
+class PartiallyObserved(RescoredDistribution):
     """Distribution of single values whose ``log_prob`` is 0 for an unobserved value, NaN.
 
     Summed over the event dimensions, the log-density is that of the observed values, and its
@@ -26,8 +27,6 @@ class PartiallyObserved(TorchDistribution):
             it; it broadcasts to the value.
     """
 
-    arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
-
     def __init__(
         self, base_dist: Any, placeholder: Tensor | float, validate_args: bool | None = None
     ) -> None:
@@ -37,18 +36,6 @@ class PartiallyObserved(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         return _OrUnobserved(self.base_dist.support, self.placeholder)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.base_dist.has_rsample
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base_dist.mean
-
-    @property
-    def variance(self) -> Tensor:
-        return self.base_dist.variance
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PartiallyObserved:
         base_dist = self.base_dist.expand(batch_shape)
@@ -63,12 +50,6 @@ class PartiallyObserved(TorchDistribution):
         # the gradient of a value that is not selected is zero, because the placeholder has a
         # finite density; the gradient of NaN would be NaN
         return torch.where(value.isnan(), 0.0, log_prob)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base_dist.rsample(sample_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base_dist.sample(sample_shape)
 
 
 class _OrUnobserved(constraints.Constraint):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .float64 import score_in_float64
+from .rescored import RescoredDistribution
 
 __all__ = [
     "LogNormal",
@@ -67,7 +67,7 @@ class MultivariateNormal(dist.MultivariateNormal):
         return score_in_float64(self, double, value)
 
 
-class OptimalScale(TorchDistribution):
+class OptimalScale(RescoredDistribution):
     """Location-scale distribution whose ``log_prob`` uses the optimal scale for the value.
 
     The optimal scale depends on the value, so it is computed in ``log_prob``. Samples and
@@ -78,8 +78,6 @@ class OptimalScale(TorchDistribution):
         optimal_scale: maps residuals x − μ, of the shape of the value, to the scale.
     """
 
-    arg_constraints = {}  # type: ignore[assignment] # noqa: RUF012
-
     def __init__(
         self,
         base_dist: Any,
@@ -88,22 +86,6 @@ class OptimalScale(TorchDistribution):
     ) -> None:
         self.base_dist, self.optimal_scale = base_dist, optimal_scale
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        return self.base_dist.support
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.base_dist.has_rsample
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base_dist.mean
-
-    @property
-    def variance(self) -> Tensor:
-        return self.base_dist.variance
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OptimalScale:
         return OptimalScale(
@@ -117,12 +99,6 @@ class OptimalScale(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.at_optimal_scale(value).log_prob(value)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base_dist.rsample(sample_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.base_dist.sample(sample_shape)
 
 
 class StudentT(dist.StudentT):

@@ -14,7 +14,7 @@ from ..config.experiment import Experiment
 from ..core.components import Labels
 from ..core.validation import as_path
 from ..data import Column, Dataset, Split
-from ..data.datasets import load, load_unsplit
+from ..data.loading import load, load_unsplit
 from ..data.scaling import Scale
 from ..models import Autoencoder
 from ..programs.base import label_use
@@ -35,7 +35,7 @@ _log = logging.getLogger("pyro_vae")
 #: The options of :func:`~pyro_vae.data.load` that say where data are. A trained run accepts others
 #: than those it was trained with.
 DATA_OPTIONS = ("name", "root", "path", "valid", "test", "key", "labels_key", "channels")
-#: The entry of the data in ``result.json`` with what the program depends on.
+#: The entry of ``result.json`` with the properties of data that the program depends on.
 _SHAPES = "shapes"
 
 
@@ -52,7 +52,7 @@ class RunData(NamedTuple):
 
 
 def describe_shapes(experiment: Experiment, data: Any) -> dict[str, Any]:
-    """Return what the program depends on, e.g. the event shape, as JSON values."""
+    """Return the properties of data that the program depends on, as JSON values."""
     values = {name: getattr(data, name) for name in experiment.program.from_data}
     plain = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
     is_plain = all(isinstance(v, int) or _is_shape(v) for v in plain.values())
@@ -60,7 +60,7 @@ def describe_shapes(experiment: Experiment, data: Any) -> dict[str, Any]:
 
 
 def recorded_shapes(experiment: Experiment, entry: Mapping[str, Any]) -> SimpleNamespace | None:
-    """Return what the program depends on from an entry made by :func:`describe_shapes`.
+    """Return the properties in an entry made by :func:`describe_shapes`.
 
     Runs of earlier versions, and programs of plugins that depend on other values, have none.
     """

@@ -7,20 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property, partial
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 
-from ..config.experiment import Experiment, flatten_settings, load_experiment
-from ..config.plugins import PluginError
+from ..config.experiment import Experiment
 from ..core import distributed, files
 from ..core.validation import did_you_mean
-from ..data import Dataset, Split
-from ..data.scaling import Scale
+from ..data import Dataset
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
@@ -28,21 +25,12 @@ from ..learning.training import resolve_device
 from ..likelihoods import Categorical, Columns
 from ..models import Autoencoder
 from ..programs import inputs
-from .examples import (
-    DATA_OPTIONS,
-    RunData,
-    absolute_changes,
-    find_files,
-    load_run_data,
-    make_label_examples,
-    recorded_shapes,
-)
-from .files import RunError, RunFiles
+from .files import RunError
+from .opening import MUTABLE_SETTINGS, TrainedRun
 from .provenance import (
     collect_provenance,
     describe_units,
     device_name,
-    labels_checksum,
     process_count,
     weights_checksum,
 )
@@ -51,20 +39,8 @@ __all__ = ["Run", "RunError", "load"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Settings that may change when a run is resumed: they do not affect finished steps, and moved
-#: data or weights are verified by their checksums.
-_MUTABLE_SETTINGS = {
-    "fit.epochs",
-    "fit.device",
-    "fit.checkpoint_every",
-    "data.path",
-    "data.root",
-    "plugin",
-    "start_from",
-}
 
-
-class Run(RunFiles):
+class Run(TrainedRun):
     """The folder of one run; all files are written atomically.
 
     ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (checkpoint of training),
@@ -75,35 +51,9 @@ class Run(RunFiles):
     ``result.json`` has the SHA-256 of the weights, and every ``NAME.nc`` that of the weights that
     it is a result of. One process trains in the folder, and none evaluates meanwhile.
 
-    A trained run can be opened without its data. They are read when they are needed.
-
     Arguments:
-        folder: the folder, which need not exist yet.
-        plugin: the plugins to import when the run is opened, see :class:`~.files.RunFiles`.
-        data: options of :func:`~pyro_vae.data.load` (``path``, ``root``, ``key``, …) that replace
-            those of a trained run, to name the place of its data or new data. New data are all test
-            data, in the order of the file.
+        folder, plugin, data: as for :class:`~.opening.TrainedRun`; the folder need not exist yet.
     """
-
-    def __init__(
-        self,
-        folder: Path | str,
-        plugin: str | Sequence[str] = (),
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(folder, plugin)
-        changes = absolute_changes(data or {})
-        for part in ("valid", "test"):
-            if not isinstance(changes.get(part, ""), str):
-                raise ValueError(
-                    f"expected data.{part} of a trained run to be a file; got {changes[part]}"
-                )
-        for name in changes.keys() - set(DATA_OPTIONS):
-            raise ValueError(
-                f"expected options that say where data are, {', '.join(DATA_OPTIONS)}; got {name!r}"
-                f"{did_you_mean(name, DATA_OPTIONS)}"
-            )
-        self._data_changes = changes
 
     def fit(
         self,
@@ -231,102 +181,6 @@ class Run(RunFiles):
         distributed.all_gather(None)
         return history
 
-    @cached_property
-    def program(self) -> Autoencoder:
-        """The trained program on the CPU, loaded once. This needs no data.
-
-        Raises:
-            RunError: if the run is not finished, or if its files do not belong together.
-        """
-        return self._open_program(self.experiment, "cpu")[0]
-
-    @property
-    def data(self) -> Dataset:
-        """The data of the run, or the new data, loaded once when they are needed.
-
-        Raises:
-            FileNotFoundError: if a file is missing, with the option that names another one.
-            RunError: if the data have changed since the run was trained.
-        """
-        return self._loaded.dataset
-
-    @property
-    def has_new_data(self) -> bool:
-        """Whether :attr:`data` are others than those that the run was trained on."""
-        return self._loaded.tag is not None
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment of the trained run, loaded once."""
-        return self._open_experiment()
-
-    @cached_property
-    def _loaded(self) -> RunData:
-        return self._load_data(self.experiment)
-
-    @property
-    def scale(self) -> Scale | None:
-        """The scale of the data, which ``scale.undo`` removes from samples; needs no data."""
-        entry = self.read_result().get("data", {}).get("scale")
-        return None if entry is None else Scale.from_dict(entry)
-
-    @property
-    def data_files(self) -> list[Path]:
-        """The existing files and folders of the data, those of the run and new ones."""
-        return find_files(self.experiment, self._data_changes)
-
-    def label_examples(self) -> Split | None:
-        """Return placeholders with the labels to sample new examples for, without reading data.
-
-        Returns:
-            One example of each class, or one example if the program uses no labels; ``None`` if
-            the labels are not classes, or if the run is of an earlier version.
-        """
-        return make_label_examples(self.program, self.read_result().get("data", {}))
-
-    def _open_experiment(self) -> Experiment:
-        self._check_trained()
-        return self._load_experiment()
-
-    def _load_data(self, experiment: Experiment) -> RunData:
-        """Load the data of the run, after checking that they have not changed, or new data."""
-        data = load_run_data(experiment, self.read_result().get("data", {}), self._data_changes)
-        if data.tag is None:
-            self._check_data(experiment, data.dataset, resume=True)
-        return data
-
-    def open(self, device: str = "cpu") -> tuple[Experiment, Dataset, Autoencoder]:
-        """Return the experiment, its data and the trained model on ``auto``, ``cpu`` or ``cuda``.
-
-        Raises:
-            FileNotFoundError: if a file of the data is missing.
-            RunError: if the run is not finished, or if its files do not belong together.
-        """
-        resolve_device(device)
-        experiment = self._open_experiment()
-        data, _ = self._load_data(experiment)
-        return experiment, data, self._open_program(experiment, device, data)[0]
-
-    def _open_program(
-        self, experiment: Experiment, device: str, data: Dataset | None = None
-    ) -> tuple[Autoencoder, str]:
-        """Return the trained program and the SHA-256 of its weights.
-
-        Arguments:
-            experiment: the experiment of the run.
-            device: ``auto``, ``cpu`` or ``cuda``.
-            data: the data, if they are loaded already.
-        """
-        torch_device = resolve_device(device)
-        shapes = recorded_shapes(experiment, self.read_result().get("data", {}))
-        model = experiment.build_model(shapes or data or self.data)
-        weights = self._load_weights(
-            model, f"{self.weights} is damaged or belongs to another model than {self.config}"
-        )
-        if note := self._version_note():
-            _log.warning("numbers may differ from those of %s%s", self.folder, note)
-        return model.to(torch_device), weights
-
     def evaluate(self, split: str = "test", **options: Any) -> Bounds:
         """Evaluate the trained model on a split, see :meth:`compute`.
 
@@ -350,8 +204,8 @@ class Run(RunFiles):
     ) -> Result:
         """Compute an evaluation of the trained model and write its file and ``result.json``.
 
-        The result of new data has a file of its own, ``NAME.CHECKSUM.nc``, and leaves that of the
-        data of the run as it is.
+        The result of new data is written to a separate file, ``NAME.CHECKSUM.nc``, and that of the
+        data of the run stays as it is.
 
         Several processes can evaluate together, see :func:`~pyro_vae.evaluate`. An interrupted
         computation resumes from its checkpoint if it is repeated with the same options.
@@ -487,7 +341,7 @@ class Run(RunFiles):
             return
         trained = self._load_experiment(experiment.settings.plugin)
         differences = experiment.differences(trained)
-        changed = [key for key in differences if key not in _MUTABLE_SETTINGS]
+        changed = [key for key in differences if key not in MUTABLE_SETTINGS]
         # moved files, whose checksums are verified
         ours, theirs = experiment.data_arguments, trained.data_arguments
         for part in ("valid", "test"):
@@ -498,28 +352,6 @@ class Run(RunFiles):
                 f"{self.folder} has another configuration ({', '.join(changed)} differ): resume "
                 f"with its own config.yaml, or choose another --run"
             )
-
-    def _load_weights(self, model: Autoencoder, problem: str) -> str:
-        """Load this run's weights into the model and return their SHA-256.
-
-        Raises:
-            RunError: if they were changed; with ``problem`` and the reason, if they do not fit.
-        """
-        content = self.weights.read_bytes()
-        checksum = self._check_weights(content)
-        try:
-            tensors = safetensors.torch.load(content)
-            expected = model.state_dict()
-            for name in tensors.keys() & expected.keys():
-                if tensors[name].dtype != expected[name].dtype:
-                    raise ValueError(
-                        f"expected {name} to be {expected[name].dtype}; got {tensors[name].dtype}"
-                    )
-            model.load_state_dict(tensors)
-        except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"{problem}: {reason}{self._version_note()}") from error
-        return checksum
 
     def _load_start(self, folder: Path, model: Autoencoder, resuming: bool) -> dict[str, str]:
         """Load the initial weights from the run in ``folder`` and return their provenance.
@@ -542,49 +374,6 @@ class Run(RunFiles):
             model, f"expected start_from to be a run of the same model; cannot load {folder}"
         )
         return start
-
-    def _load_experiment(self, plugins: Sequence[str] = ()) -> Experiment:
-        """Load ``config.yaml``; raise if it is not that of ``result.json``."""
-        try:
-            experiment = load_experiment(self.config, [*self.plugins, *plugins])
-        except PluginError:
-            raise
-        except ValueError as error:
-            raise RunError(
-                f"{self.config} is damaged or invalid ({error}{self._version_note()}): fix it, or "
-                f"replace the run with --overwrite"
-            ) from error
-        trained = flatten_settings(self.read_result().get("config", {}))
-        current = flatten_settings(experiment.settings_dict())
-        # another version may have other settings
-        changed = {k for k in trained.keys() & current.keys() if trained[k] != current[k]}
-        if changed := sorted(changed - _MUTABLE_SETTINGS):
-            raise RunError(
-                f"{self.config} has changed since the run was trained ({', '.join(changed)} "
-                f"differ): restore it, or replace the run with --overwrite"
-            )
-        return experiment
-
-    def _version_note(self) -> str:
-        """Return a clause if another version trained the run; otherwise an empty string."""
-        trained = self.read_result().get("versions", {}).get("pyro-vae")
-        current = metadata.version("pyro-vae")
-        if trained in (None, current):
-            return ""
-        return f"; the run was trained by pyro-vae {trained}, this is {current}"
-
-    def _check_data(self, experiment: Experiment, data: Dataset, resume: bool) -> None:
-        """Raise if the data or labels differ from those the run was trained on."""
-        before = self.read_result().get("data", {}) if resume else {}
-        now = {"checksum": data.checksum, "labels": labels_checksum(experiment.program, data)}
-        for key, value in now.items():
-            if before.get(key) not in (None, value):
-                name = "checksum" if key == "checksum" else "checksum of the labels"
-                raise RunError(
-                    f"the data set {data.name!r} has changed since {self.folder} was trained "
-                    f"({name} {str(value)[:12]}…, before {before[key][:12]}…): restore it or train "
-                    f"again"
-                )
 
 
 def _warn_about_categories(model: Autoencoder, data: Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 import pyro_vae as pv
 from pyro_vae.cli.app import main
 from pyro_vae.data import Column
-from pyro_vae.data.datasets import load_unsplit
+from pyro_vae.data.loading import load_unsplit
 
 pytest.importorskip("pandas")
 CSV = """\

@@ -22,7 +22,7 @@ from pyro_vae.cli import app
 from pyro_vae.config.experiment import Experiment, parse
 from pyro_vae.learning import trainer
 from pyro_vae.report import write_report
-from pyro_vae.runs import run as run_module
+from pyro_vae.runs import opening
 from pyro_vae.runs.run import Run, RunError
 
 OPTIONS = """\
@@ -38,7 +38,7 @@ def make_experiment(epochs: int = 2, seed: int = 0) -> Experiment:
 @pytest.fixture(autouse=True)
 def cached_parsing(monkeypatch):
     """Load the data and parse each configuration once: hundreds of runs are opened here."""
-    load, loaded = run_module.load_experiment, {}
+    load, loaded = opening.load_experiment, {}
 
     def load_once(file, *args, **kwargs):
         text = file.read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def cached_parsing(monkeypatch):
             loaded[text] = load(file, *args, **kwargs)
         return loaded[text]
 
-    monkeypatch.setattr(run_module, "load_experiment", load_once)
+    monkeypatch.setattr(opening, "load_experiment", load_once)
     for name in ("load_data", "settings_dict"):
         monkeypatch.setattr(Experiment, name, cache(getattr(Experiment, name)))
 

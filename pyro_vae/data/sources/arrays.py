@@ -138,7 +138,7 @@ def _read_arrays(file: Path, options: SourceOptions) -> _Stored:
 def _read_sparse(
     file: Path, stored: Any, given: dict[str, str], key: str | None
 ) -> Tensor | Container:
-    """Read a sparse matrix; its stored parts are no data of their own."""
+    """Read a sparse matrix; its stored parts are not data by themselves."""
     from scipy import sparse
 
     if key is not None or given:

@@ -1,4 +1,4 @@
-"""What a source returns, its options, and the lookup of its files."""
+"""Raw data that sources return, their options, and the lookup of their files."""
 
 from __future__ import annotations
 
