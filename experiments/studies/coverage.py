@@ -351,15 +351,29 @@ def evaluate_problem(regime: Regime, problem: Problem, seed: int) -> Bounds:
     )
 
 
+def climb(regime: Regime, problem: Problem, seed: int) -> Bounds:
+    """Return the bounds of ``reliable=True`` for one data set."""
+    return pv.evaluate(
+        problem.program,
+        problem.x,
+        *problem.args,
+        num_samples=regime.num_samples,
+        reliable=True,
+        seed=seed,
+        compile=False,
+    )
+
+
 def measure_regime(regime: Regime, preset: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Return :meth:`_Count.summary` of each row of the table."""
     is_single = regime.size == 1
     repetitions = preset["single" if is_single else "repetitions"]
     size = 1 if is_single else preset["size"]
-    evaluated = []
+    evaluated, ladder = [], _Count()
     for seed in range(repetitions):
         problem = regime.make(size)
         evaluated.append((problem, evaluate_problem(regime, problem, seed)))
+        ladder.add(climb(regime, problem, seed), "log_evidence", problem.log_evidence)
     k = 3 * regime.num_samples // 10
     excess = np.concatenate([b.iwae_per_datum[k] - p.log_evidence for p, b in evaluated]).mean()
     counts: dict[str, _Count] = {}
@@ -378,7 +392,7 @@ def measure_regime(regime: Regime, preset: dict[str, Any]) -> dict[str, dict[str
             truth = truths.get(name, problem.log_evidence)
             count = counts.setdefault(key, _Count())
             count.add(bounds, name, truth)
-    return {name: count.summary() for name, count in counts.items()}
+    return {name: count.summary() for name, count in counts.items()} | {"ladder": ladder.summary()}
 
 
 def measure_coverage(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str, Any]:
@@ -430,6 +444,7 @@ def format_table(results: dict[str, Any]) -> str:
         "gap": "log p̂ − ELBO",
         "defensive": "defensive",
         "laplace": "Laplace",
+        "ladder": "`reliable=True`",
     }
     lines = [f"| regime | {' | '.join(titles.values())} |", f"|---{'|---' * len(titles)}|"]
     for label, row in results["rows"].items():

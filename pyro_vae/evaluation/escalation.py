@@ -30,6 +30,10 @@ _MORE_SAMPLES, _MARGIN = (4, 16), 0.95
 #: Predicted tail index of the weights of q from which q is too narrow to be used: their variance
 #: is infinite, and k̂ is low where no sample of q has reached the tail.
 _MAX_TAIL_INDEX = 0.5
+#: Tail index, as fitted to the weights, from which it is compared with the predicted one, and the
+#: largest difference. A tail that is heavier than that of normals may get heavier beyond the
+#: samples, as that of a funnel does, and its errors are then too small.
+_MIN_COMPARED, _MAX_UNEXPLAINED = 0.2, 0.15
 #: Columns of log p̂ that are replaced; the guide's are kept with the prefix ``guide_``.
 _REPLACED = (
     *("log_evidence", "log_evidence_variance", "log_evidence_bias"),
@@ -79,7 +83,7 @@ class Ladder(Estimator):
 
     def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
         climb = _Climb(self, task, bounds)
-        climb.reject_narrow_guides()
+        climb.reject_doubtful_guides()
         climb.sample_laplace()
         climb.anneal()
         return climb.result()
@@ -107,16 +111,18 @@ class _Climb:
         self.settings: dict[str, Any] = {}
         self.chains: dict[str, np.ndarray] = {}
 
-    def reject_narrow_guides(self) -> None:
-        """Let examples climb whose q is too narrow for its k̂ to show it."""
+    def reject_doubtful_guides(self) -> None:
+        """Let examples climb whose weights may have a heavier tail than k̂ shows."""
         rows = np.flatnonzero(self.good)
         if not len(rows):
             return
         with self._note_reason("Laplace"):
             inputs = self.task.select(rows).inputs
             index = predict_tail_index(inputs, self.ladder.laplace, self.task.seed).numpy()
+            fitted = self.columns["khat_pooled"][rows]
             # NaN if q cannot be scored: k̂ alone decides
-            self.good[rows] = ~(index >= _MAX_TAIL_INDEX)
+            is_unexplained = (fitted > _MIN_COMPARED) & (fitted - index > _MAX_UNEXPLAINED)
+            self.good[rows] = ~((index >= _MAX_TAIL_INDEX) | is_unexplained)
 
     def sample_laplace(self) -> None:
         """Sample around the modes of the posteriors of the examples that are not good."""

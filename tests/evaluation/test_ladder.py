@@ -192,6 +192,30 @@ def test_skewed_posteriors():
     check_truth(bounds, truth)
 
 
+def test_tails_that_get_heavier_beyond_the_samples():
+    """A funnel: k̂ of q, a standard normal, is good, but the errors of log p̂ are too small."""
+
+    def sample(scale):
+        v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=D), 1.0))
+        pyro.sample("y", dist.Normal(torch.zeros((), dtype=D), scale(v)))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            sample(lambda v: (v / 2).exp())
+            pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            sample(lambda v: torch.ones_like(v))
+
+    x = torch.linspace(-1, 1, 40, dtype=D)
+    plain = pv.evaluate(model, guide, x, num_samples=1000)
+    assert len(plain.unreliable) < 5
+    bounds = pv.evaluate(model, guide, x, num_samples=1000, reliable=True)
+    assert bounds.proposals["guide"] < 5 and not len(bounds.unreliable)
+    check_truth(bounds, dist.Normal(0.0, 1.0).log_prob(x))
+
+
 def test_a_mode_that_the_guide_never_draws_is_found():
     """p(x|z) knows |z| only, and q covers one of the two modes: its k̂ is good."""
 
