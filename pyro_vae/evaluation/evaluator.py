@@ -67,6 +67,7 @@ def evaluate(
     checkpoint: Path | None = None,
     compile: bool | None = None,
     precision: Precision = "float32",
+    plate: str | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Bounds:
@@ -120,6 +121,8 @@ def evaluate(
         precision: with ``bfloat16``, the network layers run in bfloat16 when the samples of q are
             weighted. The resulting change of the ELBO and of L_K is measured with the same
             samples, for up to 64 examples, and shown below the table. AIS always uses float32.
+        plate: the name of the plate over the data, see :func:`~pyro_vae.log_weights`; by default
+            the attribute ``plate`` of the program, if it has one.
         progress: show a progress bar on standard error; in a distributed run, that of the first
             process.
 
@@ -148,6 +151,7 @@ def evaluate(
             "estimators": estimators,
             "compile": compile,
             "precision": precision,
+            "plate": plate,
         }
         return _evaluate_blocks(program, data, args, kwargs, seed, checkpoint, progress, options)
     chosen = check_estimators(estimators)
@@ -158,7 +162,8 @@ def evaluate(
     )
     for estimator in chosen:
         settings = estimator.configure(settings)
-    inputs, first = sharding.shard_inputs(prepare(program, data, args, kwargs, seed))
+    prepared = prepare(program, data, args, kwargs, seed, plate=plate)
+    inputs, first = sharding.shard_inputs(prepared)
     progress = progress and distributed.is_main_process()
     if keep_log_weights:
         size = 4 * num_samples * len(inputs.x)
@@ -204,7 +209,10 @@ def _evaluate_blocks(
         for rows, x in data.iter_materialized(seed, program_dtype(program)):
             block_args, block_kwargs = map_batched(lambda t, r=rows: t[r], size, args, kwargs)
             if rows.start == 0:
-                check_blockwise(prepare(program, x, block_args, block_kwargs, check=False))
+                plate = options["plate"]
+                check_blockwise(
+                    prepare(program, x, block_args, block_kwargs, plate=plate, check=False)
+                )
             suffix = f"examples{rows.start}"
             parts.append(
                 evaluate(

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ProgramInputs", "has_batch", "map_batched"]
+__all__ = ["ProgramInputs", "audited_rows", "has_batch", "map_batched"]
+
+#: Examples from each end of the data on which a program is audited.
+_PART = 100
 
 
 class ProgramInputs(NamedTuple):
@@ -38,6 +41,12 @@ class ProgramInputs(NamedTuple):
         """Apply a function to x and to all arguments that are tensors of leading size N."""
         (x, *args), kwargs = map_batched(function, len(self.x), (self.x, *self.args), self.kwargs)
         return self._replace(x=x, args=tuple(args), kwargs=kwargs)
+
+
+def audited_rows(x: Tensor) -> Tensor:
+    """Return the indices of the examples on which a program is audited: both ends of the data."""
+    rows = torch.arange(len(x), device=x.device)
+    return rows if len(rows) <= 2 * _PART else torch.cat([rows[:_PART], rows[-_PART:]])
 
 
 def has_batch(size: int, values: tuple[Any, ...]) -> bool:

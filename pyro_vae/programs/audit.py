@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
-from .arguments import ProgramInputs, has_batch
+from .arguments import ProgramInputs, audited_rows, has_batch
 from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
+from .plates import is_data_plate
 
 __all__ = [
     "SingleRun",
@@ -34,8 +34,6 @@ __all__ = [
     "weights_match",
 ]
 
-#: Examples from each end of the data on which a program is audited.
-_PART = 100
 #: Errors of a program that cannot run on a subset of the examples.
 _FAILURES = (RuntimeError, ValueError, IndexError)
 
@@ -159,7 +157,7 @@ def reads_plate_index(inputs: ProgramInputs) -> bool:
 
     Call it in the context :func:`~.context.evaluating`.
     """
-    index = _examined_rows(inputs)
+    index = audited_rows(inputs.x)
     mode = _IndexReads(index)
     try:
         part = inputs.select(index)
@@ -249,12 +247,6 @@ class SingleRun:
         return run.log_weights[0]
 
 
-def _examined_rows(inputs: ProgramInputs) -> Tensor:
-    """Return the indices of the examples on which a program is audited: both ends of the data."""
-    rows = torch.arange(len(inputs.x), device=inputs.x.device)
-    return rows if len(rows) <= 2 * _PART else torch.cat([rows[:_PART], rows[-_PART:]])
-
-
 def _find_normal_form(inputs: ProgramInputs) -> ProgramInputs:
     whole: ProgramInputs | None = None
     failures: list[Exception] = []
@@ -310,7 +302,7 @@ def _examine(inputs: ProgramInputs) -> _Examples:
 
 def _run_examined(inputs: ProgramInputs) -> SingleRun:
     """Run a program on the audited examples, or on all if it cannot run on a subset."""
-    rows = _examined_rows(inputs)
+    rows = audited_rows(inputs.x)
     try:
         return SingleRun(inputs.select(rows))
     except _FAILURES:
@@ -389,7 +381,7 @@ class _PlateIndex(Messenger):
         self.index = index
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == PLATE and site_is_subsample(msg) and msg["value"] is None:
+        if is_data_plate(msg) and msg["value"] is None:
             msg["value"] = self.index
 
 

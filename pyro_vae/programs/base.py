@@ -22,6 +22,7 @@ __all__ = [
     "Site",
     "attach_noise",
     "data_dim",
+    "data_plate",
     "empty_program",
     "is_latent",
     "label_use",
@@ -52,6 +53,12 @@ class Program(Protocol):
 def label_use(program: object) -> Labels:
     """Return the ``labels`` attribute of a program, ``UNUSED`` by default."""
     return getattr(program, "labels", Labels.UNUSED)
+
+
+def data_plate(program: object) -> str | None:
+    """Return the ``plate`` attribute of a program: the name of its plate over the data."""
+    plate = getattr(program, "plate", None)
+    return plate if isinstance(plate, str) else None
 
 
 def empty_program(*args: Any, **kwargs: Any) -> None:

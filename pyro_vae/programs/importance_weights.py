@@ -27,6 +27,7 @@ from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
 from .inputs import AnyData, check_examples, expect_missing, materialize, read_data
 from .particles import Layout, Particles, run_particles
+from .plates import normalize_plate
 
 __all__ = [
     "Chunk",
@@ -93,12 +94,13 @@ def log_weights(
     chunk_size: int | None = None,
     compile: bool | None = None,
     precision: Precision = "float32",
+    plate: str | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Log importance weights log p(x_n, z_kn) − log q(z_kn | x_n), z_kn ~ q, **per datum**.
 
     The mean over k estimates the ELBO of each example, and the log-mean-exp over k is L_K. All
-    sample sites of the program must be inside ``pyro.plate("data", len(x))``. Unlike this
+    sample sites of the program must be inside one plate over the data. Unlike this
     function, Pyro's ``vectorized_importance_weights`` returns one weight for the whole minibatch.
 
     Arguments:
@@ -118,6 +120,8 @@ def log_weights(
             warning.
         precision: ``bfloat16`` computes the layers of networks in bfloat16, which is faster on
             some processors; :func:`~pyro_vae.evaluate` measures the error.
+        plate: the name of the plate over the data; by default the plate of the size of the data
+            that encloses all sites, see :func:`~pyro_vae.programs.plates.normalize_plate`.
 
     Returns:
         The log weights, ``(K, N)``, in nats, without gradient.
@@ -134,8 +138,9 @@ def log_weights(
     check_examples(examples)
     x = materialize((model, guide), examples, seed=0)
     expect_missing(x, *owning_modules(model, guide))
+    inputs = normalize_plate(ProgramInputs(model, guide, x, args, kwargs), plate)
     return audited_log_weights(
-        audit_inputs(ProgramInputs(model, guide, x, args, kwargs)),
+        audit_inputs(inputs),
         num_samples,
         chunk_size=chunk_size,
         compile=compile,

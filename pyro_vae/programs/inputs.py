@@ -20,8 +20,9 @@ from ..data.kinds import is_unobserved
 from ..data.splits import Split, as_data, contains_nan
 from .arguments import ProgramInputs, map_batched
 from .audit import audit_inputs, reads_plate_index
-from .base import Program, label_use
+from .base import Program, data_plate, label_use
 from .context import evaluating
+from .plates import normalize_plate
 
 __all__ = [
     "AnyData",
@@ -57,6 +58,7 @@ def prepare(
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     *,
+    plate: str | None = None,
     check: bool = True,
 ) -> ProgramInputs:
     """Prepare the arguments of a program on its device, check the data and audit the program.
@@ -71,6 +73,8 @@ def prepare(
             that conditions on labels gets those of the ``Split``.
         kwargs: further keyword arguments of model and guide.
         seed: seed of dynamic binarisation or noise.
+        plate: the name of the plate over the data; by default the attribute ``plate`` of the
+            program, or else found by :func:`~.plates.normalize_plate`.
         check: whether to check the data and to audit the program; if not, the arguments are not in
             normal form.
 
@@ -101,7 +105,9 @@ def prepare(
 
     x, args = x.to(device), tuple(map(move, (*labels, *args)))
     kwargs = {name: move(value) for name, value in kwargs.items()}
-    inputs = ProgramInputs(model, guide, x, args, kwargs)
+    inputs = normalize_plate(
+        ProgramInputs(model, guide, x, args, kwargs), plate or data_plate(program)
+    )
     if not check:
         return inputs
     uses_labels = label_use(program) is not Labels.UNUSED

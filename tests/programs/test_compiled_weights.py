@@ -240,9 +240,10 @@ def test_programs_with_side_effects_are_not_compiled(caplog):
     calls = []
 
     def change_after_tracing(loc):
-        # six runs of the audit, two that find the layout, and the one that is traced
+        # one run that finds the plate, six of the audit, two that find the layout, and the one
+        # that is traced
         calls.append(loc)
-        return loc + (len(calls) > 9)
+        return loc + (len(calls) > 10)
 
     program, x = _make_program(change_after_tracing), torch.rand(4, 3)
     with caplog.at_level(logging.WARNING, "pyro_vae"):
