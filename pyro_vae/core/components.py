@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, ABCMeta
 from collections.abc import Callable
 from enum import Enum
@@ -64,7 +65,41 @@ class AbstractModule(ABCMeta, type(PyroModule)):
     """Metaclass of modules that are both abstract base classes and ``PyroModule``."""
 
 
-class Component(PyroModule, ABC, metaclass=AbstractModule):
+class Factory(type):
+    """Metaclass of classes that a program calls: their first arguments are those of the program.
+
+    ``Gaussian(scale=0.5)`` instead of ``partial(Gaussian, scale=0.5)`` gets an error with that
+    remedy.
+    """
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        # inspect would show the signature of __call__ below
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        required = [
+            p.name
+            for p in inspect.signature(cls).parameters.values()
+            if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in kwargs
+        ]
+        if required and not args:
+            own = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+            name = cls.__name__.removeprefix("Pyro")
+            remedy = f"functools.partial({name}, {own})" if own else f"the class {name} itself"
+            raise TypeError(
+                f"expected {name}({', '.join(required)}, …), whose first arguments a program sets; "
+                f"got {own or 'none of them'}: pass {remedy} to the program"
+            )
+        return super().__call__(*args, **kwargs)
+
+
+class ComponentType(Factory, AbstractModule):
+    """Metaclass of components."""
+
+
+class Component(PyroModule, ABC, metaclass=ComponentType):
     """A module whose ``forward`` returns a distribution: a prior, a likelihood or a posterior."""
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Distributions missing from torch and Pyro, or numerically unstable there, by their values."""
 
-from .colour import ColourLogisticMixture
+from .colour import ColourLogisticMixture, ObservedColours, check_whole_pixels
 from .columns import Concatenated
 from .counts import ConditionedOnTotal, NegativeBinomial, Poisson, sum_counts
 from .levels import Binomial, CategoricalLevels, DiscretizedLogistic, log1mexp
@@ -23,6 +23,7 @@ __all__ = [
     "LowRankMultivariateNormal",
     "MultivariateNormal",
     "NegativeBinomial",
+    "ObservedColours",
     "OptimalScale",
     "PartiallyObserved",
     "Poisson",
@@ -30,6 +31,7 @@ __all__ = [
     "StudentT",
     "UniformSphere",
     "check_sphere_dim",
+    "check_whole_pixels",
     "log1mexp",
     "log_sphere_area",
     "sum_counts",

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .levels import DiscretizedLogistic
+from .missing import OrUnobserved
+from .rescored import RescoredDistribution
 
-__all__ = ["ColourLogisticMixture"]
+__all__ = ["ColourLogisticMixture", "ObservedColours", "check_whole_pixels"]
 
 #: Number of levels above which the mean is a quadrature, and its nodes per channel.
 _MAX_EXACT, _NODES = 32, 16
@@ -86,25 +88,24 @@ class ColourLogisticMixture(TorchDistribution):
         log_p = self._pixel_log_prob(value)
         return cast(Tensor, sum_rightmost(log_p, len(self.event_shape) - 1))
 
-    def observed_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+    def observed_log_prob(self, value: Tensor, observed: Tensor, check: bool = True) -> Tensor:
         """Return the log-probability of the observed pixels of ``value``, ``(*batch,)``.
 
         Arguments:
             value: ``(*batch, 3, *pixels)``, with any levels at missing pixels.
             observed: boolean mask that broadcasts to that shape.
+            check: whether to check the mask, which needs its values on the host. Without the
+                check, the result is NaN where :func:`check_whole_pixels` would raise.
 
         Raises:
             ValueError: if only some channels of a pixel are observed.
         """
+        if check:
+            check_whole_pixels(observed, len(self.event_shape))
         channel = -len(self.event_shape)
         some, every = observed.any(channel), observed.all(channel)
-        if not torch.equal(some, every):
-            raise ValueError(
-                "expected pixels observed in all three channels or in none, because the channels "
-                "depend on one another; got pixels observed in part: mask whole pixels, or set "
-                "the likelihood's coupling to false"
-            )
         log_p = torch.where(every, self._pixel_log_prob(value), 0.0)
+        log_p = log_p.masked_fill(some & ~every, torch.nan)
         return cast(Tensor, sum_rightmost(log_p, len(self.event_shape) - 1))
 
     @torch.no_grad()
@@ -165,6 +166,52 @@ class ColourLogisticMixture(TorchDistribution):
         for index, level in enumerate(previous, first):
             loc = loc + self.coefficients[..., index, :] * (level - self.levels / 2)
         return loc
+
+
+class ObservedColours(RescoredDistribution):
+    """Distribution of colour images whose ``log_prob`` is that of the pixels that are not NaN.
+
+    The probability of an unobserved pixel sums to 1, so that its term is 0. Samples and moments
+    are those of ``base_dist``: all pixels.
+
+    Arguments:
+        base_dist: the distribution of complete images.
+    """
+
+    def __init__(self, base_dist: ColourLogisticMixture, validate_args: bool | None = None) -> None:
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return OrUnobserved(self.base_dist.support, 0.0)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ObservedColours:
+        return ObservedColours(self.base_dist.expand(batch_shape), self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        observed = ~value.isnan()
+        return self.observed_log_prob(torch.where(observed, value, 0.0), observed, check=False)
+
+    def observed_log_prob(self, value: Tensor, observed: Tensor, check: bool = True) -> Tensor:
+        """Return the log-probability of the observed pixels of a complete ``value``."""
+        return self.base_dist.observed_log_prob(value, observed, check)
+
+
+def check_whole_pixels(observed: Tensor, event_dim: int) -> None:
+    """Raise a ``ValueError`` unless every pixel is observed in all three channels or in none.
+
+    Arguments:
+        observed: boolean mask ``(*batch, 3, *pixels)``.
+        event_dim: 1 plus the number of dimensions of ``pixels``.
+    """
+    some, every = observed.any(-event_dim), observed.all(-event_dim)
+    if not torch.equal(some, every):
+        raise ValueError(
+            "expected pixels observed in all three channels or in none, because the channels "
+            "depend on one another; got pixels observed in part: mask whole pixels, or set the "
+            "likelihood's coupling to false"
+        )
 
 
 def _nodes(loc: Tensor, inverse: Tensor, levels: int) -> Iterator[tuple[Tensor | float, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .real import OptimalScale
 from .rescored import RescoredDistribution
 
-__all__ = ["PartiallyObserved"]
+__all__ = ["OrUnobserved", "PartiallyObserved"]
 
 
 class PartiallyObserved(RescoredDistribution):
@@ -35,7 +35,7 @@ class PartiallyObserved(RescoredDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return _OrUnobserved(self.base_dist.support, self.placeholder)
+        return OrUnobserved(self.base_dist.support, self.placeholder)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PartiallyObserved:
         base_dist = self.base_dist.expand(batch_shape)
@@ -52,7 +52,7 @@ class PartiallyObserved(RescoredDistribution):
         return torch.where(value.isnan(), 0.0, log_prob)
 
 
-class _OrUnobserved(constraints.Constraint):
+class OrUnobserved(constraints.Constraint):
     """The values of a constraint, and NaN."""
 
     def __init__(self, base_constraint: Any, placeholder: Tensor | float) -> None:

@@ -66,6 +66,13 @@ class Columns(Likelihood):
             slices.append(_Slice(start, tuple(out_shape)))
             return slices[-1]
 
+        for factory in parts:
+            if isinstance(factory, Likelihood):
+                kind = type(factory).__name__
+                raise ValueError(
+                    f"expected parts to be classes of likelihoods, or partials of them; got an "
+                    f"instance of {kind}: pass {kind}, or functools.partial({kind}, …)"
+                )
         made = [
             factory(latent_dim, (len(group),), make_slice)
             for factory, group in zip(parts, groups, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +15,7 @@ from .. import distributions
 from ..core.components import NetworkFactory, Shape
 from ..core.validation import positive_int
 from ..data.kinds import Kind
+from ..data.missing import complete_by_column
 from ..distributions import log1mexp
 from .base import Likelihood, clamped_logit
 
@@ -198,6 +199,22 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
         """Why the values of an example are not independent given z; ``None`` if they are."""
         reason = "coupling makes the channels of a pixel depend on one another"
         return reason if self.is_coupled else None
+
+    def score_observed(self, fn: Any) -> Distribution:
+        return distributions.ObservedColours(fn) if self.is_coupled else super().score_observed(fn)
+
+    def check_observed(self, x: torch.Tensor) -> None:
+        """Raise if the observed values of ``x`` cannot be scored; with coupling, those of pixels.
+
+        Raises:
+            ValueError: as for :meth:`check`; or, with coupling, if only some channels of a pixel
+                are observed.
+        """
+        if not self.is_coupled:
+            super().check_observed(x)
+            return
+        distributions.check_whole_pixels(~x.isnan(), len(self.event_shape))
+        self.check(complete_by_column(x))
 
     def forward(self, z: torch.Tensor) -> Distribution:
         if self.is_coupled:

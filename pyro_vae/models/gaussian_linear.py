@@ -108,7 +108,8 @@ def replace_linear_layers(likelihood: Likelihood, scale: float) -> None:
                     # if the layer is the whole network, it has the check of the output shape
                     replaced[child]._forward_hooks.update(child._forward_hooks)
                 setattr(parent, name, replaced[child])
-    networks: list[Any] = [m for m in likelihood.modules() if m is not likelihood]
+    # the parameters of a likelihood itself, or of one of its parts, have no posterior
+    networks: list[Any] = [m for m in likelihood.modules() if not isinstance(m, Likelihood)]
     networks = [m for m in networks if next(m.parameters(recurse=False), None) is not None]
     other = [m for m in networks if not isinstance(m, GaussianLinear)]
     if other or not networks:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.components import Shape
+from ..core.components import Factory, Shape
 
 __all__ = [
     "Bias",
@@ -31,7 +31,7 @@ Norm = Literal["layer", "batch"] | None
 OutputBias = Literal["data"] | None
 
 
-class Network(nn.Module):
+class Network(nn.Module, metaclass=Factory):
     """Base class of networks mapping ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
 
     A subclass passes its layers to ``__init__``. Together they map ``(B, prod(in_shape))`` to B

@@ -224,10 +224,53 @@ def test_imputation_of_whole_pixels():
         pv.queries.impute(vae, x, noise=pv.queries.AdditiveNormal(0.1), **options)
 
 
-def test_unobserved_channels_are_refused():
+def _with_holes(*holes):
+    """Return random images ``(8, 3, 2)`` of levels 0 … 3 with unobserved values."""
+    x = torch.randint(4, (8, 3, 2)).float()
+    for hole in holes:
+        x[hole] = torch.nan
+    return x
+
+
+def test_unobserved_pixels_are_summed_out():
+    p = Coupled(2, (3, 2), SMALL, levels=3, components=2).double()
+    _constant(p)
+    z = torch.zeros(2).double()
+    x = _with_holes().double()
+    holes = x.clone()
+    holes[..., 1] = torch.nan
+    complete = p(z)
+    # all colours of the second pixel
+    other = torch.cartesian_prod(*[torch.arange(4.0).double()] * 3)
+    filled = torch.stack([x[:, None, :, 0].expand(8, 64, 3), other.expand(8, -1, -1)], -1)
+    expected = complete.log_prob(filled).logsumexp(1)
+    p.expects_missing = True
+    fn = p(z)
+    torch.testing.assert_close(fn.log_prob(holes), expected)
+    torch.testing.assert_close(fn.expand((5, 8)).log_prob(holes), expected.expand(5, 8))
+    torch.testing.assert_close(fn.log_prob(x), complete.log_prob(x))
+    assert (fn.log_prob(torch.full_like(x, torch.nan)) == 0).all()
+    # never a number for a pixel whose channels are observed in part
+    holes[0, 0, 1] = 2.0
+    assert fn.log_prob(holes).isnan().tolist() == [True] + 7 * [False]
+
+
+def test_training_with_unobserved_pixels():
+    x = _with_holes((0, slice(None), 1), (3,))
+    options = {"encoder": SMALL, "decoder": SMALL}
+    vae = pv.VAE((3, 2), 2, likelihood=partial(Coupled, levels=3, components=2), **options)
+    pv.fit(vae, x, epochs=1, batch_size=4, compile=False)
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
+    # an example without observed values has no log-likelihood: its weights are p(z) / q(z|x)
+    bounds = pv.evaluate(vae, x, num_samples=4000, compile=False)
+    assert bounds.per_datum["log_evidence"][3] == pytest.approx(0.0, abs=0.1)
+    result = pv.queries.impute(vae, x, num_samples=40, fills=2, rounds=1, refit_steps=0, draws=3)
+    assert torch.equal(result.x[:, ~x.isnan()], x[~x.isnan()].expand(3, -1))
+    assert not result.x.isnan().any()
+
+
+def test_pixels_observed_in_part_are_refused():
     vae = pv.VAE((3, 2), 2, likelihood=partial(Coupled, levels=9), encoder=SMALL, decoder=SMALL)
-    x = torch.randint(10, (8, 3, 2)).float()
-    x[0, 1, 0] = torch.nan
-    message = "because coupling makes the channels of a pixel depend on one another; got NaN"
+    message = "in all three channels or in none, because the channels depend on one another; got"
     with pytest.raises(ValueError, match=message):
-        pv.fit(vae, x, epochs=1)
+        pv.fit(vae, _with_holes((0, 1, 0)), epochs=1)

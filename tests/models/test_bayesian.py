@@ -348,6 +348,12 @@ def test_resumed_training_keeps_the_number_of_data(tmp_path):
         partial(pv.likelihoods.MixtureOfDiscretizedLogistics, levels=16, components=2),
         partial(pv.likelihoods.ZeroInflatedNegativeBinomial, library="decoded"),
         partial(pv.likelihoods.Poisson, library="observed"),
+        # σ of the part is a parameter outside the decoder, without a posterior
+        partial(
+            pv.likelihoods.Columns,
+            parts=[partial(pv.likelihoods.Gaussian, scale="per_pixel"), pv.likelihoods.Bernoulli],
+            columns=[[1], [0]],
+        ),
     ],
 )
 def test_predictive_with_output_noise_equals_that_with_sampled_weights(likelihood):

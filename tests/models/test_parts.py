@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from functools import partial
 
@@ -150,3 +151,36 @@ def test_image_networks_refuse_channels_last(shape):
         CheckedFactory("encoder", conv, accepted)(accepted, (2,))
     # an MLP does not depend on the order
     CheckedFactory("encoder", SMALL, shape)(shape, (2,))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: pv.likelihoods.Gaussian(scale=0.5),
+            r"expected Gaussian\(latent_dim, event_shape, network, …\), whose first arguments a "
+            r"program sets; got scale=0.5: pass functools.partial\(Gaussian, scale=0.5\) to the",
+        ),
+        (lambda: pv.priors.VampPrior(components=9), r"pass functools.partial\(VampPrior, compon"),
+        (lambda: pv.posteriors.DiagonalNormal(), r"none of them: pass the class Diagonal"),
+        (lambda: networks.MLP(hidden=(3,)), r"got hidden=\(3,\): pass functools.partial\(MLP, hid"),
+    ],
+)
+def test_calls_without_the_arguments_of_a_program_raise(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_a_component_keeps_its_signature():
+    # of tools that read it, such as help() and jsonargparse
+    names = ["latent_dim", "event_shape", "network", "scale", "mean", "min_scale"]
+    assert list(inspect.signature(pv.likelihoods.Gaussian).parameters) == names
+    first = list(inspect.signature(networks.MLP).parameters)[:3]
+    assert first == ["in_shape", "out_shape", "hidden"]
+
+
+def test_instances_as_parts_of_columns_raise():
+    part = pv.likelihoods.Bernoulli(2, (3,), SMALL)
+    columns = partial(pv.likelihoods.Columns, parts=[part], columns=[[0, 1, 2]])
+    with pytest.raises(ValueError, match="got an instance of Bernoulli: pass Bernoulli, or func"):
+        pv.VAE((3,), 2, likelihood=columns)
