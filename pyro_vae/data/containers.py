@@ -20,6 +20,7 @@ __all__ = [
     "IndexedArray",
     "MappedArray",
     "SparseRows",
+    "StoredSparseRows",
     "array_to_tensor",
     "block_slices",
     "concatenate",
@@ -172,6 +173,43 @@ class SparseRows(Container):
 
     def _read(self, rows: Tensor) -> Tensor:
         return array_to_tensor(self._rows[rows.numpy()].toarray())
+
+
+class StoredSparseRows(Container):
+    """The rows of a sparse matrix in a file, each read as a dense vector.
+
+    Arguments:
+        group: a mapping from ``data``, ``indices`` and ``indptr`` of the compressed rows (CSR) to
+            arrays, e.g. an HDF5 group. The first two stay in the file.
+        shape: ``(N, D)``.
+
+    Raises:
+        ValueError: if the values are not numbers.
+    """
+
+    def __init__(self, group: Any, shape: Sequence[int]) -> None:
+        self._data, self._columns = group["data"], group["indices"]
+        self._bounds = np.asarray(group["indptr"][:])
+        _check_numbers(self._data)
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.dtype = array_to_tensor(np.empty(0, self._data.dtype)).dtype
+
+    def _read(self, rows: Tensor) -> Tensor:
+        from scipy import sparse
+
+        different, position = np.unique(rows.numpy(), return_inverse=True)
+        # consecutive rows are one part of the file
+        runs = np.split(different, np.flatnonzero(np.diff(different) != 1) + 1)
+        slices = [slice(self._bounds[r[0]], self._bounds[r[-1] + 1]) for r in runs if len(r)]
+        values, columns = (
+            np.concatenate([stored[:0], *(stored[part] for part in slices)])
+            for stored in (self._data, self._columns)
+        )
+        sizes = self._bounds[different + 1] - self._bounds[different]
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        shape = (len(different), self.shape[1])
+        dense = sparse.csr_matrix((values, columns, bounds), shape=shape).toarray()
+        return array_to_tensor(dense[position])
 
 
 class IndexedArray(Container):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +17,37 @@ from .containers import (
     IndexedArray,
     MappedArray,
     SparseRows,
+    StoredSparseRows,
     array_to_tensor,
     keep_resident,
 )
-from .items import DatasetItems, SequentialItems, check_loader, find_tensors
+from .frames import (
+    column_to_array,
+    find_column,
+    find_matrix,
+    frame_to_array,
+    from_arrow,
+    is_annotated,
+    is_frame,
+)
+from .items import DatasetItems, SequentialItems, check_loader, find_tensors, is_hugging_face
+from .labels import LabelColumn, find_names
 
-__all__ = ["as_labels", "as_values", "open_examples"]
+__all__ = ["Examples", "as_labels", "as_values", "open_examples"]
 
 _ACCEPTED = (
     "a tensor of shape (N ≥ 1, …), an array, a list of numbers, a data frame, a SciPy sparse "
-    "matrix, an AnnData object, a torch Dataset or DataLoader, or a pv.data.Split"
+    "matrix, an AnnData object, a torch Dataset or DataLoader, a Hugging Face data set, or a "
+    "pv.data.Split"
 )
+
+
+class Examples(NamedTuple):
+    """Stored values, their labels, and the names of classes that were strings."""
+
+    values: Tensor | Container
+    labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def open_examples(
@@ -37,7 +57,7 @@ def open_examples(
     x: Any = None,
     labels: Any = None,
     read_labels: bool = True,
-) -> tuple[Tensor | Container, Tensor | None]:
+) -> Examples:
     """Return the stored values and the labels of anything that contains examples.
 
     Arguments:
@@ -53,12 +73,16 @@ def open_examples(
     if isinstance(data, DataLoader):
         check_loader(data)
         data, workers = data.dataset, data.num_workers
-    if isinstance(data, TorchDataset) or _is_hugging_face(data):
+    if isinstance(data, TorchDataset) or is_hugging_face(data):
         return _open_dataset(data, x, labels, read_labels, workers)
+    values = data
     if isinstance(labels, str) or x is not None:
         values, labels = _select_parts(data, x, labels)
-        return as_values(values, name), None if labels is None else as_labels(labels)
-    return as_values(data, name), None if labels is None else as_labels(labels)
+    return _with_labels(as_values(values, name), labels)
+
+
+def _with_labels(values: Tensor | Container, labels: Any) -> Examples:
+    return Examples(values) if labels is None else Examples(values, *as_labels(labels))
 
 
 def as_values(data: Any, name: str = "x") -> Tensor | Container:
@@ -80,19 +104,28 @@ def as_values(data: Any, name: str = "x") -> Tensor | Container:
     return values
 
 
-def as_labels(labels: Any, name: str = "labels") -> Tensor:
+def as_labels(labels: Any, name: str = "labels") -> LabelColumn:
     """Return labels as a tensor: int64 classes, or the numbers of an array.
 
+    Strings and categories become classes, whose names are returned too.
+
     Raises:
-        ValueError: if the labels are not numbers.
+        ValueError: if the labels are neither numbers nor strings.
     """
     if isinstance(labels, Tensor):
         check_stored_type(name, labels)
-        return labels
+        return LabelColumn(labels)
+    try:
+        named = find_names(labels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if named is not None:
+        return named
     values = as_values(labels, name)
     tensor = values if isinstance(values, Tensor) else values.gather(slice(None))
     # floating-point labels condition a program, whose networks have the default dtype
-    return tensor.to(torch.get_default_dtype() if tensor.is_floating_point() else torch.int64)
+    dtype = torch.get_default_dtype() if tensor.is_floating_point() else torch.int64
+    return LabelColumn(tensor.to(dtype))
 
 
 def _open_tensor(data: Tensor, name: str) -> Tensor | Container:
@@ -108,23 +141,39 @@ def _open_tensor(data: Tensor, name: str) -> Tensor | Container:
 
 def _open_array(data: Any) -> Tensor | Container | None:
     """Return the values of anything like an array; ``None`` for other objects."""
+    data = from_arrow(data)
     if isinstance(data, np.memmap) and _is_file_map(data):
         return keep_resident(MappedArray(data))
+    if isinstance(data, np.ma.MaskedArray):
+        return array_to_tensor(_fill_masked(data))
     if isinstance(data, np.ndarray):
         return array_to_tensor(np.asarray(data))
-    if isinstance(data, TorchDataset | DataLoader) or _is_hugging_face(data):
-        return open_examples(data, read_labels=False)[0]
+    if isinstance(data, TorchDataset | DataLoader) or is_hugging_face(data):
+        return open_examples(data, read_labels=False).values
     if isinstance(data, list):
         return _stack(data)
     if hasattr(data, "tocsr") and hasattr(data, "nnz"):
         return keep_resident(SparseRows(data))
-    if _is_anndata(data):
-        return _open_array(data.X)
-    if hasattr(data, "to_numpy") and hasattr(data, "columns"):
-        return array_to_tensor(_frame_to_array(data))
+    if getattr(data, "format", None) in ("csr", "csc") and hasattr(data, "group"):
+        return keep_resident(_open_stored_sparse(data))
+    if is_annotated(data):
+        return _open_array(find_matrix(data))
+    if is_frame(data):
+        return array_to_tensor(frame_to_array(data))
+    # before objects that are read by index, since that of a pandas Series reads its labels
+    if hasattr(data, "to_numpy"):
+        return array_to_tensor(column_to_array(data))
     if all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__")) and data.shape:
         return keep_resident(IndexedArray(data))
     return array_to_tensor(np.asarray(data)) if hasattr(data, "__array__") else None
+
+
+def _fill_masked(array: np.ma.MaskedArray) -> np.ndarray:
+    """Return the values of a masked array, with NaN, which marks unobserved values, for masked."""
+    if not np.ma.is_masked(array):
+        return np.asarray(array)
+    is_float = array.dtype.kind == "f"
+    return (array if is_float else array.astype(np.float64)).filled(np.nan)
 
 
 def _stack(items: list[Any]) -> Tensor:
@@ -141,92 +190,59 @@ def _stack(items: list[Any]) -> Tensor:
     return array_to_tensor(array)
 
 
-def _frame_to_array(frame: Any) -> np.ndarray:
-    """Return the columns of a pandas or polars frame as one array.
-
-    Missing values of pandas' nullable types become NaN.
-    """
-    array = frame.to_numpy()
-    if array.dtype.kind in "biuf":
-        return array
-    if hasattr(frame, "iloc"):
-        kinds = {str(name): getattr(dtype, "kind", "O") for name, dtype in frame.dtypes.items()}
-        others = [name for name, kind in kinds.items() if kind not in "biuf"]
-        if not others:
-            return frame.to_numpy(dtype=np.float64, na_value=np.nan)
-        listed = ", ".join(map(repr, others[:5]))
-        raise ValueError(
-            f"expected columns of numbers; got other values in {listed}: drop these columns, or "
-            f"convert them to numbers"
-        )
-    return array
-
-
 def _select_parts(data: Any, x: Any, labels: Any) -> tuple[Any, Any]:
     """Return the named parts of a frame or an AnnData object."""
-    if _is_anndata(data):
-        values = data.X if x is None else _look_up(data.layers, "layer", x)
+    data = from_arrow(data)
+    if is_annotated(data):
         if isinstance(labels, str):
-            labels = _encode_classes(_look_up(data.obs, "column of obs", labels))
-        return values, labels
-    if not (hasattr(data, "iloc") and hasattr(data, "columns")):
+            labels = find_column(data.obs, labels, "column of obs")
+        return find_matrix(data, x), labels
+    if not is_frame(data):
         raise ValueError(
             f"expected x and labels to name parts of a Dataset, a data frame or an AnnData object; "
             f"got {_describe(data)}: pass the arrays themselves"
         )
-    names = [labels] if isinstance(labels, str) else []
-    columns = [c for c in data.columns if c not in names] if x is None else [x]
-    columns = list(x) if isinstance(x, Sequence) and not isinstance(x, str) else columns
-    for column in (*columns, *names):
-        _look_up(data, "column", column)
-    return data[columns], _encode_classes(data[labels]) if names else labels
+    name = labels if isinstance(labels, str) else None
+    if name is not None:
+        labels = find_column(data, name, "column")
+    columns = [column for column in data.columns if name is None or column != name]
+    if x is not None:
+        columns = list(x) if isinstance(x, Sequence) and not isinstance(x, str) else [x]
+    for column in columns:
+        find_column(data, column, "column")
+    return data[columns], labels
 
 
-def _look_up(table: Any, kind: str, name: Any) -> Any:
-    try:
-        return table[name]
-    except KeyError:
-        listed = ", ".join(map(repr, list(table.keys())[:10]))
-        raise ValueError(f"expected a {kind} named {name!r}; found {listed}") from None
-
-
-def _encode_classes(column: Any) -> Any:
-    """Return the codes of a categorical or text column, −1 where missing, or its numbers."""
-    kind = getattr(column.dtype, "kind", "O")
-    if kind in "biuf":
-        return column.to_numpy()
-    # sorted, unless the column has its own categories
-    return column.astype("category").cat.codes.to_numpy().astype(np.int64)
-
-
-def _open_dataset(
-    dataset: Any, x: Any, labels: Any, read_labels: bool, workers: int
-) -> tuple[Tensor | Container, Tensor | None]:
+def _open_dataset(dataset: Any, x: Any, labels: Any, read_labels: bool, workers: int) -> Examples:
+    key = labels if isinstance(labels, str) else None
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        if labels is not None:
+        if labels is not None and key is None:
             raise ValueError(
-                "expected a data set that is read by index, for labels; got an iterable one, whose "
-                "order may differ between passes: use a map-style Dataset"
+                "expected the labels of an iterable data set in its items, (x, label) or mappings; "
+                "got an array, whose order may differ from that of a pass: use a map-style Dataset"
             )
-        return SequentialItems(dataset, x), None
-    tensors = find_tensors(dataset) if x is None and not isinstance(labels, str) else None
+        stream = SequentialItems(dataset, x, key, read_labels)
+        return Examples(stream, *(stream.labels or ()))
+    tensors = find_tensors(dataset) if x is None and key is None else None
     if tensors is not None:
         values, *others = tensors
         labels = others[0] if labels is None and others else labels
-        return as_values(values), None if labels is None else as_labels(labels)
-    key = labels if isinstance(labels, str) else None
+        return _with_labels(as_values(values), labels)
     items = DatasetItems(dataset, x, key, workers)
-    if labels is not None and key is None:
-        return items, as_labels(labels)
-    return items, items.read_labels() if items.has_labels and read_labels else None
+    if labels is None or key is not None:
+        found = items.read_labels() if items.has_labels and read_labels else None
+        return Examples(items, *(found or ()))
+    return _with_labels(items, labels)
 
 
-def _is_hugging_face(data: Any) -> bool:
-    return hasattr(data, "features") and hasattr(data, "column_names")
+def _open_stored_sparse(data: Any) -> Container:
+    """Return the rows of a sparse matrix in a file, as a backed AnnData object has it."""
+    if data.format == "csr":
+        return StoredSparseRows(data.group, data.shape)
+    from scipy import sparse
 
-
-def _is_anndata(data: Any) -> bool:
-    return all(hasattr(data, name) for name in ("X", "obs", "layers"))
+    parts = tuple(data.group[name][:] for name in ("data", "indices", "indptr"))
+    return SparseRows(sparse.csc_matrix(parts, shape=tuple(data.shape)))
 
 
 def _is_file_map(array: np.memmap) -> bool:
@@ -239,7 +255,10 @@ def _describe(data: Any) -> str:
     if isinstance(data, tuple):
         return "a tuple: pass pv.data.Split(x, labels=y)"
     if isinstance(data, dict):
-        return "a dict: pass one of its arrays"
+        parts = "splits" if any(map(is_hugging_face, data.values())) else "arrays"
+        return f"a dict: pass one of its {parts}"
+    if hasattr(data, "collect_schema"):
+        return f"a {type(data).__name__}: call its method collect() first"
     if hasattr(data, "__next__"):
         return "a generator, which is read only once: pass a list, or a torch IterableDataset"
     return type(data).__name__

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .sources import RawData
 
-__all__ = ["check_class", "hold_out", "number_rows", "select"]
+__all__ = ["find_class", "hold_out", "number_rows", "select"]
 
 
 def hold_out(
@@ -105,14 +105,22 @@ def select(raw: RawData, rows: Tensor) -> RawData:
     return replace(raw, values=raw.values[rows], labels=labels, rows=kept, groups=groups)
 
 
-def check_class(name: str, train: RawData, label: int) -> None:
-    """Raise if ``label`` is not in the training data, or is their only class."""
-    classes = []
+def find_class(name: str, train: RawData, label: int | str) -> int:
+    """Return the number of a class of the training data, which is given by its name or number.
+
+    Raises:
+        ValueError: if it is not in the training data, or is their only class.
+    """
+    present = []
     if train.labels is not None and train.labels.ndim <= 1:
-        classes = train.labels.unique().tolist()
-    if label not in classes or len(classes) == 1:
-        listed = ", ".join(map(str, classes)) or "none"
+        present = train.labels.unique().tolist()
+    names = train.classes or ()
+    # a name may consist of digits
+    number = names.index(str(label)) if str(label) in names else label
+    if number not in present or len(present) == 1:
+        listed = ", ".join(str(names[i]) if names and i >= 0 else str(i) for i in present)
         raise ValueError(
             f"expected data.without_class to be one of at least two classes of {name!r} "
-            f"({listed}); got {label}"
+            f"({listed or 'none'}); got {label}"
         )
+    return int(number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -21,8 +21,16 @@ from torch.utils.data import (
 
 from ..core.random import seeded
 from .containers import Container, array_to_tensor
+from .labels import LabelColumn, find_names, number_by_names
 
-__all__ = ["DatasetItems", "SequentialItems", "check_loader", "find_tensors", "loader_options"]
+__all__ = [
+    "DatasetItems",
+    "SequentialItems",
+    "check_loader",
+    "find_tensors",
+    "is_hugging_face",
+    "loader_options",
+]
 
 #: Keys of x and of the labels in an item that is a mapping, unless they are named.
 _X_KEY, _LABEL_KEYS = "x", ("y", "label", "labels")
@@ -37,7 +45,8 @@ class DatasetItems(Container):
 
     Arguments:
         dataset: an object with ``len(dataset)`` and ``dataset[i]``.
-        x, labels: the keys of x and of the labels, if items are mappings.
+        x, labels: the keys of x, or a list of keys of numbers, and of the labels, if items are
+            mappings.
         num_workers: number of worker processes that read minibatches.
 
     Attributes:
@@ -51,7 +60,7 @@ class DatasetItems(Container):
 
     def __init__(self, dataset: Any, x: Any = None, labels: Any = None, num_workers: int = 0):
         self.num_workers = num_workers
-        self._dataset, self._keys = dataset, (x, labels)
+        self._dataset, self._keys = _with_readable_items(dataset), (x, labels)
         try:
             size = len(dataset)
         except TypeError:
@@ -62,30 +71,30 @@ class DatasetItems(Container):
         if not size:
             raise ValueError("expected at least one example; got an empty data set")
         with seeded(0):
-            first, label = _split_item(dataset[0], *self._keys)
-        self.has_labels = label is not None
-        self.shape, self.dtype = (size, *first.shape), first.dtype
+            first = _split_item(self._dataset[0], *self._keys)
+        self.has_labels, self._label_key = first.has_label, first.label_key
+        example = _to_tensor(first.x, "x")
+        self.shape, self.dtype = (size, *example.shape), example.dtype
 
     def _read(self, rows: Tensor) -> Tensor:
         items = self._fetch(rows.tolist())
-        parts = [_split_item(item, *self._keys)[0] for item in items]
+        parts = [_to_tensor(_split_item(item, *self._keys).x, "x") for item in items]
         return _stack(parts, rows.tolist(), self.shape[1:], self.dtype)
 
-    def read_labels(self) -> Tensor:
-        """Read the labels of all items: int64 classes, or numbers of the default dtype."""
-        labels = []
+    def read_labels(self) -> LabelColumn | None:
+        """Read the labels of all items: classes, or numbers of the default dtype, if any."""
+        dataset, key = self._dataset, self._label_key
         with seeded(0):
-            for row in range(len(self)):
-                label = _split_item(self._dataset[row], *self._keys)[1]
-                if label is None:
-                    raise ValueError(f"expected a label in every item; got none in item {row}")
-                labels.append(label)
-        stacked = _stack(labels, range(len(self)), labels[0].shape, labels[0].dtype)
-        is_float = stacked.is_floating_point()
-        return stacked.to(torch.get_default_dtype() if is_float else torch.int64)
+            # without the other columns, unless a transform reads them
+            if is_hugging_face(dataset) and dataset.format["type"] != "custom":
+                column = dataset.select_columns([key])
+                labels = [column[row][key] for row in range(len(self))]
+            else:
+                labels = [_split_item(dataset[i], *self._keys).label for i in range(len(self))]
+        return _encode_labels(labels, _class_names(dataset, key))
 
     def _fetch(self, rows: list[int]) -> list[Any]:
-        if hasattr(self._dataset, "__getitems__") and not hasattr(self._dataset, "column_names"):
+        if hasattr(self._dataset, "__getitems__"):
             return self._dataset.__getitems__(rows)
         return [self._dataset[row] for row in rows]
 
@@ -95,28 +104,41 @@ class SequentialItems(Container):
 
     Rows number the items of a pass. Reading continues from the last row, skips items, or starts
     another pass. The length of a data set without ``len`` is counted in a first pass, which must
-    end.
+    end. So are labels read, and those of later passes must be the same.
 
     Arguments:
         dataset: a torch ``IterableDataset`` or another iterable of items.
-        x: the key of x, if items are mappings.
+        x, labels: the keys of x and of the labels, if items are mappings.
+        read_labels: whether to read the labels, which takes a pass.
+
+    Attributes:
+        labels: the labels, if they are read and the items have some.
+
+    Raises:
+        ValueError: if the data set is empty, or its items have another form.
     """
 
     reads_ahead = False
 
-    def __init__(self, dataset: Any, x: Any = None) -> None:
-        self._dataset, self._key = dataset, x
-        try:
-            size = len(dataset)
-        except TypeError:
-            with seeded(0):
-                size = sum(1 for _ in dataset)
+    def __init__(
+        self, dataset: Any, x: Any = None, labels: Any = None, read_labels: bool = False
+    ) -> None:
+        self._dataset, self._keys = dataset, (x, labels)
         with seeded(0):
             first = next(iter(dataset), None)
-        if first is None or not size:
+        if first is None:
             raise ValueError("expected at least one example; got an empty data set")
-        item, _ = _split_item(first, x, None)
-        self.shape, self.dtype = (size, *item.shape), item.dtype
+        item = _split_item(first, *self._keys)
+        self.labels: LabelColumn | None = None
+        if read_labels and item.has_label:
+            with seeded(0):
+                found = [_split_item(each, *self._keys).label for each in dataset]
+            size, names = len(found), _class_names(dataset, item.label_key)
+            self.labels = _encode_labels(found, names)
+        else:
+            size = _count(dataset)
+        example = _to_tensor(item.x, "x")
+        self.shape, self.dtype = (size, *example.shape), example.dtype
         self._iterator: Iterator[Any] = iter(())
         self._position = size
 
@@ -138,8 +160,87 @@ class SequentialItems(Container):
                     f"{row} in this one: it must start again from the first item"
                 )
             self._position = row + 1
-            parts.append(_split_item(item, self._key, None)[0])
+            x, label, *_ = _split_item(item, *self._keys)
+            if self.labels is not None:
+                self._check_label(label, row, self.labels)
+            parts.append(_to_tensor(x, "x"))
         return _stack(parts, wanted, self.shape[1:], self.dtype)
+
+    @staticmethod
+    def _check_label(label: Any, row: int, labels: LabelColumn) -> None:
+        """Raise if an item has another label than in the pass that read the labels."""
+        expected = labels.values[row]
+        if label is None or isinstance(label, str):
+            number = number_by_names([label or None], labels.classes or ())[0]
+        else:
+            number = _to_tensor(label, "the label").to(expected.dtype)
+        if not torch.equal(number, expected):
+            raise ValueError(
+                f"expected the items of an iterable data set in the same order in every pass, "
+                f"because their labels are read in a pass of their own; got another label for item "
+                f"{row}: do not shuffle them, or use a map-style Dataset"
+            )
+
+
+def _count(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError:
+        with seeded(0):
+            return sum(1 for _ in dataset)
+
+
+def is_hugging_face(data: Any) -> bool:
+    """Whether an object is a data set of the package ``datasets``."""
+    return hasattr(data, "features") and hasattr(data, "column_names")
+
+
+def _with_readable_items(dataset: Any) -> Any:
+    """Return a Hugging Face data set with items of numbers, arrays and pictures."""
+    # an iterable one has no public format
+    has_format = is_hugging_face(dataset) and hasattr(dataset, "format")
+    kind = dataset.format["type"] if has_format else None
+    has_pictures = kind == "numpy" and any(
+        type(feature).__name__ == "Image" for feature in dataset.features.values()
+    )
+    # items as frames and tables; arrays of pictures, whose channels are last
+    if kind in ("arrow", "pandas", "polars") or has_pictures:
+        return dataset.with_format(None, columns=dataset.format["columns"])
+    return dataset
+
+
+def _class_names(dataset: Any, key: Any) -> Sequence[str] | None:
+    """Return the names of classes that a data set states, as torchvision and ``datasets`` do."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        return getattr(features.get(key), "names", None)
+    names = getattr(dataset, "classes", None)
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
+def _encode_labels(labels: list[Any], names: Sequence[str] | None) -> LabelColumn | None:
+    """Return the labels of items as a tensor; −1 for a class that is ``None``."""
+    known = [label for label in labels if label is not None]
+    if not known:
+        return None
+    named = find_names(labels)
+    if named is not None:
+        return named
+    example = _to_tensor(known[0], "the label")
+    if len(known) < len(labels) and (example.ndim or example.is_floating_point()):
+        row = next(i for i, label in enumerate(labels) if label is None)
+        raise ValueError(f"expected a label in every item; got none in item {row}")
+    unknown = torch.full_like(example, -1) if len(known) < len(labels) else example
+    tensors = [unknown if label is None else _to_tensor(label, "the label") for label in labels]
+    values = _stack(tensors, range(len(labels)), example.shape, example.dtype)
+    if values.is_floating_point():
+        return LabelColumn(values.to(torch.get_default_dtype()))
+    values = values.to(torch.int64)
+    has_names = names is not None and values.ndim == 1 and int(values.max()) < len(names)
+    return LabelColumn(values, tuple(names) if names is not None and has_names else None)
 
 
 def check_loader(loader: DataLoader) -> None:
@@ -203,39 +304,52 @@ def find_tensors(dataset: Any) -> tuple[Tensor, ...] | None:
     return None
 
 
-def _split_item(item: Any, x_key: Any, label_key: Any) -> tuple[Tensor, Tensor | None]:
-    """Return x and the label, if any, of an item."""
+class _Item(NamedTuple):
+    """x and the label of an item, as they are, and the key of the label in a mapping."""
+
+    x: Any
+    label: Any = None
+    has_label: bool = False
+    label_key: Any = None
+
+
+def _split_item(item: Any, x_key: Any, label_key: Any) -> _Item:
     if isinstance(item, Mapping):
-        x, label = _select_keys(item, x_key, label_key)
-    elif x_key is not None or label_key is not None:
+        return _select_keys(item, x_key, label_key)
+    if x_key is not None or label_key is not None:
         raise ValueError(
             f"expected items that are mappings, from which x and labels name entries; got "
             f"{type(item).__name__}: leave x and labels out"
         )
-    elif isinstance(item, tuple | list):
-        if len(item) not in (1, 2):
-            raise ValueError(
-                f"expected items x or (x, label); got {len(item)} parts: select two in the data set"
-            )
-        x, label = item if len(item) == 2 else (item[0], None)
-    else:
-        x, label = item, None
-    return _to_tensor(x, "x"), None if label is None else _to_tensor(label, "the label")
+    if not isinstance(item, tuple | list):
+        return _Item(item)
+    if len(item) not in (1, 2):
+        raise ValueError(
+            f"expected items x or (x, label); got {len(item)} parts: select two in the data set"
+        )
+    return _Item(*item, has_label=len(item) == 2)
 
 
-def _select_keys(item: Mapping[str, Any], x_key: Any, label_key: Any) -> tuple[Any, Any]:
+def _select_keys(item: Mapping[str, Any], x_key: Any, label_key: Any) -> _Item:
     keys = list(item)
-    if x_key is None:
-        x_key = keys[0] if len(keys) == 1 else _X_KEY
+    columns = x_key if isinstance(x_key, list | tuple) else None
     if label_key is None:
-        label_key = next((key for key in _LABEL_KEYS if key in item and key != x_key), None)
-    for key in (x_key, label_key):
+        given = columns or [x_key]
+        label_key = next((k for k in _LABEL_KEYS if k in item and k not in given), None)
+    if x_key is None:
+        others = [key for key in keys if key != label_key] if len(keys) > 1 else keys
+        x_key = others[0] if len(others) == 1 else _X_KEY
+        label_key = None if label_key == x_key else label_key
+    for key in (*(columns or [x_key]), label_key):
         if key is not None and key not in item:
             raise ValueError(
                 f"expected items with an entry {key!r}; got {', '.join(map(repr, keys))}: name the "
                 f"entries by pv.data.as_split(dataset, x=…, labels=…)"
             )
-    return item[x_key], None if label_key is None else item[label_key]
+    x = item[x_key] if columns is None else [item[key] for key in columns]
+    if label_key is None:
+        return _Item(x)
+    return _Item(x, item[label_key], has_label=True, label_key=label_key)
 
 
 def _to_tensor(value: Any, name: str) -> Tensor:

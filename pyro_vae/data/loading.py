@@ -16,7 +16,7 @@ from ..core.validation import check_choice, positive_int
 from .columns import Column
 from .containers import Container, gather, iter_blocks
 from .datasets import Dataset
-from .holdout import check_class, hold_out, number_rows, select
+from .holdout import find_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
 from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
 from .scaling import SCALE_CHOICES, Scale, ScaleName, fit_scale
@@ -43,7 +43,7 @@ def load(
     valid: int | float | str = 0.1,
     test: int | float | str = 0.1,
     labelled: int | None = None,
-    without_class: int | None = None,
+    without_class: int | str | None = None,
     values: Values = "unit",
     root: str | None = None,
     path: str | None = None,
@@ -82,8 +82,8 @@ def load(
             data. Ignored if the source has its own test set.
         labelled: number of training examples that keep their class label, the same number per
             class, sampled with the seed; the other labels become −1 (unknown). Default: all.
-        without_class: a class to remove from the training and validation data, e.g. to evaluate
-            anomaly detection.
+        without_class: a class, by name or number, to remove from the training and validation data,
+            e.g. to evaluate anomaly detection.
         values: representation of images that are not binarised: ``unit`` for grey values in
             [0, 1], ``integer`` for levels 0 … n, ``dequantized`` for (level + u) / (n + 1) in
             (0, 1), with uniform noise u resampled on every use, as required by densities.
@@ -150,9 +150,9 @@ def load(
         parts[part] = own
     train_part, valid_part, test_part = raw, parts["valid"], parts["test"]
     if without_class is not None:
-        check_class(name, train_part, without_class)
+        left_out = find_class(name, train_part, without_class)
         train_part, valid_part = (
-            select(part, (cast(Tensor, part.labels) != without_class).nonzero()[:, 0])
+            select(part, (cast(Tensor, part.labels) != left_out).nonzero()[:, 0])
             for part in (train_part, valid_part)
         )
     if train is not None:
@@ -235,7 +235,7 @@ def load_unsplit(
     raw = _read(name, options, binarize, values, seed, peak=peak)
     if classes is None and raw.classes is not None:  # the model was trained without them
         raw = replace(raw, labels=None, classes=None)
-    raw = align_classes(raw, classes, path or name)
+    raw = align_classes(raw, classes, path or name, drop_unknown=True)
     if raw.test is not None:
         raw = raw.test  # the part that no model was trained on
     nothing = select(raw, torch.arange(0))
@@ -329,7 +329,8 @@ def _set_peak(raw: RawData, peak: float | None) -> RawData:
     raw = replace(raw, **own)
     if raw.peak == peak:
         return raw
-    highest = max(float(block.max()) for block in iter_blocks(raw.values))
+    # unobserved values are NaN
+    highest = max(float(block.nan_to_num(nan=0.0).max()) for block in iter_blocks(raw.values))
     # bytes of dark images alone may look like 0/1, and bytes of counts like levels
     if peak is None or (not raw.values.dtype.is_floating_point and highest <= peak):
         return replace(raw, peak=peak)
@@ -376,7 +377,8 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
                 f"data.binarize to dynamic or none"
             )
         grey = gather(stored, slice(None)).to(torch.float64) / peak
-        return Split(binarize(grey, how, seed, part), labels=raw.labels, rows=raw.rows)
+        values = binarize(grey, how, seed, part)
+        return Split(values, labels=raw.labels, rows=raw.rows, classes=raw.classes)
     keeps_levels = how == "none" and values == "integer"
     return Split(
         stored,
@@ -385,6 +387,7 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
         labels=raw.labels,
         noisy=values == "dequantized",
         rows=raw.rows,
+        classes=raw.classes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from ..core.validation import check_memory
 from .containers import Container, block_slices, gather, iter_blocks
 from .conversion import as_labels, as_values, open_examples
 from .kinds import Kind, kind_of_blocks
+from .labels import name_classes
 from .pixel_values import dequantize
 from .scaling import Scale
 
@@ -50,14 +51,18 @@ class Split:
         rows: the row of each example in the file or array that it comes from, ``(N,)``; ``None``
             if the examples are in its order.
         scale: the scaling of the values that a likelihood sees, if any.
+        classes: the names of the classes 0, 1, …, if labels are classes. Labels that are strings
+            become classes in alphabetical order, or in that of ``classes`` if given; −1 where
+            empty or ``None``. Categories of a data frame keep their order.
         observed: optional mask of the observed values, booleans of the shape of ``values``, for
             integers, which have no NaN. It is not kept: ``values`` become floating-point numbers
             with NaN, which mark unobserved values, where the mask is false.
 
     Raises:
-        ValueError: if both ``dynamic`` and ``noisy`` are set, if values or labels are not
-            numbers, if the number of labels or rows differs from the number of examples, or if
-            ``observed`` has another shape or type.
+        ValueError: if both ``dynamic`` and ``noisy`` are set, if values are not numbers, if labels
+            are neither numbers nor strings, or have no name in ``classes``, if the number of
+            labels or rows differs from the number of examples, or if ``observed`` has another
+            shape or type.
     """
 
     values: Tensor | Container
@@ -67,6 +72,7 @@ class Split:
     noisy: bool = False
     rows: Tensor | None = None
     scale: Scale | None = None
+    classes: Sequence[str] | None = None
     observed: InitVar[Tensor | None] = None
 
     def __post_init__(self, observed: Tensor | None) -> None:
@@ -75,9 +81,11 @@ class Split:
         if observed is not None:
             object.__setattr__(self, "values", _mark_unobserved(self.values, observed))
         if self.labels is not None:
-            object.__setattr__(self, "labels", as_labels(self.labels))
+            column = name_classes(as_labels(self.labels), self.classes)
+            object.__setattr__(self, "labels", column.values)
+            object.__setattr__(self, "classes", column.classes)
         if self.rows is not None:
-            object.__setattr__(self, "rows", as_labels(self.rows, "rows"))
+            object.__setattr__(self, "rows", as_labels(self.rows, "rows").values)
         if self.scale is not None and (self.dynamic or self.noisy):
             raise ValueError(
                 "expected a split with a scale to be neither dynamic nor noisy; got both: scale "
@@ -106,6 +114,7 @@ class Split:
         parts = [f"{n}={t.dtype} {tuple(t.shape)}" for n, t in tensors if t is not None]
         options = [("peak", self.peak, 1.0), ("dynamic", self.dynamic, False)]
         options.append(("noisy", self.noisy, False))
+        options.append(("classes", self.classes, None))
         parts += [f"{name}={value}" for name, value, default in options if value != default]
         return f"Split({', '.join(parts)})"
 
@@ -270,23 +279,27 @@ def as_split(data: Any, x: Any = None, labels: Any = None, **options: Any) -> Sp
     """Return examples of any type as a split.
 
     Arguments:
-        data: a tensor, an array, a (nested) list, a pandas or polars frame, a SciPy sparse matrix,
-            an AnnData object, a torch ``Dataset`` or ``DataLoader``, or a Hugging Face data set.
-            Items of a data set are x, (x, label) or mappings.
-        x: the part to read: the key of x in an item (by default the only one, or ``"x"``), a
-            column or a list of columns of a frame (by default all others), or a layer of an
-            AnnData object (by default ``X``).
-        labels: the labels, an array; or their name: a key (by default ``"y"``, ``"label"`` or
-            ``"labels"``), a column, or a column of ``obs``. Text and categories become classes
-            in the order of their categories, sorted by default, −1 where missing.
-        **options: ``peak``, ``dynamic`` and ``noisy``, as in :class:`Split`.
+        data: a tensor, an array, a (nested) list, a pandas or polars frame, an Arrow table, a SciPy
+            sparse matrix, an AnnData object, a torch ``Dataset`` or ``DataLoader``, or a Hugging
+            Face data set. Items of a data set are x, (x, label) or mappings. Masked and missing
+            numbers become NaN, unobserved values.
+        x: the part to read: the key of x in an item (by default ``"x"``, or the only one besides
+            the label) or a list of keys of numbers; a column or a list of columns of a frame (by
+            default all others); or a layer or an entry of ``obsm`` of an AnnData object (by
+            default ``X``).
+        labels: the labels, an array or a list; or their name: a key (by default ``"y"``,
+            ``"label"`` or ``"labels"``), a column, or a column of ``obs``. Strings and categories
+            become classes, named by ``Split.classes``, in the order of their categories, sorted
+            by default, −1 where missing. Those of an iterable data set are read in a pass of their
+            own, and items of later passes must have the same.
+        **options: ``peak``, ``dynamic``, ``noisy`` and ``classes``, as in :class:`Split`.
 
     Raises:
         ValueError: if ``data`` is of another type, has no part of this name, or if its values
             are not numbers.
     """
-    values, found = open_examples(data, x=x, labels=labels)
-    return Split(values, labels=found, **options)
+    values, found, classes = open_examples(data, x=x, labels=labels)
+    return Split(values, **{"labels": found, "classes": classes, **options})
 
 
 def as_data(data: Any, name: str = "x", read_labels: bool = False) -> Split | Tensor:
@@ -307,8 +320,10 @@ def as_data(data: Any, name: str = "x", read_labels: bool = False) -> Split | Te
             "expected a split or a tensor; got a whole Dataset: pass data.train, data.valid or "
             "data.test"
         )
-    values, labels = open_examples(data, name, read_labels=read_labels)
-    return values if isinstance(values, Tensor) and values is data else Split(values, labels=labels)
+    values, labels, classes = open_examples(data, name, read_labels=read_labels)
+    if isinstance(values, Tensor) and values is data:
+        return values
+    return Split(values, labels=labels, classes=classes)
 
 
 def materialize(data: Split | Tensor, seed: int, dtype: torch.dtype | None = None) -> Tensor:

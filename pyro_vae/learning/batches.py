@@ -95,10 +95,13 @@ class BatchLoader:
         self._every = labelled_every
         if labelled_every is not None:
             self._check_labelled_every(program, positive_int("labelled_every", labelled_every))
-        if (drop_last or not shuffle) and self._partial:
+        if (drop_last or not self._shuffles) and self._partial:
+            got = "a DataLoader without shuffle or with drop_last: pass its dataset"
+            if is_sequential:
+                got = "an iterable data set, which is read in its order: use a map-style Dataset"
             raise ValueError(
-                "expected a program with partial labels to be trained on shuffled minibatches of "
-                "all examples; got a DataLoader without shuffle or with drop_last: pass its dataset"
+                f"expected a program with partial labels to be trained on shuffled minibatches of "
+                f"all examples; got {got}"
             )
         if drop_last and len(data) < self.size:
             raise ValueError(

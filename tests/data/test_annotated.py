@@ -40,6 +40,10 @@ def file(tmp_path):
         obs["age"] = np.linspace(20, 80, 12)
         types = obs.create_group("type")
         types["codes"], types["categories"] = TYPES, np.array(["B", "NK", "T"], dtype=object)
+        # as later versions write nullable strings
+        kinds = obs.create_group("kind")
+        kinds["codes"], names = TYPES, kinds.create_group("categories")
+        names["values"], names["mask"] = types["categories"][:], np.zeros(3, bool)
     return str(tmp_path / "x.h5ad")
 
 
@@ -55,9 +59,10 @@ def test_matrices_of_all_kinds(file, monkeypatch):
 
 
 def test_columns_of_obs(file):
-    data = load(path=file, labels_key="type")
-    assert data.classes == ("B", "NK", "T")
-    np.testing.assert_array_equal(data.train.labels, TYPES[data.train.rows])
+    for key in ("type", "kind"):
+        data = load(path=file, labels_key=key)
+        assert data.classes == ("B", "NK", "T")
+        np.testing.assert_array_equal(data.train.labels, TYPES[data.train.rows])
     ages = load(path=file, labels_key="age").train
     np.testing.assert_allclose(ages.labels, np.linspace(20, 80, 12)[ages.rows], rtol=1e-6)
     grouped = load(path=file, groups_key="patient", test=3)

@@ -117,27 +117,7 @@ CONTAINERS = {
     "pairs": Items,
     "mapping": lambda: Items(lambda i: {"x": torch.from_numpy(X[i]), "y": 0}),
     "loader": lambda: DataLoader(Items(), batch_size=7, shuffle=True),
-    "hugging face": lambda: HuggingFace(),
-    "anndata": lambda: AnnData(),
 }
-
-
-class HuggingFace:
-    features, column_names = {"x": None, "label": None}, ["x", "label"]
-
-    def __len__(self):
-        return len(X)
-
-    def __getitem__(self, i):
-        return {"x": X[i].tolist(), "label": i % 3}
-
-
-class AnnData:
-    """The parts of an AnnData object that are read."""
-
-    layers = {"doubled": sparse.csr_matrix(2 * X)}  # noqa: RUF012
-    obs = pandas.DataFrame({"cell": ["T", "B", None] * 10, "depth": X.sum(1)})
-    X = sparse.csr_matrix(X)
 
 
 @pytest.mark.parametrize("make", CONTAINERS.values(), ids=CONTAINERS)
@@ -192,10 +172,6 @@ def test_labels():
     assert torch.equal(split.values, torch.from_numpy(X))
     assert split.labels.tolist() == [1, 0, -1] * 10
     assert pv.data.as_split(frame, x=[1, 0]).event_shape == (2,)
-    split = pv.data.as_split(AnnData(), x="doubled", labels="cell")
-    assert torch.equal(split.draw(), 2 * torch.from_numpy(X))
-    assert split.labels.tolist() == [1, 0, -1] * 10
-    assert torch.equal(pv.data.as_split(AnnData(), labels="depth").labels, torch.tensor(X.sum(1)))
     pair = pv.data.as_split(TensorDataset(torch.from_numpy(X), torch.arange(30)))
     assert torch.equal(pair.labels, torch.arange(30))
 
@@ -275,8 +251,6 @@ def test_refusals(make, message):
 
 
 def test_named_parts_that_do_not_exist():
-    with pytest.raises(ValueError, match="expected a layer named 'raw'; found 'doubled'"):
-        pv.data.as_split(AnnData(), x="raw")
     with pytest.raises(ValueError, match="expected a column named 'c'; found 0, 1"):
         pv.data.as_split(pandas.DataFrame(X), labels="c")
     with pytest.raises(ValueError, match="to name parts of a Dataset, a data frame or an AnnData"):

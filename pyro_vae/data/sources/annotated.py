@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..containers import Container, IndexedArray, SparseRows, keep_resident
+from ..labels import LabelColumn
 from .arrays import levels_of
 from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
-from .labels import LabelColumn, encode_groups, to_labels
+from .labels import encode_groups, to_labels
 
 __all__ = ["h5ad"]
 
@@ -89,7 +90,7 @@ def _read_labels(column: Any, size: int, name: str, file: Path) -> LabelColumn:
         with h5py.File(file, "r") as stored:
             raise ArrayNameError(_describe_unknown(stored["obs"], name, "labels_key", file))
     if _is_categorical(column):
-        names = tuple(str(v) for v in _as_strings(column["categories"][:]))
+        names = tuple(map(str, _read_values(column["categories"])))
         return LabelColumn(torch.from_numpy(column["codes"][:].astype(np.int64)), names)
     return to_labels(_read_values(column), size, file)
 
@@ -97,8 +98,12 @@ def _read_labels(column: Any, size: int, name: str, file: Path) -> LabelColumn:
 def _read_groups(column: Any, size: int, name: str, file: Path) -> Tensor:
     is_categorical = _is_categorical(column)
     groups = column["codes"][:] if is_categorical else _read_values(column)
-    if is_categorical and groups.min() < 0:
-        raise ValueError(f"expected a group for every example in column {name!r} of {file}; got −1")
+    is_missing = groups < 0 if is_categorical else _read_mask(column, len(groups))
+    if is_missing.any():
+        raise ValueError(
+            f"expected a group for every example in column {name!r} of {file}; got none for "
+            f"{int(is_missing.sum())}"
+        )
     return encode_groups(groups, size, file)
 
 
@@ -107,13 +112,18 @@ def _is_categorical(column: Any) -> bool:
 
 
 def _read_values(column: Any) -> np.ndarray:
-    """Return a column of numbers, booleans or strings; nullable ones have no missing values."""
-    if not isinstance(column, h5py.Dataset):
-        if column["mask"][:].any():
-            raise ValueError("missing values in a nullable column")
-        column = column["values"]
-    values = column[:]
-    return _as_strings(values) if values.dtype.kind == "O" else values
+    """Return a column of numbers, booleans or strings, −1 or "" where missing."""
+    values = column[:] if isinstance(column, h5py.Dataset) else column["values"][:]
+    is_missing = _read_mask(column, len(values))
+    if values.dtype.kind == "O":
+        return np.where(is_missing, "", _as_strings(values))
+    return np.where(is_missing, -1, values.astype(np.int64)) if is_missing.any() else values
+
+
+def _read_mask(column: Any, size: int) -> np.ndarray:
+    """Return where a nullable column has no value."""
+    is_nullable = not isinstance(column, h5py.Dataset)
+    return column["mask"][:] if is_nullable else np.zeros(size, bool)
 
 
 def _as_strings(values: np.ndarray) -> np.ndarray:

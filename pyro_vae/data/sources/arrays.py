@@ -14,9 +14,10 @@ from torch import Tensor
 from ...core.validation import as_path
 from ..containers import RESIDENT_BYTES, Container, SparseRows, iter_blocks, keep_resident
 from ..conversion import as_values
+from ..labels import LabelColumn
 from .base import ArrayNameError, RawData, SourceOptions, explain_read_errors, require_file
 from .channels import put_channels_first
-from .labels import LabelColumn, encode_groups, to_labels
+from .labels import encode_groups, to_labels
 
 __all__ = ["array", "levels_of", "make_raw"]
 
@@ -90,9 +91,12 @@ def make_raw(
 
 
 def levels_of(values: Tensor | Container) -> float | None:
-    """Return the level that becomes 1: 255 for bytes, 1 for grey values, ``None`` for others."""
+    """Return the level that becomes 1: 255 for bytes, 1 for grey values, ``None`` for others.
+
+    Unobserved values (NaN) are left out.
+    """
     for block in iter_blocks(values):
-        if not bool((block >= 0).all() and (block <= 1).all()):
+        if bool((block < 0).any() or (block > 1).any()):
             return 255 if block.dtype == torch.uint8 else None
     return 1  # values in [0, 1] are grey values and can be binarised
 

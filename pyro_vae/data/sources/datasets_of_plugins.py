@@ -21,9 +21,9 @@ def make_source(cls: Callable[..., Any]) -> Callable[[SourceOptions], RawData]:
 
     def source(options: SourceOptions) -> RawData:
         dataset = cls() if options.path is None else cls(options.path)
-        values, labels = open_examples(
+        values, labels, classes = open_examples(
             dataset, type(dataset).__name__, x=options.key, labels=options.labels_key
         )
-        return RawData(values, labels, levels_of(values))
+        return RawData(values, labels, levels_of(values), classes=classes)
 
     return source

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..labels import LabelColumn, encode_names, number_by_names
 from .base import RawData
 
-__all__ = ["LabelColumn", "align_classes", "encode_groups", "to_labels"]
+__all__ = ["align_classes", "encode_groups", "to_labels"]
 
-
-class LabelColumn(NamedTuple):
-    """Labels as in :class:`~pyro_vae.data.Split`, and the names of classes that were strings."""
-
-    values: Tensor
-    classes: tuple[str, ...] | None = None
+_log = logging.getLogger("pyro_vae")
 
 
 def to_labels(labels: np.ndarray, size: int, file: Path) -> LabelColumn:
@@ -60,12 +56,7 @@ def _encode_names(labels: np.ndarray, file: Path) -> LabelColumn:
             f"expected one string per example as labels in {file}; got shape {labels.shape}"
         )
     text = labels.astype(str) if labels.dtype.kind == "U" else np.char.decode(labels, "utf-8")
-    names, codes = np.unique(text, return_inverse=True)
-    # an empty string sorts first
-    unknown = int(len(names) > 0 and names[0] == "")
-    return LabelColumn(
-        torch.from_numpy(codes.astype(np.int64) - unknown), tuple(map(str, names[unknown:]))
-    )
+    return encode_names(text)
 
 
 def encode_groups(groups: np.ndarray, size: int, file: Path) -> Tensor:
@@ -82,12 +73,26 @@ def encode_groups(groups: np.ndarray, size: int, file: Path) -> Tensor:
     return torch.from_numpy(np.unique(groups, return_inverse=True)[1].astype(np.int64))
 
 
-def align_classes(raw: RawData, classes: tuple[str, ...] | None, source: str) -> RawData:
+def align_classes(
+    raw: RawData, classes: tuple[str, ...] | None, source: str, *, drop_unknown: bool = False
+) -> RawData:
     """Return data whose classes have the numbers of the same names in the training data.
+
+    Arguments:
+        raw: the data.
+        classes: the names of the classes of the training data.
+        source: the file of the data, for messages.
+        drop_unknown: whether a class that is not in the training data becomes −1, unknown, with a
+            warning.
 
     Raises:
         ValueError: if a class is not in the training data, or if only one of them has names.
     """
+    own = {
+        n: None if p is None else align_classes(p, classes, source, drop_unknown=drop_unknown)
+        for n, p in raw.own_parts.items()
+    }
+    raw = replace(raw, **own)
     if raw.classes == classes or raw.labels is None:
         return replace(raw, classes=classes)
     if raw.classes is None or classes is None:
@@ -96,11 +101,20 @@ def align_classes(raw: RawData, classes: tuple[str, ...] | None, source: str) ->
             f"expected classes like those of the training data in {source}; got {got}: use the "
             f"same kind of labels in all files"
         )
+    numbers = number_by_names((*raw.classes, None), classes)
+    labels = numbers[raw.labels]
     unknown = [name for name in raw.classes if name not in classes]
-    if unknown:
+    if unknown and not drop_unknown:
         raise ValueError(
             f"expected classes of the training data ({', '.join(classes)}) in {source}; got "
             f"{', '.join(unknown)}: use the same classes in all files"
         )
-    numbers = torch.tensor([*(classes.index(name) for name in raw.classes), -1])
-    return replace(raw, labels=numbers[raw.labels], classes=classes)
+    if unknown:
+        _log.warning(
+            "%s: classes that the training data do not have: %s; the labels of their %d examples "
+            "are unknown (−1)",
+            source,
+            ", ".join(unknown),
+            int((labels < 0).sum() - (raw.labels < 0).sum()),
+        )
+    return replace(raw, labels=labels, classes=classes)
