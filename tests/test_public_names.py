@@ -205,5 +205,9 @@ def test_printed_data_are_short():
     assert str(data.test) == (
         "Split(values=torch.uint8 (180, 1, 8, 8), labels=torch.int64 (180,), peak=16, dynamic=True)"
     )
-    with pytest.raises(ValueError, match=r"labels: expected real numbers; got an array of strings"):
-        pv.data.Split(torch.ones(2, 3), labels=np.array(["a", "b"]))
+    named = pv.data.Split(torch.ones(2, 3), labels=np.array(["b", "a"]))
+    assert str(named) == (
+        "Split(values=torch.float32 (2, 3), labels=torch.int64 (2,), classes=('a', 'b'))"
+    )
+    with pytest.raises(ValueError, match=r"labels: expected real numbers; got an array of complex"):
+        pv.data.Split(torch.ones(2, 3), labels=np.array([1j, 2]))

@@ -82,7 +82,11 @@ def open_examples(
 
 
 def _with_labels(values: Tensor | Container, labels: Any) -> Examples:
-    return Examples(values) if labels is None else Examples(values, *as_labels(labels))
+    return _with_column(values, None if labels is None else as_labels(labels))
+
+
+def _with_column(values: Tensor | Container, labels: LabelColumn | None) -> Examples:
+    return Examples(values) if labels is None else Examples(values, labels.values, labels.classes)
 
 
 def as_values(data: Any, name: str = "x") -> Tensor | Container:
@@ -173,7 +177,7 @@ def _fill_masked(array: np.ma.MaskedArray) -> np.ndarray:
     if not np.ma.is_masked(array):
         return np.asarray(array)
     is_float = array.dtype.kind == "f"
-    return (array if is_float else array.astype(np.float64)).filled(np.nan)
+    return np.ma.filled(array if is_float else array.astype(np.float64), np.nan)
 
 
 def _stack(items: list[Any]) -> Tensor:
@@ -222,7 +226,7 @@ def _open_dataset(dataset: Any, x: Any, labels: Any, read_labels: bool, workers:
                 "got an array, whose order may differ from that of a pass: use a map-style Dataset"
             )
         stream = SequentialItems(dataset, x, key, read_labels)
-        return Examples(stream, *(stream.labels or ()))
+        return _with_column(stream, stream.labels)
     tensors = find_tensors(dataset) if x is None and key is None else None
     if tensors is not None:
         values, *others = tensors
@@ -231,7 +235,7 @@ def _open_dataset(dataset: Any, x: Any, labels: Any, read_labels: bool, workers:
     items = DatasetItems(dataset, x, key, workers)
     if labels is None or key is not None:
         found = items.read_labels() if items.has_labels and read_labels else None
-        return Examples(items, *(found or ()))
+        return _with_column(items, found)
     return _with_labels(items, labels)
 
 

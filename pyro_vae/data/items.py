@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -346,7 +346,7 @@ def _select_keys(item: Mapping[str, Any], x_key: Any, label_key: Any) -> _Item:
                 f"expected items with an entry {key!r}; got {', '.join(map(repr, keys))}: name the "
                 f"entries by pv.data.as_split(dataset, x=…, labels=…)"
             )
-    x = item[x_key] if columns is None else [item[key] for key in columns]
+    x = item[cast(str, x_key)] if columns is None else [item[key] for key in columns]
     if label_key is None:
         return _Item(x)
     return _Item(x, item[label_key], has_label=True, label_key=label_key)

@@ -89,7 +89,7 @@ def find_names(labels: Any) -> LabelColumn | None:
         ValueError: if only some of the labels are strings.
     """
     labels = from_arrow(labels)
-    dtype = getattr(labels, "dtype", None)
+    dtype: Any = getattr(labels, "dtype", None)
     if hasattr(labels, "cat") and hasattr(dtype, "categories") and hasattr(labels, "iloc"):
         codes = labels.cat.codes.to_numpy().astype(np.int64)
         return LabelColumn(torch.from_numpy(codes), tuple(map(str, dtype.categories)))

@@ -377,8 +377,8 @@ def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) 
                 f"data.binarize to dynamic or none"
             )
         grey = gather(stored, slice(None)).to(torch.float64) / peak
-        values = binarize(grey, how, seed, part)
-        return Split(values, labels=raw.labels, rows=raw.rows, classes=raw.classes)
+        binary = binarize(grey, how, seed, part)
+        return Split(binary, labels=raw.labels, rows=raw.rows, classes=raw.classes)
     keeps_levels = how == "none" and values == "integer"
     return Split(
         stored,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.data.loading import load_unsplit
 from pyro_vae.data.sources import SOURCES, RawData
 from pyro_vae.data.splits import contains_nan
 
@@ -85,3 +86,28 @@ def test_binarising_once_needs_complete_values(monkeypatch):
     assert pv.data.load("digits", binarize="dynamic", **options).train.has_missing
     with pytest.raises(ValueError, match=r"complete values for data\.binarize static; got NaN"):
         pv.data.load("digits", binarize="static", **options)
+
+
+@pytest.mark.parametrize("how", ["none", "dynamic"])
+def test_grey_values_with_holes_are_recognised(how, tmp_path):
+    """Of arrays in memory and on the disk, and of data that a model was not trained on."""
+    grey = np.random.default_rng(0).random((40, 6))
+    holes = np.where(grey < 0.2, NAN, grey)
+    np.save(tmp_path / "x.npy", holes)
+    data = pv.data.load("array", binarize=how, path=str(tmp_path / "x.npy"))
+    assert data.peak == 1 and data.has_missing
+    assert data.kind is (pv.data.Kind.BINARY if how == "dynamic" else pv.data.Kind.UNIT)
+    x = data.train.draw().numpy()
+    stored = holes[data.train.rows]
+    np.testing.assert_array_equal(np.isnan(x), np.isnan(stored))
+    if how == "none":
+        np.testing.assert_array_equal(x, stored.astype("f4"))
+    else:
+        assert set(x[~np.isnan(x)]) == {0, 1}
+    np.save(tmp_path / "x.npy", np.where(holes > 0.9, 7, holes))
+    with pytest.raises(
+        ValueError, match=r"levels 0 … 1, as in the training data; got values up to"
+    ):
+        load_unsplit("array", binarize=how, path=str(tmp_path / "x.npy"), peak=1)
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\] or image levels to"):
+        pv.data.load("array", binarize="dynamic", path=str(tmp_path / "x.npy"))

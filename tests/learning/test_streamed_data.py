@@ -231,3 +231,34 @@ def test_initialises_from_random_examples_of_a_stream(monkeypatch):
     bayesian = pv.BayesianVAE((6,), 2, encoder=network, decoder=network)
     pv.initialize(bayesian, sample, total)
     assert int(bayesian.num_data) == 50
+
+
+class Pairs(IterableDataset):
+    """Pairs of an example and its class, in another order in later passes if it is shuffled."""
+
+    def __init__(self, is_shuffled=False):
+        self.is_shuffled, self.passes = is_shuffled, 0
+
+    def __iter__(self):
+        self.passes += 1
+        step = -1 if self.is_shuffled and self.passes > 2 else 1
+        yield from zip(X[range(20)[::step]], Y[range(20)[::step]].tolist(), strict=True)
+
+
+def test_labels_of_an_iterable_data_set():
+    in_order = DataLoader(TensorDataset(X, Y), batch_size=8)
+    expected = train(in_order, pv.ConditionalVAE)
+    weights, elbo = train(Pairs(), pv.ConditionalVAE)
+    assert torch.equal(weights, expected[0]) and elbo == expected[1]
+    vae = pv.ConditionalVAE((6,), 3, 2, encoder=network, decoder=network)
+    bounds, known = (pv.evaluate(vae, d, num_samples=5) for d in (Pairs(), Items()))
+    assert bounds.elbo == known.elbo
+    # the order does not matter to programs without labels
+    train(Pairs(is_shuffled=True))
+    with pytest.raises(ValueError, match=r"same order in every pass, .*; got another label for it"):
+        train(Pairs(is_shuffled=True), pv.ConditionalVAE)
+    program = pv.SemiSupervisedVAE((6,), 2, 3, encoder=network, decoder=network)
+    with pytest.raises(ValueError, match="got an iterable data set, which is read in its order"):
+        pv.fit(program, Pairs(), epochs=1)
+    with pytest.raises(ValueError, match=r"labels of an iterable data set in its items, .* got an"):
+        pv.data.as_split(Iterated(), labels=Y)
