@@ -10,6 +10,7 @@
 ``help(pv.fit)`` describes one name, with arguments, shapes, units and errors.
 
 Programs: a Pyro ``model`` and its ``guide``
+    Pair                any model and guide, with the name of their plate over the data
     VAE                 z ~ p(z), x ~ p(x|z), and the encoder q(z|x)
     HierarchicalVAE     several layers of latents
     ConditionalVAE      p(x|c), given a class or a tensor c
@@ -95,6 +96,7 @@ from .models import BayesianVAE as BayesianVAE
 from .models import ConditionalVAE as ConditionalVAE
 from .models import HierarchicalVAE as HierarchicalVAE
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
+from .programs.base import Pair as Pair
 from .programs.importance_weights import log_weights as log_weights
 from .runs import Run as Run
 from .runs import compare as compare

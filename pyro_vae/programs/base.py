@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -18,6 +19,7 @@ from ..core.components import Labels
 
 __all__ = [
     "PLATE",
+    "Pair",
     "Program",
     "Site",
     "attach_noise",
@@ -48,6 +50,29 @@ class Program(Protocol):
 
     @property
     def guide(self) -> Callable[..., Any]: ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A program that consists of any model and guide, with the attributes that describe it.
+
+    Arguments:
+        model: the Pyro model, called as ``model(x, …)``.
+        guide: its guide, called with the same arguments.
+        plate: the name of its plate over the data, if several have the size of the data; see
+            :func:`~.plates.normalize_plate`.
+        labels: whether it is called with labels, ``model(x, labels)``.
+
+    Example::
+
+        program = pv.Pair(model, guide, plate="cells")
+        pv.ais(program, data)
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    plate: str | None = None
+    labels: Labels = Labels.UNUSED
 
 
 def label_use(program: object) -> Labels:
@@ -82,7 +107,7 @@ def trace_program(
         for name, site in draws.items():
             trace.add_node(name, **site)
         guide = _ReplayNoise(draws)(poutine.replay(guide, trace=trace))
-    with _sampling_errors():
+    with _program_errors():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
@@ -99,24 +124,35 @@ def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[
     Raises:
         ValueError: if the program has an improper prior, which has no samples.
     """
-    with _sampling_errors():
+    with _program_errors():
         trace = poutine.trace(program).get_trace(*args, **kwargs)
     return sample_sites(cast("Mapping[str, Site]", trace.nodes))
 
 
 @contextmanager
-def _sampling_errors() -> Iterator[None]:
-    """Explain that an improper prior cannot be sampled."""
+def _program_errors() -> Iterator[None]:
+    """Explain that an improper prior cannot be sampled, and keep refusals in one sentence."""
     try:
         yield
-    except NotImplementedError as error:
-        if "ImproperUniform" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        refusal = _innermost(error)
+        # Pyro appends a table of shapes, which explains errors of a program only
+        if refusal is not error and str(refusal).startswith("expected "):
+            raise refusal from None
+        if "ImproperUniform" not in str(error) or not isinstance(error, NotImplementedError):
             raise
         raise ValueError(
             "expected a model that can be sampled; got an improper prior (ImproperUniform), which "
             "has no samples, and with which p(x) is defined up to a constant only: use a proper "
             "prior, such as a wide Normal"
         ) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error to which Pyro's traces appended shapes."""
+    while (cause := error.__cause__) is not None and str(error).startswith(f"{cause}\n"):
+        error = cause
+    return error
 
 
 def attach_noise(sites: Mapping[str, Site]) -> dict[str, Site]:

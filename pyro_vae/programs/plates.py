@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -21,6 +21,8 @@ from .base import PLATE, Site, is_latent, sample_sites, trace_program
 from .context import evaluating
 
 __all__ = ["is_data_plate", "normalize_plate"]
+
+T = TypeVar("T")
 
 #: Key of the ``infer`` entry with the normalised name of a renamed plate.
 _NORMALIZED = "normalized_plate"
@@ -133,9 +135,26 @@ class _Declarations(NamedTuple):
 
     @classmethod
     def of(cls, inputs: ProgramInputs) -> _Declarations:
+        """Run a program once.
+
+        Raises:
+            RuntimeError, ValueError, IndexError: if it cannot run.
+        """
         model, guide, x, args, kwargs = inputs
-        with _SubsampleRecorder() as recorder:
-            traces = trace_program(model, guide, (x, *args), kwargs)
+        recorder = _SubsampleRecorder()
+
+        def run(whole: str | None = None) -> tuple[dict[str, Site], ...]:
+            full = nullcontext() if whole is None else _without_subsampling(whole, len(x))
+            with recorder, full:
+                return trace_program(model, guide, (x, *args), kwargs)
+
+        try:
+            traces = run()
+        except _FAILURES as error:
+            # a minibatch may be larger than x, or its indices
+            traces = next(_attempts(run, sorted(recorder.drawn)), None)
+            if traces is None:
+                raise error
         guide_sites, model_sites = map(sample_sites, traces)
         sites = [("guide", name, s) for name, s in guide_sites.items() if is_latent(s)]
         sites += [("model", name, s) for name, s in model_sites.items()]
@@ -218,6 +237,13 @@ class _Declarations(NamedTuple):
         )
 
 
+def _attempts(run: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+    """Yield the results of a function for the arguments for which it does not fail."""
+    for name in names:
+        with suppress(*_FAILURES):
+            yield run(name)
+
+
 class _SubsampleRecorder(Messenger):
     """Record the plates that draw a subsample of given size."""
 
@@ -264,7 +290,7 @@ class _NormalizedPlate(Messenger):
 
     def _check_batch(self, msg: Any, frame: CondIndepStackFrame) -> None:
         """Check that a site in a plate without a size has a batch dimension of the data."""
-        fn, dim = msg["fn"], frame.dim
+        fn, dim = msg["fn"], cast(int, frame.dim)
         shape = tuple(fn.batch_shape)
         own = shape[dim] if len(shape) >= -dim else 1
         if own == self.size:
@@ -291,17 +317,16 @@ def _without_subsampling(name: str, size: int) -> Iterator[None]:
 
     A message can replace the indices of a subsample, but not its size.
     """
-    original = SubsampleMessenger._subsample
+    messenger: Any = SubsampleMessenger
+    original = messenger._subsample
 
-    def declare(
-        plate: str, full_size: Any = None, subsample_size: Any = None, *options: Any
-    ) -> Any:
+    def declare(plate: str, *options: Any) -> Any:
         if plate == name:
-            full_size, subsample_size = size, None
-        return original(plate, full_size, subsample_size, *options)
+            options = (size, None, *options[2:])
+        return original(plate, *options)
 
-    SubsampleMessenger._subsample = staticmethod(declare)
+    messenger._subsample = staticmethod(declare)
     try:
         yield
     finally:
-        SubsampleMessenger._subsample = staticmethod(original)
+        messenger._subsample = staticmethod(original)
