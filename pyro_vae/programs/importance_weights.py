@@ -21,6 +21,7 @@ from ..compiler.matmul import Precision, check_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode, owning_modules
 from .arguments import ProgramInputs
 from .audit import SingleRun, audit_inputs, weights_match
+from .autoguides import sample_directly
 from .base import Site
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
@@ -138,7 +139,8 @@ def log_weights(
     check_examples(examples)
     x = materialize((model, guide), examples, seed=0)
     expect_missing(x, *owning_modules(model, guide))
-    inputs = normalize_plate(ProgramInputs(model, guide, x, args, kwargs), plate)
+    inputs = sample_directly(ProgramInputs(model, guide, x, args, kwargs))
+    inputs = normalize_plate(inputs, plate)
     return audited_log_weights(
         audit_inputs(inputs),
         num_samples,

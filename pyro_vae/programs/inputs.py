@@ -20,6 +20,7 @@ from ..data.kinds import is_unobserved
 from ..data.splits import Split, as_data, contains_nan
 from .arguments import ProgramInputs, map_batched
 from .audit import audit_inputs, reads_plate_index
+from .autoguides import sample_directly
 from .base import Program, data_plate, label_use
 from .context import evaluating
 from .plates import normalize_plate
@@ -105,9 +106,8 @@ def prepare(
 
     x, args = x.to(device), tuple(map(move, (*labels, *args)))
     kwargs = {name: move(value) for name, value in kwargs.items()}
-    inputs = normalize_plate(
-        ProgramInputs(model, guide, x, args, kwargs), plate or data_plate(program)
-    )
+    inputs = sample_directly(ProgramInputs(model, guide, x, args, kwargs))
+    inputs = normalize_plate(inputs, plate or data_plate(program))
     if not check:
         return inputs
     uses_labels = label_use(program) is not Labels.UNUSED

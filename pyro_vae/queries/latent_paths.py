@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..programs.autoguides import TransformedNormal
 from ..programs.checks import has_point_mass
 from .runner import Runner
 
@@ -66,6 +67,8 @@ class _SubstituteCentres(Messenger):
         with suppress(NotImplementedError, AttributeError):
             if is_discrete:
                 kind, msg["value"] = "mode", fn.mode
+            elif isinstance(fn, TransformedNormal):
+                kind, msg["value"] = "centre", fn.centre
             elif has_point_mass(fn):
                 kind, msg["value"] = "centre", fn.mean
             elif is_sphere:

@@ -519,7 +519,7 @@ def test_the_audit_leaves_generators_and_modes_alone():
     assert torch.equal(torch.get_rng_state(), before) and program.dropout.training
 
 
-def test_autoguides_are_encoded_by_their_centres_and_not_scored_elsewhere():
+def test_autoguides_are_encoded_by_their_centres():
     x = torch.tensor([0.5, 1.0, 2.0])
 
     def model(x):
@@ -534,9 +534,19 @@ def test_autoguides_are_encoded_by_their_centres_and_not_scored_elsewhere():
     columns = pv.queries.encode((model, guide), x)
     assert list(columns) == ["z.centre"]
     np.testing.assert_allclose(columns["z.centre"], x, rtol=1e-6)
+
+
+def test_auxiliary_sites_are_not_scored_elsewhere():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0 * x, 1.0), infer={"is_auxiliary": True})
+            z = x / (1 + NOISE**2) + POSTERIOR * u
+            log_density = torch.full_like(u, -math.log(POSTERIOR))
+            pyro.sample("z", dist.Delta(z, log_density=log_density))
+
     message = "expected a guide that samples only the model's latents, to score given values"
     with pytest.raises(ValueError, match=message):
-        pv.ais((model, guide), x, annealing=pv.Annealing(2, 2, 2))
+        pv.ais((_model, guide), torch.randn(3), annealing=pv.Annealing(2, 2, 2))
 
 
 # -- training -------------------------------------------------------------------------------------
