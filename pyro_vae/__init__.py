@@ -45,6 +45,7 @@ Components and data
 
 Further packages
     queries             sample, reconstruct, interpolate, impute, encode, …
+    interop             programs from models of other code: from_modules, from_pythae, …
     learning            compiled SVI, optimizers, schedules
     evaluation          all evaluations
     distributed         training with several processes
@@ -59,6 +60,7 @@ import importlib.metadata
 
 from . import data as data
 from . import evaluation as evaluation
+from . import interop as interop
 from . import learning as learning
 from . import likelihoods as likelihoods
 from . import models as models

@@ -105,6 +105,8 @@ class Stream(IntEnum):
     CALIBRATION_AUDIT = 4_000_000_043
     #: The audit of a program before it is evaluated in blocks of examples.
     AUDIT_BLOCKS = 4_000_000_044
+    #: The run that finds the shapes of a model of another library, and its optimal noise.
+    GIVEN_MODEL = 4_000_000_050
 
 
 def check_seed(seed: int) -> int:

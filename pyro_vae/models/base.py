@@ -85,7 +85,8 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
             expected = ", ".join(map(str, ("N ≥ 1", *self.event_shape)))
             remedy = f": {self._suggest_shape(tuple(x.shape[1:]))}" if len(x) else ""
             raise ValueError(f"expected x.shape ({expected}); got {tuple(x.shape)}{remedy}")
-        dtype = next(self.parameters()).dtype
+        # a program of given functions may have no parameters
+        dtype = next(self.parameters(), x).dtype
         if x.dtype != dtype:
             scaled = "" if x.is_floating_point() else ", or x / 255 for the bytes of an image"
             raise ValueError(

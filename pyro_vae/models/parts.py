@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -161,10 +162,10 @@ class _GivenNetwork(NetworkWrapper):
     def __init__(self, name: str, network: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
         super().__init__(network)
         self.in_shape, self.out_shape, self.size = in_shape, out_shape, math.prod(out_shape)
-        parameter = next(network.parameters(), torch.zeros(()))
+        like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
         try:
             with torch.no_grad(), eval_mode(self):
-                self(torch.zeros(2, *in_shape, dtype=parameter.dtype, device=parameter.device))
+                self(torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device))
         except Exception as error:
             sizes = ", ".join(map(str, ("B", *in_shape)))
             raise ValueError(
