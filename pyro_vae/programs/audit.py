@@ -22,6 +22,7 @@ from .arguments import ProgramInputs, audited_rows, has_batch
 from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
+from .enumeration import mark_enumerated
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 from .plates import is_data_plate
 
@@ -62,6 +63,7 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     change. In normal form, all arguments of leading size N are per datum:
 
     - a tensor of leading size N that the program shares between examples is bound to it;
+    - the sites of the model to sum out, see :mod:`~.enumeration`, are marked;
     - a program that reads its tensors by the index of the plate, as in ``loc[i]`` inside ``with
       pyro.plate("data", len(x)) as i``, gets the indices of the examples as a further argument,
       so that it reads the same rows on a subset.
@@ -81,12 +83,16 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     check_parameter_store(inputs.model, inputs.guide)
     with _auditing(inputs):
         normal = _find_normal_form(inputs)
-    for name, reason in unnormalized_sites(normal).items():
+    with _auditing(normal):
+        run = _run_examined(normal)
+    for name, reason in find_unnormalized(run.sites[1]).items():
         warnings.warn(
             f"log p(x) is undefined, so that nothing bounds or estimates it: {reason} at site "
             f"{name!r}",
             stacklevel=3,
         )
+    if run.has_enumerated:
+        normal = normal._replace(model=mark_enumerated(normal.model, run.draws))
     return normal
 
 
@@ -179,6 +185,7 @@ class SingleRun:
     Attributes:
         draws: the draws of the guide, with the noise of flows.
         sites: the latent sites of the guide and the sample sites of the model.
+        has_enumerated: whether sites of the model are summed out.
         nesting: plate nesting depth of the program.
         log_weights: the weights, ``(N,)``.
 
@@ -190,7 +197,8 @@ class SingleRun:
     def __init__(self, inputs: ProgramInputs) -> None:
         self.inputs = inputs
         args = (inputs.x, *inputs.args)
-        traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs)
+        traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs, check=True)
+        self.has_enumerated = any(site["type"] == "enumerated" for site in traces[1].values())
         self.draws: Mapping[str, Site] = attach_noise(traces[0])
         model = sample_sites(traces[1])
         # observed sites of a guide are auxiliary losses

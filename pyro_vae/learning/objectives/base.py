@@ -153,7 +153,7 @@ class Objective(PyroELBO):
             normal = audit_inputs(inputs)
             with poutine.block(), eval_mode(model, guide):
                 layout = find_layout(model, guide, *args, **kwargs)
-            if layout.tiled and normal is not inputs:
+            if layout.tiled and normal.guide is not inputs.guide:
                 raise ValueError(
                     "expected a program that supports a particle dimension to the left of its "
                     "plates, or that computes each example from its own data; got one that reads "
