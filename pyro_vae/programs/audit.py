@@ -19,7 +19,15 @@ from torch.utils._pytree import tree_leaves
 from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, audited_rows, has_batch
-from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
+from .base import (
+    PLATE,
+    Site,
+    attach_noise,
+    enumerated_sites,
+    is_latent,
+    sample_sites,
+    trace_program,
+)
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
 from .enumeration import mark_enumerated
@@ -91,8 +99,8 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
             f"{name!r}",
             stacklevel=3,
         )
-    if run.has_enumerated:
-        normal = normal._replace(model=mark_enumerated(normal.model, run.draws))
+    if run.enumerated:
+        normal = normal._replace(model=mark_enumerated(normal.model, run.enumerated))
     return normal
 
 
@@ -141,7 +149,8 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
                 f'got a program that reads the index of the plate "{PLATE}", e.g. parameters per '
                 f"example: train it on all examples at once with pyro.infer.SVI"
             )
-        traces = trace_program(model, guide, (x, *args), kwargs)
+        # a site to sum out may be shared by all examples
+        traces = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
         guide_sites, model_sites = map(sample_sites, traces)
         check_latents(guide, (x, *args), kwargs, guide_sites, model_sites)
         if len(x) < num_data or num_data < 2:
@@ -149,7 +158,7 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
         part = inputs.select(slice(0, num_data - 1))
         try:
             with eval_mode(model, guide):
-                trace_program(model, guide, (part.x, *part.args), part.kwargs)
+                trace_program(model, guide, (part.x, *part.args), part.kwargs, sum_out=False)
         except _FAILURES as error:
             raise ValueError(
                 f"expected a program that runs on some of the examples, to train on shuffled "
@@ -185,7 +194,7 @@ class SingleRun:
     Attributes:
         draws: the draws of the guide, with the noise of flows.
         sites: the latent sites of the guide and the sample sites of the model.
-        has_enumerated: whether sites of the model are summed out.
+        enumerated: the sites of the model that are summed out.
         nesting: plate nesting depth of the program.
         log_weights: the weights, ``(N,)``.
 
@@ -198,7 +207,7 @@ class SingleRun:
         self.inputs = inputs
         args = (inputs.x, *inputs.args)
         traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs, check=True)
-        self.has_enumerated = any(site["type"] == "enumerated" for site in traces[1].values())
+        self.enumerated = enumerated_sites(traces[1])
         self.draws: Mapping[str, Site] = attach_noise(traces[0])
         model = sample_sites(traces[1])
         # observed sites of a guide are auxiliary losses

@@ -28,6 +28,7 @@ __all__ = [
     "data_dim",
     "data_plate",
     "empty_program",
+    "enumerated_sites",
     "is_latent",
     "label_use",
     "marginal",
@@ -100,6 +101,7 @@ def trace_program(
     kwargs: Mapping[str, Any],
     draws: Mapping[str, Site] | None = None,
     *,
+    sum_out: bool = True,
     check: bool = False,
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """Run the guide, replay the model on its draws, and return the sites of both by name.
@@ -108,8 +110,11 @@ def trace_program(
     has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
 
     Sites of the model that the guide lacks and that are marked for enumeration are summed out: they
-    have the type ``"enumerated"``, and the sites that depend on them a :func:`marginal`. ``check``
-    compares the densities of their draws with those of an ordinary run.
+    have the type ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
+
+    Arguments:
+        sum_out: whether to sum out these sites; if not, they are ordinary sites.
+        check: whether to check that the densities of their draws are those of an ordinary run.
 
     Raises:
         ValueError: as for :class:`~.enumeration.EnumeratedRun`.
@@ -124,7 +129,7 @@ def trace_program(
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         model_nodes = cast("dict[str, Site]", model_trace.nodes)
-        if names := find_enumerated(model_nodes, guide_trace.nodes):
+        if sum_out and (names := find_enumerated(model_nodes, guide_trace.nodes)):
             model_nodes = _sum_out(names, model_nodes, model, args, kwargs, check)
     guide_sites, model_sites = (
         {name: site for name, site in nodes.items() if not site_is_subsample(cast("Any", site))}
@@ -166,6 +171,11 @@ def _sum_out(
     for name, value in run.marginals().items():
         result[name] = {**nodes[name], "marginal": value}
     return result
+
+
+def enumerated_sites(model: Mapping[str, Site]) -> list[str]:
+    """Return the sites that are summed out, of those from :func:`trace_program`."""
+    return [name for name, site in model.items() if site["type"] == "enumerated"]
 
 
 def marginal(site: Site) -> Marginal | None:

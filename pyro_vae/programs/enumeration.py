@@ -33,6 +33,7 @@ __all__ = [
     "find_enumerated",
     "is_marked",
     "mark_enumerated",
+    "unmarked",
 ]
 
 Site = Mapping[str, Any]
@@ -41,6 +42,8 @@ Site = Mapping[str, Any]
 SUMMED_OUT = "_summed_out"
 #: Key in the ``infer`` of a latent site with a given value.
 GIVEN = "_given"
+#: Attribute of a marked model: the model.
+_MARKED = "_unmarked"
 #: Relative and absolute tolerance of the joint density of the drawn values, in nats.
 _RTOL, _ATOL = 1e-4, 1e-3
 
@@ -111,32 +114,36 @@ def _unwrap(fn: Any) -> Any:
     return fn
 
 
-def mark_enumerated(model: Callable[..., Any], guide: Iterable[str]) -> Callable[..., Any]:
-    """Return the model with a mark at the sites to sum out, also for runs without the guide.
+def mark_enumerated(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """Return the model with a mark at the sites to sum out, for runs without the guide.
 
-    Arguments:
-        model: the model.
-        guide: the names of the sites of the guide.
+    :func:`unmarked` undoes it.
     """
-    names = frozenset(guide)
+    names = frozenset(names)
 
     @functools.wraps(model, updated=())
     def run(*args: Any, **kwargs: Any) -> Any:
         with _Mark(names):
             return model(*args, **kwargs)
 
+    setattr(run, _MARKED, model)
     return run
 
 
-class _Mark(Messenger):
-    """Mark the enumerated sites that the guide does not have."""
+def unmarked(model: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the model without the marks of :func:`mark_enumerated`, ``None`` if it has none."""
+    return getattr(model, _MARKED, None)
 
-    def __init__(self, guide: frozenset[str]) -> None:
+
+class _Mark(Messenger):
+    """Mark sites to sum out."""
+
+    def __init__(self, names: frozenset[str]) -> None:
         super().__init__()
-        self.guide = guide
+        self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_marked(msg) and msg["name"] not in self.guide:
+        if msg["name"] in self.names and is_marked(msg):
             msg["infer"][SUMMED_OUT] = True
 
 
@@ -187,10 +194,10 @@ class EnumeratedRun:
     def _run(self, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         frames = [f for site in self._nodes.values() for f in site.get("cond_indep_stack", ())]
         depth = max(-frame.dim for frame in frames if frame.vectorized)
-        # the innermost messenger acts first
-        with EnumMessenger(first_available_dim=-1 - depth), poutine.trace() as capture:
-            with _Rerun(self._nodes, self.names):
-                model(*args, **kwargs)
+        # the last messenger is the first to act
+        rerun = _Rerun(self._nodes, self.names)
+        with EnumMessenger(first_available_dim=-1 - depth), poutine.trace() as capture, rerun:
+            model(*args, **kwargs)
         return capture.trace
 
     def _pack(self, kept: Sequence[str]) -> None:
@@ -301,6 +308,39 @@ class EnumeratedRun:
                 f"because it sums over a plate or the dimension of the values): sample "
                 f"{'it' if len(self.names) == 1 else 'them'} in the guide too"
             )
+
+    def posterior(self) -> list[tuple[str, _Factor]]:
+        """Return the factorised posterior p(y | x, z) of the enumerated sites.
+
+        Returns:
+            Each site with its log-probabilities up to a constant, given the preceding ones of the
+            list. A site with a single value has none.
+        """
+        steps: list[tuple[str, _Factor]] = []
+        factors = [*self._own.values(), *(self._others[name] for name in self.dependents)]
+        contract(factors, set(self._symbols.values()), self._sizes, steps)
+        names = {symbol: name for name, symbol in self._symbols.items()}
+        return [(names[symbol], factor) for symbol, factor in reversed(steps)]
+
+    def logits(self, name: str, factor: _Factor, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of a site of :meth:`posterior`, with its values along the last axis.
+
+        Arguments:
+            values: the index of the value of each preceding site, with its batch shape.
+        """
+        term = factor.value
+        term._pyro_dims = factor.dims  # type: ignore[attr-defined]
+        for other, index in values.items():
+            symbol = self._symbols[other]
+            if symbol in term._pyro_dims:  # type: ignore[attr-defined]
+                dims = self._trace.nodes[other]["infer"]["_dim_to_symbol"]
+                term = packed.gather(term, packed.pack(index, dims), symbol)
+        dim = self._trace.nodes[name]["infer"]["_enumerate_dim"]
+        full = cast("Tensor", packed.unpack(term, self._trace.symbol_to_dim))
+        logits = full.unsqueeze(-1).transpose(-1, dim - 1)
+        while logits.ndim > 1 and len(logits) == 1:
+            logits = logits[0]
+        return logits
 
     def _contract(self, factors: Sequence[_Factor]) -> Tensor:
         total = contract(factors, set(self._symbols.values()), self._sizes)

@@ -51,6 +51,7 @@ __all__ = [
     "weigh",
 ]
 
+
 @dataclass(frozen=True)
 class Layout:
     """Layout of the particles of a program, from :func:`~.importance_weights.find_layout`.

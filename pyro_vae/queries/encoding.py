@@ -17,6 +17,7 @@ from ..data import Split
 from ..programs.arguments import map_batched
 from ..programs.base import Program, label_use
 from ..programs.context import evaluating
+from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.inputs import (
     AnyData,
     block_seed,
@@ -89,7 +90,7 @@ def encode(
 def _encode(
     program: Any, data: Split | Tensor, args: tuple[Any, ...], seed: int, chunk_size: int
 ) -> dict[str, np.ndarray]:
-    inputs = prepare(program, data, args, seed=seed)
+    inputs = with_enumerated_posterior(prepare(program, data, args, seed=seed))
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
         runner = Runner.create(inputs.select(slice(0, chunk_size)))
         chunks = [

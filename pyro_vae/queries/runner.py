@@ -14,6 +14,7 @@ from torch import Tensor
 from ..distributions import PartiallyObserved
 from ..programs.arguments import ProgramInputs
 from ..programs.base import PLATE, Site, data_dim, is_latent, trace_sites
+from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.importance_weights import find_layout
 from ..programs.kl import unwrap_independent
 from ..programs.particles import Layout, ParticleBatch, guide_log_prob_at, total_log_prob
@@ -151,6 +152,7 @@ class Runner:
             ValueError: if the program's weights per example are not defined, or if another plate
                 encloses the data plate.
         """
+        inputs = with_enumerated_posterior(inputs)
         model, guide, x, args, _ = inputs
         site, _ = find_data_site(model, x, *args)
         layout = find_layout(model, guide, x, *args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -14,9 +15,11 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae import objectives
 from pyro_vae.programs.arguments import ProgramInputs
 from pyro_vae.programs.audit import audit_inputs
-from pyro_vae.programs.base import site_log_prob, trace_program
+from pyro_vae.programs.base import site_log_prob
+from pyro_vae.programs.enumerated_posterior import with_enumerated_posterior
 from pyro_vae.programs.importance_weights import find_layout
 from pyro_vae.programs.particles import Layout, log_probs_at, particles_at, run_particles
 
@@ -205,6 +208,40 @@ def test_joint_density_by_brute_force(name, tiled):
     assert all(torch.equal(run.log_p[site], again[site]) for site in run.log_p)
 
 
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_exact_posterior_leaves_the_weights_of_the_sum(name, tiled):
+    """p(x, z, y) / (q(z) p(y|z, x)) is p(x, z) / q(z) for every y."""
+    model, shape, latent_shape, sizes = PROGRAMS[name]
+    guide = guide_of(latent_shape)
+    guide.plate = "steps" if name == "outer_plate" else "pixels"
+    x = torch.randn(4, *shape)
+    layout = Layout(2 if shape and name != "observed_first" else 1, tiled)
+    inputs = with_enumerated_posterior(audit_inputs(ProgramInputs(model, guide, x, (), {})))
+    assert find_layout(*inputs[:3]).tiled is False
+    run = run_particles(inputs.model, inputs.guide, x, num_samples=5, layout=layout)
+    assert run.latents.keys() == {"z", *sizes}
+    summed = particles_at(model, guide, {"z": run.latents["z"]}, x, layout=layout)
+    torch.testing.assert_close(run.log_weights, summed.log_weights)
+    # also for values from elsewhere
+    other = {n: v.flip(0) if n != "z" else v for n, v in run.latents.items()}
+    again = particles_at(inputs.model, inputs.guide, other, x, layout=layout)
+    torch.testing.assert_close(again.log_weights, summed.log_weights)
+
+
+def test_posterior_samples_of_a_class_have_its_frequencies():
+    x = torch.tensor([-2.0, 0.0, 2.0])
+    inputs = audit_inputs(ProgramInputs(mixture, narrow, x, (), {}))
+    extended = with_enumerated_posterior(inputs)
+    run = run_particles(extended.model, extended.guide, x, num_samples=40_000)
+    z, y = run.latents["z"], run.latents["y"]
+    log_p = dist.Normal(LOCS, 1.0).log_prob(z[..., None]) + WEIGHTS.log()
+    for value in range(3):
+        # four standard errors of a share of 40,000 samples are at most 0.01
+        share = (y == value).float().mean(0)
+        torch.testing.assert_close(share, log_p.softmax(-1)[..., value].mean(0), atol=0.01, rtol=0)
+
+
 def test_prior_of_a_latent_ignores_observed_sites():
     x, z = torch.randn(4, 2), torch.randn(5, 4)
     run = particles_at(observed_first, narrow_first, {"z": z}, x)
@@ -245,6 +282,13 @@ def test_hidden_markov_model_is_exact():
     truth = log_alpha.logsumexp(1)
     log_w = pv.log_weights(hidden_markov, nothing, x, lengths, num_samples=3)
     torch.testing.assert_close(log_w, truth.expand(3, 5))
+    # paths from the posterior have the same weights: forward filtering, backward sampling
+    inputs = ProgramInputs(hidden_markov, nothing, x[:, :9], (lengths.clamp(9, 9),), {})
+    extended = with_enumerated_posterior(audit_inputs(inputs))
+    log_w = run_particles(*extended[:3], *extended.args, num_samples=3).log_weights
+    torch.testing.assert_close(log_w, log_w[:1].expand(3, 5))
+    again = pv.log_weights(hidden_markov, nothing, x[:, :9], lengths.clamp(9, 9), num_samples=3)
+    torch.testing.assert_close(log_w, again)
     bounds = pv.evaluate((hidden_markov, nothing), x, lengths, num_samples=100)
     assert abs(bounds.log_evidence - float(truth.mean())) < 1e-4
 
@@ -270,3 +314,91 @@ def test_improbable_values_do_not_underflow():
 def audited(model, guide=narrow, x=None):
     x = torch.randn(4) if x is None else x
     return audit_inputs(ProgramInputs(model, guide, x, (), {})).model
+
+
+class Mixture(nn.Module):
+    """A mixture prior with learned weights, means and decoder; by hand or by enumeration."""
+
+    def __init__(self, by_hand, global_scale=1.0):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.2, -0.3, 0.5]))
+        self.locs = nn.Parameter(torch.tensor([-2.0, 0.5, 2.0]))
+        self.slope = nn.Parameter(torch.tensor(0.7))
+        self.loc = nn.Parameter(torch.tensor(0.4))
+        self.by_hand, self.scale = by_hand, global_scale
+
+    def model(self, x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=self.scale):
+            if self.by_hand:
+                components = dist.Normal(self.locs, 1.0)
+                prior = dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+                z = pyro.sample("z", prior)
+            else:
+                weights = dist.Categorical(logits=self.logits)
+                y = pyro.sample("y", weights, infer=PARALLEL)
+                z = pyro.sample("z", dist.Normal(self.locs[y], 1.0))
+            pyro.sample("x", dist.Normal(self.slope * z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc * x, 0.8))
+
+
+OBJECTIVES = {
+    "ELBO": objectives.ELBO(),
+    "ELBO(beta)": objectives.ELBO(num_particles=3, beta=0.3),
+    "ELBO(A)": objectives.ELBO(analytic_kl=False),
+    "ELBO(stl)": objectives.ELBO(num_particles=2, gradient="stl"),
+    "IWAE": objectives.IWAE(k=5),
+    "IWAE(dreg)": objectives.IWAE(k=5, gradient="dreg"),
+    "Renyi": objectives.Renyi(alpha=0.5, k=4),
+    "RWS": objectives.ReweightedWakeSleep(k=4, wake=1.0),
+    "EnumeratedELBO": objectives.EnumeratedELBO(num_particles=2),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_are_those_of_the_sum_by_hand(name, scale):
+    x = torch.tensor([-2.0, 0.3, 1.5])
+    results = []
+    for by_hand in (True, False):
+        program, objective = Mixture(by_hand, scale), copy.deepcopy(OBJECTIVES[name])
+        objective.loss(program.model, program.guide, x)  # the first step audits the program
+        pyro.set_rng_seed(0)  # the guide draws first
+        loss = objective.loss_and_grads(program.model, program.guide, x)
+        results.append((loss, {n: p.grad for n, p in program.named_parameters()}))
+    (expected, gradients), (loss, found) = results
+    assert loss == pytest.approx(expected, abs=1e-4)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_elbo_agrees_with_pyro():
+    program, x = Mixture(by_hand=False), torch.tensor([-2.0, 0.3, 1.5])
+    ours = [objectives.ELBO(num_particles=2000), objectives.EnumeratedELBO(num_particles=2000)]
+    theirs = TraceEnum_ELBO(2000, max_plate_nesting=1, vectorize_particles=True)
+    values = []
+    for objective in (*ours, theirs):
+        pyro.set_rng_seed(0)
+        program.zero_grad()
+        loss = objective.differentiable_loss(program.model, program.guide, x)
+        loss.backward()
+        values.append(torch.stack([loss.detach(), program.locs.grad.sum(), program.loc.grad]))
+    for value in values[:2]:
+        torch.testing.assert_close(value, values[2], rtol=0.02, atol=0.03)
+
+
+def test_scales_of_an_enumerated_site_must_agree():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(slope * x, 1.0))
+            with poutine.scale(scale=0.1):
+                pyro.sample("x", dist.Normal(z + LOCS[y], 1.0), obs=x)
+
+    slope, x = torch.tensor(0.5, requires_grad=True), torch.randn(4)
+    with pytest.raises(ValueError, match=r"expected one scale .* 'x'"):
+        objectives.IWAE(k=3).loss_and_grads(model, narrow, x)
+    # an evaluation ignores scales
+    pv.log_weights(model, narrow, x, num_samples=3)

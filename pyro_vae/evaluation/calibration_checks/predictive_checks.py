@@ -21,6 +21,7 @@ from ...distributions.counts import ConditionedOnTotal, sum_counts
 from ...programs.arguments import ProgramInputs
 from ...programs.base import empty_program, trace_sites
 from ...programs.context import evaluating
+from ...programs.enumerated_posterior import with_enumerated_posterior
 from ...programs.importance_weights import Chunk, stream_particles
 from ...programs.particles import ParticleBatch, run_particles
 from ...programs.sites import find_data_site
@@ -157,6 +158,8 @@ def check_predictive(
         ValueError: if the model has another observed site than the data, whose values would be
             part of the posterior; or if a statistic does not return a number per example.
     """
+    # a replicate needs values of the sites that are summed out
+    inputs = with_enumerated_posterior(inputs)
     x = inputs.x
     observed: dict[str, list[Tensor]] = {name: [] for name in statistics}
     replicated: dict[PredictiveName, dict[str, list[Tensor]]] = {
