@@ -177,7 +177,7 @@ def reads_plate_index(inputs: ProgramInputs) -> bool:
     try:
         part = inputs.select(index)
         with mode, _PlateIndex(index):
-            trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs)
+            trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs, sum_out=False)
     except _FAILURES:
         pass  # the audit reports the error
     return mode.found

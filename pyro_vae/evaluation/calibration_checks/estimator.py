@@ -200,7 +200,9 @@ def _check_amortized(inputs: ProgramInputs) -> None:
         elif len(x) > 1:
             part = inputs.select(slice(0, len(x) - 1))
             try:
-                trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs)
+                trace_program(
+                    part.model, part.guide, (part.x, *part.args), part.kwargs, sum_out=False
+                )
             except (RuntimeError, ValueError, IndexError) as error:
                 reason = f"only runs on all {len(x)} examples ({error})"
     if reason:
