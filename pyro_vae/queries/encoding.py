@@ -83,7 +83,7 @@ def encode(
     if isinstance(data, Split) and data.rows is not None:
         columns["row"] = data.rows.cpu().numpy()
     if path is not None:
-        files.atomic_write(Path(path), lambda file: _save(file, columns))
+        files.atomic_write_npz(Path(path), columns)
     return columns
 
 
@@ -129,9 +129,3 @@ def _compute_columns(runner: Runner) -> dict[str, np.ndarray]:
         if point.std is not None:
             columns[f"{name}.std"] = point.std
     return {name: value.cpu().numpy() for name, value in columns.items()}
-
-
-def _save(file: Path, columns: dict[str, np.ndarray]) -> None:
-    # given a name, numpy would append .npz
-    with file.open("wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, **columns)  # type: ignore[arg-type]

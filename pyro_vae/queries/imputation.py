@@ -17,7 +17,7 @@ from ..programs.arguments import ProgramInputs
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
-from ..programs.inputs import prepare
+from ..programs.inputs import AnyData, prepare, read_data
 from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
@@ -63,6 +63,8 @@ class Imputation:
         num_samples: the number K of proposals.
         acceptance: the acceptance rate of HMC, averaged over chains, ``(N,)``; ``None`` without
             HMC.
+        rows: the row of each example in the file of the data, ``(N,)``; ``None`` if the examples
+            are in its order, or unknown.
     """
 
     x: Tensor
@@ -75,6 +77,7 @@ class Imputation:
     ess: Tensor
     num_samples: int
     acceptance: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def unreliable(self) -> Tensor:
@@ -115,7 +118,7 @@ class MissingScore(NamedTuple):
 
 def impute(
     program: Program | tuple[Any, Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     observed: Tensor | None = None,
     noise: Noise | None = None,
@@ -151,8 +154,9 @@ def impute(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        x: the examples, ``(N, *event)``. NaN is missing; other values of missing pixels are
-            ignored.
+        x: the examples, a tensor ``(N, *event)`` or anything that
+            :func:`~pyro_vae.data.as_split` accepts. NaN is missing; other values of missing pixels
+            are ignored.
         *args: additional arguments of model and guide; tensors of leading size N are per
             example.
         observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; by default
@@ -194,7 +198,8 @@ def impute(
         raise ValueError("expected method 'hmc' with options of HMC; got 'importance'")
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    inputs = prepare(program, x, args, check=False)
+    data = read_data(program, x)
+    inputs = prepare(program, data, args, check=False)
     hmc_options = None if method == "importance" else options or {}
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
         observation = _observe(program, inputs, observed, noise)
@@ -205,12 +210,12 @@ def impute(
             }
             for start, part, weighted in _iterate_blocks(observation, settings)
         ]
-    return Imputation(**_concatenate(parts))
+    return Imputation(**_concatenate(parts), rows=getattr(data, "rows", None))
 
 
 def score_missing(
     program: Program | tuple[Any, Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     observed: Tensor,
     num_samples: int = 1000,
