@@ -63,15 +63,14 @@ def load(
     """Load a data set by name.
 
     ``digits``, ``mnist5k`` and ``patches`` ship with Python packages, and ``cells`` are simulated.
-    ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist``, ``cifar10``, ``svhn`` and ``celeba`` are
-    downloaded by torchvision on first use. ``array``, ``table``, ``images``
-    and ``h5ad`` read your own files, and ``binarized_mnist``, ``frey`` and ``omniglot`` published
-    ones.
+    ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist``, ``omniglot105``, ``cifar10``, ``svhn`` and
+    ``celeba`` are downloaded by torchvision on first use. ``array``, ``table``, ``images`` and
+    ``h5ad`` read your own files, and ``binarized_mnist``, ``frey`` and ``omniglot`` published ones.
 
     Arguments:
         name: ``array``, ``binarized_mnist``, ``celeba``, ``cells``, ``cifar10``, ``digits``,
             ``emnist``, ``fashion_mnist``, ``frey``, ``h5ad``, ``images``, ``kmnist``, ``mnist``,
-            ``mnist5k``, ``omniglot``, ``patches``, ``svhn`` or ``table``.
+            ``mnist5k``, ``omniglot``, ``omniglot105``, ``patches``, ``svhn`` or ``table``.
         binarize: ``dynamic``, ``static``, ``threshold`` or ``none``; no default, because
             log-likelihoods depend on it.
         train: number of training examples to use; default: all. The order depends only on the
