@@ -57,6 +57,7 @@ def load(
     size: int | Sequence[int] | None = None,
     colour: bool | None = None,
     layer: str | None = None,
+    photographs: Sequence[str] | None = None,
     scale: ScaleName = "none",
     seed: int = 0,
 ) -> Dataset:
@@ -104,6 +105,8 @@ def load(
         size: size of pictures in a folder, in pixels: one number, or height and width.
         colour: whether pictures in a folder are read in colour; by default, if any is.
         layer: layer of an ``.h5ad`` file; default: X.
+        photographs: the photographs of ``patches``: some of ``china`` and ``flower``, the default,
+            ``astronaut``, ``chelsea``, ``coffee`` and ``rocket``.
         scale: scaling of real values by the training data: ``standard`` (mean 0 and standard
             deviation 1), ``unit`` (from 0 to 1) or ``none``; by column of examples ``(D,)``, by
             channel of images, or as a whole. Log-densities are those of the scaled values.
@@ -132,12 +135,12 @@ def load(
         size=size,
         colour=colour,
         layer=layer,
+        photographs=photographs,
     )
     raw = _read(name, options, binarize, values, seed)
     if stratify and raw.groups is not None:
-        raise ValueError(
-            "expected data.groups_key or data.stratify; got both: leave one of them out"
-        )
+        got = "both" if groups_key is not None else f"data.stratify for the groups of {name!r}"
+        raise ValueError(f"expected data.groups_key or data.stratify; got {got}: leave one out")
     parts: dict[str, RawData] = {}
     for part, amount in (("test", test), ("valid", valid)):
         own = getattr(raw, part)
