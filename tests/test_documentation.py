@@ -151,12 +151,7 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
 
 
 def test_own_data_page(documented_files, capsys):
-    objects, load, open_run = blocks("docs/own-data")
-    execute(objects, {"pv": pv})
-    assert capsys.readouterr().out.splitlines() == [
-        "tensor([0, 1, 0, 1]) ('a', 'b')",
-        "tensor([ 1, -1,  0])",
-    ]
+    load, open_run = blocks("docs/own-data")
     execute(load, {"pv": pv})
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["pressure: real", "weight: real"] and out[2].startswith("('a', 'b') tensor")

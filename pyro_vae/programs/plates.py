@@ -146,8 +146,7 @@ class _Declarations(NamedTuple):
         def run(whole: str | None = None) -> tuple[dict[str, Site], ...]:
             full = nullcontext() if whole is None else _without_subsampling(whole, len(x))
             with recorder, full:
-                # densities per datum are unknown until the plate is
-                return trace_program(model, guide, (x, *args), kwargs, sum_out=False)
+                return trace_program(model, guide, (x, *args), kwargs)
 
         try:
             traces = run()

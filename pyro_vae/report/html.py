@@ -19,7 +19,6 @@ from ..core.components import Space
 from ..core.evaluation_mode import eval_mode
 from ..core.random import Stream, seeded
 from ..data import Split
-from ..data.scaling import in_data_units
 from ..data.splits import are_class_labels
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.sections import Picture
@@ -143,7 +142,7 @@ def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Pictu
     if getattr(program, "latent_dim", None) != 2:
         return
     if isinstance(program, VAE) and program.prior.space is Space.REAL:
-        yield _manifold_picture(program, split)
+        yield _manifold_picture(program)
     x, *args = program_args(program, split, seed)
     z = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
     if z is None or z.shape[1:] != (2,):
@@ -160,12 +159,12 @@ def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Pictu
 
 
 @torch.no_grad()
-def _manifold_picture(model: VAE, split: Split) -> Picture:
+def _manifold_picture(model: VAE) -> Picture:
     quantiles = (torch.arange(_MANIFOLD_SIZE) + 0.5) / _MANIFOLD_SIZE
     ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
     z = torch.cartesian_prod(ticks, ticks)
     with eval_mode(model):
-        images = in_data_units(model.likelihood(z).mean, split.scale)
+        images = model.likelihood(z).mean
     return pictures.image_rows(
         "manifold",
         "Latent space, decoded grid",

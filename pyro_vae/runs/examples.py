@@ -27,8 +27,6 @@ __all__ = [
     "find_files",
     "load_run_data",
     "make_label_examples",
-    "recorded_columns",
-    "recorded_scale",
     "recorded_shapes",
 ]
 
@@ -69,19 +67,7 @@ def recorded_shapes(experiment: Experiment, entry: Mapping[str, Any]) -> SimpleN
     values = entry.get(_SHAPES, {})
     if not values.keys() >= set(experiment.program.from_data):
         return None
-    plain = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    return SimpleNamespace(columns=recorded_columns(entry), scale=recorded_scale(entry), **plain)
-
-
-def recorded_columns(entry: Mapping[str, Any]) -> tuple[Column, ...] | None:
-    """Return the columns of a table in the entry of the data in ``result.json``."""
-    columns = entry.get("columns")
-    return None if columns is None else tuple(map(Column.from_dict, columns))
-
-
-def recorded_scale(entry: Mapping[str, Any]) -> Scale | None:
-    """Return the scale in the entry of the data in ``result.json``."""
-    return Scale.from_dict(entry["scale"]) if "scale" in entry else None
+    return SimpleNamespace(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def _is_shape(value: Any) -> bool:
@@ -135,7 +121,10 @@ def _load_new(
     event_shape = entry.get(_SHAPES, {}).get("event_shape")
     if settings["name"] == "images" and event_shape:
         known["colour"] = event_shape[0] == 3
-    known |= {"scale": recorded_scale(entry), "columns": recorded_columns(entry)}
+    if "scale" in entry:
+        known["scale"] = Scale.from_dict(entry["scale"])
+    if "columns" in entry:
+        known["columns"] = tuple(Column.from_dict(values) for values in entry["columns"])
     known["classes"] = tuple(entry["classes"]) if "classes" in entry else None
     dataset = load_unsplit(**{"path": file, **{n: settings[n] for n in names}, **known})
     source = file or dataset.name
@@ -155,15 +144,13 @@ def _load_new(
 
 def make_label_examples(program: Autoencoder, entry: Mapping[str, Any]) -> Split | None:
     """Return an example of zeros for each class, or one without a label; ``None`` if unknown."""
-    scale = recorded_scale(entry)
     if label_use(program) is Labels.UNUSED:
-        return Split(torch.zeros(1, *program.event_shape), scale=scale)
+        return Split(torch.zeros(1, *program.event_shape))
     shapes = entry.get(_SHAPES, {})
     classes = shapes.get("num_classes", shapes.get("condition"))
     if not isinstance(classes, int):
         return None
-    placeholders = torch.zeros(classes, *program.event_shape)
-    return Split(placeholders, labels=torch.arange(classes), scale=scale)
+    return Split(torch.zeros(classes, *program.event_shape), labels=torch.arange(classes))
 
 
 def find_files(experiment: Experiment, changes: Mapping[str, Any]) -> list[Path]:
