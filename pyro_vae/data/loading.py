@@ -1,4 +1,4 @@
-"""Loading of data sets by name: reading, division into splits, and choice of their values."""
+"""Loading of data sets by name: reading, checks, and division into splits."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import replace
 from inspect import Parameter
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.random import check_seed
 from ..core.validation import check_choice, positive_int
+from .assembly import assemble, keep_labels, scale_values
 from .columns import Column
-from .containers import Container, gather, iter_blocks
+from .containers import Container, iter_blocks
 from .datasets import Dataset
 from .holdout import find_class, hold_out, number_rows, select
 from .kinds import Kind, kind_of
-from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values, binarize
-from .scaling import SCALE_CHOICES, Scale, ScaleName, fit_scale
+from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values
+from .scaling import Scale, ScaleName
 from .sources import (
     FILE_SOURCES,
     Channels,
@@ -29,7 +29,6 @@ from .sources import (
     root_folder,
 )
 from .sources.labels import align_classes
-from .splits import Split, checksum, contains_nan
 
 __all__ = ["load", "load_unsplit"]
 
@@ -163,26 +162,10 @@ def load(
                 f"got {train}: reduce data.train, or hold out fewer examples"
             )
         train_part = select(train_part, torch.arange(train))
-    loaded = _assemble(name, (train_part, valid_part, test_part), binarize, values, seed)
+    loaded = assemble(name, (train_part, valid_part, test_part), binarize, values, seed)
     if scale != "none":
-        loaded = _scale(loaded, scale)
-    return loaded if labelled is None else _keep_labels(loaded, labelled, seed)
-
-
-def _scale(data: Dataset, scale: Scale | str) -> Dataset:
-    """Return data with a scale, or with one that is computed from the training data."""
-    if isinstance(scale, str):
-        check_choice("scale", scale, SCALE_CHOICES)
-        if data.binarize != "none" or data.values != "unit":
-            raise ValueError(
-                f"expected data.scale to be none for data.binarize {data.binarize} and data.values "
-                f"{data.values}; got {scale}: 0/1 values and levels are not rescaled"
-            )
-        blocks = (x for _, x in data.train.iter_materialized(0, torch.float64))
-        scale = fit_scale(scale, blocks, data.columns)
-    splits = {n: replace(getattr(data, n), scale=scale) for n in ("train", "valid", "test")}
-    first = next(split for split in splits.values() if len(split))
-    return replace(data, **splits, scale=scale, kind=first.find_kind())
+        loaded = scale_values(loaded, scale)
+    return loaded if labelled is None else keep_labels(loaded, labelled, seed)
 
 
 def load_unsplit(
@@ -239,8 +222,8 @@ def load_unsplit(
     if raw.test is not None:
         raw = raw.test  # the part that no model was trained on
     nothing = select(raw, torch.arange(0))
-    loaded = _assemble(name, (nothing, nothing, raw), binarize, values, seed)
-    return loaded if scale is None else _scale(loaded, scale)
+    loaded = assemble(name, (nothing, nothing, raw), binarize, values, seed)
+    return loaded if scale is None else scale_values(loaded, scale)
 
 
 #: The value of an argument that is not given.
@@ -340,76 +323,7 @@ def _set_peak(raw: RawData, peak: float | None) -> RawData:
     )
 
 
-def _assemble(
-    name: str,
-    parts: tuple[RawData, RawData, RawData],
-    binarize: Binarize,
-    values: Values,
-    seed: int,
-) -> Dataset:
-    splits = [_make_split(part, binarize, values, seed, i) for i, part in enumerate(parts)]
-    first = next(split for split in splits if len(split))
-    return Dataset(
-        name,
-        *splits,
-        kind=Kind.BINARY if binarize != "none" else first.find_kind(seed),
-        binarize=binarize,
-        checksum=checksum(split.values for split in splits),
-        values=values if binarize == "none" else "unit",
-        peak=parts[0].peak,
-        classes=parts[0].classes,
-        columns=parts[0].columns,
-    )
-
-
 def _describe(values: Tensor | Container) -> str:
     """Summarise values for messages."""
     part = values if isinstance(values, Tensor) else values.gather(slice(1000))
     return kind_of(values).describe(part)
-
-
-def _make_split(raw: RawData, how: Binarize, values: str, seed: int, part: int) -> Split:
-    stored, peak = raw.values, raw.peak or 1
-    if how in ("static", "threshold"):
-        if contains_nan(stored):
-            raise ValueError(
-                f"expected complete values for data.binarize {how}; got NaN (unobserved): set "
-                f"data.binarize to dynamic or none"
-            )
-        grey = gather(stored, slice(None)).to(torch.float64) / peak
-        binary = binarize(grey, how, seed, part)
-        return Split(binary, labels=raw.labels, rows=raw.rows, classes=raw.classes)
-    keeps_levels = how == "none" and values == "integer"
-    return Split(
-        stored,
-        1.0 if keeps_levels else peak,
-        dynamic=how == "dynamic",
-        labels=raw.labels,
-        noisy=values == "dequantized",
-        rows=raw.rows,
-        classes=raw.classes,
-    )
-
-
-def _keep_labels(data: Dataset, count: int, seed: int) -> Dataset:
-    """Return the data with all but ``count`` training labels set to −1 (unknown)."""
-    classes, labels = data.num_classes, data.train.labels
-    per_class, remainder = divmod(positive_int("data.labelled", count), classes)
-    if remainder:
-        raise ValueError(
-            f"expected data.labelled to be a multiple of the number of classes, {classes}; got "
-            f"{count}"
-        )
-    assert labels is not None  # num_classes has raised otherwise
-    # prefixes of one order, so that a smaller labelled set is a subset of a larger one
-    order = torch.from_numpy(np.random.default_rng([seed, len(labels), 1]).permutation(len(labels)))
-    rows = [order[labels[order] == c] for c in range(classes)]
-    rarest = min(range(classes), key=lambda c: len(rows[c]))
-    if len(rows[rarest]) < per_class:
-        raise ValueError(
-            f"expected data.labelled to be at most {classes * len(rows[rarest])}, because class "
-            f"{rarest} has {len(rows[rarest])} training examples; got {count}"
-        )
-    kept = torch.cat([class_rows[:per_class] for class_rows in rows])
-    known = torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
-    return replace(data, train=replace(data.train, labels=known))
