@@ -151,7 +151,12 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
 
 
 def test_own_data_page(documented_files, capsys):
-    load, open_run = blocks("docs/own-data")
+    objects, load, open_run = blocks("docs/own-data")
+    execute(objects, {"pv": pv})
+    assert capsys.readouterr().out.splitlines() == [
+        "tensor([0, 1, 0, 1]) ('a', 'b')",
+        "tensor([ 1, -1,  0])",
+    ]
     execute(load, {"pv": pv})
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["pressure: real", "weight: real"] and out[2].startswith("('a', 'b') tensor")

@@ -22,7 +22,8 @@ from ..core.validation import did_you_mean
 from ..evaluation import EVALUATIONS
 from ..runs import comparison
 from ..runs.run import Run
-from . import evaluation, process, queries
+from . import evaluation, generation, inference, process
+from .anomaly_scores import anomaly
 from .parsers import Command, call, command_name, command_summary
 
 __all__ = ["main"]
@@ -214,7 +215,10 @@ def list_(*names: str) -> None:
 
 _COMMANDS: dict[str, Command] = {
     command_name(command): command
-    for command in (fit, *evaluation.COMMANDS, compare, report, *queries.COMMANDS, list_)
+    for command in (
+        *(fit, *evaluation.COMMANDS, compare, report),
+        *(*generation.COMMANDS, *inference.COMMANDS, anomaly, list_),
+    )
 }
 
 #: The commands that support several processes.

@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from .. import data
+from .. import data, likelihoods
 from ..core.documents import load_yaml
 from ..core.random import seeded
 from ..core.validation import as_path
 from ..data.sources import register_dataset
 from ..learning import fit, objectives
+from ..likelihoods import Columns
 from ..models import VAE, Autoencoder
 from .classes import class_types, import_class
 from .parser import Layer, Parser, load_value
@@ -153,17 +154,33 @@ class Experiment:
     def build_model(self, data: Any) -> Autoencoder:
         """Return the program with initial weights drawn with the experiment's seed.
 
+        The likelihood ``Columns`` without parts gets those of the columns of a table.
+
         Arguments:
             data: a :class:`~pyro_vae.data.Dataset`, or any object with the attributes listed in
-                the program's ``from_data``.
+                the program's ``from_data``, and ``columns`` and ``scale`` if it is a table.
 
         Raises:
             ValueError: if the components cannot be combined, or if the data lack an attribute
                 required by the program.
         """
-        data_arguments = {name: getattr(data, name) for name in self.program.from_data}
+        arguments = {name: getattr(data, name) for name in self.program.from_data}
+        arguments |= self._instances.model.as_dict()
+        if self._has_columns_of_data:
+            arguments["likelihood"] = Columns.from_table(data)
         with seeded(self.seed):
-            return self.program(**data_arguments, **self._instances.model.as_dict())
+            return self.program(**arguments)
+
+    @property
+    def _has_columns_of_data(self) -> bool:
+        """Whether the likelihood is ``Columns`` with neither parts nor columns."""
+        chosen = self.settings.model.get("likelihood")
+        options = getattr(chosen, "init_args", {})
+        return (
+            getattr(chosen, "class_path", None) == f"{likelihoods.__name__}.{Columns.__name__}"
+            and options.get("parts") is None
+            and options.get("columns") is None
+        )
 
     def to_yaml(self) -> str:
         """Return the settings needed to repeat the experiment, without execution settings."""

@@ -176,9 +176,9 @@ class Parser:
                     self._missing.append(option._replace(name=name))
                 elif option.expand:
                     merged[option.name] = self._merge_class(option, values, name)
-            elif is_class_list(option.hint):
+            elif is_class_list(option.hint) and not _is_null(option, values[-1]):
                 merged[option.name] = self._merge_class_list(option, values, name)
-            elif class_types(option.hint):
+            elif class_types(option.hint) and not is_class_list(option.hint):
                 merged[option.name] = self._merge_class(option, values, name)
             else:
                 merged[option.name] = self._check(option, values[-1], name)
@@ -440,6 +440,11 @@ def load_value(value: Any) -> Any:
         return load_yaml(value) if isinstance(value, str) else value
     except yaml.YAMLError:
         return value
+
+
+def _is_null(option: Option, value: Any) -> bool:
+    """Whether a value is null and the option accepts it."""
+    return type(None) in union_members(option.hint) and load_value(value) is None
 
 
 def _check_limits(value: Any) -> None:

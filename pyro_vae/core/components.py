@@ -86,7 +86,7 @@ class Factory(type):
         ]
         if required and not args:
             own = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-            name = cls.__name__.removeprefix("Pyro")
+            name = cls.__name__
             remedy = f"functools.partial({name}, {own})" if own else f"the class {name} itself"
             raise TypeError(
                 f"expected {name}({', '.join(required)}, …), whose first arguments a program sets; "

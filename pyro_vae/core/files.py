@@ -7,14 +7,17 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from .locks import try_lock
 
 __all__ = [
     "atomic_write",
     "atomic_write_bytes",
+    "atomic_write_npz",
     "atomic_write_text",
     "read_with_checksum",
     "remove_stale_temporary_files",
@@ -98,6 +101,17 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write bytes atomically, see :func:`atomic_write`."""
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def atomic_write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays atomically to an ``.npz`` file, which ``numpy.load`` reads without pickle."""
+
+    def writer(temporary: Path) -> None:
+        # given a name, NumPy would append .npz
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+    atomic_write(path, writer)
 
 
 def sha256(content: bytes | memoryview) -> str:

@@ -107,6 +107,8 @@ class Stream(IntEnum):
     AUDIT_BLOCKS = 4_000_000_044
     #: The run that finds the shapes of a model of another library, and its optimal noise.
     GIVEN_MODEL = 4_000_000_050
+    #: The run before training that finds the sites that are summed out.
+    ENUMERATED_SITES = 4_000_000_060
 
 
 def check_seed(seed: int) -> int:

@@ -1,6 +1,6 @@
 """Data sets as tensors: loading, splitting, binarisation and dequantisation."""
 
-from .columns import Column
+from .columns import Column, decode_columns
 from .datasets import Dataset
 from .kinds import Kind, kind_of
 from .loading import load
@@ -15,6 +15,7 @@ __all__ = [
     "Split",
     "Values",
     "as_split",
+    "decode_columns",
     "kind_of",
     "load",
 ]

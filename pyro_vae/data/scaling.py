@@ -13,7 +13,7 @@ from .columns import Column
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SCALE_CHOICES", "Scale", "ScaleName", "fit_scale"]
+__all__ = ["SCALE_CHOICES", "Scale", "ScaleName", "fit_scale", "in_data_units"]
 
 #: ``standard``: mean 0 and standard deviation 1; ``unit``: from 0 to 1; ``none``: unchanged.
 ScaleName = Literal["standard", "unit", "none"]
@@ -50,6 +50,11 @@ class Scale:
         """Return the scale with the values of :meth:`to_dict`."""
         shift, factor = (torch.tensor(values[n], dtype=torch.float64) for n in ("shift", "factor"))
         return cls(values["name"], shift, factor)
+
+
+def in_data_units(x: Tensor, scale: Scale | None) -> Tensor:
+    """Return values that a likelihood sees in the units of the data, with or without a scale."""
+    return x if scale is None else scale.undo(x)
 
 
 def fit_scale(

@@ -83,7 +83,8 @@ def _check_program(program: Any, args: tuple[Tensor, ...]) -> None:
 
 def _run_sites(program: Program, args: tuple[Tensor, ...]) -> dict[tuple[int, str], Site]:
     """Return the sites of guide and model, each scored once, because scoring may update buffers."""
-    traces = map(sample_sites, trace_program(program.model, program.guide, args, {}))
+    run = trace_program(program.model, program.guide, args, {}, sum_out=False)
+    traces = map(sample_sites, run)
     sites = {(i, name): site for i, trace in enumerate(traces) for name, site in trace.items()}
     for site in sites.values():
         site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,16 @@ class Columns(Likelihood):
     here, and the parts have no separate decoders.
 
     Arguments:
-        parts: the likelihood of each group, ``likelihood(latent_dim, event_shape, network)``.
+        parts: the likelihood of each group, ``likelihood(latent_dim, event_shape, network)``. In
+            YAML and on the command line, parts and columns follow from the types of the columns
+            of a table by default, see :meth:`from_table`.
         columns: the columns of each group, lists of integers from 0 to D − 1 in the order of the
             parts. Every column belongs to one group.
 
     Raises:
-        ValueError: if an example is not a vector, if the columns are not those of the data, each
-            once, if ``parts`` has another length, or if a part scores whole examples only.
+        ValueError: if parts or columns are missing, if an example is not a vector, if the columns
+            are not those of the data, each once, if ``parts`` has another length, or if a part
+            scores whole examples only.
 
     References:
         Handling Incomplete Heterogeneous Data using VAEs (Nazábal et al., 2018), section 3.
@@ -53,10 +56,15 @@ class Columns(Likelihood):
         latent_dim: int,
         event_shape: Shape,
         network: NetworkFactory,
-        parts: list[Callable[[int, Shape, NetworkFactory], Likelihood]],
-        columns: list[list[int]],
+        parts: list[Callable[[int, Shape, NetworkFactory], Likelihood]] | None = None,
+        columns: list[list[int]] | None = None,
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
+        if parts is None or columns is None:
+            raise ValueError(
+                "expected parts and columns of Columns; got none: pass both, or Columns.from_table"
+                "(data) for a table"
+            )
         groups = [[int(index) for index in group] for group in columns]
         _check_columns(self.event_shape, len(parts), groups)
         slices: list[_Slice] = []
@@ -101,7 +109,7 @@ class Columns(Likelihood):
 
         Real columns are ``Gaussian`` with one scale per column, counts ``NegativeBinomial``,
         binary ones ``Bernoulli``, and categorical ones ``Categorical``, grouped by their number of
-        categories.
+        categories. Counts that were scaled are real.
 
         Arguments:
             dataset: a :class:`~pyro_vae.data.Dataset` loaded from a table.
@@ -112,23 +120,32 @@ class Columns(Likelihood):
         columns = getattr(dataset, "columns", None)
         if not columns:
             raise ValueError(
-                "expected a data set loaded from a table, with the types of its columns; got one "
-                "without: pass parts and columns"
+                "expected a data set loaded from a table, with the types of its columns, for the "
+                "likelihood Columns; got one without: set data.name to table, or pass parts and "
+                "columns"
             )
+        is_scaled = getattr(dataset, "scale", None) is not None
         groups: dict[tuple[str, int], list[int]] = {}
         for index, column in enumerate(columns):
-            levels = 0
-            if column.type == "categorical":
-                splits = (dataset.train, dataset.valid, dataset.test)
-                observed = [split.draw()[:, index] for split in splits if len(split)]
-                largest = max(int(x.nan_to_num(0.0).max()) for x in observed)
-                levels = max(largest, len(column.categories or ()) - 1, 1)
-            groups.setdefault((column.type, levels), []).append(index)
+            kind, levels = column.type, 0
+            if kind == "categorical":
+                levels = _highest_level(column.categories, index, dataset)
+            elif kind == "count" and is_scaled:
+                kind = "real"
+            groups.setdefault((kind, levels), []).append(index)
         parts: list[Any] = [
             partial(Categorical, levels=levels) if levels else _PART_BY_TYPE[kind]
             for kind, levels in groups
         ]
         return partial(cls, parts=parts, columns=[*groups.values()])
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return the part of each column, for messages."""
+        groups = [
+            f"{type(part).__name__}: {', '.join(names[i] for i in index.tolist())}"
+            for part, index in zip(self._parts, self._columns, strict=True)
+        ]
+        return "; ".join(groups)
 
     @property
     def has_code_length(self) -> bool:
@@ -222,6 +239,15 @@ def _check_columns(event_shape: Shape, num_parts: int, groups: list[list[int]]) 
         raise ValueError(
             f"expected every column from 0 to {event_shape[0] - 1} in one group; got {groups}"
         )
+
+
+def _highest_level(categories: Sequence[str] | None, index: int, dataset: Any) -> int:
+    """Return the number of the last category of a column, at least 1."""
+    if categories is not None:
+        return max(len(categories) - 1, 1)
+    splits = (dataset.train, dataset.valid, dataset.test)
+    observed = [split.draw()[:, index] for split in splits if len(split)]
+    return max(1, *(int(x.nan_to_num(0.0).max()) for x in observed))
 
 
 _PART_BY_TYPE: dict[str, Any] = {

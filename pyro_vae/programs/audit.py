@@ -19,9 +19,18 @@ from torch.utils._pytree import tree_leaves
 from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, audited_rows, has_batch
-from .base import PLATE, Site, attach_noise, is_latent, sample_sites, trace_program
+from .base import (
+    PLATE,
+    Site,
+    attach_noise,
+    enumerated_sites,
+    is_latent,
+    sample_sites,
+    trace_program,
+)
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
+from .enumeration import mark_enumerated
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 from .plates import is_data_plate
 
@@ -62,6 +71,7 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     change. In normal form, all arguments of leading size N are per datum:
 
     - a tensor of leading size N that the program shares between examples is bound to it;
+    - the sites of the model to sum out, see :mod:`~.enumeration`, are marked;
     - a program that reads its tensors by the index of the plate, as in ``loc[i]`` inside ``with
       pyro.plate("data", len(x)) as i``, gets the indices of the examples as a further argument,
       so that it reads the same rows on a subset.
@@ -81,12 +91,16 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     check_parameter_store(inputs.model, inputs.guide)
     with _auditing(inputs):
         normal = _find_normal_form(inputs)
-    for name, reason in unnormalized_sites(normal).items():
+    with _auditing(normal):
+        run = _run_examined(normal)
+    for name, reason in find_unnormalized(run.sites[1]).items():
         warnings.warn(
             f"log p(x) is undefined, so that nothing bounds or estimates it: {reason} at site "
             f"{name!r}",
             stacklevel=3,
         )
+    if run.enumerated:
+        normal = normal._replace(model=mark_enumerated(normal.model, run.enumerated))
     return normal
 
 
@@ -135,7 +149,8 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
                 f'got a program that reads the index of the plate "{PLATE}", e.g. parameters per '
                 f"example: train it on all examples at once with pyro.infer.SVI"
             )
-        traces = trace_program(model, guide, (x, *args), kwargs)
+        # a site to sum out may be shared by all examples
+        traces = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
         guide_sites, model_sites = map(sample_sites, traces)
         check_latents(guide, (x, *args), kwargs, guide_sites, model_sites)
         if len(x) < num_data or num_data < 2:
@@ -143,7 +158,7 @@ def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
         part = inputs.select(slice(0, num_data - 1))
         try:
             with eval_mode(model, guide):
-                trace_program(model, guide, (part.x, *part.args), part.kwargs)
+                trace_program(model, guide, (part.x, *part.args), part.kwargs, sum_out=False)
         except _FAILURES as error:
             raise ValueError(
                 f"expected a program that runs on some of the examples, to train on shuffled "
@@ -162,7 +177,7 @@ def reads_plate_index(inputs: ProgramInputs) -> bool:
     try:
         part = inputs.select(index)
         with mode, _PlateIndex(index):
-            trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs)
+            trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs, sum_out=False)
     except _FAILURES:
         pass  # the audit reports the error
     return mode.found
@@ -179,6 +194,7 @@ class SingleRun:
     Attributes:
         draws: the draws of the guide, with the noise of flows.
         sites: the latent sites of the guide and the sample sites of the model.
+        enumerated: the sites of the model that are summed out.
         nesting: plate nesting depth of the program.
         log_weights: the weights, ``(N,)``.
 
@@ -190,7 +206,8 @@ class SingleRun:
     def __init__(self, inputs: ProgramInputs) -> None:
         self.inputs = inputs
         args = (inputs.x, *inputs.args)
-        traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs)
+        traces = trace_program(inputs.model, inputs.guide, args, inputs.kwargs, check=True)
+        self.enumerated = enumerated_sites(traces[1])
         self.draws: Mapping[str, Site] = attach_noise(traces[0])
         model = sample_sites(traces[1])
         # observed sites of a guide are auxiliary losses

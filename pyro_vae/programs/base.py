@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
+from .enumeration import SUMMED_OUT, EnumeratedRun, Marginal, find_enumerated, is_marked
 
 __all__ = [
+    "PARTICLES",
     "PLATE",
     "Pair",
     "Program",
@@ -26,8 +28,10 @@ __all__ = [
     "data_dim",
     "data_plate",
     "empty_program",
+    "enumerated_sites",
     "is_latent",
     "label_use",
+    "marginal",
     "sample_sites",
     "site_log_prob",
     "trace_program",
@@ -37,8 +41,8 @@ __all__ = [
 #: Pyro's record of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
 Site = Mapping[str, Any]
 
-#: Name of the plate that contains all per-datum sites.
-PLATE = "data"
+#: Name of the plate that contains all per-datum sites, and of the one over particles.
+PLATE, PARTICLES = "data", "_particles"
 
 
 @runtime_checkable
@@ -96,11 +100,24 @@ def trace_program(
     args: tuple,
     kwargs: Mapping[str, Any],
     draws: Mapping[str, Site] | None = None,
+    *,
+    sum_out: bool = True,
+    check: bool = False,
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """Run the guide, replay the model on its draws, and return the sites of both by name.
 
     The guide reuses the values in ``draws``, sites of an earlier run, instead of drawing. If a site
     has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
+
+    Sites of the model that the guide lacks and that are marked for enumeration are summed out: they
+    have the type ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
+
+    Arguments:
+        sum_out: whether to sum out these sites; if not, they are ordinary sites.
+        check: whether to check that the densities of their draws are those of an ordinary run.
+
+    Raises:
+        ValueError: as for :class:`~.enumeration.EnumeratedRun`.
     """
     if draws is not None:
         trace = poutine.Trace()
@@ -111,9 +128,12 @@ def trace_program(
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        model_nodes = cast("dict[str, Site]", model_trace.nodes)
+        if sum_out and (names := find_enumerated(model_nodes, guide_trace.nodes)):
+            model_nodes = _sum_out(names, model_nodes, model, args, kwargs, check)
     guide_sites, model_sites = (
-        {name: site for name, site in trace.nodes.items() if not site_is_subsample(site)}
-        for trace in (guide_trace, model_trace)
+        {name: site for name, site in nodes.items() if not site_is_subsample(cast("Any", site))}
+        for nodes in (guide_trace.nodes, model_nodes)
     )
     return cast("dict[str, Site]", guide_sites), cast("dict[str, Site]", model_sites)
 
@@ -121,12 +141,49 @@ def trace_program(
 def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
     """Run a program once and return its sample sites by name.
 
+    Sites that :func:`~.enumeration.mark_enumerated` marks are summed out and not returned.
+
     Raises:
         ValueError: if the program has an improper prior, which has no samples.
     """
     with _program_errors():
         trace = poutine.trace(program).get_trace(*args, **kwargs)
-    return sample_sites(cast("Mapping[str, Site]", trace.nodes))
+        nodes = cast("dict[str, Site]", trace.nodes)
+        names = [n for n, s in nodes.items() if is_marked(s) and SUMMED_OUT in s["infer"]]
+        if names:
+            nodes = _sum_out(names, nodes, program, args, kwargs)
+    return sample_sites(nodes)
+
+
+def _sum_out(
+    names: list[str],
+    nodes: dict[str, Site],
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    check: bool = False,
+) -> dict[str, Site]:
+    """Return the sites of a run, some of them summed out."""
+    run = EnumeratedRun(model, args, kwargs, nodes, names, (PLATE, PARTICLES), site_log_prob)
+    if check:
+        run.check_draws()
+    result = {**nodes} | {name: {**nodes[name], "type": "enumerated"} for name in names}
+    for name, value in run.marginals().items():
+        result[name] = {**nodes[name], "marginal": value}
+    return result
+
+
+def enumerated_sites(model: Mapping[str, Site]) -> list[str]:
+    """Return the sites that are summed out, of those from :func:`trace_program`."""
+    return [name for name, site in model.items() if site["type"] == "enumerated"]
+
+
+def marginal(site: Site) -> Marginal | None:
+    """Return the marginal density of a site, if others that it depends on are summed out.
+
+    Its distribution ``fn`` is that for one draw of these.
+    """
+    return site.get("marginal")
 
 
 @contextmanager
@@ -231,9 +288,13 @@ def data_dim(site: Site) -> int:
 def site_log_prob(site: Site) -> Tensor:
     """Return log p of one site with its batch shape: 0 where masked, and not scaled.
 
+    If it depends on sites that are summed out, it is that of its :func:`marginal`.
+
     Raises:
         ValueError: if the value is outside the support; with the remedy if it has NaN.
     """
+    if (summed := marginal(site)) is not None:
+        return summed.log_prob
     try:
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution, biject_to
+from torch.distributions.constraints import Constraint
 
 from .base import (
     PLATE,
@@ -17,6 +18,7 @@ from .base import (
     data_dim,
     empty_program,
     is_latent,
+    marginal,
     sample_sites,
     site_log_prob,
     trace_program,
@@ -127,12 +129,12 @@ def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
         fn, mask = site["fn"], _effective_mask(site)
         if isinstance(_unwrap(fn), dist.ImproperUniform):
             found[name] = "an improper prior"
-        if isinstance(fn, dist.Unit):  # pyro.factor has no values
-            continue
         # the support of an event says nothing about single dimensions that are masked
         if is_latent(site) or (mask is not None and mask.ndim > len(fn.batch_shape)):
             continue
         try:
+            if marginal(site) is not None and _has_own_bounds(fn.support):
+                continue  # they are those of one value of the sites that are summed out
             inside = fn.support.check(site["value"])
         except NotImplementedError:  # a distribution without a support
             continue
@@ -143,6 +145,14 @@ def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
         if (counted & ~inside).any():
             found[name] = f"data outside the support of {type(_unwrap(fn)).__name__}"
     return found
+
+
+def _has_own_bounds(support: Any) -> bool:
+    """Whether the bounds of a support differ between examples."""
+    return any(
+        _has_own_bounds(part) if isinstance(part, Constraint) else bool(getattr(part, "ndim", 0))
+        for part in vars(support).values()
+    )
 
 
 def _check_plate(program: str, name: str, site: Site, size: int) -> None:
@@ -175,10 +185,12 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
         (proposed - latent, "guide", "model"),
     ):
         if names:
+            remedy = f"sample the site in the {lacks} too"
+            if has == "model" and all(model[n]["fn"].has_enumerate_support for n in names):
+                remedy += ', or sum it out by infer={"enumerate": "parallel"} in the model'
             raise ValueError(
                 f"expected the same latent sites in model and guide; got "
-                f"{', '.join(map(repr, sorted(names)))} in the {has} only: sample the site in the "
-                f"{lacks} too"
+                f"{', '.join(map(repr, sorted(names)))} in the {has} only: {remedy}"
             )
     if latent == set(model):
         raise ValueError(

@@ -22,7 +22,7 @@ from ..core.evaluation_mode import eval_mode, owning_modules
 from .arguments import ProgramInputs
 from .audit import SingleRun, audit_inputs, weights_match
 from .autoguides import sample_directly
-from .base import Site
+from .base import Site, marginal
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
@@ -271,6 +271,8 @@ def check_num_samples(num_samples: int) -> int:
 
 def _site_width(site: Site, size: int) -> int:
     """Elements per example of the largest tensor of a site: its value or a parameter."""
+    summed = marginal(site)
+    copies = 1 if summed is None else summed.num_values
     tensors, distributions = [site["value"]], [site["fn"]]
     while distributions:
         for part in vars(distributions.pop()).values():
@@ -278,4 +280,4 @@ def _site_width(site: Site, size: int) -> int:
                 tensors.append(part)
             elif isinstance(part, torch.distributions.Distribution):
                 distributions.append(part)
-    return max(tensor.numel() for tensor in tensors) // size
+    return copies * max(tensor.numel() for tensor in tensors) // size

@@ -8,7 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from .base import Site, site_log_prob
+from .base import Site, marginal, site_log_prob
 
 __all__ = ["analytic_kl", "site_kl", "split_independent", "unwrap_independent"]
 
@@ -43,6 +43,8 @@ def site_kl(q: Site | Any, p: Site | Any, analytic: bool) -> Tensor:
 
 def analytic_kl(q: Site | Any, p: Site | Any) -> Tensor | None:
     """Return KL(q ‖ p) of one site in closed form, with its batch shape; ``None`` if unknown."""
+    if marginal(p) is not None:
+        return None  # the distribution is that given a draw of the sites that are summed out
     try:
         return scale_and_mask(kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
     except NotImplementedError:

@@ -16,17 +16,21 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..compiler.trace import is_tracing
 from .arguments import map_batched
 from .base import (
+    PARTICLES,
     PLATE,
     Site,
     data_dim,
     is_latent,
+    marginal,
     sample_sites,
     site_log_prob,
     trace_program,
     trace_sites,
 )
+from .enumeration import GIVEN, SUMMED_OUT, is_marked
 
 __all__ = [
     "Layout",
@@ -46,8 +50,6 @@ __all__ = [
     "total_log_prob",
     "weigh",
 ]
-
-_PARTICLES = "_particles"
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class ParticleBatch:
         """Multiply the log-densities of the sites that have a ``poutine.scale`` by it."""
         scaled = {}
         for name, site in sites.items():
-            scale = scale_in_data(site)
+            scale = _marginal_scale(site) if marginal(site) else scale_in_data(site)
             if isinstance(scale, Tensor):
                 scaled[name] = self._sum_plates(site, site_log_prob(site) * scale)
             else:
@@ -186,7 +188,7 @@ class ParticleBatch:
     def _plate(self) -> AbstractContextManager[Any]:
         if self.dim is None:
             return nullcontext()
-        return pyro.plate(_PARTICLES, self.shape[0], dim=self.dim)
+        return pyro.plate(PARTICLES, self.shape[0], dim=self.dim)
 
     def _tile(self, value: Tensor, dim: int = 0) -> Tensor:
         return torch.cat([value] * self.shape[0], dim)
@@ -207,6 +209,10 @@ class ParticleBatch:
 @dataclass(frozen=True)
 class Particles:
     """Weighted run with K particles for each of N examples.
+
+    Sites of the model that are summed out (see :mod:`~.enumeration`) have no entry. The sites that
+    depend on them have the log-density given the preceding ones; the observed sites among these
+    have the joint one at the first of them, and 0 at the others.
 
     Attributes:
         log_p: log-density of each sample site of the model, ``(K, N)``, in nats.
@@ -424,7 +430,7 @@ def scoring_errors(remedy: str = "use another posterior") -> Iterator[None]:
 
 
 class _ObserveLatents(Messenger):
-    """Observe given values at all latent sites."""
+    """Observe given values at all latent sites, except at those that are summed out."""
 
     def __init__(self, latents: Mapping[str, Tensor], batch: ParticleBatch) -> None:
         super().__init__()
@@ -432,6 +438,9 @@ class _ObserveLatents(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["infer"].get("_deterministic") or site_is_subsample(msg):
+            return
+        if msg["name"] not in self.latents and is_marked(msg):
+            msg["infer"][SUMMED_OUT] = True
             return
         if msg["name"] not in self.latents and msg["infer"].get("is_auxiliary"):
             raise UnscorableError(
@@ -446,6 +455,7 @@ class _ObserveLatents(Messenger):
             )
         value = self.batch.site_value(msg, self.latents[msg["name"]])
         msg["value"], msg["is_observed"] = value, True
+        msg["infer"][GIVEN] = True
 
 
 def scale_in_data(site: Site) -> float | Tensor:
@@ -458,6 +468,33 @@ def scale_in_data(site: Site) -> float | Tensor:
     if frame is None or frame.full_size in (None, frame.size):
         return site["scale"]
     return site["scale"] * frame.size / frame.full_size
+
+
+def _marginal_scale(site: Site) -> float | Tensor:
+    """Return the scale of a site that depends on sites that are summed out, shared with them.
+
+    Raises:
+        ValueError: in training, if their scales differ: the logarithm of the sum is not a sum of
+            terms that can be scaled.
+    """
+    summed = marginal(site)
+    assert summed is not None
+    scale, *others = (scale_in_data(part) for part in summed.scales)
+    if not torch.is_grad_enabled():  # scales are ignored
+        return scale_in_data(site)
+    # during tracing the values are unknown; the eager run has checked them
+    is_known = not any(isinstance(s, Tensor) for s in (scale, *others)) or not is_tracing()
+    if is_known and not all(
+        torch.equal(*torch.broadcast_tensors(torch.as_tensor(scale), torch.as_tensor(other)))
+        for other in others
+    ):
+        raise ValueError(
+            f"expected one scale (poutine.scale, or a subsampled plate) at an enumerated site and "
+            f"at all sites that depend on it; got different ones at {site['name']!r} or the sites "
+            f"with which it shares enumerated sites: scale them alike, or sample the enumerated "
+            f"sites in the guide too"
+        )
+    return scale
 
 
 def data_frame(site: Site) -> CondIndepStackFrame | None:

@@ -146,7 +146,8 @@ class _Declarations(NamedTuple):
         def run(whole: str | None = None) -> tuple[dict[str, Site], ...]:
             full = nullcontext() if whole is None else _without_subsampling(whole, len(x))
             with recorder, full:
-                return trace_program(model, guide, (x, *args), kwargs)
+                # densities per datum are unknown until the plate is
+                return trace_program(model, guide, (x, *args), kwargs, sum_out=False)
 
         try:
             traces = run()

@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from ..data import Split
 from ..evaluation import evaluate
 from ..programs.base import Program
+from ..programs.inputs import AnyData, normalize_order, read_data
 
-__all__ = ["AUROC", "anomaly_scores", "auroc"]
+__all__ = ["AUROC", "anomaly_scores", "auroc", "score_examples"]
 
 
 class AUROC(NamedTuple):
@@ -31,7 +31,7 @@ class AUROC(NamedTuple):
 
 def anomaly_scores(
     program: Program | tuple[Any, Any],
-    data: Split | Tensor,
+    data: AnyData,
     *args: Any,
     score: Literal["elbo", "log_evidence"] = "elbo",
     num_samples: int = 100,
@@ -41,15 +41,11 @@ def anomaly_scores(
     """Return a log likelihood of each example: the **lower**, the more anomalous.
 
     Higher is better, as everywhere in this package. Negate the scores for tools that expect
-    higher scores for anomalies.
+    higher scores for anomalies. :func:`score_examples` also returns the rows of the examples.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
-        data: a tensor ``(N, …)`` or a split.
-        *args: additional arguments of model and guide, as are ``**kwargs``.
+        program, data, *args, num_samples, seed, **kwargs: as for :func:`score_examples`.
         score: ``"elbo"``, the mean log weight, or ``"log_evidence"``, log p̂(x).
-        num_samples: the number K of samples for each example.
-        seed: seed of the samples and of the binarisation.
 
     Returns:
         The scores, ``(N,)``, nats.
@@ -63,8 +59,44 @@ def anomaly_scores(
     """
     if score not in ("elbo", "log_evidence"):
         raise ValueError(f"expected score to be 'elbo' or 'log_evidence'; got {score!r}")
+    options: Any = {"num_samples": num_samples, "seed": seed, **kwargs}
+    return score_examples(program, data, *args, **options)[score]
+
+
+def score_examples(
+    program: Program | tuple[Any, Any],
+    data: AnyData,
+    *args: Any,
+    num_samples: int = 100,
+    seed: int = 0,
+    **kwargs: Any,
+) -> dict[str, np.ndarray]:
+    """Return log likelihoods of each example, with its row in the file of the data.
+
+    Arguments:
+        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        data: the data, a tensor ``(N, …)`` or anything that :func:`~pyro_vae.data.as_split`
+            accepts.
+        *args: additional arguments of model and guide, as are ``**kwargs``.
+        num_samples: the number K of samples for each example.
+        seed: seed of the samples and of the binarisation.
+
+    Returns:
+        Arrays ``(N, …)``: ``elbo`` and ``log_evidence``, nats; ``khat``, the reliability of the
+        latter; ``labels``, if any; and ``row``, unless the examples are in the order of the file.
+
+    Raises:
+        ValueError: as for :func:`~pyro_vae.evaluate`.
+    """
+    program, data, args = normalize_order(program, data, args)
+    data = read_data(program, data)
     bounds = evaluate(program, data, *args, num_samples=num_samples, seed=seed, **kwargs)
-    return bounds.per_datum[score]
+    columns = {name: bounds.per_datum[name] for name in ("elbo", "log_evidence", "khat")}
+    if isinstance(data, Split) and data.labels is not None:
+        columns["labels"] = data.labels.cpu().numpy()
+    if bounds.rows is not None:
+        columns["row"] = bounds.rows
+    return columns
 
 
 def auroc(normal: ArrayLike, anomalous: ArrayLike) -> AUROC:

@@ -17,8 +17,8 @@ from ..programs.arguments import ProgramInputs
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
-from ..programs.inputs import prepare
-from ..programs.sites import SiteNames, data_first, find_data_sites
+from ..programs.inputs import AnyData, prepare, read_data
+from ..programs.sites import find_data_site
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
 from .proposals import (
@@ -63,6 +63,8 @@ class Imputation:
         num_samples: the number K of proposals.
         acceptance: the acceptance rate of HMC, averaged over chains, ``(N,)``; ``None`` without
             HMC.
+        rows: the row of each example in the file of the data, ``(N,)``; ``None`` if the examples
+            are in its order, or unknown.
     """
 
     x: Tensor
@@ -75,6 +77,7 @@ class Imputation:
     ess: Tensor
     num_samples: int
     acceptance: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def unreliable(self) -> Tensor:
@@ -115,11 +118,10 @@ class MissingScore(NamedTuple):
 
 def impute(
     program: Program | tuple[Any, Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     observed: Tensor | None = None,
     noise: Noise | None = None,
-    site: SiteNames | None = None,
     draws: int = 16,
     num_samples: int = 1000,
     fills: int = 10,
@@ -152,15 +154,14 @@ def impute(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        x: the examples, ``(N, *event)``. NaN is missing; other values of missing pixels are
-            ignored.
+        x: the examples, a tensor ``(N, *event)`` or anything that
+            :func:`~pyro_vae.data.as_split` accepts. NaN is missing; other values of missing pixels
+            are ignored.
         *args: additional arguments of model and guide; tensors of leading size N are per
             example.
         observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; by default
             all pixels that are not NaN.
         noise: the noise on the observed pixels; samples of x are then of the clean data.
-        site: the observed site whose values are x, or those whose values are parts of x, of which
-            some are missing; by default as for :func:`~pyro_vae.queries.reconstruct`.
         draws: the number S of returned samples.
         num_samples: the number K of proposals for each example.
         fills: the number M of completions of each example.
@@ -178,8 +179,7 @@ def impute(
 
     Raises:
         ValueError: if shapes do not match, a number is out of range, the examples cannot be
-            scored, a missing value is no part of a data site, the likelihood's pixels are not
-            independent, the noise does not match the
+            scored, the likelihood's pixels are not independent, the noise does not match the
             likelihood, or HMC is requested for latents that are not real-valued.
 
     References:
@@ -198,10 +198,11 @@ def impute(
         raise ValueError("expected method 'hmc' with options of HMC; got 'importance'")
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    inputs = prepare(program, x, args, check=False)
+    data = read_data(program, x)
+    inputs = prepare(program, data, args, check=False)
     hmc_options = None if method == "importance" else options or {}
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
-        observation = _observe(program, inputs, observed, noise, site)
+        observation = _observe(program, inputs, observed, noise)
         parts = [
             {
                 **_estimate(weighted, start),
@@ -209,15 +210,14 @@ def impute(
             }
             for start, part, weighted in _iterate_blocks(observation, settings)
         ]
-    return Imputation(**_concatenate(parts))
+    return Imputation(**_concatenate(parts), rows=getattr(data, "rows", None))
 
 
 def score_missing(
     program: Program | tuple[Any, Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     observed: Tensor,
-    site: SiteNames | None = None,
     num_samples: int = 1000,
     fills: int = 10,
     rounds: int = 5,
@@ -232,7 +232,7 @@ def score_missing(
     then covers the latents that the first one found; otherwise the score would be too high.
 
     Arguments:
-        program, *args, site, num_samples, fills, rounds, refit_steps, defence, seed: as in
+        program, *args, num_samples, fills, rounds, refit_steps, defence, seed: as in
             :func:`impute`.
         x: complete examples, ``(N, *event)``.
         observed: boolean mask of the pixels to condition on, ``(N, *event)`` or ``event``.
@@ -251,7 +251,7 @@ def score_missing(
             "the mask of the missing pixels as observed, and examples without NaN"
         )
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SCORE_MISSING):
-        partial = _observe(program, inputs, observed, None, site)
+        partial = _observe(program, inputs, observed, None)
         runner = partial.runner.with_data(inputs.x)
         complete = PartialObservation(runner, inputs.x, torch.ones_like(partial.observed))
         joint, marginal = (
@@ -302,11 +302,7 @@ class _ImputationSettings:
 
 
 def _observe(
-    program: Any,
-    inputs: ProgramInputs,
-    observed: Tensor | None,
-    noise: Noise | None,
-    site: SiteNames | None,
+    program: Any, inputs: ProgramInputs, observed: Tensor | None, noise: Noise | None
 ) -> PartialObservation:
     """Return the observation, with model samples in place of missing pixels."""
     model, _, x, args, _ = inputs
@@ -318,24 +314,9 @@ def _observe(
             f"got {observed.dtype} of shape {tuple(observed.shape)}"
         )
     observed = observed.to(x.device).expand(x.shape) & ~x.isnan()
-    data, sites = find_data_sites(model, (x, *args), site=site)
-    if data.argument != 0:
-        reason = data.no_argument_reason or "parts of another argument"
-        raise ValueError(
-            f"expected sites that observe different parts of x, to impute the missing ones; got "
-            f"{reason}"
-        )
-    values = {name: data_first(sites[name], sites[name]["value"]) for name in data.sites}
-    sample = data.assemble({name: v.reshape(len(x), -1) for name, v in values.items()}, x)
-    no_site = ~observed & ~data.is_observed(x)
-    if no_site.any():
-        raise ValueError(
-            f"expected missing values that a data site ({', '.join(map(repr, data.sites))}) "
-            f"observes, to sample them from it; got {int(no_site.sum())} that none of these does: "
-            f"mark them as observed, and replace NaN"
-        )
+    _, sample = find_data_site(model, x, *args)
     completed = torch.where(observed, x, sample.to(x.dtype))
-    runner = Runner.create(prepare(program, completed, args), site)
+    runner = Runner.create(prepare(program, completed, args))
     return PartialObservation(runner, completed, observed, noise)
 
 

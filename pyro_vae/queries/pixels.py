@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 from ..core.components import Shape
-from ..core.validation import did_you_mean
+from ..core.validation import check_choice, did_you_mean
+from ..data.columns import Column
 from ..data.kinds import Kind, kind_of
 from ..data.splits import contains_nan
 
-__all__ = ["AdditiveNormal", "Flip", "Noise", "mask", "score_pixelwise"]
+__all__ = ["AdditiveNormal", "Flip", "Noise", "mask", "mask_columns", "score_pixelwise"]
 
 _MASKS = ("none", "lower-half", "upper-half", "left-half", "right-half", "random", "every")
 
@@ -80,6 +82,31 @@ def mask(missing: str, event_shape: Shape, seed: int = 0) -> Tensor:
         }[name.removesuffix("-half")]
         observed[(..., *half)] = False
     return observed
+
+
+def mask_columns(names: str | Sequence[str], columns: Sequence[Column]) -> Tensor:
+    """Return a mask of the observed columns of a table, to infer the others by ``impute``.
+
+    Arguments:
+        names: the names of the columns to infer; a string may name several, separated by commas.
+        columns: the columns, as in ``data.columns`` of a table or ``run.columns``.
+
+    Returns:
+        A boolean tensor ``(D,)``, true for observed columns.
+
+    Raises:
+        ValueError: if a name is not that of a column.
+
+    Example::
+
+        observed = pv.queries.mask_columns("age,sex", run.columns)
+    """
+    known = [column.name for column in columns]
+    if isinstance(names, str):
+        names = [names] if names in known else [name.strip() for name in names.split(",")]
+    for name in names:
+        check_choice("the name of a column", str(name), known)
+    return torch.tensor([name not in names for name in known])
 
 
 def score_pixelwise(train: Tensor, x: Tensor, observed: Tensor) -> Tensor:

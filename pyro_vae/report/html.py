@@ -19,6 +19,7 @@ from ..core.components import Space
 from ..core.evaluation_mode import eval_mode
 from ..core.random import Stream, seeded
 from ..data import Split
+from ..data.scaling import in_data_units
 from ..data.splits import are_class_labels
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.sections import Picture
@@ -142,7 +143,7 @@ def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Pictu
     if getattr(program, "latent_dim", None) != 2:
         return
     if isinstance(program, VAE) and program.prior.space is Space.REAL:
-        yield _manifold_picture(program)
+        yield _manifold_picture(program, split)
     x, *args = program_args(program, split, seed)
     z = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
     if z is None or z.shape[1:] != (2,):
@@ -159,12 +160,12 @@ def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Pictu
 
 
 @torch.no_grad()
-def _manifold_picture(model: VAE) -> Picture:
+def _manifold_picture(model: VAE, split: Split) -> Picture:
     quantiles = (torch.arange(_MANIFOLD_SIZE) + 0.5) / _MANIFOLD_SIZE
     ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
     z = torch.cartesian_prod(ticks, ticks)
     with eval_mode(model):
-        images = model.likelihood(z).mean
+        images = in_data_units(model.likelihood(z).mean, split.scale)
     return pictures.image_rows(
         "manifold",
         "Latent space, decoded grid",

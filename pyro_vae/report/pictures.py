@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import queries
 from ..core.components import Labels, Shape
 from ..data import Split
+from ..data.scaling import in_data_units
 from ..data.splits import are_class_labels
 from ..evaluation.sections import Picture
 from ..programs.base import Program, label_use
@@ -88,7 +89,8 @@ def sample_picture(program: Program, split: Split, seed: int) -> Picture:
     generated = queries.sample(program, len(labels) or ROWS * COLUMNS, *args, seed=seed)
     assert generated.mean is not None
     caption = f"The mean of p(x|z) for samples of z from the prior.{note}"
-    return image_rows("samples", "Samples", caption, _unflatten_rows(generated.mean))
+    images = _unflatten_rows(in_data_units(generated.mean, split.scale))
+    return image_rows("samples", "Samples", caption, images)
 
 
 def reconstruction_picture(program: Program, split: Split, seed: int) -> Picture:
@@ -96,7 +98,8 @@ def reconstruction_picture(program: Program, split: Split, seed: int) -> Picture
     x, *args = program_args(program, split.head(4 * COLUMNS), seed)
     generated = queries.reconstruct(program, x, *args, seed=seed)
     assert generated.mean is not None
-    pairs = torch.stack([_unflatten_rows(x), _unflatten_rows(generated.mean)], 1).flatten(0, 1)
+    images = (_unflatten_rows(in_data_units(part, split.scale)) for part in (x, generated.mean))
+    pairs = torch.stack([*images], 1).flatten(0, 1)
     caption = "Top: held-out examples. Bottom: the mean of p(x|z) for one sample of z from q(z|x)."
     return image_rows("reconstructions", "Reconstructions", caption, pairs, row_pairs=True)
 

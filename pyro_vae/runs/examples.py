@@ -27,6 +27,8 @@ __all__ = [
     "find_files",
     "load_run_data",
     "make_label_examples",
+    "recorded_columns",
+    "recorded_scale",
     "recorded_shapes",
 ]
 
@@ -67,7 +69,19 @@ def recorded_shapes(experiment: Experiment, entry: Mapping[str, Any]) -> SimpleN
     values = entry.get(_SHAPES, {})
     if not values.keys() >= set(experiment.program.from_data):
         return None
-    return SimpleNamespace(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    plain = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return SimpleNamespace(columns=recorded_columns(entry), scale=recorded_scale(entry), **plain)
+
+
+def recorded_columns(entry: Mapping[str, Any]) -> tuple[Column, ...] | None:
+    """Return the columns of a table in the entry of the data in ``result.json``."""
+    columns = entry.get("columns")
+    return None if columns is None else tuple(map(Column.from_dict, columns))
+
+
+def recorded_scale(entry: Mapping[str, Any]) -> Scale | None:
+    """Return the scale in the entry of the data in ``result.json``."""
+    return Scale.from_dict(entry["scale"]) if "scale" in entry else None
 
 
 def _is_shape(value: Any) -> bool:
@@ -121,10 +135,7 @@ def _load_new(
     event_shape = entry.get(_SHAPES, {}).get("event_shape")
     if settings["name"] == "images" and event_shape:
         known["colour"] = event_shape[0] == 3
-    if "scale" in entry:
-        known["scale"] = Scale.from_dict(entry["scale"])
-    if "columns" in entry:
-        known["columns"] = tuple(Column.from_dict(values) for values in entry["columns"])
+    known |= {"scale": recorded_scale(entry), "columns": recorded_columns(entry)}
     known["classes"] = tuple(entry["classes"]) if "classes" in entry else None
     dataset = load_unsplit(**{"path": file, **{n: settings[n] for n in names}, **known})
     source = file or dataset.name
@@ -144,13 +155,15 @@ def _load_new(
 
 def make_label_examples(program: Autoencoder, entry: Mapping[str, Any]) -> Split | None:
     """Return an example of zeros for each class, or one without a label; ``None`` if unknown."""
+    scale = recorded_scale(entry)
     if label_use(program) is Labels.UNUSED:
-        return Split(torch.zeros(1, *program.event_shape))
+        return Split(torch.zeros(1, *program.event_shape), scale=scale)
     shapes = entry.get(_SHAPES, {})
     classes = shapes.get("num_classes", shapes.get("condition"))
     if not isinstance(classes, int):
         return None
-    return Split(torch.zeros(classes, *program.event_shape), labels=torch.arange(classes))
+    placeholders = torch.zeros(classes, *program.event_shape)
+    return Split(placeholders, labels=torch.arange(classes), scale=scale)
 
 
 def find_files(experiment: Experiment, changes: Mapping[str, Any]) -> list[Path]:

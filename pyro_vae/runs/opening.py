@@ -15,7 +15,7 @@ import safetensors.torch
 from ..config.experiment import Experiment, flatten_settings, load_experiment
 from ..config.plugins import PluginError
 from ..core.validation import did_you_mean
-from ..data import Dataset, Split
+from ..data import Column, Dataset, Split
 from ..data.scaling import Scale
 from ..learning.training import resolve_device
 from ..models import Autoencoder
@@ -26,6 +26,8 @@ from .examples import (
     find_files,
     load_run_data,
     make_label_examples,
+    recorded_columns,
+    recorded_scale,
     recorded_shapes,
 )
 from .files import RunError, RunFiles
@@ -120,8 +122,18 @@ class TrainedRun(RunFiles):
     @property
     def scale(self) -> Scale | None:
         """The scale of the data, which ``scale.undo`` removes from samples; needs no data."""
-        entry = self.read_result().get("data", {}).get("scale")
-        return None if entry is None else Scale.from_dict(entry)
+        return recorded_scale(self.read_result().get("data", {}))
+
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """The columns of a table, with the categories of the training data; needs no data."""
+        return recorded_columns(self.read_result().get("data", {}))
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, if labels are strings in the file; needs no data."""
+        classes = self.read_result().get("data", {}).get("classes")
+        return None if classes is None else tuple(classes)
 
     @property
     def data_files(self) -> list[Path]:

@@ -108,6 +108,9 @@ class Run(TrainedRun):
         model = experiment.build_model(data)
         if progress and data.columns is not None and distributed.is_main_process():
             print(f"columns: {'; '.join(map(str, data.columns))}", file=sys.stderr)
+            if isinstance(model.likelihood, Columns):
+                parts = model.likelihood.describe([column.name for column in data.columns])
+                print(f"likelihoods: {parts}", file=sys.stderr)
         _warn_about_categories(model, data)
         inputs.check_data(model, data.train, experiment.seed)
         resuming = resume and self.state.is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy import integrate, stats
 from sklearn.datasets import load_sample_images
@@ -70,3 +71,37 @@ def test_patches_are_regions_of_the_photographs():
     # validation patches are whole columns, so that no neighbour above or below is for training
     assert data.valid.rows is None or len(set((data.valid.rows // 26).tolist())) == 6
     assert set(data.test.labels.tolist()) == {0, 1}
+
+
+def test_patches_of_photographs_of_scikit_image():
+    skimage_data = pytest.importorskip("skimage.data")
+    names = ["rocket", "china", "chelsea"]
+    data = pv.data.load("patches", photographs=names, binarize="none", values="integer", valid=0.1)
+    assert data.classes == tuple(names)
+    # 40, 40 and 28 columns of patches, of which the last quarter is for testing
+    assert data.test.labels.bincount().tolist() == [10 * 26, 10 * 26, 7 * 18]
+    cat = skimage_data.chelsea()
+    # the first column of the test set, from the top
+    column = data.test.draw()[2 * 260 : 2 * 260 + 18].numpy()
+    assert (
+        column == cat[:288, 21 * 16 : 22 * 16].reshape(18, 16, 16, 3).transpose(0, 3, 1, 2)
+    ).all()
+    # columns stay on one side
+    sizes = [len(split) for split in (data.train, data.valid)]
+    assert sum(sizes) == 2 * 30 * 26 + 21 * 18 and abs(sizes[1] - 0.1 * sum(sizes)) < 26
+    starts = [0, 30 * 26, 60 * 26]
+    columns = [
+        {
+            (label, (row - starts[label]) // (18 if label == 2 else 26))
+            for row, label in zip(split.rows.tolist(), split.labels.tolist(), strict=True)
+        }
+        for split in (data.train, data.valid)
+    ]
+    assert len(columns[0]) + len(columns[1]) == 30 + 30 + 21
+    for wrong in (["chelsae"], [], ["china", "china"]):
+        with pytest.raises(
+            ValueError, match=r"data\.photographs to be a list of some of china, fl"
+        ):
+            pv.data.load("patches", photographs=wrong, binarize="none")
+    with pytest.raises(ValueError, match=r"got data\.stratify for the groups of 'patches'"):
+        pv.data.load("patches", photographs=names, binarize="none", stratify=True)

@@ -14,7 +14,16 @@ from .folders import images
 from .published import binarized_mnist, frey, omniglot
 from .simulated import cells, cells_log_prob
 from .tables import table
-from .torchvision_sets import celeba, cifar10, emnist, fashion_mnist, kmnist, mnist, svhn
+from .torchvision_sets import (
+    celeba,
+    cifar10,
+    emnist,
+    fashion_mnist,
+    kmnist,
+    mnist,
+    omniglot105,
+    svhn,
+)
 
 __all__ = [
     "FILE_SOURCES",
@@ -35,7 +44,7 @@ SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
     for source in (
         *(array, binarized_mnist, celeba, cells, cifar10, digits, emnist, fashion_mnist, frey),
-        *(h5ad, images, kmnist, mnist, mnist5k, omniglot, patches, svhn, table),
+        *(h5ad, images, kmnist, mnist, mnist5k, omniglot, omniglot105, patches, svhn, table),
     )
 }
 

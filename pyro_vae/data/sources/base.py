@@ -76,6 +76,7 @@ class SourceOptions:
     size: int | Sequence[int] | None = None
     colour: bool | None = None
     layer: str | None = None
+    photographs: Sequence[str] | None = None
     #: The columns of the training data, which another table must have.
     columns: tuple[Column, ...] | None = None
     #: Whether a file without the labels that ``labels_key`` names has none.

@@ -52,11 +52,18 @@ def images(options: SourceOptions) -> RawData:
     return replace(train, **like)
 
 
-def read_pictures(files: Sequence[Path], size: int | Sequence[int] | None) -> Tensor | Container:
-    """Return colour pictures of one size, or cropped and resized to ``size``."""
+def read_pictures(
+    files: Sequence[Path],
+    size: int | Sequence[int] | None,
+    *,
+    is_colour: bool = True,
+    is_inverted: bool = False,
+) -> Tensor | Container:
+    """Return pictures of one size, or cropped and resized to ``size``; inverted if they are so."""
     found = [_inspect(files[0])] if size is None else []
     shape = _find_size(found, size, files[0].parent)
-    return keep_resident(_Pictures(list(files), shape, is_colour=True, resize=size is not None))
+    pictures = _Pictures(list(files), shape, is_colour, size is not None, is_inverted)
+    return keep_resident(pictures)
 
 
 class _Picture(NamedTuple):
@@ -155,10 +162,15 @@ class _Pictures(Container):
     """Files of pictures that are read when they are needed, as bytes ``(C, H, W)``."""
 
     def __init__(
-        self, files: list[Path], size: tuple[int, int], is_colour: bool, resize: bool
+        self,
+        files: list[Path],
+        size: tuple[int, int],
+        is_colour: bool,
+        resize: bool,
+        is_inverted: bool = False,
     ) -> None:
         self._files, self._size, self._mode = files, size, "RGB" if is_colour else "L"
-        self._resize = resize
+        self._resize, self._is_inverted = resize, is_inverted
         self.shape = (len(files), 3 if is_colour else 1, *size)
         self.dtype = torch.uint8
 
@@ -189,4 +201,5 @@ class _Pictures(Container):
             height, width = self._size
             picture = ImageOps.fit(picture, (width, height))
         values = np.asarray(picture, np.uint8).reshape(*self._size, -1)
+        values = 255 - values if self._is_inverted else values
         return np.ascontiguousarray(values.transpose(2, 0, 1))

@@ -15,10 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..labels import number_by_names
 from .base import RawData, SourceOptions
 from .folders import read_pictures
 
-__all__ = ["celeba", "cifar10", "emnist", "fashion_mnist", "kmnist", "mnist", "svhn"]
+__all__ = [
+    "celeba",
+    "cifar10",
+    "emnist",
+    "fashion_mnist",
+    "kmnist",
+    "mnist",
+    "omniglot105",
+    "svhn",
+]
 
 _log = logging.getLogger("pyro_vae")
 
@@ -98,6 +108,38 @@ def celeba(options: SourceOptions) -> RawData:
     return replace(train, valid=valid, test=test)
 
 
+def omniglot105(options: SourceOptions) -> RawData:
+    """19,280 + 13,180 handwritten characters, 105 × 105 or ``size``, levels 0…255, via torchvision.
+
+    These are the published pictures, with strokes of level 255. The set ``omniglot`` has those of
+    the IWAE paper, of 28 × 28 pixels, and another test set. Training data are the background set,
+    of 964 characters in 30 alphabets, and test data the evaluation set, of 659 others in 20. The
+    labels are the characters, named ``alphabet/character``.
+    """
+    opened = _open("Omniglot", options.root, {"background": True}, {"background": False})
+    folders = [Path(part.target_folder) for part in opened]
+    files = [sorted(folder.glob("*/*/*.png")) for folder in folders]
+    for folder, found in zip(folders, files, strict=True):
+        if not found:
+            raise FileNotFoundError(
+                f"expected pictures of Omniglot in {folder}; found none: remove its .zip file, and "
+                f"it is downloaded again"
+            )
+    names = [[f"{f.parts[-3]}/{f.parts[-2]}" for f in found] for found in files]
+    # the characters of the test data after those of the training data
+    classes = tuple(name for part in names for name in dict.fromkeys(part))
+    train, test = (
+        RawData(
+            read_pictures(found, options.size, is_colour=False, is_inverted=True),
+            number_by_names(part, classes),
+            peak=255,
+            classes=classes,
+        )
+        for found, part in zip(files, names, strict=True)
+    )
+    return _with_test(train, test)
+
+
 def _open(name: str, root: Path, *parts: dict[str, Any]) -> list[Any]:
     """Return the parts of a data set, which are downloaded once."""
     dataset = getattr(_import_torchvision_datasets(), name)
@@ -105,8 +147,8 @@ def _open(name: str, root: Path, *parts: dict[str, Any]) -> list[Any]:
         return [dataset(root=str(root), download=True, **part) for part in parts]
     except (OSError, RuntimeError, AssertionError, KeyError, ValueError) as error:
         raise FileNotFoundError(
-            f"expected {name} under {root}; found none and could not download it: connect to the "
-            f"internet once, or set data.root or PYRO_VAE_DATA to its folder"
+            f"expected {name} under {root}; found none and could not download it ({error}): "
+            f"connect to the internet once, or set data.root or PYRO_VAE_DATA to its folder"
         ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...core.random import Stream, check_seed
@@ -43,7 +44,6 @@ def calibration(
     program: AnyProgram,
     data: AnyData | int,
     *args: Any,
-    like: AnyData | None = None,
     num_simulated: int = 300,
     num_samples: int = 1000,
     num_replicates: int = 200,
@@ -74,11 +74,10 @@ def calibration(
         program: as for :func:`~pyro_vae.bdmc`: its guide computes q(z|x) from x, and the data are
             its only observed site.
         data: held-out data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, of 20 or more
-            examples; or, for simulated data only, their number.
+            examples; or, for simulated data only, their number, for programs that run without
+            data.
         *args: further arguments of model and guide. Simulated examples get those of the held-out
-            ones, or of ``like``, in turn.
-        like: with the number of simulated data: data of the right shape, for a model that cannot
-            run without data; see :func:`~pyro_vae.bdmc`.
+            ones in turn.
         num_simulated: the number of simulated examples, 20 or more; 0 for none.
         num_samples: the number K of samples of each posterior approximation.
         num_replicates: the number of replicates of each held-out example.
@@ -138,7 +137,7 @@ def calibration(
     skipped: dict[str, str] = {}
     bands: dict[str, Band] = {}
     if num_simulated and names:
-        inputs, latents = _simulate(program, data, args, num_simulated, seed, like)
+        inputs, latents = _simulate(program, data, args, num_simulated, seed)
         reason = no_laplace_reason(inputs) if "laplace" in names else None
         if reason is not None:
             skipped["laplace"] = reason
@@ -201,7 +200,9 @@ def _check_amortized(inputs: ProgramInputs) -> None:
         elif len(x) > 1:
             part = inputs.select(slice(0, len(x) - 1))
             try:
-                trace_program(part.model, part.guide, (part.x, *part.args), part.kwargs)
+                trace_program(
+                    part.model, part.guide, (part.x, *part.args), part.kwargs, sum_out=False
+                )
             except (RuntimeError, ValueError, IndexError) as error:
                 reason = f"only runs on all {len(x)} examples ({error})"
     if reason:
@@ -212,19 +213,16 @@ def _check_amortized(inputs: ProgramInputs) -> None:
 
 
 def _simulate(
-    program: AnyProgram,
-    data: AnyData | int,
-    args: tuple[Any, ...],
-    size: int,
-    seed: int,
-    like: AnyData | None,
+    program: AnyProgram, data: AnyData | int, args: tuple[Any, ...], size: int, seed: int
 ) -> tuple[ProgramInputs, dict[str, Tensor]]:
     """Return the program with simulated data, and the latents of these, ``(1, N, *rest)``."""
+    template: AnyData | int = data
     if not isinstance(data, int):
-        if like is not None:
-            raise ValueError("expected the number of examples to simulate, with like=…; got data")
-        like = data
-    x, args, latents = simulate_data(program, size, args, seed, like)
+        # the arguments of the held-out examples in turn; their values are not used
+        plain = prepare(program, data, args, {}, seed, check=False)
+        part = plain.select(torch.arange(size) % len(plain.x))
+        template, args = part.x, part.args
+    x, args, latents = simulate_data(program, template, args, seed)
     if isinstance(data, int):
         _check_amortized(prepare(program, x, args, {}, seed, check=False))
     return prepare(program, x, args, {}, seed), latents

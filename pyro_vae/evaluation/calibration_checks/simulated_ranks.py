@@ -162,7 +162,7 @@ def rank_simulated(
     Raises:
         ValueError: if a weight is NaN, or if a site has the name of another quantity.
     """
-    sites = _tested_sites(inputs, simulated)
+    simulated, sites = _tested_sites(inputs, simulated)
     flat = flatten_sites({n: simulated[n].double() for n in sites})[0]
     scale = torch.where(flat.std(0) > 0, flat.std(0), 1.0)
     parts: dict[PosteriorName, list[Ranks]] = {name: [] for name in posteriors}
@@ -208,18 +208,24 @@ def no_laplace_reason(inputs: ProgramInputs) -> str | None:
     return None
 
 
-def _tested_sites(inputs: ProgramInputs, simulated: Mapping[str, Tensor]) -> list[str]:
-    """Return the latent sites to rank, without the noise of sampled weights."""
+def _tested_sites(
+    inputs: ProgramInputs, simulated: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the latents that are not summed out, and the sites of those to rank.
+
+    The noise of sampled weights is not ranked.
+    """
     model, _, x, args, kwargs = inputs
     with evaluating(model):
         sites = trace_sites(model, x, *args, **kwargs)
-    names = [n for n in simulated if not sites[n]["infer"].get("is_noise")]
+    latents = {name: value for name, value in simulated.items() if name in sites}
+    names = [n for n in latents if not sites[n]["infer"].get("is_noise")]
     if wrong := [n for n in names if n in QUANTITIES]:
         raise ValueError(
             f"expected latent sites with other names than {', '.join(QUANTITIES)}; got "
             f"{wrong[0]!r}: rename the site"
         )
-    return names
+    return latents, names
 
 
 def _sample_guide(inputs: ProgramInputs, num_samples: int) -> Generator[_Block]:

@@ -97,7 +97,7 @@ def active_units(
         blocks = [block for _, block in inputs.blocks(max(1, _PAIRS // num_samples))]
         model, guide, x, args, kwargs = blocks[0]
         layout = find_layout(model, guide, x, *args, **kwargs)
-        guided, _ = trace_program(model, guide, (x, *args), kwargs)
+        guided, _ = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
         sites = [  # that have a mean, without noise sites
             name
             for name, site in sample_sites(guided).items()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...programs.arguments import ProgramInputs
-from ...programs.base import Site, data_dim, is_latent
+from ...programs.base import Site, data_dim, is_latent, marginal
 from ...programs.chunking import max_chain_pairs
 from ...programs.importance_weights import find_block_layout
 from ...programs.kl import analytic_kl, site_kl, split_independent, unwrap_independent
@@ -108,6 +108,8 @@ def _select_ordered_sites(guided: list[str], modelled: list[str]) -> set[str]:
 
 def _compute_term(q: Site, p: Site, is_ordered: bool, batch: ParticleBatch) -> SiteTerm | None:
     """Return the term of a site if it is a sum over dimensions or has a closed form."""
+    if marginal(p) is not None:
+        return None
     dim, shape = batch.dim, batch.shape
     per_dimension = not any(unwrap_independent(site["fn"]).event_shape for site in (q, p))
     if per_dimension:

@@ -18,10 +18,13 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 
-from ...core.evaluation_mode import eval_mode
+from ...core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
+from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.audit import audit_inputs
 from ...programs.base import PLATE, Site, sample_sites, trace_program
+from ...programs.context import use_own_parameters
+from ...programs.enumeration import find_enumerated
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
 from ..schedules import Schedule
@@ -153,7 +156,7 @@ class Objective(PyroELBO):
             normal = audit_inputs(inputs)
             with poutine.block(), eval_mode(model, guide):
                 layout = find_layout(model, guide, *args, **kwargs)
-            if layout.tiled and normal is not inputs:
+            if layout.tiled and normal.guide is not inputs.guide:
                 raise ValueError(
                     "expected a program that supports a particle dimension to the left of its "
                     "plates, or that computes each example from its own data; got one that reads "
@@ -163,10 +166,28 @@ class Objective(PyroELBO):
 
         return self._cached(compute, model, guide, args, kwargs)
 
+    def enumerated_sites(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> list[str]:
+        """Return the sites of the model that are summed out (cached).
+
+        Raises:
+            ValueError: as for :func:`~pyro_vae.programs.enumeration.find_enumerated`.
+        """
+
+        def compute() -> list[str]:
+            unchanged = preserve_buffers(owning_modules(model, guide))
+            own, random = use_own_parameters(model, guide), seeded(0, Stream.ENUMERATED_SITES)
+            with torch.no_grad(), poutine.block(), own, unchanged, random:
+                traces = trace_program(model, guide, args, kwargs, sum_out=False)
+            return find_enumerated(traces[1], traces[0])
+
+        return self._cached(compute, model, guide, args, kwargs)
+
     def _cached(
         self, compute: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> T:
         """Return ``compute()``, cached for this program and signature of its arguments.
+
+        Results of different functions are cached separately.
 
         The sites of a program may depend on the signature, e.g. with and without labels.
         """
@@ -175,6 +196,7 @@ class Objective(PyroELBO):
             self._cache = (model, guide, {})
         results = self._cache[2]
         key = (
+            compute.__qualname__,
             *map(_signature, args),
             *((name, _signature(kwargs[name])) for name in sorted(kwargs)),
         )
@@ -214,7 +236,7 @@ def find_max_plate_nesting(model: Any, guide: Any, args: tuple, kwargs: dict) ->
     Pyro guesses ``max_plate_nesting`` the same way if it is not given, but prints it.
     """
     with poutine.block():
-        traces = trace_program(model, guide, args, kwargs)
+        traces = trace_program(model, guide, args, kwargs, sum_out=False)
     sites = [site for trace in traces for site in sample_sites(trace).values()]
     if is_validation_enabled():
         # check shapes here, because Pyro's checks are weaker once the depth is known

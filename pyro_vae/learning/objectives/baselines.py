@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...programs.base import empty_program
+from ...programs.enumeration import mark_enumerated
 from ...programs.hmc import (
     StepSizeTuner,
     append_event_dims,
@@ -141,7 +142,8 @@ class MonteCarloEM(WeightObjective):
         """Advance the chains; return the samples ``(1, N, *event)`` of each latent site."""
         info, size = self._step_info, len(args[0])
         with eval_mode(model, guide):
-            density = _scaled_posterior(model, args, kwargs, layout)
+            marked = mark_enumerated(model, self.enumerated_sites(model, guide, args, kwargs))
+            density = _scaled_posterior(marked, args, kwargs, layout)
             run = run_particles(model, guide, *args, num_samples=1, layout=layout, **kwargs)
             latents = run.latents
             if latents.keys() != density.transforms.keys():

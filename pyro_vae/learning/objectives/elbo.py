@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 from ...core.validation import positive_int
 from ...programs.base import Site, is_latent, sample_sites, trace_program
 from ...programs.kl import analytic_kl
-from ...programs.particles import total_log_prob
+from ...programs.particles import run_particles, total_log_prob
 from ...programs.pathwise import run_pathwise
 from ..schedules import Schedule, check_number
 from .base import (
@@ -32,7 +32,7 @@ from .base import (
     reported_scale,
 )
 from .free_bits import PARTICLE_PLATE, FreeBits
-from .weighted import auxiliary_loss
+from .weighted import auxiliary_loss, score_function_term
 
 __all__ = ["ELBO"]
 
@@ -55,7 +55,8 @@ class ELBO(Objective):
     E_q[log p(x|z)] − β Σ_groups max(λ, KL_group) + log p(θ), where β multiplies the terms of all
     latent sites, λ is the number of free bits and p(θ) = N(0, I) is optional. All options can be
     combined, except ``stl`` with free bits or an analytic KL. A ``poutine.scale`` multiplies the
-    gradient of its sites further.
+    gradient of its sites further. Sites of the model that the guide lacks and that are marked for
+    enumeration are summed out exactly; the KL is then that of estimator A, without free bits.
 
     Arguments:
         num_particles: number of samples of z per example.
@@ -124,7 +125,9 @@ class ELBO(Objective):
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         training = torch.is_grad_enabled()
         beta = self._current_value(self.beta) if training else 1.0
-        run = self._run_pathwise if self.gradient == "stl" else self._run_sites
+        run = self._run_sites
+        if self.gradient == "stl" or self._has_enumerated(model, guide, args, kwargs):
+            run = self._run_particles
         bound, surrogate, *tensors = run(beta, model, guide, args, kwargs)
         if self.map_weights and training:
             surrogate = surrogate + self._data_fraction(args) * log_parameter_prior(*tensors)
@@ -152,12 +155,14 @@ class ELBO(Objective):
         count = self.num_particles
         return bound / count, surrogate / count, model_tensors, guide_tensors
 
-    def _run_pathwise(
+    def _run_particles(
         self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> _RunResult:
+        """Sum the log-densities of every example, in which enumerated sites are summed out."""
         layout = self.layout(model, guide, args, kwargs)
+        run = run_pathwise if self.gradient == "stl" else run_particles
         with DataPlateChecker():
-            particles = run_pathwise(
+            particles = run(
                 model, guide, *args, num_samples=self.num_particles, layout=layout, **kwargs
             )
         log_w, latents = particles.scaled_log_weights, particles.latents
@@ -165,9 +170,30 @@ class ELBO(Objective):
         log_x = total_log_prob(observed)
         objective = log_x + beta * (log_w - log_x)
         surrogate = objective.mean(0).sum() - auxiliary_loss(particles)
+        if self.gradient != "stl":
+            surrogate = surrogate + score_function_term(particles, lambda v: v.mean(0), objective)
         guide_tensors = [*particles.log_q.values(), *latents.values()]
         model_tensors = list(particles.log_p.values())
         return particles.log_weights.mean(0).sum(), surrogate, model_tensors, guide_tensors
+
+    def _has_enumerated(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> bool:
+        """Whether sites of the model are summed out.
+
+        Raises:
+            ValueError: if they are, and the options need the KL of a single site.
+        """
+        names = self.enumerated_sites(model, guide, args, kwargs)
+        for wanted, option in (
+            (self.analytic_kl, "analytic_kl false or null"),
+            (self.free_bits.nats > 0, "no free bits"),
+        ):
+            if names and wanted:
+                raise ValueError(
+                    f"expected {option} if a site of the model is summed out, because the KL to "
+                    f"the prior that it leaves has no closed form; got {names[0]!r}, which is "
+                    f"marked for enumeration: change the option, or sample the site in the guide"
+                )
+        return bool(names)
 
     def _data_fraction(self, args: tuple) -> float:
         """Return the size of the minibatch as a fraction of the training set."""
@@ -181,7 +207,9 @@ class ELBO(Objective):
 
     def uses_analytic_kl(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> bool:
         """Whether estimator B is used for this program, called with these arguments."""
-        return self.gradient == "standard" and self._estimator(model, guide, args, kwargs)[0]
+        if self.gradient == "stl" or self._has_enumerated(model, guide, args, kwargs):
+            return False
+        return self._estimator(model, guide, args, kwargs)[0]
 
     def _estimator(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[bool, float]:
         """Return whether the KL is analytic, and the depth of the plates (cached)."""

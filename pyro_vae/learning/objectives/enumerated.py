@@ -49,7 +49,8 @@ class EnumeratedELBO(Objective):
 
     Raises:
         ValueError: if a number is out of range; at the first step, if a factor of the guide
-            depends on an enumerated latent, or if a schedule is used without the epoch.
+            depends on an enumerated latent, if ``beta`` is not 1 and a site is enumerated in the
+            model only, or if a schedule is used without the epoch.
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), equations 6
@@ -81,6 +82,8 @@ class EnumeratedELBO(Objective):
             guide = factors(guide)
         bound = surrogate = cast("Tensor", 0.0)
         for run in estimator._get_traces(model, guide, args, kwargs):
+            if beta != 1:
+                _check_beta(*run)
             _remove_factor_scores(run[1])
             trained = [_report(trace, trace is run[1]) for trace in run]
             value = torch.as_tensor(_compute_dice_elbo(*run))
@@ -108,6 +111,17 @@ class EnumeratedELBO(Objective):
             )
 
         return self._cached(compute, model, guide, args, kwargs)
+
+
+def _check_beta(model: Trace, guide: Trace) -> None:
+    """Raise if the prior of a latent is a sum over sites of the model, which β does not reach."""
+    sites = sample_sites(cast("dict[str, Site]", model.nodes))
+    for name, site in sites.items():
+        if name not in guide.nodes and site["infer"].get("_enumerate_dim") is not None:
+            raise ValueError(
+                f"expected beta 1 if a site is enumerated in the model only; got site {name!r}: "
+                f"use ELBO, which sums it out with any beta, or sample the site in the guide"
+            )
 
 
 #: Scale and packed log-density of some sites of a trace, by name.
