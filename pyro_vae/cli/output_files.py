@@ -89,7 +89,7 @@ def _format_csv(
     columns: Sequence[Column] | None,
     classes: Sequence[str] | None,
 ) -> str:
-    table: dict[str, Sequence[Any]] = {}
+    table: dict[str, Any] = {}
     for name, values in arrays.items():
         if values.ndim > 2:
             raise ValueError(

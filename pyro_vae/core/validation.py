@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "check_memory",
     "check_stored_type",
     "did_you_mean",
+    "free_memory",
     "has_channels_last",
     "non_negative_int",
     "positive_int",
@@ -89,18 +91,43 @@ _STORED_ONLY = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def check_memory(what: str, size: int, remedy: str) -> None:
-    """Raise a ``ValueError`` if ``size`` bytes exceed the memory of this machine.
+    """Raise a ``ValueError`` if ``size`` bytes exceed the free memory of this machine.
 
     Otherwise the system kills the process, without a message, once its tensors fill the memory.
     """
-    if not hasattr(os, "sysconf"):  # Windows, where the allocation fails
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
+    memory = free_memory()
+    if memory is not None and size > memory:
         raise ValueError(
-            f"expected {what} to fit into the {memory / 2**30:,.1f} GiB of this machine; they take "
-            f"{size / 2**30:,.1f} GiB: {remedy}"
+            f"expected {what} to fit into {memory / 2**30:,.1f} GiB, the free memory of this "
+            f"machine; they take {size / 2**30:,.1f} GiB: {remedy}"
         )
+
+
+def free_memory() -> int | None:
+    """Return the free memory of this machine or container in bytes; ``None`` if unknown."""
+    if not hasattr(os, "sysconf"):  # Windows, where the allocation fails
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    available = re.search(r"^MemAvailable: +(\d+) kB$", _read(_MEMINFO), re.MULTILINE)
+    if available:
+        limits.append(1024 * int(available[1]))
+    # the limit of a container; pages of files are freed when they are needed
+    maximum = _read(_CGROUP / "memory.max").strip()
+    used = re.search(r"^anon (\d+)$", _read(_CGROUP / "memory.stat"), re.MULTILINE)
+    if maximum.isdecimal() and used:
+        limits.append(max(0, int(maximum) - int(used[1])))
+    return min(limits)
+
+
+#: Where Linux reports the memory of the machine, and of a container.
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def check_stored_type(name: str, value: Tensor) -> None:

@@ -340,4 +340,15 @@ def materialize(data: Split | Tensor, seed: int, dtype: torch.dtype | None = Non
         itemsize = (torch.get_default_dtype() if dtype is None else dtype).itemsize
         size = len(data) * math.prod(data.event_shape) * itemsize
         check_memory("the examples", size, "pass some of them, e.g. split.head(1000)")
+        return _materialize_blocks(data, seed, dtype)
     return data.materialize(seed, dtype)
+
+
+def _materialize_blocks(data: Split, seed: int, dtype: torch.dtype | None) -> Tensor:
+    """Return the examples, without a copy of all stored values."""
+    result = torch.empty(0)
+    for rows, x in data.iter_materialized(seed, dtype):
+        if rows.start == 0:
+            result = x.new_empty(len(data), *data.event_shape)
+        result[rows] = x
+    return result

@@ -142,7 +142,7 @@ class Columns(Likelihood):
     def describe(self, names: Sequence[str]) -> str:
         """Return the part of each column, for messages."""
         groups = [
-            f"{type(part).__name__}: {', '.join(names[i] for i in index.tolist())}"
+            f"{type(part).__name__}: {', '.join(names[int(i)] for i in index)}"
             for part, index in zip(self._parts, self._columns, strict=True)
         ]
         return "; ".join(groups)

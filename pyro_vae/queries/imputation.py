@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.random import Stream
-from ..core.validation import non_negative_int, positive_int
+from ..core.validation import check_memory, non_negative_int, positive_int
+from ..data import Split
 from ..data.splits import contains_nan
 from ..evaluation.importance.streaming import StreamingEstimates, khat_threshold
 from ..programs.arguments import ProgramInputs
@@ -199,6 +201,7 @@ def impute(
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
     data = read_data(program, x)
+    _check_size(data, draws)
     inputs = prepare(program, data, args, check=False)
     hmc_options = None if method == "importance" else options or {}
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
@@ -299,6 +302,13 @@ class _ImputationSettings:
         fitted = max(1, int(per_component) - guide) if has_fitted else 0
         prior = self.num_samples - (guide + fitted) * num_components
         return ProposalCounts(guide, fitted, prior if self.defence else 0)
+
+
+def _check_size(data: Split | Tensor, draws: int) -> None:
+    """Raise a ``ValueError`` if the examples, the samples and their means exceed the memory."""
+    values = data.values if isinstance(data, Split) else data
+    size = 4 * (2 * draws + 2) * math.prod(values.shape)
+    check_memory("the samples", size, "use fewer draws, or pass some of the examples")
 
 
 def _observe(

@@ -770,7 +770,7 @@ BAD_QUERIES = {
     ),
     "raw weights": (
         "evaluate run --num-samples 1000000000 --keep-log-weights",
-        "expected the raw log weights to fit into the .* GiB of this machine; they take 670.6 GiB: "
+        "expected the raw log weights to fit into .* GiB, the free .*; they take 670.6 GiB: "
         "drop keep_log_weights, or use fewer samples",
     ),
     "threshold": ("latents run --threshold -1", "expected threshold ≥ 0 and finite; got -1.0"),
@@ -810,8 +810,8 @@ def test_bad_query(case, workdir, capsys):
 def test_model_that_fills_the_memory(workdir, capsys, monkeypatch):
     monkeypatch.setattr(validation.os, "sysconf", lambda name: 100)
     message = (
-        "expected the parameters and their optimizer to fit into the 0.0 GiB of this machine; they "
-        "take 0.0 GiB: use a smaller model"
+        "expected the parameters and their optimizer to fit into 0.0 GiB, the free memory of this "
+        "machine; they take 0.0 GiB: use a smaller model"
     )
     assert_error(capsys, FIT, message, workdir)
 

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import pyro_vae as pv
+from pyro_vae.core import validation
 from pyro_vae.core.components import Labels
-from pyro_vae.data import Split, containers
+from pyro_vae.data import Split, containers, splits
 
 X = torch.arange(40.0).reshape(10, 4) / 10
 SHIFT = torch.arange(10.0)
@@ -157,3 +158,53 @@ def test_other_evaluations_and_queries_take_any_data():
         assert torch.equal(pv.queries.reconstruct(vae, data).x, rebuilt.x)
         between = pv.queries.interpolate(vae, data, data, steps=2)
         assert between.x.shape == (2, 10, 4)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda vae, x: pv.evaluation.ais(vae, x),
+        lambda vae, x: pv.evaluation.gaps(vae, x),
+        lambda vae, x: pv.evaluation.latents(vae, x),
+        lambda vae, x: pv.evaluation.calibration(vae, x),
+        lambda vae, x: pv.bdmc(vae, x),
+        lambda vae, x: pv.queries.score_missing(vae, x, observed=torch.ones(4) > 0),
+        lambda vae, x: pv.queries.reconstruct(vae, x),
+    ],
+)
+def test_data_that_exceed_the_memory_are_refused(use, tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "free_memory", lambda: 100)
+    x = memory_map(tmp_path / "x")
+    message = "expected the examples to fit into 0.0 GiB, the free .*: pass some of them, e.g. spl"
+    with pytest.raises(ValueError, match=message):
+        use(make_vae(), x)
+    # a part of them is read alone
+    part = Split(x).head(6)
+    assert pv.evaluate(make_vae(), x, num_samples=2).per_datum["elbo"].shape == (10,)
+    assert pv.queries.reconstruct(make_vae(), part).x.shape == (6, 4)
+
+
+def test_samples_that_exceed_the_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "free_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="expected the samples .*: use fewer draws, or pass some"):
+        pv.queries.impute(make_vae(), memory_map(tmp_path / "x"), draws=3)
+
+
+def test_containers_are_read_as_a_whole_by_blocks(tmp_path):
+    for options in ({}, {"dynamic": True}):
+        values = memory_map(tmp_path / "x"), X
+        stored, resident = (splits.materialize(Split(v, 4.0, **options), 3) for v in values)
+        assert torch.equal(stored, resident)
+
+
+def test_free_memory_of_a_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(validation, "_CGROUP", tmp_path)
+    whole = validation.free_memory()
+    (tmp_path / "meminfo").write_text("MemTotal:  900 kB\nMemAvailable:   600 kB\n")
+    assert validation.free_memory() == 600 * 1024 < whole
+    (tmp_path / "memory.max").write_text("500000\n")
+    (tmp_path / "memory.stat").write_text("anon 200000\nfile 900000\n")
+    assert validation.free_memory() == 300000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert validation.free_memory() == 600 * 1024
