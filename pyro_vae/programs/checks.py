@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -23,9 +23,16 @@ from .base import (
     site_log_prob,
     trace_program,
 )
+from .enumeration import not_enumerable_reason
 from .unconstrained import is_circular
 
-__all__ = ["check_latents", "check_sites", "find_unnormalized", "has_point_mass"]
+__all__ = [
+    "check_has_latents",
+    "check_latents",
+    "check_sites",
+    "find_unnormalized",
+    "has_point_mass",
+]
 
 #: Tolerance of the density of a change of variables, in nats per dimension.
 _JACOBIAN_TOLERANCE = 1e-2
@@ -117,6 +124,20 @@ def check_latents(
     )
 
 
+def check_has_latents(names: Collection[str], use: str) -> None:
+    """Raise a ``ValueError`` if a program has no latents, or if all of them are summed out.
+
+    Arguments:
+        names: the latent sites.
+        use: the computation that needs them, for the message.
+    """
+    if not names:
+        raise ValueError(
+            f"expected a program with latents, for {use}; got one without any, or in which all "
+            f"are summed out, so that the weight of every sample is p(x): use evaluate"
+        )
+
+
 def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
     """Return the sites of a model without which log p(x) would be defined.
 
@@ -186,8 +207,13 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
     ):
         if names:
             remedy = f"sample the site in the {lacks} too"
-            if has == "model" and all(model[n]["fn"].has_enumerate_support for n in names):
-                remedy += ', or sum it out by infer={"enumerate": "parallel"} in the model'
+            if has == "model":
+                fn = model[min(names)]["fn"]
+                reason = not_enumerable_reason(fn)
+                if reason is None:
+                    remedy += ', or sum it out by infer={"enumerate": "parallel"} in the model'
+                elif _is_discrete(fn):
+                    remedy += f" (it cannot be summed out: it {reason})"
             raise ValueError(
                 f"expected the same latent sites in model and guide; got "
                 f"{', '.join(map(repr, sorted(names)))} in the {has} only: {remedy}"

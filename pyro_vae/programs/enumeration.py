@@ -33,6 +33,7 @@ __all__ = [
     "find_enumerated",
     "is_marked",
     "mark_enumerated",
+    "not_enumerable_reason",
     "unmarked",
 ]
 
@@ -44,6 +45,10 @@ SUMMED_OUT = "_summed_out"
 GIVEN = "_given"
 #: Attribute of a marked model: the model.
 _MARKED = "_unmarked"
+#: Reasons why a distribution cannot be summed over.
+_CONTINUOUS = "is continuous"
+_COMBINATIONS = "has all combinations of several dimensions as values"
+_INFINITE = "has infinitely many values"
 #: Relative and absolute tolerance of the joint density of the drawn values, in nats.
 _RTOL, _ATOL = 1e-4, 1e-3
 
@@ -87,25 +92,32 @@ def find_enumerated(model: Mapping[str, Site], guide: Collection[str]) -> list[s
 
 
 def _check_finite(name: str, fn: Any) -> None:
-    if getattr(fn, "has_enumerate_support", False):
+    reason = not_enumerable_reason(fn)
+    if reason is None:
         return
-    kind = type(_unwrap(fn)).__name__
+    remedy = {
+        _CONTINUOUS: "sample it in the guide",
+        _COMBINATIONS: "put the dimensions into a plate, or sample it in the guide",
+        _INFINITE: "sample it in the guide, or truncate it to a Categorical",
+    }[reason]
+    raise ValueError(
+        f"expected sites with finitely many values, to sum them out; got site {name!r} "
+        f"({type(_unwrap(fn)).__name__}), marked for enumeration, which {reason}: {remedy}"
+    )
+
+
+def not_enumerable_reason(fn: Any) -> str | None:
+    """Return why a distribution cannot be summed over, as a clause; ``None`` if it can."""
+    if getattr(fn, "has_enumerate_support", False):
+        return None
     try:
         is_discrete = bool(fn.support.is_discrete)
     except (AttributeError, NotImplementedError):
         is_discrete = False
     if not is_discrete:
-        reason, remedy = "is continuous", "sample it in the guide"
-    elif fn.event_shape and getattr(_unwrap(fn), "has_enumerate_support", False):
-        reason = "has all combinations of several dimensions as values"
-        remedy = "put the dimensions into a plate, or sample it in the guide"
-    else:
-        reason = "has infinitely many values"
-        remedy = "sample it in the guide, or truncate it to a Categorical"
-    raise ValueError(
-        f"expected sites with finitely many values, to sum them out; got site {name!r} ({kind}), "
-        f"marked for enumeration, which {reason}: {remedy}"
-    )
+        return _CONTINUOUS
+    has_event = fn.event_shape and getattr(_unwrap(fn), "has_enumerate_support", False)
+    return _COMBINATIONS if has_event else _INFINITE
 
 
 def _unwrap(fn: Any) -> Any:
@@ -182,14 +194,14 @@ class EnumeratedRun:
                 )
         try:
             self._trace = self._run(model, args, kwargs)
-            self._pack(kept)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise ValueError(
                 f"expected a model that runs with all values of {_join(names)} at once, each along "
-                f"a dimension to the left of the plates; got an error ({error}): index with "
-                f"Vindex(t)[..., y], compute the last dimensions from y[..., None], and wrap a "
-                f"loop over time in pyro.markov"
+                f"a dimension to the left of the plates; got an error ({error}): broadcast the "
+                f"values with other tensors, index with Vindex(t)[..., y], use torch.where instead "
+                f"of `if`, and wrap a loop over time in pyro.markov"
             ) from error
+        self._pack(kept)
 
     def _run(self, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         frames = [f for site in self._nodes.values() for f in site.get("cond_indep_stack", ())]
@@ -221,7 +233,11 @@ class EnumeratedRun:
             elif name in self._nodes:
                 self._others[name] = self._make_factor(site, self._log_prob(site))
             else:
-                raise ValueError(f"the site {name!r} depends on their values")
+                raise ValueError(
+                    f"expected a model with the same sites in every run, to sum out "
+                    f"{_join(self.names)}; got {name!r} in some runs only: sample it always, under "
+                    f"a mask"
+                )
         symbols = {name: trace.nodes[name]["infer"]["_enumerate_symbol"] for name in self._own}
         self._symbols = symbols
         found = set(symbols.values())
@@ -233,7 +249,15 @@ class EnumeratedRun:
             if frame.vectorized:
                 self._sizes[plates[frame.name]] = frame.size
         inner = {plates[f.name] for f in site["cond_indep_stack"] if f.vectorized} - self._kept
-        value = cast("Tensor", packed.pack(value, site["infer"]["_dim_to_symbol"]))
+        try:
+            value = cast("Tensor", packed.pack(value, site["infer"]["_dim_to_symbol"]))
+        except ValueError as error:
+            raise ValueError(
+                f"expected sites outside of a plate not to depend on the enumerated ones inside of "
+                f"it, whose values are enumerated for each of its elements; got site "
+                f"{site['name']!r} with a log-density of shape {tuple(value.shape)}, in which a "
+                f"dimension is not of its plates: sample {_join(self.names)} in the guide too"
+            ) from error
         return _Factor(value._pyro_dims, value, frozenset(inner))  # type: ignore[attr-defined]
 
     def marginals(self) -> dict[str, Marginal]:
@@ -462,7 +486,10 @@ def contract(
         for factor in local:
             outer = frozenset[str]().union(*(ordinals[v] for v in factor.dims if v in ordinals))
             if outer >= leaf:
-                raise ValueError("enumerated sites of plates that are not nested in each other")
+                raise ValueError(
+                    "expected enumerated sites of plates that are nested in each other; got a "
+                    "site that depends on those of several plates: sample these in the guide too"
+                )
             factors.append(factor.sum_plates(leaf - outer, sizes))
 
 

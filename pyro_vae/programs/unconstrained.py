@@ -179,7 +179,10 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
     runs = [trace_sites(model, *args, **kwargs).items() for _ in range(2)]
     first, second = ({name: site for name, site in run if is_latent(site)} for run in runs)
     if not first:
-        raise ValueError("expected a model with latent sites; got none")
+        raise ValueError(
+            "expected a model with latent sites; got one without any, or in which all are summed "
+            "out, so that the weight of every sample is p(x): use evaluate"
+        )
     transforms = {}
     for name, site in first.items():
         support = _support(site)

@@ -272,10 +272,10 @@ def nothing(x, lengths):
 
 
 def test_hidden_markov_model_is_exact():
-    x, lengths = 2 * torch.randn(5, 40), torch.tensor([40, 1, 17, 39, 0])
+    x, lengths = 2 * torch.randn(5, 20), torch.tensor([20, 1, 17, 19, 0])
     # forward algorithm
     log_alpha = torch.tensor([0.0, -math.inf, -math.inf]).expand(5, 3)
-    for t in range(40):
+    for t in range(20):
         step = torch.logsumexp(log_alpha[..., None] + TRANSITION.log(), 1)
         step = step + dist.Normal(LOCS, 1.0).log_prob(x[:, t, None])
         log_alpha = torch.where((t < lengths)[:, None], step, log_alpha)
@@ -402,3 +402,120 @@ def test_scales_of_an_enumerated_site_must_agree():
         objectives.IWAE(k=3).loss_and_grads(model, narrow, x)
     # an evaluation ignores scales
     pv.log_weights(model, narrow, x, num_samples=3)
+
+
+def discrete_prior(prior, infer=PARALLEL):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", prior, infer=infer)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample(
+                "x",
+                dist.Normal(z + y.reshape(*y.shape[: y.ndim - prior.event_dim], -1).sum(-1), 1.0),
+                obs=x,
+            )
+
+    return model
+
+
+def branching(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5), infer=PARALLEL)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        locs = torch.stack([z[..., i] if c > 0 else -z[..., i] for i, c in enumerate(y)], -1)
+        pyro.sample("x", dist.Normal(locs, 1.0), obs=x)
+
+
+def sum_of_plate(x):
+    with pyro.plate("data", len(x), dim=-1):
+        with pyro.plate("parts", 3, dim=-2):
+            y = pyro.sample("y", dist.Bernoulli(0.5), infer=PARALLEL)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y.sum(-2), 1.0), obs=x)
+
+
+def mixing(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(0.5), infer=PARALLEL)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y - y.mean(0), 1.0), obs=x)
+
+
+def shared(x):
+    y = pyro.sample("y", dist.Bernoulli(0.5), infer=PARALLEL)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+
+REFUSED = {
+    "unmarked": (discrete_prior(dist.Bernoulli(0.5), {}), "or sum it out by infer="),
+    "infinite": (discrete_prior(dist.Poisson(1.0)), "which has infinitely many values"),
+    "infinite, unmarked": (
+        config_enumerate(discrete_prior(dist.Poisson(1.0), {})),
+        "cannot be summed out: it has infinitely many values",
+    ),
+    "continuous": (discrete_prior(dist.Normal(0.0, 1.0)), "which is continuous"),
+    "event": (
+        discrete_prior(dist.Bernoulli(torch.ones(2) / 2).to_event(1)),
+        "has all combinations of several dimensions",
+    ),
+    "branching": (branching, "expected a model that runs with all values of 'y' at once"),
+    "sum of a plate": (sum_of_plate, "sites outside of a plate not to depend on"),
+    "mixing": (mixing, "computes each value of 'y' on its own"),
+    "shared": (shared, "outside of"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_true_reason(name):
+    model, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        pv.log_weights(model, narrow, torch.randn(4), num_samples=2)
+
+
+def test_sequential_enumeration_is_the_same_sum():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            infer = {"enumerate": "sequential"}
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), infer=infer)
+            z = pyro.sample("z", dist.Normal(LOCS[y], 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    z = torch.randn(3, 4)
+    terms = log_probs_at(audited(model), {"z": z}, torch.randn(4))
+    torch.testing.assert_close(terms["z"], mixture_log_prob(z, 1.0))
+
+
+def test_site_in_the_guide_is_a_latent():
+    @config_enumerate
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(torch.ones(3) / 3))
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    run = run_particles(mixture, guide, torch.randn(4), num_samples=3)
+    assert run.log_p.keys() == {"y", "z", "x"} == {*run.latents, "x"}
+
+
+def test_model_without_other_latents():
+    """A finite mixture: the weight of every sample is p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(LOCS[y], 1.0), obs=x)
+
+    def guide(x):
+        pass
+
+    x = torch.randn(30)
+    truth = mixture_log_prob(x, 1.0)
+    bounds = pv.evaluate((model, guide), x, num_samples=10)
+    torch.testing.assert_close(torch.tensor(bounds.per_datum["elbo"]), truth.double())
+    posterior = dist.Normal(LOCS, 1.0).log_prob(x[:, None]) + WEIGHTS.log()
+    found = pv.queries.encode((model, guide), x)["y.mode"]
+    assert (torch.tensor(found) == posterior.argmax(1)).all()
+    for needs_latents in (pv.ais, pv.latents, pv.gaps, pv.calibration):
+        with pytest.raises(ValueError, match="in which all are summed out"):
+            needs_latents((model, guide), x)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ...core.random import Stream
 from ...programs.arguments import ProgramInputs
 from ...programs.base import empty_program, trace_sites
+from ...programs.checks import check_has_latents
 from ...programs.chunking import max_chain_pairs, max_streamed_pairs
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, stream_particles
@@ -220,6 +221,7 @@ def _tested_sites(
         sites = trace_sites(model, x, *args, **kwargs)
     latents = {name: value for name, value in simulated.items() if name in sites}
     names = [n for n in latents if not sites[n]["infer"].get("is_noise")]
+    check_has_latents(names, "ranks of latents")
     if wrong := [n for n in names if n in QUANTITIES]:
         raise ValueError(
             f"expected latent sites with other names than {', '.join(QUANTITIES)}; got "

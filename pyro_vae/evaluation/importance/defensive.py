@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...programs.checks import check_has_latents
 from ...programs.importance_weights import Chunk
 from ...programs.particles import ParticleBatch, guide_scorer, total_log_prob
 from ..bounds import Bounds
@@ -105,6 +106,7 @@ class DefensiveMixture:
             ValueError: if the guide has sites that the model does not have.
         """
         particles = chunk.particles
+        check_has_latents(particles.latents, "a defensive mixture")
         auxiliary = sorted(particles.latents.keys() - particles.log_p.keys())
         if auxiliary:
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, data_dim, is_latent, marginal
+from ...programs.checks import check_has_latents
 from ...programs.chunking import max_chain_pairs
 from ...programs.importance_weights import find_block_layout
 from ...programs.kl import analytic_kl, site_kl, split_independent, unwrap_independent
@@ -80,6 +81,7 @@ def compute_site_terms(program: ProgramInputs, num_samples: int, layout: Layout)
         for name, site in guided.items()
         if name in modelled and not site["infer"].get("is_noise")
     ]
+    check_has_latents(names, "their KL divergences")
     log_p, log_q = batch.log_probs(modelled), batch.log_probs(guided)
     zero = next(iter(log_p.values())).new_zeros(batch.shape)
     log_likelihood = sum((v for n, v in log_p.items() if n not in names), zero)
