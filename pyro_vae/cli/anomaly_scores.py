@@ -15,7 +15,7 @@ from ..data.splits import are_class_labels
 from ..evaluation.sections import Picture
 from ..evaluation.slices import SplitName
 from ..runs.run import Run
-from .opened_run import OpenedRun, open_run
+from .opened_run import OpenedRun, open_run, print_scale
 from .output_files import check_output, write_examples
 
 __all__ = ["anomaly"]
@@ -60,7 +60,7 @@ def anomaly(
     options: Any = {"num_samples": num_samples, "seed": seed}
     scores = [queries.score_examples(opened.program, part, **options) for part in parts.values()]
     _print_anomalies(list(parts), scores)
-    opened.print_scale()
+    print_scale(run)
     if path is not None:
         _write_anomalies(opened, path, list(parts.values()), scores)
     if len(parts) > 1:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..config.signatures import document_arguments
-from ..evaluation import EVALUATIONS, Evaluation
+from ..evaluation import EVALUATIONS, Bounds, Evaluation
 from ..evaluation.results import Result
 from ..runs.provenance import format_bits_per_dim
 from ..runs.run import Run
+from .opened_run import print_scale
 from .parsers import Command
 
 __all__ = ["COMMANDS"]
@@ -30,6 +31,8 @@ def _make_command(evaluation: Evaluation) -> Command:
             _print_result(result, written)
 
         run.compute(evaluation.name, progress=True, on_result=on_result, **options)
+        if evaluation.result is Bounds:
+            print_scale(run)
         if "data" in entry:  # new data, which the report does not show
             print(f"per-example results: {run.folder / entry['data']['file']}")
             return

@@ -14,7 +14,7 @@ from ..data.splits import contains_nan
 from ..evaluation.slices import SplitName
 from ..programs.inputs import is_large
 from ..runs.run import Run
-from .opened_run import OpenedRun, format_mean, open_run
+from .opened_run import OpenedRun, format_mean, open_run, print_scale
 from .output_files import check_output, write_examples
 from .parsers import Command
 
@@ -87,7 +87,7 @@ def infer(
             hidden = ~observed.expand(x.shape)
             print(opened.describe_errors(x, result.mean, result.x, hidden))
         _print_scores(opened, x, labels, observed, num_samples)
-    opened.print_scale()
+    print_scale(run)
     if path is not None:
         _write_imputation(opened, path, result)
     _write_imputation_picture(opened, x, noisy, observed, result)

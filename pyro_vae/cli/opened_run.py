@@ -17,7 +17,7 @@ from ..evaluation.sections import Picture
 from ..programs.inputs import program_args
 from ..runs.run import Run
 
-__all__ = ["OpenedRun", "format_mean", "open_images", "open_run"]
+__all__ = ["OpenedRun", "format_mean", "open_images", "open_run", "print_scale"]
 
 #: Examples that the model generates if the data of the run are missing.
 _NUM_GENERATED = 500
@@ -75,11 +75,6 @@ class OpenedRun:
     def in_data_units(self, x: Tensor) -> Tensor:
         """Return values that the model sees in the units of the data."""
         return in_data_units(x, self.run.scale)
-
-    def print_scale(self) -> None:
-        """Print that log-densities are those of scaled values, if they are."""
-        if self.run.scale is not None:
-            print(f"log-densities are those of scaled values (data.scale {self.run.scale.name})")
 
     def describe_errors(self, x: Tensor, mean: Tensor, samples: Tensor, scored: Tensor) -> str:
         """Return the errors of estimates of x, in the units of the data.
@@ -149,6 +144,12 @@ def open_images(run: Run, split: str, num_data: int | None, seed: int) -> Opened
             f"from Python, or sample and reconstruct with --output"
         )
     return opened
+
+
+def print_scale(run: Run) -> None:
+    """Print that log-densities are those of scaled values, if they are."""
+    if run.scale is not None:
+        print(f"log-densities are those of scaled values (data.scale {run.scale.name})")
 
 
 def format_mean(values: Tensor | np.ndarray, digits: int = 3) -> str:

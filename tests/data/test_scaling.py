@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.cli.app import main
 from pyro_vae.data.scaling import Scale
+from pyro_vae.report import pictures, plots
 from pyro_vae.runs.run import Run
 
 RNG = np.random.default_rng(0)
@@ -78,3 +80,36 @@ def test_samples_of_a_run_have_the_units_of_the_data(file):
     expected = pv.queries.reconstruct(run.program, scaled)
     np.testing.assert_allclose(again["mean"], run.data.scale.undo(expected.mean), rtol=1e-6)
     assert again["row"].tolist() == [0]
+
+
+def test_pictures_and_errors_have_the_units_of_the_data(tmp_path, monkeypatch, capsys):
+    """Channels with separate scales would have other colours."""
+    monkeypatch.chdir(tmp_path)
+    x = RNG.uniform(size=(24, 3, 4, 5)) * np.array([255, 40, 100])[:, None, None]
+    np.save("x.npy", x)
+    argv = ["--data.name", "array", "--data.path", "x.npy", "--data.binarize", "none"]
+    argv += ["--data.scale", "standard", "--model.likelihood", "Gaussian", "--model.latent_dim=1"]
+    argv += ["--data.test", "12", "--data.valid", "0", "--fit.epochs", "1", "--fit.device", "cpu"]
+    assert main(["fit", *argv, "--run", "run"]) == 0
+    run, drawn = Run("run"), []
+    plot = plots.plot_image_grid
+
+    def record(images, *args, **options):
+        drawn.append(images)
+        return plot(images, *args, **options)
+
+    monkeypatch.setattr(plots, "plot_image_grid", record)
+    data = run.data.test.materialize(0)
+    again = pv.queries.reconstruct(run.program, data)
+    capsys.readouterr()
+    assert main(["reconstruct", "run"]) == 0
+    both = torch.cat([data, again.mean])
+    expected = pictures.to_pixels(run.scale.undo(both))
+    np.testing.assert_allclose(drawn[-1], expected, atol=1e-6)
+    errors = (run.scale.undo(again.mean) - run.scale.undo(data)).square().flatten(1).mean(1)
+    out = capsys.readouterr().out
+    printed = re.search(r"p\(x\|z\): ([\d.]+) ± .* per dimension, in the units of the data", out)
+    assert float(printed[1]) == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert main(["sample", "run"]) == 0
+    new = pv.queries.sample(run.program, 96).mean
+    np.testing.assert_allclose(drawn[-1], pictures.to_pixels(run.scale.undo(new)), atol=1e-6)

@@ -186,7 +186,7 @@ def test_data_that_exceed_the_memory_are_refused(use, tmp_path, monkeypatch):
 
 def test_samples_that_exceed_the_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "free_memory", lambda: 1000)
-    with pytest.raises(ValueError, match="expected the samples .*: use fewer draws, or pass some"):
+    with pytest.raises(ValueError, match=r"expected the samples .*: use fewer draws, or pass some"):
         pv.queries.impute(make_vae(), memory_map(tmp_path / "x"), draws=3)
 
 
