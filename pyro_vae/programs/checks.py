@@ -150,6 +150,8 @@ def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
         fn, mask = site["fn"], _effective_mask(site)
         if isinstance(_unwrap(fn), dist.ImproperUniform):
             found[name] = "an improper prior"
+        if isinstance(fn, dist.Unit):  # pyro.factor has no values
+            continue
         # the support of an event says nothing about single dimensions that are masked
         if is_latent(site) or (mask is not None and mask.ndim > len(fn.batch_shape)):
             continue

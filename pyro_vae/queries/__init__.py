@@ -2,7 +2,7 @@
 
 from .anomaly import AUROC, anomaly_scores, auroc, score_examples
 from .encoding import encode
-from .generate import Generated, interpolate, reconstruct, sample, traverse
+from .generate import Generated, GeneratedSite, interpolate, reconstruct, sample, traverse
 from .imputation import Imputation, MissingScore, impute, score_missing
 from .pixels import AdditiveNormal, Flip, Noise, mask, mask_columns, score_pixelwise
 
@@ -11,6 +11,7 @@ __all__ = [
     "AdditiveNormal",
     "Flip",
     "Generated",
+    "GeneratedSite",
     "Imputation",
     "MissingScore",
     "Noise",

@@ -15,7 +15,8 @@ from ..core.random import Stream
 from ..core.validation import positive_int
 from ..data import Split
 from ..programs.arguments import map_batched
-from ..programs.base import Program, label_use
+from ..programs.audit import reads_plate_index
+from ..programs.base import Program, empty_program, label_use
 from ..programs.context import evaluating
 from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.inputs import (
@@ -27,6 +28,7 @@ from ..programs.inputs import (
     program_dtype,
     program_labels,
     read_data,
+    split_program,
 )
 from .latent_paths import compute_guide_centres
 from .runner import Runner
@@ -54,7 +56,8 @@ def encode(
     * ``SITE.centre``, the value for the means of the auxiliary sites, in an autoguide.
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model`` and a ``guide``, or a pair of them. The model may
+            observe anything, and may be ``None`` in a pair: only the guide is used.
         data: the data, a tensor ``(N, …)`` or anything that :func:`~pyro_vae.data.as_split`
             accepts. The labels of a split are returned as ``labels``, the rows of its file as
             ``row``. Data that are not in memory and take more than 256 MiB are encoded in blocks.
@@ -73,6 +76,8 @@ def encode(
         OSError: if the file cannot be written; an existing file is kept.
     """
     positive_int("chunk_size", chunk_size)
+    if isinstance(program, tuple) and len(program) == 2 and program[0] is None:
+        program = empty_program, program[1]
     data = read_data(program, data)
     if isinstance(data, Split) and is_large(data):
         columns = _encode_blocks(program, data, args, seed, chunk_size)
@@ -90,9 +95,15 @@ def encode(
 def _encode(
     program: Any, data: Split | Tensor, args: tuple[Any, ...], seed: int, chunk_size: int
 ) -> dict[str, np.ndarray]:
-    inputs = with_enumerated_posterior(prepare(program, data, args, seed=seed))
+    has_model = split_program(program)[0] is not empty_program
+    inputs = prepare(program, data, args, seed=seed, check=has_model)
+    inputs = with_enumerated_posterior(inputs)
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
-        runner = Runner.create(inputs.select(slice(0, chunk_size)))
+        if has_model:
+            runner = Runner.create(inputs.select(slice(0, chunk_size)))
+        else:
+            runner = Runner.for_guide(inputs)
+            chunk_size = len(inputs.x) if reads_plate_index(inputs) else chunk_size
         chunks = [
             _compute_columns(replace(runner, inputs=chunk))
             for _, chunk in inputs.blocks(chunk_size)

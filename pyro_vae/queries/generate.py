@@ -4,24 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.random import Stream
 from ..core.validation import positive_int
-from ..programs.base import Program
+from ..programs.arguments import ProgramInputs
+from ..programs.base import Program, data_plate, empty_program
 from ..programs.context import evaluating
 from ..programs.inputs import materialize, prepare, read_data, split_program
-from ..programs.sites import prior_predictive_sites
+from ..programs.plates import normalize_plate
+from ..programs.sites import DataSites, SiteNames, data_first, prior_predictive_sites
+from .decoding import get_mean
 from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
-from .runner import Runner, get_mean
+from .runner import Runner
 
-__all__ = ["Generated", "interpolate", "reconstruct", "sample", "traverse"]
+__all__ = ["Generated", "GeneratedSite", "interpolate", "reconstruct", "sample", "traverse"]
 
 #: Prior samples for the quantiles of a latent traversal.
 _NUM_PRIOR_SAMPLES = 2000
+
+
+class GeneratedSite(NamedTuple):
+    """Generated values of one observed site.
+
+    Attributes:
+        x: samples, ``(*batch, N, *rest)``.
+        mean: the mean of their distribution; ``None`` if not requested. NaN for one of several
+            sites whose distribution has no mean.
+    """
+
+    x: Tensor
+    mean: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -29,20 +45,61 @@ class Generated:
     """Generated examples.
 
     Attributes:
-        x: samples of p(x | latents), ``(*batch, *event)``.
-        mean: the mean of p(x | latents), of the same shape; ``None`` if not requested.
+        sites: the values of each observed site, by name. In :func:`sample` these are the sites
+            that are generated; otherwise all, given the latents and the given values of others.
         latents: by site, ``(*batch, *rest)``.
+        data: the examples that consist of the values of the data sites; or the reason why several
+            sites are not the parts of one argument.
     """
 
-    x: Tensor
-    mean: Tensor | None
+    sites: Mapping[str, GeneratedSite]
     latents: Mapping[str, Tensor]
+    data: GeneratedSite | str
+
+    @property
+    def x(self) -> Tensor:
+        """Samples of p(x | latents), ``(*batch, *event)``, in the shape of the user's examples.
+
+        Elements of x that no site observes are those of the given examples.
+
+        Raises:
+            ValueError: if there are several data sites that are not the parts of one argument.
+        """
+        return self._data.x
+
+    @property
+    def mean(self) -> Tensor | None:
+        """The mean of p(x | latents), of the same shape; ``None`` if not requested.
+
+        It is NaN at one of several data sites whose distribution has no mean.
+
+        Raises:
+            ValueError: as for :attr:`x`.
+        """
+        return self._data.mean
+
+    @property
+    def _data(self) -> GeneratedSite:
+        if isinstance(self.data, str):
+            raise ValueError(
+                f"expected one data site, or several that observe different parts of x; got "
+                f"{self.data}: read sites[{next(iter(self.sites))!r}].x, or name one site by site=…"
+            )
+        return self.data
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Generated:
         """Apply a function to all tensors."""
-        mean = None if self.mean is None else function(self.mean)
-        latents = {name: function(value) for name, value in self.latents.items()}
-        return Generated(function(self.x), mean, latents)
+
+        def apply(site: GeneratedSite) -> GeneratedSite:
+            return GeneratedSite(
+                function(site.x), None if site.mean is None else function(site.mean)
+            )
+
+        return Generated(
+            {name: apply(site) for name, site in self.sites.items()},
+            {name: function(value) for name, value in self.latents.items()},
+            self.data if isinstance(self.data, str) else apply(self.data),
+        )
 
 
 def sample(
@@ -50,17 +107,21 @@ def sample(
     size: int,
     *args: Any,
     like: Tensor | None = None,
+    site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
     """Sample new examples: latents from the prior, x from p(x | latents).
 
     Arguments:
-        program: any object with a ``model`` and a ``guide``, or a pair of them.
+        program: any object with a ``model``, or a pair of a model and a guide, which is not used.
         size: the number of examples. The model is called as ``model(None, *args, size=size)``.
         *args: additional arguments of the model, such as labels to condition on, ``(size,)``.
         like: a tensor of the right shape, ``(size, *event)``, for a model that cannot run without
-            data. The model is called as ``model(like, *args)``, and the values are ignored.
+            data. The model is called as ``model(like, *args)``. Values that a data site observes
+            are ignored.
+        site: the observed site to generate, or several of them, as for :func:`reconstruct`. All
+            others keep their given values, such as a class.
         mean: whether to return the mean of p(x | latents), which not every distribution has.
         seed: seed of the samples; global generators are not affected.
 
@@ -69,21 +130,57 @@ def sample(
 
     Raises:
         ValueError: if the model cannot run without data and ``like`` is not given, if ``like``
-            has a different number of examples, or if the mean is requested and p(x|z) has none.
+            has a different number of examples, if the model has no observed site of that name, or
+            if the mean is requested and p(x|z) has none.
     """
     positive_int("size", size)
     if like is not None and len(like) != size:
         raise ValueError(f"expected like to have {size} examples; got {len(like)}")
     model, _ = split_program(program)
+    if like is not None:
+        inputs = ProgramInputs(model, empty_program, like, args, {})
+        model = normalize_plate(inputs, data_plate(program), allow_shared=True).model
     with evaluating(model, seed=seed, stream=Stream.SAMPLE):
-        site, nodes = prior_predictive_sites(model, size, like, args)
-    fn = nodes[site]["fn"]
-    latents = {n: s["value"] for n, s in nodes.items() if n != site and not s["is_observed"]}
-    return Generated(nodes[site]["value"], get_mean(fn) if mean else None, latents)
+        data, nodes = prior_predictive_sites(model, size, like, args, site)
+        sites = {}
+        for name in data.sites:
+            node = nodes[name]
+            average = (
+                data_first(node, get_mean(node, required=len(data.sites) == 1)) if mean else None
+            )
+            sites[name] = GeneratedSite(data_first(node, node["value"]), average)
+    latents = {n: s["value"] for n, s in nodes.items() if n not in sites and not s["is_observed"]}
+    template = None if data.argument is None else (like, *args)[int(data.argument)]
+    generated = _assemble(data, sites, template, batch_dim=0)
+    if like is None and isinstance(generated, str):
+        generated = f"{', '.join(map(repr, sites))} of a model without data (like=…)"
+    return Generated(sites, latents, generated)
+
+
+def _assemble(
+    data: DataSites, sites: Mapping[str, GeneratedSite], like: Tensor | None, batch_dim: int
+) -> GeneratedSite | str:
+    """Return the examples that consist of the values of the data sites, or why there are none."""
+    if like is None:
+        (first, *more) = data.sites
+        return data.no_argument_reason or "" if more else sites[first]
+
+    def assemble(values: dict[str, Tensor]) -> Tensor:
+        flat = {n: v.reshape(*v.shape[: batch_dim + 1], -1) for n, v in values.items()}
+        return data.assemble(flat, like)
+
+    x = assemble({name: sites[name].x for name in data.sites})
+    means = {n: mean for n in data.sites if (mean := sites[n].mean) is not None}
+    return GeneratedSite(x, assemble(means) if means else None)
 
 
 def reconstruct(
-    program: Program | tuple[Any, Any], x: Tensor, *args: Any, mean: bool = True, seed: int = 0
+    program: Program | tuple[Any, Any],
+    x: Tensor,
+    *args: Any,
+    site: SiteNames | None = None,
+    mean: bool = True,
+    seed: int = 0,
 ) -> Generated:
     """Reconstruct examples: latents from the guide, x from p(x | latents).
 
@@ -94,6 +191,9 @@ def reconstruct(
         program: any object with a ``model`` and a ``guide``, or a pair of them.
         x: the examples, ``(N, *event)``.
         *args: additional arguments of model and guide.
+        site: the observed site whose values are the data, or several of them. By default the only
+            observed site, or the only one that observes all of x (``obs=x``, also reshaped), or
+            all that observe parts of x (``obs=x[:, 0]``).
         mean: whether to return the mean of p(x | latents).
         seed: seed of the samples.
 
@@ -101,12 +201,12 @@ def reconstruct(
         :class:`Generated`, ``(N, *event)``.
 
     Raises:
-        ValueError: if the examples cannot be scored, or if the mean is requested and p(x|z) has
-            none.
+        ValueError: if the examples cannot be scored, if the model has no observed site of that
+            name, or if the mean is requested and p(x|z) has none.
     """
     inputs = prepare(program, x, args)
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.RECONSTRUCT):
-        runner = Runner.create(inputs)
+        runner = Runner.create(inputs, site)
         latents, _ = runner.sample_guide(1)
         return _decode(runner, latents, mean).map(lambda value: value[0])
 
@@ -118,6 +218,7 @@ def interpolate(
     *args: Any,
     steps: int = 8,
     path: Literal["spherical", "straight"] = "spherical",
+    site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
@@ -130,7 +231,7 @@ def interpolate(
     interpolates the norm linearly. It is the only path on the unit sphere.
 
     Arguments:
-        program, *args, mean, seed: as for :func:`reconstruct`.
+        program, *args, site, mean, seed: as for :func:`reconstruct`.
         x_a, x_b: the examples at the two endpoints, each ``(N, *event)``.
         steps: the number S of points on the path, including both endpoints.
         path: ``"spherical"`` or ``"straight"``.
@@ -157,7 +258,7 @@ def interpolate(
         )
     inputs, other = (prepare(program, x, args) for x in (x_a, x_b))
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.INTERPOLATE):
-        runner = Runner.create(inputs)
+        runner = Runner.create(inputs, site)
         start = compute_guide_centres(runner)
         end = compute_guide_centres(runner.with_data(other.x))
         latents = {n: interpolate_latents(a, end[n], steps, path) for n, a in start.items()}
@@ -170,27 +271,28 @@ def traverse(
     *args: Any,
     dims: Sequence[int] | None = None,
     values: Sequence[float] | Tensor | None = None,
-    site: str | None = None,
+    latent: str | None = None,
+    site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
 ) -> Generated:
     """Vary one latent coordinate at a time, with all others fixed at their encoded values.
 
     Arguments:
-        program, x, *args, mean, seed: as for :func:`reconstruct`.
+        program, x, *args, site, mean, seed: as for :func:`reconstruct`.
         dims: D' coordinates of the site's latents as one vector; all by default.
         values: V values, the same for each coordinate. By default nine quantiles of each
             coordinate under the prior, 1/18, 3/18 … 17/18. On the unit sphere the other
             coordinates are rescaled to keep the norm.
-        site: the latent site; by default the first continuous one that the guide samples.
+        latent: the latent site; by default the first continuous one that the guide samples.
 
     Returns:
         :class:`Generated`, ``(D', V, N, *event)``.
 
     Raises:
-        ValueError: if the examples cannot be scored, the site or a coordinate does not exist, the
-            site is discrete, there is no value, or one is not finite or outside (−1, 1) on the unit
-            sphere.
+        ValueError: if the examples cannot be scored, a site or a coordinate does not exist, the
+            latent site is discrete, there is no value, or one is not finite or outside (−1, 1) on
+            the unit sphere.
     """
     inputs = prepare(program, x, args)
     table = None
@@ -199,9 +301,11 @@ def traverse(
         if not table.numel() or not bool(table.isfinite().all()):
             raise ValueError(f"expected at least one value, all finite; got {values}")
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.TRAVERSE):
-        runner = Runner.create(inputs)
+        runner = Runner.create(inputs, site)
         centres = compute_guide_centres(runner)
-        name = _select_site({n: c for n, c in centres.items() if n not in runner.noise_sites}, site)
+        name = _select_latent(
+            {n: c for n, c in centres.items() if n not in runner.noise_sites}, latent
+        )
         width = centres[name].value[0].numel()
         selected = list(range(width)) if dims is None else [int(d) for d in dims]
         if not selected or not all(0 <= d < width for d in selected):
@@ -219,18 +323,23 @@ def traverse(
     return generated.map(lambda value: value.unflatten(0, table.shape))
 
 
-def _select_site(centres: Mapping[str, Any], site: str | None) -> str:
+def _select_latent(centres: Mapping[str, Any], latent: str | None) -> str:
     continuous = [name for name, centre in centres.items() if not centre.discrete]
-    if site is None and continuous:
+    if latent is None and continuous:
         return continuous[0]
-    if site not in continuous:
+    if latent not in continuous:
         raise ValueError(
-            f"expected site to be one of the continuous latents, "
-            f"{', '.join(continuous) or 'none'}; got {site!r}"
+            f"expected latent to be one of the continuous latents, "
+            f"{', '.join(continuous) or 'none'}; got {latent!r}"
         )
-    return site
+    return latent
 
 
 def _decode(runner: Runner, latents: Mapping[str, Tensor], mean: bool) -> Generated:
     decoded = runner.decode(latents)
-    return Generated(decoded.sample(), decoded.mean if mean else None, dict(latents))
+    sites = {
+        name: GeneratedSite(site.sample(), decoded.site_mean(name) if mean else None)
+        for name, site in decoded.sites.items()
+    }
+    like = None if decoded.data.argument is None else decoded.like
+    return Generated(sites, dict(latents), _assemble(decoded.data, sites, like, batch_dim=1))

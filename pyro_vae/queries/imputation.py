@@ -20,7 +20,7 @@ from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
 from ..programs.inputs import AnyData, prepare, read_data
-from ..programs.sites import find_data_site
+from ..programs.sites import SiteNames, data_first, find_data_sites
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
 from .proposals import (
@@ -124,6 +124,7 @@ def impute(
     *args: Any,
     observed: Tensor | None = None,
     noise: Noise | None = None,
+    site: SiteNames | None = None,
     draws: int = 16,
     num_samples: int = 1000,
     fills: int = 10,
@@ -164,6 +165,8 @@ def impute(
         observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; by default
             all pixels that are not NaN.
         noise: the noise on the observed pixels; samples of x are then of the clean data.
+        site: the observed site whose values are x, or those whose values are parts of x, of which
+            some are missing; by default as for :func:`~pyro_vae.queries.reconstruct`.
         draws: the number S of returned samples.
         num_samples: the number K of proposals for each example.
         fills: the number M of completions of each example.
@@ -181,7 +184,8 @@ def impute(
 
     Raises:
         ValueError: if shapes do not match, a number is out of range, the examples cannot be
-            scored, the likelihood's pixels are not independent, the noise does not match the
+            scored, a missing value is no part of a data site, the likelihood's pixels are not
+            independent, the noise does not match the
             likelihood, or HMC is requested for latents that are not real-valued.
 
     References:
@@ -205,7 +209,7 @@ def impute(
     inputs = prepare(program, data, args, check=False)
     hmc_options = None if method == "importance" else options or {}
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.IMPUTE):
-        observation = _observe(program, inputs, observed, noise)
+        observation = _observe(program, inputs, observed, noise, site)
         parts = [
             {
                 **_estimate(weighted, start),
@@ -221,6 +225,7 @@ def score_missing(
     x: AnyData,
     *args: Any,
     observed: Tensor,
+    site: SiteNames | None = None,
     num_samples: int = 1000,
     fills: int = 10,
     rounds: int = 5,
@@ -235,7 +240,7 @@ def score_missing(
     then covers the latents that the first one found; otherwise the score would be too high.
 
     Arguments:
-        program, *args, num_samples, fills, rounds, refit_steps, defence, seed: as in
+        program, *args, site, num_samples, fills, rounds, refit_steps, defence, seed: as in
             :func:`impute`.
         x: complete examples, ``(N, *event)``.
         observed: boolean mask of the pixels to condition on, ``(N, *event)`` or ``event``.
@@ -254,7 +259,7 @@ def score_missing(
             "the mask of the missing pixels as observed, and examples without NaN"
         )
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.SCORE_MISSING):
-        partial = _observe(program, inputs, observed, None)
+        partial = _observe(program, inputs, observed, None, site)
         runner = partial.runner.with_data(inputs.x)
         complete = PartialObservation(runner, inputs.x, torch.ones_like(partial.observed))
         joint, marginal = (
@@ -312,7 +317,11 @@ def _check_size(data: Split | Tensor, draws: int) -> None:
 
 
 def _observe(
-    program: Any, inputs: ProgramInputs, observed: Tensor | None, noise: Noise | None
+    program: Any,
+    inputs: ProgramInputs,
+    observed: Tensor | None,
+    noise: Noise | None,
+    site: SiteNames | None,
 ) -> PartialObservation:
     """Return the observation, with model samples in place of missing pixels."""
     model, _, x, args, _ = inputs
@@ -324,9 +333,24 @@ def _observe(
             f"got {observed.dtype} of shape {tuple(observed.shape)}"
         )
     observed = observed.to(x.device).expand(x.shape) & ~x.isnan()
-    _, sample = find_data_site(model, x, *args)
+    data, sites = find_data_sites(model, (x, *args), site=site)
+    if data.argument != 0:
+        reason = data.no_argument_reason or "parts of another argument"
+        raise ValueError(
+            f"expected sites that observe different parts of x, to impute the missing ones; got "
+            f"{reason}"
+        )
+    values = {name: data_first(sites[name], sites[name]["value"]) for name in data.sites}
+    sample = data.assemble({name: v.reshape(len(x), -1) for name, v in values.items()}, x)
+    no_site = ~observed & ~data.is_observed(x)
+    if no_site.any():
+        raise ValueError(
+            f"expected missing values that a data site ({', '.join(map(repr, data.sites))}) "
+            f"observes, to sample them from it; got {int(no_site.sum())} that none of these does: "
+            f"mark them as observed, and replace NaN"
+        )
     completed = torch.where(observed, x, sample.to(x.dtype))
-    runner = Runner.create(prepare(program, completed, args))
+    runner = Runner.create(prepare(program, completed, args), site)
     return PartialObservation(runner, completed, observed, noise)
 
 

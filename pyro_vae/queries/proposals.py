@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..programs.particles import UnscorableError
+from .decoding import Decoded
 from .fitted_proposals import FittedProposal
-from .runner import Decoded, PartialObservation, Runner, merge_completions
+from .runner import PartialObservation, Runner, merge_completions
 
 __all__ = [
     "ProposalCounts",

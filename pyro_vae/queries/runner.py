@@ -7,123 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..distributions import PartiallyObserved
 from ..programs.arguments import ProgramInputs
-from ..programs.base import PLATE, Site, data_dim, is_latent, trace_sites
+from ..programs.base import Site, is_latent, trace_sites
 from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.importance_weights import find_layout
-from ..programs.kl import unwrap_independent
 from ..programs.particles import Layout, ParticleBatch, guide_log_prob_at, total_log_prob
-from ..programs.sites import find_data_site
+from ..programs.sites import DataSites, SiteNames, find_data_sites
+from .decoding import Decoded, DecodedSite, sum_event
 from .pixels import Noise
 
-__all__ = ["Decoded", "PartialObservation", "Runner", "get_mean", "merge_completions"]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Output of the model at given latents, K particles for each of N examples.
-
-    Attributes:
-        log_latents: log p of the latents, ``(K, N)``.
-        log_others: log p of other observed sites, such as a class, ``(K, N)``.
-        fn: p(x | latents).
-        shape: ``(K, N, *event)``.
-        mask: the mask of the observed site, if the program sets one.
-    """
-
-    log_latents: Tensor
-    log_others: Tensor
-    fn: Any
-    shape: tuple[int, ...]
-    mask: Any = None
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x | latents], ``(K, N, *event)``.
-
-        Raises:
-            ValueError: if the distribution has no mean.
-        """
-        return get_mean(self.fn).reshape(self.shape)
-
-    def sample(self) -> Tensor:
-        """Sample x ~ p(x | latents), ``(K, N, *event)``."""
-        return self.fn.sample().reshape(self.shape)
-
-    @property
-    def pixels(self) -> Any:
-        """The distribution of single pixels, whose batch shape includes ``(K, N, *event)``.
-
-        Raises:
-            ValueError: if the pixels are not independent given the latents.
-        """
-        fn = unwrap_independent(self.fn)
-        # completed examples have no NaN
-        fn = fn.base_dist if isinstance(fn, PartiallyObserved) else fn
-        if fn.event_shape:
-            raise ValueError(
-                f"expected a likelihood whose pixels are independent given the latents, so that "
-                f"a subset can be observed; got {type(fn).__name__}: use a distribution with "
-                f".to_event(…)"
-            )
-        return fn
-
-    def mask_pixels(self, log_prob: Tensor) -> Tensor:
-        """Return log densities of :attr:`pixels`, ``(K, N, *event)``; 0 where x is masked."""
-        mask = self.mask
-        if isinstance(mask, Tensor):
-            mask = mask.reshape(*mask.shape, *(1,) * (log_prob.ndim - mask.ndim))
-        return scale_and_mask(log_prob, mask=mask).reshape(self.shape)
-
-    def observed_log_prob(self, x: Tensor, observed: Tensor) -> Tensor:
-        """Return log p(x_obs | latents), ``(K, N)``; 0 where x is masked.
-
-        Arguments:
-            x: ``(N, *event)``, or ``(K, N, *event)``.
-            observed: boolean mask of the observed pixels, ``(N, *event)``.
-
-        Raises:
-            ValueError: if the pixels depend on one another and the distribution has no
-                ``observed_log_prob(x, observed)``, or if that has no closed form for this mask.
-        """
-        fn = unwrap_independent(self.fn)
-        marginal = getattr(fn, "observed_log_prob", None)
-        if marginal is None:
-            log_p = self.mask_pixels(self.pixels.log_prob(self.expand_pixels(x)))
-            return _sum_pixels(torch.where(observed, log_p, 0.0))
-        shape = (*fn.batch_shape, *fn.event_shape)
-        full = (value.expand(self.shape).reshape(shape) for value in (x, observed))
-        log_p = scale_and_mask(marginal(*full), mask=self.mask)
-        return log_p.reshape(self.shape[:2])
-
-    def expand_pixels(self, value: Tensor) -> Tensor:
-        """Broadcast values to ``(K, N, *event)`` and to the batch shape of :attr:`pixels`."""
-        return value.expand(self.shape).reshape(self.pixels.batch_shape)
-
-
-def _sum_pixels(log_p: Tensor) -> Tensor:
-    """Sum ``(K, N, *event)`` over the pixels."""
-    return log_p.flatten(2).sum(2) if log_p.ndim > 2 else log_p
-
-
-def get_mean(fn: Any) -> Tensor:
-    """Return the mean of a distribution.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    try:
-        return fn.mean
-    except (NotImplementedError, AttributeError):
-        raise ValueError(
-            f"expected p(x|z) to have a mean; got {type(fn).__name__}: set mean=False to return "
-            f"samples only"
-        ) from None
+__all__ = ["PartialObservation", "Runner", "merge_completions"]
 
 
 @dataclass(frozen=True)
@@ -134,37 +31,40 @@ class Runner:
 
     Attributes:
         inputs: the program and its arguments; x is ``(N, *event)``.
-        site: the name of the site that observes x.
+        data: the sites of the model that observe the data.
         layout: the layout of the particles.
         noise_sites: the sites that represent noise in the weights rather than latents.
     """
 
     inputs: ProgramInputs
-    site: str
+    data: DataSites
     layout: Layout
     noise_sites: frozenset[str] = frozenset()
 
     @classmethod
-    def create(cls, inputs: ProgramInputs) -> Runner:
+    def create(cls, inputs: ProgramInputs, site: SiteNames | None = None) -> Runner:
         """Create a runner by inspecting a run of the program.
 
+        Arguments:
+            inputs: the program in normal form.
+            site: as for :func:`~pyro_vae.programs.sites.find_data_sites`.
+
         Raises:
-            ValueError: if the program's weights per example are not defined, or if another plate
-                encloses the data plate.
+            ValueError: if the program's weights per example are not defined, or as for
+                :func:`~pyro_vae.programs.sites.find_data_sites`.
         """
         inputs = with_enumerated_posterior(inputs)
-        model, guide, x, args, _ = inputs
-        site, _ = find_data_site(model, x, *args)
-        layout = find_layout(model, guide, x, *args)
-        sites = trace_sites(model, x, *args)
-        for name, node in sites.items():
-            if len(node["fn"].batch_shape) > -data_dim(node):
-                raise ValueError(
-                    f'expected the plate "{PLATE}" to be the outermost; got a plate to its left '
-                    f"at site {name!r}: give that plate a dim to its right"
-                )
+        model, guide, x, args, kwargs = inputs
+        data, _ = find_data_sites(model, (x, *args), kwargs, site)
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        sites = trace_sites(model, x, *args, **kwargs)
         noise = frozenset(name for name, node in sites.items() if node["infer"].get("is_noise"))
-        return cls(inputs, site, layout, noise)
+        return cls(inputs, data, layout, noise)
+
+    @classmethod
+    def for_guide(cls, inputs: ProgramInputs) -> Runner:
+        """Create a runner of a guide without a model."""
+        return cls(inputs, DataSites({}, {}), Layout())
 
     def select(self, rows: slice) -> Runner:
         """Return the same program with a subset of the examples."""
@@ -191,7 +91,8 @@ class Runner:
         Returns:
             The latents, ``(N, *rest)``, and their distributions, by site.
         """
-        batch = ParticleBatch.single((self.inputs.x, *self.inputs.args), {})
+        inputs = self.inputs
+        batch = ParticleBatch.single((inputs.x, *inputs.args), inputs.kwargs)
         sites = batch.trace(messenger(self.inputs.guide))
         latents = {name: value[0] for name, value in _model_latents(batch, sites).items()}
         return latents, {name: sites[name]["fn"] for name in latents}
@@ -208,27 +109,45 @@ class Runner:
             UnscorableError: if the guide samples more sites than the model's latents, or can only
                 score its own samples.
         """
-        _, guide, x, args, _ = self.inputs
-        return guide_log_prob_at(guide, latents, x, *args, layout=self.layout)
+        _, guide, x, args, kwargs = self.inputs
+        return guide_log_prob_at(guide, latents, x, *args, layout=self.layout, **kwargs)
 
     def decode(self, latents: Mapping[str, Tensor]) -> Decoded:
         """Run the model at given latents."""
         batch = self._batch(len(next(iter(latents.values()))))
         sites = batch.trace(self.inputs.model, latents)
-        node = sites.pop(self.site)
-        terms, x = batch.log_probs(sites), self.inputs.x
+        # a loop over time has fewer sites for shorter sequences
+        data, others = (
+            {name: part for name, part in parts.items() if name in sites}
+            for parts in (self.data.sites, self.data.others)
+        )
+        terms = batch.log_probs({name: site for name, site in sites.items() if name not in data})
         log_p = [
             [term for name, term in terms.items() if (name in latents) == is_given]
             for is_given in (True, False)
         ]
         log_latents, log_others = (
-            torch.stack(part).sum(0) if part else x.new_zeros(batch.shape) for part in log_p
+            torch.stack(part).sum(0) if part else self.inputs.x.new_zeros(batch.shape)
+            for part in log_p
         )
-        shape = (*batch.shape, *x.shape[1:])
-        return Decoded(log_latents, log_others, node["fn"], shape, node["mask"])
+        observed = {
+            name: DecodedSite(sites[name], batch, part)
+            for name, part in {**data, **others}.items()
+            if not isinstance(sites[name]["fn"], Unit)  # pyro.factor has no samples
+        }
+        return Decoded(log_latents, log_others, observed, DataSites(data, others), self._like())
+
+    def _like(self) -> Tensor:
+        """Return the argument that the data sites observe; x if there is none."""
+        argument = self.data.argument
+        if isinstance(argument, str):
+            return self.inputs.kwargs[argument]
+        return (self.inputs.x, *self.inputs.args)[argument or 0]
 
     def _batch(self, num_samples: int) -> ParticleBatch:
-        return ParticleBatch(num_samples, self.layout, (self.inputs.x, *self.inputs.args), {})
+        inputs = self.inputs
+        args = (inputs.x, *inputs.args)
+        return ParticleBatch(num_samples, self.layout, args, inputs.kwargs)
 
 
 def _model_latents(batch: ParticleBatch, sites: Mapping[str, Site]) -> dict[str, Tensor]:
@@ -281,8 +200,15 @@ class PartialObservation:
         """Return log p(x_obs | latents), ``(K, N)``."""
         if self.noise is None:
             return decoded.observed_log_prob(self.x, self.observed)
-        log_p = self.noise.log_prob(decoded.pixels, decoded.expand_pixels(self.x))
-        return _sum_pixels(torch.where(self.observed, decoded.mask_pixels(log_p), 0.0))
+        parts = []
+        for site in decoded.data_sites:
+            log_p = site.mask_pixels(self.noise.log_prob(*self._noisy_pixels(site)))
+            parts.append(sum_event(torch.where(site.take(self.observed), log_p, 0.0)))
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def _noisy_pixels(self, site: DecodedSite) -> tuple[Any, Tensor]:
+        """Return the distribution of the clean pixels of a site, and the noisy ones."""
+        return site.pixels, site.in_site_shape(site.take(self.x))
 
     def log_joint(self, decoded: Decoded) -> Tensor:
         """Return log p(z, x_obs), ``(K, N)``."""
@@ -303,6 +229,9 @@ class PartialObservation:
         if self.noise is None:
             observed = self.x
         else:
-            clean = self.noise.clean(decoded.pixels, decoded.expand_pixels(self.x))
-            observed = get_value(clean).reshape(decoded.shape)
+            clean = {
+                site.part.name: site.arrange(get_value(self.noise.clean(*self._noisy_pixels(site))))
+                for site in decoded.data_sites
+            }
+            observed = decoded.assemble(clean)
         return torch.where(self.observed, observed, missing.to(self.x.dtype))

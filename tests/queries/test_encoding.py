@@ -64,5 +64,5 @@ def test_weight_noise_is_not_a_latent():
     assert set(queries.encode(program, x)) == {"z.mean", "z.std"}
     traversal = queries.traverse(program, x[:1])
     assert len(traversal.x) == 2  # the two dimensions of z
-    with pytest.raises(ValueError, match="expected site to be one of the continuous latents, z; "):
-        queries.traverse(program, x[:1], site="network.layers.0.noise")
+    with pytest.raises(ValueError, match="expected latent to be one of the continuous latents, z;"):
+        queries.traverse(program, x[:1], latent="network.layers.0.noise")

@@ -174,8 +174,8 @@ def test_two_layers_with_a_discrete_site():
     assert torch.allclose(generated.latents["z"][:, 0], torch.tensor([0.0, 2 / 3, 4 / 3, 2.0]))
     traversal = queries.traverse(program, a, values=[-1.0, 1.0])
     assert traversal.latents["z"].flatten().tolist() == [-1.0, 1.0]
-    with pytest.raises(ValueError, match="expected site to be one of the continuous latents, z;"):
-        queries.traverse(program, a, site="k")
+    with pytest.raises(ValueError, match="expected latent to be one of the continuous latents, z;"):
+        queries.traverse(program, a, latent="k")
     columns = queries.encode(program, torch.cat([a, b]))
     assert columns["k.mode"].tolist() == [0, 2]
     assert torch.allclose(torch.from_numpy(columns["z.mean"]), torch.tensor([0.0, 2.0]))

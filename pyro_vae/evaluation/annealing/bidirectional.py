@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 
 from ...core.components import Labels
@@ -17,12 +18,19 @@ from ...core.random import Stream
 from ...core.validation import positive_int
 from ...data import Dataset, Split
 from ...distributions.counts import ConditionedOnTotal
-from ...programs.base import Program, label_use, trace_sites
+from ...programs.base import Program, Site, label_use, trace_sites
 from ...programs.context import evaluating
 from ...programs.importance_weights import check_num_samples
-from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare, program_labels
-from ...programs.particles import ParticleBatch
-from ...programs.sites import prior_predictive_sites
+from ...programs.inputs import (
+    AnyData,
+    AnyProgram,
+    normalize_order,
+    prepare,
+    program_labels,
+    split_program,
+)
+from ...programs.particles import ParticleBatch, data_frame
+from ...programs.sites import DataSites, data_first, prior_predictive_sites
 from ..bounds import Bounds
 from ..bounds_section import plot_bounds
 from ..chain_errors import add_chain_errors
@@ -44,6 +52,7 @@ def bdmc(
     program: AnyProgram,
     data: int | AnyData = 64,
     *args: Any,
+    like: AnyData | None = None,
     annealing: Annealing = Annealing(),
     num_samples: int = 5000,
     seed: int = 0,
@@ -64,10 +73,14 @@ def bdmc(
     over examples is more reliable.
 
     Arguments:
-        program: as for :func:`~pyro_vae.evaluation.ais`, with no observed site besides the data.
-        data: the number of examples to simulate, for programs that run without data; or data
-            of the desired size, of which only the shape and the labels are used.
-        *args: further arguments of model and guide.
+        program: as for :func:`~pyro_vae.evaluation.ais`. All its observed sites are simulated:
+            they observe different parts of x (``obs=x``, ``obs=x[:, 0]``) or of further arguments.
+        data: the number of examples to simulate; or data of the desired size, which are used as
+            ``like``.
+        *args: further arguments of model and guide, of the examples of ``like``.
+        like: data of the right shape, for a model that cannot run without data. Simulated examples
+            take the values that no site observes, their labels and further arguments from these
+            examples in turn.
         annealing: the settings, for both directions.
         num_samples: the number K of importance samples on the same data; 0 for none.
         seed: the random seed of the data and the samples.
@@ -79,8 +92,9 @@ def bdmc(
 
     Raises:
         ValueError: as for :func:`~pyro_vae.evaluation.ais`; if ``num_samples`` is neither 0 nor a
-            positive integer, if the model has another observed site, or if its density of the
-            data depends on the data with which it is called.
+            positive integer, if the model cannot run without data and ``like`` is not given, if an
+            observed site cannot be simulated, or if its density depends on the data with which the
+            model is called.
 
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al.,
@@ -89,7 +103,7 @@ def bdmc(
     if num_samples:
         check_num_samples(num_samples)
     program, data, args = normalize_order(program, data, args)
-    x, args, latents = simulate_data(program, data, args, seed)
+    x, args, latents = simulate_data(program, data, args, seed, like)
 
     def run(
         path: AnnealingPath, schedule: TunedSchedule, rows: slice, advance: ProgressCallback
@@ -129,29 +143,46 @@ def bdmc(
 
 
 def simulate_data(
-    program: AnyProgram, data: int | AnyData, args: tuple, seed: int
+    program: AnyProgram,
+    data: int | AnyData,
+    args: tuple,
+    seed: int,
+    like: AnyData | None = None,
 ) -> tuple[Tensor, tuple, dict[str, Tensor]]:
-    """Simulate data; return them, the further arguments, and the latents ``(1, N, …)``."""
-    model = program[0] if isinstance(program, tuple) else program.model
-    template = None
+    """Simulate data from the model, at all its observed sites.
+
+    Arguments:
+        program, data, args, seed, like: as for :func:`bdmc`.
+
+    Returns:
+        The data, the further arguments, of which those that a site observes are simulated too, and
+        the latents, ``(1, N, …)``.
+    """
+    model, _ = split_program(program)
+    size, x = 0, None
     if isinstance(data, int):
         size = positive_int("the number of examples", data)
+    elif like is not None:
+        raise ValueError("expected the number of examples to simulate, with like=…; got data")
+    else:
+        prepare(program, data, args, {}, seed)  # audits the program
+        like = data
+    if like is not None:
+        inputs = prepare(program, like, args, {}, seed, check=False)
+        if size:
+            inputs = inputs.select(torch.arange(size) % len(inputs.x))
+        model, x, args = inputs.model, inputs.x, inputs.args
+    else:
         if label_use(program) is Labels.CONDITION and not args:
             program_labels(program, torch.empty(size))  # raises: the labels are missing
-    else:
-        _, _, template, args, _ = prepare(program, data, args, {}, seed)
-        size = len(template)
+        model = _normalize_without_data(program, size, args, seed)
     with evaluating(model, seed=seed, stream=Stream.SIMULATION):
-        site, nodes = prior_predictive_sites(model, size, template, args)
-        x = nodes[site]["value"]
-        values = {n: s["value"] for n, s in nodes.items() if n != site}
+        observed, nodes = prior_predictive_sites(model, size, x, args, every_argument=True)
+        _check_all_simulated(observed, nodes, x)
+        x, args = _replace_data(observed, nodes, x, args)
+        latents = {n: s for n, s in nodes.items() if n not in observed.sites}
+        values = {name: site["value"] for name, site in latents.items()}
         replayed = trace_sites(poutine.condition(model, data=values), x, *args)
-    others = [n for n, s in nodes.items() if n != site and s["is_observed"]]
-    if others:
-        raise ValueError(
-            f"expected a model whose only observed site is the data, so that simulated latents are "
-            f"exact posterior samples; got the observed sites {', '.join(map(repr, others))}"
-        )
     batch = ParticleBatch.single((x, *args), {})
     has_same_density = nodes.keys() == replayed.keys() and all(
         torch.allclose(
@@ -162,13 +193,66 @@ def simulate_data(
         )
         for name in nodes
     )
-    if isinstance(nodes[site]["fn"], ConditionedOnTotal) or not has_same_density:
+    changed = [n for n in observed.sites if isinstance(nodes[n]["fn"], ConditionedOnTotal)]
+    if changed or not has_same_density:
+        names = ", ".join(map(repr, changed or observed.sites))
         raise ValueError(
             f"expected a model that samples data from the density that scores them; got a density "
-            f"of '{site}' or of a latent that depends on the data (their total, or previous "
+            f"of {names} or of a latent that depends on the data (their total, or previous "
             f"pixels), so that no exact posterior sample is known: use ais"
         )
-    return x, args, {n: batch.value(s) for n, s in nodes.items() if n != site}
+    return x, args, {name: batch.value(site) for name, site in latents.items()}
+
+
+def _normalize_without_data(
+    program: AnyProgram, size: int, args: tuple, seed: int
+) -> Callable[..., Any]:
+    """Return a model that runs without data, with its plate over the data in normal form."""
+    model, _ = split_program(program)
+    with evaluating(model, seed=seed, stream=Stream.SIMULATION):
+        observed, nodes = prior_predictive_sites(model, size, None, args)
+    if all(data_frame(site) for site in nodes.values()):
+        return model
+    (site,) = observed.sites
+    return prepare(program, nodes[site]["value"], args, {}, seed, check=False).model
+
+
+def _check_all_simulated(observed: DataSites, nodes: Mapping[str, Site], x: Tensor | None) -> None:
+    """Raise unless all observed sites are simulated, and their values can be given to the model."""
+    factors = [name for name in observed.others if isinstance(nodes[name]["fn"], Unit)]
+    others = {name: site for name, site in observed.others.items() if name not in factors}
+    if factors:
+        reason = f"pyro.factor {factors[0]!r}, which has no samples"
+    elif x is None:
+        names = ", ".join(map(repr, others))
+        reason = names and f"{names}, whose values are given: pass like=… to simulate these too"
+    else:
+        reason = DataSites({**observed.sites, **others}, {}).no_parts_reason
+    if reason:
+        raise ValueError(
+            f"expected a model whose observed sites observe different parts of its arguments, so "
+            f"that simulated latents are exact posterior samples; got {reason}"
+        )
+
+
+def _replace_data(
+    observed: DataSites, nodes: Mapping[str, Site], x: Tensor | None, args: tuple
+) -> tuple[Tensor, tuple]:
+    """Return the arguments with the simulated values of the sites that observe them."""
+    values = {name: data_first(nodes[name], nodes[name]["value"]) for name in observed.sites}
+    if x is None:
+        (value,) = values.values()
+        return value, args
+    replaced = [x, *args]
+    for position, argument in enumerate(replaced):
+        parts = {
+            name: value.reshape(len(value), -1)
+            for name, value in values.items()
+            if observed.sites[name].argument == position
+        }
+        if parts:
+            replaced[position] = observed.assemble(parts, argument)
+    return replaced[0], tuple(replaced[1:])
 
 
 def _compute(

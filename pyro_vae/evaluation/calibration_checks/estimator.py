@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.random import Stream, check_seed
@@ -44,6 +43,7 @@ def calibration(
     program: AnyProgram,
     data: AnyData | int,
     *args: Any,
+    like: AnyData | None = None,
     num_simulated: int = 300,
     num_samples: int = 1000,
     num_replicates: int = 200,
@@ -74,10 +74,11 @@ def calibration(
         program: as for :func:`~pyro_vae.bdmc`: its guide computes q(z|x) from x, and the data are
             its only observed site.
         data: held-out data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`, of 20 or more
-            examples; or, for simulated data only, their number, for programs that run without
-            data.
+            examples; or, for simulated data only, their number.
         *args: further arguments of model and guide. Simulated examples get those of the held-out
-            ones in turn.
+            ones, or of ``like``, in turn.
+        like: with the number of simulated data: data of the right shape, for a model that cannot
+            run without data; see :func:`~pyro_vae.bdmc`.
         num_simulated: the number of simulated examples, 20 or more; 0 for none.
         num_samples: the number K of samples of each posterior approximation.
         num_replicates: the number of replicates of each held-out example.
@@ -137,7 +138,7 @@ def calibration(
     skipped: dict[str, str] = {}
     bands: dict[str, Band] = {}
     if num_simulated and names:
-        inputs, latents = _simulate(program, data, args, num_simulated, seed)
+        inputs, latents = _simulate(program, data, args, num_simulated, seed, like)
         reason = no_laplace_reason(inputs) if "laplace" in names else None
         if reason is not None:
             skipped["laplace"] = reason
@@ -213,16 +214,19 @@ def _check_amortized(inputs: ProgramInputs) -> None:
 
 
 def _simulate(
-    program: AnyProgram, data: AnyData | int, args: tuple[Any, ...], size: int, seed: int
+    program: AnyProgram,
+    data: AnyData | int,
+    args: tuple[Any, ...],
+    size: int,
+    seed: int,
+    like: AnyData | None,
 ) -> tuple[ProgramInputs, dict[str, Tensor]]:
     """Return the program with simulated data, and the latents of these, ``(1, N, *rest)``."""
-    template: AnyData | int = data
     if not isinstance(data, int):
-        # the arguments of the held-out examples in turn; their values are not used
-        plain = prepare(program, data, args, {}, seed, check=False)
-        part = plain.select(torch.arange(size) % len(plain.x))
-        template, args = part.x, part.args
-    x, args, latents = simulate_data(program, template, args, seed)
+        if like is not None:
+            raise ValueError("expected the number of examples to simulate, with like=…; got data")
+        like = data
+    x, args, latents = simulate_data(program, size, args, seed, like)
     if isinstance(data, int):
         _check_amortized(prepare(program, x, args, {}, seed, check=False))
     return prepare(program, x, args, {}, seed), latents

@@ -19,12 +19,12 @@ from ...data.kinds import Kind, kind_of
 from ...data.splits import contains_nan
 from ...distributions.counts import ConditionedOnTotal, sum_counts
 from ...programs.arguments import ProgramInputs
-from ...programs.base import empty_program, trace_sites
+from ...programs.base import Site, empty_program, trace_sites
 from ...programs.context import evaluating
 from ...programs.enumerated_posterior import with_enumerated_posterior
 from ...programs.importance_weights import Chunk, stream_particles
 from ...programs.particles import ParticleBatch, run_particles
-from ...programs.sites import find_data_site
+from ...programs.sites import DataSites, find_data_sites
 from .simulated_ranks import weighted_ranks
 
 __all__ = [
@@ -170,12 +170,12 @@ def check_predictive(
     }
     bar = tqdm(total=len(x), desc="predictive checks", disable=not progress, dynamic_ncols=True)
     with evaluating(*inputs[:2], seed=seed, stream=Stream.CALIBRATION_PREDICTIVE), bar:
-        site = _only_data_site(inputs)
+        data = _find_data_sites(inputs)
         chunks = stream_particles(inputs, num_replicates, compile=False)
         with closing(chunks):
             for chunk in chunks:
                 for name in PREDICTIVES:
-                    values = _summarize(_replicate(chunk, name, site), 2, statistics)
+                    values = _summarize(_replicate(chunk, name, data), 2, statistics)
                     for key, value in values.items():
                         columns[name, key].append(value)
                 if chunk.draws.stop == num_replicates:
@@ -206,20 +206,20 @@ def check_predictive(
     return PredictiveChecks({key: value.numpy() for key, value in truth.items()}, arrays, pit)
 
 
-def _only_data_site(inputs: ProgramInputs) -> str:
+def _find_data_sites(inputs: ProgramInputs) -> DataSites:
     model, _, x, args, kwargs = inputs
-    site, _ = find_data_site(lambda x, *args: model(x, *args, **kwargs), x, *args)
-    sites = trace_sites(poutine.uncondition(model), x, *args, **kwargs)
-    others = [n for n, s in sites.items() if n != site and s["infer"].get("was_observed")]
-    if others:
+    data, _ = find_data_sites(model, (x, *args), kwargs)
+    trace_sites(poutine.uncondition(model), x, *args, **kwargs)  # keeps the samples for a seed
+    if data.others or data.argument != 0:
+        names = ", ".join(map(repr, data.others or data.sites))
         raise ValueError(
-            f"expected a model whose only observed site is the data, so that replicates depend on "
-            f"no other values; got the observed sites {', '.join(map(repr, others))}"
+            f"expected a model whose observed sites are different parts of x, so that replicates "
+            f"depend on no other values; got the observed sites {names}"
         )
-    return site
+    return data
 
 
-def _replicate(chunk: Chunk, name: PredictiveName, site: str) -> Tensor:
+def _replicate(chunk: Chunk, name: PredictiveName, data: DataSites) -> Tensor:
     """Sample x given the latents of a chunk, or as many samples of the prior.
 
     Returns:
@@ -233,14 +233,23 @@ def _replicate(chunk: Chunk, name: PredictiveName, site: str) -> Tensor:
         latents = run_particles(
             empty_program, model, x, *args, num_samples=count, layout=chunk.layout, **kwargs
         ).latents
-    node = batch.trace(model, latents)[site]
-    fn: Any = node["fn"]
+    sites = batch.trace(model, latents)
+    values = {}
+    for site in data.sites:
+        value = batch.value({**sites[site], "value": _sample_observed(sites[site])})
+        values[site] = value.reshape(*value.shape[:2], -1)
+    return data.assemble(values, x)
+
+
+def _sample_observed(site: Site) -> Tensor:
+    """Sample an observed site from the density that scores it."""
+    fn: Any = site["fn"]
     value = fn.sample()
     if isinstance(fn, ConditionedOnTotal):
         # the density that scores x has the total of x; its samples have a typical one
-        total = sum_counts(node["value"], len(fn.event_shape))
+        total = sum_counts(site["value"], len(fn.event_shape))
         value = fn.conditional(total).expand(fn.batch_shape).sample()
-    return batch.value({**node, "value": value})
+    return value
 
 
 def _summarize(
