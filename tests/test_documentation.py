@@ -151,7 +151,7 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
 
 
 def test_own_data_page(documented_files, capsys):
-    objects, load, open_run = blocks("docs/own-data")
+    objects, load, results, open_run = blocks("docs/own-data")
     execute(objects, {"pv": pv})
     assert capsys.readouterr().out.splitlines() == [
         "tensor([0, 1, 0, 1]) ('a', 'b')",
@@ -160,8 +160,14 @@ def test_own_data_page(documented_files, capsys):
     execute(load, {"pv": pv})
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["pressure: real", "weight: real"] and out[2].startswith("('a', 'b') tensor")
-    assert main([*fit_of("runs/patients"), "--fit.epochs", "1"]) == 0
+    for run in ("runs/patients", "runs/columns"):
+        assert main([*fit_of(run), "--fit.epochs", "1"]) == 0
     capsys.readouterr()
+    scope = {"pv": pv}
+    execute(results, scope)
+    rows = pv.load("runs/columns").data.test.rows.tolist()
+    assert list(scope["scores"]["row"]) == rows
+    assert capsys.readouterr().out.startswith(f"{{{rows[0]}: ")
     execute(open_run, {"pv": pv})
     assert capsys.readouterr().out == "True 5\n"
 

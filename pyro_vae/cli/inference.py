@@ -181,7 +181,8 @@ def _print_scores(
     binary = opened.data.kind is Kind.BINARY
     if likelihood is not None and likelihood.measure == ("probability" if binary else "density"):
         train = opened.data.train
-        if is_large(train) or train.has_missing:
+        # new data have no training data
+        if not len(train) or is_large(train) or train.has_missing:
             return
         baseline = queries.score_pixelwise(train.materialize(opened.seed), x, observed)
         print(f"independent pixels (mean imputation): {format_mean(baseline)} nats per datum")
