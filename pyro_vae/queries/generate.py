@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from ..core.validation import positive_int
 from ..programs.arguments import ProgramInputs
 from ..programs.base import Program, data_plate, empty_program
 from ..programs.context import evaluating
-from ..programs.inputs import materialize, prepare, read_data, split_program
+from ..programs.inputs import AnyData, materialize, prepare, read_data, split_program
 from ..programs.plates import normalize_plate
 from ..programs.sites import DataSites, SiteNames, data_first, prior_predictive_sites
 from .decoding import get_mean
@@ -50,11 +50,14 @@ class Generated:
         latents: by site, ``(*batch, *rest)``.
         data: the examples that consist of the values of the data sites; or the reason why several
             sites are not the parts of one argument.
+        rows: the row of each reconstructed example in the file of the data, ``(N,)``; ``None`` if
+            the examples are in its order, or unknown.
     """
 
     sites: Mapping[str, GeneratedSite]
     latents: Mapping[str, Tensor]
     data: GeneratedSite | str
+    rows: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -99,6 +102,7 @@ class Generated:
             {name: apply(site) for name, site in self.sites.items()},
             {name: function(value) for name, value in self.latents.items()},
             self.data if isinstance(self.data, str) else apply(self.data),
+            self.rows,
         )
 
 
@@ -176,7 +180,7 @@ def _assemble(
 
 def reconstruct(
     program: Program | tuple[Any, Any],
-    x: Tensor,
+    x: AnyData,
     *args: Any,
     site: SiteNames | None = None,
     mean: bool = True,
@@ -189,7 +193,8 @@ def reconstruct(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them.
-        x: the examples, ``(N, *event)``.
+        x: the examples, a tensor ``(N, *event)`` or anything that
+            :func:`~pyro_vae.data.as_split` accepts.
         *args: additional arguments of model and guide.
         site: the observed site whose values are the data, or several of them. By default the only
             observed site, or the only one that observes all of x (``obs=x``, also reshaped), or
@@ -204,11 +209,13 @@ def reconstruct(
         ValueError: if the examples cannot be scored, if the model has no observed site of that
             name, or if the mean is requested and p(x|z) has none.
     """
-    inputs = prepare(program, x, args)
+    data = read_data(program, x)
+    inputs = prepare(program, data, args)
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.RECONSTRUCT):
         runner = Runner.create(inputs, site)
         latents, _ = runner.sample_guide(1)
-        return _decode(runner, latents, mean).map(lambda value: value[0])
+        generated = _decode(runner, latents, mean).map(lambda value: value[0])
+    return replace(generated, rows=getattr(data, "rows", None))
 
 
 def interpolate(

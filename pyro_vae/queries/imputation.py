@@ -111,11 +111,13 @@ class MissingScore(NamedTuple):
         value: the estimate in nats, ``(N,)``.
         variance: its Monte Carlo variance, ``(N,)``.
         khat: the larger k̂ of the two estimates, ``(N,)``.
+        rows: as of an :class:`Imputation`.
     """
 
     value: Tensor
     variance: Tensor
     khat: Tensor
+    rows: Tensor | None = None
 
 
 def impute(
@@ -252,7 +254,8 @@ def score_missing(
         ValueError: as for :func:`impute`; or if an example has NaN.
     """
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    inputs = prepare(program, x, args, check=False)
+    data = read_data(program, x)
+    inputs = prepare(program, data, args, check=False)
     if contains_nan(inputs.x):
         raise ValueError(
             "expected complete examples, whose missing pixels are known and scored; got NaN: pass "
@@ -275,6 +278,7 @@ def score_missing(
         joint["log_evidence"] - marginal["log_evidence"],
         joint["log_evidence_variance"] + marginal["log_evidence_variance"],
         torch.maximum(joint["khat"], marginal["khat"]),
+        getattr(data, "rows", None),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,26 @@ def test_bounds_of_a_split_keep_its_rows(tmp_path):
     assert Bounds.from_netcdf(tmp_path / "b.nc").rows.tolist() == [4, 1]
     pv.evaluate(vae, split.values, num_samples=5).to_netcdf(tmp_path / "c.nc")
     assert Bounds.from_netcdf(tmp_path / "c.nc").rows is None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda vae, x: pv.evaluation.ais(
+            vae, x, annealing=pv.evaluation.Annealing(2, num_temperatures=2, num_steps=1)
+        ),
+        lambda vae, x: pv.evaluation.gaps(vae, x, annealing=None, num_steps=1, num_samples=5),
+        lambda vae, x: pv.evaluation.latents(vae, x, num_samples=2, num_draws=9),
+        lambda vae, x: pv.queries.reconstruct(vae, x),
+        lambda vae, x: pv.queries.impute(vae, x, num_samples=20, refit_steps=0),
+        lambda vae, x: pv.queries.score_missing(
+            vae, x, observed=torch.ones(3) > 0, num_samples=20, refit_steps=0
+        ),
+    ],
+)
+def test_results_in_python_keep_the_rows_of_a_split(use):
+    split = pv.data.Split(torch.arange(18.0).reshape(6, 3)).at(torch.tensor([4, 1, 5]))
+    small = partial(pv.networks.MLP, hidden=(4,))
+    options = {"likelihood": pv.likelihoods.Gaussian, "encoder": small, "decoder": small}
+    result = use(pv.VAE((3,), 1, **options), split)
+    assert result.rows.tolist() == [4, 1, 5]

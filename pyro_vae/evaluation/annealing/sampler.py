@@ -20,7 +20,7 @@ from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
 from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
-from ...programs.inputs import AnyData, AnyProgram, prepare
+from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..bounds import Bounds
 from ..chain_errors import MAX_CHAIN_KHAT, add_chain_errors, are_chains_good
 from ..estimates import finite_or_none, median_and_worst
@@ -144,6 +144,7 @@ def ais(
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
         section 3.1. https://arxiv.org/abs/1611.04273
     """
+    program, data, args = normalize_order(program, data, args)
     inputs = prepare(program, data, args, kwargs, seed)
     columns = anneal_in_blocks(
         partial(run_forward_chains, annealing=annealing),
@@ -155,12 +156,13 @@ def ais(
         stream=Stream.AIS,
         name="AIS",
     )
-    return Bounds(
+    bounds = Bounds(
         num_samples=annealing.num_chains,
         per_datum=add_chain_errors(columns, "ais"),
         seed=seed,
         settings={"annealing": asdict(annealing), **normalization_settings(inputs)},
     )
+    return bounds.with_rows(getattr(data, "rows", None))
 
 
 def run_forward_chains(

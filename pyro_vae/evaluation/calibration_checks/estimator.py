@@ -168,7 +168,8 @@ def calibration(
         "false_alarm_rate": false_alarm_rate,
         "laplace": asdict(laplace),
     }
-    return Calibration(ranks, checks, bands, skipped, settings, seed)
+    result = Calibration(ranks, checks, bands, skipped, settings, seed)
+    return result.with_rows(getattr(data, "rows", None))
 
 
 def _check_posteriors(posteriors: Sequence[str]) -> list[PosteriorName]:

@@ -175,7 +175,7 @@ def gaps(
             )
             .with_rows(getattr(train, "rows", None))
         )
-    return Gaps(bounds, train_bounds)
+    return Gaps(bounds, train_bounds).with_rows(getattr(data, "rows", None))
 
 
 @dataclass(frozen=True)

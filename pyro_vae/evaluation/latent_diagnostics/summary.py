@@ -11,7 +11,7 @@ import numpy as np
 
 from ...data import Dataset
 from ...programs.base import Program
-from ...programs.inputs import AnyData, AnyProgram
+from ...programs.inputs import AnyData, AnyProgram, normalize_order
 from ..estimates import Estimate
 from ..results import Result
 from ..sections import Picture, Section, make_figure
@@ -179,14 +179,17 @@ def latents(
         ValueError: if there are fewer than two examples or samples, or as for
             :func:`~pyro_vae.evaluate`.
     """
+    program, data, args = normalize_order(program, data, args)
+    rows = getattr(data, "rows", None)
     args, options = (program, data, *args), {**kwargs, "seed": seed}
     active = active_units(*args, num_samples=num_samples, threshold=threshold, **options)
     options["progress"] = progress
     kl = divergences(*args, num_samples=num_samples, **options)
     try:
-        return Latents(active, kl, surgery(*args, num_draws=num_draws, **options))
+        parts = surgery(*args, num_draws=num_draws, **options)
+        return Latents(active, kl, parts).with_rows(rows)
     except NoAggregateError as error:
-        return Latents(active, kl, None, str(error))
+        return Latents(active, kl, None, str(error)).with_rows(rows)
 
 
 def _make_dataset(columns: Mapping[str, np.ndarray], index: np.ndarray) -> xarray.Dataset:
