@@ -127,3 +127,42 @@ def test_fit_shows_the_columns_and_warns_about_categories(file, tmp_path, capsys
         "columns: height: real; visits: count; smoker: binary; blood: " in capsys.readouterr().err
     )
     assert "Gaussian scores the categories of blood as numbers" in caplog.text
+
+
+@pytest.mark.parametrize("writer", ["pandas", "nullable", "arrow types", "polars"])
+def test_parquet(writer, file, tmp_path):
+    """The columns of a table do not depend on the package that wrote it."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame, name = pandas.read_csv(file), str(tmp_path / "x.parquet")
+    frame["kind"] = frame["kind"].astype("category")
+    if writer == "nullable":
+        frame = frame.convert_dtypes()
+    elif writer == "arrow types":
+        frame = frame.convert_dtypes(dtype_backend="pyarrow")
+    if writer == "polars":
+        pytest.importorskip("polars").from_pandas(frame).write_parquet(name)
+    else:
+        frame.to_parquet(name)
+    expected, data = load(path=file), load(path=name)
+    assert data.columns == expected.columns and data.classes == expected.classes
+    assert data.checksum == expected.checksum
+    assert data.train.labels.tolist() == expected.train.labels.tolist()
+
+
+def test_columns_of_other_values_raise(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    file = str(tmp_path / "x.parquet")
+    days = pandas.to_datetime(["2024-01-01", "2024-01-02"] * 2)
+    columns = {
+        "Timestamp": days,
+        "date": days.date,
+        "Timedelta": days - days[0],
+        "ndarray": [[1.0, 2.0]] * 4,
+    }
+    for kind, values in columns.items():
+        pandas.DataFrame({"a": [1, 2, 3, 4], "b": values}).to_parquet(file)
+        message = rf"expected numbers or strings in column 'b' of .*; got a {kind}, e\.g\. "
+        with pytest.raises(ValueError, match=message):
+            pv.data.load("table", path=file, binarize="none")

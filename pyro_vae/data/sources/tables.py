@@ -180,6 +180,13 @@ def _encode(text: Sequence[str | None], categories: Sequence[str]) -> np.ndarray
 
 
 def _read_categories(series: Any, kind: str | None, file: Path) -> tuple[Column, np.ndarray]:
+    for value in series.dropna():
+        if not isinstance(value, str | bool | int | float | np.bool_ | np.number):
+            raise ValueError(
+                f"expected numbers or strings in column {series.name!r} of {file}; got a "
+                f"{type(value).__name__}, e.g. {str(value)!r}: convert the column, or leave it out "
+                f"by data.drop"
+            )
     text = _as_text(series)
     known = sorted({value for value in text if value is not None})
     count = int(series.notna().sum())
