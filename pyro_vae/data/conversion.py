@@ -31,7 +31,7 @@ from .frames import (
     is_frame,
 )
 from .items import DatasetItems, SequentialItems, check_loader, find_tensors, is_hugging_face
-from .labels import LabelColumn, find_names
+from .labels import LabelColumn, encode_numbers, fill_unknown, find_names
 
 __all__ = ["Examples", "as_labels", "as_values", "open_examples"]
 
@@ -125,8 +125,10 @@ def as_labels(labels: Any, name: str = "labels") -> LabelColumn:
         raise ValueError(f"{name}: {error}") from None
     if named is not None:
         return named
-    values = as_values(labels, name)
+    values = as_values(fill_unknown(labels), name)
     tensor = values if isinstance(values, Tensor) else values.gather(slice(None))
+    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        return LabelColumn(encode_numbers(tensor, name))
     # floating-point labels condition a program, whose networks have the default dtype
     dtype = torch.get_default_dtype() if tensor.is_floating_point() else torch.int64
     return LabelColumn(tensor.to(dtype))
@@ -169,7 +171,10 @@ def _open_array(data: Any) -> Tensor | Container | None:
         return array_to_tensor(column_to_array(data))
     if all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__")) and data.shape:
         return keep_resident(IndexedArray(data))
-    return array_to_tensor(np.asarray(data)) if hasattr(data, "__array__") else None
+    try:
+        return array_to_tensor(np.asarray(data)) if hasattr(data, "__array__") else None
+    except TypeError:  # e.g. a Dataset of xarray, which has several arrays
+        return None
 
 
 def _fill_masked(array: np.ma.MaskedArray) -> np.ndarray:

@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .frames import from_arrow
+from .frames import from_arrow, is_frame
 
-__all__ = ["LabelColumn", "encode_names", "find_names", "name_classes", "number_by_names"]
+__all__ = [
+    "LabelColumn",
+    "encode_names",
+    "encode_numbers",
+    "fill_unknown",
+    "find_names",
+    "name_classes",
+    "number_by_names",
+]
 
 
 class LabelColumn(NamedTuple):
@@ -51,6 +59,8 @@ def name_classes(labels: LabelColumn, classes: Sequence[str] | None) -> LabelCol
     if classes is None or labels.classes == tuple(classes):
         return labels
     classes = tuple(map(str, classes))
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"expected different names in classes; got {', '.join(classes)}")
     values, listed = labels.values, ", ".join(map(str, classes[:20]))
     if labels.classes is not None:
         used = [name for i, name in enumerate(labels.classes) if bool((values == i).any())]
@@ -105,15 +115,17 @@ def find_names(labels: Any) -> LabelColumn | None:
 
 def _to_array(labels: Any) -> np.ndarray | None:
     """Return labels as an array, strings with "" where missing; ``None`` if they are no array."""
-    if isinstance(labels, np.ndarray):
-        array = labels
-    elif isinstance(labels, list | tuple):
+    if is_frame(labels) and len(labels.columns) == 1:
+        labels = labels[labels.columns[0]]
+    if isinstance(labels, list | tuple):
         if not any(isinstance(label, str | bytes) for label in labels):
             return None
         array = np.empty(len(labels), object)
         array[:] = labels
-    elif hasattr(labels, "to_numpy") and not hasattr(labels, "columns"):
+    elif hasattr(labels, "to_numpy") and not is_frame(labels):
         array = labels.to_numpy()
+    elif isinstance(labels, np.ndarray):
+        array = labels
     else:
         return None
     # objects, and the strings of NumPy 2 that have any length
@@ -123,14 +135,44 @@ def _to_array(labels: Any) -> np.ndarray | None:
 
 def _fill_missing(objects: np.ndarray) -> np.ndarray:
     """Return an array of Python strings as one of strings; unchanged if it has none."""
-    is_text = [isinstance(value, str) for value in objects]
+    text = [v.decode() if isinstance(v, bytes) else v for v in objects]
+    is_text = [isinstance(value, str) for value in text]
     if not any(is_text):
         return objects
-    for value, known in zip(objects, is_text, strict=True):
-        # None, NaN or pandas.NA
-        if not known and value is not None and str(value) not in ("nan", "<NA>"):
+    for value, known in zip(text, is_text, strict=True):
+        if not known and not _is_missing(value):
             raise ValueError(
                 f"expected labels that are all strings or all numbers; got {value!r} among "
                 f"strings: convert them to one type"
             )
-    return np.array([v if known else "" for v, known in zip(objects, is_text, strict=True)], str)
+    return np.array([v if known else "" for v, known in zip(text, is_text, strict=True)], str)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN or ``pandas.NA``."""
+    return value is None or str(value) in ("nan", "<NA>")
+
+
+def fill_unknown(labels: Any) -> Any:
+    """Return a list or an array of objects with ``None`` as numbers with NaN; others unchanged."""
+    is_array = isinstance(labels, np.ndarray) and labels.dtype.kind == "O" and labels.ndim == 1
+    if not (is_array or isinstance(labels, list | tuple)):
+        return labels
+    values = list(labels)
+    return [np.nan if value is None or str(value) == "<NA>" else value for value in values]
+
+
+def encode_numbers(labels: Tensor, name: str) -> Tensor:
+    """Return labels with NaN, e.g. of empty cells, as classes that are −1 where NaN.
+
+    Raises:
+        ValueError: if the others are not classes, for which no value means unknown.
+    """
+    is_missing = labels.isnan()
+    known = labels[~is_missing]
+    if labels.ndim != 1 or not bool(((known >= 0) & (known == known.round())).all()):
+        raise ValueError(
+            f"expected {name} without NaN, unless they are classes; got NaN in "
+            f"{int(is_missing.sum())} of {labels.numel()} numbers: leave these examples out"
+        )
+    return labels.masked_fill(is_missing, -1).to(torch.int64)

@@ -22,6 +22,8 @@ MISSING = [name or None for name in NAMES]
 FORMS = {
     "list": NAMES,
     "list with None": MISSING,
+    "frame": pandas.DataFrame({"kind": MISSING}),
+    "objects of bytes": np.array([name.encode() for name in NAMES], object),
     "tuple": tuple(NAMES),
     "array": np.array(NAMES),
     "bytes": np.array(NAMES, "S"),
@@ -65,11 +67,24 @@ def test_labels_take_the_numbers_of_given_classes():
         ([0, 1, 2, 0, 1, 2], ["B", "T"], "expected labels below 2, the number of names .*; got 2"),
         (X, ["B", "T"], r"expected labels that are classes.* got labels of shape \(6, 2\)"),
         (["T", 3, "B", 1, 2, 3], None, "all strings or all numbers; got 3 among strings"),
+        (NAMES, ["B", "T", "NK", "B"], "expected different names in classes; got B, T, NK, B"),
+        ([0.5, None, 1, 1, 1, 1], None, "without NaN, unless they are classes; got NaN in 1 of 6"),
     ],
 )
 def test_labels_that_are_refused(labels, classes, message):
     with pytest.raises(ValueError, match=message):
         Split(X, labels=labels, classes=classes)
+
+
+def test_classes_with_empty_cells_are_unknown():
+    """They are floating-point numbers, as pandas reads integers with empty cells."""
+    numbers = [2, None, 0, 1, 2, 0]
+    arrays = np.array(numbers, object), np.array(numbers, float)
+    for labels in (numbers, tuple(numbers), *arrays, *map(pandas.Series, arrays)):
+        assert Split(X, labels=labels).labels.tolist() == [2, -1, 0, 1, 2, 0]
+    assert Split(X, labels=pandas.Series(numbers, dtype="Int64")).labels.tolist()[:2] == [2, -1]
+    # numbers to condition on stay as they are
+    assert Split(X, labels=[0.5, 2, 0, 1, 2, 0]).labels.dtype == torch.float32
 
 
 def test_a_series_is_read_by_position():
