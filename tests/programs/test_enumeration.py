@@ -498,6 +498,54 @@ def test_site_in_the_guide_is_a_latent():
     assert run.log_p.keys() == {"y", "z", "x"} == {*run.latents, "x"}
 
 
+def test_partly_observed_class():
+    """``obs_mask`` leaves the class of some examples to be summed out."""
+
+    @config_enumerate  # pyro.sample drops infer if it has an obs_mask
+    def model(x, label, known):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), obs=label, obs_mask=known)
+            pyro.sample("x", dist.Normal(LOCS[y], 1.0), obs=x)
+
+    def guide(x, label, known):
+        pass
+
+    x, label = torch.randn(5), torch.tensor([0, 1, 2, 0, 1])
+    known = torch.tensor([True, False, True, False, True])
+    joint = dist.Normal(LOCS[label], 1.0).log_prob(x) + WEIGHTS[label].log()
+    truth = torch.where(known, joint, mixture_log_prob(x, 1.0))
+    log_w = pv.log_weights(model, guide, x, label, known, num_samples=2)
+    torch.testing.assert_close(log_w, truth.expand(2, 5))
+
+
+def test_global_latents_need_pyros_estimator():
+    @config_enumerate
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS))
+            pyro.sample("x", dist.Normal(loc + LOCS[y], 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("loc", dist.Normal(0.3, 0.01))
+
+    x = torch.randn(5)
+    with pytest.raises(ValueError, match="use EnumeratedELBO, which needs none"):
+        objectives.ELBO().loss(model, guide, x)
+    loss = objectives.EnumeratedELBO(num_particles=500).loss(model, guide, x)
+    kl = torch.distributions.kl_divergence(dist.Normal(0.3, 0.01), dist.Normal(0.0, 1.0))
+    expected = kl - mixture_log_prob(x - 0.3, 1.0).sum()
+    assert loss == pytest.approx(float(expected), abs=0.02)
+
+
+def test_beta_of_the_enumerated_elbo():
+    program = Mixture(by_hand=False)
+    with pytest.raises(ValueError, match=r"expected beta 1 .* 'y': use ELBO"):
+        objectives.EnumeratedELBO(beta=0.5).loss_and_grads(
+            program.model, program.guide, torch.randn(3)
+        )
+
+
 def test_model_without_other_latents():
     """A finite mixture: the weight of every sample is p(x)."""
 

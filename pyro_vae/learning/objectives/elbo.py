@@ -159,7 +159,16 @@ class ELBO(Objective):
         self, beta: float, model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> _RunResult:
         """Sum the log-densities of every example, in which enumerated sites are summed out."""
-        layout = self.layout(model, guide, args, kwargs)
+        try:
+            layout = self.layout(model, guide, args, kwargs)
+        except ValueError as error:
+            if self.gradient == "stl":
+                raise
+            raise ValueError(
+                f"expected weights of each example, to sum out "
+                f"{', '.join(map(repr, self.enumerated_sites(model, guide, args, kwargs)))}; got "
+                f"an error ({error}): use EnumeratedELBO, which needs none"
+            ) from error
         run = run_pathwise if self.gradient == "stl" else run_particles
         with DataPlateChecker():
             particles = run(
