@@ -154,9 +154,10 @@ def _is_missing(value: Any) -> bool:
 
 
 def fill_unknown(labels: Any) -> Any:
-    """Return a list or an array of objects with ``None`` as numbers with NaN; others unchanged."""
-    is_array = isinstance(labels, np.ndarray) and labels.dtype.kind == "O" and labels.ndim == 1
-    if not (is_array or isinstance(labels, list | tuple)):
+    """Return a list or a column of objects with ``None`` as numbers with NaN; others unchanged."""
+    is_objects = getattr(getattr(labels, "dtype", None), "kind", None) == "O"
+    is_column = is_objects and len(labels.shape) == 1
+    if not (is_column or isinstance(labels, list | tuple)):
         return labels
     values = list(labels)
     return [np.nan if value is None or str(value) == "<NA>" else value for value in values]
