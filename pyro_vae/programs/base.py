@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
-from .enumeration import SUMMED_OUT, EnumeratedRun, Marginal, find_enumerated, is_marked
+from .enumeration import EnumeratedRun, Marginal, find_enumerated, find_marked
 
 __all__ = [
     "PARTICLES",
@@ -109,8 +109,9 @@ def trace_program(
     The guide reuses the values in ``draws``, sites of an earlier run, instead of drawing. If a site
     has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
 
-    Sites of the model that the guide lacks and that are marked for enumeration are summed out: they
-    have the type ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
+    Sites of the model that the guide lacks and that are marked for enumeration are summed out, as
+    are those of both that :func:`~.enumeration.mark_enumerated` marks: they have the type
+    ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
 
     Arguments:
         sum_out: whether to sum out these sites; if not, they are ordinary sites.
@@ -122,18 +123,24 @@ def trace_program(
     if draws is not None:
         trace = poutine.Trace()
         for name, site in draws.items():
-            trace.add_node(name, **site)
+            if site["type"] != "enumerated":
+                trace.add_node(name, **site)
         guide = _ReplayNoise(draws)(poutine.replay(guide, trace=trace))
     with _program_errors():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        guide_nodes = cast("dict[str, Site]", guide_trace.nodes)
         model_nodes = cast("dict[str, Site]", model_trace.nodes)
-        if sum_out and (names := find_enumerated(model_nodes, guide_trace.nodes)):
-            model_nodes = _sum_out(names, model_nodes, model, args, kwargs, check)
+        if sum_out:
+            if marked := find_marked(guide_nodes):
+                guide_nodes = _sum_out(marked, guide_nodes, guide, args, kwargs, check)
+            proposed = guide_nodes.keys() - marked
+            if names := find_enumerated(model_nodes, proposed):
+                model_nodes = _sum_out(names, model_nodes, model, args, kwargs, check)
     guide_sites, model_sites = (
         {name: site for name, site in nodes.items() if not site_is_subsample(cast("Any", site))}
-        for nodes in (guide_trace.nodes, model_nodes)
+        for nodes in (guide_nodes, model_nodes)
     )
     return cast("dict[str, Site]", guide_sites), cast("dict[str, Site]", model_sites)
 
@@ -149,8 +156,7 @@ def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[
     with _program_errors():
         trace = poutine.trace(program).get_trace(*args, **kwargs)
         nodes = cast("dict[str, Site]", trace.nodes)
-        names = [n for n, s in nodes.items() if is_marked(s) and SUMMED_OUT in s["infer"]]
-        if names:
+        if names := find_marked(nodes):
             nodes = _sum_out(names, nodes, program, args, kwargs)
     return sample_sites(nodes)
 

@@ -31,6 +31,7 @@ __all__ = [
     "EnumeratedRun",
     "Marginal",
     "find_enumerated",
+    "find_marked",
     "is_marked",
     "mark_enumerated",
     "not_enumerable_reason",
@@ -89,6 +90,11 @@ def find_enumerated(model: Mapping[str, Site], guide: Collection[str]) -> list[s
     for name in names:
         _check_finite(name, model[name]["fn"])
     return names
+
+
+def find_marked(program: Mapping[str, Site]) -> list[str]:
+    """Return the sites that :func:`mark_enumerated` marks."""
+    return [n for n, site in program.items() if is_marked(site) and SUMMED_OUT in site["infer"]]
 
 
 def _check_finite(name: str, fn: Any) -> None:
@@ -155,7 +161,7 @@ class _Mark(Messenger):
         self.names = names
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and is_marked(msg):
+        if msg["name"] in self.names and not msg["is_observed"]:
             msg["infer"][SUMMED_OUT] = True
 
 

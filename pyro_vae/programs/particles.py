@@ -400,7 +400,7 @@ def guide_scorer(
 
     def log_q(latents: Mapping[str, Tensor]) -> Tensor:
         batch, sites = run_once(len(next(iter(latents.values()))))
-        if len(sites) > 1:
+        if len(sites) > 1 or any(map(marginal, sites.values())):
             return guide_log_prob_at(guide, latents, *args, layout=layout, **kwargs)
         ((name, site),) = sites.items()
         with scoring_errors():

@@ -426,6 +426,6 @@ def test_programs_of_the_package(name):
         for estimators in ([], [ladder])
     )
     assert bounds.iwae == plain.iwae and bounds.elbo == plain.elbo
-    is_discrete = name == "SemiSupervisedVAE"
-    assert bounds.proposals["guide"] == (6 if is_discrete else 0)
-    assert ("the ladder stops at the guide: " in str(bounds)) == is_discrete
+    assert bounds.proposals["guide"] == 0
+    # the class of SemiSupervisedVAE is summed out
+    assert "the ladder stops at the guide" not in str(bounds)

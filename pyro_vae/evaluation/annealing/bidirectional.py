@@ -20,6 +20,7 @@ from ...data import Dataset, Split
 from ...distributions.counts import ConditionedOnTotal
 from ...programs.base import Program, Site, label_use, trace_sites
 from ...programs.context import evaluating
+from ...programs.discrete_latents import sum_out_discrete
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import (
     AnyData,
@@ -123,7 +124,7 @@ def bdmc(
         }
         return columns
 
-    inputs = prepare(program, x, args, {}, seed)
+    inputs = sum_out_discrete(prepare(program, x, args, {}, seed))
     options: Any = {"seed": seed, "progress": progress}
     columns = anneal_in_blocks(
         run, inputs, annealing, stream=Stream.BDMC, name="BDMC", checkpoint=checkpoint, **options

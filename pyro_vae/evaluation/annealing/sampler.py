@@ -18,6 +18,7 @@ from ...core.validation import positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
+from ...programs.discrete_latents import sum_out_discrete
 from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
@@ -116,7 +117,7 @@ def ais(
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, a pair of them, or model and guide as
-            separate arguments before the data, with continuous latent sites.
+            separate arguments before the data. Discrete latents are summed out.
         data: the data, a tensor ``(N, …)`` or a :class:`~pyro_vae.data.Split`.
         *args: further arguments of model and guide, as are ``**kwargs`` (see
             :func:`~pyro_vae.evaluate`).
@@ -135,8 +136,9 @@ def ais(
         of all chains (see :func:`~pyro_vae.evaluation.chain_errors.add_chain_errors`).
 
     Raises:
-        ValueError: if a latent site is discrete or on a sphere; if the chains start at a guide
-            that has no density at samples that are not its own; if a weight is NaN; and as for
+        ValueError: if all latents are discrete, one of them has infinitely many values, or one is
+            on a sphere; if the chains start at a guide that has no density at samples that are not
+            its own; if a weight is NaN; and as for
             :func:`~pyro_vae.evaluate`.
 
     References:
@@ -145,7 +147,7 @@ def ais(
         section 3.1. https://arxiv.org/abs/1611.04273
     """
     program, data, args = normalize_order(program, data, args)
-    inputs = prepare(program, data, args, kwargs, seed)
+    inputs = sum_out_discrete(prepare(program, data, args, kwargs, seed))
     columns = anneal_in_blocks(
         partial(run_forward_chains, annealing=annealing),
         inputs,

@@ -17,6 +17,7 @@ from ...core.validation import non_negative_int, positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
+from ...programs.discrete_latents import sum_out_discrete
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
 from ..estimators import EstimationTask, Estimator
@@ -107,6 +108,8 @@ def laplace(
 
     A mode that no sample of the guide, and no likely sample of the prior, leads to is missed.
 
+    Discrete latents with finitely many values are summed out of model and guide.
+
     A Newton step takes one gradient of the gradient per latent dimension, for all examples at once;
     above 100 dimensions the curvature is that of the prior plus a term of rank 50, and more than
     500 are refused.
@@ -122,8 +125,9 @@ def laplace(
         of adaptations of the proposal.
 
     Raises:
-        ValueError: if a latent site is discrete or on a sphere, if an example has more than 500
-            latent dimensions, and as for :func:`~pyro_vae.evaluate`.
+        ValueError: if all latents are discrete, one of them has infinitely many values, or one is
+            on a sphere, if an example has more than 500 latent dimensions, and as for
+            :func:`~pyro_vae.evaluate`.
 
     References:
         Adaptive Importance Sampling in General Mixture Classes (Cappé et al., 2008), section 3.
@@ -131,7 +135,7 @@ def laplace(
         Implicitly Adaptive Importance Sampling (Paananen et al., 2021).
         https://arxiv.org/abs/1906.08850
     """
-    inputs = prepare(program, data, args, kwargs, seed)
+    inputs = sum_out_discrete(prepare(program, data, args, kwargs, seed))
 
     def compute(rows: slice, advance: Callable[[float], None]) -> Mapping[str, Tensor]:
         return _estimate(PosteriorTarget.create(inputs.select(rows)), settings, rows.start)
@@ -208,6 +212,7 @@ def predict_tail_index(inputs: ProgramInputs, settings: Laplace, seed: int = 0) 
         index = torch.where(info == 0, 1 - smallest, math.nan)
         return {"index": torch.where(proposal.num_modes > 1, math.inf, index).double()}
 
+    inputs = sum_out_discrete(inputs)
     with evaluating(inputs.model, inputs.guide):
         columns = compute_in_blocks(
             compute, len(inputs.x), block=_block_size(inputs), entropy=(seed, Stream.TAIL_INDEX)
