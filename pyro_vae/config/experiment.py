@@ -40,10 +40,11 @@ __all__ = [
     "parse",
 ]
 
-#: Arguments of ``fit`` that are set by the run.
+#: Arguments of ``fit`` that are set by the run, or by programs in Python.
 _SET_BY_RUN = (
     *("program", "train", "valid", "objective"),
     *("checkpoint", "resume", "on_epoch", "progress"),
+    *("args", "arguments", "plate"),
 )
 
 #: The type of the option that selects the program.

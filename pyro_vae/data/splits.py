@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.components import Shape
 from ..core.random import seeded
 from ..core.validation import check_memory
+from .arguments import as_arguments, read_arguments, select_rows
 from .containers import Container, block_slices, gather, iter_blocks
 from .conversion import as_labels, as_values, open_examples
 from .kinds import Kind, kind_of_blocks
@@ -54,6 +55,9 @@ class Split:
         classes: the names of the classes 0, 1, …, if labels are classes. Labels that are strings
             become classes in alphabetical order, or in that of ``classes`` if given; −1 where
             empty or ``None``. Categories of a data frame keep their order.
+        arguments: further arguments of model and guide by name, such as a mask, lengths or
+            covariates. Tensors and arrays of leading size N have one row per example; other
+            values are passed as they are.
         observed: optional mask of the observed values, booleans of the shape of ``values``, for
             integers, which have no NaN. It is not kept: ``values`` become floating-point numbers
             with NaN, which mark unobserved values, where the mask is false.
@@ -61,8 +65,8 @@ class Split:
     Raises:
         ValueError: if both ``dynamic`` and ``noisy`` are set, if values are not numbers, if labels
             are neither numbers nor strings, or have no name in ``classes``, if the number of
-            labels or rows differs from the number of examples, or if ``observed`` has another
-            shape or type.
+            labels or rows differs from the number of examples, if ``arguments`` are not a
+            mapping, or if ``observed`` has another shape or type.
     """
 
     values: Tensor | Container
@@ -73,6 +77,7 @@ class Split:
     rows: Tensor | None = None
     scale: Scale | None = None
     classes: Sequence[str] | None = None
+    arguments: Mapping[str, Any] | None = None
     observed: InitVar[Tensor | None] = None
 
     def __post_init__(self, observed: Tensor | None) -> None:
@@ -86,6 +91,7 @@ class Split:
             object.__setattr__(self, "classes", column.classes)
         if self.rows is not None:
             object.__setattr__(self, "rows", as_labels(self.rows, "rows").values)
+        object.__setattr__(self, "arguments", as_arguments(self.arguments, len(self.values)))
         if self.scale is not None and (self.dynamic or self.noisy):
             raise ValueError(
                 "expected a split with a scale to be neither dynamic nor noisy; got both: scale "
@@ -116,6 +122,8 @@ class Split:
         options.append(("noisy", self.noisy, False))
         options.append(("classes", self.classes, None))
         parts += [f"{name}={value}" for name, value, default in options if value != default]
+        if self.arguments:
+            parts.append(f"arguments={', '.join(self.arguments)}")
         return f"Split({', '.join(parts)})"
 
     @property
@@ -204,7 +212,8 @@ class Split:
         if not self.dynamic:
             return self.transform(stored, dtype)
         # not as in training, where compiled code samples: results depend on the choice
-        grey = replace(self, values=stored, labels=None, rows=None, dynamic=False).draw(dtype=dtype)
+        other = {"labels": None, "rows": None, "arguments": None}
+        grey = replace(self, values=stored, dynamic=False, **other).draw(dtype=dtype)
         if not self.has_missing:
             return torch.bernoulli(grey).to(grey.dtype)
         return torch.where(grey.isnan(), grey, torch.bernoulli(grey.nan_to_num()).to(grey.dtype))
@@ -219,14 +228,20 @@ class Split:
         values = self.values
         if isinstance(values, Tensor):
             values = values.to(device)
-        return replace(self, values=values, labels=labels)
+        arguments = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in (self.arguments or {}).items()
+        }
+        return replace(self, values=values, labels=labels, arguments=arguments)
 
     def at(self, index: Tensor | slice) -> Split:
-        """Return the examples at ``index``, with their labels."""
+        """Return the examples at ``index``, with their labels and arguments."""
         labels = None if self.labels is None else self.labels[index]
         rows = torch.arange(len(self)) if self.rows is None else self.rows
         rows = rows[index.to(rows.device) if isinstance(index, Tensor) else index]
-        return replace(self, values=self.values[index], labels=labels, rows=rows)
+        arguments = select_rows(self.arguments or {}, len(self), index)
+        values = self.values[index]
+        return replace(self, values=values, labels=labels, rows=rows, arguments=arguments)
 
     def head(self, size: int) -> Split:
         """Return the first ``size`` examples."""
@@ -275,7 +290,13 @@ def checksum(values: Iterable[Tensor | Container]) -> str:
     return digest.hexdigest()
 
 
-def as_split(data: Any, x: Any = None, labels: Any = None, **options: Any) -> Split:
+def as_split(
+    data: Any,
+    x: Any = None,
+    labels: Any = None,
+    arguments: Mapping[str, Any] | Sequence[str] | None = None,
+    **options: Any,
+) -> Split:
     """Return examples of any type as a split.
 
     Arguments:
@@ -292,14 +313,20 @@ def as_split(data: Any, x: Any = None, labels: Any = None, **options: Any) -> Sp
             become classes, named by ``Split.classes``, in the order of their categories, sorted
             by default, −1 where missing. Those of an iterable data set are read in a pass of their
             own, and items of later passes must have the same.
+        arguments: further arguments of a program, as in :class:`Split`; or their names: keys of
+            the items of a data set, columns of a frame (which are then no part of x), or columns
+            of ``obs``.
         **options: ``peak``, ``dynamic``, ``noisy`` and ``classes``, as in :class:`Split`.
 
     Raises:
         ValueError: if ``data`` is of another type, has no part of this name, or if its values
             are not numbers.
     """
+    if arguments is not None and not isinstance(arguments, Mapping):
+        data, arguments = read_arguments(data, arguments)
     values, found, classes = open_examples(data, x=x, labels=labels)
-    return Split(values, **{"labels": found, "classes": classes, **options})
+    own = {"labels": found, "classes": classes, "arguments": arguments}
+    return Split(values, **{**own, **options})
 
 
 def as_data(data: Any, name: str = "x", read_labels: bool = False) -> Split | Tensor:

@@ -13,22 +13,21 @@ from tqdm import tqdm
 
 from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
-from ..core.components import Labels
 from ..core.validation import check_memory, positive_int
 from ..data import Dataset, Split
 from ..programs.arguments import map_batched
-from ..programs.base import Program, label_use
+from ..programs.base import Program
 from ..programs.importance_weights import check_num_samples
 from ..programs.inputs import (
     AnyData,
     AnyProgram,
     block_seed,
     check_blockwise,
+    data_arguments,
     is_large,
     normalize_order,
     prepare,
     program_dtype,
-    program_labels,
     read_data,
 )
 from . import sharding
@@ -201,9 +200,7 @@ def _evaluate_blocks(
         check_memory(
             "the raw log weights", num_bytes, "drop keep_log_weights, or use fewer samples"
         )
-    labels = program_labels(program, data) if not (args or kwargs) else None
-    if label_use(program) is Labels.CONDITION and labels is not None:
-        args = (labels,)
+    args, kwargs = data_arguments(program, data, args, kwargs)
     progress = progress and distributed.is_main_process()
     with tqdm(total=size, unit=" examples", disable=not progress, dynamic_ncols=True) as bar:
         for rows, x in data.iter_materialized(seed, program_dtype(program)):

@@ -35,8 +35,8 @@ class Batch:
         index: training-set indices of its examples, ``(batch,)``.
         labelled: whether the program is called with labels.
         source: the tensors from which :meth:`BatchLoader.make_args` makes the arguments of the
-            program: the index, if the data are on the device; else the stored values, and the
-            labels in use.
+            program: the index, if the data are on the device; else the stored values, the labels
+            in use, and further arguments.
     """
 
     index: Tensor
@@ -53,6 +53,11 @@ class BatchLoader:
 
     Data in memory are moved to the training device, and a minibatch is gathered there by index.
     A container is read on the CPU, ahead of the training step where possible.
+
+    Attributes:
+        data: the training data.
+        size: examples per minibatch.
+        labels: the labels in use, ``(N, …)``, or ``None``.
 
     Arguments:
         program: the program to train.
@@ -90,6 +95,7 @@ class BatchLoader:
         is_sequential = isinstance(data, Split) and isinstance(data.values, SequentialItems)
         self._shuffles, self._drops_last = shuffle and not is_sequential, drop_last
         self.labels = program_labels(program, data)
+        self._arguments: tuple[Tensor, ...] = ()
         self._groups = _group_by_label(program, data)
         self._partial = label_use(program) is Labels.PARTIAL
         self._every = labelled_every
@@ -123,21 +129,48 @@ class BatchLoader:
         self._device = device
         self.data = self.data.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
+        self._arguments = tuple(tensor.to(device) for tensor in self._arguments)
+
+    def add_arguments(self, tensors: tuple[Tensor, ...]) -> None:
+        """Call the program with further arguments after x and labels, gathered from ``(N, …)``."""
+        self._arguments += tuple(tensor.to(self._device) for tensor in tensors)
+
+    def keep_order(self) -> None:
+        """Make minibatches of consecutive examples."""
+        self._shuffles = False
 
     def example_args(self) -> list[tuple[Tensor, ...]]:
         """Return program arguments of a fixed minibatch with and, if applicable, without labels."""
-        examples = []
-        for rows, labelled in self._groups:
-            index = rows[: self.size].to(self._device)
-            if isinstance(self.data, Split):
-                stored = gather(self.data.values, index)
-                split = replace(self.data, values=stored, labels=None, rows=None)
-                x = materialize(self._program, split, 0).to(self._device)
-            else:
-                x = self.data[index]
-            labels = (self.labels[index],) if labelled and self.labels is not None else ()
-            examples.append((x, *labels))
-        return examples
+        return [self.gather_args(rows[: self.size], labelled) for rows, labelled in self._groups]
+
+    @property
+    def first_rows(self) -> Tensor:
+        """Indices of the minibatch of the first of :meth:`example_args`."""
+        return self._groups[0][0][: self.size]
+
+    def gather_args(self, index: Tensor, labelled: bool | None = None) -> tuple[Tensor, ...]:
+        """Return the program arguments of the examples at an index, with fixed random numbers.
+
+        Arguments:
+            index: training-set indices.
+            labelled: whether the program is called with labels, if it uses any; by default as for
+                the first of :meth:`example_args`.
+        """
+        labelled = self._groups[0][1] if labelled is None else labelled
+        index = index.to(self._device)
+        if isinstance(self.data, Split):
+            other = {"labels": None, "rows": None, "arguments": None}
+            split = replace(self.data, values=gather(self.data.values, index), **other)
+            x = materialize(self._program, split, 0).to(self._device)
+        else:
+            x = self.data[index]
+        return (x, *self._labels_at(labelled, index), *self._arguments_at(index))
+
+    def _labels_at(self, labelled: bool, index: Tensor) -> tuple[Tensor, ...]:
+        return (self.labels[index],) if labelled and self.labels is not None else ()
+
+    def _arguments_at(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor[index] for tensor in self._arguments)
 
     def iter_epoch(self) -> Iterator[Batch]:
         """Iterate over the minibatches of an epoch, shuffled by torch's global generator.
@@ -157,26 +190,26 @@ class BatchLoader:
         # a cycle of labelled minibatches is shuffled in between training steps
         ahead = 0 if self._every is not None else _READ_AHEAD
         for (index, labelled), stored in read_ahead(self._container, shards, self._device, ahead):
-            labels = (self.labels[index],) if labelled and self.labels is not None else ()
-            yield Batch(index.to(self._device), labelled, (stored, *labels))
+            more = (*self._labels_at(labelled, index), *self._arguments_at(index))
+            yield Batch(index.to(self._device), labelled, (stored, *more))
 
-    def make_args(self, labelled: bool, source: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        """Return the program arguments of a minibatch: ``(x,)`` or ``(x, labels)``.
+    def make_args(self, labelled: bool, source: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Return the program arguments of a minibatch: x, the labels in use, and further ones.
 
         Dynamic binarisation samples from torch's global generator.
 
         Arguments:
             labelled: whether the program is called with labels.
-            source, labels: :attr:`Batch.source`.
+            source, more: :attr:`Batch.source`.
         """
         if self._container is not None:
             assert isinstance(self.data, Split)
-            return (self.data.transform(source, self._dtype), *labels)
+            return (self.data.transform(source, self._dtype), *more)
         if isinstance(self.data, Split):
             x = self.data.draw(source, self._dtype)
         else:
             x = self.data[source]
-        return (x, self.labels[source]) if labelled and self.labels is not None else (x,)
+        return (x, *self._labels_at(labelled, source), *self._arguments_at(source))
 
     @property
     def shard_size(self) -> int:
@@ -246,17 +279,24 @@ class ValidationData:
         data: validation data.
         seed: seed of binarisation and noise.
         device: device of the program.
+        arguments: further arguments of the program after x and labels, tensors ``(N, …)``.
     """
 
     def __init__(
-        self, program: nn.Module, data: Split | Tensor, seed: int, device: torch.device
+        self,
+        program: nn.Module,
+        data: Split | Tensor,
+        seed: int,
+        device: torch.device,
+        arguments: tuple[Tensor, ...] = (),
     ) -> None:
         self._data, self._seed, self._device = data, seed, device
         self._dtype, self._args = program_dtype(program), ()
         labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
-        self._labels = () if labels is None else (labels.to(device),)
+        labels = () if labels is None else (labels,)
+        self._further = tuple(tensor.to(device) for tensor in (*labels, *arguments))
         if isinstance(data, Tensor) or isinstance(data.values, Tensor):
-            self._args = (materialize(program, data, seed).to(device), *self._labels)
+            self._args = (materialize(program, data, seed).to(device), *self._further)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -267,7 +307,7 @@ class ValidationData:
         data = self._data
         part._data = data.head(size) if isinstance(data, Split) else data[:size]
         part._args = tuple(t[:size] for t in self._args)
-        part._labels = tuple(t[:size] for t in self._labels)
+        part._further = tuple(t[:size] for t in self._further)
         return part
 
     def iter_args(self) -> Iterator[tuple[Tensor, ...]]:
@@ -282,18 +322,18 @@ class ValidationData:
             start, stop = max(rows.start, shard.start), min(rows.stop, shard.stop)
             if stop > start:
                 part = x[start - rows.start : stop - rows.start].to(self._device)
-                yield (part, *(label[start:stop] for label in self._labels))
+                yield (part, *(tensor[start:stop] for tensor in self._further))
 
     def checksum(self) -> str:
         """Return the SHA-256 of the data."""
         if self._args:
             return checksum(self._args)
         assert isinstance(self._data, Split)
-        return checksum_data(self._data, *self._labels)
+        return checksum_data(self._data, *self._further)
 
 
-def checksum_data(data: Split | Tensor, *labels: Tensor) -> str:
-    """Return the SHA-256 of stored values and labels.
+def checksum_data(data: Split | Tensor, *more: Tensor) -> str:
+    """Return the SHA-256 of stored values, labels and further arguments.
 
     That of an iterable data set covers its shape only, because its order may differ between
     passes.
@@ -302,7 +342,7 @@ def checksum_data(data: Split | Tensor, *labels: Tensor) -> str:
     if isinstance(values, SequentialItems):
         return f"iterable of {values.shape}, {values.dtype}"
     with seeded(0):  # a data set may transform its items at random
-        return checksum([values, *labels])
+        return checksum([values, *more])
 
 
 def _group_by_label(program: nn.Module, data: Split | Tensor) -> list[tuple[Tensor, bool]]:

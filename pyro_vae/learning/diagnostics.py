@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from ..core import distributed
 from ..core.evaluation_mode import preserve_buffers
 from ..programs.base import Program, sample_sites, trace_program
+from ..programs.modules import ProgramModule
 from .input_scale import advise_scaling
 from .objectives.base import Objective, StepInfo, find_leaf_tensors
 
@@ -56,11 +57,12 @@ def check_parameters(
     owned: dict[Tensor, str] = {p: name for name, p in program.named_parameters()}
     unused = {p: name for p, name in owned.items() if p.requires_grad}
     if not unused:
-        raise ValueError(
-            f"expected parameters to train; got {type(program).__name__} with "
-            f"{'none' if not owned else 'only frozen ones'}: assign networks and nn.Parameters to "
-            f"it, or set requires_grad"
-        )
+        got = f"{type(program).__name__} with {'none' if not owned else 'only frozen ones'}"
+        remedy = "assign networks and nn.Parameters to it, or set requires_grad"
+        if isinstance(program, ProgramModule):
+            got = "a model and a guide that register none, or only frozen ones"
+            remedy = "register networks by pyro.module and parameters by pyro.param"
+        raise ValueError(f"expected parameters to train; got {got}: {remedy}")
     if isinstance(objective, Objective):
         objective.set_step(StepInfo(num_data=num_data))
     for args in examples:
@@ -92,7 +94,8 @@ def check_owned(owned: Iterable[Tensor], parameters: Mapping[Tensor, str]) -> No
         raise ValueError(
             f"expected a loss that depends on parameters of the program only; got {named}, which "
             f"would not be saved with it: assign the network, nn.Parameter or PyroParam to the "
-            f"program, or freeze it with requires_grad_(False)"
+            f"program, register it in every run (pyro.module, pyro.param), or freeze it with "
+            f"requires_grad_(False)"
         )
 
 

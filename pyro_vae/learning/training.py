@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -25,9 +26,19 @@ from ..data.items import SequentialItems, loader_options
 from ..data.splits import Split
 from ..programs.arguments import ProgramInputs
 from ..programs.audit import audit_minibatch
-from ..programs.base import Program
+from ..programs.base import Program, data_plate
 from ..programs.context import check_parameter_store
-from ..programs.inputs import as_module, check_data, materialize, program_labels, read_data
+from ..programs.inputs import (
+    check_data,
+    materialize,
+    normalize_order,
+    program_labels,
+    read_data,
+    split_program,
+)
+from ..programs.modules import as_module
+from .adaptation import adapt_program
+from .arguments import collect_arguments, describe_shared, validation_arguments
 from .batches import BatchLoader, ValidationData, checksum_data
 from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
@@ -48,7 +59,7 @@ _INITIALIZATION_BYTES = 2**26
 def fit(
     program: Any,
     train: Any,
-    *,
+    *args: Any,
     valid: Any = None,
     objective: PyroELBO | type[PyroELBO] | None = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
@@ -66,6 +77,9 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
     progress: bool = False,
+    plate: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> History:
     """Train a Pyro program by stochastic variational inference.
 
@@ -84,20 +98,31 @@ def fit(
     error: free bits, batch norm, likelihoods with an optimal scale per minibatch, and
     ``MonteCarloEM``.
 
+    Parameters per training example are trained on minibatches too, if the program reads them by
+    the index of its plate (``loc[i]`` inside ``with pyro.plate("data", len(x)) as i``), in plates
+    with ``subsample``, and in Pyro's autoguides whose latents are independent (``AutoNormal``).
+    Whatever the declared size of the plate, the loss is a sum over the minibatch.
+
     Arguments:
-        program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)`` that owns
-            its parameters, or a pair (model, guide) of modules or methods of modules; trained in
-            place and left on the device. All its parameters are trained, registered with Pyro or
-            not, except frozen ones (``requires_grad=False``). A program that conditions on labels
-            is called with ``(x, labels)``; one with partial labels is called with ``(x, labels)``
-            on labelled minibatches and ``(x)`` on unlabelled ones.
+        program: an ``nn.Module`` (a ``PyroModule``) with ``model(x)`` and ``guide(x)``, or a pair
+            (model, guide) of modules, methods or functions; trained in place and left on the
+            device. All parameters of the modules are trained, registered with Pyro or not, except
+            frozen ones (``requires_grad=False``), and all that model and guide register with
+            ``pyro.module`` and ``pyro.param``. Those of ``pyro.param`` start from their values in
+            Pyro's parameter store, if it has any, and are there after training. A program that
+            conditions on labels is called with ``(x, labels)``; one with partial labels is called
+            with ``(x, labels)`` on labelled minibatches and ``(x)`` on unlabelled ones.
         train: training data, of any type that :func:`~pyro_vae.data.as_split` accepts; a ``Split``
             or a ``Dataset`` if there are labels. All of it is read and checked before training. A
             tensor is used as it is; other data get the dtype of the program. A ``DataLoader``
             gives its data set, its ``batch_size``, ``drop_last`` and ``num_workers``; with
             ``shuffle``, ``seed`` determines the order, else minibatches are consecutive. An
             ``IterableDataset`` is read once per epoch in its own order, and must end.
-        valid: validation data, whose ELBO is computed after every epoch with fixed noise.
+        *args: further arguments of model and guide, after x and the labels. Tensors and arrays
+            of leading size N have one row per example and are gathered with the minibatch, unless
+            the program shares them between examples; other values are passed as they are.
+        valid: validation data, whose ELBO is computed after every epoch with fixed noise. Further
+            arguments with a row per example come from ``Split(x, arguments=…)``.
         objective: a Pyro ``ELBO``, or a class of one with its default arguments;
             :class:`~pyro_vae.objectives.ELBO` by default.
         optimizer: creates the torch optimizer of all parameters: a class of ``torch.optim`` or a
@@ -125,6 +150,12 @@ def fit(
         resume: resume from the checkpoint, if it exists.
         on_epoch: callback after every epoch.
         progress: show a progress bar on standard error, in the first process.
+        plate: the name of the plate over the data, see :func:`~pyro_vae.log_weights`; by default
+            the attribute ``plate`` of the program, if it has one.
+        arguments: further arguments by name, also those that have the name of an option of this
+            function.
+        **kwargs: further arguments of model and guide by name, like ``args``. They replace those
+            of ``Split(x, arguments=…)`` of the same name.
 
     Returns:
         The :class:`History`.
@@ -133,10 +164,11 @@ def fit(
         ValueError: for data that the program cannot score, missing labels, numbers out of range,
             a missing CUDA device, a program without parameters to train, a loss that depends on
             parameters of others, values in Pyro's parameter store that would overwrite those of
-            the program, a program that reads the index of the plate or only runs on all examples,
-            or latents whose log p and log q cannot be compared (a point mass, different masks);
-            with several processes, if their settings or data differ, or if the loss is not a sum
-            over examples.
+            the program, arguments that the program does not accept, a program that only runs on
+            all examples on smaller minibatches, validation data of a program with parameters per
+            training example, or latents whose log p and log q cannot be compared (a point mass,
+            different masks); with several processes, if their settings or data differ, or if the
+            loss is not a sum over examples.
         CheckpointError: if the checkpoint is damaged, of another format, or has other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
         ConnectionError: if another process has terminated.
@@ -151,12 +183,15 @@ def fit(
             raise ValueError(
                 "expected validation data with patience, which monitors their ELBO; got none"
             )
-    program, optimizer = as_module(program), optimizer_factory(optimizer)
+    given, train, args = normalize_order(program, train, args)
+    program, optimizer = as_module(given), optimizer_factory(optimizer)
     torch_device = resolve_device(device)
     options = loader_options(train, batch_size, _BATCH_SIZE)
     batch_size = options.batch_size
     train = read_data(program, train, "the training data")
     valid = None if valid is None else read_data(program, valid, "the validation data")
+    own = inspect.signature(fit).parameters
+    further = collect_arguments(given, train, args, kwargs, arguments, [*own])
     batches = BatchLoader(
         program,
         train,
@@ -172,39 +207,55 @@ def fit(
         # before the move to the device, to avoid a second copy of the data there
         with seeded(seed, Stream.INITIALIZATION):
             initialize(program, *_sample_for_initialization(program, train, seed))
-    shapes = {name: list(p.shape) for name, p in program.named_parameters()}
+    check_parameter_store(program, *split_program(given))
+    with _ignored_warnings():
+        adapted = adapt_program(
+            program,
+            split_program(given),
+            batches,
+            further,
+            plate or data_plate(given),
+            torch_device,
+        )
+    trained, form, stored = adapted
+    if stored.params and needs_data_initialization(trained):
+        with seeded(seed, Stream.INITIALIZATION):
+            initialize(trained, *_sample_for_initialization(program, train, seed))
+    shapes = {name: list(p.shape) for name, p in trained.named_parameters()}
     sizes = len(train), None if valid is None else len(valid)
     # the collective calls below rely on equal shapes
     distributed.check_same_across_ranks({"parameters": shapes, "number of examples": sizes})
     if torch_device.type == "cpu":
         # of Adam: the parameters, their gradients and two moments
-        size = 4 * sum(p.numel() * p.element_size() for p in program.parameters())
+        size = 4 * sum(p.numel() * p.element_size() for p in trained.parameters())
         check_memory("the parameters and their optimizer", size, "use a smaller model")
-    program.to(torch_device)
-    distributed.broadcast_parameters(program)
+    trained.to(torch_device)
+    distributed.broadcast_parameters(trained)
     batches.to(torch_device)
-    held_out = None if valid is None else ValidationData(program, valid, seed, torch_device)
+    held_out = None
+    if valid is not None:
+        tensors = validation_arguments(form, valid)
+        held_out = ValidationData(program, valid, seed, torch_device, tensors)
     loss: Any = ELBO() if objective is None else objective
     loss = loss() if isinstance(loss, type) else loss
     path = Path(checkpoint) if checkpoint is not None else None
 
-    check_parameter_store(program)
-    # a separate parameter store, because other programs may use the same names
-    with pyro.get_param_store().scope(), _training_mode(program):
-        check_decomposable(program, loss, batches)
-        _warm_up(program, loss, batches, seed)
+    with stored.scope(), _training_mode(trained):
+        check_decomposable(trained, loss, batches)
+        _warm_up(trained, loss, batches, seed)
         if held_out is not None:
             # raise its errors before training
-            validation_elbo(program, held_out.head(batch_size), seed)
+            validation_elbo(trained, held_out.head(batch_size), seed)
         reduce = distributed.all_reduce_gradients if distributed.world_size() > 1 else None
         optim = FusedOptimizer(optimizer, clip_norm, reduce)
-        optim.add(dict(program.named_parameters()))
+        optim.add(dict(trained.named_parameters()))
         assert optim.optimizer is not None
         if compile is not False and torch_device.type == "cuda":
             enable_capturable(optim.optimizer)
         scheduler = create_scheduler(schedule, optim, epochs) if schedule else None
         labels = program_labels(program, train)
-        data_checksums = [checksum_data(train, *(() if labels is None else (labels,)))]
+        more = (*(() if labels is None else (labels,)), *form.tensors)
+        data_checksums = [checksum_data(train, *more)]
         if held_out is not None:
             data_checksums.append(held_out.checksum())
         settings = {
@@ -212,7 +263,7 @@ def fit(
             "batch_size": batch_size,
             "clip_norm": clip_norm,
             "patience": patience,
-            "data": data_checksums,
+            "data": data_checksums + describe_shared(form.shared),
             "parameters": shapes,
             "objective": [type(loss).__name__, _serializable(vars(loss))],
             "optimizer": [type(optim.optimizer).__name__, _serializable(optim.optimizer.defaults)],
@@ -224,7 +275,7 @@ def fit(
             {**settings, "epochs": epochs, "checkpoint": resuming, "compile": compile}
         )
         trainer = Trainer(
-            program,
+            trained,
             loss,
             optim,
             scheduler,
@@ -269,7 +320,7 @@ def _warm_up(program: nn.Module, objective: Any, batches: BatchLoader, seed: int
     for args in examples:
         inputs = ProgramInputs(*programs, args[0], args[1:], {})
         with explain_invalid_parameters(program, args):
-            audit_minibatch(inputs, len(batches.data))
+            audit_minibatch(inputs)
     with pyro.validation_enabled(False):
         frozen, random = keep_frozen(*programs), seeded(seed, Stream.WARM_UP)
         with torch.no_grad(), eval_mode(*programs), frozen, random:
@@ -306,16 +357,20 @@ def _serializable(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _training_mode(program: nn.Module) -> Iterator[None]:
-    """Enable training mode, and ignore Pyro's warnings of NaN losses, which are errors here.
-
-    Its warnings of frozen parameters are ignored too.
-    """
+    """Enable training mode, and ignore warnings as in :func:`_ignored_warnings`."""
     before = program.training
     program.train()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")
-        warnings.filterwarnings("ignore", message=".* because requires_grad=False")
+    with _ignored_warnings():
         try:
             yield
         finally:
             program.train(before)
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    """Ignore Pyro's warnings of NaN losses, which are errors here, and of frozen parameters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        warnings.filterwarnings("ignore", message=".* because requires_grad=False")
+        yield

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ProgramInputs", "audited_rows", "has_batch", "map_batched"]
+__all__ = ["ProgramInputs", "audited_rows", "has_batch", "map_batched", "spread_arguments"]
 
 #: Examples from each end of the data on which a program is audited.
 _PART = 100
@@ -63,3 +64,30 @@ def map_batched(
         return function(value) if has_batch(size, (value,)) else value
 
     return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}
+
+
+def spread_arguments(
+    function: Callable[..., Any],
+    keys: Sequence[int | str],
+    shared: Mapping[int | str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Return a function that takes its last arguments in the order of ``keys``.
+
+    Arguments:
+        function: a model or a guide.
+        keys: the positions (after the first arguments) or the names of the last arguments.
+        shared: values of further arguments, by position or name. Tensors follow x to its device.
+    """
+    bound = shared or {}
+
+    @functools.wraps(function, updated=())
+    def run(*args: Any, **kwargs: Any) -> Any:
+        count = len(args) - len(keys)
+        values = dict(zip(keys, args[count:], strict=True))
+        for key, value in bound.items():
+            values[key] = value.to(args[0].device) if isinstance(value, Tensor) else value
+        positional = [values[key] for key in sorted(k for k in values if isinstance(k, int))]
+        named = {key: value for key, value in values.items() if isinstance(key, str)}
+        return function(*args[:count], *positional, **named, **kwargs)
+
+    return run

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
+from ..core.evaluation_mode import owning_modules, preserve_buffers
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, audited_rows, has_batch
 from .base import (
@@ -38,6 +38,7 @@ __all__ = [
     "SingleRun",
     "audit_inputs",
     "audit_minibatch",
+    "examples_are_independent",
     "reads_plate_index",
     "unnormalized_sites",
     "weights_match",
@@ -124,47 +125,26 @@ def _auditing(inputs: ProgramInputs) -> AbstractContextManager[None]:
     return evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT)
 
 
-def audit_minibatch(inputs: ProgramInputs, num_data: int) -> None:
-    """Check that a program can be trained on minibatches.
+def audit_minibatch(inputs: ProgramInputs) -> None:
+    """Check the latents of a program that is trained on minibatches.
 
     Unlike :func:`audit_inputs`, it allows latents that all examples share, and examples that
     depend on each other. The program runs in the current mode; buffers are left unchanged.
 
     Arguments:
         inputs: the program with a minibatch.
-        num_data: the number of training examples.
 
     Raises:
-        ValueError: if the program reads the index of the plate, or only runs on all training
-            examples at once: the examples of a minibatch are shuffled; and as for
-            :func:`~.checks.check_latents`.
+        ValueError: as for :func:`~.checks.check_latents`.
     """
     model, guide, x, args, kwargs = inputs
     unchanged = preserve_buffers(owning_modules(model, guide))
     random = seeded(0, Stream.AUDIT_MINIBATCH)
     with torch.no_grad(), use_own_parameters(model, guide), unchanged, random:
-        if reads_plate_index(inputs):
-            raise ValueError(
-                f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; "
-                f'got a program that reads the index of the plate "{PLATE}", e.g. parameters per '
-                f"example: train it on all examples at once with pyro.infer.SVI"
-            )
         # a site to sum out may be shared by all examples
         traces = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
         guide_sites, model_sites = map(sample_sites, traces)
         check_latents(guide, (x, *args), kwargs, guide_sites, model_sites)
-        if len(x) < num_data or num_data < 2:
-            return
-        part = inputs.select(slice(0, num_data - 1))
-        try:
-            with eval_mode(model, guide):
-                trace_program(model, guide, (part.x, *part.args), part.kwargs, sum_out=False)
-        except _FAILURES as error:
-            raise ValueError(
-                f"expected a program that runs on some of the examples, to train on shuffled "
-                f"minibatches; got one that only runs on all {num_data} ({error}), e.g. a guide "
-                f"with parameters per example: train it with pyro.infer.SVI"
-            ) from error
 
 
 def reads_plate_index(inputs: ProgramInputs) -> bool:
@@ -181,6 +161,19 @@ def reads_plate_index(inputs: ProgramInputs) -> bool:
     except _FAILURES:
         pass  # the audit reports the error
     return mode.found
+
+
+def examples_are_independent(inputs: ProgramInputs) -> bool:
+    """Whether each example of a program has a weight of its own, on any subset of the examples.
+
+    Arguments:
+        inputs: a program in which all tensors of leading size N are per datum.
+    """
+    with _auditing(inputs):
+        try:
+            return _examine(inputs) is _Examples.INDEPENDENT
+        except _FAILURES:
+            return False
 
 
 def weights_match(a: Tensor, b: Tensor) -> bool:

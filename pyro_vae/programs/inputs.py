@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.components import Labels
 from ..core.evaluation_mode import owning_modules
 from ..core.random import Stream
 from ..data import containers, splits
+from ..data.arguments import as_argument
 from ..data.containers import Container, block_slices
 from ..data.kinds import is_unobserved
 from ..data.splits import Split, as_data, contains_nan
-from .arguments import ProgramInputs, map_batched
+from .arguments import ProgramInputs, map_batched, spread_arguments
 from .audit import audit_inputs, reads_plate_index
 from .autoguides import sample_directly
 from .base import Program, data_plate, label_use
@@ -28,11 +28,11 @@ from .plates import normalize_plate
 __all__ = [
     "AnyData",
     "AnyProgram",
-    "as_module",
     "block_seed",
     "check_blockwise",
     "check_data",
     "check_examples",
+    "data_arguments",
     "expect_missing",
     "is_large",
     "materialize",
@@ -72,7 +72,8 @@ def prepare(
             program. Dynamic binarisation or noise is drawn once, with ``seed``.
         args: further arguments of model and guide. Without ``args`` and ``kwargs``, a program
             that conditions on labels gets those of the ``Split``.
-        kwargs: further keyword arguments of model and guide.
+        kwargs: further keyword arguments of model and guide. They take precedence over the
+            ``arguments`` of a ``Split``. Arrays of leading size N become tensors.
         seed: seed of dynamic binarisation or noise.
         plate: the name of the plate over the data; by default the attribute ``plate`` of the
             program, or else found by :func:`~.plates.normalize_plate`.
@@ -90,28 +91,33 @@ def prepare(
     """
     program, examples, args = normalize_order(program, data, args)
     model, guide = split_program(program)
-    kwargs = dict(kwargs or {})
     examples = read_data(program, examples)
     check_examples(examples)
-    # explicit arguments take precedence over the labels of the data
-    if args or kwargs:
-        x, *labels = (materialize(program, examples, seed),)
-    else:
-        x, *labels = program_args(program, examples, seed)
+    x, is_explicit = materialize(program, examples, seed), bool(args or kwargs)
+    if not is_explicit:
+        expect_missing(x, program)
+    kwargs = dict(kwargs or {})
+    first, own = data_arguments(program, examples, args, kwargs)
+    names = [name for name in own if name not in kwargs]
+    has_labels = label_use(program) is not Labels.UNUSED and bool(first or kwargs)
+    if names:  # by position, so that they are arguments of x in every use of the inputs
+        model, guide = (spread_arguments(function, names) for function in (model, guide))
+    args = (*first, *(own[name] for name in names))
     owners = owning_modules(program, model, guide)  # type: ignore[arg-type]
     device = next((p.device for owner in owners for p in owner.parameters()), x.device)
 
     def move(value: Any) -> Any:
+        value = as_argument(value, len(x))
         return value.to(device) if isinstance(value, Tensor) else value
 
-    x, args = x.to(device), tuple(map(move, (*labels, *args)))
+    args = tuple(map(move, args))
     kwargs = {name: move(value) for name, value in kwargs.items()}
+    x = x.to(device)
     inputs = sample_directly(ProgramInputs(model, guide, x, args, kwargs))
     inputs = normalize_plate(inputs, plate or data_plate(program))
     if not check:
         return inputs
-    uses_labels = label_use(program) is not Labels.UNUSED
-    _check_tensor(program, x, *(*args, *kwargs.values())[: int(uses_labels)])
+    _check_tensor(program, x, *(*args, *kwargs.values())[: int(has_labels)])
     return audit_inputs(inputs)
 
 
@@ -149,50 +155,6 @@ def read_data(program: object, data: Any, name: str = "x") -> Split | Tensor:
         ValueError: if the data are of another type.
     """
     return as_data(data, name, read_labels=label_use(program) is not Labels.UNUSED)
-
-
-def as_module(program: Any) -> nn.Module:
-    """Return a program as a module that owns its parameters.
-
-    A pair of the model and the guide of one module is that module. Another pair becomes a module
-    whose parts are the modules of the pair, or those whose methods they are.
-
-    Raises:
-        ValueError: if ``program`` is not a program, if it is a pair of functions without modules,
-            or if its guide is an autoguide.
-    """
-    if isinstance(program, nn.Module):
-        return program
-    model, guide = split_program(program)
-    if isinstance(guide, AutoGuide):
-        raise ValueError(
-            f"expected a guide that computes q(z|x) from x, to train on shuffled minibatches; got "
-            f"{type(guide).__name__}, which has parameters per example: train it on all examples "
-            f"at once with pyro.infer.SVI"
-        )
-    owners = list(dict.fromkeys(owning_modules(model, guide)))
-    for owner in owners:
-        if (getattr(owner, "model", None), getattr(owner, "guide", None)) == (model, guide):
-            return owner
-    if not owners:
-        raise ValueError(
-            "expected an nn.Module with a model and a guide, which owns the parameters to train, "
-            "or a pair of modules or of their methods; got functions: put them into a module, or "
-            "train them with pyro.infer.SVI"
-        )
-    return _Pair(model, guide, owners)
-
-
-class _Pair(nn.Module):
-    """A model and a guide, with the modules that own their parameters."""
-
-    def __init__(self, model: Any, guide: Any, owners: list[nn.Module]) -> None:
-        super().__init__()
-        self.owners = nn.ModuleList(owners)
-        # not as submodules: they are called as they are
-        self.__dict__.update(model=model, guide=guide)
-        uses = (label_use(owner) for owner in owners)
-        self.labels = next((use for use in uses if use is not Labels.UNUSED), Labels.UNUSED)
 
 
 def check_examples(x: Split | Tensor) -> None:
@@ -258,6 +220,24 @@ def program_args(program: object, data: Split | Tensor, seed: int) -> tuple[Tens
     expect_missing(x, program)
     labels = program_labels(program, data) if label_use(program) is Labels.CONDITION else None
     return (x,) if labels is None else (x, labels)
+
+
+def data_arguments(
+    program: object, data: Split | Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the further arguments of a program, with those of a split.
+
+    A program that conditions on labels gets those of the split first, unless there are explicit
+    arguments. Keyword arguments take precedence over the ``arguments`` of the split.
+
+    Raises:
+        ValueError: if the program conditions on labels and one is missing.
+    """
+    if not (args or kwargs) and label_use(program) is Labels.CONDITION:
+        labels = program_labels(program, data)
+        args = () if labels is None else (labels,)
+    own = data.arguments if isinstance(data, Split) else None
+    return args, {**(own or {}), **kwargs}
 
 
 def expect_missing(x: Tensor, *programs: object) -> None:

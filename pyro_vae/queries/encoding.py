@@ -10,23 +10,22 @@ import numpy as np
 from torch import Tensor
 
 from ..core import files
-from ..core.components import Labels
 from ..core.random import Stream
 from ..core.validation import positive_int
 from ..data import Split
 from ..programs.arguments import map_batched
 from ..programs.audit import reads_plate_index
-from ..programs.base import Program, empty_program, label_use
+from ..programs.base import Program, empty_program
 from ..programs.context import evaluating
 from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.inputs import (
     AnyData,
     block_seed,
     check_blockwise,
+    data_arguments,
     is_large,
     prepare,
     program_dtype,
-    program_labels,
     read_data,
     split_program,
 )
@@ -115,15 +114,14 @@ def _encode_blocks(
     program: Any, data: Split, args: tuple[Any, ...], seed: int, chunk_size: int
 ) -> dict[str, np.ndarray]:
     """Encode data that are not in memory, each block with its own random stream."""
-    labels = program_labels(program, data) if not args else None
-    if label_use(program) is Labels.CONDITION and labels is not None:
-        args = (labels,)
+    args, kwargs = data_arguments(program, data, args, {})
     parts = []
     for rows, x in data.iter_materialized(seed, program_dtype(program)):
-        block_args, _ = map_batched(lambda t, r=rows: t[r], len(data), args, {})
+        block_args, block_kwargs = map_batched(lambda t, r=rows: t[r], len(data), args, kwargs)
+        block = Split(x, arguments=block_kwargs)
         if rows.start == 0:
-            check_blockwise(prepare(program, x, block_args, check=False))
-        parts.append(_encode(program, x, block_args, block_seed(seed, rows.start), chunk_size))
+            check_blockwise(prepare(program, block, block_args, check=False))
+        parts.append(_encode(program, block, block_args, block_seed(seed, rows.start), chunk_size))
     return _concatenate(parts)
 
 

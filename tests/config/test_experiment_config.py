@@ -136,6 +136,7 @@ def test_all_options_are_written(tmp_path):
     assert set(settings["model"]) == expected
     set_by_the_run = {"program", "train", "valid", "objective"}
     set_by_the_run |= {"checkpoint", "resume", "on_epoch", "progress"}
+    set_by_the_run |= {"args", "kwargs", "arguments", "plate"}  # of programs in Python
     assert set(settings["fit"]) == set(inspect.signature(pv.fit).parameters) - set_by_the_run
 
 

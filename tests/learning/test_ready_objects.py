@@ -63,8 +63,10 @@ def test_pair_of_two_modules():
 
 def test_pairs_without_modules():
     vae = pv.VAE((3,), 2)
-    with pytest.raises(ValueError, match=r"pair of modules .*; got functions: put them into a mod"):
-        pv.fit((lambda x: vae.model(x), lambda x: vae.guide(x)), X)
+    # a PyroModule registers its parameters, also if functions call it
+    make = lambda vae: (lambda x: vae.model(x), lambda x: vae.guide(x))  # noqa: E731
+    expected, plain = train(make), train()
+    assert expected[0] == plain[0] and torch.equal(expected[1], plain[1])
     with pytest.raises(ValueError, match="expected an object with a model and a guide, such as a"):
         pv.fit((vae.model,), X)
 
@@ -92,7 +94,14 @@ def test_class_of_an_objective():
     assert train(objective=pv.objectives.IWAE)[0] == expected != train()[0]
 
 
-def test_autoguide_is_refused():
-    vae = pv.VAE((3,), 2)
-    with pytest.raises(ValueError, match="got AutoNormal, which has parameters per example: train"):
-        pv.fit((vae.model, AutoNormal(vae.model)), X, epochs=1)
+def test_autoguide_of_the_model_of_a_vae():
+    """See test_fit_index.py for its parameters per example."""
+    torch.manual_seed(0)
+    vae = pv.VAE((3,), 2, likelihood=pv.likelihoods.Gaussian, encoder=network, decoder=network)
+    guide = AutoNormal(vae.model)
+    fast = partial(torch.optim.Adam, lr=0.05)
+    history = pv.fit((vae.model, guide), X, epochs=30, batch_size=8, optimizer=fast, compile=False)
+    assert guide.locs.z.shape == (20, 2)
+    assert history["elbo"][-1] > history["elbo"][0]
+    evaluated = pv.evaluate((vae.model, guide), X, num_samples=500).elbo
+    assert evaluated == pytest.approx(history["elbo"][-1], abs=0.5)
