@@ -39,7 +39,7 @@ def sample(run: Run, *, output: Path | None = None, num_samples: int = 1000, see
         examples = run.label_examples() or opened.split
         opened.write(pictures.sample_picture(opened.program, examples, seed))
         return
-    path = check_output(run, output)
+    path = check_output(run, output, has_examples=True)
     opened = open_run(run, "test", None, seed)
     examples = run.label_examples() or opened.split
     size = positive_int("num_samples", num_samples)
@@ -67,7 +67,7 @@ def reconstruct(
     """
     from ..report import pictures
 
-    path = None if output is None else check_output(run, output)
+    path = None if output is None else check_output(run, output, has_examples=True)
     opened = open_run(run, split, num_data, seed)
     x, labels = opened.inputs()
     generated = queries.reconstruct(opened.program, x, *labels, seed=seed)

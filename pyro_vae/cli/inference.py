@@ -51,7 +51,7 @@ def infer(
             for samples x, (draws, N, …), and their means, or .csv with a row for each sample and
             the names of columns and categories.
     """
-    path = None if output is None else check_output(run, output)
+    path = None if output is None else check_output(run, output, has_examples=True)
     opened = open_run(run, split, num_data, seed)
     observed = _choose_observed(opened, missing, columns)
     x, labels = opened.inputs()

@@ -21,8 +21,13 @@ from ..runs.run import Run
 __all__ = ["check_output", "write_examples"]
 
 
-def check_output(run: Run, output: Path) -> Path:
+def check_output(run: Run, output: Path, has_examples: bool = False) -> Path:
     """Return the path of a file that can be written and belongs neither to the run nor its data.
+
+    Arguments:
+        run: the run.
+        output: the file.
+        has_examples: whether the file will contain examples, which must be vectors for ``.csv``.
 
     Raises:
         ValueError: if it cannot be written, which would otherwise be known after the work.
@@ -43,7 +48,13 @@ def check_output(run: Run, output: Path) -> Path:
         raise ValueError(
             f"expected --output in a folder that can be written; got {folder}: {error.strerror}"
         ) from error
-    _ = run.program  # errors of the run come before those of its data
+    # errors of the run come before those of its data
+    shape = run.program.event_shape
+    if has_examples and path.suffix == ".csv" and len(shape) != 1:
+        raise ValueError(
+            f"expected --output to be an .npz file for examples of shape {shape}; got {output}, "
+            f"whose rows are vectors: name an .npz file"
+        )
     if path.exists() and any(path.samefile(file) for file in run.data_files):
         raise ValueError(f"expected another --output than the data of the run; got {output}")
     return path
@@ -58,8 +69,9 @@ def write_examples(
 ) -> None:
     """Write arrays of leading size N to a file: ``.csv``, a row per example, or else ``.npz``.
 
-    In a CSV file, an array ``(N, D)`` takes D columns, NAME.0, NAME.1, …. The values ``x`` of a
-    table get the names of its columns and of their categories, and ``labels`` those of the classes.
+    In a CSV file, an array with D elements per example takes D columns, NAME.0, NAME.1, …. The
+    values ``x`` of a table get the names of its columns and of their categories, and ``labels``
+    those of the classes.
 
     Arguments:
         path: the file, which is written atomically.
@@ -68,7 +80,6 @@ def write_examples(
         classes: the names of the classes.
 
     Raises:
-        ValueError: if an array has more dimensions than a CSV file.
         OSError: if the file cannot be written; an existing one is kept.
     """
     values = {name: _to_numpy(value) for name, value in arrays.items() if value is not None}
@@ -91,17 +102,13 @@ def _format_csv(
 ) -> str:
     table: dict[str, Any] = {}
     for name, values in arrays.items():
-        if values.ndim > 2:
-            raise ValueError(
-                f"expected --output to be an .npz file for {name} of shape {values.shape}; got a "
-                f".csv file, whose rows are examples: name another file"
-            )
         if name == "x" and columns is not None:
             table |= decode_columns(values, columns)
         elif name == "labels" and classes is not None and values.ndim == 1:
             table[name] = [classes[i] if i >= 0 else None for i in values.tolist()]
-        elif values.ndim == 2:
-            table |= {f"{name}.{i}": column.astype(str) for i, column in enumerate(values.T)}
+        elif values.ndim > 1:  # latents may have several dimensions
+            parts = values.reshape(len(values), -1).T
+            table |= {f"{name}.{i}": part.astype(str) for i, part in enumerate(parts)}
         else:
             table[name] = values.astype(str)
     text = io.StringIO()

@@ -794,6 +794,10 @@ BAD_QUERIES = {
         "encode run --output tiny.yaml/z.npz",
         "expected --output in a folder that can be written; got .*tiny.yaml: Not a directory",
     ),
+    "images in a table": (
+        "infer run --output x.csv",
+        "expected --output to be an .npz file for examples of shape \\(1, 8, 8\\); got x.csv, .*",
+    ),
     "output that cannot be written": (
         "encode run --output /proc/new/z.npz",
         "expected --output in a folder that can be written; got /proc: .*",
@@ -854,7 +858,8 @@ HELP = {
     "reconstruct": ["--num-data", "default: 48"],
     "interpolate": ["--steps", "default: 10", "{spherical,straight}"],
     "traverse": ["--dims", "--values", "--datum"],
-    "infer": ["lower-half", "random:FRACTION", "every:N", "{importance,hmc}", "--noise"],
+    "infer": ["lower-half", "random:FRACTION", "every:N", "{importance,hmc}", "--noise",
+              "--columns", "--output OUTPUT"],
     "anomaly": ["--against AGAINST", "--against-class"],
     "encode": ["--output OUTPUT", "required"],
 }  # fmt: skip

@@ -140,6 +140,22 @@ def test_empty_cells_are_inferred(capsys):
     assert float(visits[7]) < 1e3
 
 
+def test_columns_of_new_rows_are_inferred(folder, capsys):
+    Path("new.csv").write_text("visits,blood,age\n2,A,\n5,O,\n")
+    argv = ["infer", "run", "--data.path", "new.csv", "--num-data", "null", "--num-samples", "40"]
+    assert main([*argv, "--draws", "1", "--output", "n.csv"]) == 0
+    rows = read("n.csv")
+    assert [row["row"] for row in rows] == ["0", "1"]
+    assert [(row["visits"], row["blood"]) for row in rows] == [("2", "A"), ("5", "O")]
+    assert all(0 < float(row["age"]) < 200 for row in rows)
+    Path("new.csv").write_text("visits,blood\n2,A\n5,O\n")
+    message = (
+        "expected the columns of the training data in .*new.csv; got none of the name 'age': add "
+        "it, with empty cells if its values are unknown"
+    )
+    assert_error(capsys, argv, message, folder)
+
+
 def test_reconstruction_errors_are_in_units(capsys):
     argv = ["reconstruct", "run", "--num-data", "6", "--output", "r.csv"]
     assert main(argv) == 0

@@ -153,7 +153,11 @@ def _read_column(series: Any, kind: str | None, file: Path) -> tuple[Column, np.
 
 def _read_known(column: Column, frame: Any, file: Path) -> tuple[Column, np.ndarray]:
     """Read a column of the training data from another file."""
-    _check_column(column.name, frame, file)
+    if column.name not in frame.columns:
+        raise ArrayNameError(
+            f"expected the columns of the training data in {file}; got none of the name "
+            f"{column.name!r}: add it, with empty cells if its values are unknown"
+        )
     series = frame[column.name]
     if not series.notna().any():
         return column, np.full(len(series), np.nan)
