@@ -30,7 +30,7 @@ from .base import (
 )
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
-from .enumeration import mark_enumerated
+from .enumerated_sites import mark_enumerated
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 from .plates import is_data_plate
 

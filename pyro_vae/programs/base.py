@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
-from .enumeration import EnumeratedRun, Marginal, find_enumerated, find_marked
+from .enumerated_sites import Site, find_enumerated, find_marked
+from .enumeration import EnumeratedRun, Marginal
 
 __all__ = [
     "PARTICLES",
@@ -37,9 +38,6 @@ __all__ = [
     "trace_program",
     "trace_sites",
 ]
-
-#: Pyro's record of one site: its distribution ``fn``, ``value``, ``mask`` and so on.
-Site = Mapping[str, Any]
 
 #: Name of the plate that contains all per-datum sites, and of the one over particles.
 PLATE, PARTICLES = "data", "_particles"
@@ -110,7 +108,7 @@ def trace_program(
     has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
 
     Sites of the model that the guide lacks and that are marked for enumeration are summed out, as
-    are those of both that :func:`~.enumeration.mark_enumerated` marks: they have the type
+    are those of both that :func:`~.enumerated_sites.mark_enumerated` marks: they have the type
     ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
 
     Arguments:
@@ -148,7 +146,7 @@ def trace_program(
 def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
     """Run a program once and return its sample sites by name.
 
-    Sites that :func:`~.enumeration.mark_enumerated` marks are summed out and not returned.
+    Sites that :func:`~.enumerated_sites.mark_enumerated` marks are summed out and not returned.
 
     Raises:
         ValueError: if the program has an improper prior, which has no samples.

@@ -23,7 +23,7 @@ from .base import (
     site_log_prob,
     trace_program,
 )
-from .enumeration import not_enumerable_reason
+from .enumerated_sites import not_enumerable_reason
 from .unconstrained import is_circular
 
 __all__ = [

@@ -6,7 +6,7 @@ from ..core.random import Stream
 from .arguments import ProgramInputs, audited_rows
 from .base import is_latent, sample_sites, trace_program
 from .context import evaluating
-from .enumeration import mark_enumerated, not_enumerable_reason, unmarked
+from .enumerated_sites import mark_enumerated, not_enumerable_reason, unmarked
 
 __all__ = ["sum_out_discrete"]
 

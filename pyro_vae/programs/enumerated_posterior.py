@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .arguments import ProgramInputs
 from .base import PARTICLES, PLATE, Site, sample_sites, site_log_prob
-from .enumeration import EnumeratedRun, find_enumerated, unmarked
+from .enumerated_sites import find_enumerated, unmarked
+from .enumeration import EnumeratedRun
 
 __all__ = ["with_enumerated_posterior"]
 

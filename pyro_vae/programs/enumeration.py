@@ -12,8 +12,7 @@ References:
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,31 +24,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = [
-    "GIVEN",
-    "SUMMED_OUT",
-    "EnumeratedRun",
-    "Marginal",
-    "find_enumerated",
-    "find_marked",
-    "is_marked",
-    "mark_enumerated",
-    "not_enumerable_reason",
-    "unmarked",
-]
+from .enumerated_sites import Site
+from .factors import Factor, sum_product
 
-Site = Mapping[str, Any]
+__all__ = ["GIVEN", "EnumeratedRun", "Marginal"]
 
-#: Key in the ``infer`` of a site of a model that is summed out.
-SUMMED_OUT = "_summed_out"
 #: Key in the ``infer`` of a latent site with a given value.
 GIVEN = "_given"
-#: Attribute of a marked model: the model.
-_MARKED = "_unmarked"
-#: Reasons why a distribution cannot be summed over.
-_CONTINUOUS = "is continuous"
-_COMBINATIONS = "has all combinations of several dimensions as values"
-_INFINITE = "has infinitely many values"
 #: Relative and absolute tolerance of the joint density of the drawn values, in nats.
 _RTOL, _ATOL = 1e-4, 1e-3
 
@@ -62,107 +43,13 @@ class Marginal:
         log_prob: log p, ``(K, N)`` at the batch dimensions of particles and data, in nats; summed
             over all other plates, and masked.
         num_values: number of joint values of the enumerated sites at which the site is scored.
-        scales: the scale and the plates of each site with which it shares enumerated sites, and
-            of these.
+        sharing: all sites that share enumerated sites with it, and these, in the run with all
+            values.
     """
 
     log_prob: Tensor
     num_values: int
-    scales: tuple[Site, ...]
-
-
-def is_marked(site: Site) -> bool:
-    """Whether a site is a latent one that is marked for enumeration, in whichever way."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and (bool(site["infer"].get("enumerate")) or SUMMED_OUT in site["infer"])
-    )
-
-
-def find_enumerated(model: Mapping[str, Site], guide: Collection[str]) -> list[str]:
-    """Return the sites of a model to sum out: marked for enumeration, and not in the guide.
-
-    Raises:
-        ValueError: if such a site does not have finitely many values.
-    """
-    names = [name for name, site in model.items() if is_marked(site) and name not in guide]
-    for name in names:
-        _check_finite(name, model[name]["fn"])
-    return names
-
-
-def find_marked(program: Mapping[str, Site]) -> list[str]:
-    """Return the sites that :func:`mark_enumerated` marks."""
-    return [n for n, site in program.items() if is_marked(site) and SUMMED_OUT in site["infer"]]
-
-
-def _check_finite(name: str, fn: Any) -> None:
-    reason = not_enumerable_reason(fn)
-    if reason is None:
-        return
-    remedy = {
-        _CONTINUOUS: "sample it in the guide",
-        _COMBINATIONS: "put the dimensions into a plate, or sample it in the guide",
-        _INFINITE: "sample it in the guide, or truncate it to a Categorical",
-    }[reason]
-    raise ValueError(
-        f"expected sites with finitely many values, to sum them out; got site {name!r} "
-        f"({type(_unwrap(fn)).__name__}), marked for enumeration, which {reason}: {remedy}"
-    )
-
-
-def not_enumerable_reason(fn: Any) -> str | None:
-    """Return why a distribution cannot be summed over, as a clause; ``None`` if it can."""
-    if getattr(fn, "has_enumerate_support", False):
-        return None
-    try:
-        is_discrete = bool(fn.support.is_discrete)
-    except (AttributeError, NotImplementedError):
-        is_discrete = False
-    if not is_discrete:
-        return _CONTINUOUS
-    has_event = fn.event_shape and getattr(_unwrap(fn), "has_enumerate_support", False)
-    return _COMBINATIONS if has_event else _INFINITE
-
-
-def _unwrap(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
-
-
-def mark_enumerated(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
-    """Return the model with a mark at the sites to sum out, for runs without the guide.
-
-    :func:`unmarked` undoes it.
-    """
-    names = frozenset(names)
-
-    @functools.wraps(model, updated=())
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _Mark(names):
-            return model(*args, **kwargs)
-
-    setattr(run, _MARKED, model)
-    return run
-
-
-def unmarked(model: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return the model without the marks of :func:`mark_enumerated`, ``None`` if it has none."""
-    return getattr(model, _MARKED, None)
-
-
-class _Mark(Messenger):
-    """Mark sites to sum out."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names and not msg["is_observed"]:
-            msg["infer"][SUMMED_OUT] = True
+    sharing: tuple[Site, ...]
 
 
 class EnumeratedRun:
@@ -225,8 +112,8 @@ class EnumeratedRun:
         plates = trace.plate_to_symbol
         self._kept = frozenset(plates[name] for name in kept if name in plates)
         self._sizes: dict[str, int] = {}
-        self._own: dict[str, _Factor] = {}
-        self._others: dict[str, _Factor] = {}
+        self._own: dict[str, Factor] = {}
+        self._others: dict[str, Factor] = {}
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or site_is_subsample(site):
                 continue
@@ -249,7 +136,7 @@ class EnumeratedRun:
         found = set(symbols.values())
         self.dependents = [n for n, f in self._others.items() if found & set(f.dims)]
 
-    def _make_factor(self, site: Site, value: Tensor) -> _Factor:
+    def _make_factor(self, site: Site, value: Tensor) -> Factor:
         plates = self._trace.plate_to_symbol
         for frame in site["cond_indep_stack"]:
             if frame.vectorized:
@@ -264,37 +151,49 @@ class EnumeratedRun:
                 f"{site['name']!r} with a log-density of shape {tuple(value.shape)}, in which a "
                 f"dimension is not of its plates: sample {_join(self.names)} in the guide too"
             ) from error
-        return _Factor(value._pyro_dims, value, frozenset(inner))  # type: ignore[attr-defined]
+        return Factor(value._pyro_dims, value, frozenset(inner))  # type: ignore[attr-defined]
 
     def marginals(self) -> dict[str, Marginal]:
         """Return the marginal log-density of each site that depends on enumerated ones.
 
-        Latent sites come first, in the order of the program: their densities are those of the
-        prior. The joint density of all observed sites given these is the term of the first of
-        them; those of the others are 0, because the terms of a long sequence would take a time
-        that is quadratic in its length.
+        Of the sites that share enumerated ones, latent sites come first, in the order of the
+        program: their densities are those of the prior. The joint density of all observed sites
+        given these is the term of the first of them; those of the others are 0, because the terms
+        of a long sequence would take a time that is quadratic in its length.
         """
-        latent = [name for name in self.dependents if not _is_data(self._nodes[name])]
-        observed = [name for name in self.dependents if name not in latent]
-        terms: dict[str, Tensor] = {}
-        previous = None
-        for count in range(1, len(latent) + 1):
-            total = self.log_marginal(latent[:count])
-            terms[latent[count - 1]] = total if previous is None else total - previous
-            previous = total
-        if observed:
-            total = self.log_marginal(self.dependents)
-            terms[observed[0]] = total if previous is None else total - previous
-            terms.update((name, torch.zeros_like(total)) for name in observed[1:])
-        scales = tuple(
-            {key: self._trace.nodes[name][key] for key in ("scale", "cond_indep_stack")}
-            for name in (*self.names, *self.dependents)
-        )
+        result: dict[str, Marginal] = {}
+        for names, enumerated in self._components():
+            latent = [name for name in names if not _is_data(self._nodes[name])]
+            observed = [name for name in names if name not in latent]
+            terms: dict[str, Tensor] = {}
+            previous = None
+            for count in range(1, len(latent) + 1):
+                total = self.log_marginal(latent[:count])
+                terms[latent[count - 1]] = total if previous is None else total - previous
+                previous = total
+            if observed:
+                total = self.log_marginal(names)
+                terms[observed[0]] = total if previous is None else total - previous
+                terms.update((name, torch.zeros_like(total)) for name in observed[1:])
+            sharing = tuple(self._trace.nodes[name] for name in (*names, *enumerated))
+            for name, term in terms.items():
+                count = self._others[name].count(self._symbols.values())
+                result[name] = Marginal(term, count, sharing)
+        return result
+
+    def _components(self) -> list[tuple[list[str], list[str]]]:
+        """Return the connected components: dependent sites, and the enumerated ones they share."""
         symbols = set(self._symbols.values())
-        return {
-            name: Marginal(term, self._others[name].count(symbols), scales)
-            for name, term in terms.items()
-        }
+        found: list[tuple[set[str], list[str], list[str]]] = []
+        for name, factor in (*self._own.items(), *((n, self._others[n]) for n in self.dependents)):
+            shared, names, enumerated = symbols & set(factor.dims), [], []
+            (enumerated if name in self._own else names).append(name)
+            for other in [group for group in found if group[0] & shared]:
+                found.remove(other)
+                shared = shared | other[0]
+                names, enumerated = other[1] + names, other[2] + enumerated
+            found.append((shared, names, enumerated))
+        return [([n for n in self.dependents if n in names], e) for _, names, e in found]
 
     def log_marginal(self, names: Collection[str]) -> Tensor:
         """Return log p of the given sites together, with the enumerated sites summed out."""
@@ -339,20 +238,20 @@ class EnumeratedRun:
                 f"{'it' if len(self.names) == 1 else 'them'} in the guide too"
             )
 
-    def posterior(self) -> list[tuple[str, _Factor]]:
+    def posterior(self) -> list[tuple[str, Factor]]:
         """Return the factorised posterior p(y | x, z) of the enumerated sites.
 
         Returns:
             Each site with its log-probabilities up to a constant, given the preceding ones of the
             list. A site with a single value has none.
         """
-        steps: list[tuple[str, _Factor]] = []
+        steps: list[tuple[str, Factor]] = []
         factors = [*self._own.values(), *(self._others[name] for name in self.dependents)]
-        contract(factors, set(self._symbols.values()), self._sizes, steps)
+        sum_product(factors, set(self._symbols.values()), self._sizes, steps)
         names = {symbol: name for name, symbol in self._symbols.items()}
         return [(names[symbol], factor) for symbol, factor in reversed(steps)]
 
-    def logits(self, name: str, factor: _Factor, values: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, name: str, factor: Factor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of a site of :meth:`posterior`, with its values along the last axis.
 
         Arguments:
@@ -372,8 +271,8 @@ class EnumeratedRun:
             logits = logits[0]
         return logits
 
-    def _contract(self, factors: Sequence[_Factor]) -> Tensor:
-        total = contract(factors, set(self._symbols.values()), self._sizes)
+    def _contract(self, factors: Sequence[Factor]) -> Tensor:
+        total = sum_product(factors, set(self._symbols.values()), self._sizes)
         value = total.value
         value._pyro_dims = total.dims  # type: ignore[attr-defined]
         return cast("Tensor", packed.unpack(value, self._trace.symbol_to_dim))
@@ -408,125 +307,6 @@ def _is_data(site: Site) -> bool:
     """Whether a site is observed by the model itself, rather than given a value in a run."""
     infer = site["infer"]
     return bool(infer.get("was_observed") or (site["is_observed"] and not infer.get(GIVEN)))
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """A term of a log-density.
-
-    Attributes:
-        dims: the symbol of each dimension: of a plate or of an enumerated site.
-        value: the term, in nats.
-        plates: the plates of its site, other than those that are kept.
-    """
-
-    dims: str
-    value: Tensor
-    plates: frozenset[str]
-
-    def count(self, symbols: Collection[str]) -> int:
-        """Return the number of joint values along the given dimensions."""
-        count = 1
-        for dim, size in zip(self.dims, self.value.shape, strict=True):
-            count *= size if dim in symbols else 1
-        return count
-
-    def align(self, dims: str) -> Tensor:
-        """Return the term with the given dimensions, of size 1 if it does not have them."""
-        own = [dim for dim in dims if dim in self.dims]
-        value = self.value.permute([self.dims.index(dim) for dim in own])
-        return value[tuple(slice(None) if dim in own else None for dim in dims)]
-
-    def sum_plates(self, plates: frozenset[str], sizes: Mapping[str, int]) -> _Factor:
-        """Multiply the densities along some plates."""
-        value, dims = self.value, self.dims
-        for plate in sorted(plates):
-            if plate in dims:
-                value, dims = value.sum(dims.index(plate)), dims.replace(plate, "")
-            else:
-                value = value * sizes[plate]
-        return _Factor(dims, value, self.plates - plates)
-
-
-def _multiply(factors: Sequence[_Factor]) -> _Factor:
-    dims = "".join(sorted(set().union(*(factor.dims for factor in factors))))
-    value = functools.reduce(torch.add, [factor.align(dims) for factor in factors])
-    return _Factor(dims, value, frozenset().union(*(factor.plates for factor in factors)))
-
-
-def contract(
-    factors: Sequence[_Factor],
-    variables: set[str],
-    sizes: Mapping[str, int],
-    steps: list[tuple[str, _Factor]] | None = None,
-) -> _Factor:
-    """Sum a product of factors over variables, and multiply it over plates.
-
-    Unlike ``pyro.ops.contract``, which adds products of densities, all sums are those of
-    ``logsumexp``: a product of densities may be too small for a float.
-
-    Arguments:
-        factors: the factors.
-        variables: the symbols to sum over.
-        sizes: the sizes of the plates.
-        steps: gets each variable with the product of all factors that depend on it, in the order
-            of the elimination.
-
-    Raises:
-        ValueError: if a factor depends on variables of plates that are not nested.
-    """
-    factors = list(factors)
-    ordinals = {
-        v: frozenset.intersection(*(f.plates for f in factors if v in f.dims))
-        for v in variables
-        if any(v in f.dims for f in factors)
-    }
-    while True:
-        leaf = max((f.plates for f in factors), key=lambda plates: (len(plates), sorted(plates)))
-        local = [f for f in factors if f.plates == leaf]
-        factors = [f for f in factors if f.plates != leaf]
-        outside = set().union(*(f.dims for f in factors))
-        local = _eliminate(local, {v for v in ordinals if v not in outside}, steps)
-        if not leaf:
-            return _multiply(local)
-        for factor in local:
-            outer = frozenset[str]().union(*(ordinals[v] for v in factor.dims if v in ordinals))
-            if outer >= leaf:
-                raise ValueError(
-                    "expected enumerated sites of plates that are nested in each other; got a "
-                    "site that depends on those of several plates: sample these in the guide too"
-                )
-            factors.append(factor.sum_plates(leaf - outer, sizes))
-
-
-def _eliminate(
-    factors: Sequence[_Factor], variables: set[str], steps: list[tuple[str, _Factor]] | None
-) -> list[_Factor]:
-    """Sum over variables one by one, always the one with the fewest neighbours."""
-    holders: dict[str, list[_Factor]] = {v: [] for v in variables}
-    rest = []
-    for factor in factors:
-        for v in variables.intersection(factor.dims):
-            holders[v].append(factor)
-        if not variables.intersection(factor.dims):
-            rest.append(factor)
-    holders = {v: held for v, held in holders.items() if held}
-    neighbours = {v: set().union(*(f.dims for f in held)) for v, held in holders.items()}
-    while holders:
-        variable = min(holders, key=lambda v: (len(neighbours[v]), v))
-        used = holders.pop(variable)
-        product = _multiply(used)
-        if steps is not None:
-            steps.append((variable, product))
-        value = product.value.logsumexp(product.dims.index(variable))
-        result = _Factor(product.dims.replace(variable, ""), value, product.plates)
-        affected = [v for v in result.dims if v in holders]
-        for v in affected:
-            holders[v] = [f for f in holders[v] if not any(f is u for u in used)] + [result]
-            neighbours[v] = set().union(*(f.dims for f in holders[v]))
-        if not affected:
-            rest.append(result)
-    return rest
 
 
 def _join(names: Sequence[str]) -> str:

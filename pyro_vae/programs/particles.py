@@ -30,7 +30,8 @@ from .base import (
     trace_program,
     trace_sites,
 )
-from .enumeration import GIVEN, SUMMED_OUT, is_marked
+from .enumerated_sites import SUMMED_OUT, is_marked
+from .enumeration import GIVEN
 
 __all__ = [
     "Layout",
@@ -150,12 +151,35 @@ class ParticleBatch:
         """Multiply the log-densities of the sites that have a ``poutine.scale`` by it."""
         scaled = {}
         for name, site in sites.items():
-            scale = _marginal_scale(site) if marginal(site) else scale_in_data(site)
+            scale = self._marginal_scale(site) if marginal(site) else scale_in_data(site)
             if isinstance(scale, Tensor):
                 scaled[name] = self._sum_plates(site, site_log_prob(site) * scale)
             else:
                 scaled[name] = log_probs[name] if scale == 1 else log_probs[name] * scale
         return scaled
+
+    def _marginal_scale(self, site: Site) -> float | Tensor:
+        """Return the scale that a site shares with all sites of its enumerated ones.
+
+        Raises:
+            ValueError: in training, if their scales differ: the logarithm of a sum is not a sum of
+                terms with scales of their own.
+        """
+        summed = marginal(site)
+        if summed is None or not torch.is_grad_enabled():
+            return 1.0  # an evaluation ignores scales
+        scale, *others = (scale_in_data(part) for part in summed.sharing)
+        dims = enumerate(scale.shape, -scale.ndim) if isinstance(scale, Tensor) else ()
+        kept = (self.dim, data_dim(site))
+        is_shared = all(size == 1 or dim in kept for dim, size in dims)
+        if not (is_shared and all(_scales_equal(scale, other) for other in others)):
+            raise ValueError(
+                f"expected one scale (poutine.scale, or a subsampled plate) at an enumerated site "
+                f"and at all sites that depend on it; got different ones at {site['name']!r} or "
+                f"the sites with which it shares enumerated sites: scale them alike, or sample the "
+                f"enumerated sites in the guide too"
+            )
+        return scale
 
     def _sum_plates(self, site: Site, log_prob: Tensor) -> Tensor:
         """Sum over all plates of a site except particles and data."""
@@ -470,31 +494,13 @@ def scale_in_data(site: Site) -> float | Tensor:
     return site["scale"] * frame.size / frame.full_size
 
 
-def _marginal_scale(site: Site) -> float | Tensor:
-    """Return the scale of a site that depends on sites that are summed out, shared with them.
-
-    Raises:
-        ValueError: in training, if their scales differ: the logarithm of the sum is not a sum of
-            terms that can be scaled.
-    """
-    summed = marginal(site)
-    assert summed is not None
-    scale, *others = (scale_in_data(part) for part in summed.scales)
-    if not torch.is_grad_enabled():  # scales are ignored
-        return scale_in_data(site)
+def _scales_equal(a: float | Tensor, b: float | Tensor) -> bool:
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return a == b
     # during tracing the values are unknown; the eager run has checked them
-    is_known = not any(isinstance(s, Tensor) for s in (scale, *others)) or not is_tracing()
-    if is_known and not all(
-        torch.equal(*torch.broadcast_tensors(torch.as_tensor(scale), torch.as_tensor(other)))
-        for other in others
-    ):
-        raise ValueError(
-            f"expected one scale (poutine.scale, or a subsampled plate) at an enumerated site and "
-            f"at all sites that depend on it; got different ones at {site['name']!r} or the sites "
-            f"with which it shares enumerated sites: scale them alike, or sample the enumerated "
-            f"sites in the guide too"
-        )
-    return scale
+    return is_tracing() or torch.equal(
+        *torch.broadcast_tensors(torch.as_tensor(a), torch.as_tensor(b))
+    )
 
 
 def data_frame(site: Site) -> CondIndepStackFrame | None:

@@ -190,7 +190,8 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
             raise ValueError(
                 f"expected continuous latent sites; got site {name!r} "
                 f"({type(site['fn']).__name__}), which is discrete and has no gradient for HMC: "
-                f"marginalize it, or evaluate the program by importance sampling"
+                f"use importance sampling, or let evaluations sum it out: leave it out of the "
+                f'guide, and mark it with infer={{"enumerate": "parallel"}} in the model'
             )
         if name not in second or not _constraints_equal(support, _support(second[name])):
             raise ValueError(

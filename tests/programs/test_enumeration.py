@@ -389,6 +389,25 @@ def test_elbo_agrees_with_pyro():
         torch.testing.assert_close(value, values[2], rtol=0.02, atol=0.03)
 
 
+def test_independent_enumerated_sites_have_scales_of_their_own():
+    """Terms of sites that share no enumerated site are separate, and scaled separately."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.1):
+                a = pyro.sample("a", dist.Categorical(WEIGHTS), infer=PARALLEL)
+                z = pyro.sample("z", dist.Normal(LOCS[a], 1.0))
+            b = pyro.sample("b", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(z + LOCS[b], 1.0), obs=x)
+
+    x, z = torch.randn(4), torch.randn(3, 4, requires_grad=True)
+    run = particles_at(model, narrow, {"z": z}, x)
+    torch.testing.assert_close(run.log_p["z"], mixture_log_prob(z, 1.0))
+    torch.testing.assert_close(run.log_p["x"], mixture_log_prob(x - z, 1.0))
+    torch.testing.assert_close(run.scaled_log_p["z"], 0.1 * run.log_p["z"])
+    torch.testing.assert_close(run.scaled_log_p["x"], run.log_p["x"])
+
+
 def test_scales_of_an_enumerated_site_must_agree():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -24,7 +24,7 @@ from ...programs.arguments import ProgramInputs
 from ...programs.audit import audit_inputs
 from ...programs.base import PLATE, Site, sample_sites, trace_program
 from ...programs.context import use_own_parameters
-from ...programs.enumeration import find_enumerated
+from ...programs.enumerated_sites import find_enumerated
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
 from ..schedules import Schedule
@@ -170,7 +170,7 @@ class Objective(PyroELBO):
         """Return the sites of the model that are summed out (cached).
 
         Raises:
-            ValueError: as for :func:`~pyro_vae.programs.enumeration.find_enumerated`.
+            ValueError: as for :func:`~pyro_vae.programs.enumerated_sites.find_enumerated`.
         """
 
         def compute() -> list[str]:
