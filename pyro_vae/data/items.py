@@ -87,8 +87,7 @@ class DatasetItems(Container):
         with seeded(0):
             # without the other columns, unless a transform reads them
             if is_hugging_face(dataset) and dataset.format["type"] != "custom":
-                column = dataset.select_columns([key])
-                labels = [column[row][key] for row in range(len(self))]
+                labels = list(dataset.select_columns([key]).with_format(None)[:][key])
             else:
                 labels = [_split_item(dataset[i], *self._keys).label for i in range(len(self))]
         return _encode_labels(labels, _class_names(dataset, key))
