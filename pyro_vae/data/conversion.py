@@ -28,6 +28,7 @@ from .frames import (
     frame_to_array,
     from_arrow,
     is_annotated,
+    is_column,
     is_frame,
 )
 from .items import DatasetItems, SequentialItems, check_loader, find_tensors, is_hugging_face
@@ -167,7 +168,7 @@ def _open_array(data: Any) -> Tensor | Container | None:
     if is_frame(data):
         return array_to_tensor(frame_to_array(data))
     # before objects that are read by index, since that of a pandas Series reads its labels
-    if hasattr(data, "to_numpy"):
+    if is_column(data):
         return array_to_tensor(column_to_array(data))
     if all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__")) and data.shape:
         return keep_resident(IndexedArray(data))

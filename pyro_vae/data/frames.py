@@ -14,6 +14,7 @@ __all__ = [
     "frame_to_array",
     "from_arrow",
     "is_annotated",
+    "is_column",
     "is_frame",
 ]
 
@@ -21,6 +22,12 @@ __all__ = [
 def is_frame(data: Any) -> bool:
     """Whether an object is a data frame of pandas or polars."""
     return hasattr(data, "to_numpy") and hasattr(data, "columns")
+
+
+def is_column(data: Any) -> bool:
+    """Whether an object is a column of pandas or polars."""
+    # an array of xarray, which has dimensions with names, may be too large to be converted
+    return hasattr(data, "to_numpy") and not hasattr(data, "dims") and not is_frame(data)
 
 
 def from_arrow(data: Any) -> Any:

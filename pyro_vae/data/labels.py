@@ -122,7 +122,7 @@ def _to_array(labels: Any) -> np.ndarray | None:
             return None
         array = np.empty(len(labels), object)
         array[:] = labels
-    elif hasattr(labels, "to_numpy") and not is_frame(labels):
+    elif hasattr(labels, "to_numpy") and not is_frame(labels):  # xarray, too
         array = labels.to_numpy()
     elif isinstance(labels, np.ndarray):
         array = labels
@@ -150,7 +150,8 @@ def _fill_missing(objects: np.ndarray) -> np.ndarray:
 
 def _is_missing(value: Any) -> bool:
     """Whether a value is None, NaN or ``pandas.NA``."""
-    return value is None or str(value) in ("nan", "<NA>")
+    is_nan = isinstance(value, float) and value != value
+    return value is None or is_nan or type(value).__name__ == "NAType"
 
 
 def fill_unknown(labels: Any) -> Any:
@@ -159,8 +160,7 @@ def fill_unknown(labels: Any) -> Any:
     is_column = is_objects and len(labels.shape) == 1
     if not (is_column or isinstance(labels, list | tuple)):
         return labels
-    values = list(labels)
-    return [np.nan if value is None or str(value) == "<NA>" else value for value in values]
+    return [np.nan if _is_missing(value) else value for value in labels]
 
 
 def encode_numbers(labels: Tensor, name: str) -> Tensor:

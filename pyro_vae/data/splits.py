@@ -19,7 +19,7 @@ from .arguments import as_arguments, read_arguments, select_rows
 from .containers import Container, block_slices, gather, iter_blocks
 from .conversion import as_labels, as_values, open_examples
 from .kinds import Kind, kind_of_blocks
-from .labels import name_classes
+from .labels import LabelColumn, name_classes
 from .pixel_values import dequantize
 from .scaling import Scale
 
@@ -324,9 +324,10 @@ def as_split(
     """
     if arguments is not None and not isinstance(arguments, Mapping):
         data, arguments = read_arguments(data, arguments)
-    values, found, classes = open_examples(data, x=x, labels=labels)
-    own = {"labels": found, "classes": classes, "arguments": arguments}
-    return Split(values, **{**own, **options})
+    values, found, names = open_examples(data, x=x, labels=labels)
+    if found is not None:
+        found, options["classes"] = name_classes(LabelColumn(found, names), options.get("classes"))
+    return Split(values, labels=found, arguments=arguments, **options)
 
 
 def as_data(data: Any, name: str = "x", read_labels: bool = False) -> Split | Tensor:

@@ -58,6 +58,10 @@ def test_labels_take_the_numbers_of_given_classes():
     renumbered = Split(X, labels=column, classes=["B", "NK", "T"])
     assert renumbered.labels.tolist() == CODES
     assert Split(X, labels=[0, 2, 1, 1, 0, 2], classes=order).classes == tuple(order)
+    frame = pandas.DataFrame(X, columns=["a", "b"]).assign(kind=column)
+    for labels in ("kind", NAMES):
+        numbered = pv.data.as_split(frame, x=["a", "b"], labels=labels, classes=["B", "NK", "T"])
+        assert numbered.labels.tolist() == CODES and numbered.classes == ("B", "NK", "T")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae.data import Split, as_split, containers
-from pyro_vae.data.containers import Container, StoredSparseRows
+from pyro_vae.data.containers import Container, IndexedArray, StoredSparseRows
 from pyro_vae.data.items import DatasetItems, SequentialItems
 
 N = 12
@@ -103,6 +103,19 @@ def test_masked_arrays_are_unobserved_where_masked():
     for dtype in ("f4", "i8"):
         check(as_split(np.ma.masked_equal(X.astype(dtype), 0)), holes)
     check(as_split(np.ma.array(X)))
+
+
+def test_xarray(monkeypatch):
+    """Arrays are read by index, as they may be in a file; strings are labels."""
+    xarray = pytest.importorskip("xarray")
+    names = xarray.DataArray(np.array([name or "" for name in NAMES]))
+    check(Split(xarray.DataArray(X), labels=names), labels=CODES)
+    monkeypatch.setattr(containers, "RESIDENT_BYTES", 0)
+    split = as_split(xarray.DataArray(X))
+    assert isinstance(split.values, IndexedArray)
+    check(split)
+    with pytest.raises(ValueError, match=r"or a pv\.data\.Split; got Dataset"):
+        as_split(xarray.Dataset({"a": ("row", X[:, 0])}))
 
 
 def test_zarr():
