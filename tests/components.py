@@ -33,6 +33,7 @@ PRIORS = {
     "VampPrior": partial(priors.VampPrior, components=3),
     "VampPrior, no interval": partial(priors.VampPrior, components=2, interval=None),
     "VampPrior, from data": partial(priors.VampPrior, components=2, start="data"),
+    "ZukoPrior": partial(priors.ZukoPrior, options={"transforms": 2, "hidden_features": (6,)}),
 }
 POSTERIORS = {
     "DiagonalNormal": posteriors.DiagonalNormal,
@@ -51,6 +52,9 @@ POSTERIORS = {
     ),
     "SplineFlow": partial(posteriors.SplineFlow, flows=2, hidden=(6,), context=3),
     "SylvesterFlow": partial(posteriors.SylvesterFlow, flows=2, reflections=3),
+    "ZukoFlow": partial(
+        posteriors.ZukoFlow, options={"transforms": 2, "hidden_features": (6,)}, context=3
+    ),
 }
 LIKELIHOODS = {
     "Bernoulli": likelihoods.Bernoulli,

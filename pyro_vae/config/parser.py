@@ -180,6 +180,8 @@ class Parser:
                 merged[option.name] = self._merge_class_list(option, values, name)
             elif class_types(option.hint) and not is_class_list(option.hint):
                 merged[option.name] = self._merge_class(option, values, name)
+            elif _takes_mapping(option.hint):
+                merged[option.name] = self._check(option, _merge_mappings(values, name), name)
             else:
                 merged[option.name] = self._check(option, values[-1], name)
         return merged
@@ -190,7 +192,7 @@ class Parser:
                 raise ValueError(f"expected a value after {_flag(name)}; got nothing")
             return True
         _check_limits(value)
-        if isinstance(value, dict) and option.hint is not Any:
+        if isinstance(value, dict) and option.hint is not Any and not _takes_mapping(option.hint):
             inner = f"{name}.{next(iter(value), '')}"
             raise ValueError(self._describe_unknown(inner, self.options))
         is_null = value is None and option.default is not None
@@ -445,6 +447,26 @@ def load_value(value: Any) -> Any:
 def _is_null(option: Option, value: Any) -> bool:
     """Whether a value is null and the option accepts it."""
     return type(None) in union_members(option.hint) and load_value(value) is None
+
+
+def _takes_mapping(hint: Any) -> bool:
+    """Whether an annotation accepts a mapping whose keys are not options."""
+    return any(member is dict or get_origin(member) is dict for member in union_members(hint))
+
+
+def _merge_mappings(values: Sequence[Any], name: str) -> Any:
+    """Return the last value; single keys, as in ``--options.bins 4``, change the mapping before."""
+    merged: Any = None
+    for value in values:
+        if not isinstance(value, dict):
+            merged = value if value is _NO_VALUE else load_value(value)
+            continue
+        for key, item in value.items():
+            if item is _NO_VALUE:
+                raise ValueError(f"expected a value after {_flag(f'{name}.{key}')}; got nothing")
+        before = merged if isinstance(merged, dict) else {}
+        merged = before | {key: load_value(item) for key, item in value.items()}
+    return merged
 
 
 def _check_limits(value: Any) -> None:

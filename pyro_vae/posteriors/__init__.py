@@ -8,6 +8,7 @@ from .flows import (
     RadialFlow,
     SplineFlow,
     SylvesterFlow,
+    ZukoFlow,
 )
 from .normal import DiagonalNormal, FullCovarianceNormal, LowRankNormal
 from .semi_amortized import SemiAmortized
@@ -26,4 +27,5 @@ __all__ = [
     "SemiAmortized",
     "SplineFlow",
     "SylvesterFlow",
+    "ZukoFlow",
 ]

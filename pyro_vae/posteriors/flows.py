@@ -24,6 +24,7 @@ from ..distributions.autoregressive import (
     check_spline,
 )
 from ..distributions.flow import Flow
+from ..distributions.zuko_flows import ZukoNetwork, ZukoTransform
 from .base import Posterior
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RadialFlow",
     "SplineFlow",
     "SylvesterFlow",
+    "ZukoFlow",
 ]
 
 
@@ -286,6 +288,53 @@ class SplineFlow(FlowPosterior):
             SplineAutoregressive(step, self.latent_dim, self.bins, self.bound, params)
             for step in self.steps
         ]
+
+
+class ZukoFlow(FlowPosterior):
+    """z = μ + σ f(ε; h(x)), with a flow f of the package ``zuko`` by name.
+
+    A sample and its density take one pass. For an autoregressive flow (all but ``NICE``,
+    ``RealNVP``, ``GF`` and ``CNF``) the density at any other z takes D passes. f acts on the
+    noise, before μ and σ: splines are the identity outside [−5, 5]. ``GF``, ``NAF``, ``SOSPF`` and
+    ``UNAF`` are inverted by bisection in [−10, 10]; the density of z beyond is NaN.
+
+    Arguments:
+        flow: name of a class of ``zuko.flows``: ``NSF`` (splines), ``MAF`` (affine), ``NICE``,
+            ``RealNVP`` (coupling), ``NAF``, ``UNAF`` (neural), ``BPF``, ``SOSPF`` (polynomials),
+            ``GF`` (Gaussianization) or ``CNF`` (continuous).
+        options: further arguments of that class, such as
+            ``{"transforms": 2, "hidden_features": (64, 64)}``.
+        context: size of h(x), the encoder's additional output.
+
+    Raises:
+        ModuleNotFoundError: if zuko is not installed.
+        ValueError: if there is no such flow, if it does not accept an option, or if ``context`` is
+            not a positive integer.
+
+    References:
+        Zuko (Rozet et al., 2022). https://zuko.readthedocs.io
+        Neural Spline Flows (Durkan et al., 2019). https://arxiv.org/abs/1906.04032
+        Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021).
+        https://arxiv.org/abs/1912.02762
+    """
+
+    transforms_noise = True
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        latent_dim: int,
+        network: NetworkFactory,
+        flow: str = "NSF",
+        options: dict[str, Any] | None = None,
+        context: int = 50,
+    ) -> None:
+        super().__init__(event_shape, latent_dim, network, positive_int("context", context))
+        self.flow = ZukoNetwork(flow, latent_dim, context, options)
+
+    def transforms(self, params: Tensor) -> Sequence[transforms.Transform]:
+        is_double = params.dtype == torch.float64
+        return [ZukoTransform(self.flow, params, True, torch.float64 if is_double else None)]
 
 
 class _Sylvester(transforms.Transform):

@@ -1,7 +1,7 @@
 """Priors p(z) over the latent variables."""
 
 from .base import Prior
-from .flow import FlowPrior
+from .flow import FlowPrior, ZukoPrior
 from .mixtures import MixtureOfNormals, VampPrior
 from .simple import DiagonalNormal, Laplace, StandardNormal, StudentT, UniformSphere
 
@@ -15,4 +15,5 @@ __all__ = [
     "StudentT",
     "UniformSphere",
     "VampPrior",
+    "ZukoPrior",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -22,9 +22,10 @@ from ..distributions.autoregressive import (
     check_spline,
 )
 from ..distributions.flow import Flow
+from ..distributions.zuko_flows import ZukoNetwork, ZukoTransform
 from .base import Prior
 
-__all__ = ["FlowPrior"]
+__all__ = ["FlowPrior", "ZukoPrior"]
 
 
 class FlowPrior(Prior):
@@ -125,6 +126,56 @@ class FlowPrior(Prior):
         if self.transform == "autoregressive":
             return AffineAutoregressive(network).inv
         return SplineAutoregressive(network, self.latent_dim, self.bins, self.bound).inv
+
+
+class ZukoPrior(Prior):
+    """p(z) = N(f(z); 0, I) |det ∂f/∂z|, with a flow f of the package ``zuko`` by name.
+
+    A density takes one pass. For an autoregressive flow (all but ``NICE``, ``RealNVP`` and ``CNF``)
+    a sample takes D passes. ``NAF``, ``SOSPF`` and ``UNAF`` are sampled by bisection in [−10, 10],
+    and raise a ``ValueError`` if z is beyond. Splines are the identity outside [−5, 5].
+
+    Arguments:
+        flow: name of a class of ``zuko.flows``: ``NSF`` (splines), ``MAF`` (affine), ``NICE``,
+            ``RealNVP`` (coupling), ``NAF``, ``UNAF`` (neural), ``BPF``, ``SOSPF`` (polynomials) or
+            ``CNF`` (continuous).
+        options: further arguments of that class, such as
+            ``{"transforms": 2, "hidden_features": (64, 64)}``.
+
+    Raises:
+        ModuleNotFoundError: if zuko is not installed.
+        ValueError: if there is no such flow, if it does not accept an option, or for ``GF``, whose
+            density does not integrate to 1.
+
+    References:
+        Zuko (Rozet et al., 2022). https://zuko.readthedocs.io
+        Neural Spline Flows (Durkan et al., 2019). https://arxiv.org/abs/1906.04032
+        Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021).
+        https://arxiv.org/abs/1912.02762
+    """
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(
+        self, latent_dim: int, flow: str = "NSF", options: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(latent_dim)
+        self.flow = ZukoNetwork(flow, latent_dim, 0, options)
+        if self.flow.saturates:
+            raise ValueError(
+                f"expected a flow whose density integrates to 1; got {self.flow.name}, whose "
+                f"layers saturate in zuko, so that the density of several layers integrates to "
+                f"less: use NSF or MAF"
+            )
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        # the density needs no inverse, which would amplify rounding
+        noise = dist.Normal(self.loc, self.scale).to_event(1)
+        flow = ZukoTransform(self.flow, None, samples_fast=False)
+        return dist.TransformedDistribution(noise, [flow])
 
 
 class _BoundedAffine(nn.Module):

@@ -51,6 +51,11 @@ CASES = {
         "fit.schedule.init_args.gamma",
         0.1,
     ),
+    "mapping": (
+        {"model": {"prior": {"class_path": "ZukoPrior", "init_args": {"options": {"bins": 4}}}}},
+        "model.prior.init_args.options",
+        {"bins": 4},
+    ),
     "one plugin": ({"plugin": "colorsys"}, "plugin", None),
 }
 
@@ -195,6 +200,27 @@ def test_the_order_of_options_does_not_matter():
     base = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
     options = ["--model.prior.components=7", "--model.prior=VampPrior"]
     assert parse(*options, *base).to_yaml() == parse(*base, *options[::-1]).to_yaml()
+
+
+def test_keys_of_a_mapping():
+    base = ["--data.name=digits", "--data.binarize=none", "--model.latent_dim=2"]
+    prior = ["--model.prior=ZukoPrior", '--model.prior.options={"bins": 4, "transforms": 2}']
+
+    def options(*args):
+        return parse(*base, *prior, *args).settings_dict()["model"]["prior"]["init_args"]["options"]
+
+    assert options() == {"bins": 4, "transforms": 2}
+    assert options("--model.prior.options.bins=6") == {"bins": 6, "transforms": 2}
+    assert options("--model.prior.options=null") is None
+    # mappings as values of a mapping
+    assert options("--model.prior.options.network={depth: 2}")["network"] == {"depth": 2}
+    for args, message in {
+        "--model.prior.options.bins": r"a value after --model\.prior\.options\.bins; got nothing",
+        "--model.prior.options": r"expected a value after --model\.prior\.options; got nothing",
+        "--model.prior.options=3": "expected model.prior.options to be a mapping or null; got 3",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            options(args)
 
 
 PLUGIN = """\

@@ -101,6 +101,9 @@ def _make_flexible(name):
         "InverseAutoregressiveFlow": partial(make, hidden=(16,), context=8),
         "SplineFlow": partial(make, hidden=(16,), context=8),
         "SylvesterFlow": partial(make, flows=2, reflections=2),
+        "ZukoFlow": partial(
+            make, options={"transforms": 1, "hidden_features": (16,), "bins": 8}, context=8
+        ),
     }.get(name, make)
 
 
