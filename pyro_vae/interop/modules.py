@@ -47,7 +47,7 @@ def from_modules(
     likelihood: str | Callable[..., Any] | None,
     prior: Any = None,
     *,
-    data: Any,
+    data: Any = None,
     scale: str | None = None,
     noise: float | str | None = None,
 ) -> VAE:
@@ -106,9 +106,17 @@ def from_modules(
     for name, value in (("encode", encode), ("decode", decode)):
         if not callable(value):
             raise ValueError(f"expected {name} to be a callable; got a {type(value).__name__}")
-    examples = _read_examples(data, encode, decode, likelihood, prior)
+    if data is None:
+        raise ValueError(
+            "expected data, some examples on which encode and decode run once, to find the shapes; "
+            "got None: pass data=x"
+        )
+    modules, parameters = find_owners(encode, decode, likelihood, prior)
+    weights = [p for module in modules for p in module.parameters()] + parameters
+    weights = [p for p in weights if p.is_floating_point()]
+    examples = _read_examples(data, weights)
     x = examples.first
-    with torch.no_grad(), eval_mode(), seeded(0, Stream.GIVEN_MODEL):
+    with torch.no_grad(), eval_mode(*modules), seeded(0, Stream.GIVEN_MODEL):
         z, posterior, encoder = _inspect_encoder(encode, scale, x)
         output = _call("decode", decode, z)
         _check_output(likelihood, output)
@@ -125,8 +133,10 @@ def from_modules(
         encoder=encoder,
         decoder=decoder,
     )
-    # for the new buffers: the modules are of this type, on this device
-    program.to(device=x.device, dtype=x.dtype)
+    # new buffers follow the weights; weights of several types keep them
+    program.to(device=x.device)
+    if all(p.dtype == x.dtype for p in weights):
+        program.to(dtype=x.dtype)
     program.check(examples.observed)
     return program
 
@@ -139,12 +149,8 @@ class _Examples(NamedTuple):
     blocks: Callable[[], Iterator[Tensor]]
 
 
-def _read_examples(data: Any, *callables: Any) -> _Examples:
-    found = [find_owners(value) for value in callables if callable(value)]
-    tensors = [p for modules, _ in found for module in modules for p in module.parameters()]
-    tensors += [parameter for _, parameters in found for parameter in parameters]
-    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
-    dtypes = {tensor.dtype for tensor in tensors}
+def _read_examples(data: Any, weights: list[Any]) -> _Examples:
+    dtypes = {tensor.dtype for tensor in weights}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
     read = as_data(data, "data")
     if not len(read):
@@ -156,7 +162,7 @@ def _read_examples(data: Any, *callables: Any) -> _Examples:
         )
 
     def move(x: Tensor) -> Tensor:
-        return x.to(tensors[0].device) if tensors else x
+        return x.to(weights[0].device) if weights else x
 
     def blocks() -> Iterator[Tensor]:
         if isinstance(read, Split):
@@ -312,7 +318,10 @@ def _inspect_decoder(
             f"name one of {_names()}"
         )
     check_output_shape(total_shape(fn), tuple(x.shape))
-    is_discrete = bool(fn.support.is_discrete)
+    try:
+        is_discrete = bool(fn.support.is_discrete)
+    except NotImplementedError:  # a distribution without a support
+        is_discrete = False
 
     def make(latent_dim: int, event_shape: Shape, _: Any) -> Likelihood:
         return GivenLikelihood(latent_dim, event_shape, function, latent_shape, is_discrete)

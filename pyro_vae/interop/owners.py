@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 __all__ = ["CallableModule", "find_owners"]
 
-#: Attributes of other objects that are searched.
-_SEARCHED = (nn.Module, nn.Parameter, FunctionType, MethodType, functools.partial)
-
-#: Libraries whose functions are not searched.
-_LIBRARIES = ("torch", "pyro", "numpy")
+#: Libraries that have no modules of the caller.
+_LIBRARIES = ("torch", "pyro", "numpy", "builtins")
 
 
 class CallableModule(nn.Module):
@@ -45,17 +42,18 @@ class CallableModule(nn.Module):
     function: Callable[..., Any]
 
 
-def find_owners(function: Callable[..., Any]) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Find the modules and parameters that a callable reaches.
+def find_owners(*functions: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Find the modules and parameters that callables reach.
 
-    They are those of the callable itself, of the object whose method it is, of its closure, of its
+    They are those of a callable itself, of the object whose method it is, of its closure, of its
     default arguments and of the global names that it reads, and the same of the functions among
     these.
 
     Returns:
         The modules that are not part of another one, and the parameters of no module.
     """
-    found = list(dict.fromkeys(_search(function, set())))
+    visited: set[int] = set()
+    found = [value for function in functions for value in _search(function, visited)]
     modules = [value for value in found if isinstance(value, nn.Module)]
     inner = {child for module in modules for child in module.modules() if child is not module}
     outer = [module for module in modules if module not in inner]
@@ -77,19 +75,27 @@ def _search(value: Any, visited: set[int]) -> Iterator[nn.Module | nn.Parameter]
     elif isinstance(value, MethodType):
         parts = [value.__self__, value.__func__]
     elif isinstance(value, FunctionType):
-        if value.__module__ and value.__module__.split(".")[0] in _LIBRARIES:
+        if _is_library(value.__module__):
             return
         parts = [*_read_closure(value), *_read_globals(value)]
         parts += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     elif isinstance(value, list | tuple):
-        parts = [*value]
+        parts = [part for part in value if _is_searched(part)]
     elif isinstance(value, dict):
-        parts = [*value.values()]
+        parts = [part for part in value.values() if _is_searched(part)]
     elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
         # an object with modules or functions as attributes, such as a trainer
-        parts = [v for v in vars(value).values() if isinstance(v, _SEARCHED)]
+        parts = [part for part in vars(value).values() if _is_searched(part)]
     for part in parts:
         yield from _search(part, visited)
+
+
+def _is_searched(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) or (callable(value) and not isinstance(value, type))
+
+
+def _is_library(module: str | None) -> bool:
+    return module is not None and module.split(".")[0] in _LIBRARIES
 
 
 def _read_closure(function: FunctionType) -> Iterator[Any]:
@@ -107,5 +113,11 @@ def _read_globals(function: FunctionType) -> Iterator[Any]:
         code = codes.pop()
         codes += [const for const in code.co_consts if isinstance(const, CodeType)]
         for step in dis.get_instructions(code):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
-                yield function.__globals__[step.argval]
+            if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
+                continue
+            value = function.__globals__.get(step.argval)
+            if not isinstance(value, ModuleType):
+                yield value
+            elif not _is_library(value.__name__) and value.__name__ != "pyro_vae":
+                # of an imported file, the names that the function reads
+                yield from (getattr(value, name, None) for name in code.co_names)

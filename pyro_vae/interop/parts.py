@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..core.components import Shape
 from ..core.validation import check_choice
@@ -222,10 +223,18 @@ class GivenLikelihood(Likelihood):
     def check(self, x: Tensor) -> None:
         if x.isinf().any():
             raise ValueError(f"expected finite values; got {int(x.isinf().sum())} infinite")
-        parameter = next(self.parameters(), x)
-        z = torch.zeros(len(x), self.latent_dim, dtype=x.dtype, device=parameter.device)
-        fn: Any = self.forward(z)
-        inside = fn.support.check(x.to(z.device))
+        device = next(self.parameters(), x).device
+        fn: Any = self.forward(torch.zeros(1, self.latent_dim, dtype=x.dtype, device=device))
+        try:
+            support = fn.support
+        except NotImplementedError:  # a distribution without a support
+            return
+        base = support
+        while isinstance(base, constraints.independent):
+            base = base.base_constraint
+        if any(isinstance(bound, Tensor) for bound in vars(base).values()):
+            return  # another z may have another support
+        inside = support.check(x.to(device))
         if not inside.all():
             raise ValueError(
                 f"expected data in the support of the likelihood, {_name(fn)}; got "

@@ -277,6 +277,7 @@ def test_owners_of_callables():
         assert find_owners(function) == ([net], [])
     for function in (encode_globally, helper, lambda z: helper(z)):
         assert find_owners(function) == ([GLOBAL], [])
+    assert find_owners([net, net.encoder], {"other": net.decoder}) == ([net], [])
     modules, parameters = find_owners(lambda x: net.encoder(x) + bias + net.bias)
     assert modules == [net] and [id(p) for p in parameters] == [id(bias)]
     assert find_owners(torch.sigmoid) == find_owners(nn.functional.softplus) == ([], [])
@@ -303,11 +304,32 @@ def test_the_program_owns_the_modules(style):
     assert net.training and net.encoder[2].training
     # training changes the weights of the given modules
     before = [p.clone() for p in net.parameters()]
-    pv.fit(program, x, epochs=20)
+    pv.fit(program, x, epochs=20, optimizer=partial(torch.optim.Adam, lr=0.03))
     assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert pv.evaluate(program, x, num_samples=60, ks=(5,)).elbo > first.elbo
     program.double()
     assert net.bias.dtype is torch.float64
+
+
+def test_a_learned_noise_is_a_part_of_the_program():
+    torch.manual_seed(0)
+    net, log_scale = Net(), nn.Parameter(torch.zeros(()))
+    x = 3 * torch.randn(200, 4)
+    program = from_modules(
+        *(net.encode, net.decode, lambda mean: td.Normal(mean, log_scale.exp())),
+        scale="log_var",
+        data=x,
+    )
+    assert any(p is log_scale for p in program.parameters())
+    pv.fit(program, x, epochs=60, optimizer=partial(torch.optim.Adam, lr=0.02))
+    assert 1.5 < log_scale.exp().item() < 3.5
+    # the support of a uniform depends on z: it is not checked at one of them
+    noise = from_modules(
+        *(net.encode, net.decode, lambda mean: td.Uniform(mean - 90, mean + 90)),
+        scale="log_var",
+        data=x,
+    )
+    assert noise.likelihood.check(x + 100) is None
 
 
 def test_latents_of_any_shape_are_vectors():
@@ -437,6 +459,7 @@ IMAGES = torch.rand(6, 3, 4, 5)
         ({"noise": 1.0}, "expected noise only for likelihood gaussian or laplace; got it for bern"),
         ({"noise": "optimal"}, "expected noise only for likelihood gaussian or laplace"),
         ({"likelihood": td.Normal, "noise": 1.0}, "because the distribution has its own scale"),
+        ({"data": None}, "expected data, some examples .* got None: pass data=x"),
         ({"data": X[:0]}, "expected data of at least one example"),
         ({"data": X / 2}, "Bernoulli scores only 0/1; got 2 levels"),
         (
