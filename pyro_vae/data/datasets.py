@@ -63,7 +63,9 @@ class Dataset:
         if labels is None:
             kind = "none"
         elif are_class_labels(labels):
-            kind = f"classes 0 … {int(labels.max())}"
+            names = self.classes or ()
+            is_short = 0 < len(names) <= 10
+            kind = f"classes {', '.join(names) if is_short else f'0 … {int(labels.max())}'}"
         else:
             kind = f"shape {tuple(labels.shape[1:])}"
         sizes = " + ".join(str(len(split)) for split in self._splits)

@@ -49,8 +49,8 @@ def frame_to_array(frame: Any) -> np.ndarray:
     if others:
         listed = ", ".join(map(repr, others[:5]))
         raise ValueError(
-            f"expected columns of numbers; got other values in {listed}: drop these columns, or "
-            f"convert them to numbers"
+            f"expected columns of numbers; got other values in {listed}: drop these columns, "
+            f"convert them to numbers, or name the labels by pv.data.as_split(frame, labels=…)"
         )
     return np.stack([column_to_array(frame[name]) for name in frame.columns], 1)
 

@@ -220,7 +220,7 @@ REFUSED = {
     "complex": (lambda: X * 1j, "expected real numbers; got an array of complex"),
     "text column": (
         lambda: pandas.DataFrame({"a": [1, 2], "b": ["u", "v"]}),
-        "expected columns of numbers; got other values in 'b': drop these columns, or convert",
+        "expected columns of numbers; got other values in 'b': drop these columns, convert",
     ),
     "huge": (lambda: np.array([2**63], np.uint64), "expected integers below 2⁶³; got 92233720"),
     "sparse vector": (lambda: sparse.coo_array(X[0]), r"sparse matrix of shape \(N, D\); got sha"),

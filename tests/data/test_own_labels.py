@@ -144,6 +144,7 @@ def test_a_class_is_left_out_by_its_name(tmp_path):
         stratify=True,
     )
     assert load().train.classes == ("7", "B", "NK", "T")
+    assert str(load()).endswith("labels: classes 7, B, NK, T")
     for name, number in (("NK", 2), ("7", 0), (7, 0), (3, 3)):
         data = load(without_class=name)
         for split in (data.train, data.valid):
