@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import io
 import json
+import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,7 @@ def compute_in_blocks(
     key: tuple[Any, ...] = (),
     progress: bool = False,
     desc: str = "",
+    absent: float = math.nan,
 ) -> dict[str, np.ndarray]:
     """Compute columns per example block by block, and resume from a checkpoint.
 
@@ -66,6 +68,7 @@ def compute_in_blocks(
         key: everything that the columns depend on, see :func:`compute_fingerprint`.
         progress: show a progress bar on standard error.
         desc: the label of the progress bar.
+        absent: the value of a column in the blocks that do not have it.
 
     Returns:
         Arrays ``(N, …)`` by name.
@@ -96,11 +99,30 @@ def compute_in_blocks(
             with seeded(*entropy, start):
                 columns = compute(rows, partial(advance, rows))
             new = {name: column.detach().cpu().numpy() for name, column in columns.items()}
-            done = {n: np.concatenate([done[n], v]) if done else v for n, v in new.items()}
+            done = _append(done, new, absent)
             bar.update(rows.stop - bar.n)  # correct the shares reported within the block
             if checkpoint is not None:
                 _write(Path(checkpoint), fingerprint, done)
     return done
+
+
+def _append(
+    done: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], absent: float
+) -> dict[str, np.ndarray]:
+    """Append the columns of a block to those before it, which may have other names."""
+    if not done:
+        return dict(new)
+    parts = [done, new]
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    result = {}
+    for name in {**done, **new}:
+        known = done[name] if name in done else new[name]
+        columns = (
+            part[name] if name in part else np.full((size, *known.shape[1:]), absent, known.dtype)
+            for part, size in zip(parts, sizes, strict=True)
+        )
+        result[name] = np.concatenate([*columns])
+    return result
 
 
 def compute_fingerprint(*parts: Any) -> str:

@@ -31,6 +31,7 @@ from .base import (
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import check_parameter_store, evaluating, use_own_parameters
 from .enumerated_sites import mark_enumerated
+from .masks import unscored_values
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 from .plates import is_data_plate
 
@@ -247,6 +248,29 @@ class SingleRun:
         weights = self._replay(self.inputs._replace(x=changed), draws)
         return weights_match(weights[rows], self.log_weights[rows])
 
+    def sites_used_when_masked(self) -> list[str]:
+        """Return the latent sites with masked values if weights change with these values."""
+        masked = {name: mask for name, mask in map(_masked, self.draws.items()) if mask is not None}
+        if not masked:
+            return []
+        model, guide, x, args, kwargs = self.inputs
+        other = attach_noise(trace_program(model, guide, (x, *args), kwargs)[0])
+
+        def replace(name: str, site: Site) -> Site:
+            if name not in masked:
+                return site
+            values = iter([v for k in ("value", "noise") if (v := other[name].get(k)) is not None])
+
+            def choose(value: Tensor, dim: int) -> Tensor:
+                mask = masked[name].movedim(0, dim)
+                return torch.where(mask, next(values), value) if mask.ndim == value.ndim else value
+
+            return map_site(site, choose)
+
+        draws = {name: replace(name, site) for name, site in self.draws.items()}
+        weights = self._replay(self.inputs, draws)
+        return [] if weights_match(weights, self.log_weights) else sorted(masked)
+
     def _replay(self, inputs: ProgramInputs, draws: Mapping[str, Site]) -> Tensor:
         # tiled adds no dimension for a single particle
         layout = Layout(self.nesting, tiled=True)
@@ -255,6 +279,13 @@ class SingleRun:
             model, guide, x, *args, num_samples=1, layout=layout, draws=draws, **kwargs
         )
         return run.log_weights[0]
+
+
+def _masked(item: tuple[str, Site]) -> tuple[str, Tensor | None]:
+    """Return the mask of the values of a latent site that are not scored."""
+    name, site = item
+    is_draw = site["type"] == "sample" and is_latent(site) and bool(site["cond_indep_stack"])
+    return name, unscored_values(site) if is_draw else None
 
 
 def _find_normal_form(inputs: ProgramInputs) -> ProgramInputs:
@@ -304,6 +335,12 @@ def _examine(inputs: ProgramInputs) -> _Examples:
     results = [run.is_reproduced_by(part) for part in parts]
     if False in results:
         return _Examples.DEPENDENT
+    if used := run.sites_used_when_masked():
+        raise ValueError(
+            f"expected densities that do not depend on masked values; got a program whose weights "
+            f"change with those of the site {used[0]!r}, which no density describes: replace "
+            f"them before they are used, as in torch.where(mask, z, 0)"
+        )
     if None not in results:
         return _Examples.INDEPENDENT
     unaffected = all(run.is_unaffected_by_others(part) for part in parts)

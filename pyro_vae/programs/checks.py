@@ -9,7 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution, biject_to
+from torch.distributions import Distribution, TransformedDistribution, biject_to
 from torch.distributions.constraints import Constraint
 
 from .base import (
@@ -24,6 +24,7 @@ from .base import (
     trace_program,
 )
 from .enumerated_sites import not_enumerable_reason
+from .masks import effective_mask
 from .unconstrained import is_circular
 
 __all__ = [
@@ -147,7 +148,7 @@ def find_unnormalized(model: Mapping[str, Site]) -> dict[str, str]:
     """
     found = {}
     for name, site in model.items():
-        fn, mask = site["fn"], _effective_mask(site)
+        fn, mask = site["fn"], effective_mask(site)
         if isinstance(_unwrap(fn), dist.ImproperUniform):
             found[name] = "an improper prior"
         if isinstance(fn, dist.Unit):  # pyro.factor has no values
@@ -251,7 +252,7 @@ def _check_measure(name: str, q: Site, p: Site) -> None:
 
 
 def _check_mask(name: str, q: Site, p: Site) -> None:
-    masks = [_effective_mask(site) for site in (q, p)]
+    masks = [effective_mask(site) for site in (q, p)]
     if all(mask is None for mask in masks):
         return
     masks = [torch.tensor(True) if mask is None else mask for mask in masks]
@@ -263,27 +264,6 @@ def _check_mask(name: str, q: Site, p: Site) -> None:
             f"masks, so that log q counts values that log p does not, or the reverse: sample the "
             f"site under the same `poutine.mask(mask=…)` in both"
         )
-
-
-def _effective_mask(site: Site) -> Tensor | None:
-    """Return the mask of a site: its batch shape, and event dimensions that are masked singly."""
-    masks = [(site["mask"], 0)]
-    fn, depth = site["fn"], 0
-    while not isinstance(fn, TransformedDistribution) and hasattr(fn, "base_dist"):
-        if isinstance(fn, Independent):
-            depth += fn.reinterpreted_batch_ndims
-        masks.append((getattr(fn, "_mask", None), depth))
-        fn = fn.base_dist
-    given = [(torch.as_tensor(mask), n) for mask, n in masks if mask is not None]
-    if not given:
-        return None
-    shape = site["fn"].batch_shape
-    depth = max(n for _, n in given)
-    total = torch.tensor(True)
-    for mask, n in given:
-        full = mask.cpu() if n else mask.cpu().expand(torch.broadcast_shapes(mask.shape, shape))
-        total = total & full.reshape(*full.shape, *(1,) * (depth - n))
-    return total
 
 
 def _is_point_mass(name: str, q: Site, model: Mapping[str, Site]) -> bool:

@@ -20,14 +20,17 @@ from torch.distributions import (
     VonMises,
     biject_to,
     constraints,
+    identity_transform,
 )
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from .base import Site, is_latent, trace_sites
+from .masks import unscored_values
 from .particles import Layout, data_axis, log_probs_at, total_log_prob
 
 __all__ = [
     "CircularTransform",
+    "MaskedTransform",
     "UnconstrainedDensity",
     "check_not_circular",
     "flatten_sites",
@@ -72,6 +75,38 @@ class UnconstrainedDensity:
         """Return u = T⁻¹(z)."""
         return {name: cast(Tensor, t.inv(z[name])) for name, t in self.transforms.items()}
 
+    def inverse_samples(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return u = T⁻¹(z) of samples of a program, with new samples of masked values."""
+        u = self.inverse({name: z[name] for name in self.transforms})
+        for name, transform in self.transforms.items():
+            if isinstance(transform, MaskedTransform):
+                u[name] = transform.sample_masked(u[name])
+        return u
+
+    def with_masked_sites(
+        self, shapes: Mapping[str, tuple[int, ...]], size: int
+    ) -> tuple[UnconstrainedDensity, dict[str, tuple[int, ...]]]:
+        """Add sites whose values are all masked.
+
+        Arguments:
+            shapes: the shape of each site per example, in the order of the result.
+            size: the number N of examples.
+
+        Returns:
+            The density, and the shapes of the sites that it did not have.
+        """
+        added = {n: shape for n, shape in shapes.items() if n not in self.transforms}
+        if not added:
+            return self, {}
+        masks = {n: torch.ones(size, *shape, dtype=torch.bool) for n, shape in added.items()}
+        transforms = {
+            name: MaskedTransform(identity_transform, masks[name])
+            if name in masks
+            else self.transforms[name]
+            for name in shapes
+        }
+        return UnconstrainedDensity(self.log_density, transforms), added
+
 
 class CircularTransform(Transform):
     """Map real numbers to angles in [−π, π), those of torch's ``VonMises``.
@@ -91,6 +126,53 @@ class CircularTransform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(x)
+
+
+class MaskedTransform(Transform):
+    """Transform of a site of which some values are masked, so that they have no density.
+
+    In unconstrained space these values are independent of all others and standard normal: the
+    logarithm of this density takes the place of their log|det ∂T/∂u|. The integral of a density
+    is then that over all other values, as if the masked ones were left out.
+
+    Arguments:
+        base: the transform of all values.
+        masked: the mask of the masked values in unconstrained space, ``(N, …)``.
+    """
+
+    bijective = True
+
+    def __init__(self, base: Transform, masked: Tensor) -> None:
+        super().__init__()
+        self.base, self.masked = base, masked
+
+    @property
+    def domain(self) -> Any:
+        return self.base.domain
+
+    @property
+    def codomain(self) -> Any:
+        return self.base.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.base(x))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return cast(Tensor, self.base.inv(y))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the sum over all values of each particle and example, ``(C, N)``."""
+        jacobian = self.base.log_abs_det_jacobian(x, y)
+        masked = self.masked
+        while masked.ndim >= jacobian.ndim:
+            masked = masked[..., 0]  # the same for all values of an event
+        normal = -(x.square() + math.log(2 * math.pi)) / 2
+        parts = torch.where(masked, 0.0, jacobian), torch.where(self.masked, normal, 0.0)
+        return torch.stack([part.reshape(*x.shape[:2], -1).sum(2) for part in parts]).sum(0)
+
+    def sample_masked(self, x: Tensor) -> Tensor:
+        """Replace the masked values by samples of their density."""
+        return torch.where(self.masked, torch.randn_like(x), x)
 
 
 def is_circular(fn: Distribution) -> bool:
@@ -121,7 +203,8 @@ def check_not_circular(transforms: Mapping[str, Transform], use: str) -> None:
         ValueError: if a site is an angle, whose density has no integral on the real line.
     """
     for name, transform in transforms.items():
-        if isinstance(transform, CircularTransform):
+        base = transform.base if isinstance(transform, MaskedTransform) else transform
+        if isinstance(base, CircularTransform):
             raise ValueError(
                 f"expected latents on the real line for {use}; got angles at site {name!r}: use "
                 f"evaluate or ais with a guide of angles, such as VonMises"
@@ -170,11 +253,12 @@ def unflatten_sites(u: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Transform]:
     """Return the transform of each latent site from unconstrained space ``(C, N, …)``.
 
-    That of angles is a :class:`CircularTransform`.
+    That of angles is a :class:`CircularTransform`, and that of a site with masked values a
+    :class:`MaskedTransform`.
 
     Raises:
         ValueError: if a latent site is discrete, if its support has no such transform (a
-            sphere), or if its support depends on other sites.
+            sphere), or if its support or its mask depends on other sites.
     """
     runs = [trace_sites(model, *args, **kwargs).items() for _ in range(2)]
     first, second = ({name: site for name, site in run if is_latent(site)} for run in runs)
@@ -198,11 +282,19 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
                 f"expected latent sites of fixed support; got site {name!r}, whose support depends "
                 f"on other sites: sample from a fixed support and rescale the value"
             )
-        if is_circular(site["fn"]):
-            transforms[name] = CircularTransform()
-            continue
+        masks = [unscored_values(run[name]) for run in (first, second)]
+        if not _masks_equal(*masks):
+            raise ValueError(
+                f"expected latent sites under a fixed mask; got site {name!r}, whose mask depends "
+                f"on other sites: evaluate the program by importance sampling"
+            )
         try:
-            transforms[name] = biject_to(_data_first(support, site))
+            transform = (
+                CircularTransform()
+                if is_circular(site["fn"])
+                else biject_to(_data_first(support, site))
+            )
+            transforms[name] = _mask_transform(name, transform, support, masks[0])
         except NotImplementedError:
             raise ValueError(
                 f"expected latent sites with a transform from unconstrained space; got site "
@@ -210,6 +302,36 @@ def site_transforms(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dic
                 f"importance sampling"
             ) from None
     return transforms
+
+
+def _masks_equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _mask_transform(
+    name: str, transform: Transform, support: Constraint, masked: Tensor | None
+) -> Transform:
+    """Return a transform for a site with masked values, whose mask is ``(N, *rest)``."""
+    if masked is None:
+        return transform
+    depth = support.event_dim
+    if depth:
+        first = masked[(..., *(slice(1),) * depth)]
+        shape = transform.inverse_shape(masked.shape)
+        if torch.equal(first.expand_as(masked), masked):
+            masked = first.expand(shape)
+        elif not _is_real(support):
+            raise ValueError(
+                f"expected a mask of whole samples at the latent site {name!r}, whose values are "
+                f"not real; got one of single dimensions: move the mask outside of .to_event(…)"
+            )
+    return MaskedTransform(transform, masked)
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return type(support) is type(constraints.real)
 
 
 def _support(site: Site) -> Constraint:

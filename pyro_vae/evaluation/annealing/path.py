@@ -130,7 +130,7 @@ def make_annealing_path(
         particles = run_particles(
             empty_program, source, x, *args, num_samples=count, layout=layout, **kwargs
         )
-        return space.inverse({name: particles.latents[name] for name in space.transforms})
+        return space.inverse_samples(particles.latents)
 
     scale: dict[str, Tensor] = {}
     if initial == "guide":
@@ -155,7 +155,9 @@ def make_annealing_path(
             return volume + prior, total_log_prob(likelihood)
 
     return AnnealingPath(
-        terms, lambda count: standardize(sample(count)), lambda z: standardize(space.inverse(z))
+        terms,
+        lambda count: standardize(sample(count)),
+        lambda z: standardize(space.inverse_samples(z)),
     )
 
 

@@ -65,7 +65,8 @@ class PosteriorTarget:
         has_guide: whether the guide can score other samples than its own. If not, the prior takes
             its place in ``sample_guide`` and ``guide_log_prob``.
         constrain: maps v to the latents by site, ``(C, N, *event)``.
-        unconstrain: maps latents by site to v.
+        unconstrain: maps latents by site to v; masked ones get new samples.
+        shapes: the shape of the unconstrained variables of each site per example.
     """
 
     inputs: ProgramInputs
@@ -79,12 +80,20 @@ class PosteriorTarget:
     has_guide: bool
     constrain: Callable[[Tensor], dict[str, Tensor]]
     unconstrain: Callable[[Mapping[str, Tensor]], Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def create(
-        cls, inputs: ProgramInputs, layout: Layout | None = None, scale: Tensor | None = None
+        cls,
+        inputs: ProgramInputs,
+        layout: Layout | None = None,
+        scale: Tensor | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> PosteriorTarget:
         """Return the posteriors of examples.
+
+        With ``shapes``, sites that the program does not have for these examples, such as later
+        times of a time series, are added as if they were masked.
 
         Raises:
             ValueError: if a latent site is discrete or on a sphere, or if there are more than 500
@@ -95,12 +104,16 @@ class PosteriorTarget:
             layout = find_layout(model, guide, x, *args, **kwargs)
         space = unconstrained_posterior(model, x, *args, layout=layout, **kwargs)
         check_not_circular(space.transforms, "Laplace proposals")
+        space, added = space.with_masked_sites(shapes or {}, len(x))
+
+        def absent(count: int) -> dict[str, Tensor]:
+            return {name: x.new_zeros(count, len(x), *shape) for name, shape in added.items()}
 
         def sample(source: Callable[..., Any], count: int) -> dict[str, Tensor]:
             run = run_particles(
                 empty_program, source, x, *args, num_samples=count, layout=layout, **kwargs
             )
-            return space.inverse({name: run.latents[name] for name in space.transforms})
+            return space.inverse_samples({**absent(count), **run.latents})
 
         u = sample(guide, 2)
         shapes = {name: tuple(part.shape[2:]) for name, part in u.items()}
@@ -133,7 +146,7 @@ class PosteriorTarget:
         def prior_log_prob(v: Tensor) -> Tensor:
             z, change = jacobian(v)
             log_p = log_probs_at(model, z, x, *args, layout=layout, **kwargs)
-            return total_log_prob({name: log_p[name] for name in z}) + change
+            return total_log_prob({name: log_p[name] for name in z if name in log_p}) + change
 
         def draw(source: Callable[..., Any]) -> Callable[[int], Tensor]:
             return lambda count: flatten_sites(sample(source, count)) / unit
@@ -154,14 +167,16 @@ class PosteriorTarget:
             prior_log_prob,
             source is guide,
             lambda v: jacobian(v)[0],
-            lambda z: flatten_sites(space.inverse({n: z[n] for n in space.transforms})) / unit,
+            lambda z: flatten_sites(space.inverse_samples(z)) / unit,
+            shapes,
         )
 
     def select(self, rows: Tensor) -> PosteriorTarget:
         """Return the posteriors of a subset of the examples."""
         if len(rows) == len(self.scale):
             return self
-        return PosteriorTarget.create(self.inputs.select(rows), self.layout, self.scale[rows])
+        part = self.inputs.select(rows)
+        return PosteriorTarget.create(part, self.layout, self.scale[rows], self.shapes)
 
     def guide_mean(self) -> Tensor:
         """Return the mean of a few samples of the guide, ``(N, D)``."""

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.random import Stream
+from ...core.random import Stream, seeded
 from ...core.validation import positive_int
-from ...programs.base import empty_program, is_latent, sample_sites, trace_program
+from ...programs.arguments import ProgramInputs
+from ...programs.base import Site, empty_program, is_latent, sample_sites, trace_program
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
+from ...programs.masks import unscored_values
 from ...programs.particles import run_particles
 
 __all__ = ["ActiveUnits", "active_units"]
@@ -31,8 +33,9 @@ class ActiveUnits:
 
     Attributes:
         variance: Var_x(E_q[u | x]) of each unit of each continuous latent site, ``(D,)``, by
-            site. The estimate is unbiased, so that of an inactive unit may be slightly negative.
-            Sites with ``infer={"is_noise": True}`` are not latents and are omitted.
+            site, over the examples for which the unit is not masked. The estimate is unbiased, so
+            that of an inactive unit may be slightly negative. Sites with
+            ``infer={"is_noise": True}`` are not latents and are omitted.
         se: its standard error over the data, ``(D,)``, by site.
         threshold: the variance above which a unit is active.
         num_data: the number of examples.
@@ -97,27 +100,48 @@ def active_units(
         blocks = [block for _, block in inputs.blocks(max(1, _PAIRS // num_samples))]
         model, guide, x, args, kwargs = blocks[0]
         layout = find_layout(model, guide, x, *args, **kwargs)
-        guided, _ = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
-        sites = [  # that have a mean, without noise sites
-            name
-            for name, site in sample_sites(guided).items()
-            if is_latent(site)
-            and not (site["fn"].has_enumerate_support or site["infer"].get("is_noise"))
-        ]
-        means: dict[str, list[Tensor]] = {site: [] for site in sites}
-        for _, guide, x, args, kwargs in blocks:
+        sites = [_sites_with_mean(blocks[0])]
+        with seeded(seed, Stream.AUDIT):  # a time series may have more sites in other blocks
+            sites += map(_sites_with_mean, blocks[1:])
+        means: dict[str, list[Tensor]] = {name: [] for part in sites for name in part}
+        for part, (_, guide, x, args, kwargs) in zip(sites, blocks, strict=True):
             latents = run_particles(
                 empty_program, guide, x, *args, num_samples=2 * half, layout=layout, **kwargs
             ).latents
-            for site in sites:  # two estimates of each mean, (2, N, D)
-                draws = latents[site].reshape(2, half, len(x), -1)
-                means[site].append(draws.mean(1))
-    size = len(inputs.x)
+            for name, site in part.items():  # two estimates of each mean, (2, N, D)
+                mean = latents[name].reshape(2, half, len(x), -1).mean(1)
+                masked = unscored_values(site)
+                if masked is not None:
+                    mean = mean.masked_fill(masked.reshape(len(x), -1), math.nan)
+                means[name].append(mean)
     variance, se = {}, {}
-    for site in sites:
-        both = torch.cat(means[site], 1).double()
-        first, second = both - both.mean(1, keepdim=True)
-        products = first * second
-        variance[site] = (products.sum(0) / (size - 1)).cpu().numpy()
-        se[site] = (products.std(0) / size**0.5).cpu().numpy()
-    return ActiveUnits(variance, se, threshold, size, 2 * half)
+    for name, parts in means.items():
+        both = torch.cat(parts, 1).double()
+        if both.isnan().any():
+            units = [unit[:, ~unit.isnan().any(0)] for unit in both.unbind(2)]
+            moments = [_covariance(unit[..., None]) for unit in units]
+            variance[name], se[name] = map(np.concatenate, zip(*moments, strict=True))
+        else:
+            variance[name], se[name] = _covariance(both)
+    return ActiveUnits(variance, se, threshold, len(inputs.x), 2 * half)
+
+
+def _sites_with_mean(inputs: ProgramInputs) -> dict[str, Site]:
+    """Return the continuous latent sites of a run of the guide, without noise."""
+    model, guide, x, args, kwargs = inputs
+    guided, _ = trace_program(model, guide, (x, *args), kwargs, sum_out=False)
+    return {
+        name: site
+        for name, site in sample_sites(guided).items()
+        if is_latent(site)
+        and not (site["fn"].has_enumerate_support or site["infer"].get("is_noise"))
+    }
+
+
+def _covariance(both: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariance of two estimates ``(2, N, D)`` and its standard error, ``(D,)``."""
+    size = both.shape[1]
+    first, second = both - both.mean(1, keepdim=True)
+    products = first * second
+    covariance = products.sum(0) / (size - 1) if size > 1 else products.sum(0) * math.nan
+    return covariance.cpu().numpy(), (products.std(0) / size**0.5).cpu().numpy()

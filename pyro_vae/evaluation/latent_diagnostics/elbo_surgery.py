@@ -17,6 +17,7 @@ from ...core.validation import positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.context import evaluating
 from ...programs.inputs import AnyData, AnyProgram, prepare
+from ...programs.masks import scored_latents
 from ...programs.particles import Layout, guide_scorer, log_probs_at
 from ..estimates import Estimate
 from ..resumable import compute_in_blocks
@@ -194,6 +195,7 @@ def _compute_columns(
     """Return the terms of the examples at ``index`` with their Monte Carlo variances."""
     layout, pairs, min_block = plan_particles(inputs)
     block = max(min_block, pairs // num_samples)
+    _check_masks(inputs, block)
     use_all = block >= len(inputs.x)  # a guide with parameters per example cannot run on a subset
 
     def sample(rows: slice, advance: Callable[[float], None]) -> dict[str, Tensor]:
@@ -273,6 +275,17 @@ def _compute_log_aggregate(
                 log_sum[subset] = torch.logaddexp(log_sum[subset], log_q.double().logsumexp(1))
             bar.update(len(x))
     return log_sum - math.log(size)
+
+
+def _check_masks(inputs: ProgramInputs, block: int) -> None:
+    """Raise if examples have different latents."""
+    for name, scored in scored_latents(inputs, block).items():
+        if not (scored == scored[:1]).all():
+            raise NoAggregateError(
+                f"expected the same latents for all examples; got site {name!r}, which is masked "
+                f"or absent for some of them, so that q(z) is not defined: use rate and distortion "
+                f"instead"
+            )
 
 
 def _check_prior(

@@ -185,6 +185,7 @@ def divergences(
             entropy=(seed, Stream.DIVERGENCES),
             progress=progress,
             desc="divergences",
+            absent=0.0,  # a site that a block does not have, such as a later time, has no KL
         )
     return Divergences(
         sites={name: _make_site_divergence(name, columns, *flag) for name, flag in flags.items()},
