@@ -29,7 +29,12 @@ from .base import (
     trace_program,
 )
 from .checks import check_latents, check_sites, find_unnormalized
-from .context import check_parameter_store, evaluating, use_own_parameters
+from .context import (
+    check_parameter_store,
+    evaluating,
+    nan_parameters_reason,
+    use_own_parameters,
+)
 from .enumerated_sites import mark_enumerated
 from .masks import unscored_values
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
@@ -304,7 +309,8 @@ def _find_normal_form(inputs: ProgramInputs) -> ProgramInputs:
         if result is _Examples.DEPENDENT:
             failures.append(ValueError(_MIXES))
     if whole is None:
-        raise failures[0]
+        reason = nan_parameters_reason(inputs.model, inputs.guide)
+        raise failures[0] if reason is None else ValueError(reason) from failures[0]
     return _require_all(whole)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "data_plate",
     "empty_program",
     "enumerated_sites",
+    "innermost_error",
     "is_latent",
     "label_use",
     "marginal",
@@ -196,7 +197,7 @@ def _program_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        refusal = _innermost(error)
+        refusal = innermost_error(error)
         # Pyro appends a table of shapes, which explains errors of a program only
         if refusal is not error and str(refusal).startswith("expected "):
             raise refusal from None
@@ -209,7 +210,7 @@ def _program_errors() -> Iterator[None]:
         ) from error
 
 
-def _innermost(error: BaseException) -> BaseException:
+def innermost_error(error: BaseException) -> BaseException:
     """Return the error to which Pyro's traces appended shapes."""
     while (cause := error.__cause__) is not None and str(error).startswith(f"{cause}\n"):
         error = cause

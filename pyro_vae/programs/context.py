@@ -19,6 +19,7 @@ __all__ = [
     "check_parameter_store",
     "evaluating",
     "load_parameter_store",
+    "nan_parameters_reason",
     "use_own_parameters",
 ]
 
@@ -111,6 +112,22 @@ def check_parameter_store(*programs: Callable[..., Any]) -> None:
             _join([*differing.values()]),
             remedy,
         )
+
+
+def nan_parameters_reason(*programs: Callable[..., Any]) -> str | None:
+    """Return why a program cannot run if parameters of its modules are NaN, else ``None``."""
+    names = dict.fromkeys(
+        name
+        for module in owning_modules(*programs)
+        for name, parameter in module.named_parameters()
+        if parameter.isnan().any()
+    )
+    if not names:
+        return None
+    return (
+        f"expected parameters without NaN; got NaN in {_join([*names])}: use the parameters from "
+        f"before training diverged"
+    )
 
 
 def _join(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from torch.distributions import Independent, TransformedDistribution
 
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs
-from .base import Site, data_dim, is_latent, trace_sites
+from .base import PLATE, Site, data_dim, is_latent, trace_sites
 
 __all__ = ["effective_mask", "scored_latents", "unscored_values"]
 
@@ -65,7 +65,8 @@ def scored_latents(inputs: ProgramInputs, block: int) -> dict[str, Tensor]:
     with seeded(0, Stream.AUDIT):
         for rows, (_, guide, x, args, kwargs) in inputs.blocks(block):
             for name, site in trace_sites(guide, x, *args, **kwargs).items():
-                if not is_latent(site):
+                frames = {frame.name for frame in site["cond_indep_stack"]}
+                if not is_latent(site) or PLATE not in frames:
                     continue
                 value, masked = site["value"], unscored_values(site)
                 if masked is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ..programs.inputs import (
     read_data,
     split_program,
 )
+from ..programs.masks import scored_latents
 from .latent_paths import compute_guide_centres
 from .runner import Runner
 
@@ -53,6 +55,8 @@ def encode(
     * ``SITE.mode``, the most probable value, if it is discrete;
     * ``SITE.direction``, the direction of the mean, on the unit sphere;
     * ``SITE.centre``, the value for the means of the auxiliary sites, in an autoguide.
+
+    Values that are masked, such as those after the end of a time series, are NaN.
 
     Arguments:
         program: any object with a ``model`` and a ``guide``, or a pair of them. The model may
@@ -103,11 +107,12 @@ def _encode(
         else:
             runner = Runner.for_guide(inputs)
             chunk_size = len(inputs.x) if reads_plate_index(inputs) else chunk_size
+        scored = scored_latents(inputs, chunk_size)
         chunks = [
             _compute_columns(replace(runner, inputs=chunk))
             for _, chunk in inputs.blocks(chunk_size)
         ]
-    return _concatenate(chunks)
+    return _erase_masked(_concatenate(chunks), scored)
 
 
 def _encode_blocks(
@@ -126,7 +131,33 @@ def _encode_blocks(
 
 
 def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Concatenate the columns of blocks; NaN where a block does not have one."""
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    result = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        shape = next(part[name].shape[1:] for part in parts if name in part)
+        columns = (
+            part[name] if name in part else np.full((size, *shape), np.nan, np.float32)
+            for part, size in zip(parts, sizes, strict=True)
+        )
+        result[name] = np.concatenate([*columns])
+    return result
+
+
+def _erase_masked(
+    columns: dict[str, np.ndarray], scored: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Replace masked values by NaN, such as those after the end of a time series."""
+    result = {}
+    for name, column in columns.items():
+        site, _, _ = name.rpartition(".")
+        mask = scored[site].cpu().numpy() if site in scored else np.ones(1, dtype=bool)
+        if not mask.all():
+            if mask.shape != column.shape:
+                mask = mask.reshape(len(mask), -1).any(1).reshape(-1, *(1,) * (column.ndim - 1))
+            column = np.where(mask, column, np.nan).astype(np.result_type(column, np.float32))
+        result[name] = column
+    return result
 
 
 def _compute_columns(runner: Runner) -> dict[str, np.ndarray]:

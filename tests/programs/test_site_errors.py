@@ -138,3 +138,30 @@ def test_unobserved_values_are_not_blamed_for_other_gradients():
     with pytest.raises(NonFiniteLossError, match="the gradient is not finite") as caught:
         pv.fit(vae, torch.tensor([[0.3, math.nan], [1.0, -0.5]]), epochs=1, compile=False)
     assert "NaN, whose gradient" not in str(caught.value)
+
+
+def test_parameters_that_are_nan_are_named():
+    vae = pv.VAE((6,), 2, likelihood=pv.likelihoods.Gaussian)
+    name, parameter = next(iter(vae.named_parameters()))
+    with torch.no_grad():
+        parameter.fill_(math.nan)
+    with pytest.raises(
+        ValueError, match=rf"expected parameters without NaN; got NaN in '{name}': "
+    ):
+        pv.evaluate(vae, torch.randn(20, 6), num_samples=5)
+
+
+def test_a_refusal_inside_a_run_has_no_table_of_shapes():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if z.ndim:
+                raise ValueError("expected a; got b: do c")
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"^expected a; got b: do c$"):
+        pv.evaluate((model, guide), torch.randn(3), num_samples=5)

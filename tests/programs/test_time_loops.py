@@ -176,6 +176,29 @@ def test_latent_diagnostics(order):
         assert variance[f"z{t}"][0] == pytest.approx(exact, rel=0.4)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("style", ["loop", "event"])
+def test_encode(style, order):
+    """Latents after the end of a series are NaN, also if a block has no such series."""
+    x, lengths = _series(order)
+    columns = pv.queries.encode(_program(style), x, lengths, chunk_size=4)
+    assert {name for name in columns if name.endswith(".mean")} == {
+        f"z{t}.mean" for t in range(STEPS)
+    }
+    means = _smooth(x, lengths)
+    for t in range(STEPS):
+        exact = torch.where(t < lengths, means[:, t], math.nan)
+        np.testing.assert_allclose(columns[f"z{t}.mean"].reshape(-1), exact, rtol=1e-4)
+        assert (np.isnan(columns[f"z{t}.std"]).reshape(-1) == (t >= lengths).numpy()).all()
+
+
+def test_ranks_of_masked_latents_are_refused():
+    x, lengths = _series()
+    program = _program()
+    with pytest.raises(ValueError, match=r"expected the same latents in all examples, to rank"):
+        pv.calibration(program, x, lengths, num_simulated=24, num_samples=20)
+
+
 def _smooth(x, lengths):
     means, z = [], torch.zeros(len(x))
     for precision, shift in _posterior(x, lengths):

@@ -13,7 +13,7 @@ from ...core.validation import did_you_mean, non_negative_int, positive_int
 from ...data import Dataset
 from ...programs.arguments import ProgramInputs
 from ...programs.audit import reads_plate_index
-from ...programs.base import PLATE, Program, trace_program
+from ...programs.base import PLATE, Program, innermost_error, trace_program
 from ...programs.context import evaluating
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.bidirectional import simulate_data
@@ -206,7 +206,7 @@ def _check_amortized(inputs: ProgramInputs) -> None:
                     part.model, part.guide, (part.x, *part.args), part.kwargs, sum_out=False
                 )
             except (RuntimeError, ValueError, IndexError) as error:
-                reason = f"only runs on all {len(x)} examples ({error})"
+                reason = f"only runs on all {len(x)} examples ({innermost_error(error)})"
     if reason:
         raise ValueError(
             f"expected a guide that computes q(z|x) from x, which is defined for simulated "

@@ -20,6 +20,7 @@ from ...programs.checks import check_has_latents
 from ...programs.chunking import max_chain_pairs, max_streamed_pairs
 from ...programs.context import evaluating
 from ...programs.importance_weights import find_layout, stream_particles
+from ...programs.masks import unscored_values
 from ...programs.particles import (
     Layout,
     UnscorableError,
@@ -226,6 +227,12 @@ def _tested_sites(
         raise ValueError(
             f"expected latent sites with other names than {', '.join(QUANTITIES)}; got "
             f"{wrong[0]!r}: rename the site"
+        )
+    if masked := [n for n in names if unscored_values(sites[n]) is not None]:
+        raise ValueError(
+            f"expected the same latents in all examples, to rank them; got site {masked[0]!r}, "
+            f"which is masked in some of them, such as at late times of short series: pass "
+            f"examples of one length"
         )
     return latents, names
 
