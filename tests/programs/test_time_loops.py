@@ -193,10 +193,9 @@ def test_encode(style, order):
 
 
 def test_ranks_of_masked_latents_are_refused():
-    x, lengths = _series()
-    program = _program()
+    x, lengths = (torch.cat([part, part]) for part in _series())
     with pytest.raises(ValueError, match=r"expected the same latents in all examples, to rank"):
-        pv.calibration(program, x, lengths, num_simulated=24, num_samples=20)
+        pv.calibration(_program(), x, lengths, num_simulated=24, num_samples=20)
 
 
 def _smooth(x, lengths):
