@@ -42,10 +42,13 @@ def anomaly(
         output: .csv or .npz file for the scores of the examples, with their rows; the lower, the
             more anomalous. It needs neither of the two.
     """
-    if (against is not None and against_class is not None) or (
-        against is None and against_class is None and output is None
-    ):
-        raise ValueError("expected either --against DATASET or --against-class CLASS")
+    if against is not None and against_class is not None:
+        raise ValueError("expected either --against DATASET or --against-class CLASS; got both")
+    if against is None and against_class is None and output is None:
+        raise ValueError(
+            "expected --against DATASET or --against-class CLASS; got neither: add one, or "
+            "--output FILE for the scores alone"
+        )
     path = None if output is None else check_output(run, output)
     opened = open_run(run, split, num_data, seed)
     parts = {"the run": opened.split}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import queries
 from ..data import Kind
-from ..data.splits import contains_nan
 from ..evaluation.slices import SplitName
+from ..programs.arguments import map_batched
 from ..programs.inputs import is_large
 from ..runs.run import Run
 from .opened_run import OpenedRun, format_mean, open_run, print_scale
@@ -84,8 +84,9 @@ def infer(
         print(result.warning)
     if noise is None and count < observed.numel():
         if run.columns is not None:
-            hidden = ~observed.expand(x.shape)
-            print(opened.describe_errors(x, result.mean, result.x, hidden))
+            hidden = ~observed.expand(x.shape) & ~x.isnan()
+            if bool(hidden.any()):
+                print(opened.describe_errors(x, result.mean, result.x, hidden))
         _print_scores(opened, x, labels, observed, num_samples)
     print_scale(run)
     if path is not None:
@@ -109,8 +110,6 @@ def encode(
     path = check_output(run, output)
     opened = open_run(run, split, num_data, seed)
     columns = queries.encode(opened.program, opened.split, seed=seed)
-    for name, values in columns.items():
-        print(f"{name}: {values.dtype} {values.shape}")
     write_examples(path, columns, classes=run.classes)
 
 
@@ -167,14 +166,18 @@ def _print_scores(
     opened: OpenedRun, x: Tensor, args: tuple[Tensor, ...], observed: Tensor, num_samples: int
 ) -> None:
     """Print log p̂ of the missing pixels, and of independent pixels as a baseline."""
-    if contains_nan(x):
-        print("log p̂(x_mis | x_obs) needs complete examples: these have NaN, which were inferred")
+    complete = ~x.flatten(1).isnan().any(1) if x.ndim > 1 else ~x.isnan()
+    if not bool(complete.any()):
+        print("log p̂(x_mis | x_obs) needs complete examples: all have NaN, which was inferred")
         return
+    args, _ = map_batched(lambda t: t[complete], len(x), args, {})
+    x = x[complete]
     score = queries.score_missing(
         opened.program, x, *args, observed=observed, num_samples=num_samples, seed=opened.seed
     )
+    subset = "" if bool(complete.all()) else f" of {len(x)} complete examples"
     print(
-        f"log p̂(x_mis | x_obs): {format_mean(score.value)} nats per datum, worst k̂ "
+        f"log p̂(x_mis | x_obs){subset}: {format_mean(score.value)} nats per datum, worst k̂ "
         f"{score.khat.max():.2f}"
     )
     likelihood = getattr(opened.program, "likelihood", None)

@@ -87,8 +87,9 @@ def write_examples(
         files.atomic_write_text(path, _format_csv(values, columns, classes))
     else:
         files.atomic_write_npz(path, values)
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in values.items())
-    print(f"examples: {path.resolve()} ({shapes})")
+    for name, value in values.items():
+        print(f"{name}: {value.dtype} {value.shape}")
+    print(f"per-example results: {path.resolve()}")
 
 
 def _to_numpy(value: Tensor | np.ndarray) -> np.ndarray:

@@ -748,7 +748,10 @@ BAD_QUERIES = {
     "num_data": ("interpolate run --num-data 0", "expected num_data to be a positive integer; .*"),
     "dims": ("traverse run --dims [5]", "expected dims from 0 to 1 of 'z'; got \\[5\\]"),
     "datum": ("traverse run --datum 999", "expected datum from 0 to 179; got 999"),
-    "neither": ("anomaly run", "expected either --against DATASET or --against-class CLASS"),
+    "neither": (
+        "anomaly run",
+        "expected --against DATASET or --against-class CLASS; got neither: add one, or --output .*",
+    ),
     "both": ("anomaly run --against mnist --against-class 1", "expected either --against .*"),
     "class": (
         "anomaly run --against-class 12",

@@ -148,6 +148,13 @@ def test_columns_of_new_rows_are_inferred(folder, capsys):
     assert [row["row"] for row in rows] == ["0", "1"]
     assert [(row["visits"], row["blood"]) for row in rows] == [("2", "A"), ("5", "O")]
     assert all(0 < float(row["age"]) < 200 for row in rows)
+    # a named column that is empty has no errors, and one of two rows is complete
+    Path("new.csv").write_text("visits,blood,age\n2,A,\n5,O,40\n")
+    capsys.readouterr()
+    assert main([*argv, "--draws", "1", "--columns", "blood"]) == 0
+    out = capsys.readouterr().out
+    assert "log p̂(x_mis | x_obs) of 1 complete examples: -" in out
+    assert "units of the data: blood" in out
     Path("new.csv").write_text("visits,blood\n2,A\n5,O\n")
     message = (
         "expected the columns of the training data in .*new.csv; got none of the name 'age': add "
