@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ProgramInputs", "audited_rows", "has_batch", "map_batched", "spread_arguments"]
+__all__ = [
+    "ProgramInputs",
+    "audited_rows",
+    "has_batch",
+    "map_batched",
+    "order_arguments",
+    "spread_arguments",
+]
 
 #: Examples from each end of the data on which a program is audited.
 _PART = 100
@@ -64,6 +72,46 @@ def map_batched(
         return function(value) if has_batch(size, (value,)) else value
 
     return tuple(map(apply, args)), {key: apply(value) for key, value in kwargs.items()}
+
+
+def order_arguments(
+    functions: Sequence[Callable[..., Any]],
+    first: tuple[Any, ...],
+    named: Mapping[str, Any],
+    given: Collection[str] = (),
+) -> tuple[Any, ...] | None:
+    """Return arguments by position, in the order in which all functions take them after x.
+
+    Arguments:
+        functions: model and guide.
+        first: the first arguments after x, which replace named ones.
+        named: further arguments. Defaults take the positions between them.
+        given: names that are given otherwise, and must not be among these positions.
+
+    Returns:
+        The arguments, or ``None`` if the functions have no common order of this kind.
+    """
+    orders = []
+    for function in functions:
+        try:
+            parameters = [*inspect.signature(function).parameters.values()]
+        except (TypeError, ValueError):
+            return None
+        if not all(p.kind is p.VAR_POSITIONAL or p.kind is p.VAR_KEYWORD for p in parameters):
+            orders.append([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:])
+    count, values = len(first), [*first]
+    pending = set(named) - {p.name for order in orders for p in order[:count]}
+    for same in zip(*(order[count:] for order in orders), strict=False):
+        if not pending:
+            break
+        name, default = same[0].name, same[0].default
+        if any(p.name != name or p.default is not default for p in same) or name in given:
+            return None
+        if name not in named and default is inspect.Parameter.empty:
+            return None
+        values.append(named.get(name, default))
+        pending.discard(name)
+    return None if pending else tuple(values)
 
 
 def spread_arguments(

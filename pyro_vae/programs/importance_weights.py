@@ -26,7 +26,14 @@ from .base import Site, marginal
 from .chunking import chunk_shape, limit_pairs, max_streamed_pairs
 from .compiled import CompiledRuns, compile_runs
 from .context import use_own_parameters
-from .inputs import AnyData, check_examples, expect_missing, materialize, read_data
+from .inputs import (
+    AnyData,
+    add_split_arguments,
+    check_examples,
+    expect_missing,
+    materialize,
+    read_data,
+)
 from .particles import Layout, Particles, run_particles
 from .plates import normalize_plate
 
@@ -139,8 +146,8 @@ def log_weights(
     check_examples(examples)
     x = materialize((model, guide), examples, seed=0)
     expect_missing(x, *owning_modules(model, guide))
-    inputs = sample_directly(ProgramInputs(model, guide, x, args, kwargs))
-    inputs = normalize_plate(inputs, plate)
+    inputs = add_split_arguments(ProgramInputs(model, guide, x, args, kwargs), examples)
+    inputs = normalize_plate(sample_directly(inputs), plate)
     return audited_log_weights(
         audit_inputs(inputs),
         num_samples,

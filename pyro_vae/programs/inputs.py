@@ -18,7 +18,7 @@ from ..data.arguments import as_argument
 from ..data.containers import Container, block_slices
 from ..data.kinds import is_unobserved
 from ..data.splits import Split, as_data, contains_nan
-from .arguments import ProgramInputs, map_batched, spread_arguments
+from .arguments import ProgramInputs, map_batched, order_arguments, spread_arguments
 from .audit import audit_inputs, reads_plate_index
 from .autoguides import sample_directly
 from .base import Program, data_plate, label_use
@@ -28,6 +28,7 @@ from .plates import normalize_plate
 __all__ = [
     "AnyData",
     "AnyProgram",
+    "add_split_arguments",
     "block_seed",
     "check_blockwise",
     "check_data",
@@ -97,12 +98,8 @@ def prepare(
     if not is_explicit:
         expect_missing(x, program)
     kwargs = dict(kwargs or {})
-    first, own = data_arguments(program, examples, args, kwargs)
-    names = [name for name in own if name not in kwargs]
-    has_labels = label_use(program) is not Labels.UNUSED and bool(first or kwargs)
-    if names:  # by position, so that they are arguments of x in every use of the inputs
-        model, guide = (spread_arguments(function, names) for function in (model, guide))
-    args = (*first, *(own[name] for name in names))
+    args, _ = data_arguments(program, examples, args, kwargs)
+    has_labels = label_use(program) is not Labels.UNUSED and bool(args or kwargs)
     owners = owning_modules(program, model, guide)  # type: ignore[arg-type]
     device = next((p.device for owner in owners for p in owner.parameters()), x.device)
 
@@ -113,11 +110,13 @@ def prepare(
     args = tuple(map(move, args))
     kwargs = {name: move(value) for name, value in kwargs.items()}
     x = x.to(device)
-    inputs = sample_directly(ProgramInputs(model, guide, x, args, kwargs))
+    inputs = add_split_arguments(ProgramInputs(model, guide, x, args, kwargs), examples)
+    inputs = sample_directly(inputs)
     inputs = normalize_plate(inputs, plate or data_plate(program))
     if not check:
         return inputs
-    _check_tensor(program, x, *(*args, *kwargs.values())[: int(has_labels)])
+    labels = (*args, *kwargs.values())[:1] if has_labels else ()
+    _check_tensor(program, x, *labels)
     return audit_inputs(inputs)
 
 
@@ -238,6 +237,24 @@ def data_arguments(
         args = () if labels is None else (labels,)
     own = data.arguments if isinstance(data, Split) else None
     return args, {**(own or {}), **kwargs}
+
+
+def add_split_arguments(inputs: ProgramInputs, data: Split | Tensor) -> ProgramInputs:
+    """Append the ``arguments`` of a split to those of a program, which replace them by name.
+
+    They become arguments by position, which every use of the inputs passes on.
+    """
+    model, guide, x, args, kwargs = inputs
+    own = (data.arguments if isinstance(data, Split) else None) or {}
+    own = {name: value for name, value in own.items() if name not in kwargs}
+    if not own:
+        return inputs
+    own = {n: v.to(x.device) if isinstance(v, Tensor) else v for n, v in own.items()}
+    ordered = order_arguments((model, guide), args, own, kwargs)
+    if ordered is not None:
+        return inputs._replace(args=ordered)
+    model, guide = (spread_arguments(function, [*own]) for function in (model, guide))
+    return ProgramInputs(model, guide, x, (*args, *own.values()), kwargs)
 
 
 def expect_missing(x: Tensor, *programs: object) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyro
 import safetensors
 import safetensors.torch
 
@@ -151,6 +152,7 @@ class Run(TrainedRun):
         checkpoint_every = experiment.settings.fit.checkpoint_every
 
         def after_epoch(history: History) -> None:
+            _check_self_contained(model)
             if len(history) % checkpoint_every == 0:
                 self._publish()
                 self._write_metrics(history)
@@ -377,6 +379,18 @@ class Run(TrainedRun):
             model, f"expected start_from to be a run of the same model; cannot load {folder}"
         )
         return start
+
+
+def _check_self_contained(model: Autoencoder) -> None:
+    """Raise if Pyro's parameter store has parameters that the saved weights would lack."""
+    owned = set(model.parameters())
+    foreign = [n for n, p in pyro.get_param_store().named_parameters() if p not in owned]
+    if foreign:
+        raise RunError(
+            f"expected a program that owns its parameters, which are saved with the run; got "
+            f"{foreign[0].replace('$$$', '.')!r}, which only Pyro's parameter store has: make it a "
+            f"PyroParam or a network of the program"
+        )
 
 
 def _warn_about_categories(model: Autoencoder, data: Dataset) -> None:

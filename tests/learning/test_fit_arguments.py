@@ -86,6 +86,7 @@ def _fit(*args, program=None, **options):
     return program, pv.fit(program, *args, **settings)
 
 
+SHORT = pv.Annealing(num_chains=2, num_temperatures=5)
 STL = pv.objectives.ELBO(gradient="stl")
 
 
@@ -332,6 +333,35 @@ def test_arguments_from_the_columns_of_a_frame():
     assert split.arguments["age"].tolist() == [5.0, 6.0] and split.labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="expected a column named 'ages'; found 'a', 'b'"):
         as_split(frame, arguments=["ages"])
+
+
+def test_queries_and_evaluations_use_the_arguments_of_a_split():
+    """In the order of the signature, whatever the order in the split, also on parts of it."""
+    program, _ = _fit(X, SEEN, shift=SHIFT)
+    split = Split(X, arguments={"scale": 0.9, "seen": SEEN})
+    explicit = X, SEEN, 0.0, 0.9
+
+    def weigh(*args, **kwargs):
+        torch.manual_seed(0)
+        return pv.log_weights(program.model, program.guide, *args, num_samples=5, **kwargs)
+
+    expected = weigh(*explicit)
+    torch.testing.assert_close(weigh(split), expected)
+    ours, theirs = (pv.evaluate(program, *args, num_samples=5) for args in ((split,), explicit))
+    assert ours.log_evidence == theirs.log_evidence
+    ours, theirs = (pv.ais(program, *args, annealing=SHORT) for args in ((split,), explicit))
+    np.testing.assert_allclose(ours.per_datum["ais"], theirs.per_datum["ais"], rtol=1e-5)
+    # explicit arguments replace those of the split
+    other = Split(X, arguments={"scale": 0.9, "seen": ~SEEN})
+    torch.testing.assert_close(weigh(other, SEEN), expected)
+    torch.testing.assert_close(weigh(other, seen=SEEN), expected)
+    observed = torch.arange(D) < 2
+    options = {"observed": observed, "num_samples": 20, "refit_steps": 0, "rounds": 0}
+    ours, theirs = (
+        pv.queries.score_missing(program, *args, **options).value
+        for args in ((split.head(5),), (X[:5], SEEN[:5], 0.0, 0.9))
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_split_keeps_its_arguments():
