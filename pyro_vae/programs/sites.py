@@ -19,7 +19,6 @@ __all__ = [
     "SiteNames",
     "data_first",
     "find_data_sites",
-    "prior_predictive_sites",
 ]
 
 #: The name of an observed site, or several.
@@ -167,10 +166,16 @@ def find_data_sites(
         if node["infer"].get("was_observed")
     }
     # pyro.factor is a site without samples
-    named_sites = {n: s for n, s in observed.items() if not isinstance(sites[n]["fn"], Unit)}
-    names = _select(named_sites, site, sites, args[0])
+    sampled = {n: part for n, part in observed.items() if not isinstance(sites[n]["fn"], Unit)}
+    if not sampled:
+        factors = f" but pyro.factor ({_join(observed)}), which has no samples" if observed else ""
+        raise ValueError(
+            f"expected a model that observes the data; got no observed site{factors}: write "
+            f"pyro.sample(…, obs=x)"
+        )
+    names = _select(sampled, site, sites, args[0])
     if every_argument:
-        names = [name for name, part in named_sites.items() if part.argument is not None]
+        names = [name for name, part in sampled.items() if part.argument is not None]
     others = {name: part for name, part in observed.items() if name not in names}
     return DataSites({name: observed[name] for name in names}, others), sites
 
@@ -182,12 +187,6 @@ def _select(
     x: Tensor,
 ) -> list[str]:
     """Return the names of the data sites."""
-    if not observed:
-        factors = " but pyro.factor, which has no samples" if len(sites) > len(observed) else ""
-        raise ValueError(
-            f"expected a model that observes the data; got no observed site{factors}: write "
-            f"pyro.sample(…, obs=x)"
-        )
     if site is not None:
         names = [site] if isinstance(site, str) else list(site)
         for name in names or [""]:
@@ -208,56 +207,6 @@ def _select(
     if len(whole) == 1:
         return whole
     return [n for n, part in observed.items() if part.argument in (0, None)] or list(observed)
-
-
-def prior_predictive_sites(
-    model: Callable[..., Any],
-    size: int,
-    like: Tensor | None,
-    args: tuple,
-    site: SiteNames | None = None,
-    *,
-    every_argument: bool = False,
-) -> tuple[DataSites, Mapping[str, Site]]:
-    """Sample all sites of the model for ``size`` examples, without observing the data.
-
-    Arguments:
-        like: data of the right shape, whose values are ignored where a data site observes them;
-            without it the model is called as ``model(None, *args, size=size)``.
-        site, every_argument: as for :func:`find_data_sites`.
-
-    Returns:
-        The data sites, and all sites by name. Other observed sites have their given values.
-
-    Raises:
-        ValueError: if the data sites cannot be found, or if the model fails without ``like``.
-    """
-    if like is not None:
-        data, _ = find_data_sites(model, (like, *args), {}, site, every_argument=every_argument)
-        sites = trace_sites(model, like, *args)
-        given = {name: sites[name]["value"] for name in data.others}
-        unconditioned = poutine.uncondition(model)
-        trace_sites(unconditioned, like, *args)  # keeps the samples for a seed
-        return data, trace_sites(poutine.condition(unconditioned, given), like, *args)
-    try:
-        trace = poutine.trace(model).get_trace(None, *args, size=size)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f"expected a model that runs without data, as model(None, …, size={size}); got an "
-            f"error ({error}): pass data of the right shape as like=…"
-        ) from error
-    output = trace.nodes["_RETURN"].get("value")
-    nodes = trace_sites(lambda: poutine.replay(model, trace)(None, *args, size=size))
-    matches = [n for n, s in nodes.items() if s["value"] is output]
-    matches = matches or [n for n in nodes if n == "x"]
-    names = [site] if isinstance(site, str) else list(site or matches[:1])
-    if not names or not nodes.keys() >= set(names):
-        raise ValueError(
-            f"expected a model that returns its data, names their site 'x', or has the site that "
-            f"site=… names; got a model with the sites {_join(nodes)}"
-        )
-    given = [n for n, s in nodes.items() if s["is_observed"] and n not in names]
-    return DataSites(*({n: ObservedSite(n) for n in part} for part in (names, given))), nodes
 
 
 def data_first(site: Site, value: Tensor) -> Tensor:

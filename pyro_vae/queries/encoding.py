@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..core import files
@@ -102,17 +103,38 @@ def _encode(
     inputs = prepare(program, data, args, seed=seed, check=has_model)
     inputs = with_enumerated_posterior(inputs)
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.ENCODE):
-        if has_model:
-            runner = Runner.create(inputs.select(slice(0, chunk_size)))
-        else:
-            runner = Runner.for_guide(inputs)
-            chunk_size = len(inputs.x) if reads_plate_index(inputs) else chunk_size
+        if not has_model and reads_plate_index(inputs):
+            chunk_size = len(inputs.x)
+        runner = Runner.for_guide(inputs.select(slice(0, chunk_size)), has_model=has_model)
+        if not has_model:
+            _check_independent(runner)
         scored = scored_latents(inputs, chunk_size)
         chunks = [
             _compute_columns(replace(runner, inputs=chunk))
             for _, chunk in inputs.blocks(chunk_size)
         ]
     return _erase_masked(_concatenate(chunks), scored)
+
+
+def _check_independent(runner: Runner) -> None:
+    """Check that the guide encodes an example alike with and without others.
+
+    The audit of a program with a model checks this, too.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    rows = slice(0, (len(runner.inputs.x) + 1) // 2)
+    part = compute_guide_centres(runner.select(rows))
+    for name, point in compute_guide_centres(runner).items():
+        if name not in part:  # a loop over time has fewer sites for shorter sequences
+            continue
+        expected, value = point.value[rows], part[name].value
+        if point.kind != "draw" and not torch.allclose(expected, value, rtol=1e-4, atol=1e-4):
+            raise ValueError(
+                f"expected a guide that encodes each example on its own; got one whose site "
+                f"{name!r} changes with the other examples of a run, e.g. by a batch statistic"
+            )
 
 
 def _encode_blocks(

@@ -16,7 +16,8 @@ from ..programs.base import Program, data_plate, empty_program
 from ..programs.context import evaluating
 from ..programs.inputs import AnyData, materialize, prepare, read_data, split_program
 from ..programs.plates import normalize_plate
-from ..programs.sites import DataSites, SiteNames, data_first, prior_predictive_sites
+from ..programs.simulation import check_generates_data, prior_predictive_sites
+from ..programs.sites import DataSites, SiteNames, data_first
 from .decoding import get_mean
 from .latent_paths import compute_guide_centres, interpolate_latents, traverse_latents
 from .runner import Runner
@@ -146,6 +147,8 @@ def sample(
         model = normalize_plate(inputs, data_plate(program), allow_shared=True).model
     with evaluating(model, seed=seed, stream=Stream.SAMPLE):
         data, nodes = prior_predictive_sites(model, size, like, args, site)
+        if like is not None:
+            check_generates_data(model, (like, *args), {}, data, nodes)
         sites = {}
         for name in data.sites:
             node = nodes[name]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..programs.base import Site, is_latent, trace_sites
 from ..programs.enumerated_posterior import with_enumerated_posterior
 from ..programs.importance_weights import find_layout
 from ..programs.particles import Layout, ParticleBatch, guide_log_prob_at, total_log_prob
+from ..programs.simulation import check_generates_data
 from ..programs.sites import DataSites, SiteNames, find_data_sites
 from .decoding import Decoded, DecodedSite, sum_event
 from .pixels import Noise
@@ -50,21 +52,37 @@ class Runner:
             site: as for :func:`~pyro_vae.programs.sites.find_data_sites`.
 
         Raises:
-            ValueError: if the program's weights per example are not defined, or as for
-                :func:`~pyro_vae.programs.sites.find_data_sites`.
+            ValueError: if the program's weights per example are not defined, if the model has no
+                data sites, or if their distributions depend on the data.
         """
         inputs = with_enumerated_posterior(inputs)
         model, guide, x, args, kwargs = inputs
-        data, _ = find_data_sites(model, (x, *args), kwargs, site)
+        data, drawn = find_data_sites(model, (x, *args), kwargs, site)
         layout = find_layout(model, guide, x, *args, **kwargs)
         sites = trace_sites(model, x, *args, **kwargs)
-        noise = frozenset(name for name, node in sites.items() if node["infer"].get("is_noise"))
-        return cls(inputs, data, layout, noise)
+        check_generates_data(model, (x, *args), kwargs, data, sites, drawn)
+        return cls(inputs, data, layout, _noise_sites(sites))
 
     @classmethod
-    def for_guide(cls, inputs: ProgramInputs) -> Runner:
-        """Create a runner of a guide without a model."""
-        return cls(inputs, DataSites({}, {}), Layout())
+    def for_guide(cls, inputs: ProgramInputs, *, has_model: bool = True) -> Runner:
+        """Create a runner that runs the guide alone; the model may observe anything.
+
+        Arguments:
+            inputs: the program, in normal form if it has a model.
+            has_model: whether it has a model.
+
+        Raises:
+            ValueError: if the program's weights per example are not defined.
+        """
+        inputs = with_enumerated_posterior(inputs)
+        model, guide, x, args, kwargs = inputs
+        if not has_model:
+            return cls(inputs, DataSites({}, {}), Layout())
+        # the runs of create, so that both have the same samples for a seed
+        trace_sites(poutine.uncondition(model), x, *args, **kwargs)
+        layout = find_layout(model, guide, x, *args, **kwargs)
+        sites = trace_sites(model, x, *args, **kwargs)
+        return cls(inputs, DataSites({}, {}), layout, _noise_sites(sites))
 
     def select(self, rows: slice) -> Runner:
         """Return the same program with a subset of the examples."""
@@ -148,6 +166,10 @@ class Runner:
         inputs = self.inputs
         args = (inputs.x, *inputs.args)
         return ParticleBatch(num_samples, self.layout, args, inputs.kwargs)
+
+
+def _noise_sites(sites: Mapping[str, Site]) -> frozenset[str]:
+    return frozenset(name for name, site in sites.items() if site["infer"].get("is_noise"))
 
 
 def _model_latents(batch: ParticleBatch, sites: Mapping[str, Site]) -> dict[str, Tensor]:

@@ -459,7 +459,7 @@ REFUSED = {
     "a factor": (
         lambda p, x: queries.reconstruct(p, x),
         factor_only,
-        "got no observed site but pyro.factor, which has no samples",
+        r"got no observed site but pyro.factor \('likelihood'\), which has no samples",
     ),
     "no data": (
         lambda p, x: pv.bdmc(p, 3),
@@ -491,6 +491,97 @@ def test_values_of_a_function_of_x_are_generated():
     assert torch.equal(one.x[:, 0], x[:, 0]) and not torch.equal(one.x[:, 1], x[:, 1])
 
 
+def teacher_forcing(x, z):
+    normal("a", z, x[:, 0])
+    normal("b", x[:, 0], x[:, 1])
+
+
+def returned_values(x, z):
+    a = pyro.sample("a", dist.Normal(z, 1.0), obs=x[:, 0])
+    normal("b", a, x[:, 1])
+
+
+def latent_of_data(x, z):
+    normal("a", pyro.sample("w", dist.Normal(x[:, 0], 1.0)), x[:, 0])
+
+
+@pytest.mark.parametrize("query", ["reconstruct", "impute", "sample"])
+def test_teacher_forcing_is_refused(query):
+    run = {
+        "reconstruct": queries.reconstruct,
+        "impute": lambda p, x: queries.impute(p, x, observed=torch.tensor([True, False])),
+        "sample": lambda p, x: queries.sample(p, len(x), like=x),
+    }[query]
+    for x in (torch.randn(1, 2), torch.randn(4, 2)):
+        with pytest.raises(ValueError, match=r"on the data .* computes that of 'b' from"):
+            run(make_program(teacher_forcing), x)
+    # the values that pyro.sample returns are samples, unless they are observed
+    if query != "sample":
+        with pytest.raises(ValueError, match="computes that of 'b' from them"):
+            run(make_program(returned_values), torch.randn(4, 2))
+
+
+def test_returned_values_are_sampled_in_turn():
+    x = torch.zeros(20_000, 2)
+    generated = queries.sample(make_program(returned_values), 20_000, like=x)
+    # z, a and b are a random walk; 3 moments at 5 standard errors: false alarm rate 1 in 500,000
+    truth = torch.tensor([[2.0, 2.0], [2.0, 3.0]])
+    variance = truth.diagonal().outer(truth.diagonal()) + truth**2
+    assert ((generated.x.T.cov() - truth).abs() < 5 * (variance / 20_000).sqrt()).all()
+    bounds, x = [], torch.zeros(3, 2)
+    for model in (returned_values, teacher_forcing):
+        bdmc = lambda model=model: pv.bdmc(  # noqa: E731
+            make_program(model),
+            3,
+            like=x,
+            annealing=pv.Annealing(num_temperatures=3, num_chains=2, num_steps=1),
+            num_samples=0,
+        )
+        if model is teacher_forcing:
+            with pytest.raises(ValueError, match="got a density of 'b' that depends on the data"):
+                bdmc()
+        else:
+            bounds.append(bdmc())
+    assert len(bounds[0]) == 3
+
+
+def test_prior_that_reads_the_observed_data_is_refused():
+    run, _ = make_program(latent_of_data)
+    x = torch.randn(4, 2)
+    with pytest.raises(ValueError, match="computes that of 'w' from them"):
+        queries.sample((run, None), 4, like=x)
+
+
+def test_masked_values_are_not_observed():
+    """A masked column is missing, and p(x_obs) does not have its values."""
+    program, x = Idiom(COLUMNS["columns"]), LinearGaussian(2).sample(5)
+    mask = torch.rand(5, 6) > 0.3
+    mask[0] = True
+
+    def model(x, mask):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            loc = z @ program.W.T + program.b
+            for i in range(6):
+                with poutine.mask(mask=mask[:, i]):
+                    pyro.sample(f"x{i}", dist.Normal(loc[..., i], program.s), obs=x[:, i])
+
+    def guide(x, mask):
+        program.guide(x)
+
+    observed = torch.ones(6, dtype=torch.bool)
+    observed[2] = False
+    result = queries.impute(
+        (model, guide), x, mask, observed=observed, num_samples=2000, refit_steps=20, fills=2
+    )
+    cov = program.marginal.covariance_matrix
+    for n in range(5):
+        seen = mask[n] & observed
+        truth = MultivariateNormal(program.b[seen], cov[seen][:, seen]).log_prob(x[n, seen])
+        error = 5 * float(result.log_evidence_variance[n].sqrt())
+        assert abs(float(result.log_evidence[n] - truth)) < error
+
+
 def test_encoding_needs_only_the_guide():
     x = LinearGaussian(2).sample(7)
     program = LinearGaussian(2)
@@ -508,6 +599,18 @@ def test_encoding_needs_only_the_guide():
 
     codes = queries.encode((None, by_index), x, chunk_size=3)
     np.testing.assert_array_equal(codes["z.mean"], rows.numpy())
+
+    factor, guide = make_program(factor_only)
+    assert queries.encode((factor, guide), x.float())["z.mean"].shape == (7,)
+
+    def centred(x):
+        with pyro.plate("cells", len(x)):
+            pyro.sample("z", dist.Normal(x - x.mean(0), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"each example on its own; got .* 'z' changes"):
+        queries.encode((None, centred), x)
+    with pytest.raises(ValueError, match="expected all sample sites inside the plate"):
+        queries.encode((None, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0))), x)
 
 
 def test_inner_plate_left_of_the_data():

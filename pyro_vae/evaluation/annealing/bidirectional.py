@@ -31,7 +31,8 @@ from ...programs.inputs import (
     split_program,
 )
 from ...programs.particles import ParticleBatch, data_frame
-from ...programs.sites import DataSites, data_first, prior_predictive_sites
+from ...programs.simulation import prior_predictive_sites, replace_data
+from ...programs.sites import DataSites
 from ..bounds import Bounds
 from ..bounds_section import plot_bounds
 from ..chain_errors import add_chain_errors
@@ -180,27 +181,33 @@ def simulate_data(
     with evaluating(model, seed=seed, stream=Stream.SIMULATION):
         observed, nodes = prior_predictive_sites(model, size, x, args, every_argument=True)
         _check_all_simulated(observed, nodes, x)
-        x, args = _replace_data(observed, nodes, x, args)
+        if x is None:
+            (site,) = observed.sites
+            x = nodes[site]["value"]
+        else:
+            (x, *more), _ = replace_data(observed, nodes, (x, *args), {})
+            args = tuple(more)
         latents = {n: s for n, s in nodes.items() if n not in observed.sites}
         values = {name: site["value"] for name, site in latents.items()}
         replayed = trace_sites(poutine.condition(model, data=values), x, *args)
     batch = ParticleBatch.single((x, *args), {})
-    has_same_density = nodes.keys() == replayed.keys() and all(
-        torch.allclose(
-            *(batch.log_prob(sites[name]) for sites in (nodes, replayed)),
-            rtol=1e-4,
-            atol=1e-3,
-            equal_nan=True,
-        )
-        for name in nodes
-    )
-    changed = [n for n in observed.sites if isinstance(nodes[n]["fn"], ConditionedOnTotal)]
-    if changed or not has_same_density:
-        names = ", ".join(map(repr, changed or observed.sites))
+
+    def is_same_density(name: str) -> bool:
+        if name not in nodes or name not in replayed:
+            return False
+        a, b = (batch.log_prob(sites[name]) for sites in (nodes, replayed))
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+    changed = [
+        name
+        for name, site in {**nodes, **replayed}.items()
+        if isinstance(site["fn"], ConditionedOnTotal) or not is_same_density(name)
+    ]
+    if changed:
         raise ValueError(
             f"expected a model that samples data from the density that scores them; got a density "
-            f"of {names} or of a latent that depends on the data (their total, or previous "
-            f"pixels), so that no exact posterior sample is known: use ais"
+            f"of {', '.join(map(repr, changed))} that depends on the data (their total, or "
+            f"previous values), so that no exact posterior sample is known: use ais"
         )
     return x, args, {name: batch.value(site) for name, site in latents.items()}
 
@@ -234,26 +241,6 @@ def _check_all_simulated(observed: DataSites, nodes: Mapping[str, Site], x: Tens
             f"expected a model whose observed sites observe different parts of its arguments, so "
             f"that simulated latents are exact posterior samples; got {reason}"
         )
-
-
-def _replace_data(
-    observed: DataSites, nodes: Mapping[str, Site], x: Tensor | None, args: tuple
-) -> tuple[Tensor, tuple]:
-    """Return the arguments with the simulated values of the sites that observe them."""
-    values = {name: data_first(nodes[name], nodes[name]["value"]) for name in observed.sites}
-    if x is None:
-        (value,) = values.values()
-        return value, args
-    replaced = [x, *args]
-    for position, argument in enumerate(replaced):
-        parts = {
-            name: value.reshape(len(value), -1)
-            for name, value in values.items()
-            if observed.sites[name].argument == position
-        }
-        if parts:
-            replaced[position] = observed.assemble(parts, argument)
-    return replaced[0], tuple(replaced[1:])
 
 
 def _compute(

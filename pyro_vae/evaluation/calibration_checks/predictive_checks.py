@@ -24,6 +24,7 @@ from ...programs.context import evaluating
 from ...programs.enumerated_posterior import with_enumerated_posterior
 from ...programs.importance_weights import Chunk, stream_particles
 from ...programs.particles import ParticleBatch, run_particles
+from ...programs.simulation import check_generates_data
 from ...programs.sites import DataSites, find_data_sites
 from .simulated_ranks import weighted_ranks
 
@@ -208,7 +209,7 @@ def check_predictive(
 
 def _find_data_sites(inputs: ProgramInputs) -> DataSites:
     model, _, x, args, kwargs = inputs
-    data, _ = find_data_sites(model, (x, *args), kwargs)
+    data, drawn = find_data_sites(model, (x, *args), kwargs)
     trace_sites(poutine.uncondition(model), x, *args, **kwargs)  # keeps the samples for a seed
     if data.others or data.argument != 0:
         names = ", ".join(map(repr, data.others or data.sites))
@@ -216,6 +217,9 @@ def _find_data_sites(inputs: ProgramInputs) -> DataSites:
             f"expected a model whose observed sites are different parts of x, so that replicates "
             f"depend on no other values; got the observed sites {names}"
         )
+    with evaluating(*inputs[:2], seed=0, stream=Stream.CALIBRATION_AUDIT):
+        sites = trace_sites(model, x, *args, **kwargs)
+        check_generates_data(model, (x, *args), kwargs, data, sites, drawn)
     return data
 
 
