@@ -23,6 +23,11 @@ X[::5, 2] = np.nan
 load = partial(pv.data.load, "array", binarize="none", test=10, valid=0)
 
 
+def _read(name):
+    with np.load(name) as arrays:
+        return dict(arrays)
+
+
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -66,7 +71,7 @@ def test_samples_of_a_run_have_the_units_of_the_data(file):
     np.save("x.npy", X[:, :2])
     assert main(["fit", *argv, "--fit.epochs", "1", "--fit.device", "cpu"]) == 0
     assert main(["sample", "run", "--output", "new.npz", "--num-samples", "20"]) == 0
-    new, run = np.load("new.npz"), Run("run")
+    new, run = _read("new.npz"), Run("run")
     generated = pv.queries.sample(run.program, 20)
     np.testing.assert_allclose(new["x"], run.data.scale.undo(generated.x), rtol=1e-6)
     assert np.abs(new["x"][:, 0] - 1e6).max() < 20
@@ -76,7 +81,7 @@ def test_samples_of_a_run_have_the_units_of_the_data(file):
     new_run = pv.load("run", data={"path": "new.npy"})
     assert torch.equal(new_run.data.test.draw(), scaled)
     assert main(["reconstruct", "run", "--output", "again.npz", "--data.path", "new.npy"]) == 0
-    again = np.load("again.npz")
+    again = _read("again.npz")
     expected = pv.queries.reconstruct(run.program, scaled)
     np.testing.assert_allclose(again["mean"], run.data.scale.undo(expected.mean), rtol=1e-6)
     assert again["row"].tolist() == [0]

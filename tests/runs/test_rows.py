@@ -95,12 +95,14 @@ def test_results_of_a_run_keep_the_rows(run):
 
 def test_all_rows_are_encoded_in_the_order_of_the_file(run):
     assert main(["encode", "run", "--split", "all", "--output", "codes.npz"]) == 0
-    codes = np.load("codes.npz")
+    with np.load("codes.npz") as file:
+        codes = dict(file)
     np.testing.assert_array_equal(codes["row"], np.arange(60))
     expected = pv.queries.encode(run.program, torch.from_numpy(ROWS))
     np.testing.assert_array_equal(codes["z.mean"], expected["z.mean"])
     assert main(["encode", "run", "--split", "train", "--output", "train.npz"]) == 0
-    codes = np.load("train.npz")
+    with np.load("train.npz") as file:
+        codes = dict(file)
     np.testing.assert_array_equal(codes["z.mean"], expected["z.mean"][codes["row"]])
 
 
