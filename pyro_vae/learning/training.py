@@ -100,7 +100,8 @@ def fit(
 
     Parameters per training example are trained on minibatches too, if the program reads them by
     the index of its plate (``loc[i]`` inside ``with pyro.plate("data", len(x)) as i``), in plates
-    with ``subsample``, and in Pyro's autoguides whose latents are independent (``AutoNormal``).
+    with ``subsample``, and in Pyro's autoguides with a density of each example, see
+    :func:`~pyro_vae.programs.autoguides.sample_directly`.
     Whatever the declared size of the plate, the loss is a sum over the minibatch.
 
     Arguments:

@@ -36,7 +36,7 @@ from .arguments import ProgramInputs
 from .base import Site
 from .context import evaluating
 
-__all__ = ["TransformedNormal", "sample_directly"]
+__all__ = ["TransformedNormal", "direct_guide", "sample_directly"]
 
 #: Excess of the marginals' bounds over that of the joint guide, in nats per example, above which
 #: a warning states it.
@@ -86,20 +86,15 @@ def sample_directly(inputs: ProgramInputs) -> ProgramInputs:
         ValueError: if the parameters of an autoguide are those of another number of examples.
     """
     model, guide, x, args, kwargs = inputs
-    parts = {
-        module: functools.partial(forward, module)
-        for owner in owning_modules(guide)
-        for module in owner.modules()
-        if isinstance(module, AutoGuide) and (forward := _find_forward(module))
-    }
+    parts = _find_parts(guide)
     if not parts:
         return inputs
     with evaluating(model, guide, seed=0, stream=Stream.AUDIT), poutine.block():
         if any(part.prototype_trace is None for part in parts):
             guide(x, *args, **kwargs)
         for part, forward in parts.items():
-            if part.prototype_trace is None:
-                continue  # a part that the guide does not run
+            if not _is_per_datum(part):
+                continue
             _check_size(part, len(x))
             if forward.func is _refuse and isinstance(guide, AutoGuide):
                 _refuse(part)
@@ -108,13 +103,35 @@ def sample_directly(inputs: ProgramInputs) -> ProgramInputs:
                 if isinstance(guide, AutoGuide):
                     _check_posterior(part, posterior)
                 _warn_if_correlated(part, posterior)
+    return inputs._replace(guide=direct_guide(guide))
+
+
+def direct_guide(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a guide whose autoguides sample the latents directly, see :func:`sample_directly`.
+
+    Autoguides without parameters run as they are, to create them, and so do those of latents that
+    all examples share. A guide without autoguides is returned unchanged.
+    """
+    parts = _find_parts(guide)
+    if not parts:
+        return guide
 
     @functools.wraps(guide, updated=())
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _replace_forward(parts):
+        with _replace_forward({p: forward for p, forward in parts.items() if _is_per_datum(p)}):
             return guide(*args, **kwargs)
 
-    return inputs._replace(guide=run)
+    return run
+
+
+def _find_parts(guide: Callable[..., Any]) -> dict[AutoGuide, functools.partial[Any]]:
+    """Return the autoguides of a guide, each with the function that replaces its ``forward``."""
+    return {
+        module: functools.partial(forward, module)
+        for owner in owning_modules(guide)
+        for module in owner.modules()
+        if isinstance(module, AutoGuide) and (forward := _find_forward(module))
+    }
 
 
 def _find_forward(guide: AutoGuide) -> Callable[..., Any] | None:
@@ -140,6 +157,15 @@ def _replace_forward(parts: Mapping[AutoGuide, Callable[..., Any]]) -> Iterator[
     finally:
         for part in parts:
             vars(part).pop("forward", None)
+
+
+def _is_per_datum(guide: AutoGuide) -> bool:
+    """Whether an autoguide has been initialised, and has latents inside a plate."""
+    if guide.prototype_trace is None:
+        return False
+    if isinstance(guide, AutoStructured):
+        return bool(guide.plates)  # it keeps no sites
+    return any(map(_frames, _latent_sites(guide)))
 
 
 def _latent_sites(guide: AutoGuide) -> list[Site]:

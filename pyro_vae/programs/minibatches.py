@@ -22,6 +22,7 @@ from ..core.random import Stream
 from ..data.arguments import is_per_datum
 from .arguments import ProgramInputs, spread_arguments
 from .audit import examples_are_independent, reads_plate_index
+from .autoguides import direct_guide
 from .base import PLATE, sample_sites, trace_program
 from .context import evaluating
 from .plates import is_data_plate, normalize_plate
@@ -133,7 +134,8 @@ class _Finder:
         arguments: _Arguments,
         plate: str | None,
     ) -> None:
-        self.functions = functions
+        # autoguides of the latents of all examples together can sample those of a minibatch
+        self.functions = functions[0], direct_guide(functions[1])
         self.source, self.arguments, self.plate = source, arguments, plate
         self.keys = [k for k, v in arguments.items() if is_per_datum(v, source.size)]
         owners = list(owning_modules(*functions))
@@ -314,8 +316,8 @@ class _Finder:
     def _autoguide_plate(self, guide: AutoGuide) -> _AutoGuidePlate | None:
         """Return the plate over the data of an autoguide with parameters per example, if any."""
         trace: Any = guide.prototype_trace
-        if trace is None:
-            return None  # it is not used by the program
+        if trace is None or not all(trace.nodes.values()):
+            return None  # it is not used by the program, or it is an AutoStructured
         stacks = [site["cond_indep_stack"] for _, site in trace.iter_stochastic_nodes()]
         frames = {f.name: f for stack in stacks for f in stack if f.vectorized}
         full = {name: f.full_size or f.size for name, f in frames.items()}

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoIAFNormal, AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -320,9 +320,9 @@ def test_parameters_by_position_train_on_all_examples_only():
 
 
 def test_a_joint_autoguide_on_minibatches():
-    message = "AutoDiagonalNormal, which draws the latents of all 40 examples together: set batch"
+    message = "AutoIAFNormal, which samples the latents of all examples together, and gives the"
     with pytest.raises(ValueError, match=message):
-        _fit((model, AutoDiagonalNormal(model)))
+        _fit((model, AutoIAFNormal(model, [50])))
 
 
 def test_an_autoguide_of_other_data():

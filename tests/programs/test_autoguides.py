@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -344,6 +345,41 @@ def test_an_untrained_guide_is_initialised_on_all_examples():
     bounds = pv.evaluate((two_sites, AutoNormal(two_sites, init_scale=1.0)), x, num_samples=2000)
     truth = MARGINAL.log_prob(x)
     assert bounds.per_datum["log_evidence"].mean() == pytest.approx(float(truth.mean()), abs=0.05)
+
+
+@pytest.mark.parametrize("make", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_fit_trains_on_minibatches(make):
+    x = torch.linspace(-2, 2, 40)
+    guide = make(two_sites)
+    for lr in (0.05, 0.005):
+        adam = partial(torch.optim.Adam, lr=lr)
+        pv.fit((two_sites, guide), x, epochs=50, batch_size=20, optimizer=adam)
+    elbo = evaluate_quietly((two_sites, guide), x, num_samples=2000).elbo
+    # the best factorised normal loses ½ log(4/3), and a normal of both sites nothing
+    loss = 0.5 * math.log(4 / 3) if make is AutoDiagonalNormal else 0.0
+    assert float(MARGINAL.log_prob(x).mean()) - elbo == pytest.approx(loss, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "make", [AutoMultivariateNormal, AutoStructured, lambda m: AutoIAFNormal(m, [8])]
+)
+def test_fit_trains_joint_guides_of_shared_latents(make):
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
+
+    guide = make(model)
+    adam = partial(torch.optim.Adam, lr=0.05)
+    pv.fit((model, guide), X + 3, epochs=80, batch_size=4, optimizer=adam)
+    # E[w₁ + w₂ | x] = 2 Σx / (2 N + 1)
+    draws = torch.stack([guide(X)["w"].sum().detach() for _ in range(300)])
+    assert float(draws.mean()) == pytest.approx(2 * float((X + 3).sum()) / 9, abs=0.4)
+
+
+def test_fit_refuses_guides_without_a_density_of_each_example():
+    with pytest.raises(ValueError, match=r"^expected a guide with a density q\(z_n\) of each"):
+        pv.fit((two_sites, AutoStructured(two_sites)), X, epochs=1, batch_size=2)
 
 
 def test_gaps_start_from_the_guide():
