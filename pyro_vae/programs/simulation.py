@@ -110,10 +110,11 @@ def check_generates_data(
     Raises:
         ValueError: if one does.
     """
-    if data.no_parts_reason is None:
+    unknown = data.no_parts_reason
+    if unknown is None:
         args, kwargs = replace_data(data, others or sites, args, kwargs)
-    else:  # the rows of other examples
-        args = (args[0].roll(1, 0), *args[1:])
+    else:
+        args = (args[0].roll(1, 0), *args[1:])  # the values of other examples
     latents = {n: site for n, site in sites.items() if is_latent(site) and n not in data.sites}
     values = {name: site["value"] for name, site in latents.items()}
     checked = [*latents, *data.sites]
@@ -122,12 +123,20 @@ def check_generates_data(
         changed = [name for name in checked if not _same_density(sites[name], again.get(name))]
     except (RuntimeError, ValueError, IndexError):
         changed = list(data.sites)  # it cannot run on its own samples
-    if changed:
+    if not changed:
+        return
+    names = ", ".join(map(repr, changed))
+    if unknown:
         raise ValueError(
             f"expected distributions that do not depend on the data that the model observes; got "
-            f"a model that computes that of {', '.join(map(repr, changed))} from them, e.g. from "
-            f"previous values of x (teacher forcing), so that p(x | latents) is unknown"
+            f"a model in which that of {names} changes with x, and {unknown}, so that it is not "
+            f"known whether these are covariates or data: observe parts of x (obs=x[:, 0])"
         )
+    raise ValueError(
+        f"expected distributions that do not depend on the data that the model observes; got a "
+        f"model that computes that of {names} from them, e.g. from previous values of x (teacher "
+        f"forcing), so that p(x | latents) is unknown"
+    )
 
 
 def _same_density(site: Site, other: Site | None) -> bool:

@@ -90,8 +90,9 @@ class DataSites:
         for argument in {site.argument for site in self.sites.values()}:
             index = [site.index for site in self.sites.values() if site.argument == argument]
             parts = [part for part in index if part is not None]
-            elements = torch.cat([torch.empty(0), *parts])
-            if len(elements.unique()) < len(elements) or len(parts) < len(index) > 1:
+            elements = torch.cat([torch.empty(0, dtype=torch.long), *parts])
+            shares_whole = len(index) > 1 and len(parts) < len(index)
+            if shares_whole or len(elements.unique()) < len(elements):
                 return f"{_join(self.sites)}, of which two observe the same values"
         return None
 

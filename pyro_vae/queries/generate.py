@@ -111,7 +111,7 @@ def sample(
     program: Program | tuple[Any, Any],
     size: int,
     *args: Any,
-    like: Tensor | None = None,
+    like: AnyData | None = None,
     site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
@@ -122,7 +122,7 @@ def sample(
         program: any object with a ``model``, or a pair of a model and a guide, which is not used.
         size: the number of examples. The model is called as ``model(None, *args, size=size)``.
         *args: additional arguments of the model, such as labels to condition on, ``(size,)``.
-        like: a tensor of the right shape, ``(size, *event)``, for a model that cannot run without
+        like: data of the right shape, ``(size, *event)``, for a model that cannot run without
             data. The model is called as ``model(like, *args)``. Values that a data site observes
             are ignored.
         site: the observed site to generate, or several of them, as for :func:`reconstruct`. All
@@ -139,10 +139,11 @@ def sample(
             if the mean is requested and p(x|z) has none.
     """
     positive_int("size", size)
-    if like is not None and len(like) != size:
-        raise ValueError(f"expected like to have {size} examples; got {len(like)}")
     model, _ = split_program(program)
     if like is not None:
+        like = materialize(program, read_data(program, like, "like"), seed)
+        if len(like) != size:
+            raise ValueError(f"expected like to have {size} examples; got {len(like)}")
         inputs = ProgramInputs(model, empty_program, like, args, {})
         model = normalize_plate(inputs, data_plate(program), allow_shared=True).model
     with evaluating(model, seed=seed, stream=Stream.SAMPLE):

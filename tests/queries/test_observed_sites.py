@@ -158,7 +158,7 @@ def test_columns_agree_with_closed_forms(name, x):
     expected[:, 1] = 0.5
     assert torch.allclose(traversal.mean[0, 0], expected @ program.W.T + program.b)
 
-    new = queries.sample(program, 5000, like=torch.randn(5000, 6).double())
+    new = queries.sample(program, 5000, like=torch.randn(5000, 6).double().numpy())
     assert torch.allclose(new.mean, new.latents["z"] @ program.W.T + program.b)
     # 6 means at 5 standard errors: false alarm rate 1 in 10⁵
     error = program.marginal.stddev / 5000**0.5
@@ -543,6 +543,12 @@ def test_returned_values_are_sampled_in_turn():
         else:
             bounds.append(bdmc())
     assert len(bounds[0]) == 3
+
+
+def test_function_of_x_beside_a_covariate_is_not_guessed():
+    program = make_program(lambda x, z: normal("double", z + x[:, 1], 2 * x[:, 0]))
+    with pytest.raises(ValueError, match=r"changes with x, and 'double', which is neither a view"):
+        queries.reconstruct(program, torch.randn(4, 2))
 
 
 def test_prior_that_reads_the_observed_data_is_refused():
