@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,21 @@ def test_own_data_page(documented_files, capsys):
     assert capsys.readouterr().out.startswith(f"{{{rows[0]}: ")
     execute(open_run, {"pv": pv})
     assert capsys.readouterr().out == "True 5\n"
+
+
+def test_interop_page(capsys):
+    own, other, *blocks_of_libraries = blocks("docs/interop")
+    scope: dict = {}
+    fast = {"test\n": "test.head(3)\n", "x, reliable=True": "x, num_samples=60, ks=(5,)"}
+    execute(own, scope, fast)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the dependencies of pythae
+        pytest.importorskip("pythae")
+        import pythae.models  # noqa: F401
+    execute(other, scope, {"program, x": "program, x, num_samples=60, ks=(5,)"})
+    assert capsys.readouterr().out.count("3 examples × 60 samples") == 2
+    for code in blocks_of_libraries:
+        compile(code, "documentation", "exec")
 
 
 def commands(page):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import VAE
 from .modules import from_modules
@@ -50,11 +50,35 @@ def from_diffusers(autoencoder: Any, *, noise: float | str, data: Any, prior: An
             "state; got None: pass a number, or 'optimal' for the most probable one"
         )
 
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = autoencoder.encode(x).latent_dist
+    return from_modules(
+        _Encoder(autoencoder),
+        _Decoder(autoencoder),
+        "gaussian",
+        prior,
+        data=data,
+        scale="log_var",
+        noise=noise,
+    )
+
+
+class _Encoder(nn.Module):
+    """The mean and log σ² of the latents."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.autoencoder.encode(x).latent_dist
         return latents.mean, latents.logvar
 
-    def decode(z: Tensor) -> Tensor:
-        return autoencoder.decode(z).sample
 
-    return from_modules(encode, decode, "gaussian", prior, data=data, scale="log_var", noise=noise)
+class _Decoder(nn.Module):
+    """The mean of the image."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.autoencoder.decode(z).sample

@@ -41,6 +41,22 @@ class CallableModule(nn.Module):
 
     function: Callable[..., Any]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, and check that its callable uses the copied modules.
+
+        Raises:
+            ValueError: if the callable is a function, which refers to the original modules.
+        """
+        super().__setstate__(state)
+        modules, parameters = find_owners(self.function)
+        own = {id(part) for part in (*self.owned_modules, *self.owned_parameters)}
+        if not {id(part) for part in (*modules, *parameters)} <= own:
+            raise ValueError(
+                "expected callables that can be copied, such as modules and their methods; got a "
+                "function, which refers to the original modules: copy these, and make a program of "
+                "the copies"
+            )
+
 
 def find_owners(*functions: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
     """Find the modules and parameters that callables reach.

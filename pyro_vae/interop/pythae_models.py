@@ -90,22 +90,13 @@ def from_pythae(model: Any, data: Any = None) -> VAE:
     examples = None if data is None else as_data(data, "data")
     shape = config.input_dim if examples is None else _event_shape(examples)
     parameter = next(model.parameters())
-    encoder, decoder = model.encoder, model.decoder
-
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        output = encoder(x)
-        return output.embedding, output.log_covariance
-
-    def decode(z: Tensor) -> Tensor:
-        return decoder(z).reconstruction
-
     is_normal = config.reconstruction_loss == "mse"
     flow = _find_flow(name, model)
     if isinstance(flow, nn.ModuleList):
         check_invertible(flow)
     program = from_modules(
-        encode if flow is None else _FlowEncoder(encoder, flow),
-        decode,
+        _NormalEncoder(model.encoder) if flow is None else _FlowEncoder(model.encoder, flow),
+        _Decoder(model.decoder),
         "gaussian" if is_normal else "bernoulli_probs",
         _PseudoInputPrior(model) if name == "VAMP" else None,
         # zeros have a density under both likelihoods
@@ -161,6 +152,29 @@ def _find_flow(name: str, model: Any) -> nn.Module | None:
     if name == "VAE_IAF":
         return model.iaf_flow
     return model.net if name == "VAE_LinNF" else None
+
+
+class _NormalEncoder(nn.Module):
+    """The mean and log σ² of a diagonal normal."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.encoder(x)
+        return output.embedding, output.log_covariance
+
+
+class _Decoder(nn.Module):
+    """The reconstruction of a latent."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(z).reconstruction
 
 
 class _FlowEncoder(nn.Module):

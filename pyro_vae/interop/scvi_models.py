@@ -63,7 +63,8 @@ class SCVIProgram(PyroModule):
 
     ``model`` and ``guide`` take the counts and the covariates of each cell, from :meth:`read`:
     ``batch``, ``labels`` and ``categorical`` are integer codes, ``(N, 1)`` or ``(N, columns)``;
-    ``continuous`` and ``size_factor`` are real. ``batch`` may be omitted if there is only one.
+    ``continuous`` and ``size_factor`` are real. ``batch`` may be omitted if there is only one. The
+    queries take them in this order, e.g. ``pv.queries.encode(program, x, batch, labels)``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -112,10 +113,28 @@ class SCVIProgram(PyroModule):
             )
 
     @pyro_method
-    def model(self, x: Tensor, **covariates: Tensor) -> Tensor:
-        """Run p(z) p(ℓ) p(x | z, ℓ) on counts ``(N, genes)``."""
+    def model(
+        self,
+        x: Tensor | None = None,
+        batch: Tensor | None = None,
+        labels: Tensor | None = None,
+        continuous: Tensor | None = None,
+        categorical: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        size: int = 1,
+    ) -> Tensor:
+        """Run p(z) p(ℓ) p(x | z, ℓ) on counts ``(N, genes)``.
+
+        Raises:
+            ValueError: without x, whose totals are the library sizes.
+        """
+        if x is None:
+            raise ValueError(
+                "expected counts x, for the library sizes and the number of cells; got None: pass "
+                "like=x, and the covariates"
+            )
         module: Any = self.module
-        batch = self._batch(x, covariates)
+        batch = self._batch(x, batch)
         with pyro.plate("data", len(x)):
             zeros = x.new_zeros(module.n_latent)
             z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
@@ -124,58 +143,52 @@ class SCVIProgram(PyroModule):
             else:
                 means, variances = module._compute_local_library_params(batch)
                 library = pyro.sample("library", dist.Normal(means, variances.sqrt()).to_event(1))
-            fn = self._likelihood(z, library, batch, covariates)
+            shape = torch.broadcast_shapes(z.shape[:-1], library.shape[:-1])
+
+            def flat(value: Tensor | None) -> Tensor | None:
+                """Repeat per-datum values for each particle, in one batch dimension."""
+                if value is None:
+                    return None
+                return value.expand(*shape, -1).reshape(-1, value.shape[-1])
+
+            outputs = module.generative(
+                z=module.z_encoder.z_transformation(flat(z)),
+                library=flat(library),
+                batch_index=flat(batch),
+                cont_covs=flat(continuous),
+                cat_covs=flat(categorical),
+                size_factor=flat(None if size_factor is None else size_factor.log()),
+                y=flat(labels),
+            )
+            fn = _unflatten(outputs["px"], module.gene_likelihood, (*shape, module.n_input))
             return pyro.sample("x", fn.to_event(1), obs=x)
 
     @pyro_method
-    def guide(self, x: Tensor, **covariates: Tensor) -> None:
+    def guide(
+        self,
+        x: Tensor,
+        batch: Tensor | None = None,
+        labels: Tensor | None = None,
+        continuous: Tensor | None = None,
+        categorical: Tensor | None = None,
+        size_factor: Tensor | None = None,
+    ) -> None:
         """Run q(z|x), and q(ℓ|x) unless the library size is observed."""
-        batch = self._batch(x, covariates)
-        outputs = self.module.inference(
-            x, batch, covariates.get("continuous"), covariates.get("categorical")
-        )
+        outputs = self.module.inference(x, self._batch(x, batch), continuous, categorical)
         with pyro.plate("data", len(x)):
             pyro.sample("z", as_pyro(outputs["qz"]).to_event(1))
             if not self.module.use_observed_lib_size:
                 pyro.sample("library", as_pyro(outputs["ql"]).to_event(1))
 
-    def _batch(self, x: Tensor, covariates: dict[str, Tensor]) -> Tensor:
-        unknown = covariates.keys() - _COVARIATES.values()
-        if unknown:
-            raise ValueError(
-                f"expected covariates {', '.join(_COVARIATES.values())}; got "
-                f"{', '.join(sorted(unknown))}"
-            )
-        if "batch" in covariates:
-            return covariates["batch"].reshape(len(x), 1)
+    def _batch(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        if batch is not None:
+            return batch.reshape(len(x), 1)
         if self.module.n_batch > 1:
             raise ValueError(
                 f"expected batch, the code of one of {self.module.n_batch} batches for each cell; "
                 f"got none: pass batch=…, (N, 1), e.g. from program.read(adata)"
             )
-        return torch.zeros(len(x), 1, device=x.device)
-
-    def _likelihood(
-        self, z: Tensor, library: Tensor, batch: Tensor, covariates: dict[str, Tensor]
-    ) -> Any:
-        """Return p(x | z, ℓ) of single counts, ``(*particles, N, genes)``."""
-        module: Any = self.module
-        shape = torch.broadcast_shapes(z.shape[:-1], library.shape[:-1])
-
-        def flat(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.expand(*shape, -1).reshape(-1, value.shape[-1])
-
-        size = flat(covariates.get("size_factor"))
-        outputs = module.generative(
-            z=module.z_encoder.z_transformation(flat(z)),
-            library=flat(library),
-            batch_index=flat(batch),
-            cont_covs=flat(covariates.get("continuous")),
-            cat_covs=flat(covariates.get("categorical")),
-            size_factor=None if size is None else size.log(),
-            y=flat(covariates.get("labels")),
-        )
-        return _unflatten(outputs["px"], module.gene_likelihood, (*shape, module.n_input))
+        return x.new_zeros(len(x), 1)
 
 
 def _unflatten(px: Any, kind: str, shape: tuple[int, ...]) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies import chain_coverage, coverage, estimators
+from experiments.studies import chain_coverage, coverage, estimators, judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
         ("coverage", coverage.format_table, "errors"),
         ("chain_coverage", chain_coverage.format_tables, "errors"),
         ("estimators", estimators.format_table, "estimators"),
+        ("judge", judge.format_table, "interop"),
     ],
 )
 def test_page_shows_the_results(name, show, page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -309,6 +310,23 @@ def test_the_program_owns_the_modules(style):
     assert pv.evaluate(program, x, num_samples=60, ks=(5,)).elbo > first.elbo
     program.double()
     assert net.bias.dtype is torch.float64
+
+
+def test_copies():
+    """A copy has weights of its own; a function cannot be copied, because it refers to others."""
+    torch.manual_seed(0)
+    net = Net().eval()
+    x = (torch.rand(5, 4) < 0.5).float()
+    build = partial(from_modules, likelihood="bernoulli_logits", scale="log_var", data=x)
+    program = build(net.encode, net.decode)
+    copied = copy.deepcopy(program)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        z = torch.ones(1, 2)
+        assert not program.likelihood.network(z).any() and copied.likelihood.network(z).all()
+    with pytest.raises(ValueError, match=r"callables that can be copied, .* got a function, which"):
+        copy.deepcopy(build(lambda x: net.encode(x), net.decode))
 
 
 def test_a_learned_noise_is_a_part_of_the_program():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -178,6 +179,8 @@ def test_what_a_user_does_with_it():
     pv.fit(program, x, epochs=20)
     assert pv.evaluate(program, x, num_samples=60, ks=(5,)).elbo > before.elbo
     assert pv.queries.sample(program, 2).x.shape == (2, *SHAPE)
+    copied = copy.deepcopy(program)
+    assert not {id(p) for p in copied.parameters()} & {id(p) for p in model.parameters()}
     vamp = from_pythae(make("VAMP"))
     assert vamp.prior().sample((4,)).shape == (4, LATENTS)
     pv.fit(vamp, x, epochs=1)

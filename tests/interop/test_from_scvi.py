@@ -93,8 +93,16 @@ def test_marginal_likelihood_and_arguments():
         ValueError, match=r"expected batch, the code of one of 2 batches .* got none"
     ):
         pv.evaluate(program, x, num_samples=5)
-    with pytest.raises(ValueError, match=r"expected covariates batch, .*; got bach"):
-        program.model(x, bach=covariates["batch"])
+    with pytest.raises(ValueError, match=r"expected counts x, for the library sizes .* like=x"):
+        pv.queries.sample(program, 3)
+    args = covariates["batch"], covariates["labels"]
+    assert pv.queries.sample(program, 40, *args, like=x).x.shape == (40, 10)
+    torch.testing.assert_close(
+        torch.as_tensor(pv.queries.encode(program, x, *args)["z.mean"]),
+        torch.as_tensor(model.get_latent_representation(indices=range(40))),
+        atol=1e-5,
+        rtol=1e-4,
+    )
     for wrong, message in (
         (x / 2, "expected counts 0, 1, 2, …; got other values: pass the raw counts"),
         (x * 0, "at least one count, .*got 40 of 40 without"),
