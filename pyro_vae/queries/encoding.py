@@ -75,11 +75,16 @@ def encode(
         The columns, arrays of leading size N.
 
     Raises:
-        ValueError: if the examples cannot be scored, or the program's weights per example are
-            not defined.
+        ValueError: if ``path`` is that of a ``.csv`` file, if the examples cannot be scored, or the
+            program's weights per example are not defined.
         OSError: if the file cannot be written; an existing file is kept.
     """
     positive_int("chunk_size", chunk_size)
+    if path is not None and Path(path).suffix == ".csv":
+        raise ValueError(
+            f"expected path to be that of an .npz file; got {path}: name an .npz file, or pass the "
+            f"columns to pandas"
+        )
     if isinstance(program, tuple) and len(program) == 2 and program[0] is None:
         program = empty_program, program[1]
     data = read_data(program, data)

@@ -25,6 +25,12 @@ def test_file_round_trip(tmp_path):
     np.testing.assert_array_equal(columns["labels"], np.arange(23))
 
 
+def test_a_table_is_no_file_of_latents(tmp_path):
+    vae = pv.VAE((3,), 2)
+    with pytest.raises(ValueError, match=r"path to be that of an \.npz file; got .*z\.csv: name an"):
+        queries.encode(vae, torch.zeros(2, 3), path=tmp_path / "z.csv")
+
+
 def test_correlated_guide_gives_marginal_standard_deviations():
     program = LinearGaussian(2)
     columns = queries.encode(program, program.sample(3))
