@@ -197,6 +197,28 @@ def _check_plate(program: str, name: str, site: Site, size: int) -> None:
         )
 
 
+def check_guide_samples(model: Mapping[str, Site], guide: Collection[str]) -> None:
+    """Raise a ``ValueError`` if a guide lacks latents of the model.
+
+    Arguments:
+        model: the sample sites of the model, without those that are summed out.
+        guide: the names of the sites of the guide.
+    """
+    missing = sorted(n for n, site in model.items() if is_latent(site) and n not in guide)
+    if not missing:
+        return
+    remedy, fn = "sample the site in the guide too", model[missing[0]]["fn"]
+    reason = not_enumerable_reason(fn)
+    if reason is None:
+        remedy += ', or sum it out by infer={"enumerate": "parallel"} in the model'
+    elif _is_discrete(fn):
+        remedy += f" (it cannot be summed out: it {reason})"
+    raise ValueError(
+        f"expected the same latent sites in model and guide; got "
+        f"{', '.join(map(repr, missing))} in the model only: {remedy}"
+    )
+
+
 def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
     latent = {n for n, s in model.items() if is_latent(s)}
     proposed = {
@@ -204,23 +226,13 @@ def _check_match(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
         for n, s in guide.items()
         if is_latent(s) and (n in latent or not s["infer"].get("is_auxiliary"))
     }
-    for names, has, lacks in (
-        (latent - proposed, "model", "guide"),
-        (proposed - latent, "guide", "model"),
-    ):
-        if names:
-            remedy = f"sample the site in the {lacks} too"
-            if has == "model":
-                fn = model[min(names)]["fn"]
-                reason = not_enumerable_reason(fn)
-                if reason is None:
-                    remedy += ', or sum it out by infer={"enumerate": "parallel"} in the model'
-                elif _is_discrete(fn):
-                    remedy += f" (it cannot be summed out: it {reason})"
-            raise ValueError(
-                f"expected the same latent sites in model and guide; got "
-                f"{', '.join(map(repr, sorted(names)))} in the {has} only: {remedy}"
-            )
+    check_guide_samples(model, proposed)
+    if names := proposed - latent:
+        raise ValueError(
+            f"expected the same latent sites in model and guide; got "
+            f"{', '.join(map(repr, sorted(names)))} in the guide only: sample the site in the "
+            f"model too"
+        )
     if latent == set(model):
         raise ValueError(
             "expected a model that observes the data; got no observed site: write "

@@ -493,6 +493,14 @@ def test_refused_with_the_true_reason(name):
         pv.log_weights(model, narrow, torch.randn(4), num_samples=2)
 
 
+@pytest.mark.parametrize("name", ["ELBO", "ELBO(A)", "EnumeratedELBO"])
+def test_training_refuses_latents_that_only_the_model_samples(name):
+    """Pyro warns, and adds log p of a sample of the prior to the ELBO."""
+    model = discrete_prior(dist.Bernoulli(0.5), {})
+    with pytest.raises(ValueError, match=r"got 'y' in the model only: .* or sum it out"):
+        copy.deepcopy(OBJECTIVES[name]).loss(model, narrow, torch.randn(4))
+
+
 def test_sequential_enumeration_is_the_same_sum():
     def model(x):
         with pyro.plate("data", len(x)):

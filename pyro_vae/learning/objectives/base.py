@@ -23,8 +23,9 @@ from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.audit import audit_inputs
 from ...programs.base import PLATE, Site, sample_sites, trace_program
+from ...programs.checks import check_guide_samples
 from ...programs.context import use_own_parameters
-from ...programs.enumerated_sites import find_enumerated
+from ...programs.enumerated_sites import find_enumerated, is_marked
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
 from ..schedules import Schedule
@@ -170,17 +171,32 @@ class Objective(PyroELBO):
         """Return the sites of the model that are summed out (cached).
 
         Raises:
-            ValueError: as for :func:`~pyro_vae.programs.enumerated_sites.find_enumerated`.
+            ValueError: as for :func:`~pyro_vae.programs.enumerated_sites.find_enumerated`, or if
+                the guide lacks another latent.
         """
 
         def compute() -> list[str]:
-            unchanged = preserve_buffers(owning_modules(model, guide))
-            own, random = use_own_parameters(model, guide), seeded(0, Stream.ENUMERATED_SITES)
-            with torch.no_grad(), poutine.block(), own, unchanged, random:
-                traces = trace_program(model, guide, args, kwargs, sum_out=False)
-            return find_enumerated(traces[1], traces[0])
+            guide_sites, model_sites = self.checked_sites(model, guide, args, kwargs)
+            return find_enumerated(model_sites, guide_sites)
 
         return self._cached(compute, model, guide, args, kwargs)
+
+    def checked_sites(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[dict[str, Site], dict[str, Site]]:
+        """Return the sample sites of guide and model, from a run without side effects.
+
+        Raises:
+            ValueError: if the guide lacks a latent that is not enumerated.
+        """
+        unchanged = preserve_buffers(owning_modules(model, guide))
+        own, random = use_own_parameters(model, guide), seeded(0, Stream.ENUMERATED_SITES)
+        with torch.no_grad(), poutine.block(), own, unchanged, random:
+            traces = trace_program(model, guide, args, kwargs, sum_out=False)
+        guide_sites, model_sites = map(sample_sites, traces)
+        others = {name: site for name, site in model_sites.items() if not is_marked(site)}
+        check_guide_samples(others, guide_sites)
+        return guide_sites, model_sites
 
     def _cached(
         self, compute: Callable[[], T], model: Any, guide: Any, args: tuple, kwargs: dict

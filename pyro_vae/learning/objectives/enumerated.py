@@ -103,6 +103,7 @@ class EnumeratedELBO(Objective):
         """Return Pyro's estimator with the plate depth of this program (cached)."""
 
         def compute() -> TraceEnum_ELBO:
+            self.checked_sites(model, guide, args, kwargs)
             return TraceEnum_ELBO(
                 num_particles=self.num_particles,
                 max_plate_nesting=find_max_plate_nesting(model, guide, args, kwargs),
