@@ -120,6 +120,8 @@ def from_modules(
         z, posterior, encoder = _inspect_encoder(encode, scale, x)
         output = _call("decode", decode, z)
         _check_output(likelihood, output)
+        _check_deterministic("encode", encode, x)
+        _check_deterministic("decode", decode, z)
         if noise == "optimal":
             noise = _find_optimal_noise(encode, decode, likelihood, scale, examples)
         made, decoder = _inspect_decoder(decode, likelihood, noise, output, z, x)
@@ -189,6 +191,26 @@ def _call(name: str, function: Callable[..., Any], value: Tensor) -> Any:
             f"expected {name} to accept a tensor of shape {tuple(value.shape)}; it failed with "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _check_deterministic(name: str, function: Callable[..., Any], value: Tensor) -> None:
+    """Raise if two calls on the same input have other outputs."""
+    first, second = (_read_tensors(_call(name, function, value)) for _ in range(2))
+    same = (torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(first, second, strict=True))
+    if not all(same):
+        raise ValueError(
+            f"expected {name} to return the same for the same input, in evaluation mode; got other "
+            f"values in a second call: let it return the parameters of a distribution, and not a "
+            f"sample or a random prediction"
+        )
+
+
+def _read_tensors(output: Any) -> list[Tensor]:
+    """Return the tensors of an output: of a distribution its parameters."""
+    if is_distribution(output):
+        output = [*vars(output).values()]
+    parts = output if isinstance(output, tuple | list) else [output]
+    return [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
 
 
 def _inspect_encoder(

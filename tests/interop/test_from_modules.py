@@ -452,6 +452,11 @@ IMAGES = torch.rand(6, 3, 4, 5)
         ),
         ({"encode": fails}, "expected encode to accept a tensor of .*RuntimeError: mat1 and mat2"),
         ({"encode": lambda x: (x, x - 1), "scale": "std"}, "scales from -1 to 0 for scale='std'"),
+        (
+            {"encode": lambda x: (x, x.exp() * torch.rand(4))},
+            "encode to return the same for the same",
+        ),
+        ({"decode": lambda z: z + torch.randn(4)}, "decode to return the same for the same input"),
         ({"encode": 3}, "expected encode to be a callable; got a int"),
         ({"encode": lambda x: td.Normal(x, 1.0)}, "expected scale only if encode returns a mean"),
         ({"decode": lambda z: z[:, :3]}, r"shape of the data, \(6, 4\), or flat.*got \(6, 3\)"),
