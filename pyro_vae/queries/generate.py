@@ -14,7 +14,15 @@ from ..core.validation import positive_int
 from ..programs.arguments import ProgramInputs
 from ..programs.base import Program, data_plate, empty_program
 from ..programs.context import evaluating
-from ..programs.inputs import AnyData, materialize, prepare, read_data, split_program
+from ..programs.inputs import (
+    AnyData,
+    add_split_arguments,
+    data_arguments,
+    materialize,
+    prepare,
+    read_data,
+    split_program,
+)
 from ..programs.plates import normalize_plate
 from ..programs.simulation import check_generates_data, prior_predictive_sites
 from ..programs.sites import DataSites, SiteNames, data_first
@@ -141,11 +149,15 @@ def sample(
     positive_int("size", size)
     model, _ = split_program(program)
     if like is not None:
-        like = materialize(program, read_data(program, like, "like"), seed)
+        examples = read_data(program, like, "like")
+        like = materialize(program, examples, seed)
         if len(like) != size:
             raise ValueError(f"expected like to have {size} examples; got {len(like)}")
-        inputs = ProgramInputs(model, empty_program, like, args, {})
-        model = normalize_plate(inputs, data_plate(program), allow_shared=True).model
+        args, _ = data_arguments(program, examples, args, {})
+        inputs = add_split_arguments(ProgramInputs(model, model, like, args, {}), examples)
+        inputs = inputs._replace(guide=empty_program)
+        inputs = normalize_plate(inputs, data_plate(program), allow_shared=True)
+        model, args = inputs.model, inputs.args
     with evaluating(model, seed=seed, stream=Stream.SAMPLE):
         data, nodes = prior_predictive_sites(model, size, like, args, site)
         if like is not None:
@@ -243,7 +255,8 @@ def interpolate(
 
     Arguments:
         program, *args, site, mean, seed: as for :func:`reconstruct`.
-        x_a, x_b: the examples at the two endpoints, each ``(N, *event)``.
+        x_a, x_b: the examples at the two endpoints, each ``(N, *event)``. The path is decoded with
+            the arguments of ``x_a``, if these are splits with arguments.
         steps: the number S of points on the path, including both endpoints.
         path: ``"spherical"`` or ``"straight"``.
 
@@ -262,16 +275,14 @@ def interpolate(
         raise ValueError(f"expected path to be 'spherical' or 'straight'; got {path!r}")
     if positive_int("steps", steps) < 2:
         raise ValueError("expected steps ≥ 2, which includes both endpoints; got 1")
-    x_a, x_b = (materialize(program, read_data(program, x), seed) for x in (x_a, x_b))
-    if x_a.shape != x_b.shape:
-        raise ValueError(
-            f"expected x_a and x_b of the same shape; got {tuple(x_a.shape)} and {tuple(x_b.shape)}"
-        )
-    inputs, other = (prepare(program, x, args) for x in (x_a, x_b))
+    inputs, other = (prepare(program, x, args, seed=seed) for x in (x_a, x_b))
+    shapes = tuple(inputs.x.shape), tuple(other.x.shape)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"expected x_a and x_b of the same shape; got {shapes[0]} and {shapes[1]}")
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.INTERPOLATE):
         runner = Runner.create(inputs, site)
         start = compute_guide_centres(runner)
-        end = compute_guide_centres(runner.with_data(other.x))
+        end = compute_guide_centres(runner.with_data(other.x, other.args))
         latents = {n: interpolate_latents(a, end[n], steps, path) for n, a in start.items()}
         return _decode(runner, latents, mean)
 

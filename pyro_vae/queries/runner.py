@@ -88,9 +88,10 @@ class Runner:
         """Return the same program with a subset of the examples."""
         return replace(self, inputs=self.inputs.select(rows))
 
-    def with_data(self, x: Tensor) -> Runner:
-        """Return the same program with other examples."""
-        return replace(self, inputs=self.inputs._replace(x=x))
+    def with_data(self, x: Tensor, args: tuple[Any, ...] | None = None) -> Runner:
+        """Return the same program with other examples, and their further arguments if given."""
+        args = self.inputs.args if args is None else args
+        return replace(self, inputs=self.inputs._replace(x=x, args=args))
 
     def with_copies(self, copies: Tensor) -> Runner:
         """Return the program with M versions of the data, ``(M, N, *event)``, as M × N examples."""

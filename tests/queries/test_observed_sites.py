@@ -588,6 +588,19 @@ def test_masked_values_are_not_observed():
         assert abs(float(result.log_evidence[n] - truth)) < error
 
 
+def test_arguments_of_a_split(x):
+    """A split has the second modality as an argument of each example."""
+    program = Modalities()
+    splits = [pv.data.Split(part[:, :4], arguments={"y": part[:, 4:]}) for part in (x, x.flip(0))]
+    named = (lambda x, y: program.model(x, y)), (lambda x, y: program.guide(x, y))
+    path = queries.interpolate(named, *splits, steps=2)
+    centres = posterior_mean(program, x) @ program.W.T + program.b
+    assert torch.allclose(path.mean[0], centres[:, :4])
+    assert torch.allclose(path.mean[-1], centres[:, :4].flip(0))
+    new = queries.sample(named, 4, like=splits[0], site=["x", "y"])
+    assert torch.allclose(new.sites["y"].mean, (new.latents["z"] @ program.W.T + program.b)[:, 4:])
+
+
 def test_encoding_needs_only_the_guide():
     x = LinearGaussian(2).sample(7)
     program = LinearGaussian(2)
