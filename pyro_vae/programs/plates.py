@@ -193,14 +193,18 @@ class _Declarations(NamedTuple):
 
     def _check_enclosed(self, plate: _Plate) -> None:
         for program, name, site in self.sites:
-            others = [frame.name for frame in site["cond_indep_stack"]]
+            frames = site["cond_indep_stack"]
+            others = [frame.name for frame in frames]
             if plate.name in others:
                 continue
             where = f'in the plate "{others[0]}" instead' if others else "outside of it"
+            if not any(map(self._fits, frames)):
+                where += (
+                    ", which is shared by all examples, so that weights per datum are undefined"
+                )
             raise ValueError(
                 f'expected all sample sites inside the plate "{plate.name}" over the data; got '
-                f"site {name!r} of the {program} {where}, which is shared by all examples, so "
-                f"that weights per datum are undefined: sample it inside `with "
+                f"site {name!r} of the {program} {where}: sample it inside `with "
                 f'pyro.plate("{plate.name}", len(x)):`'
             )
 

@@ -270,7 +270,8 @@ REFUSALS = {
     ),
     "different plates": (
         _refused(_cells, lambda x: pyro.plate("genes", len(x))),
-        r"plate \"cells\" over the data; got site 'z' of the guide in the plate \"genes\" instead",
+        r"plate \"cells\" over the data; got site 'z' of the guide in the plate \"genes\" instead: "
+        r"sample it inside",
     ),
     "another size": (
         _refused(lambda x: pyro.plate("cells", 1), shared=True),
