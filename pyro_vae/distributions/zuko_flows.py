@@ -21,6 +21,8 @@ _CIRCULAR = ("NCSF",)
 _COUPLING = ("NICE", "RealNVP")
 #: Flows whose inverse is found by bisection in [−10, 10] only.
 _BISECTED = ("GF", "NAF", "SOSPF", "UNAF")
+#: Flows whose log|det| zuko computes by automatic differentiation with respect to x.
+_DIFFERENTIATED = ("BPF", "GF", "NAF", "SOSPF")
 #: Flows whose layers map all numbers to [−4.9, 4.9]: a density of several layers integrates to 0.6
 #: to 1 in the direction from value to noise.
 _SATURATED = ("GF",)
@@ -117,6 +119,10 @@ class ZukoNetwork(nn.Module):
 
         ``x`` is ``(*batch, D)``, the context ``(*batch, C)``, and the second result ``batch``.
         """
+        if self.name in _DIFFERENTIATED and torch.is_grad_enabled() and not x.requires_grad:
+            # zuko makes x require a gradient: not as a leaf, which would be a parameter of others
+            parameter = next(self.parameters()).reshape(-1)[0]
+            x = torch.where(torch.ones_like(x, dtype=torch.bool), x, parameter)
         transform = self.transform(context)
         transform = transform.inv if inverse else transform
         return transform.call_and_ladj(x)
