@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -144,7 +145,7 @@ def from_modules(
 
 
 class _Examples(NamedTuple):
-    """Some examples, as they are and as the encoder reads them, and all of these in blocks."""
+    """Some examples, as they are and as the encoder reads them; and all examples in blocks."""
 
     observed: Tensor
     first: Tensor
@@ -171,7 +172,7 @@ def _read_examples(data: Any, weights: list[Any]) -> _Examples:
             parts = (block for _, block in read.iter_materialized(0, dtype))
         else:
             parts = iter(read.split(_BLOCK))
-        return (_fill_unobserved(move(part)) for part in parts)
+        return map(move, parts)
 
     head = read[:_NUM_EXAMPLES] if isinstance(read, Tensor) else read.head(_NUM_EXAMPLES)
     observed = move(materialize(head, 0, dtype))
@@ -299,14 +300,15 @@ def _find_optimal_noise(
     _, power = SCALED[likelihood]
     total, count = 0.0, 0
     for x in examples.blocks():
-        mean = _call("decode", decode, _draw(encode(x), scale))
+        mean = _call("decode", decode, _draw(encode(_fill_unobserved(x)), scale))
         named_likelihood(likelihood, 1.0, mean, tuple(x.shape))
-        total += float((x - mean.reshape(x.shape)).abs().double().pow(power).sum())
-        count += x.numel()
-    if total == 0:
+        errors = (x - mean.reshape(x.shape)).abs().double().pow(power)
+        total += float(errors.nansum())
+        count += int((~errors.isnan()).sum())
+    if not 0 < total < math.inf:
         raise ValueError(
-            "expected reconstructions that differ from the data; got identical ones, for which the "
-            "optimal noise is 0 and the density is infinite: state the noise as a number"
+            f"expected reconstructions with a positive, finite error; got a total of {total}, for "
+            f"which there is no optimal noise: state it as a number"
         )
     return (total / count) ** (1 / power)
 

@@ -63,8 +63,10 @@ class SCVIProgram(PyroModule):
 
     ``model`` and ``guide`` take the counts and the covariates of each cell, from :meth:`read`:
     ``batch``, ``labels`` and ``categorical`` are integer codes, ``(N, 1)`` or ``(N, columns)``;
-    ``continuous`` and ``size_factor`` are real. ``batch`` may be omitted if there is only one. The
-    queries take them in this order, e.g. ``pv.queries.encode(program, x, batch, labels)``.
+    ``continuous`` and ``size_factor`` are real. ``library``, ``(N, 1)``, is the observed log ℓ, by
+    default that of the total of x; new cells need it. ``batch`` may be omitted if there is only
+    one. The queries take them in this order: ``batch``, ``labels``, ``library``, ``continuous``,
+    ``categorical``, ``size_factor``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -93,6 +95,8 @@ class SCVIProgram(PyroModule):
             for key, name in _COVARIATES.items()
             if batches[0].get(key) is not None
         }
+        if self.module.use_observed_lib_size:
+            covariates["library"] = x.sum(1, keepdim=True).log()
         return x, covariates
 
     def check(self, x: Tensor, *_: Any) -> None:
@@ -118,6 +122,7 @@ class SCVIProgram(PyroModule):
         x: Tensor | None = None,
         batch: Tensor | None = None,
         labels: Tensor | None = None,
+        library: Tensor | None = None,
         continuous: Tensor | None = None,
         categorical: Tensor | None = None,
         size_factor: Tensor | None = None,
@@ -126,7 +131,8 @@ class SCVIProgram(PyroModule):
         """Run p(z) p(ℓ) p(x | z, ℓ) on counts ``(N, genes)``.
 
         Raises:
-            ValueError: without x, whose totals are the library sizes.
+            ValueError: without x or a covariate that the model needs, or with a library size that
+                is latent.
         """
         if x is None:
             raise ValueError(
@@ -135,11 +141,24 @@ class SCVIProgram(PyroModule):
             )
         module: Any = self.module
         batch = self._batch(x, batch)
+        needed = {
+            "labels": module.dispersion == "gene-label" and labels is None,
+            "size_factor": module.use_size_factor_key and size_factor is None,
+        }
+        for name in (name for name, is_missing in needed.items() if is_missing):
+            raise ValueError(
+                f"expected {name}, which p(x|z) of this model depends on; got none: pass "
+                f"{name}=…, (N, 1), e.g. from program.read(adata)"
+            )
+        if library is not None and not module.use_observed_lib_size:
+            raise ValueError(
+                "expected no library, which is latent in this model; got one: leave it out"
+            )
         with pyro.plate("data", len(x)):
             zeros = x.new_zeros(module.n_latent)
             z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
             if module.use_observed_lib_size:
-                library = x.sum(1, keepdim=True).log()
+                library = x.sum(1, keepdim=True).log() if library is None else library
             else:
                 means, variances = module._compute_local_library_params(batch)
                 library = pyro.sample("library", dist.Normal(means, variances.sqrt()).to_event(1))
@@ -169,6 +188,7 @@ class SCVIProgram(PyroModule):
         x: Tensor,
         batch: Tensor | None = None,
         labels: Tensor | None = None,
+        library: Tensor | None = None,
         continuous: Tensor | None = None,
         categorical: Tensor | None = None,
         size_factor: Tensor | None = None,

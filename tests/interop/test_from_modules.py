@@ -224,6 +224,16 @@ def test_optimal_noise(name, power):
     with torch.no_grad():
         error = (x - network(x[:, :2])).abs().pow(power).mean() ** (1 / power)
     assert scale == pytest.approx(float(error), rel=1e-5)
+    # unobserved values have no error
+    hidden = torch.cat([x, torch.full_like(x, math.nan)])
+    hidden[len(x) :, 0] = x[:, 0]
+    with torch.no_grad():
+        filled = hidden.nan_to_num(0.0)
+        seen = (filled - network(filled[:, :2])).abs().pow(power)[~hidden.isnan()]
+    masked = from_modules(
+        encode, network, name, data=hidden, scale="std", noise="optimal"
+    ).likelihood.log_scale.exp()
+    assert float(masked) == pytest.approx(float(seen.mean() ** (1 / power)), rel=1e-5)
     elbo = [
         pv.evaluate(build(s), x, num_samples=2, ks=(2,)).elbo
         for s in (0.9 * scale, scale, 1.1 * scale)

@@ -27,6 +27,7 @@ def simulate(size=120, genes=10):
     adata.obs["batch"] = batch.astype(str)
     adata.obs["class"] = rng.integers(0, 3, size).astype(str)
     adata.obs["real"] = rng.normal(size=size)
+    adata.obs["factor"] = x.sum(1) / x.sum(1).mean()
     return adata
 
 
@@ -51,6 +52,9 @@ def train(adata, setup=None, **options):
         (COVARIATES, {"gene_likelihood": "nb", "dispersion": "gene-batch"}),
         (COVARIATES, {"gene_likelihood": "nb", "encode_covariates": True}),
         ({}, {"gene_likelihood": "nb", "use_observed_lib_size": False}),
+        ({"size_factor_key": "factor"}, {"gene_likelihood": "nb"}),
+        ({"labels_key": "class"}, {"gene_likelihood": "zinb", "dispersion": "gene-label"}),
+        ({}, {"gene_likelihood": "zinb", "batch_representation": "embedding"}),
     ],
 )
 def test_elbo_is_its_own(setup, options):
@@ -59,7 +63,7 @@ def test_elbo_is_its_own(setup, options):
     program = from_scvi(model)
     x, covariates = program.read()
     assert torch.equal(x, torch.as_tensor(adata.X))
-    assert ("continuous" in covariates) == bool(setup)
+    assert ("continuous" in covariates) == (setup is COVARIATES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         repeats = [model.get_elbo(return_mean=False).numpy() for _ in range(40)]
@@ -75,6 +79,11 @@ def test_elbo_is_its_own(setup, options):
         float(own.mean()), abs=4 * error + 1e-4 * abs(float(own.mean()))
     )
     assert bounds.elbo < bounds.log_evidence
+    needed = {"size_factor_key": "size_factor", "labels_key": "labels"}
+    for key, name in needed.items():
+        if key in setup:
+            with pytest.raises(ValueError, match=f"expected {name}, which .* depends on; got none"):
+                pv.evaluate(program, x, num_samples=5, batch=covariates["batch"])
 
 
 def test_marginal_likelihood_and_arguments():
@@ -95,7 +104,11 @@ def test_marginal_likelihood_and_arguments():
         pv.evaluate(program, x, num_samples=5)
     with pytest.raises(ValueError, match=r"expected counts x, for the library sizes .* like=x"):
         pv.queries.sample(program, 3)
-    args = covariates["batch"], covariates["labels"]
+    args = covariates["batch"], covariates["labels"], covariates["library"]
+    assert torch.equal(args[2], x.sum(1, keepdim=True).log())
+    alone = pv.evaluate(program, x, num_samples=60, ks=(5,), batch=args[0])
+    given = pv.evaluate(program, x, num_samples=60, ks=(5,), **covariates)
+    assert alone.elbo == pytest.approx(given.elbo)
     assert pv.queries.sample(program, 40, *args, like=x).x.shape == (40, 10)
     torch.testing.assert_close(
         torch.as_tensor(pv.queries.encode(program, x, *args)["z.mean"]),
