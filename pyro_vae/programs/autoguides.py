@@ -41,6 +41,8 @@ __all__ = ["TransformedNormal", "direct_guide", "sample_directly"]
 #: Excess of the marginals' bounds over that of the joint guide, in nats per example, above which
 #: a warning states it.
 _MAX_EXCESS = 1e-3
+#: Attribute of a guide whose autoguides sample the latents directly.
+_DIRECT = "_samples_directly"
 #: Normal distributions of the latents of all examples.
 _NORMALS = (dist.MultivariateNormal, dist.LowRankMultivariateNormal)
 
@@ -79,15 +81,15 @@ def sample_directly(inputs: ProgramInputs) -> ProgramInputs:
         inputs: a program with all its data.
 
     Returns:
-        The inputs, with another guide if the guide has such parts. When that guide runs, the
-        autoguides whose densities q(z_n) are not known raise a ``ValueError``.
+        The inputs, with another guide if the guide has such parts and does not yet do this. When
+        that guide runs, autoguides whose densities q(z_n) are not known raise a ``ValueError``.
 
     Raises:
         ValueError: if the parameters of an autoguide are those of another number of examples.
     """
     model, guide, x, args, kwargs = inputs
     parts = _find_parts(guide)
-    if not parts:
+    if not parts or _is_direct(guide):
         return inputs
     with evaluating(model, guide, seed=0, stream=Stream.AUDIT), poutine.block():
         if any(part.prototype_trace is None for part in parts):
@@ -121,7 +123,17 @@ def direct_guide(guide: Callable[..., Any]) -> Callable[..., Any]:
         with _replace_forward({p: forward for p, forward in parts.items() if _is_per_datum(p)}):
             return guide(*args, **kwargs)
 
+    setattr(run, _DIRECT, True)
     return run
+
+
+def _is_direct(guide: Callable[..., Any]) -> bool:
+    """Whether a guide is one of :func:`direct_guide`, e.g. with some of its examples."""
+    while not hasattr(guide, _DIRECT):
+        if not hasattr(guide, "__wrapped__"):
+            return False
+        guide = guide.__wrapped__
+    return True
 
 
 def _find_parts(guide: Callable[..., Any]) -> dict[AutoGuide, functools.partial[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ __all__ = [
     "program_dtype",
     "program_labels",
     "read_data",
+    "read_with_arguments",
     "split_program",
 ]
 
@@ -154,6 +156,20 @@ def read_data(program: object, data: Any, name: str = "x") -> Split | Tensor:
         ValueError: if the data are of another type.
     """
     return as_data(data, name, read_labels=label_use(program) is not Labels.UNUSED)
+
+
+def read_with_arguments(
+    program: object, data: Any, kwargs: Mapping[str, Any], name: str = "x"
+) -> Split | Tensor:
+    """Return :func:`read_data` with keyword arguments of the program among its arguments.
+
+    They replace arguments of a split of the same name.
+    """
+    examples = read_data(program, data, name)
+    if not kwargs:
+        return examples
+    split = examples if isinstance(examples, Split) else Split(examples)
+    return replace(split, arguments={**(split.arguments or {}), **kwargs})
 
 
 def check_examples(x: Split | Tensor) -> None:

@@ -28,7 +28,7 @@ from ..programs.inputs import (
     is_large,
     prepare,
     program_dtype,
-    read_data,
+    read_with_arguments,
     split_program,
 )
 from ..programs.masks import scored_latents
@@ -45,6 +45,7 @@ def encode(
     path: str | Path | None = None,
     seed: int = 0,
     chunk_size: int = 500,
+    **kwargs: Any,
 ) -> dict[str, np.ndarray]:
     """Encode each example with the guide, and optionally write the latents to an ``.npz`` file.
 
@@ -65,8 +66,8 @@ def encode(
         data: the data, a tensor ``(N, …)`` or anything that :func:`~pyro_vae.data.as_split`
             accepts. The labels of a split are returned as ``labels``, the rows of its file as
             ``row``. Data that are not in memory and take more than 256 MiB are encoded in blocks.
-        *args: additional arguments of model and guide; tensors of leading size N are per
-            example.
+        *args: additional arguments of model and guide, as are ``**kwargs``; tensors of leading
+            size N are per example.
         path: the file, written atomically; ``numpy.load`` reads it without pickle.
         seed: seed of the samples and of the binarisation.
         chunk_size: number of examples to encode at once.
@@ -87,7 +88,7 @@ def encode(
         )
     if isinstance(program, tuple) and len(program) == 2 and program[0] is None:
         program = empty_program, program[1]
-    data = read_data(program, data)
+    data = read_with_arguments(program, data, kwargs)
     if isinstance(data, Split) and is_large(data):
         columns = _encode_blocks(program, data, args, seed, chunk_size)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from ..programs.inputs import (
     data_arguments,
     materialize,
     prepare,
-    read_data,
+    read_with_arguments,
     split_program,
 )
 from ..programs.plates import normalize_plate
@@ -123,13 +124,15 @@ def sample(
     site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Generated:
     """Sample new examples: latents from the prior, x from p(x | latents).
 
     Arguments:
         program: any object with a ``model``, or a pair of a model and a guide, which is not used.
         size: the number of examples. The model is called as ``model(None, *args, size=size)``.
-        *args: additional arguments of the model, such as labels to condition on, ``(size,)``.
+        *args: additional arguments of the model, such as labels to condition on, ``(size,)``, as
+            are ``**kwargs``.
         like: data of the right shape, ``(size, *event)``, for a model that cannot run without
             data. The model is called as ``model(like, *args)``. Values that a data site observes
             are ignored.
@@ -149,7 +152,7 @@ def sample(
     positive_int("size", size)
     model, _ = split_program(program)
     if like is not None:
-        examples = read_data(program, like, "like")
+        examples = read_with_arguments(program, like, kwargs, "like")
         like = materialize(program, examples, seed)
         if len(like) != size:
             raise ValueError(f"expected like to have {size} examples; got {len(like)}")
@@ -158,6 +161,8 @@ def sample(
         inputs = inputs._replace(guide=empty_program)
         inputs = normalize_plate(inputs, data_plate(program), allow_shared=True)
         model, args = inputs.model, inputs.args
+    elif kwargs:
+        model = functools.partial(model, **kwargs)
     with evaluating(model, seed=seed, stream=Stream.SAMPLE):
         data, nodes = prior_predictive_sites(model, size, like, args, site)
         if like is not None:
@@ -201,6 +206,7 @@ def reconstruct(
     site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Generated:
     """Reconstruct examples: latents from the guide, x from p(x | latents).
 
@@ -211,7 +217,7 @@ def reconstruct(
         program: any object with a ``model`` and a ``guide``, or a pair of them.
         x: the examples, a tensor ``(N, *event)`` or anything that
             :func:`~pyro_vae.data.as_split` accepts.
-        *args: additional arguments of model and guide.
+        *args: additional arguments of model and guide, as are ``**kwargs``.
         site: the observed site whose values are the data, or several of them. By default the only
             observed site, or the only one that observes all of x (``obs=x``, also reshaped), or
             all that observe parts of x (``obs=x[:, 0]``).
@@ -225,7 +231,7 @@ def reconstruct(
         ValueError: if the examples cannot be scored, if the model has no observed site of that
             name, or if the mean is requested and p(x|z) has none.
     """
-    data = read_data(program, x)
+    data = read_with_arguments(program, x, kwargs)
     inputs = prepare(program, data, args)
     with evaluating(inputs.model, inputs.guide, seed=seed, stream=Stream.RECONSTRUCT):
         runner = Runner.create(inputs, site)
@@ -244,6 +250,7 @@ def interpolate(
     site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Generated:
     """Interpolate between two examples through the latents of all sites.
 
@@ -254,7 +261,7 @@ def interpolate(
     interpolates the norm linearly. It is the only path on the unit sphere.
 
     Arguments:
-        program, *args, site, mean, seed: as for :func:`reconstruct`.
+        program, *args, site, mean, seed, **kwargs: as for :func:`reconstruct`.
         x_a, x_b: the examples at the two endpoints, each ``(N, *event)``. The path is decoded with
             the arguments of ``x_a``, if these are splits with arguments.
         steps: the number S of points on the path, including both endpoints.
@@ -275,7 +282,10 @@ def interpolate(
         raise ValueError(f"expected path to be 'spherical' or 'straight'; got {path!r}")
     if positive_int("steps", steps) < 2:
         raise ValueError("expected steps ≥ 2, which includes both endpoints; got 1")
-    inputs, other = (prepare(program, x, args, seed=seed) for x in (x_a, x_b))
+    inputs, other = (
+        prepare(program, read_with_arguments(program, x, kwargs), args, seed=seed)
+        for x in (x_a, x_b)
+    )
     shapes = tuple(inputs.x.shape), tuple(other.x.shape)
     if shapes[0] != shapes[1]:
         raise ValueError(f"expected x_a and x_b of the same shape; got {shapes[0]} and {shapes[1]}")
@@ -297,11 +307,12 @@ def traverse(
     site: SiteNames | None = None,
     mean: bool = True,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Generated:
     """Vary one latent coordinate at a time, with all others fixed at their encoded values.
 
     Arguments:
-        program, x, *args, site, mean, seed: as for :func:`reconstruct`.
+        program, x, *args, site, mean, seed, **kwargs: as for :func:`reconstruct`.
         dims: D' coordinates of the site's latents as one vector; all by default.
         values: V values, the same for each coordinate. By default nine quantiles of each
             coordinate under the prior, 1/18, 3/18 … 17/18. On the unit sphere the other
@@ -316,7 +327,7 @@ def traverse(
             latent site is discrete, there is no value, or one is not finite or outside (−1, 1) on
             the unit sphere.
     """
-    inputs = prepare(program, x, args)
+    inputs = prepare(program, read_with_arguments(program, x, kwargs), args)
     table = None
     if values is not None:
         table = torch.as_tensor(values, dtype=inputs.x.dtype, device=inputs.x.device)

@@ -19,7 +19,7 @@ from ..programs.arguments import ProgramInputs
 from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
-from ..programs.inputs import AnyData, prepare, read_data
+from ..programs.inputs import AnyData, prepare, read_with_arguments
 from ..programs.sites import SiteNames, data_first, find_data_sites
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
@@ -136,6 +136,7 @@ def impute(
     method: Literal["importance", "hmc"] = "importance",
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Imputation:
     """Sample from p(x_mis, z | x_obs) ∝ p(z) p(x_obs | z) p(x_mis | z).
 
@@ -162,8 +163,8 @@ def impute(
         x: the examples, a tensor ``(N, *event)`` or anything that
             :func:`~pyro_vae.data.as_split` accepts. NaN is missing; other values of missing pixels
             are ignored.
-        *args: additional arguments of model and guide; tensors of leading size N are per
-            example.
+        *args: additional arguments of model and guide, as are ``**kwargs``; tensors of leading
+            size N are per example.
         observed: boolean mask of the observed pixels, ``(N, *event)`` or ``event``; by default
             all pixels that are not NaN.
         noise: the noise on the observed pixels; samples of x are then of the clean data.
@@ -206,7 +207,7 @@ def impute(
         raise ValueError("expected method 'hmc' with options of HMC; got 'importance'")
     positive_int("draws", draws)
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    data = read_data(program, x)
+    data = read_with_arguments(program, x, kwargs)
     _check_size(data, draws)
     inputs = prepare(program, data, args, check=False)
     hmc_options = None if method == "importance" else options or {}
@@ -234,6 +235,7 @@ def score_missing(
     refit_steps: int = 200,
     defence: float = 0.1,
     seed: int = 0,
+    **kwargs: Any,
 ) -> MissingScore:
     """Estimate log p(x_mis | x_obs) = log p(x) − log p(x_obs) of known missing pixels.
 
@@ -242,8 +244,8 @@ def score_missing(
     then covers the latents that the first one found; otherwise the score would be too high.
 
     Arguments:
-        program, *args, site, num_samples, fills, rounds, refit_steps, defence, seed: as in
-            :func:`impute`.
+        program, *args, site, num_samples, fills, rounds, refit_steps, defence, seed, **kwargs:
+            as in :func:`impute`.
         x: complete examples, ``(N, *event)``.
         observed: boolean mask of the pixels to condition on, ``(N, *event)`` or ``event``.
 
@@ -254,7 +256,7 @@ def score_missing(
         ValueError: as for :func:`impute`; or if an example has NaN.
     """
     settings = _ImputationSettings(num_samples, fills, rounds, refit_steps, defence)
-    data = read_data(program, x)
+    data = read_with_arguments(program, x, kwargs)
     inputs = prepare(program, data, args, check=False)
     if contains_nan(inputs.x):
         raise ValueError(

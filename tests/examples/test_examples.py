@@ -90,14 +90,20 @@ def test_iwae(capsys):
 
 
 def test_own_program(capsys):
-    bounds = run("own_program", epochs=8, num_samples=100)
-    values = [bounds.elbo, *bounds.iwae.values()]
-    assert list(bounds.iwae) == [5, 50, 100] and values == sorted(values)
-    assert bounds.elbo > COIN_FLIPS
-    printed = capsys.readouterr().out
-    first, last = [numbers(line)[0] for line in printed.splitlines() if "epoch" in line]
-    assert first < last
-    assert f"log weights: (10, {len(bounds)}) = (samples, digits)" in printed
+    results = run("own_program", epochs=8, num_data=20, num_samples=100)
+    for bounds in results.values():
+        values = [bounds.elbo, *bounds.iwae.values()]
+        assert list(bounds.iwae) == [5, 50, 100] and values == sorted(values)
+        assert not bounds.unreliable.any()
+    # the same decoder: log p̂ is that of the model, and does not depend on the guide
+    encoder, auto = results["encoder"], results["AutoNormal"]
+    assert encoder.elbo > COIN_FLIPS and encoder.elbo != auto.elbo
+    difference = encoder.per_datum["log_evidence"] - auto.per_datum["log_evidence"]
+    errors = [bounds.per_datum["log_evidence_variance"] for bounds in (encoder, auto)]
+    assert abs(difference.mean()) < 5 * math.sqrt(sum(errors).sum()) / len(encoder)
+    # −5.8 nats is log p of independent normals with the variance of each step
+    assert results["series"].elbo > -5.8
+    assert [line for line in capsys.readouterr().out.splitlines() if line in results] == [*results]
 
 
 @pytest.mark.recorded_seed  # the split decides the first number
