@@ -1,6 +1,8 @@
 """Three Pyro programs of your own: tutorial style, an autoguide, a time series with lengths.
 
-python examples/own_program.py
+    python examples/own_program.py
+
+``fit`` and ``evaluate`` select further arguments, such as lengths, with the examples.
 """
 
 import pyro
@@ -59,12 +61,10 @@ def main(epochs: int = 20, num_data: int = 50, num_samples: int = 500) -> dict[s
     pv.fit((model, guide), data.train, optimizer=adam, epochs=epochs)
     test = data.test.materialize(0)[:num_data]
     results = {"encoder": pv.evaluate((model, guide), test, **options)}
-
     decoder.requires_grad_(False).eval()
     auto = AutoNormal(model)  # a normal for each example, instead of an encoder
     pv.fit((model, auto), test, optimizer=adam, epochs=15 * epochs)
     results["AutoNormal"] = pv.evaluate((model, auto), test, **options)
-
     lengths, seen = torch.randint(3, 9, (500,)), torch.rand(500, 8) < 0.8
     x = seen * ((0.5 * torch.randn(500, 8)).cumsum(1) + 0.3 * torch.randn(500, 8))
     split = pv.data.Split(x, arguments={"lengths": lengths, "seen": seen})

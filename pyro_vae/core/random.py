@@ -83,7 +83,7 @@ class Stream(IntEnum):
     INTERPOLATE = 4_000_000_027
     TRAVERSE = 4_000_000_028
     ENCODE = 4_000_000_029
-    #: The audit of a program.
+    #: Runs that find the sites of a program.
     AUDIT = 4_000_000_030
     #: Values of discrete latents, and the continuous latents given each value.
     DISCRETE_SETUP = 4_000_000_031
@@ -101,14 +101,14 @@ class Stream(IntEnum):
     CALIBRATION_PREDICTIVE = 4_000_000_041
     #: Laplace proposals for calibration.
     CALIBRATION_LAPLACE = 4_000_000_042
-    #: A run of the guide on fewer examples, before its calibration.
-    CALIBRATION_AUDIT = 4_000_000_043
     #: The audit of a program before it is evaluated in blocks of examples.
     AUDIT_BLOCKS = 4_000_000_044
     #: The run that finds the shapes of a model of another library, and its optimal noise.
     GIVEN_MODEL = 4_000_000_050
     #: The run before training that finds the sites that are summed out.
     ENUMERATED_SITES = 4_000_000_060
+    #: The run before training that finds the parameters of functions.
+    REGISTRATIONS = 4_000_000_061
 
 
 def check_seed(seed: int) -> int:

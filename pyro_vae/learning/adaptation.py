@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.random import Stream
 from ..data.containers import Container
 from ..data.items import SequentialItems
 from ..data.splits import Split
 from ..programs.base import trace_program
-from ..programs.context import evaluating
+from ..programs.context import inspecting
 from ..programs.minibatches import MinibatchForm, MinibatchSource, find_minibatch_form
 from ..programs.modules import StoredParameters, adopt_stored_parameters, with_functions
 from .batches import BatchLoader
@@ -104,7 +103,7 @@ def _find_device(
     if first is not None or device.type == "cpu":
         return torch.device("cpu") if first is None else first.device
     try:
-        with evaluating(*functions, seed=0, stream=Stream.AUDIT):
+        with inspecting(*functions):
             trace_program(*functions, batches.example_args()[0], {}, sum_out=False)
     except RuntimeError:
         return device

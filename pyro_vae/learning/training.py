@@ -204,10 +204,8 @@ def fit(
     for data in (train, valid):
         if data is not None:
             check_data(program, data, seed)
-    if needs_data_initialization(program):
-        # before the move to the device, to avoid a second copy of the data there
-        with seeded(seed, Stream.INITIALIZATION):
-            initialize(program, *_sample_for_initialization(program, train, seed))
+    # before the move to the device, to avoid a second copy of the data there
+    _initialize(program, program, train, seed)
     check_parameter_store(program, *split_program(given))
     with _ignored_warnings():
         adapted = adapt_program(
@@ -219,9 +217,8 @@ def fit(
             torch_device,
         )
     trained, form, stored = adapted
-    if stored.params and needs_data_initialization(trained):
-        with seeded(seed, Stream.INITIALIZATION):
-            initialize(trained, *_sample_for_initialization(program, train, seed))
+    if stored.params:
+        _initialize(trained, program, train, seed)
     shapes = {name: list(p.shape) for name, p in trained.named_parameters()}
     sizes = len(train), None if valid is None else len(valid)
     # the collective calls below rely on equal shapes
@@ -290,6 +287,13 @@ def fit(
         if resuming:
             trainer.resume(cast(Path, path), epochs)
         return trainer.run(epochs, path, checkpoint_every, on_epoch, progress)
+
+
+def _initialize(module: nn.Module, program: nn.Module, train: Split | Tensor, seed: int) -> None:
+    """Initialise a module from the training data of a program, if any part of it needs them."""
+    if needs_data_initialization(module):
+        with seeded(seed, Stream.INITIALIZATION):
+            initialize(module, *_sample_for_initialization(program, train, seed))
 
 
 def _sample_for_initialization(

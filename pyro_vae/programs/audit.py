@@ -31,7 +31,7 @@ from .base import (
 from .checks import check_latents, check_sites, find_unnormalized
 from .context import (
     check_parameter_store,
-    evaluating,
+    inspecting,
     nan_parameters_reason,
     use_own_parameters,
 )
@@ -128,7 +128,7 @@ def unnormalized_sites(inputs: ProgramInputs) -> dict[str, str]:
 
 
 def _auditing(inputs: ProgramInputs) -> AbstractContextManager[None]:
-    return evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT)
+    return inspecting(inputs.model, inputs.guide)
 
 
 def audit_minibatch(inputs: ProgramInputs) -> None:

@@ -31,10 +31,9 @@ from torch.distributions import (
 
 from .. import distributions
 from ..core.evaluation_mode import owning_modules
-from ..core.random import Stream
 from .arguments import ProgramInputs
 from .base import Site
-from .context import evaluating
+from .context import inspecting
 
 __all__ = ["TransformedNormal", "direct_guide", "sample_directly"]
 
@@ -91,7 +90,7 @@ def sample_directly(inputs: ProgramInputs) -> ProgramInputs:
     parts = _find_parts(guide)
     if not parts or _is_direct(guide):
         return inputs
-    with evaluating(model, guide, seed=0, stream=Stream.AUDIT), poutine.block():
+    with inspecting(model, guide), poutine.block():
         if any(part.prototype_trace is None for part in parts):
             guide(x, *args, **kwargs)
         for part, forward in parts.items():

@@ -18,6 +18,7 @@ from ..core.random import Stream, seeded
 __all__ = [
     "check_parameter_store",
     "evaluating",
+    "inspecting",
     "load_parameter_store",
     "nan_parameters_reason",
     "use_own_parameters",
@@ -49,6 +50,16 @@ def evaluating(
     """
     random = nullcontext() if seed is None or stream is None else seeded(seed, stream, *more)
     with torch.no_grad(), use_own_parameters(*programs), eval_mode(*programs), random:
+        yield
+
+
+@contextmanager
+def inspecting(*programs: Callable[..., Any]) -> Iterator[None]:
+    """Run programs to find their sites and plates: :func:`evaluating`, with a fixed seed.
+
+    No result depends on the samples of these runs.
+    """
+    with evaluating(*programs, seed=0, stream=Stream.AUDIT):
         yield
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..core.random import Stream
 from .arguments import ProgramInputs, audited_rows
 from .base import is_latent, sample_sites, trace_program
-from .context import evaluating
+from .context import inspecting
 from .enumerated_sites import mark_enumerated, not_enumerable_reason, unmarked
 
 __all__ = ["sum_out_discrete"]
@@ -28,7 +27,7 @@ def sum_out_discrete(inputs: ProgramInputs) -> ProgramInputs:
     """
     model, guide = inputs.model, inputs.guide
     rows = audited_rows(inputs.x)
-    with evaluating(model, guide, seed=0, stream=Stream.AUDIT):
+    with inspecting(model, guide):
         try:
             part = inputs.select(rows)
             sites = trace_program(model, guide, (part.x, *part.args), part.kwargs)

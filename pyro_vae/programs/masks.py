@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
-from ..core.random import Stream, seeded
 from .arguments import ProgramInputs
 from .base import PLATE, Site, data_dim, is_latent, trace_sites
+from .context import inspecting
 
 __all__ = ["effective_mask", "scored_latents", "unscored_values"]
 
@@ -62,7 +62,7 @@ def scored_latents(inputs: ProgramInputs, block: int) -> dict[str, Tensor]:
         block: the number of examples per run.
     """
     found: dict[str, list[tuple[slice, Tensor]]] = {}
-    with seeded(0, Stream.AUDIT):
+    with inspecting():
         for rows, (_, guide, x, args, kwargs) in inputs.blocks(block):
             for name, site in trace_sites(guide, x, *args, **kwargs).items():
                 frames = {frame.name for frame in site["cond_indep_stack"]}

@@ -18,13 +18,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..core.evaluation_mode import owning_modules
-from ..core.random import Stream
 from ..data.arguments import is_per_datum
 from .arguments import ProgramInputs, spread_arguments
 from .audit import examples_are_independent, reads_plate_index
 from .autoguides import direct_guide
 from .base import PLATE, sample_sites, trace_program
-from .context import evaluating
+from .context import inspecting
 from .plates import is_data_plate, normalize_plate
 
 __all__ = ["MinibatchForm", "MinibatchSource", "find_minibatch_form", "name_arguments"]
@@ -166,7 +165,7 @@ class _Finder:
         return self._require_all(plain, failures[0])
 
     def _evaluating(self) -> Any:
-        return evaluating(*self.functions, seed=0, stream=Stream.AUDIT)
+        return inspecting(*self.functions)
 
     def _candidates(self, reads_index: bool) -> Iterator[tuple[tuple[int | str, ...], bool]]:
         """Yield shared arguments, and whether the index is given, the most plausible first."""

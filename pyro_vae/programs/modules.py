@@ -145,7 +145,7 @@ def adopt_stored_parameters(
     pair: Any = program
     store = pyro.get_param_store()
     recorder = _Registrations(store.get_state())
-    random = seeded(0, Stream.AUDIT_MINIBATCH)
+    random = seeded(0, Stream.REGISTRATIONS)
     frozen = keep_frozen(pair.model, pair.guide)
     with store.scope(), warnings.catch_warnings(), torch.no_grad(), random, frozen:
         warnings.filterwarnings("ignore", message=".* because requires_grad=False")

@@ -15,10 +15,9 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..core.random import Stream
 from .arguments import ProgramInputs, audited_rows
 from .base import PLATE, Site, is_latent, sample_sites, trace_program
-from .context import evaluating
+from .context import inspecting
 
 __all__ = ["is_data_plate", "normalize_plate"]
 
@@ -55,7 +54,7 @@ def normalize_plate(
             or if a site in a plate without a size is shared by all examples.
     """
     found = None
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.AUDIT):
+    with inspecting(inputs.model, inputs.guide):
         for part in _parts(inputs):
             try:
                 declared = _Declarations.of(part)

@@ -19,7 +19,7 @@ from ...core.validation import positive_int
 from ...data import Dataset, Split
 from ...distributions.counts import ConditionedOnTotal
 from ...programs.base import Program, Site, label_use, trace_sites
-from ...programs.context import evaluating
+from ...programs.context import evaluating, inspecting
 from ...programs.discrete_latents import sum_out_discrete
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import (
@@ -217,7 +217,7 @@ def _normalize_without_data(
 ) -> Callable[..., Any]:
     """Return a model that runs without data, with its plate over the data in normal form."""
     model, _ = split_program(program)
-    with evaluating(model, seed=seed, stream=Stream.SIMULATION):
+    with inspecting(model):
         observed, nodes = prior_predictive_sites(model, size, None, args)
     if all(data_frame(site) for site in nodes.values()):
         return model

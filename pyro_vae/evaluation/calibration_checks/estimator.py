@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.random import Stream, check_seed
+from ...core.random import check_seed
 from ...core.validation import did_you_mean, non_negative_int, positive_int
 from ...data import Dataset
 from ...programs.arguments import ProgramInputs
 from ...programs.audit import reads_plate_index
 from ...programs.base import PLATE, Program, innermost_error, trace_program
-from ...programs.context import evaluating
+from ...programs.context import inspecting
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare
 from ..annealing.bidirectional import simulate_data
 from ..importance.laplace_proposals import Laplace
@@ -196,7 +196,7 @@ def _check_amortized(inputs: ProgramInputs) -> None:
     """Raise if q(z|x) is only defined for the given examples."""
     x = inputs.x
     reason = ""
-    with evaluating(inputs.model, inputs.guide, seed=0, stream=Stream.CALIBRATION_AUDIT):
+    with inspecting(inputs.model, inputs.guide):
         if reads_plate_index(inputs):
             reason = f'reads the index of the plate "{PLATE}"'
         elif len(x) > 1:

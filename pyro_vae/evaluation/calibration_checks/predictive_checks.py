@@ -20,7 +20,7 @@ from ...data.splits import contains_nan
 from ...distributions.counts import ConditionedOnTotal, sum_counts
 from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, empty_program, trace_sites
-from ...programs.context import evaluating
+from ...programs.context import evaluating, inspecting
 from ...programs.enumerated_posterior import with_enumerated_posterior
 from ...programs.importance_weights import Chunk, stream_particles
 from ...programs.particles import ParticleBatch, run_particles
@@ -217,7 +217,7 @@ def _find_data_sites(inputs: ProgramInputs) -> DataSites:
             f"expected a model whose observed sites are different parts of x, so that replicates "
             f"depend on no other values; got the observed sites {names}"
         )
-    with evaluating(*inputs[:2], seed=0, stream=Stream.CALIBRATION_AUDIT):
+    with inspecting(*inputs[:2]):
         sites = trace_sites(model, x, *args, **kwargs)
         check_generates_data(model, (x, *args), kwargs, data, sites, drawn)
     return data

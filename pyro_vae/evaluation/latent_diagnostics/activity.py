@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.random import Stream, seeded
+from ...core.random import Stream
 from ...core.validation import positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, empty_program, is_latent, sample_sites, trace_program
-from ...programs.context import evaluating
+from ...programs.context import evaluating, inspecting
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ...programs.masks import unscored_values
@@ -101,7 +101,7 @@ def active_units(
         model, guide, x, args, kwargs = blocks[0]
         layout = find_layout(model, guide, x, *args, **kwargs)
         sites = [_sites_with_mean(blocks[0])]
-        with seeded(seed, Stream.AUDIT):  # a time series may have more sites in other blocks
+        with inspecting():  # a time series may have more sites in other blocks
             sites += map(_sites_with_mean, blocks[1:])
         means: dict[str, list[Tensor]] = {name: [] for part in sites for name in part}
         for part, (_, guide, x, args, kwargs) in zip(sites, blocks, strict=True):
