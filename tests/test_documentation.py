@@ -173,6 +173,24 @@ def test_own_data_page(documented_files, capsys):
     assert capsys.readouterr().out == "True 5\n"
 
 
+def test_own_program_page(capsys):
+    first, arguments, mixture = blocks("docs/own-program")
+    scope: dict = {}
+    fast = {"epochs=20": "epochs=2", "data.test, reliable=True": "data.test, num_samples=30"}
+    execute(first, scope, fast)
+    # the mean of q(z|x) of the trained encoder
+    x = scope["data"].test.materialize(0)
+    with torch.no_grad():
+        mean = scope["encoder"](x.reshape(-1, 64))[:, :4]
+    np.testing.assert_allclose(scope["codes"]["z.mean"], mean.numpy(), atol=1e-5)
+    execute(arguments, scope, {"epochs=5": "epochs=1"})
+    # a fifth of the pixels does not count
+    full = pv.evaluate((scope["model"], scope["guide"]), scope["x"][:100], num_samples=100)
+    assert scope["bounds"].elbo == pytest.approx(0.8 * full.elbo, rel=0.05)
+    execute(mixture, scope)
+    assert "100 examples × 200 samples" in capsys.readouterr().out
+
+
 def test_interop_page(capsys):
     own, other, *blocks_of_libraries = blocks("docs/interop")
     scope: dict = {}
