@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..core.random import seeded
 from .containers import Container, array_to_tensor
+from .frames import column_to_array, find_column, from_arrow, is_annotated, is_frame
 
 __all__ = ["as_argument", "as_arguments", "is_per_datum", "read_arguments", "select_rows"]
 
@@ -90,12 +91,12 @@ def read_arguments(data: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]
             f"expected arguments to be a list of names, or a mapping of names to values; got "
             f"{names!r}"
         )
-    if hasattr(data, "to_pandas") and not hasattr(data, "features"):
-        data = data.to_pandas()  # a polars frame or an Arrow table
-    if all(hasattr(data, part) for part in ("X", "obs", "layers")):
+    data = from_arrow(data)
+    if is_annotated(data):
         return data, _read_columns(data.obs, names)
-    if hasattr(data, "iloc") and hasattr(data, "columns"):
-        return data.drop(columns=list(names), errors="ignore"), _read_columns(data, names)
+    if is_frame(data):
+        others = [name for name in data.columns if name not in names]
+        return data[others], _read_columns(data, names)
     dataset = getattr(data, "dataset", data)  # that of a DataLoader
     is_indexed = isinstance(dataset, TorchDataset) or hasattr(dataset, "column_names")
     if not is_indexed or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -108,12 +109,7 @@ def read_arguments(data: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]
 
 
 def _read_columns(table: Any, names: Sequence[str]) -> dict[str, Any]:
-    columns = {}
-    for name in names:
-        if name not in table.columns:
-            listed = ", ".join(map(repr, list(table.columns)[:10]))
-            raise ValueError(f"expected a column named {name!r}; found {listed}")
-        columns[name] = table[name]
+    columns = {name: column_to_array(find_column(table, name, "column")) for name in names}
     return as_arguments(columns, len(table))
 
 

@@ -62,7 +62,7 @@ BAD_OPTIONS = {
     "no epochs": ("--fit.epochs 0", "expected epochs to be a positive integer; got 0"),
     "prior": (
         "--model.prior VampPriorr",
-        "expected model.prior to be one of .*MixtureOfNormals, .*VampPrior, or a class "
+        "expected model.prior to be one of .*MixtureOfNormals, .*VampPrior, .*or a class "
         "of a --plugin as module.Class; got 'VampPriorr'; did you mean VampPrior\\?",
     ),
     "abstract prior": (

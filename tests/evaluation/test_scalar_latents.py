@@ -156,11 +156,11 @@ def test_queries():
     centre = {name: slope * x for name, slope in SLOPES.items()}
     mean = sum(LOADING[name] * value for name, value in centre.items())
     torch.testing.assert_close(queries.reconstruct(PROGRAM, x).mean.shape, x.shape)
-    traversal = queries.traverse(PROGRAM, x, site="z", values=[-1.0, 2.0])
+    traversal = queries.traverse(PROGRAM, x, latent="z", values=[-1.0, 2.0])
     for row, value in enumerate((-1.0, 2.0)):
         torch.testing.assert_close(traversal.mean[0, row], mean + value - centre["z"])
     # quantiles of the prior by default
-    default = queries.traverse(PROGRAM, x, site="y")
+    default = queries.traverse(PROGRAM, x, latent="y")
     assert default.mean.shape == (1, 9, 3)
     levels = default.latents["y"].reshape(9, 3)
     torch.testing.assert_close(

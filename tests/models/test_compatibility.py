@@ -25,6 +25,7 @@ INCOMPATIBLE = {
     "StudentT": {"PowerSpherical"},
     "UniformSphere": set(component_names(posteriors)) - {"PowerSpherical"},
     "VampPrior": {"PlanarFlow", "PowerSpherical", "RadialFlow", "SemiAmortized", "SylvesterFlow"},
+    "ZukoPrior": {"PowerSpherical"},
 }
 #: Example data of every kind.
 EXAMPLES = {
