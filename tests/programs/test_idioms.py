@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from idioms import IDIOMS, Idiom, N
+from idioms import IDIOMS, Idiom, N, plates
 from pyro import poutine
 
 import pyro_vae as pv
@@ -96,3 +96,21 @@ def test_pyro_agrees_about_the_store():
     before = pyro.param("scale").item()
     pv.fit((idiom.model, idiom.guide), *idiom.args, epochs=5)
     assert pyro.param("scale").item() != before
+
+
+@pytest.mark.parametrize("objective", [pv.objectives.IWAE(20), pv.objectives.ELBO(gradient="stl")])
+@pytest.mark.parametrize("name", ["plate cells", "plate unsized", "plate subsample"])
+def test_objectives_with_svi(name, objective):
+    """The plate may have any name in Pyro's own training loop, too."""
+    idiom, ordinary = IDIOMS[name](), plates(lambda x: pyro.plate("data", len(x)))()
+    x = idiom.args[0]
+    ordinary.model.__self__.load_state_dict(idiom.model.__self__.state_dict())
+    losses, gradients = [], []
+    for program in (ordinary, idiom):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        module = program.model.__self__
+        losses.append(objective.loss_and_grads(program.model, program.guide, x))
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(gradients[0], gradients[1])

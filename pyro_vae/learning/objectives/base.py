@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ from ...programs.context import use_own_parameters
 from ...programs.enumerated_sites import find_enumerated, is_marked
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
+from ...programs.plates import normalize_plate
 from ..schedules import Schedule
 
 __all__ = [
@@ -91,6 +92,9 @@ class Objective(PyroELBO):
     #: The model and guide last seen, and cached results by argument signature.
     _cache: tuple[Any, Any, dict[tuple, Any]] | None = None
 
+    #: The model and guide last given, and both with a plate "data"; see :meth:`_normalize`.
+    _normal: tuple[Any, Any, Any, Any] | None = None
+
     def set_step(self, info: StepInfo) -> None:
         """Set the training progress, as :func:`~pyro_vae.fit` does before every step."""
         self._step_info = info
@@ -113,16 +117,19 @@ class Objective(PyroELBO):
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return minus the bound, summed over the minibatch, in nats."""
+        model, guide = self._normalize(model, guide, args, kwargs)
         with torch.no_grad():
             return self.terms(model, guide, *args, **kwargs)[0].item()
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return :meth:`loss` as a tensor whose gradient is the gradient estimator."""
+        model, guide = self._normalize(model, guide, args, kwargs)
         loss, surrogate = self.terms(model, guide, *args, **kwargs)
         return surrogate - surrogate.detach() + loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return :meth:`loss` and accumulate the gradient in each parameter's ``grad``."""
+        model, guide = self._normalize(model, guide, args, kwargs)
         loss, surrogate = self.terms(model, guide, *args, **kwargs)
         if surrogate.requires_grad:
             surrogate.backward()
@@ -143,6 +150,22 @@ class Objective(PyroELBO):
             yield
         finally:
             self._schedule_overrides = {}
+
+    def _normalize(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+        """Return model and guide with a plate "data", whatever its name is (cached).
+
+        A program without one plate over the data is returned unchanged: not every objective needs
+        weights per datum.
+        """
+        # compared by ==, because vae.model is a new bound method at every access
+        if self._normal is None or self._normal[:2] != (model, guide):
+            normal = model, guide
+            if args and isinstance(args[0], Tensor) and args[0].ndim:
+                inputs = ProgramInputs(model, guide, args[0], args[1:], kwargs)
+                with suppress(ValueError), poutine.block():
+                    normal = normalize_plate(inputs, allow_shared=True)[:2]
+            self._normal = (model, guide, *normal)
+        return self._normal[2:]
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
         """Return the particle layout of a program (cached).
