@@ -105,6 +105,19 @@ class FusedOptimizer(PyroOptim):
             self.optimizer.load_state_dict(self._pending_state["optimizer"])
             self._pending_state = None
 
+    @torch.no_grad()
+    def drop_denormals(self) -> None:
+        """Set denormal numbers in the optimizer's state to zero.
+
+        The first moment of a weight without a gradient decays to the smallest denormal number, and
+        rounding keeps it there, where each step is many times slower on some processors. Its
+        update is far below the resolution of the weight.
+        """
+        states = self.optimizer.state.values() if self.optimizer else ()
+        for value in (value for state in states for value in state.values()):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
+
     def get_state(self) -> dict[str, Any]:
         """Return the optimizer's state and the names of its parameters, in order."""
         state = self.optimizer.state_dict() if self.optimizer else {}

@@ -164,6 +164,7 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch, validate, and return the record of the history."""
         start, compiled = time.perf_counter(), self._compiled
+        self._optim.drop_denormals()
         compile_seconds = compiled.compile_seconds if compiled else 0.0
         optimizer = cast(torch.optim.Optimizer, self._optim.optimizer)
         record: dict[str, Any] = {

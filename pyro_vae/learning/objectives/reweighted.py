@@ -15,7 +15,7 @@ from ...programs.base import is_latent, sample_sites, site_log_prob
 from ...programs.particles import scale_in_data, total_log_prob
 from ..schedules import check_number
 from .base import DataPlateChecker
-from .weighted import WeightObjective, auxiliary_loss, log_mean_exp
+from .weighted import WeightObjective, auxiliary_loss, drop_negligible, log_mean_exp
 
 __all__ = ["ReweightedWakeSleep"]
 
@@ -76,7 +76,7 @@ class ReweightedWakeSleep(WeightObjective):
         objective = total_log_prob(particles.scaled_log_p)
         if self.wake:
             objective = objective + self.wake * total_log_prob(particles.scaled_log_q)
-        weights = particles.scaled_log_weights.detach().softmax(0)
+        weights = drop_negligible(particles.scaled_log_weights.detach()).softmax(0)
         total = (weights * objective).sum() + (1 - self.wake) * sleep_term
         loss = -self.bound(particles.log_weights.detach()).sum()
         return loss, auxiliary_loss(particles, scored=False) - total

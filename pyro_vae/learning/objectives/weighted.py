@@ -24,6 +24,7 @@ __all__ = [
     "Renyi",
     "WeightObjective",
     "auxiliary_loss",
+    "drop_negligible",
     "log_mean_exp",
     "score_function_term",
 ]
@@ -31,9 +32,28 @@ __all__ = [
 Gradient = Literal["standard", "stl", "dreg"]
 
 
+#: Weights below exp(−28) / K of the largest of K, which together change a sum or its gradient by
+#: less than 10⁻¹², are taken to be zero.
+_NEGLIGIBLE = 28.0
+
+
+def drop_negligible(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """Return log weights with −∞ for negligible ones, whose gradient is exactly zero.
+
+    A normalised weight such as e⁻⁹⁰ makes the gradients of all layers below it denormal numbers,
+    with which some processors compute many times more slowly.
+
+    Arguments:
+        log_weights: log weights, whose dimension ``dim`` has size K.
+    """
+    values = log_weights.detach()
+    limit = values.amax(dim, keepdim=True) - (_NEGLIGIBLE + math.log(values.shape[dim]))
+    return log_weights.masked_fill(values < limit, -math.inf)
+
+
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     """Return log 1/K Σ_k exp(values_k) along a dimension of size K (L_K for log weights)."""
-    return values.logsumexp(dim) - math.log(values.shape[dim])
+    return drop_negligible(values, dim).logsumexp(dim) - math.log(values.shape[dim])
 
 
 class WeightObjective(Objective):
@@ -123,7 +143,7 @@ class GroupedObjective(WeightObjective):
         )
         # the weights normalised per group are both the first and the second factor of DReG
         log_w = particles.scaled_log_weights.detach()
-        normalized.append(self._groups(log_w).softmax(1).flatten(0, 1))
+        normalized.append(drop_negligible(self._groups(log_w), 1).softmax(1).flatten(0, 1))
         return particles
 
 
