@@ -1,7 +1,7 @@
 """Which rung of the ladder each kind of program reaches: ``evaluate(…, reliable=True)`` on all.
 
-A program with latents on a sphere, or with a posterior that can only score its own samples, stops at
-a rung below; the table states the reason.
+A program with latents on a sphere, or with a posterior that only scores its own samples, stops at a
+rung below; the table states the reason.
 """
 
 from __future__ import annotations

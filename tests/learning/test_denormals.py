@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from denormals import DenormalCounter
 
 import pyro_vae as pv
 from pyro_vae import objectives
 from pyro_vae.learning.objectives import weighted
 from pyro_vae.learning.objectives.base import StepInfo
 from pyro_vae.learning.optimizers import FusedOptimizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
+from denormals import DenormalCounter
 
 OBJECTIVES = {
     "CIWAE": objectives.CIWAE(30),
@@ -54,12 +58,12 @@ def count(problem, objective):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_makes_none(name, problem):
-    assert not count(problem, OBJECTIVES[name])
+    assert count(problem, OBJECTIVES[name]) == 0
 
 
 def test_negligible_weights_would_make_them(problem, monkeypatch):
     monkeypatch.setattr(weighted, "_NEGLIGIBLE", math.inf)
-    assert count(problem, objectives.IWAE(30))["aten.mm.default"] > 100
+    assert count(problem, objectives.IWAE(30)) > 1000
 
 
 @pytest.mark.parametrize("spread", [1.0, 10.0, 100.0])
