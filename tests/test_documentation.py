@@ -174,7 +174,7 @@ def test_own_data_page(documented_files, capsys):
 
 
 def test_own_program_page(capsys):
-    first, arguments, mixture = blocks("docs/own-program")
+    first, arguments, mixture, _ = blocks("docs/own-program")
     scope: dict = {}
     fast = {"epochs=20": "epochs=2", "data.test, reliable=True": "data.test, num_samples=30"}
     execute(first, scope, fast)
@@ -189,6 +189,23 @@ def test_own_program_page(capsys):
     assert scope["bounds"].elbo == pytest.approx(0.8 * full.elbo, rel=0.05)
     execute(mixture, scope)
     assert "100 examples × 200 samples" in capsys.readouterr().out
+
+
+def test_own_program_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("tutorial.py").write_text(blocks("docs/own-program")[-1], encoding="utf-8")
+    fit, evaluate = re.findall("^pyro-vae .*$", text("docs/own-program"), re.MULTILINE)
+    assert main([*fit.split()[1:], "--fit.epochs", "1"]) == 0
+    run, *plugin = evaluate.split()[2:5]
+    fast = ["--num-samples", "100", "--num-data", "20"]
+    assert main([*evaluate.split()[1:], *fast]) == 0
+    assert "log p̂ from: " in capsys.readouterr().out
+    # the model takes no size, so that it samples examples like zeros of the shape of the data
+    assert main(["sample", run, *plugin, "--output", "new.npz", "--num-samples", "30"]) == 0
+    x = np.load("new.npz")["x"]
+    assert x.shape == (30, 1, 8, 8) and set(np.unique(x)) == {0.0, 1.0}
+    assert main(["bdmc", run, *plugin, *FAST_OPTIONS["bdmc"]]) == 0
+    assert main(["report", run, *plugin]) == 0
 
 
 def test_interop_page(capsys):

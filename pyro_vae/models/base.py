@@ -31,9 +31,10 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
     """Base class of programs: a Pyro model of the data and its guide, the encoder.
 
     Subclasses define ``model(x=None, …, size=1)`` and ``guide(x, …)``, each a ``pyro_method``
-    with every per-datum site inside ``pyro.plate("data", …)``. The observed site is ``"x"``;
-    without ``x`` the model samples ``size`` new examples. The distribution of this site is
-    stored as ``self.likelihood``. Two class attributes describe how the program uses the data:
+    with every per-datum site inside one plate over the data. Without ``x`` the model samples
+    ``size`` new examples, at the site ``"x"``. The distribution of this site is stored as
+    ``self.likelihood``, which decides what data it can score; a program without it scores what its
+    sites do. Two class attributes describe how the program uses the data:
 
     * ``labels``: how it uses labels, a :class:`~pyro_vae.core.components.Labels`;
     * ``from_data``: the arguments of ``__init__`` that are determined by the data, attributes
@@ -93,9 +94,12 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
                 f"expected x of {dtype}, like the model's weights; got {x.dtype}: pass "
                 f"x.to({dtype}){scaled}"
             )
-        self.likelihood.check_observed(x)
+        likelihood = getattr(self, "likelihood", None)
+        if likelihood is None:
+            return
+        likelihood.check_observed(x)
         if contains_nan(x):
-            if not self.likelihood.expects_missing:
+            if not likelihood.expects_missing:
                 # once: NaN may also be a mistake in the data
                 count = int(x.isnan().sum())
                 _log.warning("%d of %d values are NaN, read as unobserved", count, x.numel())

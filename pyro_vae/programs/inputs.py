@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ __all__ = [
     "AnyData",
     "AnyProgram",
     "add_split_arguments",
+    "blank_examples",
     "block_seed",
     "check_blockwise",
     "check_data",
@@ -186,6 +188,20 @@ def program_dtype(program: object) -> torch.dtype:
     parameters = (p for owner in owners for p in owner.parameters() if p.is_floating_point())
     dtypes = {parameter.dtype for parameter in parameters}
     return dtypes.pop() if len(dtypes) == 1 else torch.get_default_dtype()
+
+
+def blank_examples(program: object, size: int) -> Tensor | None:
+    """Return zeros of the shape of examples, for a model that needs data to run.
+
+    ``None`` if the model takes ``size``, and runs without data, or if the program does not state
+    the shape of an example, ``event_shape``.
+    """
+    model, _ = split_program(program)
+    shape = getattr(program, "event_shape", None)
+    if shape is None or "size" in inspect.signature(model).parameters:
+        return None
+    device = next((p.device for owner in owning_modules(model) for p in owner.parameters()), None)
+    return torch.zeros(size, *shape, dtype=program_dtype(program), device=device)
 
 
 def materialize(program: object, data: Split | Tensor, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ from ..programs.context import evaluating
 from ..programs.inputs import (
     AnyData,
     add_split_arguments,
+    blank_examples,
     data_arguments,
     materialize,
     prepare,
@@ -134,8 +135,8 @@ def sample(
         *args: additional arguments of the model, such as labels to condition on, ``(size,)``, as
             are ``**kwargs``.
         like: data of the right shape, ``(size, *event)``, for a model that cannot run without
-            data. The model is called as ``model(like, *args)``. Values that a data site observes
-            are ignored.
+            data; by default zeros, if the program states ``event_shape``. The model is called as
+            ``model(like, *args)``. Values that a data site observes are ignored.
         site: the observed site to generate, or several of them, as for :func:`reconstruct`. All
             others keep their given values, such as a class.
         mean: whether to return the mean of p(x | latents), which not every distribution has.
@@ -151,6 +152,7 @@ def sample(
     """
     positive_int("size", size)
     model, _ = split_program(program)
+    like = blank_examples(program, size) if like is None else like
     if like is not None:
         examples = read_with_arguments(program, like, kwargs, "like")
         like = materialize(program, examples, seed)

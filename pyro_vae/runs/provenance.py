@@ -75,9 +75,12 @@ def describe_units(result: Result, data: Dataset, model: Autoencoder) -> dict[st
     example is one, and neither simulated data nor data with unobserved values have one.
     """
     condition = " given labels" if label_use(model) is Labels.CONDITION else ""
-    entries: dict[str, Any] = {"measure": f"{model.likelihood.measure}{condition}"}
-    has_code_length = data.values == "dequantized" or model.likelihood.has_code_length
-    has_code_length = has_code_length and not data.has_missing
+    likelihood = getattr(model, "likelihood", None)
+    # a program without a likelihood does not state its measure
+    measure = f"sites of {type(model).__name__}" if likelihood is None else likelihood.measure
+    entries: dict[str, Any] = {"measure": f"{measure}{condition}"}
+    is_code = data.values == "dequantized" or getattr(likelihood, "has_code_length", False)
+    has_code_length = is_code and not data.has_missing
     if not has_code_length or not isinstance(result, Bounds) or "simulated" in result.settings:
         return entries
     if not {*_BITS_LABELS} <= {*result.labels}:

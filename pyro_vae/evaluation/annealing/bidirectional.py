@@ -25,6 +25,7 @@ from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import (
     AnyData,
     AnyProgram,
+    blank_examples,
     normalize_order,
     prepare,
     program_labels,
@@ -164,6 +165,7 @@ def simulate_data(
     size, x = 0, None
     if isinstance(data, int):
         size = positive_int("the number of examples", data)
+        like = blank_examples(program, size) if like is None else like
     elif like is not None:
         raise ValueError("expected the number of examples to simulate, with like=…; got data")
     else:
