@@ -158,14 +158,16 @@ class Objective(PyroELBO):
         weights per datum.
         """
         # compared by ==, because vae.model is a new bound method at every access
-        if self._normal is None or self._normal[:2] != (model, guide):
-            normal = model, guide
-            if args and isinstance(args[0], Tensor) and args[0].ndim:
-                inputs = ProgramInputs(model, guide, args[0], args[1:], kwargs)
-                with suppress(ValueError), poutine.block():
-                    normal = normalize_plate(inputs, allow_shared=True)[:2]
-            self._normal = (model, guide, *normal)
-        return self._normal[2:]
+        if self._normal is not None and self._normal[:2] == (model, guide):
+            return self._normal[2:]
+        normal: tuple[Any, Any] = model, guide
+        if args and isinstance(args[0], Tensor) and args[0].ndim:
+            inputs = ProgramInputs(model, guide, args[0], args[1:], kwargs)
+            with suppress(ValueError), poutine.block():
+                form = normalize_plate(inputs, allow_shared=True)
+                normal = form.model, form.guide
+        self._normal = (model, guide, *normal)
+        return normal
 
     def layout(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Layout:
         """Return the particle layout of a program (cached).
