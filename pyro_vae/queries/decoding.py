@@ -16,7 +16,25 @@ from ..programs.kl import unwrap_independent
 from ..programs.particles import ParticleBatch
 from ..programs.sites import DataSites, ObservedSite
 
-__all__ = ["Decoded", "DecodedSite", "get_mean", "sum_event"]
+__all__ = ["Decoded", "DecodedSite", "get_mean", "single_pixels", "sum_event"]
+
+
+def single_pixels(fn: Any) -> Any:
+    """Return the distribution of single pixels of an observed site.
+
+    Raises:
+        ValueError: if the pixels are not independent given the latents.
+    """
+    fn = unwrap_independent(fn)
+    # completed examples have no NaN
+    fn = fn.base_dist if isinstance(fn, PartiallyObserved) else fn
+    if fn.event_shape:
+        raise ValueError(
+            f"expected a likelihood whose pixels are independent given the latents, so that "
+            f"a subset can be observed; got {type(fn).__name__}: use a distribution with "
+            f".to_event(…)"
+        )
+    return fn
 
 
 @dataclass(frozen=True)
@@ -51,16 +69,7 @@ class DecodedSite:
         Raises:
             ValueError: if the pixels are not independent given the latents.
         """
-        fn = unwrap_independent(self.fn)
-        # completed examples have no NaN
-        fn = fn.base_dist if isinstance(fn, PartiallyObserved) else fn
-        if fn.event_shape:
-            raise ValueError(
-                f"expected a likelihood whose pixels are independent given the latents, so that "
-                f"a subset can be observed; got {type(fn).__name__}: use a distribution with "
-                f".to_event(…)"
-            )
-        return fn
+        return single_pixels(self.fn)
 
     def observed_log_prob(self, x: Tensor, observed: Tensor) -> Tensor:
         """Return log p of the observed pixels of the site, ``(K, N)``; 0 where x is masked.

@@ -20,7 +20,9 @@ from ..programs.base import Program
 from ..programs.context import evaluating
 from ..programs.hmc import run_hmc
 from ..programs.inputs import AnyData, prepare, read_with_arguments
+from ..programs.kl import unwrap_independent
 from ..programs.sites import SiteNames, data_first, find_data_sites
+from .decoding import single_pixels
 from .fitted_proposals import MAX_FULL_COVARIANCE_DIM, fit_mixture, make_unconstrained_density
 from .pixels import Noise
 from .proposals import (
@@ -355,8 +357,14 @@ def _observe(
             f"observes, to sample them from it; got {int(no_site.sum())} that none of these does: "
             f"mark them as observed, and replace NaN"
         )
+    for name, part in data.sites.items():
+        fn, seen = sites[name]["fn"], part.take(observed)
+        is_whole = bool((seen.all(-1) | ~seen.any(-1)).all())
+        if not (is_whole or hasattr(unwrap_independent(fn), "observed_log_prob")):
+            single_pixels(fn)  # raises if parts of a value depend on each other
     completed = torch.where(observed, x, sample.to(x.dtype))
-    runner = Runner.create(prepare(program, completed, args), site)
+    # copied columns may coincide in completed examples
+    runner = Runner.create(prepare(program, completed, args), site, data)
     return PartialObservation(runner, completed, observed, noise)
 
 

@@ -44,12 +44,15 @@ class Runner:
     noise_sites: frozenset[str] = frozenset()
 
     @classmethod
-    def create(cls, inputs: ProgramInputs, site: SiteNames | None = None) -> Runner:
+    def create(
+        cls, inputs: ProgramInputs, site: SiteNames | None = None, data: DataSites | None = None
+    ) -> Runner:
         """Create a runner by inspecting a run of the program.
 
         Arguments:
             inputs: the program in normal form.
             site: as for :func:`~pyro_vae.programs.sites.find_data_sites`.
+            data: the data sites, if known; by default found.
 
         Raises:
             ValueError: if the program's weights per example are not defined, if the model has no
@@ -57,7 +60,8 @@ class Runner:
         """
         inputs = with_enumerated_posterior(inputs)
         model, guide, x, args, kwargs = inputs
-        data, drawn = find_data_sites(model, (x, *args), kwargs, site)
+        found, drawn = find_data_sites(model, (x, *args), kwargs, site)
+        data = found if data is None else data
         layout = find_layout(model, guide, x, *args, **kwargs)
         sites = trace_sites(model, x, *args, **kwargs)
         check_generates_data(model, (x, *args), kwargs, data, sites, drawn)

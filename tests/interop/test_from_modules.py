@@ -58,7 +58,7 @@ def test_exact_diagonal_posterior(scale):
     log_w = pv.log_weights(program.model, program.guide, x, num_samples=5)
     torch.testing.assert_close(log_w, truth.log_evidence(x).expand(5, -1))
     bounds = pv.evaluate(program, x, num_samples=60, ks=(5,))
-    assert bounds.elbo == pytest.approx(float(truth.log_evidence(x).mean()), abs=1e-8)
+    assert bounds.elbo == pytest.approx(float(truth.log_evidence(x).mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize("given", ["likelihood", "decode"])
@@ -138,6 +138,8 @@ def test_every_named_likelihood(name, shape):
     transform, make, values = LIKELIHOODS[name]
     torch.manual_seed(0)
     network, encoder = nn.Linear(2, 6), nn.Linear(6, 4)
+    with torch.no_grad():  # moderate z, for rates that are exponentials of it
+        encoder.weight.mul_(0.1)
     x = values(torch.rand(7, *shape))
 
     def decode(z):

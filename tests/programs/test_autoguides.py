@@ -147,7 +147,7 @@ class TestConstrainedLatents:
         integrand = log_q.exp() * (log_p + case.jacobian(u) - log_q)
         elbo = torch.trapezoid(integrand, u, dim=0)
         # five standard errors of log weights with a standard deviation of 2 nats
-        np.testing.assert_allclose(bounds.per_datum["elbo"], elbo, atol=0.07)
+        np.testing.assert_allclose(bounds.per_datum["elbo"], elbo, rtol=0.01, atol=0.07)
 
     def test_density_at_given_latents(self, make, case):
         guide = case.make_guide(make)

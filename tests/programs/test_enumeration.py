@@ -562,7 +562,7 @@ def test_global_latents_need_pyros_estimator():
     loss = objectives.EnumeratedELBO(num_particles=500).loss(model, guide, x)
     kl = torch.distributions.kl_divergence(dist.Normal(0.3, 0.01), dist.Normal(0.0, 1.0))
     expected = kl - mixture_log_prob(x - 0.3, 1.0).sum()
-    assert loss == pytest.approx(float(expected), abs=0.02)
+    assert loss == pytest.approx(float(expected), abs=0.1)
 
 
 def test_beta_of_the_enumerated_elbo():

@@ -130,7 +130,7 @@ def test_proposals_and_annealing(style, order):
     error = (bounds.per_datum["laplace"] - truth) / bounds.per_datum["laplace_variance"] ** 0.5
     # P < 1e-4 for a normal error of each of 12 examples
     assert np.abs(error).max() < 4.9
-    assert np.abs(bounds.per_datum["laplace"] - truth).max() < 0.1
+    assert np.abs(bounds.per_datum["laplace"] - truth).max() < 0.3
     for settings in (pv.Annealing(8, 5, 2), pv.Annealing(8, 12, 2, initial="prior")):
         ais = pv.ais(program, x, lengths, annealing=settings).estimates["ais"]
         assert ais.value == pytest.approx(truth.mean(), abs=5 * ais.se_monte_carlo)
