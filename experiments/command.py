@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae.core import files
-from pyro_vae.core.random import check_seed
 from pyro_vae.core.validation import did_you_mean
 
 from .cells import FAILURES, Cell, find_cells, format_error, lock
@@ -29,7 +28,7 @@ from .tables import HERE, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RESULTS", "main", "parse_args", "run_study", "write_results"]
+__all__ = ["RESULTS", "main", "parse_args", "write_results"]
 
 RESULTS = HERE / "results"
 
@@ -167,52 +166,6 @@ def _read_earlier_results(file: Path, command: str) -> Results | None:
     except ValueError as error:
         print(error, file=sys.stderr)
         return None
-
-
-def run_study(
-    name: str,
-    title: str,
-    presets: Sequence[str],
-    labels: Sequence[str],
-    measure: Callable[[str, int, Sequence[str] | None], Results],
-    argv: Sequence[str] | None = None,
-    show: Callable[[Results], str] | None = None,
-) -> int:
-    """Run a study that trains no model: measure, print and write ``NAME-PRESET.json``.
-
-    Arguments:
-        name, title: the module in ``experiments.studies``, and its subject.
-        presets: the names of the budgets.
-        labels: the rows that ``--only`` selects from; such results are not written.
-        measure: ``measure(preset, seed, only)`` prints its rows and returns the results file.
-        argv: the command-line arguments; ``sys.argv[1:]`` if not given.
-        show: formats existing results for ``--table``.
-
-    Returns:
-        0, or 1 after printing a one-line error.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.studies.{name}", description=title, allow_abbrev=False
-    )
-    parser.add_argument("--preset", choices=list(presets), default="small")
-    parser.add_argument("--only", nargs="+", choices=list(labels), metavar="ROW")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    if show is not None:
-        parser.add_argument("--table", action="store_true", help="print the existing results")
-    options = parser.parse_args(argv)
-    file = options.results / f"{name}-{options.preset}.json"
-    try:
-        if show is not None and options.table:
-            print(show(json.loads(file.read_text(encoding="utf-8"))))
-            return 0
-        results = measure(options.preset, check_seed(options.seed), options.only)
-        written = [] if options.only else write_results(file, results)
-    except (OSError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    print(f"results: {', '.join(map(str, written))}" if written else "no results written: --only")
-    return 0
 
 
 def write_results(

@@ -1,4 +1,4 @@
-"""Denormal numbers of training steps and evaluations, and what they cost on this processor.
+"""Denormal numbers of training steps and evaluations, and their cost on this processor.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/denormals.py
 

@@ -23,11 +23,9 @@ from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Annealing
 from pyro_vae.posteriors import DiagonalNormal
 
-from ..benchmarks.machine import describe_machine
-from ..command import run_study
+from ..study import Study
 from .coverage import Problem, counts, funnel, normal, student, two_modes
 
-MODULE = "experiments.studies.chain_coverage"
 TITLE = "Coverage of 95 % intervals of AIS and of inference gaps"
 #: Differences below this do not matter, in nats.
 TOLERANCE = 1e-3
@@ -196,7 +194,7 @@ def measure_gaps(
 
 
 def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the contents of the results file."""
+    """Return the rows of the results."""
     preset = PRESETS[name]
     rows: dict[str, Any] = {}
     for index, (label, make) in enumerate(REGIMES.items()):
@@ -216,17 +214,7 @@ def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str
         for gap, row in found.items():
             rows[f"{label}: {gap}"] = row
             print(format_row(f"{label}: {gap}", row), flush=True)
-    return {
-        "name": "chain_coverage",
-        "title": TITLE,
-        "preset": name,
-        "command": f"python -m {MODULE} --preset {name} --seed {seed}",
-        "configuration": preset,
-        "seed": seed,
-        "machine": describe_machine(),
-        "columns": " ".join((Count.summary.__doc__ or "").split()),
-        "rows": rows,
-    }
+    return rows
 
 
 def format_row(label: str, row: dict[str, float | None]) -> str:
@@ -262,13 +250,16 @@ def _format_cell(row: dict[str, float | None]) -> str:
     return " / ".join("–" if share is None else f"{share:.0%}" for share in shares)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the numbers."""
-    labels = [*REGIMES, *GAPS]
-    return run_study(
-        "chain_coverage", TITLE, list(PRESETS), labels, measure, argv, show=format_tables
-    )
+STUDY = Study(
+    "chain_coverage",
+    TITLE,
+    PRESETS,
+    [*REGIMES, *GAPS],
+    measure,
+    Count.summary.__doc__ or "",
+    format_tables,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -25,10 +25,8 @@ import pyro_vae as pv
 from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Bounds
 
-from ..benchmarks.machine import describe_machine
-from ..command import run_study
+from ..study import Study
 
-MODULE = "experiments.studies.coverage"
 TITLE = "Coverage of 95 % intervals by regime"
 
 Program = tuple[Callable[..., Any], Callable[..., Any]]
@@ -396,7 +394,7 @@ def measure_regime(regime: Regime, preset: dict[str, Any]) -> dict[str, dict[str
 
 
 def measure_coverage(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the contents of the results file."""
+    """Return the rows of the results."""
     preset = PRESETS[name]
     rows = {}
     for index, (label, regime) in enumerate(REGIMES.items()):
@@ -409,17 +407,7 @@ def measure_coverage(name: str, seed: int, only: Sequence[str] | None = None) ->
                 **measure_regime(regime, preset),
             }
         print(format_regime(label, rows[label]), flush=True)
-    return {
-        "name": "coverage",
-        "title": TITLE,
-        "preset": name,
-        "command": f"python -m {MODULE} --preset {name} --seed {seed}",
-        "configuration": preset,
-        "seed": seed,
-        "machine": describe_machine(),
-        "columns": " ".join((_Count.summary.__doc__ or "").split()),
-        "rows": rows,
-    }
+    return rows
 
 
 def format_regime(label: str, row: dict[str, Any]) -> str:
@@ -464,12 +452,16 @@ def _percent(share: float | None) -> str:
     return f"{'–':>6}" if share is None else f"{share:6.1%}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the numbers."""
-    return run_study(
-        "coverage", TITLE, list(PRESETS), list(REGIMES), measure_coverage, argv, show=format_table
-    )
+STUDY = Study(
+    "coverage",
+    TITLE,
+    PRESETS,
+    list(REGIMES),
+    measure_coverage,
+    _Count.summary.__doc__ or "",
+    format_table,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

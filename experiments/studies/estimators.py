@@ -25,12 +25,10 @@ import pyro_vae as pv
 from pyro_vae.core.random import seeded
 from pyro_vae.evaluation import Annealing, Bounds, Corrected, Defensive, Estimator, Ladder, Laplace
 
-from ..benchmarks.machine import describe_machine
-from ..command import run_study
+from ..study import Study
 
-__all__ = ["ESTIMATORS", "POSTERIORS", "Posterior", "main", "measure_problem"]
+__all__ = ["ESTIMATORS", "POSTERIORS", "STUDY", "Posterior", "measure_problem"]
 
-MODULE = "experiments.studies.estimators"
 TITLE = "Cost and error of the estimators of log p(x)"
 
 
@@ -184,7 +182,7 @@ def _time(run: Callable[[], Any]) -> float:
 
 
 def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the contents of the results file."""
+    """Return the rows of the results."""
     preset, rows = PRESETS[name], {}
     for index, (label, posterior) in enumerate(POSTERIORS.items()):
         if only and label not in only:
@@ -194,17 +192,7 @@ def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str
                 key = f"{label}, {dim} latents"
                 rows[key] = measure_problem(posterior, dim, preset)
             print(format_problem(key, rows[key]), flush=True)
-    return {
-        "name": "estimators",
-        "title": TITLE,
-        "preset": name,
-        "command": f"python -m {MODULE} --preset {name} --seed {seed}",
-        "configuration": preset,
-        "seed": seed,
-        "machine": describe_machine(),
-        "columns": " ".join((measure_problem.__doc__ or "").split()),
-        "rows": rows,
-    }
+    return rows
 
 
 def format_problem(label: str, row: dict[str, Any]) -> str:
@@ -238,12 +226,16 @@ def _format_cell(entry: dict[str, Any]) -> str:
     return f"{error:.{2 if error < 10 else 0}f}{flagged} (× {cost:.{1 if cost < 10 else 0}f})"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the numbers."""
-    return run_study(
-        "estimators", TITLE, list(PRESETS), list(POSTERIORS), measure, argv, show=format_table
-    )
+STUDY = Study(
+    "estimators",
+    TITLE,
+    PRESETS,
+    list(POSTERIORS),
+    measure,
+    measure_problem.__doc__ or "",
+    format_table,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

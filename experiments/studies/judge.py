@@ -1,4 +1,4 @@
-"""Models that pythae and plain torch trained: the numbers that they report, and what they are.
+"""Models that pythae and plain torch trained: the numbers that they report, beside our bounds.
 
 Each model is trained as its library suggests, on MNIST. Beside its own loss on test digits and, for
 pythae, its importance-sampling estimate ``get_nll``, the table has our ELBO, L_50, log p̂ of the
@@ -29,13 +29,11 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 import pyro_vae as pv
 from pyro_vae.core.random import seeded
 
-from ..benchmarks.machine import describe_machine
-from ..command import run_study
+from ..study import Study
 
-__all__ = ["ROWS", "Trained", "format_table", "judge", "main", "measure"]
+__all__ = ["ROWS", "STUDY", "Trained", "format_table", "judge", "measure"]
 
-MODULE = "experiments.studies.judge"
-TITLE = "Trained models of pythae and plain torch: what they report, and our bounds"
+TITLE = "Trained models of pythae and plain torch: their reported numbers, and our bounds"
 #: Passes over the test digits for the mean of a reported loss, each with one z per digit.
 _NUM_PASSES = 20
 
@@ -194,7 +192,7 @@ def _load(preset: dict[str, Any], grey: bool) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Discard what a library prints."""
+    """Discard the output of a library."""
     import logging
 
     logging.disable(logging.INFO)
@@ -301,7 +299,7 @@ def judge(claimed: float, error: float, row: dict[str, Any]) -> str:
 
 
 def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the contents of the results file."""
+    """Return the rows of the results."""
     preset, rows = PRESETS[name], {}
     for index, (label, train) in enumerate(ROWS.items()):
         if only and label not in only:
@@ -309,17 +307,7 @@ def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str
         with seeded(seed, index):
             rows[label] = measure_model(train(preset), preset["num_samples"])
         print(f"{label}: {rows[label]}", flush=True)
-    return {
-        "name": "judge",
-        "title": TITLE,
-        "preset": name,
-        "command": f"python -m {MODULE} --preset {name} --seed {seed}",
-        "configuration": preset,
-        "seed": seed,
-        "machine": describe_machine(),
-        "columns": " ".join((measure_model.__doc__ or "").split()),
-        "rows": rows,
-    }
+    return rows
 
 
 def format_table(results: dict[str, Any]) -> str:
@@ -340,10 +328,16 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train and measure, print the table and write the numbers."""
-    return run_study("judge", TITLE, list(PRESETS), list(ROWS), measure, argv, show=format_table)
+STUDY = Study(
+    "judge",
+    TITLE,
+    PRESETS,
+    list(ROWS),
+    measure,
+    measure_model.__doc__ or "",
+    format_table,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -1,4 +1,4 @@
-"""Commands that infer what is not observed: missing values and latents."""
+"""Commands that infer missing values and latents."""
 
 from __future__ import annotations
 

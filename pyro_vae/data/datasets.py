@@ -1,4 +1,4 @@
-"""Data sets: three splits, and what is known of their values."""
+"""Data sets: three splits, and properties of their values."""
 
 from __future__ import annotations
 

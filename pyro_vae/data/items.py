@@ -176,7 +176,7 @@ class SequentialItems(Container):
         if not torch.equal(number, expected):
             raise ValueError(
                 f"expected the items of an iterable data set in the same order in every pass, "
-                f"because their labels are read in a pass of their own; got another label for item "
+                f"because their labels are read in a separate pass; got another label for item "
                 f"{row}: do not shuffle them, or use a map-style Dataset"
             )
 

@@ -30,7 +30,7 @@ class AdaptedProgram(NamedTuple):
     Attributes:
         module: owns all parameters that are trained; its model and guide are called with the
             minibatches of the loader. The program itself, if it needs no other form.
-        form: what is bound to it.
+        form: the form of the program, with its tensors and bound arguments.
         stored: its parameters that Pyro's parameter store has after training.
     """
 

@@ -272,7 +272,7 @@ class Trainer:
         return len(self.history) - self._best["epoch"] >= self._patience
 
     def _weights_state(self) -> dict[str, Any]:
-        """Return what the steps of an epoch change."""
+        """Return the state that the steps of an epoch change."""
         return {
             "weights": self._program.state_dict(),
             "optimizer": self._optim.get_state(),

@@ -170,7 +170,7 @@ def reads_plate_index(inputs: ProgramInputs) -> bool:
 
 
 def examples_are_independent(inputs: ProgramInputs) -> bool:
-    """Whether each example of a program has a weight of its own, on any subset of the examples.
+    """Whether the weight of each example is the same on any subset of the examples.
 
     Arguments:
         inputs: a program in which all tensors of leading size N are per datum.

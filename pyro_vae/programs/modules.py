@@ -128,7 +128,7 @@ class StoredParameters(NamedTuple):
 def adopt_stored_parameters(
     program: nn.Module, examples: Iterable[tuple[Tensor, ...]]
 ) -> tuple[nn.Module, StoredParameters]:
-    """Return a module that also owns what a program registers with ``pyro.param`` or ``module``.
+    """Return a module that also owns the parameters that a program registers with Pyro.
 
     The program runs once for each of the examples, with the values in Pyro's parameter store where
     it has them. Values become parameters of the module. Networks are trained in place, also if the

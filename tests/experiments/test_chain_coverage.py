@@ -1,5 +1,7 @@
 """The study of the coverage of AIS and of inference gaps: its truths and its counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,10 +40,11 @@ def test_smoke_run(tmp_path, capsys, monkeypatch):
     regimes = {"2 latents, shifted q": chain_coverage.REGIMES["2 latents, shifted q"]}
     monkeypatch.setattr(chain_coverage, "REGIMES", regimes)
     monkeypatch.setattr(chain_coverage, "GAPS", {"tiny": (2, 0.3, 1.3, 10)})
-    assert chain_coverage.main(["--preset", "smoke", "--results", str(tmp_path)]) == 0
+    study = replace(chain_coverage.STUDY, labels=[*regimes, "tiny"])
+    assert study.main(["--preset", "smoke", "--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "2 latents, shifted q: 4 chains × 20" in printed and "tiny: amortisation" in printed
     rows = read_json(tmp_path / "chain_coverage-smoke.json")["rows"]
     assert len(rows) == 1 + 4 and all(0 <= row["flagged"] <= 1 for row in rows.values())
-    assert chain_coverage.main(["--preset", "smoke", "--only", "tiny"]) == 0
+    assert study.main(["--preset", "smoke", "--only", "tiny"]) == 0
     assert "no results written" in capsys.readouterr().out

@@ -27,9 +27,9 @@ def test_divergence_of_each_regime(label):
 def test_smoke_run(tmp_path, capsys):
     args = ["--preset", "smoke", "--results", str(tmp_path)]
     only = ["exact q", "rare class, 10⁻⁵"]
-    assert coverage.main([*args, "--only", *only]) == 0
+    assert coverage.STUDY.main([*args, "--only", *only]) == 0
     assert "no results written: --only" in capsys.readouterr().out
-    results = coverage.measure_coverage("smoke", 0, only)
+    results = coverage.STUDY.results("smoke", 0, only)
     assert [*results["rows"]] == only
     exact, rare = results["rows"].values()
     assert exact["log_evidence"]["flagged"] == 0 and exact["log_evidence"]["coverage"] == 1
@@ -38,5 +38,5 @@ def test_smoke_run(tmp_path, capsys):
     write_results(tmp_path / "coverage-smoke.json", results)
     assert read_json(tmp_path / "coverage-smoke.json") == results
     capsys.readouterr()
-    assert coverage.main([*args, "--table"]) == 0
+    assert coverage.STUDY.main([*args, "--table"]) == 0
     assert "| exact q | 100% / 0% / 100% |" in capsys.readouterr().out

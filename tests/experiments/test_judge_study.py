@@ -40,7 +40,7 @@ def test_smoke_run(tmp_path, capsys):
     pytest.importorskip("pythae")
     args = ["--preset", "smoke", "--results", str(tmp_path)]
     only = ["pythae VAE, squared error, grey", "torch, mean squared error, grey"]
-    results = judge.measure("smoke", 0, only)
+    results = judge.STUDY.results("smoke", 0, only)
     theirs, ours = results["rows"].values()
     # 64 pixels: ½ · 64 log 2π
     assert theirs["verdict"] == "the ELBO, without a constant of 58.8 nats"
@@ -49,5 +49,5 @@ def test_smoke_run(tmp_path, capsys):
     write_results(tmp_path / "judge-smoke.json", results)
     assert read_json(tmp_path / "judge-smoke.json") == results
     capsys.readouterr()
-    assert judge.main([*args, "--table"]) == 0
+    assert judge.STUDY.main([*args, "--table"]) == 0
     assert f"| {only[0]} | {theirs['reported']:.2f} |" in capsys.readouterr().out

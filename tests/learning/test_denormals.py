@@ -94,7 +94,7 @@ def test_moments_of_dead_weights_become_zero():
     before = weights.detach().clone()
     (state,) = optim.optimizer.state.values()
     moment = state["exp_avg"]
-    # rounding keeps them above zero for ever
+    # rounding keeps them above zero
     assert ((moment != 0) & (moment.abs() < torch.finfo(moment.dtype).tiny)).sum() == 3
     optim.drop_denormals()
     assert not moment.any() and state["exp_avg_sq"][0] > 0

@@ -140,7 +140,7 @@ def test_training_goes_on_from_the_values_in_the_store():
     assert all(map(torch.equal, _values(*pair), weights))
     evaluated = pv.evaluate(program, X, num_samples=2000).elbo
     assert history["elbo"][-1] == pytest.approx(evaluated, abs=0.3)
-    # plain SVI goes on from there as well
+    # plain SVI continues from there as well
     objective = Trace_ELBO(200, max_plate_nesting=1, vectorize_particles=True)
     svi = SVI(*program, pyro.optim.SGD({"lr": 0.0}), objective)
     assert -svi.evaluate_loss(X) / len(X) == pytest.approx(evaluated, abs=0.1)
