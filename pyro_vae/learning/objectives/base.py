@@ -294,12 +294,18 @@ class DataPlateChecker(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"].get("_deterministic") or site_is_subsample(msg):
             return
-        if not any(frame.name == PLATE for frame in msg["cond_indep_stack"]):
-            raise ValueError(
-                f'expected every site in the plate "{PLATE}", because the weights are per datum; '
-                f"got {msg['name']!r} outside of it: use ELBO with gradient 'standard', or sample "
-                f'the site inside `with pyro.plate("{PLATE}", len(x)):`'
-            )
+        names = [frame.name for frame in msg["cond_indep_stack"]]
+        if PLATE in names:
+            return
+        where, remedy = "outside of it", "sample the site inside"
+        if names:
+            where = f"in {', '.join(map(repr, names))}, of which it is not known which one this is"
+            remedy = "name the plate, as in"
+        raise ValueError(
+            f"expected every site in the plate over the data, because the weights are per datum; "
+            f"got {msg['name']!r} {where}: use ELBO with gradient 'standard', or {remedy} `with "
+            f'pyro.plate("{PLATE}", len(x)):`'
+        )
 
 
 def reported_scale(site: Site) -> Any:

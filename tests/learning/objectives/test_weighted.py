@@ -206,6 +206,18 @@ def _shared_guide(x):
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def test_two_plates_of_the_size_of_the_data():
+    def program(x, observed=True):
+        with pyro.plate("cells", len(x), dim=-2), pyro.plate("genes", 4, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4, 4), 1.0))
+            if observed:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    message = r"got 'z' in 'cells', 'genes', of which it is not known .* name the plate"
+    with pytest.raises(ValueError, match=message):
+        IWAE(3).loss(program, partial(program, observed=False), torch.randn(4, 4))
+
+
 @pytest.mark.parametrize(
     "make",
     [
