@@ -22,7 +22,7 @@ from ...core.evaluation_mode import eval_mode, owning_modules, preserve_buffers
 from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.audit import audit_inputs
-from ...programs.base import PLATE, Site, sample_sites, trace_program
+from ...programs.base import PARTICLES, PLATE, Site, sample_sites, trace_program
 from ...programs.checks import check_guide_samples
 from ...programs.context import use_own_parameters
 from ...programs.enumerated_sites import find_enumerated, is_marked
@@ -294,17 +294,15 @@ class DataPlateChecker(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"].get("_deterministic") or site_is_subsample(msg):
             return
-        names = [frame.name for frame in msg["cond_indep_stack"]]
+        names = [f.name for f in msg["cond_indep_stack"] if f.name != PARTICLES]
         if PLATE in names:
             return
-        where, remedy = "outside of it", "sample the site inside"
-        if names:
-            where = f"in {', '.join(map(repr, names))}, of which it is not known which one this is"
-            remedy = "name the plate, as in"
+        where = f"only in {', '.join(map(repr, names))}" if names else "outside of it"
         raise ValueError(
             f"expected every site in the plate over the data, because the weights are per datum; "
-            f"got {msg['name']!r} {where}: use ELBO with gradient 'standard', or {remedy} `with "
-            f'pyro.plate("{PLATE}", len(x)):`'
+            f"got {msg['name']!r} {where}: use ELBO with gradient 'standard', or sample the site "
+            f'inside `with pyro.plate("{PLATE}", len(x)):`, whose name decides if several plates '
+            f"have the size of the data"
         )
 
 

@@ -213,7 +213,7 @@ def test_two_plates_of_the_size_of_the_data():
             if observed:
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    message = r"got 'z' in 'cells', 'genes', of which it is not known .* name the plate"
+    message = r"got 'z' only in 'cells', 'genes': .* if several plates have the size of the data"
     with pytest.raises(ValueError, match=message):
         IWAE(3).loss(program, partial(program, observed=False), torch.randn(4, 4))
 
