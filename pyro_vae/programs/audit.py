@@ -35,7 +35,7 @@ from .context import (
     nan_parameters_reason,
     use_own_parameters,
 )
-from .enumerated_sites import mark_enumerated
+from .enumeration.marks import mark_enumerated
 from .masks import unscored_values
 from .particles import Layout, ParticleBatch, Particles, map_site, run_particles
 from .plates import is_data_plate
@@ -78,7 +78,7 @@ def audit_inputs(inputs: ProgramInputs) -> ProgramInputs:
     change. In normal form, all arguments of leading size N are per datum:
 
     - a tensor of leading size N that the program shares between examples is bound to it;
-    - the sites of the model to sum out, see :mod:`~.enumeration`, are marked;
+    - the sites of the model to sum out, see :mod:`~.enumeration.run`, are marked;
     - a program that reads its tensors by the index of the plate, as in ``loc[i]`` inside ``with
       pyro.plate("data", len(x)) as i``, gets the indices of the examples as a further argument,
       so that it reads the same rows on a subset.

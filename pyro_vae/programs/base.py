@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ..core.components import Labels
-from .enumerated_sites import Site, find_enumerated, find_marked
-from .enumeration import EnumeratedRun, Marginal
+from .enumeration.marks import Site, find_enumerated, find_marked
+from .enumeration.run import EnumeratedRun, Marginal
 
 __all__ = [
     "PARTICLES",
@@ -109,7 +109,7 @@ def trace_program(
     has ``noise`` (see :func:`attach_noise`), the guide transforms that noise instead.
 
     Sites of the model that the guide lacks and that are marked for enumeration are summed out, as
-    are those of both that :func:`~.enumerated_sites.mark_enumerated` marks: they have the type
+    are those of both that :func:`~.enumeration.marks.mark_enumerated` marks: they have the type
     ``"enumerated"``, and the sites that depend on them a :func:`marginal`.
 
     Arguments:
@@ -117,7 +117,7 @@ def trace_program(
         check: whether to check that the densities of their draws are those of an ordinary run.
 
     Raises:
-        ValueError: as for :class:`~.enumeration.EnumeratedRun`.
+        ValueError: as for :class:`~.enumeration.run.EnumeratedRun`.
     """
     if draws is not None:
         trace = poutine.Trace()
@@ -147,7 +147,7 @@ def trace_program(
 def trace_sites(program: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Site]:
     """Run a program once and return its sample sites by name.
 
-    Sites that :func:`~.enumerated_sites.mark_enumerated` marks are summed out and not returned.
+    Sites that :func:`~.enumeration.marks.mark_enumerated` marks are summed out and not returned.
 
     Raises:
         ValueError: if the program has an improper prior, which has no samples.

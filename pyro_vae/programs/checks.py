@@ -23,7 +23,7 @@ from .base import (
     site_log_prob,
     trace_program,
 )
-from .enumerated_sites import not_enumerable_reason
+from .enumeration.marks import not_enumerable_reason
 from .masks import effective_mask
 from .unconstrained import is_circular
 

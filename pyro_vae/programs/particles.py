@@ -30,8 +30,8 @@ from .base import (
     trace_program,
     trace_sites,
 )
-from .enumerated_sites import SUMMED_OUT, is_marked
-from .enumeration import GIVEN
+from .enumeration.marks import SUMMED_OUT, is_marked
+from .enumeration.run import GIVEN
 
 __all__ = [
     "Layout",
@@ -234,9 +234,9 @@ class ParticleBatch:
 class Particles:
     """Weighted run with K particles for each of N examples.
 
-    Sites of the model that are summed out (see :mod:`~.enumeration`) have no entry. The sites that
-    depend on them have the log-density given the preceding ones; the observed sites among these
-    have the joint one at the first of them, and 0 at the others.
+    Sites of the model that are summed out (see :mod:`~.enumeration.run`) have no entry. The sites
+    that depend on them have the log-density given the preceding ones; the observed sites among
+    these have the joint one at the first of them, and 0 at the others.
 
     Attributes:
         log_p: log-density of each sample site of the model, ``(K, N)``, in nats.

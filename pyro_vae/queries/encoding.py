@@ -19,7 +19,7 @@ from ..programs.arguments import map_batched
 from ..programs.audit import reads_plate_index
 from ..programs.base import Program, empty_program
 from ..programs.context import evaluating
-from ..programs.enumerated_posterior import with_enumerated_posterior
+from ..programs.enumeration.posterior import with_enumerated_posterior
 from ..programs.inputs import (
     AnyData,
     block_seed,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..programs.arguments import ProgramInputs
 from ..programs.base import Site, is_latent, trace_sites
-from ..programs.enumerated_posterior import with_enumerated_posterior
+from ..programs.enumeration.posterior import with_enumerated_posterior
 from ..programs.importance_weights import find_layout
 from ..programs.particles import Layout, ParticleBatch, guide_log_prob_at, total_log_prob
 from ..programs.simulation import check_generates_data

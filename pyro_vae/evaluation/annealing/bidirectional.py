@@ -20,7 +20,7 @@ from ...data import Dataset, Split
 from ...distributions.counts import ConditionedOnTotal
 from ...programs.base import Program, Site, label_use, trace_sites
 from ...programs.context import evaluating, inspecting
-from ...programs.discrete_latents import sum_out_discrete
+from ...programs.enumeration.discrete_latents import sum_out_discrete
 from ...programs.importance_weights import check_num_samples
 from ...programs.inputs import (
     AnyData,

@@ -18,7 +18,7 @@ from ...core.validation import positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
-from ...programs.discrete_latents import sum_out_discrete
+from ...programs.enumeration.discrete_latents import sum_out_discrete
 from ...programs.hmc import check_target_acceptance
 from ...programs.importance_weights import find_layout
 from ...programs.inputs import AnyData, AnyProgram, normalize_order, prepare

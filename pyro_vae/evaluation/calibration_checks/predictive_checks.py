@@ -21,7 +21,7 @@ from ...distributions.counts import ConditionedOnTotal, sum_counts
 from ...programs.arguments import ProgramInputs
 from ...programs.base import Site, empty_program, trace_sites
 from ...programs.context import evaluating, inspecting
-from ...programs.enumerated_posterior import with_enumerated_posterior
+from ...programs.enumeration.posterior import with_enumerated_posterior
 from ...programs.importance_weights import Chunk, stream_particles
 from ...programs.particles import ParticleBatch, run_particles
 from ...programs.simulation import check_generates_data

@@ -17,7 +17,7 @@ from ...core.validation import non_negative_int, positive_int
 from ...programs.arguments import ProgramInputs
 from ...programs.chunking import max_chain_pairs
 from ...programs.context import evaluating
-from ...programs.discrete_latents import sum_out_discrete
+from ...programs.enumeration.discrete_latents import sum_out_discrete
 from ...programs.inputs import AnyData, AnyProgram, prepare
 from ..bounds import Bounds
 from ..estimators import EstimationTask, Estimator

@@ -25,7 +25,7 @@ from ...programs.audit import audit_inputs
 from ...programs.base import PARTICLES, PLATE, Site, sample_sites, trace_program
 from ...programs.checks import check_guide_samples
 from ...programs.context import use_own_parameters
-from ...programs.enumerated_sites import find_enumerated, is_marked
+from ...programs.enumeration.marks import find_enumerated, is_marked
 from ...programs.importance_weights import find_layout
 from ...programs.particles import Layout
 from ...programs.plates import normalize_plate
@@ -196,7 +196,7 @@ class Objective(PyroELBO):
         """Return the sites of the model that are summed out (cached).
 
         Raises:
-            ValueError: as for :func:`~pyro_vae.programs.enumerated_sites.find_enumerated`, or if
+            ValueError: as for :func:`~pyro_vae.programs.enumeration.marks.find_enumerated`, or if
                 the guide lacks another latent.
         """
 

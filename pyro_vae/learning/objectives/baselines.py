@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.evaluation_mode import eval_mode
 from ...core.validation import positive_int
 from ...programs.base import empty_program
-from ...programs.enumerated_sites import mark_enumerated
+from ...programs.enumeration.marks import mark_enumerated
 from ...programs.hmc import (
     StepSizeTuner,
     append_event_dims,

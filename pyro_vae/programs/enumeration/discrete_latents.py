@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .arguments import ProgramInputs, audited_rows
-from .base import is_latent, sample_sites, trace_program
-from .context import inspecting
-from .enumerated_sites import mark_enumerated, not_enumerable_reason, unmarked
+from ..arguments import ProgramInputs, audited_rows
+from ..base import is_latent, sample_sites, trace_program
+from ..context import inspecting
+from .marks import mark_enumerated, not_enumerable_reason, unmarked
 
 __all__ = ["sum_out_discrete"]
 
@@ -23,7 +23,7 @@ def sum_out_discrete(inputs: ProgramInputs) -> ProgramInputs:
 
     Raises:
         ValueError: if a discrete latent has infinitely many values, or if model or guide do not run
-            with all values at once; see :mod:`~.enumeration`.
+            with all values at once; see :mod:`~.enumeration.run`.
     """
     model, guide = inputs.model, inputs.guide
     rows = audited_rows(inputs.x)

@@ -16,10 +16,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import apply_stack
 from torch import Tensor
 
-from .arguments import ProgramInputs
-from .base import PARTICLES, PLATE, Site, sample_sites, site_log_prob
-from .enumerated_sites import find_enumerated, unmarked
-from .enumeration import EnumeratedRun
+from ..arguments import ProgramInputs
+from ..base import PARTICLES, PLATE, Site, sample_sites, site_log_prob
+from .marks import find_enumerated, unmarked
+from .run import EnumeratedRun
 
 __all__ = ["with_enumerated_posterior"]
 

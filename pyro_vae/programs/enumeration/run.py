@@ -24,8 +24,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .enumerated_sites import Site
 from .factors import Factor, sum_product
+from .marks import Site
 
 __all__ = ["GIVEN", "EnumeratedRun", "Marginal"]
 

@@ -19,7 +19,7 @@ from pyro_vae import objectives
 from pyro_vae.programs.arguments import ProgramInputs
 from pyro_vae.programs.audit import audit_inputs
 from pyro_vae.programs.base import site_log_prob
-from pyro_vae.programs.enumerated_posterior import with_enumerated_posterior
+from pyro_vae.programs.enumeration.posterior import with_enumerated_posterior
 from pyro_vae.programs.importance_weights import find_layout
 from pyro_vae.programs.particles import Layout, log_probs_at, particles_at, run_particles
 

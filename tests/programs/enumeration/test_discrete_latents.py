@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.programs.arguments import ProgramInputs
-from pyro_vae.programs.discrete_latents import sum_out_discrete
+from pyro_vae.programs.enumeration.discrete_latents import sum_out_discrete
 from pyro_vae.programs.particles import run_particles
 
 LOCS = torch.tensor([-2.0, 0.5, 2.5], dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Discrete sites that are summed out exactly: marks, the run with all values, the posterior."""
