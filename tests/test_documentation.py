@@ -18,10 +18,15 @@ from pyro_vae.cli.app import main
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
-#: In the order of their commands: docs/command-line trains the runs that other pages use.
+#: In the order of their commands: the page of the command line trains the runs of other pages.
 PAGES = (
-    *("README", "docs/command-line", "docs/components", "docs/data", "docs/estimators"),
-    *("docs/calibration", "docs/own-data"),
+    "README",
+    "docs/reference/command-line",
+    "docs/reference/components",
+    "docs/reference/data",
+    "docs/how-to/estimators",
+    "docs/how-to/calibration",
+    "docs/how-to/own-data",
 )
 
 _ANNEALING = [
@@ -109,7 +114,7 @@ def test_readme_quick_start(capsys):
 
 def test_components_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _ = blocks("docs/components")
+    code, _ = blocks("docs/reference/components")
     scope: dict = {}
     execute(code, scope, {"epochs=50": "epochs=1", "5000": "60"})
     assert scope["bounds"].iwae.keys() == {5, 50, 60}
@@ -119,7 +124,7 @@ def test_components_page(tmp_path, monkeypatch):
 
 def test_data_page(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    load, queries = blocks("docs/data")
+    load, queries = blocks("docs/reference/data")
     execute(load, trained)
     execute(queries, trained)
     x, observed, imputed = (trained[name] for name in ("x", "observed", "imputed"))
@@ -129,7 +134,7 @@ def test_data_page(trained, tmp_path, monkeypatch):
 
 
 def test_estimators_page(trained):
-    (code,) = blocks("docs/estimators")
+    (code,) = blocks("docs/how-to/estimators")
     fast = {
         "5000": "60",
         "num_steps=100": "num_steps=5",
@@ -144,7 +149,7 @@ def test_estimators_page(trained):
 def test_calibration_page(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained["data"] = replace(trained["data"], test=trained["data"].test.head(30))
-    check, statistic, plots = blocks("docs/calibration")
+    check, statistic, plots = blocks("docs/how-to/calibration")
     execute(check, trained, {"300": "20", "1000": "30"})
     assert trained["result"].verdicts["guide"].keys() > {"z[0]", "z[1]", "tarp"}
     execute(statistic, trained)
@@ -152,7 +157,7 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
 
 
 def test_own_data_page(documented_files, capsys):
-    objects, load, results, open_run = blocks("docs/own-data")
+    objects, load, results, open_run = blocks("docs/how-to/own-data")
     execute(objects, {"pv": pv})
     assert capsys.readouterr().out.splitlines() == [
         "tensor([0, 1, 0, 1]) ('a', 'b')",
@@ -174,7 +179,7 @@ def test_own_data_page(documented_files, capsys):
 
 
 def test_own_program_page(capsys):
-    first, arguments, mixture, _ = blocks("docs/own-program")
+    first, arguments, mixture, _ = blocks("docs/how-to/own-program")
     scope: dict = {}
     fast = {"epochs=20": "epochs=2", "data.test, reliable=True": "data.test, num_samples=30"}
     execute(first, scope, fast)
@@ -193,8 +198,8 @@ def test_own_program_page(capsys):
 
 def test_own_program_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("tutorial.py").write_text(blocks("docs/own-program")[-1], encoding="utf-8")
-    fit, evaluate = re.findall("^pyro-vae .*$", text("docs/own-program"), re.MULTILINE)
+    Path("tutorial.py").write_text(blocks("docs/how-to/own-program")[-1], encoding="utf-8")
+    fit, evaluate = re.findall("^pyro-vae .*$", text("docs/how-to/own-program"), re.MULTILINE)
     assert main([*fit.split()[1:], "--fit.epochs", "1"]) == 0
     run, *plugin = evaluate.split()[2:5]
     fast = ["--num-samples", "100", "--num-data", "20"]
@@ -209,7 +214,7 @@ def test_own_program_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_interop_page(capsys):
-    own, other, *blocks_of_libraries = blocks("docs/interop")
+    own, other, *blocks_of_libraries = blocks("docs/how-to/interop")
     scope: dict = {}
     fast = {"test\n": "test.head(3)\n", "x, reliable=True": "x, num_samples=60, ks=(5,)"}
     execute(own, scope, fast)
@@ -248,8 +253,8 @@ def documented_files(tmp_path, monkeypatch):
     """The YAML and Python files of the commands in an empty folder, with one short epoch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (config,) = blocks("docs/components", "yaml")
-    _, plugin = blocks("docs/components")
+    (config,) = blocks("docs/reference/components", "yaml")
+    _, plugin = blocks("docs/reference/components")
     assert plugin.startswith("# my_priors.py\n") and config.startswith("# vamp.yaml\n")
     Path("my_priors.py").write_text(plugin, encoding="utf-8")
     Path("experiments").mkdir()
@@ -266,7 +271,7 @@ def documented_files(tmp_path, monkeypatch):
 
 
 def _make_own_files():
-    """The folder of pictures and the tables of docs/own-data."""
+    """The folder of pictures and the tables of docs/how-to/own-data."""
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
         (Path("pictures") / name).mkdir(parents=True)
@@ -314,7 +319,7 @@ def test_every_verb_has_a_command():
 
 def test_links_and_pages():
     """Every relative link in the documents names a file, and every anchor a heading."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "experiments" / "README.md"]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "experiments" / "README.md"]
     for page in pages:
         content = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)\s]+)\)", content):

@@ -8,8 +8,8 @@ To run some of the topics in the environment that ``make`` created:
     python experiments/benchmarks/bench.py --only step evaluation
     python experiments/benchmarks/bench.py --quick --results runs/bench
 
-Each topic writes one file in ``results/``; ``table.py`` prints the table in docs/performance.md
-from these files. Run nothing else on the machine at the same time.
+Each topic writes one file in ``results/``; ``table.py`` prints the table in
+docs/explanation/performance.md from these files. Run nothing else on the machine at the same time.
 """
 
 from __future__ import annotations

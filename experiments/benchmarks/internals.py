@@ -7,7 +7,8 @@
 A workload runs in one process with all optimisations and in one process per optimisation without
 it, on one core. Each turn without an optimisation lies between two turns with it; the ratio of its
 CPU time to their mean is the gain. CPU time hardly depends on the load of the machine. New rows
-replace those in ``results/internals.json``; ``--table`` prints them for docs/performance.md.
+replace those in ``results/internals.json``; ``--table`` prints them for
+docs/explanation/performance.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Print the table of benchmarks in docs/performance.md from the results of ``bench.py``.
+"""Print the benchmark table of docs/explanation/performance.md from the results of ``bench.py``.
 
     python experiments/benchmarks/table.py
 
 The targets are defined in this module and the measurements are read from ``results/``. Paste the
-output between the ``<!-- benchmarks -->`` marks of docs/performance.md.
+output between the ``<!-- benchmarks -->`` marks of docs/explanation/performance.md.
 """
 
 from __future__ import annotations

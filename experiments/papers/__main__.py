@@ -1,4 +1,4 @@
-"""Compare the results in ``results/`` with the papers, and update ``docs/reproductions.md``.
+"""Compare results with the papers, and update ``docs/explanation/reproductions.md``.
 
     python -m experiments.papers
 
@@ -39,7 +39,7 @@ TOLERANCE = 0.5
 _FULL_BUDGET = 0.98
 #: Presets whose results are compared.
 _PRESETS = ("small", "paper")
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "reproductions.md"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "explanation" / "reproductions.md"
 _UNKNOWN_CAUSE = "cause unknown"
 _MARKS = ("<!-- papers -->", "<!-- /papers -->")
 

@@ -230,7 +230,7 @@ def format_row(label: str, row: dict[str, float | None]) -> str:
 
 
 def format_tables(results: dict[str, Any]) -> str:
-    """Format the results as the two Markdown tables of ``docs/errors.md``."""
+    """Format the results as the two Markdown tables of ``docs/explanation/errors.md``."""
     tables = []
     for labels in (REGIMES, GAPS):
         rows: dict[str, dict[str, str]] = {}

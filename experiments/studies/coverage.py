@@ -425,7 +425,7 @@ def format_regime(label: str, row: dict[str, Any]) -> str:
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """Format the results as the Markdown table of ``docs/errors.md``."""
+    """Format the results as the Markdown table of ``docs/explanation/errors.md``."""
     titles = {
         "log_evidence": "log p̂",
         "psis": "PSIS",

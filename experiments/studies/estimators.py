@@ -210,7 +210,7 @@ def format_problem(label: str, row: dict[str, Any]) -> str:
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """Format the results as the Markdown table of ``docs/estimators.md``."""
+    """Format the results as the Markdown table of ``docs/how-to/estimators.md``."""
     lines = [f"| posterior | {' | '.join(ESTIMATORS)} |", f"|---{'|---' * len(ESTIMATORS)}|"]
     for label, row in results["rows"].items():
         cells = [_format_cell(row[name]) for name in ESTIMATORS]

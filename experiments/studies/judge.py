@@ -311,7 +311,7 @@ def measure(name: str, seed: int, only: Sequence[str] | None = None) -> dict[str
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """Format the results as the Markdown table of ``docs/interop.md``."""
+    """Format the results as the Markdown table of ``docs/how-to/interop.md``."""
     lines = [
         "| model | −loss | own estimate | ELBO | L_50 | log p̂ | bad k̂ | the reported loss is |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The table of benchmarks: verdicts, the result files and docs/performance.md."""
+"""The table of benchmarks: verdicts, the result files and docs/explanation/performance.md."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_every_metric_is_in_its_result_file():
 
 
 def test_docs_show_the_current_table():
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / "performance.md").read_text(encoding="utf-8")
     assert "<!-- benchmarks -->" in text, "put the output of table.py between these comments"
     shown = text.partition("<!-- benchmarks -->\n")[2].partition("\n<!-- /benchmarks -->")[0]
     assert shown == table.format_table(table.read_results())
 
 
 def test_docs_show_the_current_gains_of_internals():
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / "performance.md").read_text(encoding="utf-8")
     shown = text.partition("<!-- internals -->\n")[2].partition("\n<!-- /internals -->")[0]
     assert shown == internals.format_table(table.read_results()["internals"]["ratios"])
 

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("name", "show", "page"),
     [
-        ("coverage", coverage.format_table, "errors"),
-        ("chain_coverage", chain_coverage.format_tables, "errors"),
-        ("estimators", estimators.format_table, "estimators"),
-        ("judge", judge.format_table, "interop"),
+        ("coverage", coverage.format_table, "explanation/errors"),
+        ("chain_coverage", chain_coverage.format_tables, "explanation/errors"),
+        ("estimators", estimators.format_table, "how-to/estimators"),
+        ("judge", judge.format_table, "how-to/interop"),
     ],
 )
 def test_page_shows_the_results(name, show, page):

@@ -338,7 +338,7 @@ Missing: third, seed 0."""
         assert verdicts.insert_section("no marks", self.TABLE) == "no marks"
 
     def test_document_matches_the_committed_results(self):
-        document = (ROOT / "docs" / "reproductions.md").read_text(encoding="utf-8")
+        document = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
         section = verdicts.format_section(list(verdicts.read_all_results()))
         assert section in document
         assert verdicts.insert_section(document, section) == document, (

@@ -153,7 +153,7 @@ def test_tables_in_docs_match_the_results_files():
         .format_results(read_json(RESULTS / "bad_proposal-small.json"))
         .splitlines()
     }
-    pages = [ROOT / "docs" / f"{name}.md" for name in ("reproductions", "studies")]
+    pages = [ROOT / "docs" / "explanation" / f"{name}.md" for name in ("reproductions", "studies")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     tables = [block for block in blocks if re.search(r"^(row|q\(z\|x\)) ", block, re.MULTILINE)]
@@ -162,7 +162,7 @@ def test_tables_in_docs_match_the_results_files():
 
 
 def test_commands_in_docs_name_scripts():
-    pages = [ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")]
     modules = {module.__name__ for module in SCRIPTS.values()} | {"experiments.papers"}
     for page in pages:
         text = page.read_text(encoding="utf-8")

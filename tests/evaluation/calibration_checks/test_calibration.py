@@ -132,7 +132,7 @@ def test_deviation_has_its_name_and_size(shift, scale, expected):
 
 
 def test_power():
-    """300 examples and 24 quantities, as in docs/calibration.md."""
+    """300 examples and 24 quantities, as in docs/how-to/calibration.md."""
     band, random = make_band(300, 0.05 / 24), np.random.default_rng(0)
 
     def power(shift, scale):
