@@ -56,39 +56,21 @@ Types of arguments
 
 # Every export is an import with `as`, the convention of typed packages without `__all__`: with
 # `__all__`, help() would print the whole documentation of every class, thousands of lines.
-import importlib.metadata
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import data as data
-from . import evaluation as evaluation
-from . import interop as interop
 from . import learning as learning
 from . import likelihoods as likelihoods
 from . import models as models
 from . import networks as networks
 from . import posteriors as posteriors
 from . import priors as priors
-from . import queries as queries
 from .core import distributed as distributed
 from .core.components import Labels as Labels
 from .core.components import NetworkFactory as NetworkFactory
 from .core.components import Shape as Shape
 from .core.components import Space as Space
-from .evaluation import ActiveUnits as ActiveUnits
-from .evaluation import Annealing as Annealing
-from .evaluation import Bounds as Bounds
-from .evaluation import Calibration as Calibration
-from .evaluation import Gaps as Gaps
-from .evaluation import Laplace as Laplace
-from .evaluation import Latents as Latents
-from .evaluation import RateDistortion as RateDistortion
-from .evaluation import active_units as active_units
-from .evaluation import ais as ais
-from .evaluation import bdmc as bdmc
-from .evaluation import calibration as calibration
-from .evaluation import evaluate as evaluate
-from .evaluation import gaps as gaps
-from .evaluation import latents as latents
-from .evaluation import rate_distortion as rate_distortion
 from .learning import History as History
 from .learning import fit as fit
 from .learning import initialize as initialize
@@ -100,8 +82,65 @@ from .models import HierarchicalVAE as HierarchicalVAE
 from .models import SemiSupervisedVAE as SemiSupervisedVAE
 from .programs.base import Pair as Pair
 from .programs.importance_weights import log_weights as log_weights
-from .runs import Run as Run
-from .runs import compare as compare
-from .runs import load as load
 
-__version__ = importlib.metadata.version("pyro-vae")
+if TYPE_CHECKING:
+    from . import evaluation as evaluation
+    from . import interop as interop
+    from . import queries as queries
+    from .evaluation import ActiveUnits as ActiveUnits
+    from .evaluation import Annealing as Annealing
+    from .evaluation import Bounds as Bounds
+    from .evaluation import Calibration as Calibration
+    from .evaluation import Gaps as Gaps
+    from .evaluation import Laplace as Laplace
+    from .evaluation import Latents as Latents
+    from .evaluation import RateDistortion as RateDistortion
+    from .evaluation import active_units as active_units
+    from .evaluation import ais as ais
+    from .evaluation import bdmc as bdmc
+    from .evaluation import calibration as calibration
+    from .evaluation import evaluate as evaluate
+    from .evaluation import gaps as gaps
+    from .evaluation import latents as latents
+    from .evaluation import rate_distortion as rate_distortion
+    from .runs import Run as Run
+    from .runs import compare as compare
+    from .runs import load as load
+
+    __version__: str
+
+#: Names that training does not need, with the module to import at their first use (PEP 562).
+_LAZY = {
+    **dict.fromkeys(("evaluation", "interop", "queries"), ""),
+    **dict.fromkeys(
+        (
+            *("ActiveUnits", "Annealing", "Bounds", "Calibration", "Gaps", "Laplace", "Latents"),
+            *("RateDistortion", "active_units", "ais", "bdmc", "calibration", "evaluate", "gaps"),
+            *("latents", "rate_distortion"),
+        ),
+        ".evaluation",
+    ),
+    **dict.fromkeys(("Run", "compare", "load"), ".runs"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        # `import *` and help() look for it first; without it they take the names that are loaded
+        for lazy in _LAZY:
+            __getattr__(lazy)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        globals()[name] = version("pyro-vae")
+        return globals()[name]
+    elif name in _LAZY:
+        module = _LAZY[name]
+        value = importlib.import_module(module or f".{name}", __name__)
+        globals()[name] = getattr(value, name) if module else value
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__version__"})

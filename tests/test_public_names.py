@@ -6,6 +6,8 @@ import ast
 import builtins
 import pydoc
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +21,14 @@ import pyro_vae as pv
 from pyro_vae.models.inference import BottomUp
 
 SOURCE = ast.parse(Path(pv.__file__).read_text(encoding="utf-8"))
-EXPORTS = {a.asname for n in SOURCE.body if isinstance(n, ast.ImportFrom) for a in n.names}
+EXPORTS = {a.asname for n in ast.walk(SOURCE) if isinstance(n, ast.ImportFrom) for a in n.names}
+EXPORTS -= {None}  # TYPE_CHECKING, Any, version
 
 
 def test_every_import_is_an_export_and_in_the_map():
-    assert None not in EXPORTS  # a plain import would not be re-exported to type checkers
+    relative = [n for n in ast.walk(SOURCE) if isinstance(n, ast.ImportFrom) and n.level]
+    # a plain import would not be re-exported to type checkers
+    assert all(alias.asname == alias.name for node in relative for alias in node.names)
     assert {*dir(pv)} >= EXPORTS
     documented = set(re.findall(r"\w+", pv.__doc__))
     assert documented >= EXPORTS
@@ -33,6 +38,29 @@ def test_every_import_is_an_export_and_in_the_map():
     assert not {*star} - {"__builtins__"} & {*dir(builtins)}  # e.g. a package named compile
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):
         pv.laod  # noqa: B018
+
+
+FRESH = """
+import sys
+import torch, pyro
+before = {*sys.modules}
+import pyro_vae as pv
+loaded = {m.split(".")[1] if m.startswith("pyro_vae.") else m for m in {*sys.modules} - before}
+print(*sorted(loaded - {"pyro_vae"}))
+lazy = {n: getattr(pv, n) for n in dir(pv) if n in pv._LAZY}
+print(*(pv._LAZY.keys() ^ lazy.keys()), pv.__version__)
+"""
+
+
+def test_the_import_loads_what_training_needs(tmp_path):
+    """No other library than those of torch and Pyro, and no package above ``learning``."""
+    checked = next(n for n in SOURCE.body if isinstance(n, ast.If))  # if TYPE_CHECKING
+    names = {a.asname for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert names == pv._LAZY.keys()  # types as they are at run time
+    printed = subprocess.check_output([sys.executable, "-c", FRESH], text=True).splitlines()
+    packages = "compiler core data distributions learning likelihoods models networks posteriors"
+    assert printed[0] == f"{packages} priors programs"
+    assert printed[1:] == [pv.__version__]
 
 
 def test_help_is_short():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def h5ad(options: SourceOptions) -> RawData:
     """
     file = require_file(options, "h5ad", "an .h5ad file")
     with explain_read_errors(file, "be an .h5ad file of AnnData 0.7 or later"):
-        stored = h5py.File(file, "r")
+        stored = _open(file)
         values = _read_matrix(_find_matrix(stored, options.layer, file))
     labels = groups = None
     if options.labels_key is not None:
@@ -60,7 +59,7 @@ def _find_matrix(stored: Any, layer: str | None, file: Path) -> Any:
 
 
 def _read_matrix(node: Any) -> Tensor | Container:
-    if isinstance(node, h5py.Dataset):
+    if _is_array(node):
         return keep_resident(IndexedArray(node))
     from scipy import sparse
 
@@ -73,7 +72,7 @@ def _read_matrix(node: Any) -> Tensor | Container:
 def _find_column(stored: Any, name: str, option: str, file: Path) -> Any:
     """Return a column of obs; ``None`` if labels are missing."""
     obs = stored["obs"]
-    if isinstance(obs, h5py.Group) and name in obs:
+    if _is_group(obs) and name in obs:
         return obs[name]
     if option == "labels_key":
         return None
@@ -81,13 +80,13 @@ def _find_column(stored: Any, name: str, option: str, file: Path) -> Any:
 
 
 def _describe_unknown(obs: Any, name: str, option: str, file: Path) -> str:
-    known = ", ".join(obs) if isinstance(obs, h5py.Group) else "a table of an older version"
+    known = ", ".join(obs) if _is_group(obs) else "a table of an older version"
     return f"expected data.{option} to name a column of obs in {file}; got {name!r}, it has {known}"
 
 
 def _read_labels(column: Any, size: int, name: str, file: Path) -> LabelColumn:
     if column is None:
-        with h5py.File(file, "r") as stored:
+        with _open(file) as stored:
             raise ArrayNameError(_describe_unknown(stored["obs"], name, "labels_key", file))
     if _is_categorical(column):
         names = tuple(map(str, _read_values(column["categories"])))
@@ -108,12 +107,12 @@ def _read_groups(column: Any, size: int, name: str, file: Path) -> Tensor:
 
 
 def _is_categorical(column: Any) -> bool:
-    return isinstance(column, h5py.Group) and "codes" in column
+    return _is_group(column) and "codes" in column
 
 
 def _read_values(column: Any) -> np.ndarray:
     """Return a column of numbers, booleans or strings, −1 or "" where missing."""
-    values = column[:] if isinstance(column, h5py.Dataset) else column["values"][:]
+    values = column[:] if _is_array(column) else column["values"][:]
     is_missing = _read_mask(column, len(values))
     if values.dtype.kind == "O":
         return np.where(is_missing, "", _as_strings(values))
@@ -122,9 +121,27 @@ def _read_values(column: Any) -> np.ndarray:
 
 def _read_mask(column: Any, size: int) -> np.ndarray:
     """Return where a nullable column has no value."""
-    is_nullable = not isinstance(column, h5py.Dataset)
+    is_nullable = not _is_array(column)
     return column["mask"][:] if is_nullable else np.zeros(size, bool)
 
 
 def _as_strings(values: np.ndarray) -> np.ndarray:
     return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values])
+
+
+def _open(file: Path) -> Any:
+    import h5py  # slow to import, and no other data need it
+
+    return h5py.File(file, "r")
+
+
+def _is_array(node: Any) -> bool:
+    import h5py
+
+    return isinstance(node, h5py.Dataset)
+
+
+def _is_group(node: Any) -> bool:
+    import h5py
+
+    return isinstance(node, h5py.Group)
