@@ -7,7 +7,8 @@ Pyro's handlers run in Python and cost more than the operations of a small netwo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -60,9 +61,11 @@ def trace_graph(
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
-    """Compile a graph of :func:`trace_graph` with TorchInductor, which caches its code on disk.
+    """Compile a graph of :func:`trace_graph` with TorchInductor.
 
-    The compiled graph draws the same random numbers as the original.
+    Its graph and machine code are cached on disk, in Inductor's folder, by graph, metadata of the
+    inputs, options, number of threads, instruction set and version of torch. The compiled graph
+    draws the same random numbers as the original.
 
     Arguments:
         graph: the graph.
@@ -72,14 +75,35 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Graph:
         NotTraceableError: if Inductor cannot compile the graph, e.g. without a C++ compiler.
     """
     keep_freed_memory()
-    options: dict[str, Any] = {"fallback_random": True}
+    options: dict[str, Any] = {"fallback_random": True, "cpp.threads": torch.get_num_threads()}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _graph_cache():
             warnings.simplefilter("ignore")  # Inductor's internal warnings
             function: Any = torch._inductor.compile(graph, list(inputs), options=options)
     except Exception as error:
         raise NotTraceableError(_first_line(error)) from error
     return function
+
+
+@contextmanager
+def _graph_cache() -> Iterator[None]:
+    """Let Inductor look for the graph in its cache on disk, and store it there.
+
+    It does so only within a tracing context that knows about shapes, as ``torch.compile`` has one.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    config: Any = getattr(torch.compiler, "config", None)
+    if not hasattr(config, "cache_key_tag"):  # before torch 2.7
+        yield
+        return
+    # Inductor's key lacks the instruction set, which decides the generated code
+    tag = f"{config.cache_key_tag} {torch.backends.cpu.get_cpu_capability()}"
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    with config.patch(cache_key_tag=tag), tracing(context):
+        yield
 
 
 def is_tracing() -> bool:

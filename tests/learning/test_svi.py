@@ -23,6 +23,7 @@ from components import (
 )
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
+from torch._dynamo.utils import counters
 
 import pyro_vae as pv
 from pyro_vae import likelihoods, objectives
@@ -414,6 +415,27 @@ def test_compiled_graph_draws_the_same_random_numbers():
         torch.manual_seed(seed)
         got = (*compiled(p, *constants), torch.rand(1))
         assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_compiled_graphs_are_cached_on_disk(monkeypatch):
+    """By everything that the code depends on: the graph, the threads and the instruction set."""
+
+    def is_cached(function):
+        graph, constants = trace.trace_graph(function, x)
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        compiled = trace.compile_graph(graph, [x, *constants])
+        torch.testing.assert_close(compiled(x, *constants), function(x))
+        return counters["inductor"]["fxgraph_cache_hit"] == before + 1
+
+    x = torch.rand(3, 5)
+    factor = float(torch.rand(()))  # no earlier run of this test has stored the graph
+    assert not is_cached(lambda x: (factor * x.sin(),))
+    assert is_cached(lambda x: (factor * x.sin(),))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert not is_cached(lambda x: (factor * x.sin(),))
+    assert is_cached(lambda x: (factor * x.sin(),))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert not is_cached(lambda x: (factor * x.sin(),))
 
 
 def test_tracing_does_not_change_generators_or_tensors():
