@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench
 BENCH  := experiments/benchmarks
 
-.PHONY: demo test soak lint install bench bench-gpu bench-peers bench-annealing clean
+.PHONY: demo test soak lint install bench bench-quick bench-gpu bench-peers bench-annealing clean
 
 install: $(STAMP)
 
@@ -38,11 +38,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Benchmark this package beside its peers. Needs a quiet machine and takes a while.
+# Benchmark this package beside its peers, and write the table of docs. Needs a quiet machine and half an hour.
 bench: $(STAMP) bench-peers
 	$(BIN)/python $(BENCH)/bench.py
-	$(BIN)/python $(BENCH)/evaluation_memory.py
 	$(BIN)/python $(BENCH)/table.py
+
+# The same with fewer rows and turns, in about five minutes; written to runs/bench-quick.
+bench-quick: $(STAMP) bench-peers
+	$(BIN)/python $(BENCH)/bench.py --quick
 
 # The benchmarks that a GPU changes. Refused without a GPU, before anything large is installed.
 bench-gpu: $(STAMP)
@@ -61,7 +64,7 @@ $(PEERS)/.installed: $(BENCH)/requirements.txt
 
 # Needs a trained run; annealing.py says how to make it.
 bench-annealing: $(STAMP)
-	$(BIN)/python experiments/benchmarks/annealing.py runs/mnist_vae
+	$(BIN)/python $(BENCH)/annealing.py runs/mnist_vae
 
 clean:
 	rm -rf $(VENV) $(PEERS) build *.egg-info

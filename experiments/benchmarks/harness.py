@@ -1,167 +1,229 @@
-"""Runs the contenders of a topic in interleaved rounds."""
+"""Measurement of contenders in turns, each in a process of its own."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import execnet
+import summaries
 from job import Job
-from process import Worker
-from rounds import interleave
-from steady import CoreMonitor, Turn, has_enough_steady_turns, select_seconds
+from summaries import summarise
 
-__all__ = ["Contender", "Harness", "Measurements", "log"]
+__all__ = ["Case", "Contender", "ContenderError", "Harness", "Worker", "log", "make_environment"]
 
-#: Maximum number of steps or images to profile.
-MAX_PROFILED = 100
+FOLDER = Path(__file__).parent
+#: Additional tolerance of estimates whose products are rounded to bfloat16, in nats.
+BFLOAT16_SLACK = 0.2
+
+
+class ContenderError(RuntimeError):
+    """A contender failed; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An implementation that takes part in a benchmark.
+    """A module in this folder, changes to its job, and whether it needs the peers' environment."""
 
-    Attributes:
-        name: the name in the results.
-        module: the module in this folder.
-        count: steps or images in a round; fewer for slow contenders.
-        needs_peers: whether it runs in the peers' environment.
-        options: changes to the fields of its job.
-    """
-
-    name: str
     module: str
-    count: int
-    needs_peers: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    needs_peers: bool = False
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """Measurements of a topic, by contender and round.
+class Case:
+    """A task, the model that it runs on, and its contenders by name.
 
     Attributes:
-        counts: steps or images in a round.
-        seconds: duration of a round; NaN where the round is discarded as unsteady.
-        steady: number of steady rounds.
-        values: the values computed in a round; for the limit, its times in seconds.
-        info: versions, setup time, first-round time, memory and profile.
+        count, peer_count: steps or images in a turn, and those of slower peers if fewer.
+        epochs: training before the measurement. With initial weights the KL divergence is near
+            zero, and a contender that omits it would go unnoticed.
+        threads: number of cores if not all.
     """
 
-    counts: dict[str, int]
-    seconds: dict[str, list[float]]
-    steady: dict[str, int]
-    values: dict[str, list[list[float]]]
-    info: dict[str, dict[str, Any]]
+    contenders: dict[str, Contender]
+    job: dict[str, Any]
+    hidden: tuple[int, ...]
+    latent_dim: int
+    count: int
+    peer_count: int | None = None
+    rounds: int = 15
+    epochs: int = 10
+    threads: int | None = None
 
-    @property
-    def limits(self) -> list[list[float]]:
-        """Seconds of the limit (total and parts) in each round; NaN for discarded rounds."""
-        pairs = zip(self.values["limit"], self.seconds["limit"], strict=True)
-        return [[v if s == s else s for v in row] for row, s in pairs]
+    def count_of(self, name: str) -> int:
+        """Return the steps or images in a turn of a contender; the limit measures itself once."""
+        if name == "limit":
+            return 1
+        return self.count if name.startswith("ours") else self.peer_count or self.count
 
-    def seconds_per(self, samples: int = 1) -> dict[str, list[float]]:
-        """Return the seconds per step, or per sample if an image takes ``samples`` samples.
 
-        The limit's entry is its value, not its duration.
-        """
-        return {
-            name: [row[0] for row in self.limits]
-            if name == "limit"
-            else [s / self.counts[name] / samples for s in seconds]
-            for name, seconds in self.seconds.items()
-        }
+class Worker:
+    """The process of a contender, which waits for requests.
+
+    Raises:
+        ContenderError: if the process fails or exits, now or during a later request.
+    """
+
+    def __init__(self, name: str, python: Path, module: str, job: Job, threads: int) -> None:
+        if not python.exists():
+            raise ContenderError(
+                f"expected a Python at {python} for the contender {name!r}; got none: create the "
+                f"peers' environment with make bench-peers"
+            )
+        self.name, self._group = name, execnet.Group()
+        gateway = self._group.makegateway(f"popen//python={shlex.quote(str(python))}")
+        self._channel = gateway.remote_exec(
+            _start,
+            folder=str(FOLDER),
+            environment=make_environment(threads, job.device),
+            options={"module": module, "options": asdict(job), "threads": threads},
+        )
+        self.versions: dict[str, str] = self._receive()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._group.terminate(timeout=10)
+
+    def run(self, count: int, warm: int = 0) -> Any:
+        """Return the answer of ``worker.serve``; the process is idle afterwards."""
+        self._channel.send((count, warm))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self._channel.receive()
+        except (EOFError, execnet.RemoteError) as error:
+            lines = getattr(error, "formatted", "").strip().splitlines()
+            reason = lines[-1] if lines else "the end of its process, whose output is above"
+            self._group.terminate(timeout=1)
+            raise ContenderError(
+                f"expected the contender {self.name!r} to answer; got {reason}"
+            ) from None
+
+
+def _start(channel, folder, environment, options):
+    """Serve a contender. execnet sends this function's source to the other interpreter."""
+    import os
+    import sys
+
+    os.environ.update(environment)
+    sys.path.insert(0, folder)
+    from worker import serve
+
+    serve(channel, **options)
+
+
+def make_environment(threads: int, device: str) -> dict[str, str]:
+    """Return the environment variables for threads, device and float32 of all libraries."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "JAX_PLATFORMS": device,
+        # by default JAX allocates most of a GPU's memory and multiplies in TF32
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        **({"JAX_DEFAULT_MATMUL_PRECISION": "highest"} if device == "cuda" else {}),
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 @dataclass(frozen=True)
 class Harness:
-    """Starts contenders and measures them under common settings.
+    """Common settings of all contenders.
 
     Attributes:
-        folder: folder for problem files.
-        peers: the interpreter of the peers' environment; ``None`` leaves these peers out.
-        device: ``cpu`` or ``cuda``.
+        folder: folder for problem files and caches.
+        peers: the interpreter of the peers' environment.
         threads: cores per contender.
-        quick: run as briefly as possible; the timings are then meaningless.
+        device: ``cpu`` or ``cuda``.
+        effort: fraction of the rounds, and of the steps in a turn.
     """
 
     folder: Path
-    peers: Path | None
-    device: str
+    peers: Path
     threads: int
-    quick: bool = False
+    device: str = "cpu"
+    effort: float = 1.0
 
-    @property
-    def rounds(self) -> int:
-        return 3 if self.quick else 15
+    def scale(self, count: int, least: int) -> int:
+        return max(min(count, least), round(self.effort * count))
 
-    def problem(self, hidden: tuple[int, ...], latent_dim: int, epochs: int = 0) -> str:
+    def problem(self, hidden: tuple[int, ...], latent_dim: int, epochs: int) -> str:
         """Return the path of a problem file, which is created on first use."""
-        # imported lazily: it imports the whole package
-        import problem
+        from problem import make_problem  # imports the whole package
 
-        name = "-".join(map(str, (*hidden, latent_dim, epochs)))
-        path = self.folder / f"{name}.npz"
-        if not path.exists():
-            problem.make_problem(path, hidden, latent_dim, epochs)
-        return str(path)
+        path = self.folder / f"{'-'.join(map(str, (*hidden, latent_dim, epochs)))}.npz"
+        return str(path if path.exists() else make_problem(path, hidden, latent_dim, epochs))
 
-    def start(self, contender: Contender, job: Job) -> Worker:
-        """Start a contender in its own process."""
-        python = self.peers if contender.needs_peers else Path(sys.executable)
-        assert python is not None
-        job = replace(job, device=self.device, **contender.options)
-        return Worker(contender.name, python, contender.module, job, self.threads)
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Measure a case in turns, after one untimed turn per contender.
 
-    def measure(
-        self, contenders: list[Contender], job: Job, rounds: int | None = None
-    ) -> Measurements:
-        """Measure a job in interleaved rounds, after one untimed round per contender."""
-        active = {c.name: c for c in contenders if not c.needs_peers or self.peers is not None}
-        counts = {name: c.count for name, c in active.items()}
+        Raises:
+            ContenderError, DisagreementError: if a contender fails or computes something else.
+        """
+        path = self.problem(case.hidden, case.latent_dim, case.epochs)
+        job = Job(problem=path, device=self.device, **case.job)
+        threads, rounds = case.threads or self.threads, self.scale(case.rounds, 3)
+        counts = {name: self.scale(case.count_of(name), 2) for name in case.contenders}
+        kernels = 0.0
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
-            info: dict[str, dict[str, Any]] = {}
-            for name, contender in active.items():
-                log(f"{job.task}: {name}")
-                worker = workers[name] = stack.enter_context(self.start(contender, job))
-                first = worker.ask(run=contender.count, warm=max(1, contender.count // 3))
-                info[name] = {
-                    "versions": worker.versions,
-                    "seconds_to_make_ready": round(worker.seconds, 2),
-                    "seconds_of_first_round": round(first["seconds"], 2),
-                }
-            monitored = self.threads > 1 and self.device == "cpu" and not self.quick
-            checker = self.start(Contender("cores", "cores", 1), job) if monitored else None
-            monitor = CoreMonitor(stack.enter_context(checker) if checker else None, self.threads)
-
-            def take_turn(name: str) -> Turn:
-                request = {"run": counts[name], "warm": max(1, counts[name] // 3)}
-                return monitor.run_turn(lambda: workers[name].ask(**request))
-
-            min_rounds = rounds or self.rounds
-            turns = interleave(
-                list(active),
-                min_rounds,
-                take_turn,
-                lambda turns: has_enough_steady_turns(turns, min_rounds),
+            for name, contender in case.contenders.items():
+                log(f"  {name}")
+                python = self.peers if contender.needs_peers else Path(sys.executable)
+                options = replace(job, **contender.options)
+                worker = Worker(name, python, contender.module, options, threads)
+                workers[name] = stack.enter_context(worker)
+                worker.run(counts[name])
+            # caches are cold after waiting for the other contenders: some are untimed
+            turns = summaries.take_turns(
+                list(workers), rounds, lambda n: workers[n].run(counts[n], min(counts[n] // 3, 100))
             )
-            for name, worker in workers.items():
-                info[name] |= worker.ask(memory=True)
-                if self.device != "cpu" and name != "limit" and "torch" in worker.versions:
-                    count = min(counts[name], MAX_PROFILED)
-                    profile = worker.ask(profile=count)
-                    # per step or image
-                    info[name] |= {key: seconds / count for key, seconds in profile.items()}
-        return Measurements(
-            counts=counts,
-            seconds=select_seconds(turns),
-            steady={name: sum(t.steady for t in row) for name, row in turns.items()},
-            values={name: [t.answer["values"] for t in row] for name, row in turns.items()},
-            info=info,
-        )
+            if self.device == "cuda":
+                profiled = min(counts["ours"], 100)
+                kernels = workers["ours"].run(-profiled) / profiled
+        samples = job.num_samples if job.task == "evaluation" else 1
+        seconds = {
+            name: [turn["seconds"] / counts[name] / samples for turn in row]
+            for name, row in turns.items()
+        }
+        values = {name: [turn["values"] for turn in row] for name, row in turns.items()}
+        result: dict[str, Any] = {}
+        if "limit" in values:
+            parts = list(zip(*values.pop("limit"), strict=True))
+            seconds["limit"] = list(parts[0])
+            names = ("all", "products", "elements", "bytes")
+            result["limit"] = {n: summarise(p) for n, p in zip(names, parts, strict=True)}
+        if job.task in ("step", "iwae"):
+            losses = {name: [row[0] for row in rows] for name, rows in values.items()}
+            summaries.check_losses_agree(losses)
+        else:
+            rounded = {name: BFLOAT16_SLACK for name in values if name.endswith("bfloat16")}
+            summaries.check_estimates_agree(values, rounded)
+        ratios = summaries.summarise_ratios(seconds)
+        if kernels:
+            # the profiler adds overhead: relate its kernel times to unprofiled wall times
+            ours = [s * samples / kernels for s in seconds["ours"]]
+            ratios["ours / its kernels"] = summarise(ours)
+        return {
+            "model": "–".join(map(str, (784, *case.hidden, case.latent_dim))),
+            "job": case.job,
+            "device": self.device,
+            "threads": threads,
+            "rounds": rounds,
+            "per_turn": counts,
+            "seconds": {name: summarise(row) for name, row in seconds.items()},
+            "ratios": ratios,
+            **result,
+            "mean_values": {n: round(sum(r[-1]) / len(r[-1]), 3) for n, r in values.items()},
+            "versions": {k: v for w in workers.values() for k, v in w.versions.items()},
+        }
 
 
 def log(text: str) -> None:

@@ -1,58 +1,54 @@
 """Gain of each optimisation that relies on internals of libraries or rewrites formulas.
 
     python experiments/benchmarks/internals.py
-    python experiments/benchmarks/internals.py --only iwae --without tanh --rounds 30
-    python experiments/benchmarks/internals.py --table
+    python experiments/benchmarks/internals.py --only iwae --without adam --rounds 30
+    python experiments/benchmarks/internals.py --table amd-epyc-zen4
 
 A workload runs in one process with all optimisations and in one process per optimisation without
 it, on one core. Each turn without an optimisation lies between two turns with it; the ratio of its
 CPU time to their mean is the gain. CPU time hardly depends on the load of the machine. New rows
-replace those in ``results/internals.json``; ``--table`` prints them for
-docs/explanation/performance.md.
+replace those in ``results/KIND/internals.json``; ``--table`` prints them for the documentation.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 import ours
 import torch
-from harness import Contender, Harness, log
-from job import Job, Plan
-from rounds import summarise
+from cases import DEEP, WIDE
+from harness import Harness, Worker, log
+from job import Job, Run
+from summaries import summarise
+from table import read_results
 from torch.fx import Interpreter
 
 import pyro_vae as pv
 from pyro_vae.compiler import hoist, rewrites, trace
 from pyro_vae.distributions import unit
-from pyro_vae.evaluation import Annealing, ais
 from pyro_vae.evaluation.annealing import compiled
 from pyro_vae.learning import fused_adam, trainer
 from pyro_vae.programs import importance_weights
 
-#: Environment variable that names the optimisation which a worker does without.
-_VARIABLE = "PYRO_VAE_WITHOUT"
-#: Hidden layers, latent variables and epochs of training before the measurement.
-_WIDE, _DEEP = ((400,), 20, 5), ((200, 200), 50, 10)
 #: Model, steps or images per turn, and job of each workload.
 WORKLOADS: dict[str, tuple[Any, int, dict[str, Any]]] = {
-    "step": (_WIDE, 60, {"task": "step", "batch": 128, "compiled": True}),
-    "step_batch_20": (_DEEP, 150, {"task": "step", "batch": 20, "compiled": True}),
-    "iwae": (_DEEP, 15, {"task": "iwae", "batch": 20, "num_samples": 50, "compiled": True}),
-    "evaluate": (_DEEP, 250, {"task": "evaluate", "num_samples": 1000, "compiled": True}),
-    "evaluate_vamp": (_DEEP, 60, {"task": "vamp", "num_samples": 1000, "compiled": True}),
-    "ais": (_DEEP, 64, {"task": "ais", "num_samples": 20, "compiled": True}),
-    "step_eager": (_WIDE, 40, {"task": "step", "batch": 128}),
-    "evaluate_eager": (_DEEP, 100, {"task": "evaluate", "num_samples": 1000}),
+    "step": (WIDE, 60, {"task": "step", "batch": 128, "compiled": True}),
+    "step_batch_20": (DEEP, 150, {"task": "step", "batch": 20, "compiled": True}),
+    "iwae": (DEEP, 15, {"task": "iwae", "batch": 20, "num_samples": 50, "compiled": True}),
+    "evaluate": (DEEP, 250, {"task": "evaluate", "num_samples": 1000, "compiled": True}),
+    "evaluate_vamp": (DEEP, 60, {"task": "vamp", "num_samples": 1000, "compiled": True}),
+    "ais": (DEEP, 64, {"task": "ais", "num_samples": 20, "compiled": True}),
+    "step_eager": (WIDE, 40, {"task": "step", "batch": 128}),
+    "evaluate_eager": (DEEP, 100, {"task": "evaluate", "num_samples": 1000}),
 }
 
 
@@ -104,47 +100,43 @@ SWITCHES: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
-def plan_evaluation(job: Job) -> Plan:
-    """Plan ``evaluate``, also with a VampPrior, or ``ais``, where K counts temperatures."""
-    vae, x = ours.make_vae(job).eval(), torch.from_numpy(job.data.test)
+def prepare(job: Job) -> Run:
+    """Prepare a workload without one of the optimisations."""
+    if job.without:
+        SWITCHES[job.without][1]()
+    compiled.worth_compiling = lambda num_elements: job.compiled
+    if job.task not in ("evaluate", "vamp"):
+        return ours.TASKS[job.task](job)
+    vae = ours.make_vae(job).eval()
     if job.task == "vamp":
         vae.prior = pv.priors.VampPrior(job.data.latent_dim, components=100).eval()
         vae.prior.bind(vae.posterior)
-    compiled.worth_compiling = lambda num_elements: job.compiled
-    options = {"num_samples": job.num_samples, "compile": job.compiled}
-
-    def run(count: int) -> list[float]:
-        if job.task == "ais":
-            bounds = ais(vae, x[:count], annealing=Annealing(8, job.num_samples, 10))
-        else:
-            bounds = pv.evaluate(vae, x[:count], **options)
-        return [bounds.estimates["ais" if job.task == "ais" else "elbo"].value]
-
-    return lambda count: lambda: run(count)
+    evaluate = partial(pv.evaluate, num_samples=job.num_samples, compile=job.compiled)
+    return ours.prepare_bounds(job, vae, evaluate)
 
 
 PACKAGES = ours.PACKAGES
-TASKS = {**ours.TASKS, **dict.fromkeys(("evaluate", "vamp", "ais"), plan_evaluation)}
+TASKS = dict.fromkeys(("step", "iwae", "evaluate", "vamp", "ais"), prepare)
 
 
 def measure(harness: Harness, name: str, switches: list[str], rounds: int) -> dict[str, Any]:
     """Return the ratio of a workload's CPU time without each optimisation to that with all."""
-    shape, count, options = WORKLOADS[name]
-    job, ratios = Job(problem=harness.problem(*shape), **options), {s: [] for s in switches}
-    request = {"run": count, **({"warm": count // 5} if job.task in ("step", "iwae") else {})}
+    model, count, options = WORKLOADS[name]
+    problem = harness.problem(**model, epochs=10)
+    ratios, warm = {s: [] for s in switches}, count // 5 if "step" in name or name == "iwae" else 0
     with ExitStack() as stack:
         workers = {}
         for switch in ("", *switches):
             log(f"{name}: {f'without {switch}' if switch else 'all optimisations'}")
-            os.environ[_VARIABLE] = switch
-            contender = Contender(switch or "all", "internals", count)
-            workers[switch] = stack.enter_context(harness.start(contender, job))
-            workers[switch].ask(run=count)
+            job = Job(problem=problem, without=switch, **options)
+            worker = Worker(switch or "all", Path(sys.executable), "internals", job, 1)
+            workers[switch] = stack.enter_context(worker)
+            worker.run(count)
         for _ in range(rounds):
-            before = workers[""].ask(**request)["cpu_seconds"]
+            before = workers[""].run(count, warm)["cpu_seconds"]
             for switch in switches:
-                seconds = workers[switch].ask(**request)["cpu_seconds"]
-                after = workers[""].ask(**request)["cpu_seconds"]
+                seconds = workers[switch].run(count, warm)["cpu_seconds"]
+                after = workers[""].run(count, warm)["cpu_seconds"]
                 ratios[switch].append(2 * seconds / (before + after))
                 before = after
     return {switch: {"rounds": rounds, **summarise(row)} for switch, row in ratios.items()}
@@ -173,15 +165,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--without", nargs="+", choices=SWITCHES, default=list(SWITCHES))
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", metavar="KIND", help="print the table of a kind of processor")
     options = parser.parse_args(argv)
-    file = machine.RESULTS / "internals.json"
-    ratios = json.loads(file.read_text(encoding="utf-8"))["ratios"] if file.exists() else {}
+    kind = options.table or machine.describe_machine()["kind"]
+    ratios = read_results().get(kind, {}).get("internals", {}).get("ratios", {})
     if options.table:
         print(format_table(ratios))
         return
     with tempfile.TemporaryDirectory() as folder:
-        harness = Harness(Path(folder), None, "cpu", threads=1)
+        harness = Harness(Path(folder), None, threads=1)
         for name in options.only:
             switches = [s for s in options.without if name in SWITCHES[s][0].split()]
             row = measure(harness, name, switches, options.rounds)
@@ -192,5 +184,3 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-elif os.environ.get(_VARIABLE):
-    SWITCHES[os.environ[_VARIABLE]][1]()

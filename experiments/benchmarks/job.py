@@ -1,24 +1,20 @@
-"""Description of a contender's task. Requires only NumPy, because every environment imports it."""
+"""Task of a contender and its data. Requires only NumPy, because every environment imports it."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-__all__ = ["Job", "Plan", "Problem", "Run", "find_fastest"]
+__all__ = ["Job", "Layers", "Problem", "Run", "find_fastest", "make_inputs"]
 
-#: Executes the planned steps or images and returns their values. This call is timed.
-Run = Callable[[], list[float]]
-#: Prepares the given number of steps or images. This call is not timed.
-Plan = Callable[[int], Run]
-#: The weight ``(out, in)`` and the bias ``(out,)`` of a layer.
-Layer = tuple[np.ndarray, np.ndarray]
+#: Computes the given inputs and returns values that all contenders must agree on. It is timed.
+Run = Callable[[np.ndarray], list[float]]
+#: Weights ``(out, in)`` and biases ``(out,)`` of the layers of a network.
+Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -26,14 +22,17 @@ class Job:
     """A task with its sizes.
 
     Attributes:
-        task: ``step`` or ``iwae``, for which ``Run`` returns the mean loss in nats per datum;
-            ``evaluation``, for which it returns L_K of every image.
-        problem: the file with the data and the initial weights, shared by all contenders.
+        task: ``step`` or ``iwae``, whose inputs are the rows ``(steps, batch)`` of minibatches and
+            whose value is their mean loss in nats per datum; or ``evaluation`` (L_K) or ``ais``,
+            whose inputs are the indices ``(images,)`` and whose values are the estimates.
+        problem: the file with the data and the weights, shared by all contenders.
         batch: examples in a minibatch.
-        num_samples: K of the IWAE bound and of L_K.
+        num_samples: K of the IWAE bound and of L_K, or the number of temperatures.
         device: ``cpu`` or ``cuda``.
-        compiled: whether contenders with an eager and a compiled variant compile.
         learning_rate: Adam's learning rate.
+        compiled: whether contenders with an eager and a compiled variant compile.
+        precision: float32 or bfloat16, for contenders that have both.
+        without: the optimisation that ``internals`` switches off.
     """
 
     task: str
@@ -41,37 +40,14 @@ class Job:
     batch: int = 128
     num_samples: int = 1
     device: str = "cpu"
-    compiled: bool = False
     learning_rate: float = 1e-3
-
-    def dumps(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def loads(cls, text: str) -> Job:
-        return cls(**json.loads(text))
+    compiled: bool = False
+    precision: str = "float32"
+    without: str = ""
 
     @cached_property
     def data(self) -> Problem:
         return Problem(self.problem)
-
-    def make_minibatch_sampler(self) -> Callable[[int], np.ndarray]:
-        """Return a function that gives the rows ``(count, batch)`` of the next minibatches.
-
-        The order of the rows is the same for all contenders.
-        """
-        rng = np.random.default_rng(0)
-        pending = np.empty(0, dtype=np.int64)
-        size = len(self.data.train)
-
-        def next_rows(count: int) -> np.ndarray:
-            nonlocal pending
-            while len(pending) < count * self.batch:
-                pending = np.concatenate([pending, rng.permutation(size)])
-            rows, pending = np.split(pending, [count * self.batch])
-            return rows.reshape(count, self.batch)
-
-        return next_rows
 
 
 class Problem:
@@ -85,11 +61,12 @@ class Problem:
 
     def __init__(self, path: str) -> None:
         with np.load(path) as file:
-            arrays: dict[str, Any] = dict(file)
-        self.train = arrays["train"].astype(np.float32)
-        self.test = arrays["test"].astype(np.float32)
-        self.encoder = _read_layers(arrays, "encoder")
-        self.decoder = _read_layers(arrays, "decoder")
+            arrays = dict(file)
+        self.train, self.test = (arrays[name].astype(np.float32) for name in ("train", "test"))
+        self.encoder, self.decoder = (
+            _read_layers(arrays, "encoder"),
+            _read_layers(arrays, "decoder"),
+        )
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -100,29 +77,38 @@ class Problem:
     def latent_dim(self) -> int:
         return self.decoder[0][0].shape[1]
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(w.size + b.size for w, b in [*self.encoder, *self.decoder])
 
-    @property
-    def heads(self) -> tuple[Layer, Layer]:
-        """The encoder's last layer, split into the layers of μ and log σ."""
-        weight, bias = self.encoder[-1]
-        (loc, log_scale), (loc_bias, log_scale_bias) = np.split(weight, 2), np.split(bias, 2)
-        return (loc, loc_bias), (log_scale, log_scale_bias)
-
-
-def _read_layers(arrays: dict[str, Any], name: str) -> list[Layer]:
+def _read_layers(arrays: dict[str, np.ndarray], name: str) -> Layers:
     count = sum(key.startswith(f"{name}.") for key in arrays) // 2
     return [(arrays[f"{name}.{i}.weight"], arrays[f"{name}.{i}.bias"]) for i in range(count)]
 
 
-def find_fastest(candidates: dict[str, Callable[[], object]]) -> str:
-    """Return the name of the fastest function. Each is called once before it is timed."""
+def make_inputs(job: Job) -> Callable[[int], np.ndarray]:
+    """Return a function that gives the next inputs, the same for all contenders.
+
+    Minibatches are consecutive parts of permutations of the data. Images are always the first
+    ones, beginning again where there are fewer than wanted.
+    """
+    rng, pending = np.random.default_rng(0), np.empty(0, dtype=np.int64)
+
+    def next_inputs(count: int) -> np.ndarray:
+        nonlocal pending
+        if job.task not in ("step", "iwae"):
+            return np.arange(count) % len(job.data.test)
+        while len(pending) < count * job.batch:
+            pending = np.concatenate([pending, rng.permutation(len(job.data.train))])
+        rows, pending = np.split(pending, [count * job.batch])
+        return rows.reshape(count, job.batch)
+
+    return next_inputs
+
+
+def find_fastest(run: Callable[[int], object], candidates: list[int]) -> int:
+    """Return the candidate with which ``run`` is fastest. Each runs once before it is timed."""
     seconds = {}
-    for name, candidate in candidates.items():
-        candidate()
+    for candidate in candidates:
+        run(candidate)
         start = time.perf_counter()
-        candidate()
-        seconds[name] = time.perf_counter() - start
-    return min(seconds, key=lambda name: seconds[name])
+        run(candidate)
+        seconds[candidate] = time.perf_counter() - start
+    return min(seconds, key=lambda candidate: seconds[candidate])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
+import numpy as np
 import pyro
 import torch
-from job import Job, Plan, Run
-from pyro.infer import SVI
+from job import Job, Run
+from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -17,17 +19,16 @@ from pyro_vae.learning import CompiledSVI
 from pyro_vae.learning.cuda_graph import enable_capturable
 from pyro_vae.learning.optimizers import FusedOptimizer
 
-__all__ = ["PACKAGES", "TASKS"]
+__all__ = ["PACKAGES", "TASKS", "make_vae", "prepare_bounds"]
 
 PACKAGES = ("torch", "pyro-ppl", "pyro-vae")
 
 
-def plan_training(job: Job, objective) -> Plan:
-    """Plan steps of SVI on minibatches gathered from data on the device."""
+def prepare_training(job: Job, objective: ELBO) -> Run:
+    """Prepare steps of SVI on minibatches gathered from data on the device."""
     vae = make_vae(job)
     x = torch.from_numpy(job.data.train).to(job.device)
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=job.learning_rate))
-    next_rows = job.make_minibatch_sampler()
     svi: SVI
     if job.compiled:
         optim.add(dict(vae.named_parameters()))
@@ -37,66 +38,47 @@ def plan_training(job: Job, objective) -> Plan:
     else:
         svi = SVI(vae.model, vae.guide, optim, loss=objective)
 
-    def plan(count: int) -> Run:
-        rows = torch.from_numpy(next_rows(count)).to(job.device)
+    def run(inputs: np.ndarray) -> list[float]:
+        rows = torch.from_numpy(inputs).to(job.device)
+        with pyro.validation_enabled(False):
+            if job.compiled:
+                # synchronise once, after all steps, as ``fit`` does
+                total = float(torch.stack([cast(Tensor, svi.step(i)) for i in rows]).sum())
+            else:
+                total = sum(cast(float, svi.step(x[index])) for index in rows)
+        return [total / inputs.size]
 
-        def run() -> list[float]:
-            with pyro.validation_enabled(False):
-                if job.compiled:
-                    # synchronise once, after all steps, as ``fit`` does
-                    total = float(torch.stack([cast(Tensor, svi.step(i)) for i in rows]).sum())
-                else:
-                    total = sum(cast(float, svi.step(x[index])) for index in rows)
-            return [total / rows.numel()]
-
-        return run
-
-    return plan
+    return run
 
 
-def plan_log_weights(job: Job) -> Plan:
-    """Plan L_K of each image by one call of ``log_weights``."""
-    vae = make_vae(job).eval()
-    x = torch.from_numpy(job.data.test).to(job.device)
+def prepare_log_weights(job: Job) -> Run:
+    """Prepare L_K of each image by one call of ``log_weights``."""
+    vae, x = make_vae(job).eval(), torch.from_numpy(job.data.test).to(job.device)
 
-    def plan(count: int) -> Run:
-        images = cycle_examples(x, count)
+    def run(images: np.ndarray) -> list[float]:
+        log_w = pv.log_weights(vae.model, vae.guide, x[images], num_samples=job.num_samples)
+        return (log_w.logsumexp(0) - math.log(job.num_samples)).tolist()
 
-        def run() -> list[float]:
-            log_w = pv.log_weights(vae.model, vae.guide, images, num_samples=job.num_samples)
-            return (log_w.logsumexp(0) - math.log(job.num_samples)).tolist()
-
-        return run
-
-    return plan
+    return run
 
 
-def plan_evaluate(job: Job) -> Plan:
-    """Plan L_K of each image by ``evaluate``.
-
-    ``evaluate`` also returns L_5, L_50, L_500, the ELBO, ESS, k̂ and standard errors.
-    """
-    vae = make_vae(job).eval()
-    x = torch.from_numpy(job.data.test).to(job.device)
-    seed = 0
-
-    def plan(count: int) -> Run:
-        images = cycle_examples(x, count)
-
-        def run() -> list[float]:
-            nonlocal seed
-            seed += 1
-            bounds = pv.evaluate(vae, images, num_samples=job.num_samples, seed=seed)
-            return bounds.per_datum["log_evidence"].tolist()
-
-        return run
-
-    return plan
+def prepare_bounds(
+    job: Job, vae: pv.VAE, evaluate: Callable[..., pv.Bounds], name: str = "log_evidence"
+) -> Run:
+    """Prepare the estimates of each image that a function returns as a column of ``Bounds``."""
+    x, seeds = torch.from_numpy(job.data.test).to(job.device), iter(range(10**9))
+    return lambda images: evaluate(vae, x[images], seed=next(seeds)).per_datum[name].tolist()
 
 
-def cycle_examples(x: Tensor, count: int) -> Tensor:
-    """Return ``count`` examples, starting again at the first if there are fewer."""
-    return x[torch.arange(count, device=x.device) % len(x)]
+def prepare_evaluate(job: Job) -> Run:
+    """Prepare ``evaluate``, which also returns L_5, L_50, L_500, the ELBO, ESS, k̂ and errors."""
+    evaluate = partial(pv.evaluate, num_samples=job.num_samples, precision=job.precision)
+    return prepare_bounds(job, make_vae(job).eval(), evaluate)
+
+
+def prepare_ais(job: Job) -> Run:
+    annealing = pv.Annealing(num_chains=8, num_temperatures=job.num_samples, num_steps=10)
+    return prepare_bounds(job, make_vae(job).eval(), partial(pv.ais, annealing=annealing), "ais")
 
 
 def make_vae(job: Job) -> pv.VAE:
@@ -114,15 +96,15 @@ def make_vae(job: Job) -> pv.VAE:
     ):
         linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
         for layer, (weight, bias) in zip(linear, layers, strict=True):
-            layer.weight.data = torch.tensor(weight)
-            layer.bias.data = torch.tensor(bias)
+            layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
     pyro.set_rng_seed(0)
     return vae.to(job.device)
 
 
 TASKS = {
-    "step": lambda job: plan_training(job, pv.objectives.ELBO()),
-    "iwae": lambda job: plan_training(job, pv.objectives.IWAE(job.num_samples)),
-    "evaluation": plan_log_weights,
-    "evaluate": plan_evaluate,
+    "step": lambda job: prepare_training(job, pv.objectives.ELBO()),
+    "iwae": lambda job: prepare_training(job, pv.objectives.IWAE(job.num_samples)),
+    "evaluation": prepare_log_weights,
+    "evaluate": prepare_evaluate,
+    "ais": prepare_ais,
 }

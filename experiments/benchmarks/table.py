@@ -1,128 +1,139 @@
-"""Print the benchmark table of docs/explanation/performance.md from the results of ``bench.py``.
+"""Tables of benchmarks in the documentation, one for each kind of processor.
 
     python experiments/benchmarks/table.py
 
-The targets are defined in this module and the measurements are read from ``results/``. Paste the
-output between the ``<!-- benchmarks -->`` marks of docs/explanation/performance.md.
+The command replaces the text between ``<!-- benchmarks -->`` and ``<!-- /benchmarks -->`` by the
+targets of this module and the results of ``bench.py`` in ``results/KIND/``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["CPU_METRICS", "GPU_METRICS", "Metric", "format_rows", "format_table", "read_results"]
+from machine import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
+from pyro_vae.core.files import atomic_write_text
+
+__all__ = ["CPU_ROWS", "GPU_ROWS", "PAGE", "Row", "format_table", "format_tables", "read_results"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "performance.md"
+START, END = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
+#: Quartiles further apart than this fraction of the median mark a row as unsteady.
+MAX_SPREAD = 0.2
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A row of the table.
+class Row(NamedTuple):
+    """The ratio of the time of this package to that of a peer or of the limit.
 
     Attributes:
-        text: the row's label.
-        target: upper limit for the median.
-        topic: the result file, without its extension.
-        path: keys of the summary in that file.
-        unit: unit of target and measurement; empty for ratios.
+        text: the label; ``{}`` is replaced by the peer.
+        target: the largest median that meets the target; ``None`` without a target.
+        peer, name: the other contender, and how it is called in the table.
+        topic, case: where the ratio is found.
+        ours: the variant of this package.
     """
 
     text: str
-    target: float
+    target: float | None
+    peer: str
+    name: str
     topic: str
-    path: tuple[str, ...]
-    unit: str = ""
+    case: str = ""
+    ours: str = "ours"
 
-    def find_summary(self, results: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the median and quartiles, or ``None`` if they were not measured."""
-        value: Any = results.get(self.topic)
-        for key in self.path:
-            value = None if value is None else value.get(key)
-        return value
-
-    def ratio_at_limit(self, results: Mapping[str, Any]) -> float | None:
-        """Return the ratio if this package ran at the arithmetic limit.
-
-        ``None`` if the limit or the peer was not measured.
-        """
-        seconds = results.get(self.topic, {}).get("seconds", {})
-        peer = self.path[-1].removeprefix("ours / ")
-        if not {"limit", peer} <= {*seconds}:
-            return None
-        return seconds["limit"]["median"] / seconds[peer]["median"]
-
-
-def _make_ratio(text: str, target: float, topic: str, peer: str) -> Metric:
-    return Metric(text, target, topic, ("ratios", f"ours / {peer}"))
+    def format(self, results: Mapping[str, Any]) -> list[str]:
+        """Return label, peer, target, median with quartiles, ratio at the limit and verdict."""
+        head = [self.text, self.name, "" if self.target is None else f"{self.target:.2f}"]
+        case = results.get(self.topic, {}).get("cases", {}).get(self.case or self.topic, {})
+        ratio = case.get("ratios", {}).get(f"{self.ours} / {self.peer}")
+        if ratio is None:
+            return [*head, "", "", "not measured"]
+        median, (low, high) = ratio["median"], ratio["quartiles"]
+        seconds, limit = case["seconds"], ""
+        if {"limit", self.peer} <= {*seconds} and not self.ours.endswith("bfloat16"):
+            limit = f"{seconds['limit']['median'] / seconds[self.peer]['median']:.2f}"
+        verdicts = []
+        if self.target is not None:
+            verdicts += ["met" if median <= self.target else "missed"]
+            if limit and float(limit) > self.target:
+                verdicts += ["the limit is above the target"]
+        if high - low > MAX_SPREAD * median:
+            verdicts += ["unsteady"]
+        return [*head, f"{median:.2f} ({low:.2f}–{high:.2f})", limit, "; ".join(verdicts)]
 
 
-CPU_METRICS = (
-    _make_ratio("step, 784–400–20, batch 128: ours / Pyro `SVI.step`", 0.30, "step", "pyro"),
-    _make_ratio("the same: ours / plain PyTorch", 0.50, "step", "torch"),
-    _make_ratio("the same: ours / NumPyro, jitted `lax.scan`", 1.05, "step", "numpyro"),
-    _make_ratio(
-        "IWAE step, k = 50, 784–200–200–50, batch 20: ours / Pyro `RenyiELBO`",
-        *(0.40, "iwae", "pyro"),
-    ),
-    _make_ratio(
-        "L₅₀₀₀, per sample: ours / Pyro `vectorized_importance_weights`",
-        *(0.55, "evaluation", "pyro"),
-    ),
-    _make_ratio("the same: ours / JAX, jitted", 0.40, "evaluation", "jax"),
-    _make_ratio("the same: ours / pythae `get_nll`", 0.20, "evaluation", "pythae"),
-    _make_ratio("the same: ours / arithmetic limit", 1.6, "evaluation", "limit"),
-    _make_ratio("`import pyro_vae` / `import torch, pyro`", 1.2, "import_time", "torch_and_pyro"),
+STEP, IWAE = "step, batch 128", "IWAE step, k = 50, batch 20"
+SMALL, IMPORT = "step, batch 20, one thread", "`import pyro_vae`"
+SAMPLES, ROUNDED = "L₅₀₀₀", "L₅₀₀₀ in bfloat16, corrected"
+PYRO, PYRO_IWAE = "Pyro `SVI.step`", "Pyro `RenyiELBO`"
+NUMPYRO, PYRO_SAMPLES = "NumPyro `lax.scan`", "Pyro `vectorized_importance_weights`"
+CPU_ROWS = (
+    Row(STEP, 0.30, "pyro", PYRO, "step"),
+    Row(STEP, 0.45, "torch", "plain PyTorch", "step"),
+    Row(STEP, 0.50, "torch_compiled", "`torch.compile`", "step"),
+    Row(STEP, 0.90, "numpyro", NUMPYRO, "step"),
+    Row(STEP, 1.2, "limit", "the limit", "step"),
+    Row(SMALL, 0.90, "numpyro", NUMPYRO, "small_batches", "batch 20"),
+    Row(SMALL, 1.5, "limit", "the limit", "small_batches", "batch 20"),
+    Row(IWAE, 0.30, "pyro", PYRO_IWAE, "iwae"),
+    Row(IWAE, 1.5, "limit", "the limit", "iwae"),
+    Row(SAMPLES, 0.45, "pyro", PYRO_SAMPLES, "evaluation"),
+    Row(SAMPLES, 0.55, "jax", "JAX, jitted", "evaluation"),
+    Row(SAMPLES, 0.22, "pythae", "pythae `get_nll`", "evaluation"),
+    Row(SAMPLES, 1.15, "limit", "the limit", "evaluation"),
+    Row(ROUNDED, 0.45, "pyro", PYRO_SAMPLES, "evaluation", ours="ours_bfloat16"),
+    Row(ROUNDED, 0.55, "jax", "JAX, jitted", "evaluation", ours="ours_bfloat16"),
+    Row(ROUNDED, 0.22, "pythae", "pythae `get_nll`", "evaluation", ours="ours_bfloat16"),
+    Row(IMPORT, 1.2, "torch_and_pyro", "`import torch, pyro`", "startup", "import"),
+    Row("import and first step", None, "pyro", PYRO, "startup", "first step"),
+)
+GPU_ROWS = (
+    Row(STEP, 0.05, "pyro", PYRO, "step"),
+    Row(STEP, 0.20, "torch", "plain PyTorch", "step"),
+    Row(STEP, 1.05, "numpyro", NUMPYRO, "step"),
+    Row(STEP, 2.0, "its kernels", "its kernels", "step"),
+    Row(IWAE, None, "pyro", PYRO_IWAE, "iwae"),
+    Row(SAMPLES, None, "pyro", PYRO_SAMPLES, "evaluation"),
+    Row(SAMPLES, None, "limit", "the limit", "evaluation"),
+    Row("AIS", None, "limit", "the limit", "ais"),
 )
 
-GPU_METRICS = (
-    _make_ratio("GPU: step, ours / Pyro `SVI.step`", 0.05, "step-cuda", "pyro"),
-    _make_ratio("GPU: step, ours / plain PyTorch", 0.20, "step-cuda", "torch"),
-    _make_ratio("GPU: step, ours / NumPyro, jitted `lax.scan`", 1.05, "step-cuda", "numpyro"),
-    _make_ratio("GPU: step, ours / time of its kernels", 2.0, "step-cuda", "its kernels"),
-    Metric(
-        "GPU: L₅₀₀₀ of 10,000 digits",
-        *(10.0, "evaluation-cuda", ("seconds_of_all_images",), " s"),
-    ),
-)
+
+def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Return the contents of the result files, by kind of processor and topic."""
+    results: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*/*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        results.setdefault(file.parent.name, {})[file.stem] = content
+    return results
 
 
-def read_results(folder: Path = RESULTS) -> dict[str, Any]:
-    """Return the contents of the result files, by topic."""
-    return {
-        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")
-    }
+def format_table(kind: str, results: Mapping[str, Any]) -> str:
+    """Return the table of a kind of processor in Markdown, under the machine's name."""
+    topics = [content for content in results.values() if "cases" in content]
+    machine, cases = topics[0]["machine"], [c for t in topics for c in t["cases"].values()]
+    gpu = any(case.get("device") == "cuda" for case in cases)
+    name = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
+    quick = " Quick: fewer turns." if any(topic["quick"] for topic in topics) else ""
+    lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
+    lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {kind}\n\n{name}, torch {machine['torch']}.{quick}\n\n{rows}"
 
 
-def format_rows(metrics: Iterable[Metric], results: Mapping[str, Any]) -> list[list[str]]:
-    """Return label, target, median with quartiles, ratio at the limit and verdict of each row."""
-    rows = []
-    for metric in metrics:
-        summary = metric.find_summary(results)
-        target = f"{metric.target:g}{metric.unit}"
-        if summary is None:
-            rows.append([metric.text, target, "", "", "not measured"])
-            continue
-        low, high = summary["quartiles"]
-        measured = f"{summary['median']:.3g} ({low:.3g}–{high:.3g}){metric.unit}"
-        verdict = "met" if summary["median"] <= metric.target else "missed"
-        limit = metric.ratio_at_limit(results)
-        rows.append([metric.text, target, measured, f"{limit:.2g}" if limit else "", verdict])
-    return rows
-
-
-def format_table(results: Mapping[str, Any]) -> str:
-    """Return the table in Markdown. GPU rows appear once a GPU was measured."""
-    measured_gpu = any(metric.topic in results for metric in GPU_METRICS)
-    metrics = [*CPU_METRICS, *(GPU_METRICS if measured_gpu else ())]
-    head = ["benchmark", "target (at most)", "median (quartiles)", "at arithmetic limit", ""]
-    lines = [head, ["---"] * len(head), *format_rows(metrics, results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def format_tables() -> str:
+    """Return the tables of all kinds of processors whose training step was measured."""
+    results = read_results().items()
+    return "\n\n".join(format_table(kind, topics) for kind, topics in results if "step" in topics)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(format_table(read_results()) + "\n")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        sys.exit(f"expected {START.strip()} and {END} in {PAGE}; got none: add the comments")
+    atomic_write_text(PAGE, f"{before}{START}{format_tables()}\n{END}{after}")

@@ -1,12 +1,14 @@
-"""Benchmarks: rounds and ratios on fake times; all contenders do the same work."""
+"""Benchmarks: turns, ratios and verdicts on fake times; all contenders do the same work."""
 
 # the peers' modules are not a package, and some of their dependencies are not installed here
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,35 +21,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import bench
-import busy
-import cores
+import cases
 import harness
+import internals
 import limits
-import ours
-import rounds
-import scaling
+import machine
+import startup
+import summaries
 import table
-import topics
 import worker
-from job import Job, find_fastest
-from peers import plain_torch, pyro_svi
-from process import Worker, WorkerError
+from job import Job, find_fastest, make_inputs
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "experiments" / "benchmarks"
 PIXELS, TOY_HIDDEN = 6, 3
-LOCAL = {"ours": ours, "pyro": pyro_svi, "torch": plain_torch}
 needs_peers = pytest.mark.skipif(
     not bench.PEER_PYTHON.exists(), reason="requires the peers' environment: make bench-peers"
 )
-TRAINING_PEERS = [
-    pytest.param("peers.numpyro_scan", marks=needs_peers),
-    pytest.param("peers.pythae_trainer", marks=needs_peers),
-]
-EVALUATION_PEERS = [
-    pytest.param("peers.jax_jit", marks=needs_peers),
-    pytest.param("peers.pythae_trainer", marks=needs_peers),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -101,371 +89,13 @@ def compute_bounds(job: Job) -> tuple[np.ndarray, np.ndarray]:
     return energy + entropy, evidence
 
 
-# rounds and statistics
-
-
-def test_interleaving_rotates_the_contenders():
-    order = []
-    results = rounds.interleave(["a", "b", "c"], 4, lambda name: order.append(name) or len(order))
-    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
-    assert results == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
-
-
-def test_ratios_are_computed_within_rounds():
-    # the machine was ten times slower in the second round, and twice in the third
-    summary = rounds.summarise_ratio([2.0, 30.0, 5.0], [4.0, 40.0, 8.0])
-    assert summary == {"median": 0.625, "quartiles": [0.5625, 0.6875], "range": [0.5, 0.75]}
-    # unlike the ratio of medians
-    assert np.median([2, 30, 5]) / np.median([4, 40, 8]) == 0.625
-    assert rounds.summarise_ratio([1, 30, 5], [4, 40, 2])["median"] == 0.75
-    with pytest.raises(ValueError, match="zip"):
-        rounds.summarise_ratio([1.0], [1.0, 2.0])
-
-
-def test_ratios_are_named_after_their_pairs():
-    seconds = {"ours": [1.0], "ours_eager": [3.0], "pyro": [4.0], "limit": [0.5]}
-    ratios = rounds.summarise_ratios(seconds)
-    assert {name: summary["median"] for name, summary in ratios.items()} == {
-        "ours / ours_eager": 0.3333,
-        "ours / pyro": 0.25,
-        "ours / limit": 2.0,
-        "ours_eager / pyro": 0.75,
-    }
-
-
-def test_deviating_losses_are_rejected():
-    losses = {"a": [150.0, 120.0], "b": [151.0, 119.0], "c": [149.0, 121.0]}
-    rounds.check_losses_agree(losses)
-    for wrong in ([150.0, 150.0], [135.0, 105.0], [150.0, math.nan]):
-        with pytest.raises(rounds.DisagreementError, match="expected the loss of 'd' in round"):
-            rounds.check_losses_agree({**losses, "d": wrong})
-
-
-def test_deviating_estimates_are_rejected():
-    # seeded; false-alarm rate 1e-4
-    rng = np.random.default_rng(0)
-    rows = {n: [list(rng.normal(-90, 0.1, k)) for _ in range(7)] for n, k in (("a", 9), ("b", 4))}
-    rows["c"] = [list(rng.normal(-90, 0.1, 4)) for _ in range(7)]
-    rounds.check_estimates_agree(rows)
-    rows["c"] = [[value + 0.3 for value in row] for row in rows["c"]]
-    with pytest.raises(rounds.DisagreementError, match=r"expected the mean L_K of '.' on 4 images"):
-        rounds.check_estimates_agree(rows)
-
-
-def test_seconds_are_per_step_or_sample_and_the_limit_is_its_value():
-    measured = harness.Measurements(
-        counts={"ours": 10, "limit": 1},
-        seconds={"ours": [5.0], "limit": [77.0]},
-        steady={"ours": 1, "limit": 1},
-        values={"ours": [[1.0]], "limit": [[0.25, 0.125, 0.0625, 0.0625]]},
-        info={"ours": {"busy_seconds": 0.4, "wall_seconds": 9.0}, "limit": {}},
-    )
-    assert measured.seconds_per() == {"ours": [0.5], "limit": [0.25]}
-    assert measured.seconds_per(100) == {"ours": [0.005], "limit": [0.25]}
-    result = topics.make_result(harness.Harness(Path(), None, "cpu", 1), measured)
-    assert result["limit"]["products"]["median"] == 0.125
-    assert result["fraction_of_limit"]["median"] == 0.5
-    assert result["ratios"]["ours / its kernels"]["median"] == 1.25
-    assert result["utilisation"]["ours"]["median"] == 0.8
-
-
-def test_find_fastest_returns_the_fastest_candidate():
-    calls = []
-    candidates = {"slow": lambda: sum(range(300_000)), "fast": lambda: calls.append(0)}
-    assert find_fastest(candidates) == "fast"
-    assert len(calls) == 2
-
-
-def test_speedup_of_one_thread_is_one(toy):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        checks = [cores.plan_core_check(Job("step", toy))(1)() for _ in range(5)]
-    finally:
-        torch.set_num_threads(threads)
-    speedups, rates = zip(*checks, strict=True)
-    assert 0.7 < np.median(speedups) < 1.4
-    # bytes per second: faster than any disk, slower than registers
-    assert 1e8 < 4 * 2**20 * np.median(rates) < 1e12
-
-
-# equal work
-
-
-def test_minibatches_are_reproducible_and_cover_all_data(toy):
-    job = Job("step", toy, batch=8)
-    first, second = job.make_minibatch_sampler(), job.make_minibatch_sampler()
-    rows = first(125)
-    np.testing.assert_array_equal(rows, np.concatenate([second(n) for n in (3, 60, 62)]))
-    assert rows.shape == (125, 8)
-    assert [(*np.sort(half),) for half in np.split(rows.ravel(), 2)] == [(*range(500),)] * 2
-
-
-def check_losses(run_step, elbo: np.ndarray) -> None:
-    """Check that losses at learning rate zero average to −ELBO; the false-alarm rate is 6e-7."""
-    losses = np.array([run_step() for _ in range(60)])
-    assert abs(losses.mean() + elbo.mean()) < 5 * losses.std(ddof=1) / math.sqrt(len(losses))
-
-
-@pytest.mark.parametrize("name", LOCAL)
-def test_loss_is_negative_elbo(name, toy):
-    job = Job("step", toy, batch=50, learning_rate=0.0)
-    elbo, _ = compute_bounds(job)
-    plan = LOCAL[name].TASKS["step"](job)
-    check_losses(lambda: plan(1)()[0], elbo)
-
-
-@pytest.mark.parametrize("module", TRAINING_PEERS)
-def test_loss_of_peers_is_negative_elbo(module, toy):
-    job = Job("step", toy, batch=50, learning_rate=0.0)
-    elbo, _ = compute_bounds(job)
-    with Worker(module, bench.PEER_PYTHON, module, job, 1) as worker:
-        check_losses(lambda: worker.ask(run=1)["values"][0], elbo)
-
-
-def train(run) -> list[float]:
-    """Return the mean losses of six rounds of fifty steps."""
-    return [run(50)[0] for _ in range(6)]
-
-
-def test_all_contenders_train_alike(toy):
-    job = Job("step", toy, batch=50, learning_rate=0.01)
-    elbo, _ = compute_bounds(job)
-    losses = {}
-    for name, module in LOCAL.items():
-        plan = module.TASKS["step"](job)
-        losses[name] = train(lambda count, plan=plan: plan(count)())
-    if bench.PEER_PYTHON.exists():
-        for (module,) in (peer.values for peer in TRAINING_PEERS):
-            with Worker(module, bench.PEER_PYTHON, module, job, 1) as worker:
-                losses[module] = train(lambda count: worker.ask(run=count)["values"])
-    rounds.check_losses_agree(losses)
-    for name, values in losses.items():
-        assert values[-1] < -elbo.mean() - 0.3, name
-
-
-@pytest.mark.parametrize("name", ["ours", "pyro"])
-def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
-    job = Job("iwae", toy, batch=100, num_samples=500, learning_rate=0.0)
-    plan = LOCAL[name].TASKS["iwae"](job)
-    loss = np.mean([plan(1)()[0] for _ in range(20)])
-    # the bias and the noise of four passes are about 0.001; L_50 would be off by 0.02
-    job.data.test = job.data.train
-    _, evidence = compute_bounds(job)
-    assert loss == pytest.approx(-evidence.mean(), abs=0.008)
-
-
-@pytest.mark.parametrize("name", ["ours", "pyro", "evaluate"])
-def test_estimate_is_log_evidence(name, toy):
-    job = Job("evaluation", toy, num_samples=20_000)
-    _, evidence = compute_bounds(job)
-    tasks = LOCAL.get(name, ours).TASKS
-    plan = tasks["evaluate" if name == "evaluate" else "evaluation"](job)
-    np.testing.assert_allclose(plan(8)(), evidence[:8], atol=0.05)
-
-
-@pytest.mark.parametrize("module", EVALUATION_PEERS)
-def test_estimate_of_peers_is_log_evidence(module, toy):
-    job = Job("evaluation", toy, num_samples=20_000)
-    _, evidence = compute_bounds(job)
-    with Worker(module, bench.PEER_PYTHON, module, job, 1) as worker:
-        np.testing.assert_allclose(worker.ask(run=8)["values"], evidence[:8], atol=0.05)
-
-
-# worker processes
-
-FAKE = """
-import os, sys
-import numpy as np
-PACKAGES = ("numpy",)
-
-def good(job):
-    arrays = []
-    def plan(count):
-        def run():
-            print("output of a library")
-            if job.batch == 64:
-                arrays.append(np.ones(64 * 2**17))
-            return [count * 2.0]
-        return run
-    return plan
-
-def dying(job):
-    def run():
-        print("out of memory", file=sys.stderr, flush=True)
-        os._exit(7)
-    return lambda count: run
-
-def wrong(job):
-    raise ValueError("expected something;\\n got nothing")
-
-TASKS = {"good": good, "dying": dying, "wrong": wrong}
-"""
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch, toy):
-    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def start(task: str, python: str = sys.executable, module: str = "fake", **options) -> Worker:
-        return Worker("peer", Path(python), module, Job(task, toy, **options), 1)
-
-    return start
-
-
-def test_worker_returns_times_values_and_memory(fake):
-    with fake("good", batch=64) as worker:
-        assert worker.versions == {"numpy": np.__version__}
-        before = worker.ask(memory=True)["above_mib"]
-        answer = worker.ask(run=21)
-        assert answer["values"] == [42.0] and answer["seconds"] > 0
-        if before is not None:
-            assert worker.ask(memory=True)["above_mib"] - before == pytest.approx(64, abs=3)
-
-
-def test_planning_and_warming_up_are_not_timed(monkeypatch):
-    clock = [0.0]
-    fake = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
-    monkeypatch.setattr(worker, "time", fake)
-
-    def plan(count):
-        clock[0] += 100.0
-
-        def run():
-            clock[0] += count
-            return [count * 2.0]
-
-        return run
-
-    request = {"run": 21, "warm": 5}
-    answer = worker.handle_request(request, plan, worker.PeakMemory())
-    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "values": [42.0]}
-
-
-def test_exit_of_a_worker_is_reported_in_one_sentence(fake):
-    with (
-        fake("dying") as worker,
-        pytest.raises(
-            WorkerError,
-            match=r"^expected the contender 'peer' to answer; got exit status 7 after the output "
-            r"'out of memory'$",
-        ),
-    ):
-        worker.ask(run=1)
-
-
-def test_errors_in_a_worker_are_reported_in_one_sentence(fake):
-    message = "^expected the contender 'peer' to answer; got ValueError: expected something; got no"
-    with pytest.raises(WorkerError, match=message):
-        fake("wrong")
-    with pytest.raises(WorkerError, match="No module named 'nowhere'"):
-        fake("good", module="nowhere")
-    with pytest.raises(WorkerError, match=r"create the peers' environment with make bench-peers$"):
-        fake("good", python="/nowhere/python")
-
-
-def test_overlapping_kernels_count_once():
-    assert busy.union_length([]) == 0
-    assert busy.union_length([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.75)]) == 4.0
-
-
-def test_profiler_records_operators():
-    x = torch.ones(200, 200)
-    profile = busy.profile_run(lambda: [float((x @ x).sum()) for _ in range(20)])
-    assert 0 < profile["busy_seconds"] <= profile["wall_seconds"]
-
-
-def test_worker_can_be_profiled(toy):
-    with Worker("ours", Path(sys.executable), "ours", Job("step", toy), 1) as worker:
-        profile = worker.ask(profile=5)
-    assert 0 < profile["busy_seconds"] <= profile["wall_seconds"]
-
-
-def test_contenders_are_interleaved_and_profiled_on_a_gpu(tmp_path, monkeypatch):
-    requests = []
-
-    class FakeWorker:
-        def __init__(self, name, python, module, job, threads):
-            self.name, self.seconds = name, 1.5
-            self.versions = {"jax": "1"} if module == "jax" else {"torch": "2"}
-            assert (job.device, job.compiled, threads) == ("cuda", name == "ours", 2)
-            assert str(python) == ("peers" if module == "jax" else sys.executable)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            requests.append((self.name, "end"))
-
-        def ask(self, **request):
-            requests.append((self.name, next(iter(request))))
-            answers = {
-                "run": {"seconds": 2.0, "values": [float(len(requests))]},
-                "memory": {"above_mib": 8.0},
-                "profile": {"busy_seconds": 3.0, "wall_seconds": 6.0},
-            }
-            return next(answers[kind] for kind in request)
-
-    monkeypatch.setattr(harness, "Worker", FakeWorker)
-    runner = harness.Harness(tmp_path, Path("peers"), "cuda", 2)
-    contenders = [
-        harness.Contender("ours", "ours", 6, options={"compiled": True}),
-        harness.Contender("jax", "jax", 3, needs_peers=True),
-        harness.Contender("limit", "limits", 1),
-    ]
-    measured = runner.measure(contenders, Job("step", "nowhere"), 2)
-    order = [name for name, kind in requests if kind == "run"]
-    # the first round is not counted
-    assert order == ["ours", "jax", "limit"] * 2 + ["jax", "limit", "ours"]
-    assert measured.values == {"ours": [[4], [9]], "jax": [[5], [7]], "limit": [[6], [8]]}
-    assert measured.seconds_per()["ours"] == [2 / 6] * 2
-    assert measured.info["ours"]["busy_seconds"] == 0.5
-    assert ["profile" in str(request) for request in requests].count(True) == 1
-    # contenders from the peers' environment are left out if it is missing
-    requests.clear()
-    runner = harness.Harness(tmp_path, None, "cuda", 2)
-    assert {*runner.measure(contenders, Job("step", "nowhere"), 1).info} == {"ours", "limit"}
-
-
-# the limit
-
-
-def test_limit_counts_every_matrix_product(monkeypatch, tmp_path):
-    monkeypatch.setattr(limits, "time_matmul", lambda n, k, m, device: 2.0 * n * k * m)
-    monkeypatch.setattr(limits, "time_elementwise", lambda kernels, size, device: 1.0)
-    monkeypatch.setattr(limits, "time_add_per_byte", lambda size, device: 1.0)
-    path = str(harness.Harness(tmp_path, None, "cpu", 1).problem((200, 200), 50))
-    total, products, elements, memory = limits.plan_step(Job("step", path, batch=20))(1)()
-    layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
-    # one forward and two backward products, except for the gradient of the data
-    assert products == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
-    assert elements == 20 * (2 * 784 + 2 * 400)
-    parameters = sum((a + 1) * b for a, b in layers)
-    assert memory == 4 * (7 * parameters + 2 * 20 * 784)
-    assert total == products + elements + memory
-    _, products, elements, _ = limits.plan_evaluation(Job("evaluation", path, num_samples=9))(1)()
-    assert products == 2 * (50 * 200 + 200 * 200 + 200 * 784)
-    assert elements == 400 + 784
-
-
-def test_limit_uses_float32_products_only():
-    a, b = torch.randn(64, 300), torch.randn(300, 50)
-    assert "highest" in limits.float32_precisions(a, b)
-    before = torch.get_float32_matmul_precision()
-    assert limits.time_matmul(64, 300, 50, "cpu") > 0
-    assert torch.get_float32_matmul_precision() == before
-
-
-# topics
-
-
 class LocalWorker:
     """A contender in this process, which answers as its worker process does."""
 
     def __init__(self, name, python, module, job, threads):
-        self.versions, self.seconds = {"torch": torch.__version__}, 0.0
-        self.plan, self.memory = import_module(module).TASKS[job.task](job), worker.PeakMemory()
+        self.versions, self.queue, self.sent = {"torch": torch.__version__}, [], []
+        self.run_job = import_module(module).TASKS[job.task](job)
+        self.next_inputs = make_inputs(job)
 
     def __enter__(self):
         return self
@@ -473,112 +103,426 @@ class LocalWorker:
     def __exit__(self, *error):
         pass
 
-    def ask(self, **request):
-        return worker.handle_request(request, self.plan, self.memory)
+    def run(self, count, warm=0):
+        return worker.answer(self.run_job, self.next_inputs, count, warm)
 
 
-def test_quick_run_of_step_and_evaluation(tmp_path, monkeypatch):
+def start(name: str, job: Job):
+    """Start a contender by its name: peers in their environment, others in this process."""
+    contender = cases.CONTENDERS[name]
+    kind = harness.Worker if contender.needs_peers else LocalWorker
+    job = replace(job, **{**contender.options, "compiled": False})
+    return kind(name, bench.PEER_PYTHON, contender.module, job, 1)
+
+
+# turns and summaries
+
+
+def test_rounds_begin_with_another_contender():
+    order = []
+    turns = summaries.take_turns(["a", "b", "c"], 4, lambda n: order.append(n) or len(order))
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert turns == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
+
+
+def test_ratios_are_computed_within_rounds():
+    # the machine was ten times slower in the second round
+    seconds = {"ours": [1.0, 30.0, 5.0], "ours_eager": [2.0, 60.0, 10.0], "pyro": [4.0, 40.0, 2.0]}
+    ratios = summaries.summarise_ratios(seconds)
+    assert ratios["ours / pyro"] == {"median": 0.75, "quartiles": [0.5, 1.625]}
+    assert {*ratios} >= {"ours / ours_eager", "ours_eager / pyro"} and "pyro / ours" not in ratios
+    with pytest.raises(ValueError, match="zip"):
+        summaries.summarise_ratios({"ours": [1.0], "pyro": [1.0, 2.0]})
+
+
+def test_deviating_losses_are_rejected():
+    losses = {"a": [150.0, 120.0], "b": [151.0, 119.0], "c": [149.0, 121.0]}
+    summaries.check_losses_agree(losses)
+    for wrong in ([150.0, 150.0], [135.0, 105.0], [150.0, math.nan]):
+        with pytest.raises(
+            summaries.DisagreementError, match=r"expected the loss in round . of 'd'"
+        ):
+            summaries.check_losses_agree({**losses, "d": wrong})
+
+
+def test_deviating_estimates_are_rejected():
+    # seeded; false-alarm rate 1e-4
+    rng = np.random.default_rng(0)
+    rows = {n: [list(rng.normal(-90, 0.1, 5)) for _ in range(7)] for n in ("a", "b")}
+    rows["c"] = [list(rng.normal(-90, 0.1, 4)) for _ in range(7)]
+    summaries.check_estimates_agree(rows)
+    rows["c"] = [[value + 0.3 for value in row] for row in rows["c"]]
+    with pytest.raises(summaries.DisagreementError, match=r"estimate of 4 images of 'c' within"):
+        summaries.check_estimates_agree(rows)
+    summaries.check_estimates_agree(rows, {"c": 0.3})
+
+
+def test_find_fastest_returns_the_fastest_candidate():
+    assert find_fastest(lambda n: sum(range(n)), [300_000, 3, 600_000]) == 3
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "kind"),
+    [
+        ("model name\t: AMD EPYC\ncpu family\t: 26\nflags\t\t: avx2 avx512f\n", "amd-epyc-zen5"),
+        ("model name\t: AMD EPYC 7B13\ncpu family\t: 25\nflags\t\t: avx2\n", "amd-epyc-zen3"),
+        ("model name\t: AMD EPYC 9R14\ncpu family\t: 25\nflags\t: avx512f\n", "amd-epyc-zen4"),
+        ("model name\t: Intel(R) Xeon(R) Processor\nflags\t: avx2 amx_tile\n", "intel-xeon-amx"),
+        ("model name\t: Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz\nflags\t: avx2\n\nflags\t: a\n",
+         "intel-core-avx2"),
+    ],
+)  # fmt: skip
+def test_kind_of_processor(cpuinfo, kind):
+    assert machine.name_kind(cpuinfo) == kind
+
+
+# equal work
+
+
+def test_minibatches_are_reproducible_and_cover_all_data(toy):
+    job = Job("step", toy, batch=8)
+    first, second = make_inputs(job), make_inputs(job)
+    rows = first(125)
+    np.testing.assert_array_equal(rows, np.concatenate([second(n) for n in (3, 60, 62)]))
+    assert rows.shape == (125, 8)
+    assert [(*np.sort(half),) for half in np.split(rows.ravel(), 2)] == [(*range(500),)] * 2
+    np.testing.assert_array_equal(make_inputs(Job("ais", toy))(21), [*range(20), 0])
+
+
+TRAINING = ["ours", "pyro", "torch", pytest.param("numpyro", marks=needs_peers)]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_loss_is_negative_elbo(name, toy):
+    job = Job("step", toy, batch=50, learning_rate=0.0)
+    elbo, _ = compute_bounds(job)
+    with start(name, job) as contender:
+        losses = np.array([contender.run(1)["values"][0] for _ in range(60)])
+    # the false-alarm rate is 6e-7
+    assert abs(losses.mean() + elbo.mean()) < 5 * losses.std(ddof=1) / math.sqrt(len(losses))
+
+
+def test_all_contenders_train_alike(toy):
+    job = Job("step", toy, batch=50, learning_rate=0.01)
+    elbo, _ = compute_bounds(job)
+    losses = {}
+    for name in ("ours", "pyro", "torch", *(["numpyro"] if bench.PEER_PYTHON.exists() else [])):
+        with start(name, job) as contender:
+            losses[name] = [contender.run(50)["values"][0] for _ in range(6)]
+    summaries.check_losses_agree(losses)
+    for name, values in losses.items():
+        assert values[-1] < -elbo.mean() - 0.3, name
+
+
+@pytest.mark.parametrize("name", ["ours", "pyro", pytest.param("numpyro", marks=needs_peers)])
+def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
+    job = Job("iwae", toy, batch=100, num_samples=500, learning_rate=0.0)
+    with start(name, job) as contender:
+        loss = contender.run(20)["values"][0]
+    # the bias and the noise of four passes are about 0.001; L_50 would be off by 0.02
+    job.data.test = job.data.train
+    _, evidence = compute_bounds(job)
+    assert loss == pytest.approx(-evidence.mean(), abs=0.008)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ours",
+        "ours_evaluate",
+        "pyro",
+        *(pytest.param(n, marks=needs_peers) for n in ("jax", "pythae")),
+    ],
+)
+def test_estimate_is_log_evidence(name, toy):
+    job = Job("evaluation", toy, num_samples=20_000)
+    _, evidence = compute_bounds(job)
+    with start(name, job) as contender:
+        np.testing.assert_allclose(contender.run(8)["values"], evidence[:8], atol=0.05)
+
+
+def test_ais_is_log_evidence(toy):
+    job = Job("ais", toy, num_samples=10)
+    _, evidence = compute_bounds(job)
+    with start("ours", job) as contender:
+        estimates = np.reshape(contender.run(400)["values"], (20, 20))
+    # seeded; the standard error of the mean is about 0.01, the bias of AIS below that
+    assert estimates.mean() == pytest.approx(evidence.mean(), abs=0.06)
+
+
+# worker processes
+
+FAKE = """
+import os
+PACKAGES = ("numpy",)
+
+def good(job):
+    print("output of a library")
+    return lambda inputs: [float(inputs.size)]
+
+def dying(job):
+    return lambda inputs: os._exit(7)
+
+def wrong(job):
+    raise ValueError("expected something; got nothing")
+
+TASKS = {"good": good, "dying": dying, "wrong": wrong}
+"""
+
+
+def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy):
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def fake(task: str, module: str = "fake", python: str = sys.executable):
+        return harness.Worker("peer", Path(python), module, Job(task, toy), 1)
+
+    with fake("good") as process:
+        assert process.versions == {"numpy": np.__version__}
+        answer = process.run(21, 5)
+        assert answer["values"] == [21.0] and answer["seconds"] > 0
+    prefix = "^expected the contender 'peer' to answer; got "
+    with (
+        fake("dying") as process,
+        pytest.raises(harness.ContenderError, match=f"{prefix}the end of its process"),
+    ):
+        process.run(1)
+    message = f"{prefix}ValueError: expected something; got nothing$"
+    with pytest.raises(harness.ContenderError, match=message):
+        fake("wrong")
+    with pytest.raises(harness.ContenderError, match="No module named 'nowhere'"):
+        fake("good", module="nowhere")
+    with pytest.raises(harness.ContenderError, match=r"create the peers' environment with make"):
+        fake("good", python="/nowhere/python")
+
+
+def test_warming_up_is_not_timed(monkeypatch):
+    clock = [0.0]
+    fake = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
+    monkeypatch.setattr(worker, "time", fake)
+
+    def run(count):
+        clock[0] += count
+        return [count * 2.0]
+
+    answer = worker.answer(run, lambda count: count, 21, 5)
+    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "values": [42.0]}
+
+
+# the limit
+
+
+def test_limit_counts_every_matrix_product(tmp_path):
+    path = harness.Harness(tmp_path, Path(), 1).problem((200, 200), 50, 0)
+    layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
+
+    def count(work: limits.Work) -> float:
+        return sum(2 * p.n * p.k * p.m * p.count for p, *_ in work.products)
+
+    work = limits.count_step(Job("step", path, batch=20))
+    # one forward and two backward products, except for the gradient of the data
+    assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
+    passes = {name: n * count for name, (n, count) in work.passes.items()}
+    assert passes == {"softplus": 20 * 784, "sigmoid": 20 * 784, "tanh": 2 * 20 * 400}
+    assert work.parameters == sum((a + 1) * b for a, b in layers)
+    assert work.traffic == 4 * (7 * work.parameters + 2 * 20 * 784)
+    work = limits.count_evaluation(Job("evaluation", path, num_samples=9))
+    assert count(work) == 2 * (50 * 200 + 200 * 200 + 200 * 784)
+    assert {name: n * count for name, (n, count) in work.passes.items()} == {
+        "tanh": 400,
+        "softplus": 784,
+    }
+    # measured on as many numbers as are in a batch
+    assert work.passes["softplus"][0] == limits.BATCH_SIZES[0] * 784
+    # two products per layer for each of 3 × (10 + 1) gradients of 8 chains
+    annealed = limits.count_ais(Job("ais", path, num_samples=3))
+    assert count(annealed) == pytest.approx(8 * 33 * 2 * count(work))
+
+
+def test_limit_uses_float32_products_only(monkeypatch):
+    timed = []
+    monkeypatch.setattr(limits, "_time", lambda work: timed.append(work()) or 1.0)
+    # a product of bfloat16 accuracy
+    rounded = lambda a, b: (a.bfloat16() @ b.bfloat16()).float()  # noqa: E731
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor,
+        "__matmul__",
+        lambda a, b: (
+            rounded(a, b)
+            if torch.get_float32_matmul_precision() == "medium" and a.dtype == torch.float32
+            else product(a, b)
+        ),
+    )
+    before = torch.get_float32_matmul_precision()
+    assert limits.time_product(64, 300, 50, "cpu") == 1.0
+    assert len(timed) == 1 and torch.get_float32_matmul_precision() == before
+
+
+# measurements
+
+
+def make_toy_case(names: str, **job) -> harness.Case:
+    contenders = {n: harness.Contender(cases.CONTENDERS[n].module) for n in names.split()}
+    return harness.Case(contenders, job, (TOY_HIDDEN,), 1, count=10, rounds=3)
+
+
+def test_case_is_measured_in_turns(tmp_path, monkeypatch, toy):
     monkeypatch.setattr(harness, "Worker", LocalWorker)
-    args = ["--quick", "--threads", "1", "--results", str(tmp_path)]
-    assert bench.main([*args, "--only", "step", "evaluation"]) == 0
-    results = table.read_results(tmp_path)
-    assert {*results} == {"step", "evaluation"}
-    step = results["step"]
-    assert step["threads"] == 1
-    assert {*step["ratios"]} == {"ours / pyro", "ours / torch", "ours / limit"}
-    for name, info in step["contenders"].items():
-        assert info["versions"]["torch"] == torch.__version__
-        assert len(step["losses"].get(name, [0] * 3)) == step["rounds"] == 3
-    # the limit is a lower bound
-    assert step["limit"]["all"]["range"][0] < step["seconds"]["ours"]["median"]
-    rows = {row[0]: row for row in table.format_rows(table.CPU_METRICS, results)}
-    assert sum(row[-1] == "not measured" for row in rows.values()) == 6
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: toy)
+    runner = harness.Harness(tmp_path, Path(), 1)
+    monkeypatch.setattr(limits, "_time", lambda work: 1e-9)
+    result = runner.measure(make_toy_case("ours pyro limit", task="step", batch=50))
+    assert {"ours / pyro", "ours / limit"} == {*result["ratios"]}
+    assert result["per_turn"] == {"ours": 10, "pyro": 10, "limit": 1}
+    # the limit is its value, not its run time
+    assert result["limit"]["all"] == result["seconds"]["limit"]
+    # two for the first of four layers, three for the others
+    assert result["limit"]["products"]["median"] == pytest.approx(11e-9)
+    # seconds per sample
+    case = make_toy_case("ours pyro", task="evaluation", num_samples=1000)
+    result = runner.measure(case)
+    assert result["seconds"]["ours"]["median"] < 1e-3
+    # a contender without the KL divergence
+    monkeypatch.setitem(
+        import_module("peers.pyro_svi").TASKS, "step", lambda job: lambda rows: [1.0]
+    )
+    with pytest.raises(summaries.DisagreementError, match="do not do the same work"):
+        runner.measure(make_toy_case("ours pyro torch", task="step", batch=50))
 
 
-def test_import_times_are_interleaved(tmp_path, monkeypatch):
-    calls = []
+def test_contenders_on_a_gpu_are_profiled(tmp_path, monkeypatch):
+    requests = []
 
-    def fake_run_timed(harness, command, cache=None):
-        calls.append((command[-1], cache))
-        return 3.0 if "pyro_vae" in str(command) else 2.0
+    class FakeWorker(LocalWorker):
+        def __init__(self, name, python, module, job, threads):
+            self.name, self.versions = name, {}
+            assert (job.device, job.compiled, threads) == ("cuda", name == "ours", 2)
+            assert str(python) == ("peers" if name == "numpyro" else sys.executable)
 
-    monkeypatch.setattr(topics, "_run_timed", fake_run_timed)
-    result = topics.measure_import_time(harness.Harness(tmp_path, None, "cpu", 1, quick=True))
-    assert result["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
-    imports = ["pyro_vae" in code for code, _ in calls if code.startswith("import time")]
-    assert imports == [True, False] * 2 + [False, True]
-    caches = [cache for code, cache in calls if '"compiled": true' in code]
-    assert len({*caches}) == 2  # a warm cache, used twice, and a cold one
+        def run(self, count, warm=0):
+            requests.append((self.name, count, warm))
+            return 3.0 if count < 0 else {"seconds": 12.0, "values": [100.0]}
+
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: "nowhere")
+    runner = harness.Harness(tmp_path, Path("peers"), 2, "cuda")
+    case = cases.make_case("ours numpyro", cases.DEEP, {"task": "step"}, count=6, rounds=3)
+    result = runner.measure(case)
+    order = [name for name, count, warm in requests if warm == 2]
+    assert order == ["ours", "numpyro", "numpyro", "ours", "ours", "numpyro"]
+    assert requests[-1] == ("ours", -6, 0)
+    # 2 s per step, 0.5 s of it in kernels
+    assert result["ratios"]["ours / its kernels"]["median"] == 4.0
 
 
-def test_time_to_first_step_includes_imports(tmp_path, toy):
-    runner = harness.Harness(tmp_path, None, "cpu", 1, quick=True)
-    script = FOLDER / "startup.py"
-    command = [sys.executable, script, "peers.plain_torch", Job("step", toy).dumps()]
-    seconds = topics._run_timed(runner, command)
-    assert seconds > 0.1
-    with pytest.raises(WorkerError, match="No module named 'nowhere'"):
-        topics._run_timed(runner, [sys.executable, script, "nowhere", Job("step", toy).dumps()])
+def test_time_of_code_includes_imports(tmp_path):
+    runner = harness.Harness(tmp_path, Path(), 1)
+    assert startup.time_code(runner, "import time; time.sleep(0.25)") > 0.25
+    with pytest.raises(harness.ContenderError, match="No module named 'nowhere'"):
+        startup.time_code(runner, "import nowhere")
 
 
-def test_scaling_measures_every_axis(tmp_path, monkeypatch):
-    def fake_measure(self, contenders, job, rounds):
-        names = [c.name for c in contenders]
-        return harness.Measurements(
-            counts={c.name: c.count for c in contenders},
-            seconds={c.name: [c.count * (2.0 if c.name == "pyro" else 1.0)] for c in contenders},
-            steady=dict.fromkeys(names, 1),
-            values={name: [[0.0]] for name in names},
-            info={name: {"above_mib": 1.0} for name in names},
-        )
+def test_startup_is_measured_in_turns(tmp_path, monkeypatch):
+    def fake(runner, code, cold=False):
+        return 3.0 if "pyro_vae" in code or "import ours" in code else 2.0
 
-    monkeypatch.setattr(harness.Harness, "measure", fake_measure)
-    rows = scaling.measure_scaling(harness.Harness(tmp_path, None, "cpu", 1, quick=True))["rows"]
-    axes = ["batch", "latent_dim", "IWAE k", "L_K: K", "L_500: images"]
-    assert [row["axis"] for row in rows] == axes
-    assert [row["value"] for row in rows] == [16, 2, 1, 50, 10]
-    assert all(row["ratios"]["ours / pyro"]["median"] == 0.5 for row in rows)
-    # evaluations are measured per sample
-    assert [row["seconds"]["ours"]["median"] for row in rows] == [1, 1, 1, 1 / 50, 1 / 500]
+    monkeypatch.setattr(startup, "time_code", fake)
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: "nowhere")
+    result = startup.measure_startup(harness.Harness(tmp_path, Path(), 1, effort=0.1))
+    assert result["import"]["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
+    assert result["first step"]["ratios"]["ours / pyro"]["median"] == 1.5
+    assert result["first step"]["rounds"] == 3
+
+
+# the command
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without a GPU")
 def test_missing_gpu_is_reported_in_one_sentence(capsys):
     assert bench.main(["--device", "cuda", "--check"]) == 1
-    assert capsys.readouterr().err == (
-        "expected a CUDA device for --device cuda; torch finds none: run make bench to measure the "
-        "CPU\n"
-    )
+    message = "expected a CUDA device; torch finds none: run make bench to measure the CPU\n"
+    assert capsys.readouterr().err == message
 
 
-def test_quick_run_requires_a_results_folder(capsys):
-    with pytest.raises(SystemExit):
-        bench.main(["--quick", "--only", "step"])
-    message = (
-        "expected --results FOLDER with --quick; got none: quick results must not replace those in "
-        "results/\n"
+def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys):
+    summary = {"median": 0.4, "quartiles": [0.3, 0.5]}
+    case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu"}
+    monkeypatch.setattr(harness.Harness, "measure", lambda self, case_: case)
+    monkeypatch.setattr("os.getloadavg", lambda: (1.7, 0.1, 0.1))
+    assert bench.main(["--quick", "--only", "step", "--results", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert output.err.startswith(
+        "expected an idle machine; got a load of 1.7: stop other processes\n"
     )
-    assert capsys.readouterr().err.endswith(message)
+    assert "Quick: fewer turns." in output.out
+    assert "| step, batch 128 | Pyro `SVI.step` | 0.30 | 0.40 (0.30–0.50) |" in output.out
+    (results,) = table.read_results(tmp_path).values()
+    assert results["step"]["load_before"] == 1.7
 
 
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
-    def fail(harness):
-        raise WorkerError("expected the contender 'pyro' to answer; got silence")
+    def fail(self, case):
+        raise harness.ContenderError("expected the contender 'pyro' to answer; got silence")
 
-    monkeypatch.setitem(bench.TOPICS, "step", fail)
-    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
-    assert bench.main(["--quick", "--only", "step", "--results", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == (
-        "step: expected the contender 'pyro' to answer; got silence\n"
-    )
+    monkeypatch.setattr(harness.Harness, "measure", fail)
+    assert bench.main(["--only", "step", "--results", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("step: expected the contender 'pyro' to answer; got silence\n")
     assert not list(tmp_path.iterdir())
 
 
-def test_busy_machine_is_reported(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(bench.TOPICS, "step", lambda harness: {"what": "nothing"})
-    monkeypatch.setattr("os.getloadavg", lambda: (1.7, 0.1, 0.1))
-    assert bench.main(["--quick", "--only", "step", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().err == (
-        "expected an idle machine; got a load of 1.7: stop other processes\n"
-    )
-    assert table.read_results(tmp_path)["step"]["load_before"] == 1.7
+# tables
+
+
+def test_verdicts_are_computed():
+    def summary(median, spread=0.0):
+        return {"median": median, "quartiles": [median, median + spread]}
+
+    step = {
+        "ratios": {
+            "ours / pyro": summary(0.3),
+            "ours / torch": summary(0.5625, 0.125),
+            "ours / numpyro": summary(1.0),
+        },
+        "seconds": {"limit": summary(2.0), "pyro": summary(8.0), "numpyro": summary(2.1)},
+    }
+    rows = [row.format({"step": {"cases": {"step": step}}}) for row in table.CPU_ROWS[:5]]
+    assert [row[2:] for row in rows] == [
+        ["0.30", "0.30 (0.30–0.30)", "0.25", "met"],
+        ["0.45", "0.56 (0.56–0.69)", "", "missed; unsteady"],
+        ["0.50", "", "", "not measured"],
+        ["0.90", "1.00 (1.00–1.00)", "0.95", "missed; the limit is above the target"],
+        ["1.20", "", "", "not measured"],
+    ]
+
+
+def test_every_row_is_measured_by_a_case():
+    for rows in (table.CPU_ROWS, table.GPU_ROWS):
+        for row in rows:
+            if row.topic != "startup" and row.peer != "its kernels":
+                contenders = cases.TOPICS[row.topic][row.case or row.topic].contenders
+                assert {row.ours, row.peer} <= {*contenders}, row
+    assert {row.topic for row in table.GPU_ROWS} == {*cases.GPU_TOPICS}
+
+
+def test_docs_show_the_current_tables():
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.START in text, "put <!-- benchmarks --> where table.py shall write the tables"
+    shown = text.partition(table.START)[2].partition(table.END)[0]
+    assert shown == table.format_tables() + "\n", "python experiments/benchmarks/table.py"
+
+
+def test_docs_show_the_current_gains_of_internals():
+    pages = [page.read_text(encoding="utf-8") for page in table.PAGE.parent.glob("*.md")]
+    (text,) = (text for text in pages if "<!-- internals -->" in text)
+    shown = text.partition("<!-- internals -->\n")[2].partition("\n<!-- /internals -->")[0]
+    (results,) = (r["internals"] for r in table.read_results().values() if "internals" in r)
+    assert shown == internals.format_table(results["ratios"])
+
+
+def test_results_lie_in_the_folder_of_their_kind():
+    for file in machine.RESULTS.glob("*/*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assert content["command"].split()[-1] and not content.get("quick"), file
+        assert content["machine"]["kind"] == file.parent.name, file

@@ -11,30 +11,30 @@ References:
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import cast
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from job import Job, Plan, Run, find_fastest
-from peers.torch_networks import Decoder, Encoder
+from job import Job, Run, find_fastest
+from peers.torch_networks import Networks
 from pyro.infer import ELBO, SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam  # pyright: ignore[reportAttributeAccessIssue]
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["PACKAGES", "TASKS"]
 
 PACKAGES = ("torch", "pyro-ppl")
 
 
-class VAE(nn.Module):
+class VAE(Networks):
     def __init__(self, job: Job) -> None:
-        super().__init__()
-        self.encoder, self.decoder = Encoder(job.data), Decoder(job.data)
+        pyro.enable_validation(False)
+        pyro.set_rng_seed(0)
+        super().__init__(job)
         self.latent_dim = job.data.latent_dim
-        self.to(job.device)
 
     def model(self, x: Tensor) -> None:
         pyro.module("decoder", self.decoder)
@@ -50,32 +50,25 @@ class VAE(nn.Module):
             pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def plan_training(job: Job, loss: ELBO) -> Plan:
-    """Plan steps of ``SVI`` with ``pyro.optim.Adam``."""
-    pyro.enable_validation(False)
-    pyro.set_rng_seed(0)
-    vae = VAE(job)
-    x = torch.from_numpy(job.data.train).to(job.device)
+def prepare_training(job: Job, loss: ELBO) -> Run:
+    """Prepare steps of ``SVI`` with ``pyro.optim.Adam``."""
+    vae, x = VAE(job), torch.from_numpy(job.data.train).to(job.device)
     svi = SVI(vae.model, vae.guide, Adam({"lr": job.learning_rate}), loss=loss)
-    next_rows = job.make_minibatch_sampler()
 
-    def plan(count: int) -> Run:
-        rows = torch.from_numpy(next_rows(count)).to(job.device)
-        return lambda: [sum(cast(float, svi.step(x[index])) for index in rows) / rows.numel()]
+    def run(inputs: np.ndarray) -> list[float]:
+        rows = torch.from_numpy(inputs).to(job.device)
+        return [sum(cast(float, svi.step(x[index])) for index in rows) / inputs.size]
 
-    return plan
+    return run
 
 
-def plan_evaluation(job: Job) -> Plan:
-    """Plan L_K by ``vectorized_importance_weights``.
+def prepare_evaluation(job: Job) -> Run:
+    """Prepare L_K by ``vectorized_importance_weights``.
 
     It runs image by image, because the log weights it returns are summed over the batch. The
     samples of an image take 1, 5 or 20 calls, whichever is fastest.
     """
-    pyro.enable_validation(False)
-    pyro.set_rng_seed(0)
-    vae = VAE(job).eval()
-    x = torch.from_numpy(job.data.test).to(job.device)
+    vae, x = VAE(job).eval(), torch.from_numpy(job.data.test).to(job.device)
 
     @torch.no_grad()
     def log_evidence(image: Tensor, num_samples: int) -> float:
@@ -92,27 +85,18 @@ def plan_evaluation(job: Job) -> Plan:
             torch.cat(cast(list[Tensor], weights)).logsumexp(0) - math.log(job.num_samples)
         )
 
-    K = job.num_samples
-    sizes = {str(K // parts): K // parts for parts in (1, 5, 20) if K % parts == 0}
-    num_samples = sizes[
-        find_fastest({n: partial(log_evidence, x[:1], size) for n, size in sizes.items()})
-    ]
-
-    def plan(count: int) -> Run:
-        images = [x[i % len(x)][None] for i in range(count)]
-        return lambda: [log_evidence(image, num_samples) for image in images]
-
-    return plan
-
-
-def make_renyi_elbo(job: Job) -> RenyiELBO:
-    return RenyiELBO(
-        alpha=0, num_particles=job.num_samples, vectorize_particles=True, max_plate_nesting=1
-    )
+    sizes = [job.num_samples // parts for parts in (1, 5, 20) if job.num_samples % parts == 0]
+    size = find_fastest(lambda size: log_evidence(x[:1], size), sizes)
+    return lambda images: [log_evidence(x[i : i + 1], size) for i in images]
 
 
 TASKS = {
-    "step": lambda job: plan_training(job, Trace_ELBO()),
-    "iwae": lambda job: plan_training(job, make_renyi_elbo(job)),
-    "evaluation": plan_evaluation,
+    "step": lambda job: prepare_training(job, Trace_ELBO()),
+    "iwae": lambda job: prepare_training(
+        job,
+        RenyiELBO(
+            alpha=0, num_particles=job.num_samples, vectorize_particles=True, max_plate_nesting=1
+        ),
+    ),
+    "evaluation": prepare_evaluation,
 }

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from job import Problem
+from job import Job, Layers
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["Networks"]
+
+
+class Networks(nn.Module):
+    """The problem's encoder and decoder on the device.
+
+    ``encoder`` maps x ``(N, 784)`` to μ and log σ, each ``(N, latent_dim)``, with an output layer
+    for each; ``decoder`` maps z ``(…, N, latent_dim)`` to logits ``(…, N, 784)``.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(job.data.encoder), make_mlp(job.data.decoder)
+        self.to(job.device)
 
 
 class Encoder(nn.Module):
-    """Map x ``(N, 784)`` to μ and log σ, each ``(N, latent_dim)``, with one output layer each."""
-
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
-        self.hidden = _make_hidden(problem.encoder[:-1])
-        self.loc, self.log_scale = (_make_linear(*head) for head in problem.heads)
+        *hidden, (weight, bias) = layers
+        self.hidden = nn.Sequential(make_mlp(hidden), nn.Tanh())
+        self.loc, self.log_scale = (
+            make_mlp([pair]) for pair in zip(np.split(weight, 2), np.split(bias, 2), strict=True)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.hidden(x)
         return self.loc(h), self.log_scale(h)
 
 
-class Decoder(nn.Module):
-    """Map z ``(…, N, latent_dim)`` to logits ``(…, N, 784)``."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.hidden = _make_hidden(problem.decoder[:-1])
-        self.logits = _make_linear(*problem.decoder[-1])
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.logits(self.hidden(z))
-
-
-def _make_hidden(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> nn.Sequential:
-    return nn.Sequential(*(m for layer in layers for m in (_make_linear(*layer), nn.Tanh())))
-
-
-def _make_linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
-    return linear
+def make_mlp(layers: Layers) -> nn.Sequential:
+    """Return linear layers with tanh between them."""
+    modules = []
+    for weight, bias in layers:
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
+        modules += [nn.Tanh(), linear]
+    return nn.Sequential(*modules[1:])
