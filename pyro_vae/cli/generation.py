@@ -164,6 +164,41 @@ def traverse(
     opened.write_rows("traverse", "Latent traversal", caption, path.mean[:, :, 0])
 
 
+def explore(
+    run: Run,
+    *,
+    split: SplitName = "test",
+    num_data: int | None = 500,
+    seed: int = 0,
+    output: Path | None = None,
+) -> None:
+    """Write an HTML page on which one moves through the latent space.
+
+    Arguments:
+        output: file of the page; by default explorer.html in the folder of the run.
+    """
+    from ..report.explorer import explore as write_page
+
+    path = run.explorer if output is None else check_output(run, output)
+    opened = open_run(run, split, num_data, seed).or_generated()
+    name = type(opened.program).__name__
+    source = run.read_result().get("data", {}).get("name", "data")
+    origin = "generated" if opened.generated else split
+    with run.exclusive("report"):
+        write_page(
+            opened.program,
+            opened.split,
+            path,
+            title=run.name,
+            about=f"{name} trained on {source} · {len(opened.split)} {origin} examples",
+            columns=run.columns,
+            classes=run.classes,
+            num_data=len(opened.split),
+            seed=seed,
+        )
+    print(f"explorer: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def _find_pairs(opened: OpenedRun, num_pairs: int) -> tuple[list[int], list[int]]:
     """Return the ends of the paths, with equal labels if the program conditions on labels."""
     labels = opened.split.labels
@@ -192,4 +227,4 @@ def _most_active_dims(program: Program, x: Tensor, args: tuple[Tensor, ...]) -> 
     return [int(d) for d in np.argsort(-spread)[:10]]
 
 
-COMMANDS: tuple[Command, ...] = (sample, reconstruct, interpolate, traverse)
+COMMANDS: tuple[Command, ...] = (sample, reconstruct, interpolate, traverse, explore)

@@ -7,7 +7,7 @@ Pyro's handlers run in Python and cost more than the operations of a small netwo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,9 @@ class NotTraceableError(RuntimeError):
 
 @torch.no_grad()
 def trace_graph(
-    function: Callable[..., tuple[Tensor, ...]], *args: Tensor
+    function: Callable[..., tuple[Tensor, ...]],
+    *args: Tensor,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> tuple[GraphModule, list[Tensor]]:
     """Trace ``function(*args)`` into a graph of ATen operations.
 
@@ -43,6 +45,7 @@ def trace_graph(
         function: maps tensors to a tuple of tensors. It may read tensors from its closure, such
             as parameters, and change them in place.
         *args: example inputs.
+        decompositions: operations to replace by simpler ones, see ``torch._decomp``.
 
     Returns:
         The graph, called with ``args`` followed by the tensors of the closure; and the latter,
@@ -54,7 +57,13 @@ def trace_graph(
     """
     try:
         with torch.random.fork_rng(), pyro.validation_enabled(False):
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+            trace = make_fx(
+                function,
+                decomposition_table=decompositions,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )
+            graph = trace(*args)
     except Exception as error:  # operations raise errors of various types
         raise NotTraceableError(_first_line(error)) from error
     return graph, _lift_closure(graph)

@@ -109,6 +109,8 @@ class Stream(IntEnum):
     ENUMERATED_SITES = 4_000_000_060
     #: The run before training that finds the parameters of functions.
     REGISTRATIONS = 4_000_000_061
+    #: Samples of the prior in an explorer page.
+    EXPLORE = 4_000_000_070
 
 
 def check_seed(seed: int) -> int:

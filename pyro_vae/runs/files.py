@@ -75,6 +75,7 @@ class RunFiles:
         self.bounds = self.evaluation_file("bounds")
         self.result = self.folder / "result.json"
         self.report = self.folder / "report.html"
+        self.explorer = self.folder / "explorer.html"
         self.figures = self.folder / "figures"
         self._pending = self.folder / _PENDING
 
@@ -299,7 +300,7 @@ class RunFiles:
         """
         if not self._has_new_state():
             return
-        for path in (self.weights, self.report, self.metrics):
+        for path in (self.weights, self.report, self.explorer, self.metrics):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.figures, ignore_errors=True)
         for name in EVALUATIONS:
@@ -359,7 +360,8 @@ class RunFiles:
 
     def _temporary_targets(self) -> list[Path]:
         """Return the files whose temporary files may be in the folder."""
-        targets = [self.config, self.metrics, self.state, self.weights, self.result, self.report]
+        targets = [self.config, self.metrics, self.state, self.weights, self.result]
+        targets += [self.report, self.explorer]
         for name in EVALUATIONS:
             file = self.checkpoint_file(name)
             targets += [self.evaluation_file(name), file, file.with_name(f"{file.name}*.*")]

@@ -45,9 +45,9 @@ class Run(TrainedRun):
     """The folder of one run; all files are written atomically.
 
     ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (checkpoint of training),
-    ``weights.safetensors`` (after training), ``result.json``, ``report.html``, ``figures/`` and
-    ``NAME.nc`` of each of :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long one also
-    ``NAME.npz`` (its checkpoint).
+    ``weights.safetensors`` (after training), ``result.json``, ``report.html``, ``explorer.html``,
+    ``figures/`` and ``NAME.nc`` of each of :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long
+    one also ``NAME.npz`` (its checkpoint).
 
     ``result.json`` has the SHA-256 of the weights, and every ``NAME.nc`` that of the weights that
     it is a result of. One process trains in the folder, and none evaluates meanwhile.
