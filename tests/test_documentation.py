@@ -50,7 +50,7 @@ FAST_OPTIONS = {
     "rate-distortion": ["--num-data", "3", *_ANNEALING],
 }
 VERBS = {
-    *("fit", "evaluate", "compare", "report", *FAST_OPTIONS),
+    *("fit", "evaluate", "compare", "report", "explore", *FAST_OPTIONS),
     *("sample", "reconstruct", "interpolate", "traverse", "encode"),
 }
 

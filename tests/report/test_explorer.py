@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyro.distributions as dist
@@ -430,22 +431,25 @@ def test_lower_layers_and_noise_are_at_their_means(tmp_path):
             assert x == pytest.approx(program.likelihood(z).mean.flatten().numpy(), abs=1e-6)
 
 
-def test_command(tmp_path, capsys, monkeypatch):
-    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
-    run = tmp_path / "run"
-    assert main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--run", str(run)]) == 0
-    assert main(["explore", str(run), "--num-data", "30"]) == 0
-    page = run / "explorer.html"
-    assert f"explorer: {page} (0." in capsys.readouterr().out
-    assert "VAE trained on digits · 30 test examples" in page.read_text(encoding="utf-8")
-    other = tmp_path / "page.html"
-    assert main(["explore", str(run), "--num-data", "30", "--output", str(other)]) == 0
-    assert other.read_bytes() == page.read_bytes()
-    assert main(["explore", str(run), "--output", str(run / "page.html")]) == 1
+def test_command_and_python_of_the_page_in_the_documentation(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/how-to/explore.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    Path("tiny.yaml").write_text(TINY, encoding="utf-8")
+    fit = ["fit", "--config", "tiny.yaml", "--run", "runs/first"]
+    assert main(fit) == 0
+    for command in commands.splitlines():
+        assert main(command.split()[1:]) == 0
+    run = pv.load("runs/first")
+    file = run.explorer.resolve()
+    assert f"explorer: {file} (0." in capsys.readouterr().out
+    assert "VAE trained on digits · 180 test examples" in file.read_text(encoding="utf-8")
+    assert Path("first.html").read_bytes() == file.read_bytes()  # there are fewer than 200
+    exec(code, {"vae": run.program, "data": run.data})
+    assert "<title>Digits" in Path("latent-space.html").read_text(encoding="utf-8")
+    assert main(["explore", "runs/first", "--output", "runs/first/page.html"]) == 1
     assert "outside the folder of the run" in capsys.readouterr().err
     # training again removes the page of the old weights
-    assert (
-        main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--run", str(run), "--overwrite"])
-        == 0
-    )
-    assert not page.exists()
+    assert main([*fit, "--overwrite"]) == 0
+    assert not file.exists()
