@@ -47,6 +47,7 @@ Further packages
     queries             sample, reconstruct, interpolate, impute, encode, …
     interop             programs from models of other code: from_modules, from_pythae, …
     learning            compiled SVI, optimizers, schedules
+    trackers            record a training: plain files, TensorBoard, W&B, MLflow, Trackio
     evaluation          all evaluations
     distributed         training with several processes
 
@@ -75,6 +76,7 @@ from .learning import History as History
 from .learning import fit as fit
 from .learning import initialize as initialize
 from .learning import objectives as objectives
+from .learning import trackers as trackers
 from .models import VAE as VAE
 from .models import BayesianVAE as BayesianVAE
 from .models import ConditionalVAE as ConditionalVAE

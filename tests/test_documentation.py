@@ -27,6 +27,8 @@ PAGES = (
     "docs/how-to/estimators",
     "docs/how-to/calibration",
     "docs/how-to/own-data",
+    "docs/how-to/trackers",
+    "docs/how-to/export",
 )
 
 _ANNEALING = [
@@ -50,7 +52,7 @@ FAST_OPTIONS = {
     "rate-distortion": ["--num-data", "3", *_ANNEALING],
 }
 VERBS = {
-    *("fit", "evaluate", "compare", "report", "explore", *FAST_OPTIONS),
+    *("fit", "evaluate", "compare", "report", "explore", "export", *FAST_OPTIONS),
     *("sample", "reconstruct", "interpolate", "traverse", "encode"),
 }
 

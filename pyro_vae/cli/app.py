@@ -20,6 +20,7 @@ from ..config.signatures import signature_options
 from ..core import distributed
 from ..core.validation import did_you_mean
 from ..evaluation import EVALUATIONS
+from ..learning.trackers import Tracker
 from ..runs import comparison
 from ..runs.run import Run
 from . import evaluation, generation, inference, process
@@ -132,6 +133,7 @@ def fit(
     run: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    log: list[Tracker] | None = None,
     print_config: bool = False,
 ) -> None:
     """Train a model and save it to a run folder.
@@ -141,6 +143,8 @@ def fit(
         run: run folder, required for training.
         resume: resume an interrupted run.
         overwrite: replace an existing run in the folder.
+        log: trackers that record the training: CSV, TensorBoard, WandB, MLflow or Trackio, or a
+            list of them; they write to RUN/logs.
         print_config: print the resolved configuration and exit.
     """
     if print_config:
@@ -152,7 +156,7 @@ def fit(
     if resume and folder.is_finished(experiment):
         print(f"{run} is already finished; raise --fit.epochs to continue")
         return
-    history = folder.fit(experiment, resume, overwrite, progress=True)
+    history = folder.fit(experiment, resume, overwrite, progress=True, log=log or ())
     last = history.epochs[(history.best_epoch or len(history)) - 1]
     valid = f", validation ELBO {last['valid_elbo']:.3f}" if "valid_elbo" in last else ""
     objective = type(experiment.objective).__name__
@@ -181,7 +185,8 @@ def _parse_and_fit(argv: Sequence[str]) -> None:
     options = [*own, *EXPERIMENT_OPTIONS]
     parser = _FitParser(options, "pyro-vae fit", command_summary(fit), epilog)
     settings = parser.parse(argv)
-    fit(Experiment(parser, settings), **{option.name: settings[option.name] for option in own})
+    given = parser.instantiate(settings)
+    fit(Experiment(parser, settings), **{option.name: given[option.name] for option in own})
 
 
 def compare(*runs: str) -> None:
@@ -201,6 +206,19 @@ def report(run: Run) -> None:
     print(f"report: {run.report.resolve()}")
 
 
+def export(run: Run, *, output: Path, onnx: bool = False) -> None:
+    """Write encoder, decoder and importance weights as functions that need only torch.
+
+    Arguments:
+        output: new folder for the functions and their description.
+        onnx: also write them as ONNX files.
+    """
+    from ..runs.export import export as export_program
+
+    signature = export_program(run.program, output, onnx=onnx)
+    print(f"{signature['parts']}: {', '.join(signature['functions'])} in {output}")
+
+
 def list_(*names: str) -> None:
     """List the available components, e.g. `list`, `list priors` or `list priors VampPrior`.
 
@@ -216,7 +234,7 @@ def list_(*names: str) -> None:
 _COMMANDS: dict[str, Command] = {
     command_name(command): command
     for command in (
-        *(fit, *evaluation.COMMANDS, compare, report),
+        *(fit, *evaluation.COMMANDS, compare, report, export),
         *(*generation.COMMANDS, *inference.COMMANDS, anomaly, list_),
     )
 }

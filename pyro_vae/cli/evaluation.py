@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..config.signatures import document_arguments
 from ..evaluation import EVALUATIONS, Bounds, Evaluation
 from ..evaluation.results import Result
+from ..learning.trackers import Tracker
 from ..runs.provenance import format_bits_per_dim
 from ..runs.run import Run
 from .opened_run import print_scale
@@ -30,7 +31,8 @@ def _make_command(evaluation: Evaluation) -> Command:
             entry.update(written)
             _print_result(result, written)
 
-        run.compute(evaluation.name, progress=True, on_result=on_result, **options)
+        log = options.pop("log") or ()
+        run.compute(evaluation.name, progress=True, on_result=on_result, log=log, **options)
         if evaluation.result is Bounds:
             print_scale(run)
         if "data" in entry:  # new data, which the report does not show
@@ -44,12 +46,16 @@ def _make_command(evaluation: Evaluation) -> Command:
         **document_arguments(evaluation.compute),
         "run": "folder of a finished run",
         "device": "device to compute on",
+        "log": "trackers that record the result with the training of the run",
     }
     folder = inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Run)
     device = inspect.Parameter(
         "device", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=Device
     )
-    parameters = [folder, *evaluation.parameters.values(), device]
+    log = inspect.Parameter(
+        "log", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=list[Tracker] | None
+    )
+    parameters = [folder, *evaluation.parameters.values(), device, log]
     summary = (inspect.getdoc(evaluation.compute) or "").partition("\n")[0]
     lines = [f"    {p.name}: {texts.get(p.name, '')}" for p in parameters]
     command.__name__ = evaluation.command.replace("-", "_")

@@ -13,7 +13,7 @@ from .. import data, likelihoods, models, networks, posteriors, priors
 from ..core.validation import did_you_mean
 from ..data import Kind
 from ..data.sources import SOURCES
-from ..learning import objectives
+from ..learning import objectives, trackers
 from ..models.compatibility import RULES, find_violation
 from .classes import component_names
 from .signatures import REQUIRED, Option, signature_options
@@ -35,6 +35,7 @@ COMPONENT_KINDS: dict[str, ModuleType] = {
     "networks": networks,
     "models": models,
     "objectives": objectives,
+    "trackers": trackers,
 }
 #: Constructor arguments set by the program, not by the user.
 _SET_BY_PROGRAM = ("latent_dim", "event_shape", "network", "in_shape", "out_shape")

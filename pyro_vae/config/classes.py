@@ -17,7 +17,7 @@ from torch import nn
 from .. import evaluation, learning, likelihoods, models, networks, posteriors, priors
 from ..core.components import Shape
 from ..core.validation import did_you_mean
-from ..learning import objectives
+from ..learning import objectives, trackers
 from ..models import Autoencoder, inference
 from .signatures import Option, signature_options, union_members
 
@@ -47,6 +47,7 @@ _SHORT_NAMES: dict[type, ModuleType] = {
     torch.optim.lr_scheduler.LRScheduler: torch.optim.lr_scheduler,
     nn.Module: nn,
     evaluation.Estimator: evaluation,
+    trackers.Tracker: trackers,
 }
 
 _plugins: set[str] = set()
@@ -130,8 +131,9 @@ class ClassType(NamedTuple):
                 suggests the closest name.
         """
         if not isinstance(name, str) or "." not in name:
-            if name in self.names:
-                return getattr(self.module, name)
+            matches = [n for n in self.names if n.casefold() == str(name).casefold()]
+            if name in matches or len(matches) == 1:
+                return getattr(self.module, name if name in matches else matches[0])
             one_of = (
                 f"one of {', '.join(self.names)}, or a class of a --plugin as module.Class"
                 if self.is_listed

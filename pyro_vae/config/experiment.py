@@ -43,7 +43,7 @@ __all__ = [
 #: Arguments of ``fit`` that are set by the run, or by programs in Python.
 _SET_BY_RUN = (
     *("program", "train", "valid", "objective"),
-    *("checkpoint", "resume", "on_epoch", "progress"),
+    *("checkpoint", "resume", "on_epoch", "progress", "log"),
     *("args", "arguments", "plate"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ from .input_scale import explain_invalid_parameters
 from .objectives import ELBO
 from .optimizers import FusedOptimizer, create_scheduler, optimizer_factory
 from .sharding import check_decomposable
+from .trackers.base import Tracker
+from .trackers.session import TrackingSession, log_folder
 from .trainer import History, Trainer, validation_elbo
 
 __all__ = ["fit", "resolve_device"]
@@ -77,6 +79,7 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
     progress: bool = False,
+    log: Sequence[Tracker | str] = (),
     plate: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -151,6 +154,9 @@ def fit(
         resume: resume from the checkpoint, if it exists.
         on_epoch: callback after every epoch.
         progress: show a progress bar on standard error, in the first process.
+        log: trackers that record the training, as objects or by name: ``csv``, ``tensorboard``,
+            ``wandb``, ``mlflow`` or ``trackio``, see :mod:`~pyro_vae.learning.trackers`. A
+            resumed training continues their records. Recording does not affect training.
         plate: the name of the plate over the data, see :func:`~pyro_vae.log_weights`; by default
             the attribute ``plate`` of the program, if it has one.
         arguments: further arguments by name, also those that have the name of an option of this
@@ -286,7 +292,34 @@ def fit(
         )
         if resuming:
             trainer.resume(cast(Path, path), epochs)
-        return trainer.run(epochs, path, checkpoint_every, on_epoch, progress)
+        with TrackingSession(
+            log,
+            given,
+            train if valid is None else valid,
+            seed=seed,
+            name=type(program).__name__,
+            config=_describe_training(settings, epochs),
+            folder=log_folder(path),
+            resume=resuming,
+        ) as session:
+
+            def after_epoch(history: History) -> None:
+                session.log_epochs(history.epochs)
+                if on_epoch is not None:
+                    on_epoch(history)
+
+            return trainer.run(epochs, path, checkpoint_every, after_epoch, progress)
+
+
+def _describe_training(settings: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Return the settings of a training for trackers."""
+    names = ("seed", "batch_size", "clip_norm", "patience", "schedule", "labelled_every")
+    described = {"epochs": epochs, **{name: settings[name] for name in names}}
+    for name in ("objective", "optimizer"):
+        kind, options = settings[name]
+        described[name] = {"name": kind, **options}
+    described["parameters"] = sum(map(math.prod, settings["parameters"].values()))
+    return described
 
 
 def _initialize(module: nn.Module, program: nn.Module, train: Split | Tensor, seed: int) -> None:

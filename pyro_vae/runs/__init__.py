@@ -1,7 +1,8 @@
 """Run folders: training, evaluation, files and provenance."""
 
 from .comparison import compare
+from .export import ExportError, export
 from .files import RunError
 from .run import Run, load
 
-__all__ = ["Run", "RunError", "compare", "load"]
+__all__ = ["ExportError", "Run", "RunError", "compare", "export", "load"]

@@ -77,6 +77,8 @@ class RunFiles:
         self.report = self.folder / "report.html"
         self.explorer = self.folder / "explorer.html"
         self.figures = self.folder / "figures"
+        #: The folder of the trackers' folders.
+        self.logs = self.folder / "logs"
         self._pending = self.folder / _PENDING
 
     @property

@@ -22,6 +22,8 @@ from ..data import Dataset
 from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
+from ..learning.trackers.base import Tracker
+from ..learning.trackers.session import TrackingSession, log_result
 from ..learning.training import resolve_device
 from ..likelihoods import Categorical, Columns
 from ..models import Autoencoder
@@ -46,8 +48,9 @@ class Run(TrainedRun):
 
     ``config.yaml`` (fully resolved), ``metrics.jsonl``, ``state.pt`` (checkpoint of training),
     ``weights.safetensors`` (after training), ``result.json``, ``report.html``, ``explorer.html``,
-    ``figures/`` and ``NAME.nc`` of each of :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long
-    one also ``NAME.npz`` (its checkpoint).
+    ``figures/``, ``logs/`` (of trackers) and ``NAME.nc`` of each of
+    :data:`~pyro_vae.evaluation.EVALUATIONS`; during a long one also ``NAME.npz`` (its
+    checkpoint).
 
     ``result.json`` has the SHA-256 of the weights, and every ``NAME.nc`` that of the weights that
     it is a result of. One process trains in the folder, and none evaluates meanwhile.
@@ -63,6 +66,7 @@ class Run(TrainedRun):
         overwrite: bool = False,
         progress: bool = False,
         on_epoch: Callable[[Autoencoder, Dataset, History], None] | None = None,
+        log: Sequence[Tracker | str] = (),
     ) -> History:
         """Train the experiment in this folder.
 
@@ -76,6 +80,8 @@ class Run(TrainedRun):
             progress: show a progress bar on the standard error.
             on_epoch: called after every epoch in the main process with the model, the data and
                 the history. Evaluating the model in it does not affect training.
+            log: trackers that record the training, see :func:`~pyro_vae.fit`; their files are in
+                the folder ``logs`` of the run.
 
         Returns:
             The training history.
@@ -91,7 +97,7 @@ class Run(TrainedRun):
                 if distributed.is_main_process():
                     stack.enter_context(self._exclusive_for_training())
                 self._check_experiment(experiment, resume, overwrite)
-            return self._train(experiment, resume, progress, on_epoch)
+            return self._train(experiment, resume, progress, on_epoch, log)
 
     def _train(
         self,
@@ -99,6 +105,7 @@ class Run(TrainedRun):
         resume: bool,
         progress: bool,
         on_epoch: Callable[[Autoencoder, Dataset, History], None] | None,
+        log: Sequence[Tracker | str],
     ) -> History:
         """Train in this folder, with all locks."""
         # check everything before any file is changed
@@ -151,16 +158,28 @@ class Run(TrainedRun):
             return history
         checkpoint_every = experiment.settings.fit.checkpoint_every
 
+        session = TrackingSession(
+            log,
+            model,
+            data.valid if len(data.valid) else data.train,
+            seed=experiment.seed,
+            name=self.name,
+            config=experiment.settings_dict(),
+            folder=self.logs,
+            resume=resuming,
+        )
+
         def after_epoch(history: History) -> None:
             _check_self_contained(model)
             if len(history) % checkpoint_every == 0:
                 self._publish()
                 self._write_metrics(history)
+            session.log_epochs(history.epochs)
             if on_epoch is not None:
                 on_epoch(model, data, history)
 
         result = {"config": experiment.settings_dict(), **provenance}
-        with self._replace_outdated_files(experiment.to_yaml(), result):
+        with self._replace_outdated_files(experiment.to_yaml(), result), session:
             history = train(on_epoch=after_epoch)
         # also needed if no epoch was left, e.g. if a run was killed after its last checkpoint
         files.atomic_write_text(self.config, experiment.to_yaml())
@@ -205,6 +224,7 @@ class Run(TrainedRun):
         device: str = "auto",
         progress: bool = False,
         on_result: Callable[[Result, dict[str, Any]], None] | None = None,
+        log: Sequence[Tracker | str] = (),
         **options: Any,
     ) -> Result:
         """Compute an evaluation of the trained model and write its file and ``result.json``.
@@ -221,6 +241,7 @@ class Run(TrainedRun):
             progress: show progress bars on the standard error.
             on_result: called in the main process with the result and its entry of
                 ``result.json`` before files are written.
+            log: trackers that record the result with the training, see :meth:`fit`.
             **options: the options of its command.
 
         Returns:
@@ -275,6 +296,13 @@ class Run(TrainedRun):
                 if evaluation.is_resumable(options):
                     for path in self._checkpoint_parts(key):
                         path.unlink()
+                log_result(
+                    log,
+                    {key: entry},
+                    name=self.name,
+                    config=experiment.settings_dict(),
+                    folder=self.logs,
+                )
             distributed.all_gather(None)
             return result
 

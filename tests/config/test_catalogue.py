@@ -14,7 +14,7 @@ from pyro_vae.cli.app import main
 from pyro_vae.config import catalogue
 from pyro_vae.config.classes import component_names
 from pyro_vae.data.sources import SOURCES
-from pyro_vae.learning import objectives
+from pyro_vae.learning import objectives, trackers
 from pyro_vae.learning.objectives import baselines
 
 
@@ -32,6 +32,7 @@ def test_list_shows_all_components(capsys):
         "networks": NETWORKS,
         "models": dict.fromkeys(n for n in models.__all__ if n not in ("Autoencoder", "inference")),
         "objectives": dict.fromkeys(n for n in objectives.__all__ if n != "Objective"),
+        "trackers": dict.fromkeys(n for n in trackers.__all__ if n != "Tracker"),
     }
     assert blocks.keys() == expected.keys()
     for kind, components in expected.items():
@@ -102,7 +103,7 @@ def test_every_argument_is_explained(kind):
 
 def test_component_kinds():
     assert set(catalogue.COMPONENT_KINDS) == {
-        *("priors", "likelihoods", "posteriors", "networks", "models", "objectives")
+        *("priors", "likelihoods", "posteriors", "networks", "models", "objectives", "trackers")
     }
 
 
