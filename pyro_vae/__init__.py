@@ -36,6 +36,7 @@ Evaluation: of these programs, or of any pair (model, guide)
 Run folders of ``pyro-vae fit``
     load                open one as a Run
     compare             compare runs on the same test examples
+    export              write a trained VAE as functions that need only torch
 
 Components and data
     priors, likelihoods, posteriors, networks
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from .evaluation import rate_distortion as rate_distortion
     from .runs import Run as Run
     from .runs import compare as compare
+    from .runs import export as export
     from .runs import load as load
 
     __version__: str
@@ -122,7 +124,7 @@ _LAZY = {
         ),
         ".evaluation",
     ),
-    **dict.fromkeys(("Run", "compare", "load"), ".runs"),
+    **dict.fromkeys(("Run", "compare", "export", "load"), ".runs"),
 }
 
 

@@ -213,7 +213,7 @@ def export(run: Run, *, output: Path, onnx: bool = False) -> None:
         output: new folder for the functions and their description.
         onnx: also write them as ONNX files.
     """
-    from ..runs.export import export as export_program
+    from ..runs.exported_functions import export as export_program
 
     signature = export_program(run.program, output, onnx=onnx)
     print(f"{signature['parts']}: {', '.join(signature['functions'])} in {output}")

@@ -1,7 +1,7 @@
 """Run folders: training, evaluation, files and provenance."""
 
 from .comparison import compare
-from .export import ExportError, export
+from .exported_functions import ExportError, export
 from .files import RunError
 from .run import Run, load
 

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
-import yaml
 
 from ...core import files
 from .base import Tracker
@@ -36,6 +34,8 @@ class CSV(Tracker):
                 self._rows = [{k: v for k, v in r.items() if v != ""} for r in csv.DictReader(file)]
         if resumed:
             return
+        import yaml  # slow to import
+
         text = yaml.safe_dump({"name": name, **config}, sort_keys=False, allow_unicode=True)
         files.atomic_write_text(self._file("config.yaml"), text)
 
@@ -52,6 +52,8 @@ class CSV(Tracker):
         files.atomic_write_text(self._metrics, text.getvalue())
 
     def log_picture(self, name: str, pixels: np.ndarray, epoch: int) -> None:
+        import matplotlib.image  # slow to import, too
+
         content = io.BytesIO()
         matplotlib.image.imsave(content, pixels, format="png")
         files.atomic_write_bytes(self._file(f"{name}-{epoch}.png"), content.getvalue())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from .base import Tracker, flatten
 
@@ -33,6 +32,8 @@ class TensorBoard(Tracker):
         self._outdated = [] if resumed else [*self.folder.glob("events.out.tfevents.*")]
         self._writer = SummaryWriter(str(self.folder), purge_step=purge)
         if not resumed:
+            import yaml
+
             text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             self._writer.add_text("config", f"# {name}\n```yaml\n{text}```")
 
