@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if load > MAX_LOAD:
         log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
     rows = {(row.topic, row.case or row.topic) for row in CPU_ROWS}
-    topics = [*TOPICS, "startup"]
+    cases = topics = {**TOPICS, "startup": {}}
     if args.device == "cuda":
-        topics = GPU_TOPICS
+        cases, topics = {**cases, **GPU_TOPICS}, GPU_TOPICS
     elif args.quick:
         topics = dict.fromkeys(row.topic for row in CPU_ROWS)
     folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if topic == "startup":
                     measured = measure_startup(harness)
-                for name, case in TOPICS.get(topic, {}).items():
+                for name, case in cases[topic].items():
                     if args.quick and (topic, name) not in rows:
                         continue
                     log(f"{topic}: {name}")

@@ -504,6 +504,7 @@ def test_every_row_is_measured_by_a_case():
                 contenders = cases.TOPICS[row.topic][row.case or row.topic].contenders
                 assert {row.ours, row.peer} <= {*contenders}, row
     assert {row.topic for row in table.GPU_ROWS} == {*cases.GPU_TOPICS}
+    assert cases.GPU_TOPICS["evaluation"]["evaluation"].count == 10_000
 
 
 def test_docs_show_the_current_tables():
