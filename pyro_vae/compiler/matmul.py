@@ -19,10 +19,19 @@ from torch.overrides import TorchFunctionMode
 
 from .trace import is_tracing
 
-__all__ = ["Precision", "check_precision", "matmul_backend"]
+__all__ = [
+    "Precision",
+    "TrainingPrecision",
+    "check_precision",
+    "check_training_precision",
+    "layer_precision",
+    "matmul_backend",
+]
 
 #: Precision of the linear and convolutional layers.
 Precision = Literal["float32", "bfloat16"]
+#: Precision of the layers in training; TF32 is one of GPUs.
+TrainingPrecision = Literal["float32", "bfloat16", "tf32"]
 
 _log = logging.getLogger("pyro_vae")
 
@@ -44,8 +53,101 @@ def check_precision(precision: str) -> Precision:
     return precision  # type: ignore[return-value]
 
 
+def check_training_precision(
+    precision: str, dtype: torch.dtype, device: torch.device
+) -> TrainingPrecision:
+    """Return ``precision`` if a program can be trained with it.
+
+    Logs once if the device emulates bfloat16, which is slower than float32.
+
+    Arguments:
+        precision: the name of the precision.
+        dtype, device: those of the program.
+
+    Raises:
+        ValueError: if the precision is unknown, if it would round a program that is not in
+            float32, or for ``tf32`` without a GPU that supports it.
+    """
+    known = get_args(TrainingPrecision)
+    if precision not in known:
+        raise ValueError(f"expected precision to be {', '.join(known)}; got {precision!r}")
+    if precision == "float32":
+        return precision
+    if dtype is not torch.float32:
+        raise ValueError(
+            f"expected a program in float32 with precision {precision}; got one in "
+            f"{str(dtype).removeprefix('torch.')}: convert it (program.float()), or leave out "
+            f"precision"
+        )
+    if precision == "tf32" and not _has_tf32(device):
+        raise ValueError(
+            f"expected a GPU with TF32 (compute capability 8.0 or higher) with precision tf32; got "
+            f"the device {device}: use bfloat16 or float32"
+        )
+    if precision == "bfloat16" and not _has_bfloat16(device):
+        _log_slow_bfloat16(device.type)
+    return precision  # type: ignore[return-value]
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; ``True`` if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # "flags" of x86, "Features" of ARM
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    return flags is None or not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags[1].split())
+
+
+@functools.cache
+def _log_slow_bfloat16(device: str) -> None:
+    _log.warning(
+        "precision bfloat16 is slower than float32 here: this %s has no instructions for it",
+        {"cuda": "GPU"}.get(device, "processor"),
+    )
+
+
 @contextmanager
-def matmul_backend(precision: Precision = "float32") -> Iterator[None]:
+def layer_precision(precision: TrainingPrecision) -> Iterator[None]:
+    """Set the precision of layers within a context, also of those in a graph that is traced.
+
+    Arguments:
+        precision: ``bfloat16`` rounds the inputs, the weights and the product of linear and
+            convolutional layers; the bias is added in float32. In the backward pass it rounds the
+            gradients that enter and leave a product. ``tf32`` rounds the inputs of all products of
+            float32 matrices on a GPU. ``float32`` changes nothing.
+    """
+    if precision == "tf32":
+        with _tf32():
+            yield
+    else:
+        with _BFloat16Layers() if precision == "bfloat16" else nullcontext():
+            yield
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Allow TF32 in products of float32 matrices and in convolutions on a GPU."""
+    cudnn: Any = torch.backends.cudnn
+    # before torch 2.9, another attribute, which newer versions do not allow beside the new one
+    is_new = hasattr(cudnn, "conv")
+    settings: tuple[Any, ...] = torch.backends.cuda.matmul, cudnn.conv if is_new else cudnn
+    name, enabled = ("fp32_precision", "tf32") if is_new else ("allow_tf32", True)
+    before = [getattr(setting, name) for setting in settings]
+    for setting in settings:
+        setattr(setting, name, enabled)
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setattr(setting, name, value)
+
+
+@contextmanager
+def matmul_backend(precision: TrainingPrecision = "float32") -> Iterator[None]:
     """Set the library and the precision of matrix products within a context.
 
     float32 products on a CPU use MKL, except on AMD processors, where oneDNN is faster. Set the
@@ -55,15 +157,14 @@ def matmul_backend(precision: Precision = "float32") -> Iterator[None]:
     four times that of MKL, MKL is used.
 
     Arguments:
-        precision: ``bfloat16`` rounds inputs and outputs of linear and convolutional layers;
-            everything else, such as distributions and sums, keeps its precision.
+        precision: as for :func:`layer_precision`.
 
     Raises:
         ValueError: if the environment variable has another value.
     """
     # a graph is traced once, and the library is that of its later calls
     library = _onednn() if _library() == "onednn" and not is_tracing() else nullcontext()
-    with library, _BFloat16Layers() if precision == "bfloat16" else nullcontext():
+    with library, layer_precision(precision):
         yield
 
 
@@ -79,10 +180,15 @@ def _library() -> str:
 @functools.cache
 def _vendor() -> str:
     """Vendor of the processor; an empty string if unknown."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
-    match = re.search(r"AuthenticAMD|GenuineIntel", text)
+    match = re.search(r"AuthenticAMD|GenuineIntel", _cpuinfo() or platform.processor())
     return match[0] if match else ""
+
+
+@functools.cache
+def _cpuinfo() -> str:
+    """Linux's description of the processor; an empty string on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.is_file() else ""
 
 
 @contextmanager
@@ -101,7 +207,10 @@ def _onednn() -> Iterator[None]:
 
 
 class _BFloat16Layers(TorchFunctionMode):
-    """Compute float32 layers in bfloat16 and return float32."""
+    """Compute the products of float32 layers in bfloat16, and return float32.
+
+    Products in bfloat16 have sums in float32, which are rounded once.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
@@ -109,19 +218,32 @@ class _BFloat16Layers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _LAYERS or not any(map(_is_float32, args)):
             return func(*args, **kwargs)
-        args = tuple(map(_to_bfloat16, args))
-        return func(*args, **{n: _to_bfloat16(v) for n, v in kwargs.items()}).float()
+        return _apply_layer(func, *args, **kwargs)
 
 
-_LAYERS: tuple[Callable[..., Tensor], ...] = (
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-)
+def _apply_layer(
+    func: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    product = func(_to_bfloat16(input), _to_bfloat16(weight), None, *args, **kwargs).float()
+    # in float32, where it is fused with the next operation
+    return product if bias is None else product + bias.reshape(-1, *(1,) * _LAYERS[func])
+
+
+#: Layers, and their number of dimensions after that of the features.
+_LAYERS: dict[Callable[..., Tensor], int] = {
+    F.linear: 0,
+    F.conv1d: 1,
+    F.conv2d: 2,
+    F.conv3d: 3,
+    F.conv_transpose1d: 1,
+    F.conv_transpose2d: 2,
+    F.conv_transpose3d: 3,
+}
 
 
 def _is_float32(value: Any) -> bool:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from ..compiler.allocator import keep_freed_memory
+from ..compiler.matmul import TrainingPrecision, layer_precision
 from ..core import distributed
 from ..core.random import Stream, seeded
 from ..programs.base import Program
@@ -80,7 +81,7 @@ class Trainer:
 
     Arguments:
         program: the program, in training mode, in its own parameter store.
-        objective, seed, compile, patience: as for :func:`~pyro_vae.fit`.
+        objective, seed, precision, compile, patience: as for :func:`~pyro_vae.fit`.
         optim, scheduler: optimizer of all parameters, and its scheduler.
         batches: the training minibatches.
         valid: the validation data, if any.
@@ -97,6 +98,7 @@ class Trainer:
         valid: ValidationData | None,
         *,
         seed: int,
+        precision: TrainingPrecision,
         compile: bool | None,
         patience: int | None,
         settings: dict[str, Any],
@@ -108,6 +110,7 @@ class Trainer:
         self._name, self._updates = type(objective).__name__, getattr(objective, "updates", 1)
         self._batches, self._valid, self._seed = batches, valid, seed
         self._patience, self._settings = patience, settings
+        self._precision: TrainingPrecision = precision
         self._best: dict[str, Any] | None = None
         self._bar = tqdm(disable=True)
         pair = cast(Program, program)
@@ -129,6 +132,7 @@ class Trainer:
                 loss=objective,
                 draw=batches.make_args,
                 worthwhile=lambda labelled, source, *_: len(source) == batches.shard_size,
+                precision=precision,
             )
 
     def run(
@@ -253,7 +257,8 @@ class Trainer:
             if step:
                 losses.append(step.step(batch.labelled, *batch.source))
             else:
-                losses.append(self._eager.step(*args))
+                with layer_precision(self._precision):
+                    losses.append(self._eager.step(*args))
         return losses
 
     def _add_epoch(self, record: dict[str, Any]) -> None:
@@ -302,7 +307,8 @@ class Trainer:
             CheckpointError: if it is damaged, has other settings, or more than ``epochs`` epochs.
         """
         state = load_checkpoint(path)
-        saved = {**state["settings"]}
+        # an older checkpoint does not contain the precision
+        saved = {"precision": "float32", **state["settings"]}
         if self._objective is not None:
             # an older checkpoint does not contain every argument of the objective
             parameters = inspect.signature(type(self._objective)).parameters

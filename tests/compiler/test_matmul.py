@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from pathlib import Path
@@ -31,11 +32,11 @@ def _reference_weights(vae, x, noise, rounds):
     def network(layers, value):
         for layer in layers:
             if isinstance(layer, torch.nn.Linear):
-                w, b = layer.weight, layer.bias
+                w = layer.weight
                 if rounds:
-                    value, w, b = _round(value), _round(w), _round(b)
-                value = value @ w.T + b
-                value = _round(value) if rounds else value
+                    value, w = _round(value), _round(w)
+                value = value @ w.T
+                value = (_round(value) if rounds else value) + layer.bias
             else:
                 value = layer(value)
         return value
@@ -79,6 +80,90 @@ def test_bfloat16_rounds_only_layers(vae, compile):
     # sums close to a rounding boundary may round either way
     error = (actual - expected).abs()
     assert error.median() < 1e-4 and error.mean() < 0.1 * (actual - exact).abs().mean()
+
+
+def _check_rounded(actual: Tensor, exact: Tensor, bias: Any = 0.0) -> None:
+    """Check that values are exact ones rounded to bfloat16, plus a bias in float32."""
+    expected = exact.bfloat16().float() + bias
+    assert actual.dtype is torch.float32
+    assert not torch.allclose(actual, exact.float() + bias, rtol=1e-5, atol=1e-5)
+    # sums close to a tie may round either way
+    assert ((actual - expected).abs() > 1e-5).float().mean() < 0.02
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=1e-2)
+
+
+def test_bfloat16_rounds_products_and_their_gradients():
+    """Forward and backward of a linear layer, beside products in float64 of rounded factors."""
+    layer, generator = torch.nn.Linear(30, 20), streams.generator(1)
+    x = torch.randn(2, 25, 30, generator=generator, requires_grad=True)
+    g = torch.randn(2, 25, 20, generator=generator)
+    with matmul.layer_precision("bfloat16"):
+        y = layer(x)
+    # the gradient of the mode is that of the graph, also outside the context
+    dx, dw, db = torch.autograd.grad(y, [x, layer.weight, layer.bias], g)
+    rx, rw, rg = (_round(v).double() for v in (x, layer.weight, g))
+    _check_rounded(y, rx @ rw.T, layer.bias)
+    _check_rounded(dx, rg @ rw)
+    _check_rounded(dw, rg.flatten(0, 1).T @ rx.flatten(0, 1))
+    torch.testing.assert_close(db, g.sum((0, 1)))  # not rounded
+
+
+def test_bfloat16_rounds_convolutions():
+    generator = streams.generator(2)
+    x = torch.randn(3, 2, 9, 9, generator=generator)
+    for layer in (torch.nn.Conv2d(2, 5, 3, stride=2), torch.nn.ConvTranspose2d(2, 5, 3, stride=2)):
+        for value in (x, x[0]):  # with and without a batch
+            with matmul.layer_precision("bfloat16"):
+                actual = layer(value)
+            exact = copy.deepcopy(layer).double()
+            exact.weight.data = _round(layer.weight.data).double()
+            exact.bias.data.zero_()
+            _check_rounded(actual, exact(_round(value).double()), layer.bias[:, None, None])
+
+
+def test_other_products_are_not_rounded():
+    a, b = torch.randn(2, 20, 20, generator=streams.generator(3))
+    exact = a @ b, torch.einsum("ij,jk->ik", a, b), torch.linalg.cholesky(a @ a.T + torch.eye(20))
+    double = torch.nn.functional.linear(a.double(), b.double())
+    with matmul.layer_precision("bfloat16"):
+        rounded = (
+            a @ b,
+            torch.einsum("ij,jk->ik", a, b),
+            torch.linalg.cholesky(a @ a.T + torch.eye(20)),
+        )
+        assert torch.equal(torch.nn.functional.linear(a.double(), b.double()), double)
+    assert all(map(torch.equal, exact, rounded))
+
+
+def test_tf32_is_allowed_within_the_context():
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
+    with pytest.raises(RuntimeError, match="inside"), matmul.layer_precision("tf32"):
+        assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+        raise RuntimeError("inside")
+    assert [setting.fp32_precision for setting in settings] == before
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "logs"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16", 0),
+        ("flags\t\t: fpu avx2", 1),
+        ("Features\t: fp asimd bf16", 0),
+        ("Features\t: fp asimd", 1),
+        ("", 0),  # unknown
+    ],
+)
+def test_bfloat16_without_instructions_is_logged_once(cpuinfo, logs, monkeypatch, caplog):
+    monkeypatch.setattr(matmul, "_cpuinfo", lambda: cpuinfo)
+    matmul._log_slow_bfloat16.cache_clear()
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        for _ in range(2):
+            matmul.check_training_precision("bfloat16", torch.float32, torch.device("cpu"))
+    messages = [r.getMessage() for r in caplog.records]
+    assert messages == logs * [
+        "precision bfloat16 is slower than float32 here: this processor has no instructions for it"
+    ]
 
 
 @torch.no_grad()
