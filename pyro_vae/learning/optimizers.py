@@ -19,6 +19,12 @@ __all__ = ["FusedOptimizer", "create_scheduler", "optimizer_factory"]
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
+#: Steps between two removals of negligible moments, which decay by a factor of 10⁻⁵ in between.
+_STEPS_BETWEEN_REMOVALS = 100
+#: First moments below this multiple of the smallest normal number are negligible: about 10⁻³⁰ in
+#: float32. Their products with the learning rate are denormal, or soon will be.
+_NEGLIGIBLE = 1e8
+
 
 class FusedOptimizer(PyroOptim):
     """A ``PyroOptim`` that steps all parameters with a single torch optimizer.
@@ -55,6 +61,7 @@ class FusedOptimizer(PyroOptim):
         self.reduce = reduce
         self.optimizer: torch.optim.Optimizer | None = None
         self._stepper: FusedAdamStepper | None = None
+        self._steps_since_removal = 0
         self._names: dict[torch.Tensor, str] = {}
         self._pending_state: dict[str, Any] | None = None
 
@@ -92,6 +99,9 @@ class FusedOptimizer(PyroOptim):
             # SVI would set it to zero, with which momentum keeps moving a parameter that another
             # program owns
             parameter.grad = None
+        self._steps_since_removal += 1
+        if self._steps_since_removal >= _STEPS_BETWEEN_REMOVALS:
+            self.drop_denormals()
 
     def add(self, named: dict[str, torch.Tensor]) -> None:
         """Add named parameters to the optimizer, in this order."""
@@ -107,16 +117,20 @@ class FusedOptimizer(PyroOptim):
 
     @torch.no_grad()
     def drop_denormals(self) -> None:
-        """Set denormal numbers in the optimizer's state to zero.
+        """Set denormal and negligible numbers in the state to zero, as every 100th step does.
 
         The first moment of a weight without a gradient decays to the smallest denormal number, and
         rounding keeps it there, where each step is many times slower on some processors. Its
         update is far below the resolution of the weight.
         """
+        self._steps_since_removal = 0
         states = self.optimizer.state.values() if self.optimizer else ()
-        for value in (value for state in states for value in state.values()):
+        for name, value in (item for state in states for item in state.items()):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)
+                tiny = torch.finfo(value.dtype).tiny
+                size = _NEGLIGIBLE * tiny if name == "exp_avg" else tiny
+                # one pass, which keeps NaN
+                torch.hardshrink(value, size, out=value)
 
     def get_state(self) -> dict[str, Any]:
         """Return the optimizer's state and the names of its parameters, in order."""

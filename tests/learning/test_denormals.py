@@ -84,20 +84,52 @@ def test_infinite_and_undefined_weights_keep_their_meaning():
     torch.testing.assert_close(weighted.log_mean_exp(log_w), expected, equal_nan=True)
 
 
-def test_moments_of_dead_weights_become_zero():
-    weights = torch.nn.Parameter(torch.ones(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_of_dead_weights_become_zero(dtype, monkeypatch):
+    weights = torch.nn.Parameter(torch.ones(5, dtype=dtype))
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
     optim.add({"weights": weights})
-    for step in range(1000):
-        weights.grad = torch.tensor([1.0, -1.0, 1e-3, 0.0]) if step == 0 else torch.zeros(4)
-        optim([weights])
-    before = weights.detach().clone()
+
+    def step(gradients, count=1):
+        for _ in range(count):
+            weights.grad = torch.tensor(gradients, dtype=dtype)
+            optim([weights])
+
+    step([1.0, -1.0, 1e-3, 0.0, math.nan])
     (state,) = optim.optimizer.state.values()
-    moment = state["exp_avg"]
-    # rounding keeps them above zero
-    assert ((moment != 0) & (moment.abs() < torch.finfo(moment.dtype).tiny)).sum() == 3
-    optim.drop_denormals()
-    assert not moment.any() and state["exp_avg_sq"][0] > 0
-    weights.grad = torch.zeros(4)
+    moment, tiny = state["exp_avg"], torch.finfo(dtype).tiny
+    for factor in (1e3, 1e-3):
+        moment[:3] = factor * tiny
+        # the first removal is at the hundredth step
+        step([0.0] * 5, 50 if factor > 1 else 48)
+        before = weights.detach().clone()
+        assert ((moment[:3] != 0) & (moment[:3].abs() < tiny)).sum() == (0 if factor > 1 else 3)
+    step([0.0] * 5)
+    assert moment[:4].tolist() == [0.0] * 4 and state["exp_avg_sq"][0] > 0
+    assert torch.equal(weights[:4], before[:4])
+    # NaN is kept, so that it is reported
+    assert moment[4].isnan() and weights[4].isnan()
+
+
+def test_epochs_start_without_denormal_moments():
+    weights = torch.nn.Parameter(torch.ones(3))
+    optim = FusedOptimizer(partial(torch.optim.Adam, lr=0.1))
+    optim.add({"weights": weights})
+    weights.grad = torch.ones(3)
     optim([weights])
-    assert torch.equal(weights, before)
+    (state,) = optim.optimizer.state.values()
+    # the second would be denormal in a few steps, and its product with the learning rate before
+    small = torch.tensor([1e-40, 1e-31, 1e-20])
+    for name, kept in (("exp_avg", [False, False, True]), ("exp_avg_sq", [False, True, True])):
+        state[name].copy_(small)
+        optim.drop_denormals()
+        assert torch.equal(state[name], torch.where(torch.tensor(kept), small, 0.0))
+    # a resumed run removes them in the same steps as an uninterrupted one
+    for _ in range(99):
+        weights.grad = torch.zeros(3)
+        state["exp_avg"][0] = 1e-40
+        optim([weights])
+    assert state["exp_avg"][0] > 0
+    weights.grad = torch.zeros(3)
+    optim([weights])
+    assert state["exp_avg"][0] == 0
