@@ -80,6 +80,7 @@ CPU_ROWS = (
     Row(SMALL, 0.90, "numpyro", NUMPYRO, "small_batches", "batch 20"),
     Row(SMALL, 1.5, "limit", "the limit", "small_batches", "batch 20"),
     Row(IWAE, 0.30, "pyro", PYRO_IWAE, "iwae"),
+    Row(IWAE, None, "numpyro", "NumPyro `RenyiELBO`", "iwae"),
     Row(IWAE, 1.5, "limit", "the limit", "iwae"),
     Row(SAMPLES, 0.45, "pyro", PYRO_SAMPLES, "evaluation"),
     Row(SAMPLES, 0.55, "jax", "JAX, jitted", "evaluation"),
