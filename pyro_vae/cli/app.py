@@ -18,7 +18,7 @@ from ..config.experiment import EXPERIMENT_OPTIONS, Experiment, ExperimentParser
 from ..config.parser import Layer, read_file
 from ..config.signatures import signature_options
 from ..core import distributed
-from ..core.validation import did_you_mean
+from ..core.validation import as_path, did_you_mean
 from ..evaluation import EVALUATIONS
 from ..learning.trackers import Tracker
 from ..runs import comparison
@@ -198,12 +198,26 @@ def compare(*runs: str) -> None:
     print(comparison.compare(*runs))
 
 
-def report(run: Run) -> None:
-    """Write an HTML report of a run, with its curves, samples and diagnostics."""
-    from ..report import write_report
+def report(*runs: Run, output: Path | None = None) -> None:
+    """Write an HTML report of a run, or a page that compares several.
 
-    write_report(run)
-    print(f"report: {run.report.resolve()}")
+    Arguments:
+        runs: folders of evaluated runs; several are compared with the first.
+        output: the file; by default report.html in the folder of a single run, and
+            comparison.html in the current folder for several.
+    """
+    from ..report import write_comparison, write_report
+
+    if not runs:
+        raise ValueError("expected the folder of a run; got none: pyro-vae report RUN")
+    path = None if output is None else as_path(output)
+    if path is not None and path.is_dir():
+        raise ValueError(f"expected --output to be a file; got the folder {path}: add a name")
+    if len(runs) == 1:
+        path = write_report(runs[0], path)
+    else:
+        path = write_comparison(runs, Path("comparison.html") if path is None else path)
+    print(f"report: {path.resolve()}")
 
 
 def export(run: Run, *, output: Path, onnx: bool = False) -> None:

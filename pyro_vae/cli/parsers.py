@@ -60,7 +60,7 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     (``annealing: Annealing``) are options below its name (``--annealing.num_steps``). A parameter
     ``run: Run`` is a folder, with ``--plugin`` for the code that may be imported to open it, and
     ``--data.path`` and others for data that are elsewhere, or new. Help texts come from the
-    docstring's section ``Arguments:``.
+    docstring's section ``Arguments:``. ``*runs: Run`` are several folders.
 
     The attribute ``replaced`` of a command maps options of earlier versions to their replacement.
 
@@ -71,8 +71,11 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     options = [
         o._replace(help=o.help or _SHARED_TEXTS.get(o.name, "")) for o in signature_options(command)
     ]
-    opened = [o.name for o in options if o.hint is Run]
-    options = [o._replace(hint=str) if o.name in opened else o for o in options]
+    opened = [o.name for o in options if o.hint in (Run, list[Run])]
+    options = [
+        o._replace(hint=list[str] if o.repeated else str) if o.name in opened else o
+        for o in options
+    ]
     options += [PLUGIN_OPTION, _DATA_GROUP] if opened else []
     parser_type = _RunParser if opened else Parser
     parser = parser_type(options, f"pyro-vae {command_name(command)}", command_summary(command))
@@ -81,7 +84,13 @@ def call(command: Command, argv: Sequence[str]) -> int | None:
     if opened:
         plugins = as_plugin_names(arguments.pop(PLUGIN_OPTION.name))
         data = arguments.pop(_DATA_GROUP.name)
-        arguments |= {name: Run(arguments[name], plugins, data) for name in opened}
+        for name in opened:
+            given = arguments[name]
+            arguments[name] = (
+                [Run(folder, plugins, data) for folder in given]
+                if isinstance(given, list)
+                else Run(given, plugins, data)
+            )
     names = [o.name for o in options if o.positional and not o.repeated]
     repeated = [v for o in options if o.repeated for v in arguments.pop(o.name)]
     return command(*(arguments.pop(name) for name in names), *repeated, **arguments)
@@ -91,7 +100,9 @@ class _RunParser(ExperimentParser):
     """Parser of a command with a run, whose plugins must be outside the folder of the run."""
 
     def prepare(self, files: list[Layer], given: list[Layer]) -> list[Layer]:
-        for folder in [layer["run"] for layer in given if isinstance(layer.get("run"), str)]:
+        named = [layer["run"] for layer in given if isinstance(layer.get("run"), str)]
+        named += [f for layer in given for f in layer.get("runs") or [] if isinstance(f, str)]
+        for folder in named:
             Run(folder, self._plugins(given))  # refuses them before they are imported
         return super().prepare(files, given)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from ..core.validation import did_you_mean
+from .bounds_plots import plot_bound_against_k, plot_bounds
 from .chain_errors import are_chains_good, student_interval
 from .estimates import Estimate, estimate_mean, finite_or_none, median_and_worst
 from .importance.discrete import MAX_RARE_VARIANCE
 from .importance.psis import MIN_SAMPLES, khat_threshold, khat_thresholds
 from .results import Result
-from .table_parts import BoundsRow, TablePart, register, registered_parts
-from .tables import Row, Table
+from .table_parts import DEFAULT_KS, BoundsRow, TablePart, register, registered_parts
+from .tables import Caution, Row, Table
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 __all__ = ["DEFAULT_KS", "Bounds"]
 
 _Key = TypeVar("_Key", str, int)
 
-#: Values of k reported by default, as is common in papers.
-DEFAULT_KS = (5, 50, 500, 5000)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bounds(Result):
     """Bounds on log p(x) and estimates of it, per example.
 
@@ -388,20 +387,35 @@ class Bounds(Result):
         Arguments:
             ks: the L_k to show; :attr:`shown_ks` by default. The largest is always shown.
         """
+        return "\n".join(map(str, self.parts(ks)))
+
+    def parts(self, ks: Sequence[int] | None = None) -> Iterable[str | Table]:
+        """Return the head, the table with the L_k of ``ks``, the diagnostics and the warning."""
         unit = next((row.unit for row in _known_rows() if row.name in self.per_datum), "samples")
         is_adaptive = "num_samples" in self.per_datum and "proposal" not in self.per_datum
         bound = "up to " if is_adaptive or "tolerance" in self.settings else ""
-        lines = [
+        yield (
             f"{len(self)} examples × {bound}{self.num_samples} {unit}; nats per datum, higher is "
-            f"better",
-            str(self.make_table(self.shown_ks if ks is None else ks)),
-            *(part.describe(self) for part in registered_parts()),
-            self.warning,
-        ]
-        return "\n".join(line for line in lines if line)
+            f"better"
+        )
+        yield self.make_table(self.shown_ks if ks is None else ks)
+        yield from filter(None, (part.describe(self) for part in registered_parts()))
+        if self.warning:
+            yield Caution(self.warning)
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        return self.table(ks=())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot L_k against k with its errors, or the rows of the table if there is no L_k.
+
+        Arguments:
+            ax: Matplotlib axes to draw on; those of a new figure by default.
+        """
+        return (plot_bound_against_k if self.iwae_per_datum else plot_bounds)(self, ax)
 
     def to_datatree(self) -> xarray.DataTree:
         """Return the results per example as an ``xarray.DataTree``.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
+from ..core.progress import progress_bar
 from ..core.validation import check_memory, positive_int
 from ..data import Dataset, Split
 from ..programs.arguments import map_batched
@@ -202,7 +202,7 @@ def _evaluate_blocks(
         )
     args, kwargs = data_arguments(program, data, args, kwargs)
     progress = progress and distributed.is_main_process()
-    with tqdm(total=size, unit=" examples", disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(size, progress, unit=" examples") as bar:
         for rows, x in data.iter_materialized(seed, program_dtype(program)):
             block_args, block_kwargs = map_batched(lambda t, r=rows: t[r], size, args, kwargs)
             if rows.start == 0:

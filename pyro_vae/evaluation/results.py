@@ -6,7 +6,7 @@ import copy
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ..core import files
+from .tables import Table, TextTable, to_html
 
 if TYPE_CHECKING:
     import xarray
@@ -27,6 +28,8 @@ class Result(ABC):
 
     A subclass defines :attr:`contents`, ``len()`` (the number of examples), ``str()`` (the text
     that the command prints), :meth:`summary`, :meth:`to_datatree` and :meth:`from_datatree`.
+    A dataclass does so with ``repr=False``, to keep the short ``repr()``. :meth:`parts` is the text
+    by sentences and tables; notebooks show it with real tables.
 
     Attributes:
         contents: the contents of a file, for error messages.
@@ -45,6 +48,16 @@ class Result(ABC):
 
     @abstractmethod
     def __str__(self) -> str: ...
+
+    def parts(self) -> Iterable[str | Table | TextTable]:
+        """Return the sentences and tables that ``str()`` consists of."""
+        return [str(self)]
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<div>{''.join(map(to_html, self.parts()))}</div>"
 
     @abstractmethod
     def summary(self) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..core import files
+from ..core.progress import progress_bar
 from ..core.random import seeded
 from ..data.splits import checksum
 
@@ -81,12 +81,11 @@ def compute_in_blocks(
         fingerprint = compute_fingerprint(*key, size, block, list(entropy))
         done = _read(Path(checkpoint), fingerprint)
     first = len(next(iter(done.values()))) if done else 0
-    with tqdm(
-        total=size,
+    with progress_bar(
+        size,
+        progress,
         initial=first,
         desc=desc,
-        disable=not progress,
-        dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
     ) as bar:
 

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BoundsRow", "Role", "TablePart", "register", "registered_parts"]
+__all__ = ["DEFAULT_KS", "BoundsRow", "Role", "TablePart", "register", "registered_parts"]
+
+#: Values of k reported by default, as is common in papers.
+DEFAULT_KS = (5, 50, 500, 5000)
 
 Role = Literal["lower bound", "estimate", "upper bound", "gap"]
 

@@ -1,4 +1,4 @@
-"""Tables of estimates, as text and as cells of the report."""
+"""Tables of estimates, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from .estimates import Estimate
 
-__all__ = ["Row", "Table", "TextTable"]
+__all__ = ["Caution", "Row", "Table", "TextTable", "to_html"]
 
 #: Minimum width of the column of labels.
 _MIN_LABEL_WIDTH = 14
 #: Width of a mean and of each of its two standard errors.
 _MEAN_WIDTH, _ERROR_WIDTH = 11, 10
+#: Attribute of a highlighted row in HTML.
+_MAIN = ' class="main"'
+
+
+class Caution(str):
+    """A sentence that limits what the numbers beside it mean, highlighted in HTML."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Table:
     @property
     def head(self) -> list[str]:
         """The names of the columns of :attr:`cells`."""
-        columns = [(name, "± data", "± Monte Carlo") for name in self.columns]
+        columns = [(name, "± data", "± MC") for name in self.columns]
         return [self.label_head, *(name for names in columns for name in names), ""]
 
     @property
@@ -106,6 +115,26 @@ class TextTable:
     def rows(self) -> list[Row]:
         """The rows without their text, none of them highlighted."""
         return [Row(cells[0], ()) for cells in self.cells]
+
+
+def to_html(part: str | Table | TextTable) -> str:
+    """Return a sentence or a table as HTML, with the text escaped."""
+    if isinstance(part, Caution):
+        style = "border-left: 4px solid #c0392b; padding-left: .6em"
+        return f'<p class="warning" style="{style}">{escape(part)}</p>'
+    if isinstance(part, str):
+        return f"<p>{'<br>'.join(map(escape, part.splitlines()))}</p>"
+    rows = [
+        f"<tr{_MAIN * row.is_main}>{''.join(map(_format_cell, cells))}</tr>"
+        for row, cells in zip(part.rows, part.cells, strict=True)
+    ]
+    head = "".join(f"<th>{escape(name)}</th>" for name in part.head)
+    kind = ' class="text"' if isinstance(part, TextTable) else ""
+    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _format_cell(text: str) -> str:
+    return f"<td>{escape(text)}</td>"
 
 
 def _width(text: str) -> int:

@@ -1,12 +1,12 @@
 """Training: objectives, a fused optimizer, SVI steps and ``fit``."""
 
+from .history import History
 from .initialization import initialize
 from .objectives.base import StepInfo
 from .objectives.free_bits import FreeBits
 from .optimizers import FusedOptimizer
 from .schedules import Cyclical, LinearWarmUp, Schedule
 from .svi import CompiledSVI
-from .trainer import History
 from .training import fit
 
 __all__ = [

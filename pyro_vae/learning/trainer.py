@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,11 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
 
 from ..compiler.allocator import keep_freed_memory
 from ..compiler.matmul import TrainingPrecision, layer_precision
 from ..core import distributed
+from ..core.progress import progress_bar
 from ..core.random import Stream, seeded
 from ..programs.base import Program
 from ..programs.importance_weights import log_weights
@@ -35,11 +35,12 @@ from .diagnostics import (
     make_checked_loss_and_grads,
     register,
 )
+from .history import History
 from .objectives.base import Objective, StepInfo
 from .optimizers import FusedOptimizer
 from .svi import CompiledSVI
 
-__all__ = ["History", "Trainer", "validation_elbo"]
+__all__ = ["Trainer", "validation_elbo"]
 
 _log = logging.getLogger("pyro_vae")
 
@@ -47,31 +48,6 @@ _log = logging.getLogger("pyro_vae")
 #: off, so the total cost is at most twice the optimum. As it is fixed, resumed and extended runs
 #: take the same steps as uninterrupted ones.
 _EAGER_STEPS = 2500
-
-
-@dataclass
-class History:
-    """Metrics of each epoch.
-
-    ``history["elbo"]`` is a list over epochs. The columns are ``epoch``, ``step`` (total updates),
-    ``elbo`` (the objective averaged over the epoch's minibatches) and ``valid_elbo`` (the ELBO of
-    the validation data after the epoch, if any), both in nats per datum, ``lr`` and ``seconds``,
-    of which ``compile_seconds`` were spent on compilation, if any. A ``poutine.scale`` weighs the
-    gradient and is not part of ``elbo``, except with Pyro's own objectives, whose loss has it.
-
-    Attributes:
-        epochs: one mapping per epoch.
-        best_epoch: the epoch whose weights were kept, with early stopping.
-    """
-
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.epochs)
-
-    def __getitem__(self, column: str) -> list[Any]:
-        return [epoch[column] for epoch in self.epochs]
 
 
 class Trainer:
@@ -112,7 +88,7 @@ class Trainer:
         self._patience, self._settings = patience, settings
         self._precision: TrainingPrecision = precision
         self._best: dict[str, Any] | None = None
-        self._bar = tqdm(disable=True)
+        self._bar = progress_bar(0, False)
         pair = cast(Program, program)
         guide = pair.guide if self._objective is not None else register(pair.guide, program)
         step = make_checked_loss_and_grads(objective, program)
@@ -145,12 +121,11 @@ class Trainer:
     ) -> History:
         """Train up to ``epochs`` epochs in all; see :func:`~pyro_vae.fit` for the arguments."""
         history, is_main = self.history, distributed.is_main_process()
-        self._bar = tqdm(
-            total=epochs * len(self._batches),
+        self._bar = progress_bar(
+            epochs * len(self._batches),
+            progress and is_main,
             initial=len(history) * len(self._batches),
             unit=" steps",
-            disable=not (progress and is_main),
-            dynamic_ncols=True,
             bar_format="{desc}/" + str(epochs) + " |{bar}| {postfix}, {remaining} left",
         )
         with self._bar:

@@ -44,6 +44,7 @@ from .arguments import collect_arguments, describe_shared, validation_arguments
 from .batches import BatchLoader, ValidationData, checksum_data
 from .cuda_graph import enable_capturable
 from .diagnostics import check_parameters
+from .history import History
 from .initialization import initialize, needs_data_initialization
 from .input_scale import explain_invalid_parameters
 from .objectives import ELBO
@@ -51,7 +52,7 @@ from .optimizers import FusedOptimizer, create_scheduler, optimizer_factory
 from .sharding import check_decomposable
 from .trackers.base import Tracker
 from .trackers.session import TrackingSession, log_folder
-from .trainer import History, Trainer, validation_elbo
+from .trainer import Trainer, validation_elbo
 
 __all__ = ["fit", "resolve_device"]
 

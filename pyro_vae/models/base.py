@@ -6,6 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from html import escape
 from typing import Any, ClassVar
 
 import torch
@@ -120,7 +121,38 @@ class Autoencoder(PyroModule, ABC, metaclass=AbstractModule):
         return f"reshape x, or set event_shape to {shape}"
 
     def __repr__(self) -> str:
+        """Return the parts and their numbers of parameters; ``str()`` shows all modules."""
+        rows = [f"  {name}: {kind}{size}" for name, kind, size in self._describe_parts()]
+        return "\n".join([self._head, *rows])
+
+    def __str__(self) -> str:
         return nn.Module.__repr__(self)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(kind)}{size}</td></tr>"
+            for name, kind, size in self._describe_parts()
+        )
+        modules = f"<details><summary>modules</summary><pre>{escape(str(self))}</pre></details>"
+        return f"<div><p>{escape(self._head)}</p><table>{rows}</table>{modules}</div>"
+
+    @property
+    def _head(self) -> str:
+        dims = {n: getattr(self, n, None) for n in ("latent_dim", "latent_dims")}
+        settings = {"event_shape": self.event_shape, **{n: d for n, d in dims.items() if d}}
+        text = ", ".join(f"{name}={value}" for name, value in settings.items())
+        first = next(self.parameters(), None)
+        place = "" if first is None else f" on {first.device}"
+        return f"{type(self).__name__}({text}):{_count_parameters(self)[1:]}{place}"
+
+    def _describe_parts(self) -> Iterator[tuple[str, str, str]]:
+        for name, part in self.named_children():
+            yield name, type(part).__name__, _count_parameters(part)
+
+
+def _count_parameters(module: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f", {count:,} parameters" if count else ""
 
 
 class OneLayerProgram(Autoencoder):

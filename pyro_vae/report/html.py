@@ -3,103 +3,221 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-import torch
+from markupsafe import Markup
 
-from .. import queries
 from ..config.experiment import flatten_settings
 from ..core import files
-from ..core.components import Space
-from ..core.evaluation_mode import eval_mode
-from ..core.random import Stream, seeded
 from ..data import Split
-from ..data.scaling import in_data_units
-from ..data.splits import are_class_labels
 from ..evaluation import EVALUATIONS, Bounds
+from ..evaluation.results import Result
 from ..evaluation.sections import Picture
-from ..models import VAE
-from ..programs.base import Program
-from ..programs.importance_weights import log_weights
-from ..programs.inputs import program_args
+from ..evaluation.tables import Table, TextTable, to_html
+from ..learning.history import plot_learning_curves
 from ..runs.provenance import format_bits_per_dim
 from ..runs.run import Run
-from . import pictures, plots
+from .headline import describe_training, summarize_bounds
+from .run_pictures import make_latent_pictures, make_sample_pictures, make_weight_pictures
+from .svg import to_inline_svg
 
-__all__ = ["write_report"]
+__all__ = ["Block", "learning_picture", "render", "take_split", "write_report"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Images per row of the decoded latent space.
-_MANIFOLD_SIZE = 20
+#: The first evaluations after the bounds; the others follow in their order.
+_ORDER = ("latents", "calibration")
 
 
-def write_report(run: Run) -> None:
-    """Write ``report.html`` and ``figures/*.png`` of an evaluated run.
+@dataclass(frozen=True)
+class Block:
+    """A part of a page below a heading of its own."""
+
+    title: str
+    tables: Sequence[Table | TextTable] = ()
+    pictures: Sequence[Picture] = ()
+    about: str = ""
+    caution: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a report needs of a run."""
+
+    run: Run
+    results: dict[str, Result]
+    result: dict[str, Any]
+    split: Split | None = field(repr=False)
+
+    @property
+    def bounds(self) -> Bounds:
+        bounds = self.results["bounds"]
+        assert isinstance(bounds, Bounds)
+        return bounds
+
+
+def write_report(run: Run, output: Path | None = None) -> Path:
+    """Write the report of an evaluated run, and ``figures/*.png`` in its folder.
+
+    Arguments:
+        run: the run.
+        output: the file; ``report.html`` in the folder of the run by default.
+
+    Returns:
+        The file.
 
     Raises:
         RunError: if the run is not finished or has no bounds yet, if a result is damaged or one
             of other weights, or if another process trains the run or writes its report.
     """
     run.require_config()
+    path = run.report if output is None else output
     with run.exclusive("report"):
-        _write_report(run)
+        opened = _open(run)
+        files.atomic_write_text(path, _render_run(opened))
+    return path
 
 
-def _write_report(run: Run) -> None:
-    model = run.program
-    bounds = run.read_bounds()
-    results = {
-        e: run.read_evaluation(e.name)
-        for e in EVALUATIONS.values()
-        if run.evaluation_file(e.name).is_file()
+def _open(run: Run) -> _Opened:
+    run.program  # noqa: B018  errors of the run come before those of its results
+    results: dict[str, Result] = {"bounds": run.read_bounds()}
+    results |= {
+        name: run.read_evaluation(name)
+        for name in EVALUATIONS
+        if name not in results and run.evaluation_file(name).is_file()
     }
     # the files of the results count: a killed process may have left older entries
     result = run.read_result()
-    result |= {e.name: dict(r.provenance) for e, r in results.items()}
+    result |= {name: dict(r.provenance) for name, r in results.items()}
     # the evaluated examples, with the same dynamic binarisation
-    split = _take_split(run, result["bounds"]["split"], len(bounds))
-    seed = bounds.seed or 0
-    done = list(results)
-    sections = [e.make_section(r) for e, r in results.items()]
-    overview = [
-        Picture("learning", "Learning curves", "", plots.plot_learning_curves(run.read_metrics())),
-        *sections[0].pictures,
-        *(() if split is None else _weight_pictures(model, split, bounds)),
-        *_sample_pictures(run, split, seed),
-        *(() if split is None else _image_pictures(model, split, seed)),
-    ]
+    split = take_split(run, result["bounds"]["split"], len(results["bounds"]))
+    return _Opened(run, results, result, split)
 
-    def inline(picture: Picture) -> str:
-        return base64.b64encode(picture.write(run.figures).read_bytes()).decode()
 
+def _render_run(opened: _Opened) -> str:
+    run, bounds, result = opened.run, opened.bounds, opened.result
+    return render(
+        "page.html.jinja",
+        run.figures,
+        title=run.name,
+        headline=summarize_bounds(bounds),
+        facts=describe_training(run.program, result),
+        bounds=bounds,
+        result=result,
+        bits=format_bits_per_dim(result["bounds"].get("bits_per_dim", {}))
+        if "bits_per_dim" in result["bounds"]
+        else "",
+        blocks=list(_make_blocks(opened)),
+        settings=flatten_settings(result["config"]),
+        missing=[e for name, e in EVALUATIONS.items() if name not in opened.results],
+        folder=run.folder,
+    )
+
+
+def render(template: str, figures: Path | None, **context: Any) -> str:
+    """Return a page.
+
+    Arguments:
+        template: the name of its template.
+        figures: the folder for the pictures as PNG files, if they are written.
+        **context: the values in the template.
+    """
+
+    def draw(picture: Picture) -> Markup:
+        if figures is not None:
+            picture.write(figures)
+        if not picture.is_bitmap:
+            return Markup(to_inline_svg(picture))
+        data = base64.b64encode(picture.png()).decode()
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+            picture.description, data
+        )
+
+    folder = Path(__file__).parent
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
-    page = templates.get_template("page.html.jinja").render(
-        name=run.name,
-        result=result,
-        bounds=bounds,
-        tables=sections[0].tables,
-        bits=format_bits_per_dim(result["bounds"].get("bits_per_dim", {})),
-        settings=flatten_settings(result["config"]).items(),
-        pictures=overview,
-        sections=list(zip(done, sections, strict=True))[1:],
-        missing=[e for e in EVALUATIONS.values() if e not in done],
-        folder=run.folder,
-        inline=inline,
+    style = (folder / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return templates.get_template(template).render(
+        style=Markup(style),
+        style_hash=f"sha256-{digest}",
+        draw=draw,
+        to_html=lambda table: Markup(to_html(table)),
+        **context,
     )
-    files.atomic_write_text(run.report, page)
 
 
-def _take_split(run: Run, name: str, size: int) -> Split | None:
+def _make_blocks(opened: _Opened) -> Iterator[Block]:
+    run, bounds, result, split = opened.run, opened.bounds, opened.result, opened.split
+    program, seed = run.program, bounds.seed or 0
+    section = EVALUATIONS["bounds"].make_section(bounds)
+    measure = result["bounds"].get("measure")
+    ess = result["bounds"]["ess"]
+    yield Block(
+        f"Bounds on log p(x): {len(bounds)} {result['bounds']['split']} examples × "
+        f"{bounds.num_samples} samples",
+        section.tables,
+        [
+            *section.pictures,
+            *(() if split is None else make_weight_pictures(program, split, bounds)),
+        ],
+        note=f"Nats per datum, higher is better{f'; p(x) is a {measure}' if measure else ''}. "
+        f"“± data” is the standard error of the mean over examples, “± MC” the standard "
+        f"error of the Monte Carlo sampling on these examples. Effective sample size: median "
+        f"{_format(ess['median'])}, worst {_format(ess['worst'])} of {bounds.num_samples}.",
+    )
+    pictures = [learning_picture(run)]
+    yield Block("Training", pictures=pictures)
+    shown = split or run.label_examples()
+    pictures = [] if shown is None else [*make_sample_pictures(program, shown, seed, split)]
+    if pictures:
+        yield Block("Samples and reconstructions", pictures=pictures)
+    latents = [] if split is None else [*make_latent_pictures(program, split, seed, run.classes)]
+    names = [n for n in _ORDER if n in EVALUATIONS]
+    names += [n for n in EVALUATIONS if n not in (*_ORDER, "bounds")]
+    for name in names:
+        extra = latents if name == "latents" else []
+        if name in opened.results:
+            yield _make_evaluation_block(opened, name, extra)
+        elif extra:
+            yield Block(EVALUATIONS[name].title, pictures=extra)
+
+
+def _make_evaluation_block(opened: _Opened, name: str, extra: Sequence[Picture]) -> Block:
+    evaluation, entry = EVALUATIONS[name], opened.result[name]
+    section = evaluation.make_section(opened.results[name])
+    examples = f"{entry['num_data']} {entry.get('split', 'simulated')} examples."
+    return Block(
+        evaluation.title,
+        section.tables,
+        [*section.pictures, *extra],
+        f"{examples} {section.about}".strip(),
+        section.caution,
+    )
+
+
+def learning_picture(run: Run) -> Picture:
+    """Return the picture of the learning curves."""
+    history = run.read_metrics()
+    last = history.epochs[-1]
+    values = [f"the training objective is {last['elbo']:.2f}"]
+    values += [f"the validation ELBO {last['valid_elbo']:.2f}"] if "valid_elbo" in last else []
+    alt = f"Learning curves over {len(history)} epochs. At the end {' and '.join(values)} nats."
+    return Picture("learning", "Learning curves", "", plot_learning_curves(history), alt)
+
+
+def take_split(run: Run, name: str, size: int) -> Split | None:
     """Return the evaluated examples, or ``None`` with a warning if their file is missing."""
     try:
         return run.data.take(name, size)
@@ -108,67 +226,5 @@ def _take_split(run: Run, name: str, size: int) -> Split | None:
         return None
 
 
-def _sample_pictures(run: Run, split: Split | None, seed: int) -> Iterator[Picture]:
-    """Yield new samples, if the examples are images."""
-    labelled = split or run.label_examples()
-    if labelled is not None and pictures.is_image(labelled.event_shape):
-        yield pictures.sample_picture(run.program, labelled, seed)
-
-
-def _weight_pictures(program: Any, split: Split, bounds: Bounds) -> Iterator[Picture]:
-    # with a ladder, k̂ of the samples of q
-    khat = bounds.per_datum.get("guide_khat", bounds.per_datum["khat"])
-    if not np.isfinite(khat).any():
-        return
-    extremes = [int(khat.argmin()), int(khat.argmax())]
-    # the evaluation does not keep raw weights: sample those of two examples again
-    x, *args = (part[extremes] for part in program_args(program, split, bounds.seed or 0))
-    with seeded(bounds.seed or 0, Stream.REPORT):
-        log_w = log_weights(program.model, program.guide, x, *args, num_samples=bounds.num_samples)
-    ranks = zip(("best", "worst"), extremes, strict=True)
-    titles = [f"{rank} k̂: {khat[i]:.2f}, example {i}" for rank, i in ranks]
-    yield Picture(
-        "weights",
-        "Log weights of the examples with the best and the worst k̂",
-        "Fresh samples. If a few samples on the far right dominate log p̂, it is unreliable.",
-        plots.plot_log_weights(log_w.double().numpy(), titles),
-    )
-
-
-def _image_pictures(program: Program, split: Split, seed: int) -> Iterator[Picture]:
-    """Yield reconstructions and 2-D latents, if the examples are images."""
-    if not pictures.is_image(split.event_shape):
-        return
-    yield pictures.reconstruction_picture(program, split, seed)
-    if getattr(program, "latent_dim", None) != 2:
-        return
-    if isinstance(program, VAE) and program.prior.space is Space.REAL:
-        yield _manifold_picture(program, split)
-    x, *args = program_args(program, split, seed)
-    z = queries.reconstruct(program, x, *args, mean=False, seed=seed).latents.get("z")
-    if z is None or z.shape[1:] != (2,):
-        return
-    labels = split.labels
-    if labels is not None:
-        labels = labels.cpu().numpy() if are_class_labels(labels) else None
-    yield Picture(
-        "latents",
-        "Latent space, encoded examples",
-        "One sample of q(z|x) per held-out example, coloured by class.",
-        plots.plot_latents(z.cpu().numpy(), labels),
-    )
-
-
-@torch.no_grad()
-def _manifold_picture(model: VAE, split: Split) -> Picture:
-    quantiles = (torch.arange(_MANIFOLD_SIZE) + 0.5) / _MANIFOLD_SIZE
-    ticks = torch.distributions.Normal(0, 1).icdf(quantiles)
-    z = torch.cartesian_prod(ticks, ticks)
-    with eval_mode(model):
-        images = in_data_units(model.likelihood(z).mean, split.scale)
-    return pictures.image_rows(
-        "manifold",
-        "Latent space, decoded grid",
-        "The mean of p(x|z) on a grid of quantiles of the standard normal distribution.",
-        images.unflatten(0, (-1, _MANIFOLD_SIZE)),
-    )
+def _format(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"

@@ -37,7 +37,7 @@ def image_rows(
     figure = plots.plot_image_grid(
         to_pixels(images.flatten(0, 1)), images.shape[1], row_pairs=row_pairs
     )
-    return Picture(name, title, caption, figure)
+    return Picture(name, title, caption, figure, is_bitmap=True)
 
 
 def sample_labels(program: Program, split: Split, size: int) -> tuple[Tensor, str]:

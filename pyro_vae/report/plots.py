@@ -1,69 +1,68 @@
-"""Plots; every function returns a ``matplotlib.figure.Figure`` without displaying it."""
+"""Plots of the report that are not those of a result; they return axes and display nothing."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..evaluation.sections import make_figure
-from ..learning import History
+from ..core.figures import MUTED, get_axes, make_figure, rasterize_many
 
 __all__ = [
+    "plot_differences",
     "plot_histograms",
     "plot_image_grid",
     "plot_latents",
-    "plot_learning_curves",
     "plot_log_weights",
 ]
 
 
-def plot_learning_curves(history: History) -> Figure:
-    """Plot the training objective and the validation ELBO by epoch."""
-    figure, (axes,) = make_figure()
-    axes.plot(history["epoch"], history["elbo"], label="objective, training")
-    if "valid_elbo" in history.epochs[0]:
-        axes.plot(history["epoch"], history["valid_elbo"], label="ELBO, validation")
-    # the first epochs are far lower and would flatten the rest of the curve
-    settled = np.sort(history["elbo"])[len(history) // 10 :]
-    top = max(max(history["elbo"]), max(history.epochs[-1].get("valid_elbo", -np.inf), settled[-1]))
-    axes.set_ylim(
-        settled[0] - 0.1 * (top - settled[0]) - 1e-3, top + 0.1 * (top - settled[0]) + 1e-3
-    )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("nats per datum")
-    axes.legend(frameon=False)
-    return figure
-
-
 def plot_log_weights(log_weights: np.ndarray, titles: list[str]) -> Figure:
     """Plot histograms of the log weights ``(K, n)`` of n examples."""
-    figure, axes_row = make_figure(3.4 * len(titles), 3.2, len(titles))
-    for axes, column, title in zip(axes_row, log_weights.T, titles, strict=True):
+    figure, panels = make_figure(height=2.6 * len(titles), panels=len(titles))
+    for axes, column, title in zip(panels, log_weights.T, titles, strict=True):
         axes.hist(column, bins=min(80, max(10, len(column) // 20)), density=True, alpha=0.7)
         log_mean = np.logaddexp.reduce(column) - math.log(len(column))
-        axes.axvline(column.mean(), color="0.4", ls=":", label=f"mean = ELBO {column.mean():.2f}")
+        axes.axvline(column.mean(), color=MUTED, ls=":", label=f"mean = ELBO {column.mean():.2f}")
         axes.axvline(log_mean, color="C3", lw=1, label=f"log p̂ {log_mean:.2f}")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("log w (nats)")
+        axes.set_ylabel("density")
         axes.set_ylim(top=axes.get_ylim()[1] * 1.3)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
-def plot_histograms(values: list[np.ndarray], titles: list[str], unit: str) -> Figure:
+def plot_histograms(values: list[np.ndarray], titles: list[str], unit: str) -> Axes:
     """Plot overlaid histograms of several sets of values."""
-    figure, (axes,) = make_figure()
+    axes = get_axes(None)
     # without clipping, outliers would put all other values into one bin
     low, high = np.quantile(np.concatenate(values), [0.005, 0.995])
     bins = np.linspace(low, high + 1e-9, 60).tolist()
     for sample, title in zip(values, titles, strict=True):
         axes.hist(np.clip(sample, low, high), bins=bins, density=True, alpha=0.6, label=title)
     axes.set_xlabel(unit)
+    axes.set_ylabel("density")
     # a fixed place: matplotlib's search for the best one is slow, and warns when it is
     axes.legend(frameon=False, loc="upper left")
-    return figure
+    return axes
+
+
+def plot_differences(differences: dict[str, np.ndarray], unit: str) -> Axes:
+    """Plot sorted differences of examples, ``(N,)`` by label, with their means."""
+    axes = get_axes(None)
+    for label, values in differences.items():
+        share = (np.arange(len(values)) + 0.5) / len(values)
+        (line,) = axes.plot(share, np.sort(values), label=label)
+        axes.axhline(values.mean(), color=line.get_color(), ls=":", lw=1)
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.set_xlabel("share of the examples, sorted")
+    axes.set_ylabel(unit)
+    axes.legend(frameon=False, loc="upper left")
+    return axes
 
 
 def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -> Figure:
@@ -89,17 +88,27 @@ def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -
     return figure
 
 
-def plot_latents(draws: np.ndarray, labels: np.ndarray | None) -> Figure:
-    """Plot latents ``(n, 2)``, coloured by label."""
-    figure, (axes,) = make_figure(5.2, 4.6)
-    if labels is None:
-        axes.scatter(*draws.T, s=5, alpha=0.6)
-    else:
-        points = axes.scatter(*draws.T, s=5, c=labels, cmap="tab10", alpha=0.8)
-        axes.legend(
-            *points.legend_elements(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
-        )
+def plot_latents(
+    draws: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...] | None = None
+) -> Axes:
+    """Plot latents ``(n, 2)``, coloured by label.
+
+    Arguments:
+        draws: the latents.
+        labels: classes 0, 1, …, with −1 for unknown ones.
+        names: the names of the classes.
+    """
+    axes = get_axes(None, height=4.0)
+    style: dict[str, Any] = {"s": 6, "alpha": 0.7, "lw": 0, "rasterized": rasterize_many(draws)}
+    classes = [] if labels is None else np.unique(labels).tolist()
+    for code in classes if len(classes) > 1 else [None]:
+        rows = slice(None) if code is None else labels == code
+        color = MUTED if code == -1 else None if code is None else f"C{code % 10}"
+        name = "unknown" if code == -1 else names[code] if names and code is not None else code
+        axes.scatter(*draws[rows].T, color=color, label=str(name), **style)
+    if len(classes) > 1:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0)
     axes.set_aspect("equal", "datalim")
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")
-    return figure
+    return axes

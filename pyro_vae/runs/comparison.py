@@ -12,7 +12,7 @@ import numpy as np
 from ..evaluation import Bounds
 from .run import Run
 
-__all__ = ["compare", "paired_difference"]
+__all__ = ["compare", "paired_difference", "require_comparable"]
 
 
 def compare(*runs: Run | Path | str) -> str:
@@ -81,6 +81,21 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
     if _find_mismatches(ours, theirs, any_values):
         return None
     return _subtract(ours.bounds, theirs.bounds)
+
+
+def require_comparable(first: Run, *others: Run) -> None:
+    """Raise unless log p̂ of all runs can be compared with that of the first.
+
+    Raises:
+        RunError: if a run has not been evaluated.
+        ValueError: if a run was evaluated on different data, with different numbers of samples or
+            with different measures.
+    """
+    theirs = _read(first)
+    for run in others:
+        ours = _read(run)
+        if _find_mismatches(ours, theirs):
+            raise ValueError(_describe_mismatches(ours, run.name, theirs, first.name)[0])
 
 
 class _Evaluated(NamedTuple):

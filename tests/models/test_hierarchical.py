@@ -401,7 +401,7 @@ def test_invalid_arguments_raise(arguments, message):
 
 def test_repr_and_site_names():
     program = pv.HierarchicalVAE((3,), (2, 2), inference=TopDown)
-    assert "TopDown(" in repr(program) and "DiagonalNormal(" in repr(program)
+    assert "TopDown(" in str(program) and "DiagonalNormal(" in str(program)
     x = torch.zeros(4, 3)
     names = [n for n in poutine.trace(program.guide).get_trace(x).stochastic_nodes if n != "data"]
     assert names == ["z2", "z1"]

@@ -35,7 +35,7 @@ from ...programs.particles import ParticleBatch, data_frame
 from ...programs.simulation import prior_predictive_sites, replace_data
 from ...programs.sites import DataSites
 from ..bounds import Bounds
-from ..bounds_section import plot_bounds
+from ..bounds_plots import plot_bounds
 from ..chain_errors import add_chain_errors
 from ..evaluator import evaluate
 from ..sections import Picture, Section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.figures import MUTED, get_axes
 from ...core.random import Stream
 from ...data import Dataset
 from ...programs.base import Program
@@ -22,7 +23,7 @@ from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..importance.streaming import check_log_weights
 from ..latent_diagnostics.kl import divergences
 from ..results import Result
-from ..sections import Picture, Section, make_figure
+from ..sections import Picture, Section
 from ..slices import Evaluation, SplitName
 from ..tables import Row, Table
 from .path import AnnealingPath, ProgressCallback, TunedSchedule, run_pilot
@@ -31,7 +32,7 @@ from .schedules import make_adaptive_betas
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 __all__ = [
     "DEFAULT_BETAS",
@@ -52,7 +53,7 @@ _MIN_PILOT_TEMPERATURES, _PILOT_DIVISOR = 30, 5
 _FIRST_BETA = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RateDistortion(Result):
     """Points of the rate–distortion curve of a prior and a decoder, in nats per datum.
 
@@ -151,14 +152,26 @@ class RateDistortion(Result):
         return Table(table, ("rate", "distortion"), "β")
 
     def __str__(self) -> str:
+        return "\n".join(map(str, self.parts()))
+
+    def parts(self) -> Iterable[str | Table]:
+        """Return the head, the table and the acceptance."""
         annealing = self.settings.get("annealing", {})
-        mean, worst = self.acceptance.mean(), self.acceptance.min()
-        return (
+        yield (
             f"{len(self)} examples × {annealing.get('num_chains', '?')} chains, "
-            f"{annealing.get('num_temperatures', '?')} temperatures; nats per datum\n"
-            f"{self.make_table()}\n"
-            f"acceptance mean {mean:.2f}, worst {worst:.2f}"
+            f"{annealing.get('num_temperatures', '?')} temperatures; nats per datum"
         )
+        yield self.make_table()
+        mean, worst = self.acceptance.mean(), self.acceptance.min()
+        yield f"acceptance mean {mean:.2f}, worst {worst:.2f}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot distortion against rate by β, and the point of q.
+
+        Arguments:
+            ax: Matplotlib axes to draw on; those of a new figure by default.
+        """
+        return plot_rate_distortion(self, ax)
 
     def to_datatree(self) -> xarray.DataTree:
         """Return the results per example and β; those of q itself are in group ``own``."""
@@ -340,14 +353,15 @@ def _make_section(curve: RateDistortion) -> Section:
         "In expectation the points lie on or above the optimal curve of this prior and decoder; "
         "nats per datum."
     )
-    figure = plot_rate_distortion(curve)
-    picture = Picture("rate-distortion", "Rate–distortion curve", caption, figure)
+    picture = Picture(
+        "rate-distortion", "Rate–distortion curve", caption, plot_rate_distortion(curve)
+    )
     return Section([curve.make_table()], [picture], about)
 
 
-def plot_rate_distortion(curve: RateDistortion) -> Figure:
+def plot_rate_distortion(curve: RateDistortion, ax: Axes | None = None) -> Axes:
     """Plot distortion against rate by β, ± 2 Monte Carlo standard errors, and the point of q."""
-    figure, (axes,) = make_figure(5.2, 4.6)
+    axes = get_axes(ax, height=4.2)
     errors = (
         2 * np.nan_to_num([row.se_monte_carlo for row in curve.estimates[name]])
         for name in ("distortion", "rate")
@@ -361,13 +375,13 @@ def plot_rate_distortion(curve: RateDistortion) -> Figure:
         axes.plot(x, y, "*", color="C3", ms=12, label="q itself")
         ends = np.array([0.0, x + y])  # rate and distortion with the same sum
         low, high = axes.get_xlim(), axes.get_ylim()
-        axes.plot(ends, ends[::-1], color="0.5", ls=":", lw=1, label="ELBO of q, −(R + D)")
+        axes.plot(ends, ends[::-1], color=MUTED, ls=":", lw=1, label="ELBO of q, −(R + D)")
         axes.set_xlim(low)
         axes.set_ylim(high)
     axes.set_xlabel("rate (nats per datum)")
     axes.set_ylabel("distortion (nats per datum)")
     axes.legend(frameon=False)
-    return figure
+    return axes
 
 
 def _compute(

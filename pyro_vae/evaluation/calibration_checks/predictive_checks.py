@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm import tqdm
 
+from ...core.progress import progress_bar
 from ...core.random import Stream
 from ...core.validation import did_you_mean
 from ...data.kinds import Kind, kind_of
@@ -169,7 +169,7 @@ def check_predictive(
     columns: dict[tuple[PredictiveName, str], list[Tensor]] = {
         (name, key): [] for name in PREDICTIVES for key in statistics
     }
-    bar = tqdm(total=len(x), desc="predictive checks", disable=not progress, dynamic_ncols=True)
+    bar = progress_bar(len(x), progress, desc="predictive checks")
     with evaluating(*inputs[:2], seed=seed, stream=Stream.CALIBRATION_PREDICTIVE), bar:
         data = _find_data_sites(inputs)
         chunks = stream_particles(inputs, num_replicates, compile=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -27,6 +27,8 @@ __all__ = ["LEVELS", "Calibration", "Coverage"]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 #: Rows of the printed table: with more latents, those that deviate least are left out.
 _MAX_ROWS = 24
+#: The same for the short `repr()`.
+_MAX_REPR_ROWS = 3
 #: Labels in tables.
 _LABELS = {
     "guide": "guide",
@@ -67,7 +69,7 @@ class Coverage(NamedTuple):
         return abs(self.actual - self.nominal) > 3 * self.se
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration(Result):
     """Calibration of posterior approximations and of predictive distributions.
 
@@ -298,14 +300,30 @@ class Calibration(Result):
         return TextTable(["statistic", *(_LABELS[name] for name in verdicts)], rows)
 
     def __str__(self) -> str:
-        return "\n\n".join("\n".join(part) for part in self._parts())
+        return "\n\n".join("\n".join(map(str, part)) for part in self._paragraphs())
 
-    def _parts(self) -> Iterator[list[str]]:
+    def __repr__(self) -> str:
+        lines = []
         if self.posteriors:
-            yield [self.rank_head, str(self.make_rank_table(_MAX_ROWS))]
-            yield [str(self.make_coverage_table()), *self.notes]
+            lines += [self.rank_head, str(self.make_rank_table(_MAX_REPR_ROWS)), *self.notes]
+        for name, verdicts in self.predictive_verdicts.items():
+            flagged = [_LABELS.get(n, n) for n, v in verdicts.items() if _is_flagged(v)]
+            some = f": {', '.join(flagged)}" if flagged else ""
+            lines.append(
+                f"statistics, {_LABELS[name]}: {len(flagged)} of {len(verdicts)} flagged{some}"
+            )
+        return "\n".join(lines)
+
+    def parts(self) -> Iterable[str | TextTable]:
+        """Return the heads, the tables and the notes."""
+        return [part for paragraph in self._paragraphs() for part in paragraph]
+
+    def _paragraphs(self) -> Iterator[list[str | TextTable]]:
+        if self.posteriors:
+            yield [self.rank_head, self.make_rank_table(_MAX_ROWS)]
+            yield [self.make_coverage_table(), *self.notes]
         if self.predictive is not None:
-            yield [self.predictive_head, str(self.make_predictive_table())]
+            yield [self.predictive_head, self.make_predictive_table()]
 
     @property
     def rank_head(self) -> str:

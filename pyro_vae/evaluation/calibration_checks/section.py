@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...core.figures import MUTED, get_axes
 from ..sections import Picture, Section
 from .predictive_checks import PREDICTIVES
 from .result import Calibration
 from .uniformity import Band, measure_shape
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 __all__ = ["make_section", "plot_ranks"]
 
-#: Maximum number of panels of a figure, and their number in a row.
-_MAX_PANELS, _COLUMNS = 12, 4
+#: Maximum number of curves with a colour of their own.
+_MAX_NAMED = 8
 
 
 def make_section(result: Calibration) -> Section:
@@ -60,55 +61,32 @@ def make_section(result: Calibration) -> Section:
     return Section(tables, pictures, ". ".join(about) + ".")
 
 
-def plot_ranks(columns: Mapping[str, np.ndarray], band: Band) -> Figure:
-    """Plot the ECDF of ranks minus that of uniform ones with ArviZ, and their band.
+def plot_ranks(columns: Mapping[str, np.ndarray], band: Band, ax: Axes | None = None) -> Axes:
+    """Plot the ECDF of ranks minus that of uniform ones, and their simultaneous band.
 
     Arguments:
-        columns: ranks in [0, 1] by label, ``(N,)`` each; with more than 12, the first and those
-            that deviate most.
+        columns: ranks in [0, 1] by label, ``(N,)`` each. Those that leave the band have a colour
+            and a label; with more than eight, those that deviate most.
         band: their band.
+        ax: the axes; those of a new figure by default.
     """
-    import matplotlib.pyplot as plt
-    import xarray
-    from arviz_plots import plot_ecdf_pit
-
-    shown = _most_deviating(columns, _MAX_PANELS)
-    # ArviZ facets over the variables; a draw is an example
-    ranks = xarray.Dataset(
-        {name: (("chain", "draw"), _end_at_one(columns[name])[None]) for name in shown}
-    )
-    width, height = min(len(shown), _COLUMNS), math.ceil(len(shown) / _COLUMNS)
-    plot = plot_ecdf_pit(
-        xarray.DataTree.from_dict({"ranks": ranks}),
-        group="ranks",
-        backend="matplotlib",
-        col_wrap=_COLUMNS,
-        # its band is for a single quantity
-        visuals={"credible_interval": False, "remove_axis": False},
-        stats={"ecdf_pit": {"n_simulations": 1}},
-        figure_kwargs={
-            "figsize": (2.4 * width + 0.8, 2.2 * height),
-            "figsize_units": "inches",
-            "layout": "constrained",
-        },
-    )
-    figure = plot.viz["figure"].item()
+    axes = get_axes(ax)
     limits = (band.lower - band.points, band.upper - band.points)
-    for name in shown:
-        plot.get_target(name, {}).fill_between(band.points, *limits, color="0.5", alpha=0.25, lw=0)
-    # out of the list of open figures, which pyplot keeps alive
-    plt.close(figure)
-    return figure
-
-
-def _end_at_one(ranks: np.ndarray) -> np.ndarray:
-    """Return the ranks with 1 in place of the largest.
-
-    ArviZ 0.8.0 divides the values by their maximum before it compares them with uniform ones.
-    """
-    ended = ranks.copy()
-    ended[ranks.argmax()] = 1.0
-    return ended
+    axes.fill_between(
+        band.points, *limits, color=MUTED, alpha=0.3, lw=0, label="band of uniform ranks"
+    )
+    outside = {name: values for name, values in columns.items() if band.excludes(values)}
+    named = _most_deviating(outside, _MAX_NAMED)
+    for name, values in sorted(columns.items(), key=lambda item: item[0] in named):
+        steps = np.concatenate([[0.0], np.sort(values), [1.0]])
+        ecdf = np.concatenate([np.arange(len(values) + 1) / len(values), [1.0]])
+        style = {"label": name} if name in named else {"color": MUTED, "lw": 0.8}
+        axes.plot(steps, ecdf - steps, drawstyle="default", **style)
+    axes.axhline(0, color=MUTED, lw=0.8, ls=":")
+    axes.set_xlabel("rank")
+    axes.set_ylabel("ECDF − uniform")
+    axes.legend(frameon=False, fontsize=8, ncols=2 if len(named) > 3 else 1)
+    return axes
 
 
 def _most_deviating(columns: Mapping[str, np.ndarray], count: int) -> list[str]:

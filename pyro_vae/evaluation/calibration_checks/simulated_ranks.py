@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ...core.progress import progress_bar
 from ...core.random import Stream
 from ...programs.arguments import ProgramInputs
 from ...programs.base import empty_program, trace_sites
@@ -181,7 +181,7 @@ def rank_simulated(
         if not names:
             continue
         label = "Laplace" if "laplace" in names else "ranks"
-        bar = tqdm(total=len(inputs.x), desc=label, disable=not progress, dynamic_ncols=True)
+        bar = progress_bar(len(inputs.x), progress, desc=label)
         with evaluating(inputs.model, inputs.guide, seed=seed, stream=stream), bar, closing(blocks):
             for block in blocks:
                 check_log_weights(block.log_weights, block.rows.start)

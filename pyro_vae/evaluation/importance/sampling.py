@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...core.progress import progress_bar
 from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.importance_weights import Chunk, stream_particles
@@ -145,14 +146,7 @@ class ImportanceSampler:
         )
 
     def _progress_bar(self) -> tqdm:
-        return tqdm(
-            total=0,
-            desc="evaluate",
-            unit=" samples",
-            unit_scale=True,
-            disable=not self.progress,
-            dynamic_ncols=True,
-        )
+        return progress_bar(0, self.progress, desc="evaluate", unit=" samples", unit_scale=True)
 
     def _sample(
         self,

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ...core.figures import get_axes
 from ..bounds import Bounds
 from ..chain_errors import student_interval
 from ..estimates import Estimate, estimate_mean, finite_or_none
 from ..results import Result, assign_rows
-from ..sections import Picture, Section, make_figure
+from ..sections import Picture, Section
 from ..table_parts import BoundsRow, TablePart, register
-from ..tables import Row, Table
+from ..tables import Caution, Row, Table
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 __all__ = ["PROPOSALS", "Gaps", "make_section", "plot_gap_parts", "select_tightest_bound"]
 
@@ -40,7 +41,7 @@ PROPOSALS = ("elbo", "refitted", "richer")
 _MAX_STANDARD_ERRORS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gaps(Result):
     """log p̂ − ELBO as the sum of the approximation gap and the amortisation gap.
 
@@ -61,12 +62,31 @@ class Gaps(Result):
         return len(self.bounds)
 
     def __str__(self) -> str:
-        head = (
+        return "\n".join(map(str, self.parts()))
+
+    def parts(self) -> Iterable[str | Table]:
+        """Return the head, the table, the convergence, warnings and the interpretation."""
+        yield (
             f"{len(self)} examples × {self.bounds.num_samples} samples; {self.family} refitted "
             f"with {self.bounds.settings['gaps']['num_steps']} steps; nats per datum"
         )
-        notes = [_describe_convergence(self), *_make_warnings(self), self.reading]
-        return "\n".join([head, str(self.make_table()), *notes])
+        yield self.make_table()
+        yield _describe_convergence(self)
+        yield from map(Caution, _make_warnings(self))
+        yield self.reading
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the parts of log p̂ − ELBO as stacked bars.
+
+        Arguments:
+            ax: Matplotlib axes to draw on; those of a new figure by default.
+        """
+        rows = self.estimates
+        parts = ("closed", "remaining") if "closed" in rows else ("approximation",)
+        bars = {"evaluated data": {name: rows[name] for name in ("amortisation", *parts)}}
+        if "train_amortisation" in rows:
+            bars["training data"] = {"amortisation": rows["train_amortisation"]}
+        return plot_gap_parts(bars, self.richer, ax)
 
     @property
     def family(self) -> str:
@@ -450,27 +470,25 @@ _PARTS = {
 
 def make_section(gaps: Gaps) -> Section:
     """Return the section of the report."""
-    rows = gaps.estimates
-    parts = ("closed", "remaining") if "closed" in rows else ("approximation",)
-    bars = {"evaluated data": {name: rows[name] for name in ("amortisation", *parts)}}
-    if "train_amortisation" in rows:
-        bars["training data"] = {"amortisation": rows["train_amortisation"]}
-    figure = plot_gap_parts(bars, gaps.richer)
-    picture = Picture("gaps", "Parts of the gap", gaps.reading, figure)
-    return Section([gaps.make_table()], [picture], "The “± data” of a difference is paired.")
+    picture = Picture("gaps", "Parts of the gap", gaps.reading, gaps.plot())
+    about = f"{_describe_convergence(gaps)} The “± data” of a difference is paired."
+    return Section([gaps.make_table()], [picture], about, " ".join(_make_warnings(gaps)))
 
 
-def plot_gap_parts(bars: Mapping[str, Mapping[str, Estimate]], richer: str | None) -> Figure:
+def plot_gap_parts(
+    bars: Mapping[str, Mapping[str, Estimate]], richer: str | None, ax: Axes | None = None
+) -> Axes:
     """Plot the parts of log p̂ − ELBO as stacked bars.
 
     Arguments:
         bars: parts by data split: ``amortisation`` and, if known, either ``closed`` and
             ``remaining`` or ``approximation``.
         richer: name of the richer family, which closes the part ``closed``.
+        ax: the axes; those of a new figure by default.
     """
     from matplotlib.patches import Patch
 
-    figure, (axes,) = make_figure(height=1.4 + 0.7 * len(bars))
+    axes = get_axes(ax, height=1.5 + 0.6 * len(bars))
     legend = {}
     for i, parts in enumerate(bars.values()):
         left = 0.0
@@ -488,6 +506,6 @@ def plot_gap_parts(bars: Mapping[str, Mapping[str, Estimate]], richer: str | Non
     axes.invert_yaxis()
     axes.set_xlabel("nats per datum above the ELBO")
     patches = [Patch(color=color) for color in legend.values()]
-    place = {"loc": "outside upper center", "ncols": 3, "fontsize": 8}
-    figure.legend(patches, list(legend), frameon=False, **place)
-    return figure
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "fontsize": 8}
+    axes.legend(patches, list(legend), frameon=False, **place)
+    return axes

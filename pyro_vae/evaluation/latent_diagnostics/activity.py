@@ -27,7 +27,7 @@ __all__ = ["ActiveUnits", "active_units"]
 _PAIRS = 1 << 15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ActiveUnits:
     """Variance over the data of each latent unit's posterior mean.
 
@@ -52,6 +52,9 @@ class ActiveUnits:
     def counts(self) -> dict[str, int]:
         """The number of active units of each site."""
         return {site: int((v > self.threshold).sum()) for site, v in self.variance.items()}
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         parts = [f"{site} {n} of {len(self.variance[site])}" for site, n in self.counts.items()]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ...core.progress import progress_bar
 from ...core.random import Stream
 from ...core.validation import positive_int
 from ...programs.arguments import ProgramInputs
@@ -46,7 +46,7 @@ class NoAggregateError(ValueError):
     """The aggregate posterior of a program has no tractable density."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Surgery:
     """E_x KL(q(z|x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ p(z)), in nats per datum.
 
@@ -137,6 +137,9 @@ class Surgery:
     def make_table(self) -> Table:
         """Return the three terms as a table."""
         return Table([Row(_ROWS[n][0], [e], _ROWS[n][1]) for n, e in self.estimates.items()])
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         head = (
@@ -260,9 +263,7 @@ def _compute_log_aggregate(
     size, count = len(inputs.x), len(next(iter(latents.values())))
     chunk = min(count, _DRAWS_TILED if layout.tiled else _DRAWS, pairs)
     log_sum = torch.full((count,), -math.inf, dtype=torch.float64, device=inputs.x.device)
-    with tqdm(
-        total=size, desc="q(z)", unit=" examples", disable=not progress, dynamic_ncols=True
-    ) as bar:
+    with progress_bar(size, progress, desc="q(z)", unit=" examples") as bar:
         blocks = inputs.blocks(min(size, max(min_block, pairs // chunk)))
         for _, (_, guide, x, args, kwargs) in blocks:
             scorer = guide_scorer(guide, x, *args, layout=layout, **kwargs)

@@ -53,7 +53,7 @@ class SiteDivergence:
     closed_form: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Divergences:
     """Rate and distortion of a program, and the contribution of each latent site to the rate.
 
@@ -118,6 +118,9 @@ class Divergences:
     def make_table(self) -> Table:
         """Return ELBO, rate and distortion as a table."""
         return Table([Row(_ROWS[n][0], [e], _ROWS[n][1]) for n, e in self.estimates.items()])
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         head = f"{len(self)} examples × {self.num_samples} samples; nats per datum"

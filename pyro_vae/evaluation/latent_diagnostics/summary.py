@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ...core.figures import get_axes, make_figure, use_integer_ticks
+from ...core.validation import did_you_mean
 from ...data import Dataset
 from ...programs.base import Program
 from ...programs.inputs import AnyData, AnyProgram, normalize_order
 from ..estimates import Estimate
 from ..results import Result
-from ..sections import Picture, Section, make_figure
+from ..sections import Picture, Section
 from ..slices import Evaluation, SplitName
+from ..tables import Caution, Table
 from .activity import ActiveUnits, active_units
 from .elbo_surgery import NoAggregateError, Surgery, surgery
 from .kl import Divergences, SiteDivergence, divergences
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -34,12 +38,12 @@ __all__ = [
 ]
 
 #: Colours of latent units.
-_ACTIVE_COLOR, _INACTIVE_COLOR = "C0", "0.75"
+_ACTIVE_COLOR, _INACTIVE_COLOR = "C0", "0.65"
 #: Lower limit of variances on a logarithmic axis.
 _MIN_VARIANCE = 1e-5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latents(Result):
     """Active units, KL of each latent, and mutual information of data and latents.
 
@@ -84,6 +88,58 @@ class Latents(Result):
         parts = [str(self.divergences), str(self.active)]
         reason = f"no ELBO surgery: {self.no_surgery_reason}"
         return "\n\n".join([*parts, reason if self.surgery is None else str(self.surgery)])
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self.parts()))
+
+    def parts(self) -> Iterable[str | Table]:
+        """Return the number of active units, the tables and the warning."""
+        divergences, surgery = self.divergences, self.surgery
+        yield f"{len(self)} examples × {divergences.num_samples} samples; nats per datum"
+        yield divergences.make_table()
+        yield str(self.active)
+        if surgery is None:
+            yield f"no ELBO surgery: {self.no_surgery_reason}"
+            return
+        rows = surgery.estimates.items()
+        values = "; ".join(
+            f"{n.replace('_', ' ')} {e.value:.3f} ± {e.se_data:.3f}" for n, e in rows
+        )
+        yield f"rate by ELBO surgery, of {surgery.num_data} examples: {values}"
+        if surgery.warning:
+            yield Caution(surgery.warning)
+
+    def plot(self, site: str | None = None, ax: Axes | None = None) -> Axes:
+        """Plot the KL of each unit of a latent site, sorted; inactive units are grey.
+
+        Where the KL is not a sum over units, plot the variance of each unit's posterior mean.
+
+        Arguments:
+            site: a latent site; the first one with units by default.
+            ax: Matplotlib axes to draw on; those of a new figure by default.
+
+        Raises:
+            ValueError: if there is no such site, or if it has no units.
+        """
+        sites, variances = self.divergences.sites, self.active.variance
+        known = [n for n, s in sites.items() if s.dimensions is not None or n in variances]
+        name = known[0] if site is None and known else site
+        if name is None or name not in known:
+            raise ValueError(
+                f"expected a latent site with units ({', '.join(known)}); got {site!r}"
+                f"{did_you_mean(str(site), known)}"
+            )
+        kl, variance = sites[name].dimensions, variances.get(name)
+        axes, values = get_axes(ax), variance if kl is None else kl
+        assert values is not None
+        order = np.argsort(-values)
+        colors = _unit_colors(variance, self.active.threshold, order)
+        if kl is None:
+            label = f"units of {name}, sorted by variance"
+            _plot_variance(axes, values[order], colors, label, self.active.threshold)
+        else:
+            _plot_kl(axes, values[order], colors, name)
+        return axes
 
     def to_datatree(self) -> xarray.DataTree:
         """The results per example as an ``xarray.DataTree``.
@@ -222,20 +278,22 @@ def _make_section(latents: Latents) -> Section:
             f"The second table is for the aggregate posterior of {surgery.num_data} examples; the "
             f"mutual information is at most log N = {surgery.limit:.2f}."
         )
-        if surgery.warning:
-            about.append(f"{surgery.warning[0].upper()}{surgery.warning[1:]}.")
     active = latents.active
     for name, site in latents.divergences.sites.items():
         variance = active.variance.get(name)
         caption = f"KL of {name}: {site.total.value:.3f} nats."
         if variance is not None:
-            caption += f" {active.counts[name]} of {len(variance)} units are active."
+            count = active.counts[name]
+            caption += f" {count} of {len(variance)} units are active."
+            caption += " The others are grey." if count < len(variance) else ""
         if variance is None and site.dimensions is None:
             about.append(caption)
             continue
         figure = plot_latent_units(site.dimensions, variance, active.threshold, name)
         pictures.append(Picture(f"units-{name}", f"Units of {name}", caption, figure))
-    return Section(tables, pictures, " ".join(about))
+    warning = surgery.warning if surgery is not None else None
+    caution = f"{warning[0].upper()}{warning[1:]}." if warning else ""
+    return Section(tables, pictures, " ".join(about), caution)
 
 
 def plot_latent_units(
@@ -250,26 +308,41 @@ def plot_latent_units(
         name: name of the site.
     """
     panels = [values for values in (kl, variance) if values is not None]
-    figure, axes_row = make_figure(4.8 * len(panels), 3.2, len(panels))
+    figure, column = make_figure(height=2.5 * len(panels), panels=len(panels))
     order = np.argsort(-panels[0])
-    active = np.ones(len(order), bool) if variance is None else variance > threshold
-    colors = np.where(active[order], _ACTIVE_COLOR, _INACTIVE_COLOR).tolist()
+    colors = _unit_colors(variance, threshold, order)
     if kl is not None:
-        axes = axes_row[0]
-        axes.bar(range(len(order)), kl[order], color=colors, width=0.9)
-        axes.set_ylabel("KL (nats per datum)")
-        axes.set_xlabel(f"units of {name}, sorted by KL")
+        _plot_kl(column[0], kl[order], colors, name)
     if variance is not None:
-        axes = axes_row[-1]
-        shown = np.maximum(variance[order], _MIN_VARIANCE)
-        axes.bar(range(len(order)), shown, color=colors, width=0.9)
-        axes.axhline(threshold, color="C3", ls="--", lw=1, label=f"active above {threshold:g}")
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=_MIN_VARIANCE / 2)
-        axes.set_ylabel("variance of the posterior mean")
-        axes.set_xlabel(f"units of {name}, in the same order" if kl is not None else name)
-        axes.legend(frameon=False, loc="upper right")
+        note = "in the same order" if kl is not None else "sorted by variance"
+        _plot_variance(column[-1], variance[order], colors, f"units of {name}, {note}", threshold)
     return figure
+
+
+def _unit_colors(variance: np.ndarray | None, threshold: float, order: np.ndarray) -> list[str]:
+    active = np.ones(len(order), bool) if variance is None else variance > threshold
+    return np.where(active[order], _ACTIVE_COLOR, _INACTIVE_COLOR).tolist()
+
+
+def _plot_kl(axes: Axes, kl: np.ndarray, colors: list[str], name: str) -> None:
+    axes.bar(range(1, len(kl) + 1), kl, color=colors, width=0.9)
+    axes.set_ylabel("KL (nats per datum)")
+    axes.set_xlabel(f"units of {name}, sorted by KL")
+    use_integer_ticks(axes)
+
+
+def _plot_variance(
+    axes: Axes, variance: np.ndarray, colors: list[str], label: str, threshold: float
+) -> None:
+    shown = np.maximum(variance, _MIN_VARIANCE)
+    axes.bar(range(1, len(shown) + 1), shown, color=colors, width=0.9)
+    axes.axhline(threshold, color="C3", ls="--", lw=1, label=f"active above {threshold:g}")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=_MIN_VARIANCE / 2)
+    axes.set_ylabel("variance of the\nposterior mean")
+    axes.set_xlabel(label)
+    use_integer_ticks(axes)
+    axes.legend(frameon=False, loc="upper right")
 
 
 def _compute(
