@@ -29,6 +29,7 @@ PAGES = (
     "docs/how-to/own-data",
     "docs/how-to/trackers",
     "docs/how-to/export",
+    "docs/how-to/report",
 )
 
 _ANNEALING = [
@@ -156,6 +157,17 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
     assert trained["result"].verdicts["guide"].keys() > {"z[0]", "z[1]", "tarp"}
     execute(statistic, trained)
     execute(plots.replace('"matplotlib"', '"none"'), trained)
+
+
+def test_report_page(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained["data"] = replace(trained["data"], test=trained["data"].test.head(30))
+    (code,) = blocks("docs/how-to/report")
+    execute(code, trained, {"5000": "60", "epochs=5": "epochs=1"})
+    left, middle, right = trained["figure"].axes
+    assert list(left.lines[0].get_ydata()) == trained["history"]["elbo"]
+    assert list(middle.lines[0].get_ydata()) == [*trained["bounds"].iwae.values()]
+    assert len(right.patches) == 2 and Path("vae.svg").stat().st_size > 10_000
 
 
 def test_own_data_page(documented_files, capsys):
