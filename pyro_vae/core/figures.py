@@ -34,7 +34,7 @@ def make_figure(
     column = figure.subplots(panels, 1, squeeze=False)[:, 0]
     for axes in column:
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, column
+    return figure, list(column)
 
 
 def get_axes(ax: Axes | None, width: float = _WIDTH, height: float = _HEIGHT) -> Axes:

@@ -46,7 +46,9 @@ def plot_bound_against_k(bounds: Bounds, ax: Axes | None = None, label: str = ""
     if not label:
         axes.axhline(bounds.elbo, color=MUTED, ls=":", label="ELBO")
     if bounds.proposals:
-        style = {"color": color, "ls": "--", "lw": 1} if label else {"color": "C2", "ls": "-."}
+        style: dict[str, Any] = {"color": "C2", "ls": "-."}
+        if label:
+            style = {"color": color, "ls": "--", "lw": 1}
         name = rf"{label}, $\log \hat p$" if label else r"$\log \hat p$ of the ladder"
         axes.axhline(bounds.log_evidence, label=name, **style)
     plateau = None if label else bounds.plateau
@@ -91,7 +93,9 @@ def plot_khat(bounds: Bounds, ax: Axes | None = None) -> Axes:
     axes.set_xlabel("examples, sorted by k̂ of log p̂")
     axes.set_ylabel("k̂")
     use_integer_ticks(axes)
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    # above the axes: points may be anywhere
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    axes.legend(frameon=False, fontsize=8, borderaxespad=0.2, **place)
     return axes
 
 

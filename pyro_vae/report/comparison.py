@@ -201,7 +201,7 @@ def _plot_latents(run: Run) -> list[Picture]:
 
 
 def _rename(picture: Picture, index: int, run: str) -> Picture:
-    """Return a picture with the run in its title and an identifier of its own."""
+    """Return a picture with the run in its title and a unique identifier."""
     return replace(picture, name=f"{index}-{picture.name}", title=f"{run}: {picture.title}")
 
 

@@ -1,4 +1,4 @@
-"""The head of a report: what was trained, the best estimate of log p(x), and a verdict."""
+"""The head of a report: the training, the best estimate of log p(x), and a verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NETWORKS = ("encoder", "encoders", "decoder", "decoders", "classifier")
 
 @dataclass(frozen=True)
 class Headline:
-    """The best estimate of log p(x) and what it is worth.
+    """The best estimate of log p(x) and its reliability.
 
     Attributes:
         label: the name of the estimate.
@@ -85,7 +85,7 @@ def _judge(bounds: Bounds, name: str, flagged: int) -> str:
 
 
 def describe_training(program: Program, result: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was trained, on what and how, by label.
+    """Return the model, the data and the training as text, by label.
 
     Arguments:
         program: the trained program.

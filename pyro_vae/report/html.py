@@ -37,7 +37,7 @@ _ORDER = ("latents", "calibration")
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a page below a heading of its own."""
+    """A part of a page with a heading."""
 
     title: str
     tables: Sequence[Table | TextTable] = ()
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a report needs of a run."""
+    """A run with its results and the evaluated examples."""
 
     run: Run
     results: dict[str, Result]

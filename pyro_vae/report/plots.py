@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -89,7 +91,7 @@ def plot_image_grid(images: np.ndarray, columns: int, row_pairs: bool = False) -
 
 
 def plot_latents(
-    draws: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...] | None = None
+    draws: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None = None
 ) -> Axes:
     """Plot latents ``(n, 2)``, coloured by label.
 
@@ -101,13 +103,21 @@ def plot_latents(
     axes = get_axes(None, height=4.0)
     style: dict[str, Any] = {"s": 6, "alpha": 0.7, "lw": 0, "rasterized": rasterize_many(draws)}
     classes = [] if labels is None else np.unique(labels).tolist()
-    for code in classes if len(classes) > 1 else [None]:
-        rows = slice(None) if code is None else labels == code
-        color = MUTED if code == -1 else None if code is None else f"C{code % 10}"
-        name = "unknown" if code == -1 else names[code] if names and code is not None else code
-        axes.scatter(*draws[rows].T, color=color, label=str(name), **style)
+    # ten distinct colours, or one scale for more classes
+    colors = (
+        colormaps["tab10"] if len(classes) <= 10 else colormaps["turbo"].resampled(len(classes))
+    )
+    if len(classes) < 2 or labels is None:
+        axes.scatter(*draws.T, **style)
+    else:
+        for i, code in enumerate(classes):
+            name = "unknown" if code == -1 else names[code] if names else str(code)
+            color = MUTED if code == -1 else colors(i)
+            axes.scatter(*draws[labels == code].T, color=color, label=name, **style)
     if len(classes) > 1:
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0)
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 8}
+        columns = -(-len(classes) // 20)
+        axes.legend(frameon=False, handletextpad=0, ncols=columns, **place)
     axes.set_aspect("equal", "datalim")
     axes.set_xlabel("$z_1$")
     axes.set_ylabel("$z_2$")

@@ -82,7 +82,7 @@ def make_latent_pictures(
         "latents",
         "Latent space, encoded examples",
         f"One sample of q(z|x) for each of {len(split)} examples{colour}.",
-        plots.plot_latents(z.cpu().numpy(), codes, classes and tuple(classes)),
+        plots.plot_latents(z.cpu().numpy(), codes, classes),
     )
 
 

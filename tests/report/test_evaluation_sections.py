@@ -192,13 +192,13 @@ def test_ranks_that_deviate_most_are_named_beside_their_band():
     band = make_band(50, 0.05)
     axes = plot_ranks(columns, band)
     named = [t.get_text() for t in axes.get_legend().get_texts()]
-    assert named == ["band of uniform ranks", *(f"narrow[{i}]" for i in range(2, 10))]
+    assert named == ["band of uniform ranks", *(f"narrow[{i}]" for i in range(3, 10))]
     path = axes.collections[0].get_paths()[0].vertices
     assert path[:, 1].max() == pytest.approx((band.upper - band.points).max())
     assert len(axes.lines) == 23
-    (line,) = (line for line in axes.lines if line.get_label() == "narrow[2]")
-    # all 50 ranks are below 1/5
-    assert np.interp(0.2, *line.get_data()) == pytest.approx(0.8, abs=0.02)
+    (line,) = (line for line in axes.lines if line.get_label() == "narrow[3]")
+    # all 50 ranks are below 1/6
+    assert np.interp(1 / 6, *line.get_data()) == pytest.approx(5 / 6, abs=0.02)
     assert not plt.get_fignums()
 
 

@@ -367,9 +367,19 @@ def plot_rate_distortion(curve: RateDistortion, ax: Axes | None = None) -> Axes:
         for name in ("distortion", "rate")
     )
     points = curve.rate, curve.distortion
-    axes.errorbar(*points, *errors, marker="o", ms=4, label="rate–distortion curve, by AIS")
-    for beta, *point in zip(curve.betas, *points, strict=True):
-        axes.annotate(f"β = {beta:g}", point, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    vertical, horizontal = errors
+    axes.errorbar(
+        *points,
+        yerr=vertical,
+        xerr=horizontal,
+        marker="o",
+        ms=4,
+        label="rate–distortion curve, by AIS",
+    )
+    for beta, x, y in zip(curve.betas, *points, strict=True):
+        axes.annotate(
+            f"β = {beta:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
+        )
     if curve.own:
         x, y = (row.value for row in curve.own_estimates.values())
         axes.plot(x, y, "*", color="C3", ms=12, label="q itself")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["make_section", "plot_ranks"]
 
 #: Maximum number of curves with a colour of their own.
-_MAX_NAMED = 8
+_MAX_NAMED = 7
 
 
 def make_section(result: Calibration) -> Section:
@@ -66,7 +66,7 @@ def plot_ranks(columns: Mapping[str, np.ndarray], band: Band, ax: Axes | None = 
 
     Arguments:
         columns: ranks in [0, 1] by label, ``(N,)`` each. Those that leave the band have a colour
-            and a label; with more than eight, those that deviate most.
+            and a label; with more than seven, those that deviate most.
         band: their band.
         ax: the axes; those of a new figure by default.
     """
@@ -80,12 +80,14 @@ def plot_ranks(columns: Mapping[str, np.ndarray], band: Band, ax: Axes | None = 
     for name, values in sorted(columns.items(), key=lambda item: item[0] in named):
         steps = np.concatenate([[0.0], np.sort(values), [1.0]])
         ecdf = np.concatenate([np.arange(len(values) + 1) / len(values), [1.0]])
-        style = {"label": name} if name in named else {"color": MUTED, "lw": 0.8}
-        axes.plot(steps, ecdf - steps, drawstyle="default", **style)
+        style: dict[str, Any] = {"label": name} if name in named else {"color": MUTED, "lw": 0.8}
+        axes.plot(steps, ecdf - steps, **style)
     axes.axhline(0, color=MUTED, lw=0.8, ls=":")
     axes.set_xlabel("rank")
     axes.set_ylabel("ECDF − uniform")
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(named) > 3 else 1)
+    # above the axes: curves may be anywhere
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    axes.legend(frameon=False, fontsize=8, borderaxespad=0.2, **place)
     return axes
 
 
