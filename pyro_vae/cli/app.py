@@ -18,13 +18,14 @@ from ..config.experiment import EXPERIMENT_OPTIONS, Experiment, ExperimentParser
 from ..config.parser import Layer, read_file
 from ..config.signatures import signature_options
 from ..core import distributed
-from ..core.validation import as_path, did_you_mean
+from ..core.validation import did_you_mean
 from ..evaluation import EVALUATIONS
 from ..learning.trackers import Tracker
 from ..runs import comparison
 from ..runs.run import Run
 from . import evaluation, generation, inference, process
 from .anomaly_scores import anomaly
+from .output_files import check_output
 from .parsers import Command, call, command_name, command_summary
 
 __all__ = ["main"]
@@ -210,9 +211,9 @@ def report(*runs: Run, output: Path | None = None) -> None:
 
     if not runs:
         raise ValueError("expected the folder of a run; got none: pyro-vae report RUN")
-    path = None if output is None else as_path(output)
-    if path is not None and path.is_dir():
-        raise ValueError(f"expected --output to be a file; got the folder {path}: add a name")
+    path = None
+    if output is not None:
+        (path, *_) = [check_output(run, output) for run in runs]
     if len(runs) == 1:
         path = write_report(runs[0], path)
     else:

@@ -240,6 +240,10 @@ def test_report_without_images(tmp_path, capsys):
     assert page.read_bytes() == (run / "report.html").read_bytes()
     assert main(["report", str(run), "--output", str(tmp_path)]) == 1
     assert "expected --output to be a file; got the folder" in capsys.readouterr().err
+    config = (run / "config.yaml").read_bytes()
+    assert main(["report", str(run), "--output", str(run / "config.yaml")]) == 1
+    assert "expected --output outside the folder of the run" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == config
     assert main(["report"]) == 1
     assert "expected the folder of a run; got none" in capsys.readouterr().err
 
