@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench
 BENCH  := experiments/benchmarks
 
-.PHONY: demo test soak lint install bench bench-quick bench-gpu bench-peers bench-annealing clean
+.PHONY: demo test docs soak lint install bench bench-quick bench-gpu bench-peers bench-annealing clean
 
 install: $(STAMP)
 
@@ -27,6 +27,16 @@ demo: $(STAMP)
 # A process per core, one thread each: two threads of a loaded machine mostly wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The site, in docs/_build/html. Tutorials run, two at a time; a warning is an error.
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo site: docs/_build/html/index.html
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # The long versions of tests/soak: kills and damaged files. Half an hour.
 soak: $(STAMP)
@@ -67,4 +77,4 @@ bench-annealing: $(STAMP)
 	$(BIN)/python $(BENCH)/annealing.py runs/mnist_vae
 
 clean:
-	rm -rf $(VENV) $(PEERS) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build docs/_build docs/generated *.egg-info

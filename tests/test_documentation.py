@@ -18,19 +18,24 @@ from pyro_vae.cli.app import main
 from pyro_vae.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 #: In the order of their commands: the page of the command line trains the runs of other pages.
-PAGES = (
-    "README",
-    "docs/reference/command-line",
-    "docs/reference/components",
-    "docs/reference/data",
-    "docs/how-to/estimators",
-    "docs/how-to/calibration",
-    "docs/how-to/own-data",
-    "docs/how-to/trackers",
-    "docs/how-to/export",
-    "docs/how-to/report",
+FIRST_PAGES = ("README", "docs/reference/command-line", "docs/reference/components")
+#: The pages of the site, without those that its build generates.
+SITE = sorted(
+    str(page.relative_to(ROOT).with_suffix(""))
+    for page in DOCS.rglob("*.md")
+    if not {"generated", "_build"} & {*page.relative_to(DOCS).parts}
 )
+#: Pages whose commands do not run here: a program of one's own has a test with its file, and those
+#: of papers and studies take hours.
+OTHER_PAGES = (
+    "docs/how-to/own-program",
+    "docs/explanation/reproductions",
+    "docs/explanation/studies",
+)
+#: The pages whose commands run here.
+PAGES = [*FIRST_PAGES, *(page for page in SITE if page not in (*FIRST_PAGES, *OTHER_PAGES))]
 
 _ANNEALING = [
     "--annealing.num_chains=2",
@@ -92,6 +97,9 @@ def trained():
 
 def test_readme_quick_start(capsys):
     quick_start, own_program, _, own_prior = blocks("README")
+    # the site starts with the same lines, without the seed
+    (start,) = blocks("docs/index")
+    assert {*start.splitlines()} < {*quick_start.splitlines()}
     scope: dict = {}
     code = quick_start.replace("data.train)", "data.train, epochs=1)")
     code = code.replace("data.test, ", "data.test.head(20), num_samples=60, ks=(5, 50), ")
@@ -147,6 +155,25 @@ def test_estimators_page(trained):
     assert trained["bounds"].estimates["ais"].value > trained["bounds"].elbo
     gap = trained["sandwich"].estimates["bdmc_gap"]
     assert gap.value > -4 * gap.se_monte_carlo
+    (code,) = blocks("docs/explanation/errors")
+    execute(code, trained)
+    assert trained["low"].shape == trained["good"].shape == (4,)
+
+
+def test_resume_page(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/how-to/resume")
+    trained["data"] = replace(trained["data"], train=trained["data"].train.head(200))
+    execute(code, trained)
+    assert len(trained["history"]) == 3
+
+
+def test_trackers_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for code in blocks("docs/how-to/trackers"):
+        execute(code, scope)
+    assert [*tmp_path.rglob("metrics.csv")]
 
 
 def test_calibration_page(trained, tmp_path, monkeypatch):
@@ -242,6 +269,28 @@ def test_interop_page(capsys):
         compile(code, "documentation", "exec")
 
 
+def test_questions_and_answers(capsys):
+    """The code of all answers runs in order, as one script."""
+    answers = text("docs/faq").split("\n### ")[1:]
+    assert len(answers) >= 20
+    assert all(re.search(r"\]\(https://github.com/\S+/(issues|pull)/\d+\)", a) for a in answers)
+    code = "".join(blocks("docs/faq"))
+    fast = {
+        "epochs=20": "epochs=1",
+        "epochs=10)": "epochs=1)",
+        "head(40)": "head(20)",
+        "num_samples=1000": "num_samples=60",
+        "num_samples=200": "num_samples=60",
+        "num_simulated=60, num_samples=100": "num_simulated=20, num_samples=30",
+        "num_temperatures=100, num_steps=5": "num_temperatures=5, num_steps=2",
+        "vae, 20, ": "vae, 3, ",
+        "head(100)": "head(40)",
+        "m=4, k=8": "m=2, k=2",
+    }
+    execute(code, {}, fast)
+    assert "Bernoulli scores only 0/1; got 17 levels" in capsys.readouterr().out
+
+
 def commands(page):
     """The blocks of commands of a page: lists of the arguments of ``pyro-vae``."""
     found = []
@@ -300,6 +349,8 @@ def _make_own_files():
 def shorten(args):
     """Add options that make a command fast."""
     short = ["60" if argument == "5000" else argument for argument in args]
+    if "--fit.epochs" in short:
+        short[short.index("--fit.epochs") + 1] = "2"
     short += FAST_OPTIONS.get(args[0], [])
     if "--reliable" in args:
         # the mixture of a VampPrior is expensive
@@ -321,9 +372,14 @@ def test_commands(block, documented_files, capsys):
             if args[0] == "compare" and not (Path(run) / "bounds.nc").exists():
                 assert main(["evaluate", run, "--num-samples", "60", "--num-data", "40"]) == 0
         assert main(shorten(args)) == 0, (args, capsys.readouterr().err)
-    if "compare" in [args[0] for args in BLOCKS[block]]:
-        (code,) = (code for code in blocks(block.rpartition("-")[0]) if "pv.load" in code)
-        execute(code, {"pv": pv})
+    if block == "docs/how-to/export-0":
+        (code,) = blocks("docs/how-to/export")
+        scope: dict = {}
+        execute(code, scope)
+        assert scope["iwae"].shape == (7,)
+    codes = [code for code in blocks(block.rpartition("-")[0]) if "pv.compare" in code]
+    if codes and "compare" in [args[0] for args in BLOCKS[block]]:
+        execute(codes[0], {"pv": pv})
         assert "log p̂ − first" in capsys.readouterr().out
 
 
@@ -333,8 +389,8 @@ def test_every_verb_has_a_command():
 
 def test_links_and_pages():
     """Every relative link in the documents names a file, and every anchor a heading."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "experiments" / "README.md"]
-    for page in pages:
+    site = [ROOT / f"{page}.md" for page in SITE]
+    for page in [*ROOT.glob("*.md"), *site, ROOT / "experiments" / "README.md"]:
         content = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)\s]+)\)", content):
             if "://" in link:
@@ -350,6 +406,24 @@ def test_links_and_pages():
                     re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings
                 }
                 assert anchor in slugs, (page.name, link)
+
+
+def test_links_to_tutorials():
+    tutorials = {file.stem for file in (DOCS / "tutorials").glob("*.py")}
+    assert len(tutorials) == 7
+    texts = [text(page) for page in SITE]
+    texts += [file.read_text(encoding="utf-8") for file in (DOCS / "tutorials").glob("*.py")]
+    linked = {name for t in texts for name in re.findall(r"generated/tutorials/(plot_\w+)", t)}
+    assert linked <= tutorials
+
+
+def test_code_of_every_page_is_tested():
+    """Every page with Python has a test, but that of several processes (``torchrun``)."""
+    files = (Path(__file__), Path(__file__).parent / "report" / "test_explorer.py")
+    tested = "".join(file.read_text(encoding="utf-8") for file in files)
+    for page in SITE:
+        if blocks(page) and page not in ("docs/how-to/distributed", FIRST_PAGES[1]):
+            assert f'blocks("{page}"' in tested or f"{page}.md" in tested, page
 
 
 def test_readme_is_one_page():

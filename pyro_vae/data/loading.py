@@ -121,6 +121,11 @@ def load(
             ``without_class`` is not in the training data or is their only class.
         FileNotFoundError: if the file is missing, with where to get it.
         ModuleNotFoundError: if the package that contains the data is not installed.
+
+    Example:
+        >>> digits = pv.data.load("digits", binarize="static")
+        >>> digits.event_shape, len(digits.train), len(digits.valid), len(digits.test)
+        ((1, 8, 8), 1455, 162, 180)
     """
     options = SourceOptions(
         root_folder(root),

@@ -136,6 +136,13 @@ def evaluate(
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2015). https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> bounds = pv.evaluate(vae, x, num_samples=100, ks=(5,))
+        >>> bounds.elbo <= bounds.iwae[5] <= bounds.log_evidence
+        True
+        >>> bounds.per_datum["log_evidence"].shape
+        (20,)
     """
     _check_arguments(ks, precision, reliable, kwargs)
     program, data, args = normalize_order(program, data, args)

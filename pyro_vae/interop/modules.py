@@ -56,7 +56,7 @@ def from_modules(
 
     The callables run on a batch, in evaluation mode, and keep their weights: nothing is copied.
     Modules that they are, belong to, or refer to (in a closure, or as a global name) are parts of
-    the program, so that its mode, its device and its training include them.
+    the program, so that its mode, its device and its training include them. ::
 
         program = pv.interop.from_modules(
             net.encode, net.decode, "bernoulli_logits", scale="log_var", data=x_test

@@ -190,6 +190,12 @@ def fit(
         CheckpointError: if the checkpoint is damaged, of another format, or has other settings.
         NonFiniteLossError: if the loss becomes NaN or infinite, naming epoch, step and site.
         ConnectionError: if another process has terminated.
+
+    Example:
+        >>> vae = pv.VAE(data.event_shape, latent_dim=2)
+        >>> history = pv.fit(vae, data.train, valid=data.valid, epochs=2)
+        >>> len(history), sorted({"elbo", "valid_elbo"} & set(history.epochs[-1]))
+        (2, ['elbo', 'valid_elbo'])
     """
     positive_int("epochs", epochs)
     positive_int("batch_size", batch_size)

@@ -46,6 +46,13 @@ class Likelihood(Component):
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
+
+    Example:
+        >>> decoder = partial(pv.networks.MLP, hidden=(32,))
+        >>> likelihood = pv.likelihoods.Bernoulli(2, (1, 8, 8), decoder)
+        >>> p = likelihood(torch.zeros(5, 2))
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([5]), torch.Size([1, 8, 8]))
     """
 
     supported_kind: ClassVar[Kind] = Kind.REAL

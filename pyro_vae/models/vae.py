@@ -44,6 +44,13 @@ class VAE(OneLayerProgram):
     References:
         Auto-Encoding Variational Bayes (Kingma & Welling, 2013).
         https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from functools import partial
+        >>> prior = partial(pv.priors.MixtureOfNormals, components=10)
+        >>> vae = pv.VAE((1, 8, 8), latent_dim=4, prior=prior)
+        >>> vae.model(size=3).shape  # three new examples
+        torch.Size([3, 1, 8, 8])
     """
 
     def __init__(

@@ -35,6 +35,12 @@ class Posterior(Component):
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
+
+    Example:
+        >>> encoder = partial(pv.networks.MLP, hidden=(32,))
+        >>> posterior = pv.posteriors.FullCovarianceNormal((1, 8, 8), 2, encoder)
+        >>> posterior(x).rsample().shape
+        torch.Size([20, 2])
     """
 
     space: Space = Space.REAL

@@ -28,6 +28,13 @@ class Prior(Component):
 
     Raises:
         ValueError: if ``latent_dim`` is not a positive integer.
+
+    Example:
+        >>> class Wide(pv.priors.Prior):
+        ...     def forward(self):
+        ...         return dist.Normal(torch.zeros(self.latent_dim), 3.0).to_event(1)
+        >>> pv.VAE((1, 8, 8), latent_dim=2, prior=Wide).prior().event_shape
+        torch.Size([2])
     """
 
     space: Space = Space.REAL

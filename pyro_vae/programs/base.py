@@ -66,10 +66,10 @@ class Pair:
             :func:`~.plates.normalize_plate`.
         labels: whether it is called with labels, ``model(x, labels)``.
 
-    Example::
-
-        program = pv.Pair(model, guide, plate="cells")
-        pv.ais(program, data)
+    Example:
+        >>> program = pv.Pair(vae.model, vae.guide, plate="data")
+        >>> len(pv.evaluate(program, x, num_samples=20))
+        20
     """
 
     model: Callable[..., Any]

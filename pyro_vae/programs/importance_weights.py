@@ -141,6 +141,14 @@ def log_weights(
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), equation 8.
         https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> log_w = pv.log_weights(vae.model, vae.guide, x, num_samples=50)
+        >>> log_w.shape
+        torch.Size([50, 20])
+        >>> elbo, l_50 = log_w.mean(0), log_w.logsumexp(0) - torch.tensor(50.0).log()
+        >>> bool((elbo <= l_50).all())
+        True
     """
     examples = read_data((model, guide), x)
     check_examples(examples)

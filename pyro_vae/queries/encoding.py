@@ -79,6 +79,10 @@ def encode(
         ValueError: if ``path`` is that of a ``.csv`` file, if the examples cannot be scored, or the
             program's weights per example are not defined.
         OSError: if the file cannot be written; an existing file is kept.
+
+    Example:
+        >>> pv.queries.encode(vae, x)["z.mean"].shape
+        (20, 2)
     """
     positive_int("chunk_size", chunk_size)
     if path is not None and Path(path).suffix == ".csv":

@@ -149,6 +149,10 @@ def sample(
         ValueError: if the model cannot run without data and ``like`` is not given, if ``like``
             has a different number of examples, if the model has no observed site of that name, or
             if the mean is requested and p(x|z) has none.
+
+    Example:
+        >>> pv.queries.sample(vae, 4).x.shape
+        torch.Size([4, 1, 8, 8])
     """
     positive_int("size", size)
     model, _ = split_program(program)

@@ -202,6 +202,12 @@ def impute(
         2021). https://arxiv.org/abs/2003.01687
         Safe and effective importance sampling (Owen & Zhou, 2000).
         https://doi.org/10.1080/01621459.2000.10473909
+
+    Example:
+        >>> observed = pv.queries.mask("lower-half", (1, 8, 8))
+        >>> result = pv.queries.impute(vae, x[:2], observed=observed, draws=5, num_samples=100)
+        >>> bool((result.x[:, :, observed] == x[:2, observed]).all())  # 5 samples of 2 examples
+        True
     """
     if method not in ("importance", "hmc"):
         raise ValueError(f"expected method to be 'importance' or 'hmc'; got {method!r}")

@@ -455,10 +455,10 @@ def load(
             together.
         PluginError: if the run uses a plugin that is not given.
 
-    Example::
-
-        run = pv.load("runs/vamp")
-        print(pv.evaluate(run.program, run.data.test))
+    Example:
+        >>> run = pv.load("runs/first")
+        >>> len(pv.evaluate(run.program, run.data.test.head(10), num_samples=20))
+        10
     """
     run = Run(folder, plugin, data)
     _ = run.program  # fail here, and not at the first use

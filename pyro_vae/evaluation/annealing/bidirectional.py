@@ -102,6 +102,12 @@ def bdmc(
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al.,
         2015), sections 4 and 5. https://arxiv.org/abs/1511.02543
+
+    Example:
+        >>> annealing = pv.Annealing(num_chains=4, num_temperatures=10, num_steps=2)
+        >>> bounds = pv.bdmc(vae, 3, annealing=annealing, num_samples=50)
+        >>> sorted({"ais", "upper"} & set(bounds.per_datum))  # below and above log p(x)
+        ['ais', 'upper']
     """
     if num_samples:
         check_num_samples(num_samples)

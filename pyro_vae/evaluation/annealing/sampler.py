@@ -145,6 +145,11 @@ def ais(
         Annealed Importance Sampling (Neal, 2001). https://arxiv.org/abs/physics/9803008
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2016),
         section 3.1. https://arxiv.org/abs/1611.04273
+
+    Example:
+        >>> annealing = pv.Annealing(num_chains=4, num_temperatures=10, num_steps=2)
+        >>> pv.ais(vae, x[:3], annealing=annealing).per_datum["ais"].shape
+        (3,)
     """
     program, data, args = normalize_order(program, data, args)
     inputs = sum_out_discrete(prepare(program, data, args, kwargs, seed))

@@ -136,6 +136,11 @@ def gaps(
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
         sections 3 and 5. https://arxiv.org/abs/1801.03558
+
+    Example:
+        >>> gaps = pv.gaps(vae, x[:3], num_steps=10, num_samples=50, richer=None, annealing=None)
+        >>> len(gaps)
+        3
     """
     program, data, args = normalize_order(program, data, args)
     if not 0 < step_size < float("inf"):

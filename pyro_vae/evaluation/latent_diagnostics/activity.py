@@ -89,6 +89,10 @@ def active_units(
     References:
         Importance Weighted Autoencoders (Burda et al., 2015), section 5.2.
         https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> pv.active_units(vae, x).variance["z"].shape
+        (2,)
     """
     if not 0 <= threshold < math.inf:
         raise ValueError(f"expected threshold ≥ 0 and finite; got {threshold}")

@@ -234,6 +234,11 @@ def latents(
     Raises:
         ValueError: if there are fewer than two examples or samples, or as for
             :func:`~pyro_vae.evaluate`.
+
+    Example:
+        >>> latents = pv.latents(vae, x, num_samples=8, num_draws=100)
+        >>> latents.divergences.sites["z"].dimensions.shape  # KL of each latent
+        (2,)
     """
     program, data, args = normalize_order(program, data, args)
     rows = getattr(data, "rows", None)
