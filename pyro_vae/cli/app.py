@@ -234,6 +234,18 @@ def export(run: Run, *, output: Path, onnx: bool = False) -> None:
     print(f"{signature['parts']}: {', '.join(signature['functions'])} in {output}")
 
 
+def push(run: Run, repository: str, *, private: bool = False) -> None:
+    """Upload a run to a model repository of the Hugging Face hub, with a model card.
+
+    Arguments:
+        repository: USER/NAME.
+        private: whether a new repository is private.
+    """
+    from ..runs import hub
+
+    print(f"pushed: {hub.push(run, repository, private=private)}")
+
+
 def list_(*names: str) -> None:
     """List the available components, e.g. `list`, `list priors` or `list priors VampPrior`.
 
@@ -249,7 +261,7 @@ def list_(*names: str) -> None:
 _COMMANDS: dict[str, Command] = {
     command_name(command): command
     for command in (
-        *(fit, *evaluation.COMMANDS, compare, report, export),
+        *(fit, *evaluation.COMMANDS, compare, report, export, push),
         *(*generation.COMMANDS, *inference.COMMANDS, anomaly, list_),
     )
 }

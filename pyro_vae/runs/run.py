@@ -441,7 +441,8 @@ def load(
     """Open the folder of a finished run.
 
     Arguments:
-        folder: what ``pyro-vae fit --run`` wrote.
+        folder: what ``pyro-vae fit --run`` wrote, or ``hf://USER/NAME[@REVISION]``, what ``pyro-vae
+            push`` uploaded to the Hugging Face hub.
         plugin: the plugins that the run uses, as modules or files. They are imported, which
             executes their code; those that only the run itself names are not.
         data: options of :func:`~pyro_vae.data.load` for the new place of the data, or for new data,
@@ -460,6 +461,10 @@ def load(
         >>> len(pv.evaluate(run.program, run.data.test.head(10), num_samples=20))
         10
     """
+    if isinstance(folder, str) and folder.startswith("hf://"):
+        from .hub import download_run
+
+        folder = download_run(folder)
     run = Run(folder, plugin, data)
     _ = run.program  # fail here, and not at the first use
     return run
