@@ -27,11 +27,12 @@ MIXTURE = "--model.likelihood MixtureOfDiscretizedLogistics"
 TABLE = Table(
     name="colour",
     title=(
-        "Likelihoods of colour patches, 16 × 16 pixels from two photographs: bits per dimension of "
+        "Likelihoods of colour patches, 16 × 16 pixels from six photographs: bits per dimension of "
         "patches from regions without training patches"
     ),
     base="""
-        --data.name patches --data.binarize none --data.values integer --data.valid 0.1
+        --data.name patches --data.photographs [china,flower,astronaut,chelsea,coffee,rocket]
+        --data.binarize none --data.values integer --data.valid 0.1
         --model.latent_dim 32
         --model.encoder MLP --model.encoder.hidden {hidden} --model.encoder.standardize true
         --model.decoder MLP --model.decoder.hidden {hidden} --model.decoder.output_bias data
@@ -47,7 +48,7 @@ TABLE = Table(
             "--data.train 100 --fit.epochs 1", num_samples=20, num_data=10, hidden="[5]"
         ),
         "small": budget(
-            "--fit.epochs 25 --fit.patience 6", num_samples=100, num_data=260, hidden="[100]"
+            "--fit.epochs 25 --fit.patience 6", num_samples=100, num_data=1387, hidden="[100]"
         ),
         "paper": budget(
             "--fit.epochs 1000 --fit.patience 50 --fit.optimizer Adam --fit.optimizer.lr 0.0003",
