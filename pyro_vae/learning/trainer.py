@@ -44,10 +44,10 @@ __all__ = ["Trainer", "validation_elbo"]
 
 _log = logging.getLogger("pyro_vae")
 
-#: Eager steps before compilation with ``compile=None``: about the number at which compilation pays
-#: off, so the total cost is at most twice the optimum. As it is fixed, resumed and extended runs
-#: take the same steps as uninterrupted ones.
-_EAGER_STEPS = 2500
+#: Steps of a run from which ``compile=None`` compiles. Compilation pays off after 630 to 1,580
+#: steps if the graph is in the cache on disk, after 6,540 to 13,150 if the cache is empty
+#: (experiments/benchmarks/break_even.py).
+_MIN_STEPS = 2500
 
 
 class Trainer:
@@ -93,7 +93,10 @@ class Trainer:
         guide = pair.guide if self._objective is not None else register(pair.guide, program)
         step = make_checked_loss_and_grads(objective, program)
         self._eager = SVI(pair.model, guide, optim, loss=objective.loss, loss_and_grads=step)
-        self._eager_steps = _EAGER_STEPS if compile is None else 0
+        #: The first compiled step (infinite if none is), and the number of steps of the run for
+        #: which it was chosen.
+        self._compile_from, self._planned_steps = 0 if compile else math.inf, 0
+        self._compiles_by_length = compile is None
         self._compiled: CompiledSVI | None = None
         if self._updates > 1:
             if compile:
@@ -121,6 +124,7 @@ class Trainer:
     ) -> History:
         """Train up to ``epochs`` epochs in all; see :func:`~pyro_vae.fit` for the arguments."""
         history, is_main = self.history, distributed.is_main_process()
+        self._plan_compilation(epochs)
         self._bar = progress_bar(
             epochs * len(self._batches),
             progress and is_main,
@@ -139,6 +143,18 @@ class Trainer:
         if self._best is not None:
             self._program.load_state_dict(self._best["weights"])
         return history
+
+    def _plan_compilation(self, epochs: int) -> None:
+        """Choose the first compiled step from the number of steps, never from timings.
+
+        The choice is part of the checkpoint, so a run that is interrupted and resumed takes the
+        same steps as an uninterrupted one. If it was eager and is resumed with more epochs, the
+        remaining steps count as a run.
+        """
+        total, done = epochs * len(self._batches), len(self.history) * len(self._batches)
+        if self._compiles_by_length and total != self._planned_steps and self._compile_from > done:
+            self._compile_from = done if total - done >= _MIN_STEPS else math.inf
+        self._planned_steps = total
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch, validate, and return the record of the history."""
@@ -178,7 +194,7 @@ class Trainer:
         """
         self._bar.set_description(f"epoch {epoch}")
         before = None
-        if self._compiled and epoch * len(self._batches) > self._eager_steps:
+        if self._compiled and epoch * len(self._batches) > self._compile_from:
             before = copy.deepcopy(self._weights_state())
         total, count = self._take_steps(epoch)
         if before is not None:
@@ -201,7 +217,7 @@ class Trainer:
                 done = (epoch - 1) * steps + step - 1
                 info = StepInfo(done / steps, num_data, batch.index)
                 try:
-                    losses += self._step(batch, info, done >= self._eager_steps)
+                    losses += self._step(batch, info, done >= self._compile_from)
                 except NonFiniteLossError as error:
                     error.where = f" in epoch {epoch}, step {step}"
                     raise
@@ -270,6 +286,9 @@ class Trainer:
         return {
             **self._weights_state(),
             "settings": self._settings,
+            "compilation": (
+                [self._compile_from, self._planned_steps] if self._compiles_by_length else None
+            ),
             "history": self.history.epochs,
             "scheduler": self._scheduler.state_dict() if self._scheduler else None,
             "best": self._best,
@@ -306,6 +325,8 @@ class Trainer:
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
         self.history.epochs, self._best = state["history"], state["best"]
+        if self._compiles_by_length and state.get("compilation"):
+            self._compile_from, self._planned_steps = state["compilation"]
         self.history.best_epoch = self._best["epoch"] if self._best else None
 
 

@@ -155,9 +155,11 @@ def fit(
             other products, log-densities and the validation ELBO remain in float32. ``tf32`` lets
             a GPU round the inputs of all its float32 products. ``float32`` leaves the program's
             own precision as it is.
-        compile: compile the training step (``learning.CompiledSVI``) where possible, which takes
-            some seconds; ``None`` compiles after the first 2500 steps. Compiled and eager steps use
-            the same random numbers and differ by rounding only.
+        compile: compile the training step (``learning.CompiledSVI``) where possible, which takes 4
+            to 30 s; ``None`` compiles from the first step if there are at least 2500, and not at
+            all otherwise. Compiled and eager steps use the same random numbers and differ by
+            rounding only. A run that was too short and is resumed with more ``epochs`` differs from
+            an uninterrupted one by this rounding: set ``compile`` to avoid it.
         checkpoint: file to save the training state to.
         checkpoint_every: epochs between checkpoints; the last epoch is always saved. Increase it if
             saving takes longer than an epoch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import nullcontext
 from functools import partial
 
 import components
@@ -273,18 +274,43 @@ class CountingSVI(CompiledSVI):
         return super().step(*args, **kwargs)
 
 
-@pytest.mark.parametrize(("compile", "expected"), [(None, 2 * 10 - 7), (True, 2 * 10), (False, 0)])
-def test_number_of_compiled_steps(compile, expected, monkeypatch, grey, tmp_path, uncompiled):
+@pytest.mark.parametrize(
+    ("compile", "ends", "expected"),
+    [
+        (True, (1, 2), 20),
+        (False, (1, 2), 0),
+        (None, (2,), 20),
+        (None, (1,), 0),
+        (None, (1, 2), 0),  # 10 steps, and 10 more
+        (None, (1, 3), 20),  # from the 11th step on
+        (None, (3, "interrupted", 3), 30),  # chosen once, though 10 steps remain
+        (None, (1, 4, "interrupted", 4), 30),
+    ],
+)
+def test_number_of_compiled_steps(compile, ends, expected, monkeypatch, grey, tmp_path, uncompiled):
+    """From the first step or never, by the number of steps: 10 an epoch, of which 15 pay off."""
     monkeypatch.setattr(trainer, "CompiledSVI", CountingSVI)
-    monkeypatch.setattr(trainer, "_EAGER_STEPS", 7)
-    for stops in ((2,), (1, 2)):
-        CountingSVI.steps, vae = 0, make_digits_vae(grey)
-        for end in stops:
-            settings = {"checkpoint": tmp_path / f"{len(stops)}.pt", "resume": True}
+    monkeypatch.setattr(trainer, "_MIN_STEPS", 15)
+    CountingSVI.steps, vae = 0, make_digits_vae(grey)
+
+    def interrupt(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    for i, end in enumerate(ends):
+        if end == "interrupted":
+            continue
+        is_interrupted = "interrupted" in ends[i + 1 : i + 2]
+        settings = {"checkpoint": tmp_path / "fit.pt", "resume": True, "compile": compile}
+        with pytest.raises(KeyboardInterrupt) if is_interrupted else nullcontext():
             pv.fit(
-                vae, grey.train.head(200), epochs=end, batch_size=20, compile=compile, **settings
+                *(vae, grey.train.head(200)),
+                **settings,
+                epochs=end,
+                batch_size=20,
+                on_epoch=interrupt if is_interrupted else None,
             )
-        assert CountingSVI.steps == expected
+    assert CountingSVI.steps == expected
 
 
 class Branching(nn.Module):
