@@ -31,7 +31,9 @@ TABLE = Table(
     },
     presets={
         "smoke": smoke(hidden="[20]", compile="false", epochs=1, iwae_epochs=1),
-        "small": budget(num_data=300, hidden="[200,200]", compile="true", epochs=30, iwae_epochs=10),
+        "small": budget(
+            num_data=300, hidden="[200,200]", compile="true", epochs=30, iwae_epochs=10
+        ),
         "paper": budget(hidden="[200,200]", compile="true", epochs=30, iwae_epochs=30),
     },
 )
