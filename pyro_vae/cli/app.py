@@ -246,6 +246,48 @@ def push(run: Run, repository: str, *, private: bool = False) -> None:
     print(f"pushed: {hub.push(run, repository, private=private)}")
 
 
+def sweep(
+    config: Path,
+    *,
+    space: Path,
+    folder: Path,
+    trials: int = 20,
+    finalists: int = 3,
+    num_data: int | None = None,
+    seed: int = 0,
+    jobs: int = 0,
+    plugin: list[str] | str = (),
+) -> None:
+    """Search for settings with a high log p(x) of the validation data.
+
+    Arguments:
+        config: YAML file of an experiment with validation data.
+        space: YAML file with the options that vary, their values or ranges.
+        folder: folder of the sweep; called again, it continues.
+        trials: number of trials in all.
+        finalists: number of runs that are ranked by log p̂.
+        num_data: use only the first N validation examples for the ranking.
+        seed: seed of the proposals.
+        jobs: number of submitit jobs that work on the trials; 0 works in this process.
+        plugin: module or file to import, or [MODULE, ...], whose classes the configuration uses.
+    """
+    from ..runs import sweeps
+
+    print(
+        sweeps.sweep(
+            config,
+            space,
+            folder,
+            trials=trials,
+            finalists=finalists,
+            num_data=num_data,
+            seed=seed,
+            jobs=jobs,
+            plugin=plugin,
+        )
+    )
+
+
 def list_(*names: str) -> None:
     """List the available components, e.g. `list`, `list priors` or `list priors VampPrior`.
 
@@ -261,7 +303,7 @@ def list_(*names: str) -> None:
 _COMMANDS: dict[str, Command] = {
     command_name(command): command
     for command in (
-        *(fit, *evaluation.COMMANDS, compare, report, export, push),
+        *(fit, *evaluation.COMMANDS, compare, report, export, push, sweep),
         *(*generation.COMMANDS, *inference.COMMANDS, anomaly, list_),
     )
 }
