@@ -155,7 +155,6 @@ class _Sweep:
 
     def run(self, trials: int) -> None:
         """Resume interrupted trials, then run new ones until there are ``trials`` in all."""
-        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         study = self._open_study()
         running = self._optuna.trial.TrialState.RUNNING
         for frozen in study.get_trials(deepcopy=False, states=(running,)):
@@ -352,6 +351,7 @@ def _import_optuna() -> Any:
         raise ModuleNotFoundError(
             "sweeps need optuna: pip install 'pyro-vae[sweep]'", name=error.name
         ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
