@@ -284,7 +284,7 @@ class _Sweep:
         files.atomic_write_text(self.folder / "sweep.json", text + "\n")
         table = "\n".join(lines)
         files.atomic_write_text(self.folder / "ranking.txt", table + "\n")
-        figure = plot_trials(entries, list(self.space), order)
+        figure = plot_trials(entries, self.space, order)
         files.atomic_write(
             self.folder / "sweep.png", lambda path: figure.savefig(path, format="png", dpi=120)
         )
@@ -298,15 +298,16 @@ class _Sweep:
 
 
 def plot_trials(
-    entries: Sequence[Mapping[str, Any]], names: Sequence[str], ranking: Sequence[int]
+    entries: Sequence[Mapping[str, Any]], space: Mapping[str, Any], ranking: Sequence[int]
 ) -> Figure:
     """Return a figure with a panel per option: the best validation ELBO of each trial.
 
     Arguments:
         entries: the trials of ``sweep.json``.
-        names: the options that vary.
+        space: the options, see :func:`read_space`; those with one value have no panel.
         ranking: the trials that were evaluated, from the best.
     """
+    names = [n for n, v in space.items() if not isinstance(v, list) or len(v) > 1] or [*space]
     figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     finished = [e for e in entries if e["valid_elbo"] is not None]
@@ -321,6 +322,8 @@ def plot_trials(
                 values = [str(v) for v in values]
             axis.plot(values, [e["valid_elbo"] for e in chosen], marker, label=label)
         axis.set_xlabel(name)
+        if isinstance(space[name], dict) and space[name].get("log"):
+            axis.set_xscale("log")
     axes[0].set_ylabel("validation ELBO (nats)")
     axes[0].legend(fontsize="small")
     return figure
