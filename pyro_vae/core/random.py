@@ -43,7 +43,7 @@ class Stream(IntEnum):
     ADAPTIVE = 4_000_000_003
     #: Samples of the prior in a defensive mixture.
     DEFENSIVE = 4_000_000_004
-    #: Comparison of the precisions of network layers.
+    #: The seed of samples of q that are weighted in both precisions of the network layers.
     PRECISION = 4_000_000_005
     #: A first run on a subset of the examples, to find out whether the program supports it.
     SUBSET = 4_000_000_006
@@ -96,6 +96,8 @@ class Stream(IntEnum):
     LAPLACE = 4_000_000_035
     #: Curvatures that predict the tail of the weights of the guide's samples.
     TAIL_INDEX = 4_000_000_036
+    #: The subset of the examples that is weighted in both precisions.
+    PRECISION_SUBSET = 4_000_000_037
     #: Samples of posterior approximations, and replicates of the data, for calibration.
     CALIBRATION = 4_000_000_040
     CALIBRATION_PREDICTIVE = 4_000_000_041

@@ -58,10 +58,12 @@ class Bounds(Result):
         per_datum: arrays of length N: the available columns of those above, their variances,
             ``gap_variance``, and diagnostics such as ``khat``, ``ess`` and ``acceptance``. With a
             ladder, those of log p̂ belong to the proposal with the code in ``proposal``, and
-            ``guide_khat``, ``guide_ess``, … to the samples of q.
+            ``guide_khat``, ``guide_ess``, … to the samples of q. With ``precision="bfloat16"``,
+            ``rescored`` is true for examples in float32; the values of the others are those of
+            bfloat16 plus the mean change, and their variances include the spread of the change.
         iwae_per_datum: L_k of each example, ``(N,)``, by k.
         iwae_variance: their Monte Carlo variances, ``(N,)``, by k.
-        log_weights: the raw log weights ``(K, N)``, if kept.
+        log_weights: the raw log weights ``(K, N)``, if kept; never corrected.
         seed: the random seed.
         settings: the settings of the estimators, as JSON-serialisable values.
         shown_ks: the k of the L_k that the table shows; all by default.
@@ -307,6 +309,24 @@ class Bounds(Result):
         half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt(variances)
         return values - half, values + half
 
+    def correction_error(self, name: str = "log_evidence") -> float:
+        """Return the standard error, in nats, of the correction of bfloat16 networks in a row.
+
+        Both standard errors of the row include it. It is 0 without a correction.
+
+        Arguments:
+            name: a row of the table, such as ``elbo`` or ``log_evidence``.
+
+        Raises:
+            ValueError: if there is no such row.
+        """
+        self._check_row(name)
+        shared = self._shared_errors(name)
+        if shared is None or not shared.any():
+            return 0.0
+        rescored = self.per_datum["rescored"]
+        return float(shared.max()) * math.sqrt(1 - float(rescored.mean()))
+
     @property
     def plateau(self) -> int | None:
         """The smallest k whose L_k is within the Monte Carlo noise of log p̂.
@@ -484,7 +504,23 @@ class Bounds(Result):
             )
 
     def _estimate(self, name: str) -> Estimate:
-        return estimate_mean(*self._columns(name))
+        return estimate_mean(*self._columns(name), self._shared_errors(name))
+
+    def _shared_errors(self, name: str) -> np.ndarray | None:
+        """Return the standard deviations of the error that the examples of a row share, ``(N,)``.
+
+        ``None`` without a correction.
+        """
+        corrected = self.settings.get("precision", {}).get("rows", {})
+        row = self._rows[name]
+        parts = [name]
+        if name not in corrected and row.gap is not None and row.gap[0] == name:
+            parts = [row.name, row.gap[1]]  # of which one was not sampled from q
+        errors = [corrected[part]["shift_se"] for part in parts if part in corrected]
+        if not errors:
+            return None
+        total = math.nan if None in errors else math.hypot(*errors)
+        return np.where(self.per_datum["rescored"], 0.0, total)
 
     def _columns(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return values, mean squared errors and biases (if known) of a row, ``(N,)`` each."""

@@ -13,7 +13,7 @@ import torch
 
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
-from .estimators import EstimationTask, Estimator
+from .estimators import EstimationTask, Estimator, SamplingSettings
 from .importance.laplace_proposals import Laplace, laplace, predict_tail_index
 from .importance.psis import khat_threshold
 from .resumable import CheckpointError
@@ -80,6 +80,15 @@ class Ladder(Estimator):
     def __post_init__(self) -> None:
         if not self.max_error > 0:
             raise ValueError(f"expected max_error > 0, in nats; got {self.max_error}")
+
+    def configure(self, settings: SamplingSettings) -> SamplingSettings:
+        if settings.precision != "float32":
+            raise ValueError(
+                f"expected precision float32 with Ladder (reliable=True); got "
+                f"{settings.precision}, but its proposals other than q use float32, and k̂ decides "
+                f"on them: drop one of the two"
+            )
+        return settings
 
     def estimate(self, task: EstimationTask, bounds: Bounds) -> Bounds:
         climb = _Climb(self, task, bounds)

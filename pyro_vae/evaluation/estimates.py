@@ -33,7 +33,10 @@ class Estimate(NamedTuple):
 
 
 def estimate_mean(
-    values: np.ndarray, variances: np.ndarray, bias: np.ndarray | None = None
+    values: np.ndarray,
+    variances: np.ndarray,
+    bias: np.ndarray | None = None,
+    shared: np.ndarray | None = None,
 ) -> Estimate:
     """Return the mean of values ``(N,)``.
 
@@ -42,15 +45,22 @@ def estimate_mean(
         variances: their mean squared Monte Carlo errors, ``(N,)``.
         bias: their expected errors, ``(N,)``. Independent errors average out over the examples,
             their common bias does not.
+        shared: standard deviations of an error that the examples share, such as that of a
+            correction, ``(N,)``; ``variances`` include it.
     """
     size = len(values)
     spread = float(values.std(ddof=1)) if size > 1 else math.nan
+    data_variance = spread**2 / size
     variance = float(variances.sum()) / size**2
     if bias is not None:  # a single error includes its bias
         variance += (1 - 1 / size) * float(bias.mean()) ** 2
+    if shared is not None:
+        total = float(shared.sum()) ** 2
+        variance += (total - float(np.square(shared).sum())) / size**2
+        data_variance += total / size**2
     return Estimate(
         value=float(values.mean()),
-        se_data=spread / math.sqrt(size),
+        se_data=math.sqrt(data_variance),
         se_monte_carlo=math.sqrt(variance),
     )
 

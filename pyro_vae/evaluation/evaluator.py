@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..compiler.matmul import Precision, check_precision
 from ..core import distributed
@@ -23,6 +24,7 @@ from ..programs.inputs import (
     AnyProgram,
     block_seed,
     check_blockwise,
+    check_examples,
     data_arguments,
     is_large,
     normalize_order,
@@ -37,7 +39,7 @@ from .escalation import Ladder
 from .estimators import EstimationTask, Estimator, SamplingSettings, check_estimators
 from .importance.sampling import ImportanceSampler
 from .normalization import normalization_settings
-from .precision import measure_precision_change
+from .precision import check_dtype, choose_rescored, correct_rounding
 from .slices import Evaluation, SplitName
 
 __all__ = ["BOUNDS", "evaluate"]
@@ -118,8 +120,13 @@ def evaluate(
             only for long computations (see :func:`~pyro_vae.log_weights`). AIS decides
             separately.
         precision: with ``bfloat16``, the network layers run in bfloat16 when the samples of q are
-            weighted. The resulting change of the ELBO and of L_K is measured with the same
-            samples, for up to 64 examples, and shown below the table. AIS always uses float32.
+            weighted. A random 5 % of the examples, at least 50, are also weighted in float32 with
+            the same samples. Their mean change corrects all rows from samples of q, which are
+            then unbiased estimates of those in float32, with a standard error that includes the
+            correction; see :meth:`Bounds.correction_error`. The column ``rescored`` marks these
+            examples; k̂ and ESS of the others are those in bfloat16. Laplace proposals and AIS
+            always use float32. ``Ladder``, ``AdaptiveSamples`` and ``Defensive`` are refused, as
+            are programs of another dtype, and those that only run on all examples at once.
         plate: the name of the plate over the data, see :func:`~pyro_vae.log_weights`; by default
             the attribute ``plate`` of the program, if it has one.
         progress: show a progress bar on standard error; in a distributed run, that of the first
@@ -147,19 +154,6 @@ def evaluate(
     _check_arguments(ks, precision, reliable, kwargs)
     program, data, args = normalize_order(program, data, args)
     data = read_data(program, data)
-    if isinstance(data, Split) and is_large(data):
-        options = {
-            "num_samples": num_samples,
-            "ks": ks,
-            "keep_log_weights": keep_log_weights,
-            "chunk_size": chunk_size,
-            "reliable": reliable,
-            "estimators": estimators,
-            "compile": compile,
-            "precision": precision,
-            "plate": plate,
-        }
-        return _evaluate_blocks(program, data, args, kwargs, seed, checkpoint, progress, options)
     chosen = check_estimators(estimators)
     if reliable and not any(isinstance(item, Ladder) for item in chosen):
         chosen.append(Ladder())
@@ -168,26 +162,67 @@ def evaluate(
     )
     for estimator in chosen:
         settings = estimator.configure(settings)
-    prepared = prepare(program, data, args, kwargs, seed, plate=plate)
+    options = _Options(settings, chosen, plate, progress and distributed.is_main_process())
+    rescored: Tensor | None = None
+    if precision != "float32":
+        check_examples(data)
+        check_dtype(program, precision)
+        rescored = choose_rescored(len(data), seed)
+    run = _evaluate_blocks if isinstance(data, Split) and is_large(data) else _evaluate
+    bounds = run(program, data, args, kwargs, seed, checkpoint, rescored, options)
+    if precision != "float32":
+        bounds = correct_rounding(bounds, precision)
+    return bounds.with_rows(getattr(data, "rows", None))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`evaluate` computes, whatever the data.
+
+    Attributes:
+        settings: how q is sampled.
+        estimators: further estimators, in their order.
+        plate: the name of the plate over the data.
+        progress: whether this process shows a progress bar.
+    """
+
+    settings: SamplingSettings
+    estimators: Sequence[Estimator]
+    plate: str | None
+    progress: bool
+
+
+def _evaluate(
+    program: AnyProgram,
+    data: Split | Tensor,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    seed: int,
+    checkpoint: Path | None,
+    rescored: Tensor | None,
+    options: _Options,
+) -> Bounds:
+    """Evaluate data at once."""
+    settings = options.settings
+    prepared = prepare(program, data, args, kwargs, seed, plate=options.plate)
     inputs, first = sharding.shard_inputs(prepared)
-    progress = progress and distributed.is_main_process()
-    if keep_log_weights:
-        size = 4 * num_samples * len(inputs.x)
+    if settings.keep_log_weights:
+        size = 4 * settings.num_samples * len(inputs.x)
         check_memory("the raw log weights", size, "drop keep_log_weights, or use fewer samples")
     task = EstimationTask(
-        inputs, distributed.rank_seed(seed), distributed.rank_file(checkpoint), progress
+        inputs, distributed.rank_seed(seed), distributed.rank_file(checkpoint), options.progress
     )
-    for estimator in chosen:
+    for estimator in options.estimators:
         estimator.check(task)
     indices = first + torch.arange(len(inputs.x))
-    bounds = ImportanceSampler(inputs, indices, task.seed, settings, progress).run()
-    if precision != "float32":
-        bounds.settings["precision"] = measure_precision_change(inputs, precision, task.seed)
+    if rescored is not None:
+        rescored = rescored[indices]
+    sampler = ImportanceSampler(inputs, indices, task.seed, settings, rescored, options.progress)
+    bounds = sampler.run()
     bounds.settings.update(normalization_settings(inputs))
-    for estimator in chosen:
+    for estimator in options.estimators:
         bounds = estimator.estimate(task, bounds)
-    merged = sharding.merge_shards(distributed.all_gather(bounds), seed)
-    return merged.with_rows(getattr(data, "rows", None))
+    return sharding.merge_shards(distributed.all_gather(bounds), seed)
 
 
 def _evaluate_blocks(
@@ -197,40 +232,40 @@ def _evaluate_blocks(
     kwargs: Mapping[str, Any],
     seed: int,
     checkpoint: Path | None,
-    progress: bool,
-    options: dict[str, Any],
+    rescored: Tensor | None,
+    options: _Options,
 ) -> Bounds:
     """Evaluate data that are not in memory block by block, and concatenate the results."""
     size, parts = len(data), []
-    if options["keep_log_weights"]:
-        num_bytes = 4 * check_num_samples(options["num_samples"]) * size
+    if options.settings.keep_log_weights:
+        num_bytes = 4 * options.settings.num_samples * size
         check_memory(
             "the raw log weights", num_bytes, "drop keep_log_weights, or use fewer samples"
         )
     args, kwargs = data_arguments(program, data, args, kwargs)
-    progress = progress and distributed.is_main_process()
-    with progress_bar(size, progress, unit=" examples") as bar:
+    quiet = replace(options, progress=False)
+    with progress_bar(size, options.progress, unit=" examples") as bar:
         for rows, x in data.iter_materialized(seed, program_dtype(program)):
             block_args, block_kwargs = map_batched(lambda t, r=rows: t[r], size, args, kwargs)
             if rows.start == 0:
-                plate = options["plate"]
                 check_blockwise(
-                    prepare(program, x, block_args, block_kwargs, plate=plate, check=False)
+                    prepare(program, x, block_args, block_kwargs, plate=options.plate, check=False)
                 )
             suffix = f"examples{rows.start}"
             parts.append(
-                evaluate(
+                _evaluate(
                     program,
                     x,
-                    *block_args,
-                    seed=block_seed(seed, rows.start),
-                    checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.name}.{suffix}"),
-                    **options,
-                    **block_kwargs,
+                    block_args,
+                    block_kwargs,
+                    block_seed(seed, rows.start),
+                    checkpoint and checkpoint.with_name(f"{checkpoint.name}.{suffix}"),
+                    None if rescored is None else rescored[rows],
+                    quiet,
                 )
             )
             bar.update(len(x))
-    return sharding.merge_shards(parts, seed).with_rows(data.rows)
+    return sharding.merge_shards(parts, seed)
 
 
 def _check_arguments(

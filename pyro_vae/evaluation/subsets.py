@@ -29,9 +29,9 @@ def select_examples(inputs: ProgramInputs, rows: Tensor | np.ndarray) -> Program
             find_layout(model, guide, x, *args, **kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"expected a program that runs on a subset of the examples, as AdaptiveSamples and "
-            f"distributed runs require; it failed ({error}): use the same number of samples for "
-            f"all examples, in a single process"
+            f"expected a program that runs on a subset of the examples, as AdaptiveSamples, "
+            f"precision bfloat16 and distributed runs require; it failed ({error}): use the same "
+            f"number of samples for all examples, in a single process and in float32"
         ) from error
     return subset
 

@@ -114,7 +114,9 @@ def _subtract(ours: Bounds, theirs: Bounds) -> tuple[float, float]:
     with np.errstate(invalid="ignore"):  # −∞ − −∞ is NaN, and is printed as such
         difference = ours.per_datum["log_evidence"] - theirs.per_datum["log_evidence"]
         deviation = difference.std(ddof=1) if len(difference) > 1 else math.nan
-        return float(difference.mean()), float(deviation / math.sqrt(len(difference)))
+    corrections = [bounds.correction_error() for bounds in (ours, theirs)]
+    error = math.hypot(deviation / math.sqrt(len(difference)), *corrections)
+    return float(difference.mean()), error
 
 
 class _Mismatch(NamedTuple):
@@ -191,8 +193,14 @@ def _describe_mismatches(
     low = [(n, change) for n, change in changes if change is not None]
     if len(low) == 1:
         ((low_name, change),) = low
+        error = max(r.bounds.correction_error() for r in (run, first))
+        effect = (
+            f"its correction adds {error:.1g} nats to the standard error of log p̂"
+            if "rows" in change
+            else "its rounding is not corrected (an earlier version)"
+        )
         lines.append(
             f"{low_name} was evaluated with precision {change['name']}, the other with float32: "
-            f"this changes the ELBO by {change['elbo']:.1g} and log p̂ by {change['iwae']:.1g} nats."
+            f"{effect}."
         )
     return lines

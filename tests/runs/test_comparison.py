@@ -105,6 +105,6 @@ def test_ladders_are_comparable_whatever_the_numbers_of_samples(first):
 def test_precision_is_named_beside_the_difference(first):
     copy, _, (sentence,) = compare_with(first, "--num-samples", "100", "--precision", "bfloat16")
     assert sentence.startswith(
-        "b was evaluated with precision bfloat16, the other with float32: this changes the ELBO by"
+        "b was evaluated with precision bfloat16, the other with float32: its correction adds "
     )
     assert paired_difference(Run(copy), Run(first)) is not None

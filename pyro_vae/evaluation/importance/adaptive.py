@@ -39,7 +39,7 @@ class AdaptiveSamples(SamplingOption):
         tolerance: the Monte Carlo standard error of log p̂ of an example, in nats.
 
     Raises:
-        ValueError: if the tolerance is not positive.
+        ValueError: if the tolerance is not positive; with bfloat16 or raw weights.
     """
 
     tolerance: float
@@ -53,6 +53,12 @@ class AdaptiveSamples(SamplingOption):
             raise ValueError(
                 "expected keep_log_weights or AdaptiveSamples; got both, but the number of raw "
                 "weights then varies by example: drop one of them"
+            )
+        if settings.precision != "float32":
+            raise ValueError(
+                f"expected precision float32 with AdaptiveSamples; got {settings.precision}, whose "
+                f"rounding error of an example does not shrink with more samples: drop one of the "
+                f"two"
             )
         return replace(settings, tolerance=self.tolerance)
 

@@ -57,8 +57,8 @@ class Defensive(SamplingOption):
     def configure(self, settings: SamplingSettings) -> SamplingSettings:
         if settings.precision != "float32":
             raise ValueError(
-                f"expected precision float32 with Defensive; got {settings.precision}, whose "
-                f"rounding errors exceed the correction: drop one of the two"
+                f"expected precision float32 with Defensive; got {settings.precision}, but the "
+                f"samples from the prior are weighted in float32: drop one of the two"
             )
         return replace(settings, defensive=self.share)
 

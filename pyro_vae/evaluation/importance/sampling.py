@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from ...core.progress import progress_bar
 from ...core.random import Stream, seeded
 from ...programs.arguments import ProgramInputs
 from ...programs.importance_weights import Chunk, stream_particles
+from ...programs.inputs import block_seed
 from ..bounds import Bounds
 from ..estimators import SamplingOption, SamplingSettings
+from ..precision import RESCORED, rounding_columns
 from ..subsets import select_examples
 from . import adaptive
 from .defensive import DefensiveMixture, count_prior_samples
@@ -46,11 +49,6 @@ class Corrected(SamplingOption):
     """
 
     def configure(self, settings: SamplingSettings) -> SamplingSettings:
-        if settings.precision != "float32":
-            raise ValueError(
-                f"expected precision float32 with Corrected; got {settings.precision}, whose "
-                f"rounding errors exceed the correction: drop one of the two"
-            )
         return replace(settings, corrected=True)
 
 
@@ -63,6 +61,8 @@ class ImportanceSampler:
         indices: the indices of the examples in the whole data set, for error messages.
         seed: the random seed.
         settings: how q is sampled, and what is computed.
+        rescored: which examples are also sampled in float32, booleans ``(N,)``; see
+            :mod:`~pyro_vae.evaluation.precision`. ``None`` to sample all in one precision.
         progress: show a progress bar.
     """
 
@@ -70,6 +70,7 @@ class ImportanceSampler:
     indices: Tensor
     seed: int
     settings: SamplingSettings
+    rescored: Tensor | None = None
     progress: bool = False
 
     def run(self) -> Bounds:
@@ -83,7 +84,10 @@ class ImportanceSampler:
         num_samples, ks = self.settings.num_samples, self.settings.ks
         sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
         with self._progress_bar() as bar:
-            columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
+            if self.rescored is None:
+                columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
+            else:
+                columns, raw = self._sample_twice(self.rescored, num_samples, sizes, bar)
         columns = estimate_errors(columns, gather=True)
         return self._make_bounds(columns, sizes, num_samples, raw)
 
@@ -123,6 +127,36 @@ class ImportanceSampler:
             tolerance=tolerance,
             total_draws=pilot_total + int(counts.sum()),
         )
+
+    def _sample_twice(
+        self, rescored: Tensor, num_samples: int, ks: Sequence[int], bar: tqdm
+    ) -> tuple[dict[str, Tensor], np.ndarray | None]:
+        """Return the estimates, in float32 where ``rescored``, and their change by rounding there.
+
+        The change is NaN elsewhere.
+        """
+        chosen, others = rescored.nonzero()[:, 0], (~rescored).nonzero()[:, 0]
+        stream = (Stream.IMPORTANCE,)
+        parts: list[tuple[dict[str, Tensor], np.ndarray | None]] = []
+        if len(chosen):
+            # other random numbers than those of the other examples, and the same in both runs
+            part = replace(self, seed=block_seed(self.seed, Stream.PRECISION))
+            exact = replace(part, settings=replace(self.settings, precision="float32"))
+            columns, raw = exact._sample(num_samples, ks, stream, bar, chosen)
+            rounded = columns  # if there are no others to correct
+            if len(others):
+                rounded, _ = part._sample(num_samples, ks, stream, bar, chosen)
+            parts.append((columns | rounding_columns(columns, rounded), raw))
+        if len(others):
+            parts.append(self._sample(num_samples, ks, stream, bar, others))
+        inverse = torch.cat([chosen, others]).argsort()
+        merged = {}
+        for name in parts[0][0]:
+            columns = [part.get(name, torch.full((len(others),), math.nan)) for part, _ in parts]
+            merged[name] = torch.cat(columns)[inverse]
+        raw = [part for _, part in parts if part is not None]
+        merged[RESCORED] = rescored
+        return merged, np.concatenate(raw, 1)[:, inverse.numpy()] if raw else None
 
     def _make_bounds(
         self,
