@@ -94,7 +94,7 @@ def plot_khat(bounds: Bounds, ax: Axes | None = None) -> Axes:
     axes.set_ylabel("k̂")
     use_integer_ticks(axes)
     # above the axes: points may be anywhere
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
     axes.legend(frameon=False, fontsize=8, borderaxespad=0.2, **place)
     return axes
 

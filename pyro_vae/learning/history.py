@@ -130,6 +130,6 @@ def plot_learning_curves(history: History, ax: Axes | None = None, label: str = 
     axes.set_ylabel("nats per datum")
     use_integer_ticks(axes)
     # above the axes, where no curve is
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
     axes.legend(frameon=False, fontsize=8, borderaxespad=0.2, **place)
     return axes

@@ -86,7 +86,7 @@ def plot_ranks(columns: Mapping[str, np.ndarray], band: Band, ax: Axes | None = 
     axes.set_xlabel("rank")
     axes.set_ylabel("ECDF − uniform")
     # above the axes: curves may be anywhere
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
     axes.legend(frameon=False, fontsize=8, borderaxespad=0.2, **place)
     return axes
 
