@@ -144,8 +144,7 @@ def fit(
         run: run folder, required for training.
         resume: resume an interrupted run.
         overwrite: replace an existing run in the folder.
-        log: trackers that record the training: CSV, TensorBoard, WandB, MLflow or Trackio, or a
-            list of them; they write to RUN/logs.
+        log: tracker that records the training in RUN/logs, or a list of trackers.
         print_config: print the resolved configuration and exit.
     """
     if print_config:
