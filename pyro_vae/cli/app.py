@@ -240,9 +240,9 @@ def push(run: Run, repository: str, *, private: bool = False) -> None:
         repository: USER/NAME.
         private: whether a new repository is private.
     """
-    from ..runs import hub
+    from ..runs import publishing
 
-    print(f"pushed: {hub.push(run, repository, private=private)}")
+    print(f"pushed: {publishing.push(run, repository, private=private)}")
 
 
 def sweep(

@@ -108,14 +108,14 @@ def read_space(file: Path) -> dict[str, Any]:
     space = load_yaml(read_text(file))
     if not isinstance(space, dict) or not space:
         raise ValueError(f"expected options and their values in {file}; got {space!r}")
-    for name, values in space.items():
-        if isinstance(values, list) and values:
+    for name, value in space.items():
+        if isinstance(value, list) and value:
             continue
-        is_range = isinstance(values, dict) and {"low", "high"} <= values.keys()
-        if not is_range or values.keys() - set(_RANGE_KEYS):
+        values: dict[str, Any] = value if isinstance(value, dict) else {}
+        if not {"low", "high"} <= values.keys() or values.keys() - {*_RANGE_KEYS}:
             raise ValueError(
                 f"expected {name} in {file} to be a list of values or a range {{low: …, high: …, "
-                f"log: …, step: …}}; got {values!r}"
+                f"log: …, step: …}}; got {value!r}"
             )
         if not values["low"] < values["high"]:
             raise ValueError(f"expected low < high for {name} in {file}; got {values}")

@@ -14,7 +14,7 @@ from run_folders import TINY, assert_error
 
 from pyro_vae.cli import app
 from pyro_vae.runs import RunError, load
-from pyro_vae.runs.hub import push
+from pyro_vae.runs.publishing import push
 
 pytest.importorskip("huggingface_hub")
 
