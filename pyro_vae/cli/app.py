@@ -255,7 +255,7 @@ def sweep(
     num_data: int | None = None,
     seed: int = 0,
     jobs: int = 0,
-    plugin: list[str] | str = (),
+    plugin: list[str] | str | None = None,
 ) -> None:
     """Search for settings with a high log p(x) of the validation data.
 
@@ -282,7 +282,7 @@ def sweep(
             num_data=num_data,
             seed=seed,
             jobs=jobs,
-            plugin=plugin,
+            plugin=plugin or (),
         )
     )
 
