@@ -103,4 +103,5 @@ def test_custom_networks_as_lambdas():
 def test_repr_shows_class_names():
     vae = pv.VAE((3,), 2, likelihood=partial(pv.likelihoods.Gaussian, scale=0.1))
     assert repr(vae).startswith("VAE(")
-    assert "Gaussian(" in repr(vae) and "StandardNormal(" in repr(vae)
+    assert "likelihood: Gaussian" in repr(vae) and "prior: StandardNormal" in repr(vae)
+    assert "Gaussian(" in str(vae) and "StandardNormal(" in str(vae)
