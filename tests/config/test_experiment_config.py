@@ -140,7 +140,7 @@ def test_all_options_are_written(tmp_path):
     expected = set(inspect.signature(pv.VAE).parameters) - {"event_shape"}
     assert set(settings["model"]) == expected
     set_by_the_run = {"program", "train", "valid", "objective"}
-    set_by_the_run |= {"checkpoint", "resume", "on_epoch", "progress"}
+    set_by_the_run |= {"checkpoint", "resume", "on_epoch", "progress", "log"}
     set_by_the_run |= {"args", "kwargs", "arguments", "plate"}  # of programs in Python
     assert set(settings["fit"]) == set(inspect.signature(pv.fit).parameters) - set_by_the_run
 
