@@ -30,6 +30,9 @@ from .streaming import StreamingEstimates
 
 __all__ = ["Corrected", "ImportanceSampler"]
 
+#: The random stream of samples that do not belong to a pilot run.
+_STREAM = (Stream.IMPORTANCE,)
+
 #: Weights to collect before the estimates are updated: smaller updates cost about as much.
 _WEIGHTS_PER_UPDATE = 1 << 16
 
@@ -85,7 +88,7 @@ class ImportanceSampler:
         sizes = sorted({int(k) for k in ks if k <= num_samples} | {num_samples})
         with self._progress_bar() as bar:
             if self.rescored is None:
-                columns, raw = self._sample(num_samples, sizes, (Stream.IMPORTANCE,), bar)
+                columns, raw = self._sample(num_samples, sizes, _STREAM, bar)
             else:
                 columns, raw = self._sample_twice(self.rescored, num_samples, sizes, bar)
         columns = estimate_errors(columns, gather=True)
@@ -136,19 +139,18 @@ class ImportanceSampler:
         The change is NaN elsewhere.
         """
         chosen, others = rescored.nonzero()[:, 0], (~rescored).nonzero()[:, 0]
-        stream = (Stream.IMPORTANCE,)
         parts: list[tuple[dict[str, Tensor], np.ndarray | None]] = []
         if len(chosen):
             # other random numbers than those of the other examples, and the same in both runs
             part = replace(self, seed=block_seed(self.seed, Stream.PRECISION))
             exact = replace(part, settings=replace(self.settings, precision="float32"))
-            columns, raw = exact._sample(num_samples, ks, stream, bar, chosen)
+            columns, raw = exact._sample(num_samples, ks, _STREAM, bar, chosen)
             rounded = columns  # if there are no others to correct
             if len(others):
-                rounded, _ = part._sample(num_samples, ks, stream, bar, chosen)
+                rounded, _ = part._sample(num_samples, ks, _STREAM, bar, chosen)
             parts.append((columns | rounding_columns(columns, rounded), raw))
         if len(others):
-            parts.append(self._sample(num_samples, ks, stream, bar, others))
+            parts.append(self._sample(num_samples, ks, _STREAM, bar, others))
         inverse = torch.cat([chosen, others]).argsort()
         merged = {}
         for name in parts[0][0]:
