@@ -126,7 +126,7 @@ def test_page(tmp_path, monkeypatch):
     """The page's code on functions of the demo's shapes."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    export(pv.VAE((28, 28), 20, encoder=SMALL, decoder=SMALL), "exported")
+    export(pv.VAE((1, 28, 28), 20, encoder=SMALL, decoder=SMALL), "exported")
     page = Path(__file__).parents[2] / "docs" / "how-to" / "export.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     scope: dict = {}
