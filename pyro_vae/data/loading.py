@@ -139,7 +139,7 @@ def load(
         size=size,
         colour=colour,
         layer=layer,
-        photographs=photographs,
+        photographs=None if photographs is None else tuple(photographs),
     )
     raw = _read(name, options, binarize, values, seed)
     if stratify and raw.groups is not None:
