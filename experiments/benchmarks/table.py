@@ -119,7 +119,8 @@ def format_table(kind: str, results: Mapping[str, Any]) -> str:
     machine, cases = topics[0]["machine"], [c for t in topics for c in t["cases"].values()]
     gpu = any(case.get("device") == "cuda" for case in cases)
     name = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
-    quick = " Quick: fewer turns." if any(topic["quick"] for topic in topics) else ""
+    few = [name for name, topic in results.items() if "cases" in topic and topic["quick"]]
+    quick = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
     lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
     lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -455,7 +455,7 @@ def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys)
     assert output.err.startswith(
         "expected an idle machine; got a load of 1.7: stop other processes\n"
     )
-    assert "Quick: fewer turns." in output.out
+    assert "With a quarter of the turns (`--quick`): step." in output.out
     assert "| step, batch 128 | Pyro `SVI.step` | 0.30 | 0.40 (0.30–0.50) |" in output.out
     (results,) = table.read_results(tmp_path).values()
     assert results["step"]["load_before"] == 1.7
@@ -525,5 +525,6 @@ def test_docs_show_the_current_gains_of_internals():
 def test_results_lie_in_the_folder_of_their_kind():
     for file in machine.RESULTS.glob("*/*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        assert content["command"].split()[-1] and not content.get("quick"), file
+        # a quick result says so in its command, and above its table
+        assert content.get("quick", False) == ("--quick" in content["command"].split()), file
         assert content["machine"]["kind"] == file.parent.name, file
