@@ -22,6 +22,8 @@ from .pixel_values import BINARIZE_CHOICES, VALUES_CHOICES, Binarize, Values
 from .scaling import Scale, ScaleName
 from .sources import (
     FILE_SOURCES,
+    PATH_SOURCES,
+    SOURCES,
     Channels,
     RawData,
     SourceOptions,
@@ -248,6 +250,11 @@ def _read(
 ) -> RawData:
     """Read a source and check that its values can be represented as requested."""
     source = find_source(name)
+    if options.path is not None and name in SOURCES and name not in PATH_SOURCES:
+        raise ValueError(
+            f"expected data.path only for a data set that reads a file, {', '.join(PATH_SOURCES)}; "
+            f"got it for {name}: leave it out, or choose another data.name"
+        )
     if binarize is Parameter.empty:
         raise ValueError(
             f"expected binarize to be one of {', '.join(BINARIZE_CHOICES)}; got nothing: "

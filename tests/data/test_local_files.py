@@ -264,3 +264,13 @@ def test_downloaded_files_are_checked_when_found(name, downloaded, caplog):
         archive.unlink()
     pv.data.load(**load)
     assert "not checked, because" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cells"])
+def test_path_of_a_data_set_that_reads_no_file_is_refused(name, tmp_path):
+    """It would be ignored, and numbers of other data than those given would be reported."""
+    expected = (
+        f"expected data.path only for a data set that reads a file, array, .* got it for {name}"
+    )
+    with pytest.raises(ValueError, match=expected):
+        pv.data.load(name, binarize="none", path=tmp_path / "new.npy")

@@ -27,6 +27,7 @@ from .torchvision_sets import (
 
 __all__ = [
     "FILE_SOURCES",
+    "PATH_SOURCES",
     "SOURCES",
     "Channels",
     "RawData",
@@ -39,6 +40,8 @@ __all__ = [
 
 #: The sources that read a user's file, ``data.path``.
 FILE_SOURCES = ("array", "h5ad", "images", "table")
+#: The sources for which ``data.path`` names a file.
+PATH_SOURCES = (*FILE_SOURCES, "binarized_mnist", "frey", "omniglot")
 
 SOURCES: dict[str, Callable[[SourceOptions], RawData]] = {
     source.__name__: source
