@@ -51,7 +51,7 @@ from .objectives import ELBO
 from .optimizers import FusedOptimizer, create_scheduler, optimizer_factory
 from .sharding import check_decomposable
 from .trackers.base import Tracker
-from .trackers.session import TrackingSession, log_folder
+from .trackers.session import TrackingSession, find_trackers, log_folder
 from .trainer import Trainer, validation_elbo
 
 __all__ = ["fit", "resolve_device"]
@@ -203,6 +203,7 @@ def fit(
     positive_int("batch_size", batch_size)
     positive_int("checkpoint_every", checkpoint_every)
     check_seed(seed)
+    trackers = find_trackers(log)
     if patience is not None:
         positive_int("patience", patience)
         if valid is None:
@@ -315,7 +316,7 @@ def fit(
         if resuming:
             trainer.resume(cast(Path, path), epochs)
         with TrackingSession(
-            log,
+            trackers,
             given,
             train if valid is None else valid,
             seed=seed,

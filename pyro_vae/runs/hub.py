@@ -12,10 +12,10 @@ __all__ = ["HUB_PREFIX", "SHARED_FILES", "download_run", "import_hub"]
 
 #: How the name of a repository of the hub starts where a folder is expected.
 HUB_PREFIX = "hf://"
-#: The files of a run that are shared. None of them is unpickled: ``state.pt`` stays at home.
+#: The files of a run that are shared. ``state.pt`` is a pickle, the report has paths of the machine
+#: where the run was trained, and the explorer has examples of its data.
 SHARED_FILES = (
     *("config.yaml", "metrics.jsonl", "result.json", "weights.safetensors"),
-    *("report.html", "explorer.html"),
     *(f"{name}.nc" for name in EVALUATIONS),
 )
 

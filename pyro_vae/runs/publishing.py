@@ -25,9 +25,9 @@ def push(
 ) -> str:
     """Upload a finished run to a model repository of the Hugging Face hub, with a model card.
 
-    The weights, the configuration, the metrics and the results are uploaded, and report and
-    explorer if there are any; neither the data nor the checkpoint of training, which is a pickle.
-    Of paths only the last part is kept. The card is made from the files of the run by
+    The weights, the configuration, the metrics and the results on the data of the run are
+    uploaded; neither data nor report, explorer, logs, nor the checkpoint of training, which is a
+    pickle. Of paths only the last part is kept. The card is made from the files of the run by
     :func:`make_card`. An existing repository is updated.
 
     Arguments:
@@ -50,14 +50,13 @@ def push(
         repository = repository.removeprefix(HUB_PREFIX)
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ValueError(f"expected a repository USER/NAME; got {repository!r}")
-    run.read_bounds() if run.bounds.is_file() else run.require_config()
-    run.experiment  # noqa: B018  (checks that the run is finished and its files belong together)
-    with tempfile.TemporaryDirectory() as temporary:
+    run.program  # noqa: B018  raises if the run is not finished or its files do not belong together
+    with tempfile.TemporaryDirectory() as temporary, run.exclusive("report"):
         folder = Path(temporary)
         for name in SHARED_FILES:
             if (run.folder / name).is_file():
                 shutil.copy2(run.folder / name, folder / name)
-        _shorten_paths(Run(folder))
+        _remove_paths(Run(folder))
         files.atomic_write_text(folder / "README.md", make_card(run, repository))
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
@@ -65,7 +64,7 @@ def push(
             folder_path=folder,
             repo_id=repository,
             commit_message=message or f"Upload the run {run.name}",
-            delete_patterns=["*.nc", "*.html"],
+            delete_patterns="*.nc",
         )
     return str(commit.commit_url)
 
@@ -147,9 +146,11 @@ def make_card(run: Run, repository: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shorten_paths(run: Run) -> None:
-    """Keep the last part of paths in the files of a copy of a run."""
+def _remove_paths(run: Run) -> None:
+    """Keep the last part of paths in the files of a copy of a run, and no results of new data."""
     result = run.read_result()
+    for name in [name for name in result if name.partition(".")[0] in EVALUATIONS and "." in name]:
+        del result[name]
     settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     for tree in (settings, result["config"]):
         for key in _PATHS:

@@ -23,7 +23,7 @@ from ..evaluation import EVALUATIONS, Bounds
 from ..evaluation.results import Result
 from ..learning import History, checkpoint, fit
 from ..learning.trackers.base import Tracker
-from ..learning.trackers.session import TrackingSession, log_result
+from ..learning.trackers.session import TrackingSession, find_trackers, log_result
 from ..learning.training import resolve_device
 from ..likelihoods import Categorical, Columns
 from ..models import Autoencoder
@@ -92,12 +92,13 @@ class Run(TrainedRun):
                 process writes to the folder.
         """
         self.check_folder(resume, overwrite)
+        trackers = find_trackers(log)
         with ExitStack() as stack:
             with distributed.main_process_first():
                 if distributed.is_main_process():
                     stack.enter_context(self._exclusive_for_training())
                 self._check_experiment(experiment, resume, overwrite)
-            return self._train(experiment, resume, progress, on_epoch, log)
+            return self._train(experiment, resume, progress, on_epoch, trackers)
 
     def _train(
         self,
@@ -105,7 +106,7 @@ class Run(TrainedRun):
         resume: bool,
         progress: bool,
         on_epoch: Callable[[Autoencoder, Dataset, History], None] | None,
-        log: Sequence[Tracker | str],
+        trackers: Sequence[Tracker],
     ) -> History:
         """Train in this folder, with all locks."""
         # check everything before any file is changed
@@ -159,7 +160,7 @@ class Run(TrainedRun):
         checkpoint_every = experiment.settings.fit.checkpoint_every
 
         session = TrackingSession(
-            log,
+            trackers,
             model,
             data.valid if len(data.valid) else data.train,
             seed=experiment.seed,
@@ -262,6 +263,7 @@ class Run(TrainedRun):
             )
         evaluation = EVALUATIONS[name]
         options = evaluation.bind(options)
+        trackers = find_trackers(log)
         with ExitStack() as stack:
             with distributed.main_process_first():
                 self.require_config()
@@ -297,7 +299,7 @@ class Run(TrainedRun):
                     for path in self._checkpoint_parts(key):
                         path.unlink()
                 log_result(
-                    log,
+                    trackers,
                     {key: entry},
                     name=self.name,
                     config=experiment.settings_dict(),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import serve
@@ -36,11 +37,20 @@ except Exception as error:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "config.yaml").write_text(TINY)
+    values = np.random.default_rng(0).integers(0, 2, (300, 8, 8)).astype(np.uint8)
+    for name, count in (("x.npy", 300), ("new.npy", 4)):
+        np.save(folder / name, values[:count])
+    data = f"{{name: array, path: {folder}/x.npy, binarize: none}}"
+    config = TINY.replace("{name: digits, binarize: dynamic}", data)
+    (folder / "config.yaml").write_text(config)
     argv = ["fit", "--config", str(folder / "config.yaml"), "--run", str(folder / "run")]
-    assert app.main([*argv, "--data.root", str(folder)]) == 0
+    assert app.main(argv) == 0
     argv = ["evaluate", str(folder / "run"), "--num-samples", "20", "--num-data", "30"]
     assert app.main(argv) == 0
+    # files with paths of this machine, and a result on new data
+    new = ["--data.path", str(folder / "new.npy")]
+    assert app.main([*argv[:2], "--num-samples", "20", *new]) == 0
+    assert app.main(["report", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -72,8 +82,11 @@ def test_pushed_run_is_loaded_elsewhere(run, hub, tmp_path, capfd):
     assert {"config.yaml", "weights.safetensors", "result.json", "bounds.nc"} <= {*stored}
     # neither pickles nor names of folders of this machine
     assert not {"state.pt", "config.yaml.lock"} & {*stored}
-    for name in ("config.yaml", "result.json", "README.md"):
-        assert str(run.parent).encode() not in stored[name]
+    for name, content in stored.items():
+        assert str(run.parent).encode() not in content, name
+    kinds = {name.rpartition(".")[2] for name in stored}
+    assert kinds == {"yaml", "jsonl", "json", "safetensors", "nc", "md"}
+    assert [name for name in stored if name.endswith(".nc")] == ["bounds.nc"]
     command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "weights.pt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -40,8 +41,8 @@ class Tracker(ABC):
         ValueError: if ``pictures`` is not positive.
     """
 
-    #: The package that the tracker needs, and the extra that installs it.
-    requires: tuple[str, str] | None = None
+    #: The package that the tracker needs; the extra that installs it has the same name.
+    requires: str | None = None
 
     def __init__(self, folder: Path | str | None = None, pictures: int | None = None) -> None:
         self.folder = None if folder is None else as_path(folder)
@@ -62,26 +63,28 @@ class Tracker(ABC):
         Raises:
             ModuleNotFoundError: if the package of the tracker is not installed.
         """
+        self.check_package()
         self.folder = self.folder or folder
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / _STATE
         self.state = {}
         if resume and file.is_file():
             self.state = json.loads(file.read_text(encoding="utf-8"))
-        self._open_checked(name, config, resumed=bool(self.state))
+        self.open(name, config, resumed=bool(self.state))
         self.save_state()
 
-    def _open_checked(self, name: str, config: Mapping[str, Any], resumed: bool) -> None:
-        try:
-            self.open(name, config, resumed=resumed)
-        except ModuleNotFoundError as error:
-            package, extra = self.requires or (error.name, "")
-            if error.name is None or package is None or error.name.partition(".")[0] != package:
-                raise
+    def check_package(self) -> None:
+        """Raise a ``ModuleNotFoundError`` if the package of the tracker is not installed."""
+        if self.requires is None:
+            return
+        spec = importlib.util.find_spec(self.requires)
+        # a folder of that name, such as W&B's own in the working directory, is no package
+        if spec is None or spec.origin is None:
             raise ModuleNotFoundError(
-                f"{type(self).__name__} needs {package}: pip install 'pyro-vae[{extra}]'",
-                name=error.name,
-            ) from error
+                f"{type(self).__name__} needs {self.requires}: pip install "
+                f"'pyro-vae[{self.requires}]'",
+                name=self.requires,
+            )
 
     def save_state(self, **values: Any) -> None:
         """Add values to :attr:`state` and write it to the folder."""

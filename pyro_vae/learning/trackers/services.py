@@ -21,7 +21,7 @@ class TensorBoard(Tracker):
         https://www.tensorflow.org/tensorboard
     """
 
-    requires = ("tensorboard", "tensorboard")
+    requires = "tensorboard"
 
     def open(self, name: str, config: Mapping[str, Any], *, resumed: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -74,7 +74,7 @@ class WandB(Tracker):
         https://docs.wandb.ai
     """
 
-    requires = ("wandb", "wandb")
+    requires = "wandb"
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class MLflow(Tracker):
         https://mlflow.org/docs/latest/ml/tracking
     """
 
-    requires = ("mlflow", "mlflow")
+    requires = "mlflow"
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class Trackio(Tracker):
         https://huggingface.co/docs/trackio
     """
 
-    requires = ("trackio", "trackio")
+    requires = "trackio"
 
     def __init__(
         self,

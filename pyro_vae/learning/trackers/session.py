@@ -19,7 +19,7 @@ from . import services
 from .base import Tracker, flatten
 from .csv import CSV
 
-__all__ = ["TrackingSession", "find_tracker", "log_folder", "log_result"]
+__all__ = ["TrackingSession", "find_tracker", "find_trackers", "log_folder", "log_result"]
 
 _log = logging.getLogger("pyro_vae")
 
@@ -27,6 +27,19 @@ _NAMES: dict[str, type[Tracker]] = {
     cls.__name__: cls
     for cls in (CSV, services.MLflow, services.TensorBoard, services.Trackio, services.WandB)
 }
+
+
+def find_trackers(trackers: Sequence[Tracker | str]) -> list[Tracker]:
+    """Return trackers by name, or as given, whose packages are installed.
+
+    Raises:
+        ModuleNotFoundError: if a package is missing.
+        ValueError, TypeError: as :func:`find_tracker` does.
+    """
+    found = list(map(find_tracker, trackers))
+    for tracker in found:
+        tracker.check_package()
+    return found
 
 
 def find_tracker(tracker: Tracker | str) -> Tracker:
@@ -59,7 +72,7 @@ def log_folder(checkpoint: Path | None) -> Path:
 
 
 def log_result(
-    trackers: Sequence[Tracker | str],
+    trackers: Sequence[Tracker],
     result: Mapping[str, Any],
     *,
     name: str,
@@ -69,13 +82,13 @@ def log_result(
     """Add a result to the records of a training, or to new ones if it was not recorded.
 
     Arguments:
-        trackers: trackers, or their names.
+        trackers: the trackers.
         result: plain values that may be nested; lists are left out.
         name, config: see :meth:`Tracker.start`.
         folder: the folder of the trackers' folders.
     """
     values = {k: v for k, v in flatten(result) if isinstance(v, int | float | str)}
-    for tracker in map(find_tracker, trackers):
+    for tracker in trackers:
         tracker.start(name, config, folder / type(tracker).__name__.lower(), resume=True)
         failed = True
         try:
@@ -92,7 +105,7 @@ class TrackingSession:
     server that cannot be reached must not end a training. Only the main process records.
 
     Arguments:
-        trackers: trackers, or their names.
+        trackers: the trackers.
         program: the program that is trained.
         examples: examples whose reconstructions are shown, of which it uses the first.
         seed: seed of the pictures.
@@ -102,7 +115,7 @@ class TrackingSession:
 
     def __init__(
         self,
-        trackers: Sequence[Tracker | str],
+        trackers: Sequence[Tracker],
         program: Any,
         examples: Split | Tensor,
         *,
@@ -112,8 +125,7 @@ class TrackingSession:
         folder: Path,
         resume: bool = False,
     ) -> None:
-        found = list(map(find_tracker, trackers))
-        self._trackers = found if distributed.is_main_process() else []
+        self._trackers = list(trackers) if distributed.is_main_process() else []
         self._program, self._examples, self._seed = program, examples, seed
         self._name, self._config, self._folder = name, config, folder
         self._resume, self._epoch = resume, 0
