@@ -139,7 +139,8 @@ def export(program: Any, folder: Path | str, *, onnx: bool = False) -> dict[str,
         raise ExportError(
             f"expected a VAE, or a subclass with its model and guide; got {type(program).__name__}"
         )
-    with _frozen(program):
+    with _frozen(program), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the internals of torch.export
         width = _count_noise(program)
         inputs = {
             "encoder": (_Encoder(program), ("x", "noise")),
@@ -177,15 +178,18 @@ def _export_function(
         exported = torch.export.export(
             module, _make_inputs(names, program, width, _TRACED), dynamic_shapes=shapes
         )
+        # removes switches of the gradient mode, which torch cannot read back from a file
+        exported = exported.run_decompositions({})
+        file = folder / f"{name}.pt2"
+        torch.export.save(exported, file)
+        loaded = torch.export.load(file).module()
     except Exception as error:  # of various types
         raise ExportError(
             f"expected a program that torch.export can trace; got {_first_line(error)} in the "
             f"{name} of {_describe_parts(program)}"
         ) from error
-    file = folder / f"{name}.pt2"
-    torch.export.save(exported, file)
     inputs = _make_inputs(names, program, width, _CHECKED)
-    _check_equal(torch.export.load(file).module(), module, inputs, file.name)
+    _check_equal(loaded, module, inputs, file.name)
     if onnx:
         _write_onnx(exported, module, names, inputs, folder / f"{name}.onnx")
 
@@ -205,9 +209,7 @@ def _write_onnx(
             f"ONNX files need {error.name}: pip install 'pyro-vae[onnx]'", name=error.name
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own
-            program = torch.onnx.export(exported, input_names=names, dynamo=True, verbose=False)
+        program = torch.onnx.export(exported, input_names=names, dynamo=True, verbose=False)
         assert program is not None
         program.save(file)
     except Exception as error:
@@ -241,12 +243,16 @@ def _make_inputs(names: tuple[str, ...], program: VAE, width: int, size: int) ->
     """Return random inputs of the shapes of a function; they do not depend on global generators."""
     generator = torch.Generator().manual_seed(size)
     dtype = next(program.parameters()).dtype
-    shapes = {"x": program.event_shape, "noise": (width,), "z": (program.latent_dim,)}
-    inputs = {
-        name: torch.randn(size, *shapes[name], generator=generator, dtype=dtype) for name in names
+    shapes = {"noise": (width,), "z": (program.latent_dim,)}
+    draws = {
+        name: torch.randn(size, *shape, generator=generator, dtype=dtype)
+        for name, shape in shapes.items()
     }
-    # values that every likelihood has in its support
-    return tuple((t > 0).to(dtype) if n == "x" else t for n, t in inputs.items())
+    # a sample of the model is in the support of its likelihood
+    with torch.random.fork_rng():
+        torch.manual_seed(size)
+        draws["x"] = program.likelihood(draws["z"]).sample().reshape(size, *program.event_shape)
+    return tuple(draws[name] for name in names)
 
 
 @contextmanager
@@ -254,9 +260,8 @@ def _frozen(program: VAE) -> Iterator[None]:
     """Run a program without checks of values, which cannot be exported, and without gradients."""
     device = next(program.parameters()).device
     flags = [p.requires_grad for p in program.parameters()]
-    # with gradients, torch writes switches of no_grad that it cannot read back
-    frozen = torch.no_grad()
-    with eval_mode(program.model, program.guide), pyro.validation_enabled(False), frozen:
+    programs, unchecked = (program.model, program.guide), pyro.validation_enabled(False)
+    with eval_mode(*programs), unchecked, torch.no_grad():
         try:
             program.requires_grad_(False).to("cpu")
             yield

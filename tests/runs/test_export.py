@@ -69,6 +69,18 @@ def test_functions_of_another_process(tmp_path):
         np.testing.assert_allclose(got[name], value.numpy(), atol=1e-5, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["LogNormal", "ZeroInflatedNegativeBinomial"])
+def test_other_likelihoods(name, tmp_path):
+    """One that has no density at 0, and one whose mean switches gradients on."""
+    program = make_program(likelihood=getattr(pv.likelihoods, name))
+    export(program, tmp_path / "exported")
+    decoder = torch.export.load(tmp_path / "exported" / "decoder.pt2").module()
+    z = torch.randn(6, 2, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = program.likelihood(z).mean
+    torch.testing.assert_close(decoder(z), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_program_is_unchanged(tmp_path):
     program = make_program()
     program.posterior.requires_grad_(False)
