@@ -12,7 +12,7 @@ import numpy as np
 from ..evaluation import Bounds
 from .run import Run
 
-__all__ = ["compare", "paired_difference", "require_comparable"]
+__all__ = ["compare", "paired_difference", "require_comparable", "subtract"]
 
 
 def compare(*runs: Run | Path | str) -> str:
@@ -49,7 +49,7 @@ def compare(*runs: Run | Path | str) -> str:
         if run is not evaluated[0]:
             mismatches = _find_mismatches(run, evaluated[0])
             row += (
-                "{:16.3f}{:10.3f}".format(*_subtract(bounds, evaluated[0].bounds))
+                "{:16.3f}{:10.3f}".format(*subtract(bounds, evaluated[0].bounds))
                 if not mismatches
                 else f"{mismatches[0].short:>16}"
             )
@@ -80,7 +80,7 @@ def paired_difference(run: Run, first: Run, any_values: bool = False) -> tuple[f
     ours, theirs = _read(run), _read(first)
     if _find_mismatches(ours, theirs, any_values):
         return None
-    return _subtract(ours.bounds, theirs.bounds)
+    return subtract(ours.bounds, theirs.bounds)
 
 
 def require_comparable(first: Run, *others: Run) -> None:
@@ -109,8 +109,8 @@ def _read(run: Run) -> _Evaluated:
     return _Evaluated(run.read_bounds(), run.read_result().get("data", {}))
 
 
-def _subtract(ours: Bounds, theirs: Bounds) -> tuple[float, float]:
-    """Return the mean paired difference of log p̂ and its standard error."""
+def subtract(ours: Bounds, theirs: Bounds) -> tuple[float, float]:
+    """Return the mean paired difference of log p̂ of the same examples and its standard error."""
     with np.errstate(invalid="ignore"):  # −∞ − −∞ is NaN, and is printed as such
         difference = ours.per_datum["log_evidence"] - theirs.per_datum["log_evidence"]
         deviation = difference.std(ddof=1) if len(difference) > 1 else math.nan

@@ -18,8 +18,11 @@ from ..core import files
 from ..core.documents import load_yaml, read_text
 from ..core.locks import LockHeldError, exclusive_lock
 from ..core.validation import as_path, positive_int
+from ..evaluation import Bounds, evaluate
 from ..learning import History
-from .comparison import compare
+from ..learning.diagnostics import NonFiniteLossError
+from ..models import Autoencoder
+from .comparison import subtract
 from .files import RunError
 from .run import Run
 
@@ -103,12 +106,18 @@ def read_space(file: Path) -> dict[str, Any]:
     Bounds that are both integers make a range of integers.
 
     Raises:
-        ValueError: if the file has no options, or if one is neither a list nor a range.
+        ValueError: if the file has no options, if one is neither a list nor a range, or if one
+            changes the data, with which log p(x) of two trials cannot be compared.
     """
     space = load_yaml(read_text(file))
     if not isinstance(space, dict) or not space:
         raise ValueError(f"expected options and their values in {file}; got {space!r}")
     for name, value in space.items():
+        if name.partition(".")[0] == "data":
+            raise ValueError(
+                f"expected options of model, objective and fit in {file}; got {name}: log p(x) of "
+                f"other data cannot be compared"
+            )
         if isinstance(value, list) and value:
             continue
         values: dict[str, Any] = value if isinstance(value, dict) else {}
@@ -189,7 +198,7 @@ class _Sweep:
         except self._optuna.TrialPruned:
             _log.info("trial %d is stopped early", trial.number)
             study.tell(trial, state=state.PRUNED)
-        except ValueError as error:  # settings that do not fit together
+        except (ValueError, NonFiniteLossError) as error:  # settings that cannot be trained
             _log.warning("trial %d has no result: %s", trial.number, error)
             trial.set_user_attr("error", str(error))
             study.tell(trial, state=state.FAIL)
@@ -211,6 +220,7 @@ class _Sweep:
 
         def report(model: Any, data: Any, history: History) -> None:
             nonlocal reported
+            self._check_measure(trial.study, model)
             for epoch in range(reported, len(history)):
                 trial.report(history["valid_elbo"][epoch], epoch)
             reported = max(reported, len(history))
@@ -222,6 +232,18 @@ class _Sweep:
             run.fit(experiment, resume=resume, on_epoch=report)
         metrics = [json.loads(line) for line in read_text(run.metrics).splitlines()]
         return max(record["valid_elbo"] for record in metrics)
+
+    def _check_measure(self, study: Any, model: Autoencoder) -> None:
+        """Raise unless log p(x) of a model can be compared with that of the trials before."""
+        likelihood = getattr(model, "likelihood", None)
+        measure = type(model).__name__ if likelihood is None else likelihood.measure
+        first = study.user_attrs.get("measure", measure)
+        study.set_user_attr("measure", first)
+        if measure != first:
+            raise SweepError(
+                f"expected trials whose log p(x) can be compared; got a {measure} and a {first}: "
+                f"search for the likelihood within one of the two"
+            )
 
     def _make_experiment(self, chosen: Mapping[str, Any]) -> Experiment:
         argv = ["--config", str(self.config)]
@@ -258,16 +280,13 @@ class _Sweep:
                 f"{len(trials)}{': ' + '; '.join(sorted(map(str, reasons))) if reasons else ''}"
             )
         best = sorted(done, key=lambda t: -t.value)[:finalists]
-        runs = {t.number: Run(self._run_folder(t.number), self._plugins) for t in best}
-        for run in runs.values():
-            if "bounds" not in run.read_result():
-                run.evaluate("valid", reliable=True, num_data=num_data)
-        log_p = {number: run.read_bounds().log_evidence for number, run in runs.items()}
-        order = sorted(runs, key=lambda number: -log_p[number])
-        lines = [compare(*(runs[number] for number in order)), "", "settings:"]
+        bounds = {t.number: self._evaluate(t.number, num_data) for t in best}
+        log_p = {number: found.log_evidence for number, found in bounds.items()}
+        order = sorted(bounds, key=lambda number: -log_p[number])
+        lines = [*_format_ranking([bounds[number] for number in order], order), "", "settings:"]
         settings = {t.number: self._settings(t) for t in trials}
         lines += [f"{n:04}  {_format_settings(settings[n])}" for n in order]
-        lines += [f"validation data; evaluate the winner on the test data: {runs[order[0]].folder}"]
+        lines += ["", f"to evaluate the winner on the test data: {self._run_folder(order[0])}"]
         entries = [
             {
                 "trial": t.number,
@@ -289,6 +308,21 @@ class _Sweep:
             self.folder / "sweep.png", lambda path: figure.savefig(path, format="png", dpi=120)
         )
         return table
+
+    def _evaluate(self, number: int, num_data: int | None) -> Bounds:
+        """Return the bounds of the validation data under a trial, computed once.
+
+        They are no result of its run, which is free for the test data.
+        """
+        run = Run(self._run_folder(number), self._plugins)
+        data = run.data.valid
+        data = data if num_data is None else data.head(num_data)
+        file = self.folder / "ranking" / f"{number:04}.nc"
+        if file.is_file() and len(bounds := Bounds.from_netcdf(file)) == len(data):
+            return bounds
+        bounds = evaluate(run.program, data, reliable=True)
+        bounds.to_netcdf(file)
+        return bounds
 
     def _settings(self, trial: Any) -> dict[str, Any]:
         return {
@@ -327,6 +361,21 @@ def plot_trials(
     axes[0].set_ylabel("validation ELBO (nats)")
     axes[0].legend(fontsize="small")
     return figure
+
+
+def _format_ranking(bounds: Sequence[Bounds], numbers: Sequence[int]) -> list[str]:
+    """Return the lines of a table: log p̂ of the trials, with paired differences from the first."""
+    head = f"{'trial':>5}{'N':>7}{'ELBO':>11}{'log p̂':>11}{'± data':>9}{'k̂>limit':>9}"
+    lines = [f"{head}{'log p̂ − first':>16}{'± paired':>10}"]
+    for found, number in zip(bounds, numbers, strict=True):
+        row = (
+            f"{number:05}{len(found):7}{found.elbo:11.3f}{found.log_evidence:11.3f}"
+            f"{found.estimates['log_evidence'].se_data:9.3f}{len(found.unreliable):9}"
+        )
+        if found is not bounds[0]:
+            row += "{:16.3f}{:10.3f}".format(*subtract(found, bounds[0]))
+        lines.append(row)
+    return [*lines, "validation data, nats per datum, higher is better"]
 
 
 def _run_jobs(work: _Sweep, trials: int, jobs: int) -> None:
