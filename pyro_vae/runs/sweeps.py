@@ -198,6 +198,8 @@ class _Sweep:
         except self._optuna.TrialPruned:
             _log.info("trial %d is stopped early", trial.number)
             study.tell(trial, state=state.PRUNED)
+        except RunError:  # of the folder or the sweep, not of the settings
+            raise
         except (ValueError, NonFiniteLossError) as error:  # settings that cannot be trained
             _log.warning("trial %d has no result: %s", trial.number, error)
             trial.set_user_attr("error", str(error))
