@@ -195,7 +195,7 @@ def test_a_failing_tracker_does_not_end_the_training(tmp_path, examples, caplog)
     assert len(history) == len(read_csv(tmp_path / "logs" / "csv" / "metrics.csv")) == 3
     (warning,) = [r.getMessage() for r in caplog.records]
     assert warning == (
-        "Broken stops recording, and training goes on: ConnectionError: no route to host"
+        "Broken stops recording, and training continues: ConnectionError: no route to host"
     )
 
 

@@ -196,6 +196,6 @@ class TrackingSession:
             except Exception as error:
                 self._trackers.remove(tracker)
                 _log.warning(
-                    "%s stops recording, and training goes on: %s: %s",
+                    "%s stops recording, and training continues: %s: %s",
                     *(type(tracker).__name__, type(error).__name__, error),
                 )
