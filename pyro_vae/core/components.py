@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,39 @@ from torch import Tensor, nn
 
 #: The shape of one example or one network output, without batch dimensions.
 Shape = tuple[int, ...]
+
+
+class Heads(tuple[int, ...]):
+    """Output shape of a network with several heads, e.g. the mean and the log scale of a normal.
+
+    Each head counts as a matrix of its own in ``init="glorot"``.
+
+    Arguments:
+        shape: the shape of one output.
+        sizes: the number of elements of each head, in order. If not given, the heads are stacked
+            along the first dimension.
+
+    Raises:
+        ValueError: if the sizes do not add up to the number of elements.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __new__(cls, shape: Shape, sizes: Sequence[int] | None = None) -> Heads:
+        heads = super().__new__(cls, shape)
+        heads.sizes = (math.prod(shape[1:]),) * shape[0] if sizes is None else tuple(sizes)
+        if sum(heads.sizes) != math.prod(shape):
+            raise ValueError(
+                f"expected heads with {math.prod(shape)} elements, as in the shape {tuple(shape)}; "
+                f"got sizes {heads.sizes}"
+            )
+        return heads
+
+    @staticmethod
+    def sizes_of(shape: Shape) -> tuple[int, ...]:
+        """Return the sizes of the heads of any shape. A plain tuple is that of a single head."""
+        return shape.sizes if isinstance(shape, Heads) else (math.prod(shape),)
+
 
 #: ``factory(in_shape, out_shape)`` returns a module that maps ``(*batch, *in_shape)`` to
 #: ``(*batch, *out_shape)`` for any leading batch dimensions.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from .base import Likelihood
 from .counts import NegativeBinomial
 from .levels import Categorical
@@ -71,7 +71,7 @@ class Columns(Likelihood):
 
         def make_slice(in_shape: Shape, out_shape: Shape) -> nn.Module:
             start = slices[-1].stop if slices else 0
-            slices.append(_Slice(start, tuple(out_shape)))
+            slices.append(_Slice(start, out_shape))
             return slices[-1]
 
         for factory in parts:
@@ -101,7 +101,8 @@ class Columns(Likelihood):
         self.parts = PyroModuleList(made)
         for i, group in enumerate(groups):
             self.register_buffer(f"columns_{i}", torch.tensor(group), persistent=False)
-        self.network = network((latent_dim,), (slices[-1].stop,))
+        sizes = [size for part in slices for size in Heads.sizes_of(part.out_shape)]
+        self.network = network((latent_dim,), Heads((slices[-1].stop,), sizes))
 
     @classmethod
     def from_table(cls, dataset: Any) -> Callable[[int, Shape, NetworkFactory], Columns]:

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from ..data.kinds import Kind
 from ..distributions import ConditionedOnTotal, sum_counts
 from .base import Likelihood
@@ -59,7 +59,8 @@ class CountLikelihood(Likelihood):
             )
         self.library = library
         rows = self.params_per_pixel + (library == "decoded")
-        self.network = network((latent_dim,), (rows, *event_shape) if rows > 1 else event_shape)
+        shape = Heads((rows, *event_shape)) if rows > 1 else event_shape
+        self.network = network((latent_dim,), shape)
         if library == "observed":
             # 0 before initialisation
             self.register_buffer("typical_total", torch.zeros(()))

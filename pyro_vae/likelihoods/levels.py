@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from ..core.validation import positive_int
 from ..data.kinds import Kind
 from ..data.missing import complete_by_column
@@ -36,6 +36,7 @@ class LevelLikelihood(Likelihood):
         outputs: the shape of the decoder outputs for one pixel, which precedes ``pixels``.
         levels: n, the highest level (16 for ``digits``, 255 for bytes).
         pixels: the shape of what has these outputs; by default ``event_shape``.
+        num_heads: the number of equal parts of ``outputs`` that are separate parameters.
 
     Raises:
         ValueError: if ``levels`` is not a positive integer.
@@ -52,11 +53,14 @@ class LevelLikelihood(Likelihood):
         outputs: Shape,
         levels: int,
         pixels: Shape | None = None,
+        num_heads: int = 1,
     ) -> None:
         super().__init__(latent_dim, event_shape, network)
         self.levels = positive_int("levels", levels)
         self.pixels = self.event_shape if pixels is None else tuple(pixels)
-        self.network = network((latent_dim,), (*outputs, *self.pixels))
+        shape = (*outputs, *self.pixels)
+        sizes = [math.prod(shape) // num_heads] * num_heads
+        self.network = network((latent_dim,), Heads(shape, sizes))
 
     def check(self, x: torch.Tensor) -> None:
         super().check(x)
@@ -139,7 +143,7 @@ class DiscretizedLogistic(LevelLikelihood):
     def __init__(
         self, latent_dim: int, event_shape: Shape, network: NetworkFactory, levels: int = 255
     ) -> None:
-        super().__init__(latent_dim, event_shape, network, (2,), levels)
+        super().__init__(latent_dim, event_shape, network, (2,), levels, num_heads=2)
 
     def forward(self, z: torch.Tensor) -> Distribution:
         loc, log_scale = self.decode(z).unbind(-1)
@@ -189,9 +193,10 @@ class MixtureOfDiscretizedLogistics(LevelLikelihood):
     ) -> None:
         event_shape = tuple(event_shape)
         self.is_coupled = _is_coupled(coupling, event_shape)
-        outputs = (10 if self.is_coupled else 3) * positive_int("components", components)
+        kinds = 10 if self.is_coupled else 3
+        outputs = kinds * positive_int("components", components)
         pixels = event_shape[1:] if self.is_coupled else event_shape
-        super().__init__(latent_dim, event_shape, network, (outputs,), levels, pixels)
+        super().__init__(latent_dim, event_shape, network, (outputs,), levels, pixels, kinds)
         self.components = components
 
     @property

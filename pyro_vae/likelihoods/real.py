@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from .base import Likelihood, clamped_logit
 
 __all__ = ["Gaussian", "Laplace", "LogNormal", "StudentT"]
@@ -65,7 +65,8 @@ class LocationScale(Likelihood):
             raise ValueError(f"expected min_scale > 0 and finite; got {min_scale}")
         if mean not in _MEANS:
             raise ValueError(f"expected mean to be 'identity' or 'sigmoid'; got {mean!r}")
-        self.network = network((latent_dim,), (2 if scale == "decoded" else 1, *self.event_shape))
+        rows = 2 if scale == "decoded" else 1
+        self.network = network((latent_dim,), Heads((rows, *self.event_shape)))
         self.squash, self.unsquash = _MEANS[mean][0](), _MEANS[mean][1]
         self.min_scale = min_scale
         self.scale = scale

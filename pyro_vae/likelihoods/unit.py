@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from ..data.kinds import Kind
 from .base import Likelihood, PixelLikelihood, clamped_logit
 
@@ -51,7 +51,7 @@ class Beta(Likelihood):
 
     def __init__(self, latent_dim: int, event_shape: Shape, network: NetworkFactory) -> None:
         super().__init__(latent_dim, event_shape, network)
-        self.network = network((latent_dim,), (2, *self.event_shape))
+        self.network = network((latent_dim,), Heads((2, *self.event_shape)))
 
     def forward(self, z: torch.Tensor) -> Distribution:
         f, log_concentration = self.network(z).unbind(-1 - len(self.event_shape))

@@ -12,7 +12,14 @@ from pyro.nn import PyroModule
 from pyro.nn.module import PyroModuleList
 from torch import Tensor, nn
 
-from ..core.components import AbstractModule, NetworkFactory, Shape, Space, init_standardization
+from ..core.components import (
+    AbstractModule,
+    Heads,
+    NetworkFactory,
+    Shape,
+    Space,
+    init_standardization,
+)
 from ..core.validation import as_shape
 from ..likelihoods import Likelihood
 from ..networks import MLP
@@ -165,7 +172,8 @@ class TopDown(Inference):
         )
         # MLPs without hidden layers, used for their initialisation
         heads = [
-            MLP((w,), (2 * n,), (), init=init) for w, n in zip(widths, latent_dims, strict=True)
+            MLP((w,), Heads((2, n)), (), init=init)
+            for w, n in zip(widths, latent_dims, strict=True)
         ]
         self.heads = nn.ModuleList([head.layers[-1] for head in heads])
         self.activation = activation()

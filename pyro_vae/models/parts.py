@@ -89,15 +89,14 @@ class CheckedFactory:
     reads_data: bool = False
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
-        shapes = tuple(in_shape), tuple(out_shape)
         if isinstance(self.source, nn.Module):
-            network: nn.Module = _GivenNetwork(self.name, self.source, *shapes)
+            network: nn.Module = _GivenNetwork(self.name, self.source, in_shape, out_shape)
         else:
             network = make_part(
-                f"{self.name}(in_shape, out_shape)", nn.Module, self.source, *shapes
+                f"{self.name}(in_shape, out_shape)", nn.Module, self.source, in_shape, out_shape
             )
             # a module-level function, so that the network can be copied and pickled
-            network.register_forward_hook(partial(_check_outputs, *shapes))
+            network.register_forward_hook(partial(_check_outputs, in_shape, out_shape))
         if getattr(unwrap(network), "images_only", False):
             _check_image_shape(self.event_shape)
         if self.reads_data:
@@ -161,7 +160,8 @@ class _GivenNetwork(NetworkWrapper):
 
     def __init__(self, name: str, network: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
         super().__init__(network)
-        self.in_shape, self.out_shape, self.size = in_shape, out_shape, math.prod(out_shape)
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+        self.size = math.prod(out_shape)
         like = next(chain(network.parameters(), network.buffers()), torch.zeros(()))
         try:
             with torch.no_grad(), eval_mode(self):
@@ -170,7 +170,7 @@ class _GivenNetwork(NetworkWrapper):
             sizes = ", ".join(map(str, ("B", *in_shape)))
             raise ValueError(
                 f"expected a module {name} that maps ({sizes}) to (B, {self.size}), the elements "
-                f"of {out_shape}; {type(network).__name__} failed for B = 2: {error}"
+                f"of {self.out_shape}; {type(network).__name__} failed for B = 2: {error}"
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:

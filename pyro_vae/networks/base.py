@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.components import Factory, Shape
+from ..core.components import Factory, Heads, Shape
 
 __all__ = [
     "Bias",
@@ -21,6 +21,7 @@ __all__ = [
     "OutputBias",
     "add_mask",
     "norm_activation_dropout",
+    "weight_matrices",
 ]
 
 #: Initialisation of weights and biases.
@@ -29,6 +30,8 @@ Init = Literal["torch", "glorot"] | float
 Norm = Literal["layer", "batch"] | None
 #: Initialisation of the output bias.
 OutputBias = Literal["data"] | None
+#: Layers with a weight matrix or a convolution kernel.
+_WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 class Network(nn.Module, metaclass=Factory):
@@ -46,7 +49,8 @@ class Network(nn.Module, metaclass=Factory):
         layers: the layers, in order.
         init: initialisation of the weights: ``torch`` for torch's defaults, ``glorot`` for weights
             from U(±√(6 / (fan_in + fan_out))) and zero biases, or the standard deviation of normal
-            weights and biases. Normalisation layers keep their defaults.
+            weights and biases. Normalisation layers keep their defaults. Heads (``out_shape`` is
+            :class:`~pyro_vae.core.components.Heads`) are separate matrices.
         output_bias: ``data`` initialises the output bias such that the mean of p(x|z) is close to
             the mean of the training data; ``None`` as in ``init``.
         standardize: standardise the inputs by the mean and standard deviation of the training
@@ -88,7 +92,7 @@ class Network(nn.Module, metaclass=Factory):
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.layers = nn.Sequential(*layers)
         self.has_batch_norm = any(isinstance(m, _BatchNorm) for m in self.layers.modules())
-        _init_weights(self.layers, init)
+        _init_weights(self.layers, init, Heads.sizes_of(out_shape))
         if output_bias not in (None, "data"):
             raise ValueError(f"expected output_bias to be 'data' or None; got {output_bias!r}")
         self.output_bias = output_bias
@@ -230,7 +234,7 @@ def _norm_layers(shape: Shape, norm: Norm) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _init_weights(layers: nn.Module, init: Init) -> None:
+def _init_weights(layers: nn.Module, init: Init, heads: Sequence[int]) -> None:
     sigma = float(init) if isinstance(init, int | float) and not isinstance(init, bool) else None
     if not (init in ("torch", "glorot") if sigma is None else 0 < sigma < math.inf):
         raise ValueError(
@@ -238,14 +242,35 @@ def _init_weights(layers: nn.Module, init: Init) -> None:
         )
     if init == "torch":
         return
+    if sigma is not None:
+        for layer in layers.modules():
+            if isinstance(layer, (*_WEIGHTED, Bias)):
+                for parameter in layer.parameters(recurse=False):
+                    nn.init.normal_(parameter, std=sigma)
+        return
+    for matrix in weight_matrices(layers, heads):
+        nn.init.xavier_uniform_(matrix)
     for layer in layers.modules():
-        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | Bias):
+        if isinstance(layer, (*_WEIGHTED, Bias)) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def weight_matrices(layers: nn.Module, heads: Sequence[int]) -> Iterator[Tensor]:
+    """Yield every weight matrix; the gates and the output heads are matrices of their own.
+
+    Arguments:
+        layers: the layers of a network.
+        heads: the number of output elements of each head.
+    """
+    weights = [layer for layer in layers.modules() if isinstance(layer, _WEIGHTED)]
+    for layer in weights:
+        dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0  # that of the outputs
+        if isinstance(layer, GatedLinear):
+            yield from layer.weight.chunk(2, dim)
             continue
-        for name, parameter in layer.named_parameters(recurse=False):
-            if sigma is not None:
-                nn.init.normal_(parameter, std=sigma)
-            elif name == "bias":
-                nn.init.zeros_(parameter)
-            else:
-                for matrix in parameter.chunk(2 if isinstance(layer, GatedLinear) else 1):
-                    nn.init.xavier_uniform_(matrix)
+        # of an image, the channels of each head
+        outputs, total = layer.weight.shape[dim], sum(heads)
+        if layer is weights[-1] and all(size * outputs % total == 0 for size in heads):
+            yield from layer.weight.split([size * outputs // total for size in heads if size], dim)
+        else:
+            yield layer.weight

@@ -15,7 +15,7 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
 
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from ..core.validation import positive_int
 from ..distributions.autoregressive import (
     AffineAutoregressive,
@@ -55,7 +55,8 @@ class FlowPosterior(Posterior):
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, num_params: int
     ) -> None:
         super().__init__(event_shape, latent_dim, network)
-        self.network = network(self.event_shape, (2 * latent_dim + num_params,))
+        sizes = [latent_dim, latent_dim, num_params]
+        self.network = network(self.event_shape, Heads((sum(sizes),), sizes))
 
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)

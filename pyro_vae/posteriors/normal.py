@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape
+from ..core.components import Heads, NetworkFactory, Shape
 from ..core.validation import positive_int
 from .base import Posterior
 
@@ -27,7 +27,7 @@ class DiagonalNormal(Posterior):
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
         super().__init__(event_shape, latent_dim, network)
-        self.network = network(self.event_shape, (2, latent_dim))
+        self.network = network(self.event_shape, Heads((2, latent_dim)))
 
     def forward(self, x: torch.Tensor) -> Distribution:
         loc, log_scale = self.network(x).unbind(-2)
@@ -48,7 +48,8 @@ class FullCovarianceNormal(Posterior):
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
         super().__init__(event_shape, latent_dim, network)
         # one row for μ, one for log diag L, and D for L below its diagonal
-        self.network = network(self.event_shape, (2 + latent_dim, latent_dim))
+        sizes = [latent_dim, latent_dim, latent_dim**2]
+        self.network = network(self.event_shape, Heads((2 + latent_dim, latent_dim), sizes))
 
     def forward(self, x: torch.Tensor) -> Distribution:
         out = self.network(x)
@@ -75,7 +76,8 @@ class LowRankNormal(Posterior):
         self, event_shape: Shape, latent_dim: int, network: NetworkFactory, rank: int = 2
     ) -> None:
         super().__init__(event_shape, latent_dim, network)
-        self.network = network(self.event_shape, (2 + positive_int("rank", rank), latent_dim))
+        sizes = [latent_dim, latent_dim, positive_int("rank", rank) * latent_dim]
+        self.network = network(self.event_shape, Heads((2 + rank, latent_dim), sizes))
 
     def forward(self, x: torch.Tensor) -> Distribution:
         out = self.network(x)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .. import distributions
-from ..core.components import NetworkFactory, Shape, Space
+from ..core.components import Heads, NetworkFactory, Shape, Space
 from .base import Posterior
 
 __all__ = ["PowerSpherical"]
@@ -34,7 +34,7 @@ class PowerSpherical(Posterior):
 
     def __init__(self, event_shape: Shape, latent_dim: int, network: NetworkFactory) -> None:
         super().__init__(event_shape, distributions.check_sphere_dim(latent_dim), network)
-        self.network = network(self.event_shape, (latent_dim + 1,))
+        self.network = network(self.event_shape, Heads((latent_dim + 1,), [latent_dim, 1]))
 
     def forward(self, x: Tensor) -> Distribution:
         out = self.network(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -11,7 +12,9 @@ from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import networks
+from pyro_vae import likelihoods, networks, posteriors
+from pyro_vae.core.components import Heads
+from pyro_vae.models import inference
 from pyro_vae.networks.base import Bias, GatedLinear
 
 #: Networks wide enough for statistical tests.
@@ -27,10 +30,14 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 def _weight_matrices(network):
     """Yield each weight matrix with fan_in + fan_out, as counted for convolutions."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            for matrix in layer.weight.chunk(2 if isinstance(layer, GatedLinear) else 1):
-                yield matrix.detach(), sum(matrix.shape[:2]) * matrix[0, 0].numel()
+    layers = [
+        m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    for layer in layers:
+        outputs = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        parts = 2 if isinstance(layer, GatedLinear) or layer is layers[-1] else 1
+        for matrix in layer.weight.chunk(parts, outputs):
+            yield matrix.detach(), sum(matrix.shape[:2]) * matrix[0, 0].numel()
 
 
 def _check_norms_are_default(network):
@@ -43,7 +50,8 @@ def _check_norms_are_default(network):
 @pytest.mark.parametrize("make", WIDE_NETWORKS.values(), ids=WIDE_NETWORKS)
 class TestInitialWeights:
     def test_glorot(self, make, side):
-        network = make(*SIDES[side], init="glorot")
+        in_shape, out_shape = SIDES[side]
+        network = make(in_shape, Heads(out_shape), init="glorot")
         pooled = []
         for matrix, fans in _weight_matrices(network):
             bound = math.sqrt(6 / fans)
@@ -91,6 +99,77 @@ def test_glorot_treats_gates_as_a_separate_matrix():
     # the maximum of 1500 uniform values exceeds 0.97 of the bound: false-alarm rate 1e-19 each
     for half in layer.weight.detach().chunk(2):
         assert 0.97 < half.abs().max() / math.sqrt(6 / (30 + 50)) <= 1
+
+
+def _max_over_bound(matrix, fans):
+    return float(matrix.detach().abs().max()) / math.sqrt(6 / fans)
+
+
+# the maximum of n uniform values exceeds 0.97 of the bound, except with probability 0.97^n
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (posteriors.DiagonalNormal, [5, 5]),
+        (posteriors.FullCovarianceNormal, [5, 5, 25]),
+        (partial(posteriors.LowRankNormal, rank=3), [5, 5, 15]),
+        (partial(posteriors.PlanarFlow, flows=2), [5, 5, 22]),
+        (posteriors.PowerSpherical, [5, 1]),
+    ],
+)
+def test_glorot_treats_heads_of_a_posterior_as_separate_matrices(make, sizes):
+    encoder = partial(networks.MLP, hidden=(200,), init="glorot")
+    weight = make((4,), 5, encoder).network.layers[-1].weight
+    assert len(weight) == sum(sizes)
+    for head in weight.split(sizes):
+        assert 0.97 < _max_over_bound(head, 200 + len(head)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (likelihoods.Bernoulli, 1),
+        (partial(likelihoods.Gaussian, scale="decoded"), 2),
+        (likelihoods.Beta, 2),
+        (likelihoods.DiscretizedLogistic, 2),
+        (partial(likelihoods.MixtureOfDiscretizedLogistics, components=2), 3),
+        (partial(likelihoods.MixtureOfDiscretizedLogistics, components=2, coupling=True), 10),
+        (partial(likelihoods.Categorical, levels=3), 1),
+        (partial(likelihoods.NegativeBinomial, library="decoded"), None),
+    ],
+)
+def test_glorot_treats_heads_of_a_likelihood_as_separate_matrices(make, count):
+    layers = {
+        networks.MLP: partial(networks.MLP, hidden=(60,), init="glorot"),
+        networks.ConvNet: partial(networks.ConvNet, channels=(60,), init="glorot"),
+    }
+    for decoder in layers.values():
+        likelihood = make(5, (3, 4, 4), decoder)
+        layer = likelihood.network.layers[-1]
+        outputs = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        for head in layer.weight.chunk(count or likelihood.params_per_pixel + 1, outputs):
+            fans = sum(head.shape[:2]) * head[0, 0].numel()
+            assert 0.97 < _max_over_bound(head, fans) <= 1
+
+
+def test_glorot_treats_heads_of_columns_and_of_the_ladder_as_separate_matrices():
+    decoder = partial(networks.MLP, hidden=(200,), init="glorot")
+    parts = [partial(likelihoods.Gaussian, scale="decoded"), likelihoods.Bernoulli]
+    columns = likelihoods.Columns(5, (7,), decoder, parts, [[0, 1, 2], [3, 4, 5, 6]])
+    for head in columns.network.layers[-1].weight.split([3, 3, 4]):
+        assert 0.97 < _max_over_bound(head, 200 + len(head)) <= 1
+    ladder = inference.TopDown((4,), (6, 5), [decoder, decoder], features=200, init="glorot")
+    for layer, size in zip(ladder.heads, (6, 5), strict=True):
+        for head in layer.weight.chunk(2):
+            assert 0.97 < _max_over_bound(head, 200 + size) <= 1
+
+
+def test_heads_must_have_all_elements_and_survive_a_copy():
+    with pytest.raises(
+        ValueError, match=r"expected heads with 6 elements.*\(2, 3\); got sizes \(3,\)"
+    ):
+        Heads((2, 3), [3])
+    heads = copy.deepcopy(Heads((2, 3), [5, 1]))
+    assert (heads, heads.sizes) == ((2, 3), (5, 1))
 
 
 @pytest.mark.parametrize("make", WIDE_NETWORKS.values(), ids=WIDE_NETWORKS)
