@@ -9,6 +9,7 @@ mean bound over all examples, as computed by the objectives.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import sys
@@ -268,10 +269,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--table", action="store_true", help="print the existing results")
     options = parser.parse_args(argv)
+    file = options.results / f"gradients-{options.preset}.json"
     try:
+        if options.table:
+            print(format_results(json.loads(file.read_text(encoding="utf-8"))))
+            return 0
         results = measure_gradients(options.preset, check_seed(options.seed))
-        file = options.results / f"gradients-{options.preset}.json"
         written = write_results(file, results, partial(draw, results))
     except (OSError, ValueError) as error:
         print(f"gradients: {error}", file=sys.stderr)

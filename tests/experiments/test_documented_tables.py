@@ -1,8 +1,13 @@
-"""Tables in the documents are those of the committed results."""
+"""Tables in the documents are those of the committed results, and commands of scripts are valid."""
 
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import shlex
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,10 @@ import pytest
 from experiments.studies import chain_coverage, coverage, estimators, judge
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*/*.md"), ROOT / "experiments/README.md"})
+TEXT = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+#: The commands of papers and studies in all documents.
+COMMANDS = sorted(set(re.findall(r"python -m (experiments\.\w+\.[a-z]\w+(?: --[^`#\n]+)?)", TEXT)))
 
 
 @pytest.mark.parametrize(
@@ -26,3 +35,23 @@ def test_page_shows_the_results(name, show, page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for table in show(json.loads(file.read_text(encoding="utf-8"))).split("\n\n"):
         assert table in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_commands_have_results(command, monkeypatch, capsys):
+    """Each command is valid, and prints existing results when ``--table`` is added."""
+    module, *args = shlex.split(command)
+    # the smallest preset has no committed results
+    args = ["small" if argument == "smoke" else argument for argument in args]
+    monkeypatch.setattr(sys, "argv", [module, "--table", *args])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        warnings.simplefilter("ignore")  # the module was imported before
+        runpy.run_module(module, run_name="__main__")
+    printed = capsys.readouterr()
+    assert not end.value.code, printed.err
+    assert printed.out
+
+
+def test_documented_scripts_exist():
+    files = set(re.findall(r"python (experiments/[\w/]+\.py)", TEXT))
+    assert files and all((ROOT / file).is_file() for file in files), files
