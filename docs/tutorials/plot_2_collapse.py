@@ -49,7 +49,7 @@ _, _, collapsed = train("σ = 1", likelihood=squared_error)
 # Is the prior to blame? Another one changes nothing:
 
 mixture = partial(pv.priors.MixtureOfNormals, components=20)
-train("σ = 1, mixture", likelihood=squared_error, prior=mixture)
+_ = train("σ = 1, mixture", likelihood=squared_error, prior=mixture)
 
 # %%
 # The cause

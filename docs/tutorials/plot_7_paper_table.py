@@ -14,6 +14,7 @@ The full scripts, their budgets and their results are in :doc:`/explanation/repr
 from functools import partial
 
 import matplotlib.pyplot as plt
+import pyro
 import torch
 
 import pyro_vae as pv
@@ -30,6 +31,7 @@ decoder = partial(network, output_bias="data")
 
 
 def train(objective):
+    pyro.clear_param_store()  # a new model, with parameters of the same names
     torch.manual_seed(0)
     vae = pv.VAE(data.event_shape, latent_dim=50, encoder=network, decoder=decoder)
     adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-4)
