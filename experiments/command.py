@@ -45,7 +45,8 @@ def main(
     """Run the missing cells of a table, then write, print and draw the results.
 
     Arguments:
-        tables: the table, or several that differ in ``variant``; the first is the default.
+        tables: the table, or several that differ in ``variant``. The first that has the options
+            of the command line is run.
         argv: the command-line arguments; ``sys.argv[1:]`` if not given.
         draw: makes a figure from the results and the complete cells.
         collect: makes the contents of the results file, as ``collect_results`` does.
@@ -57,8 +58,11 @@ def main(
     """
     tables = [tables] if isinstance(tables, Table) else tables
     options = parse_args(tables, argv)
-    variant = {key: getattr(options, key) for key in tables[0].variant}
-    table = next(candidate for candidate in tables if candidate.variant == variant)
+    try:
+        table = _select_variant(tables, options)
+    except ValueError as error:
+        print(f"{tables[0].name}: {error}", file=sys.stderr)
+        return 1
     preset, stem = options.preset, table.stem(options.preset)
     file, command = options.results / f"{stem}.json", table.command(preset)
     try:
@@ -111,12 +115,24 @@ def parse_args(tables: Sequence[Table], argv: Sequence[str] | None = None) -> ar
     add("--plan", action="store_true", help="print cells, their hours and the command for Slurm")
     for key, default in table.variant.items():
         choices = list(dict.fromkeys(variant.variant[key] for variant in tables))
-        add(f"--{key}", choices=choices, default=default)
+        add(f"--{key}", choices=choices, help=f"default: {default}, or as the other options allow")
     jobs = "run rows as submitit jobs, N at a time: on Slurm if available, else locally"
     add("--jobs", type=int, metavar="N", help=jobs)
     slurm = "options of jobs: timeout_min=600 mem_gb=16 gpus_per_node=1 slurm_partition=NAME …"
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help=slurm)
     return parser.parse_args(argv)
+
+
+def _select_variant(tables: Sequence[Table], options: argparse.Namespace) -> Table:
+    """Return the first table with the given options."""
+    given = {key: getattr(options, key) for key in tables[0].variant}
+    given = {key: value for key, value in given.items() if value is not None}
+    for table in tables:
+        if given.items() <= dict(table.variant).items():
+            return table
+    known = [" ".join(f"--{key} {table.variant[key]}" for key in given) for table in tables]
+    got = " ".join(f"--{key} {value}" for key, value in given.items())
+    raise ValueError(f"expected one of {'; '.join(dict.fromkeys(known))}; got {got}")
 
 
 def _requested_cells(table: Table, options: argparse.Namespace, cell: type[Cell]) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of the authors' code that torch does not have, as a ``--plugin``.
+"""Optimizers, schedules and networks of the papers' authors, as a ``--plugin``.
 
     pyro-vae fit --plugin experiments/paper_optimizers.py \\
         --fit.optimizer paper_optimizers.AdamFromOne …
@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["AdamFromOne", "AdamNormGrad", "RoundedSteps"]
+from pyro_vae.core.components import Heads, Shape
+from pyro_vae.networks import MLP
+from pyro_vae.networks.base import Init, OutputBias, weight_matrices
+
+__all__ = ["AdamFromOne", "AdamNormGrad", "IdenticalStartMLP", "RoundedSteps"]
 
 
 class AdamFromOne(Adam):
@@ -105,3 +110,40 @@ class RoundedSteps(LambdaLR):
     def _factor(cls, epoch: int) -> float:
         ends = ((3 ** (i + 1) - 1) // 2 for i in range(8))
         return cls.factors[min(sum(epoch >= end for end in ends), 7)]
+
+
+class IdenticalStartMLP(MLP):
+    """MLP with initial weights that are identical for all matrices of one shape.
+
+    The IWAE authors' code draws every matrix with a new generator of the same seed. In particular,
+    the heads for the mean and for log σ start identical. Here, the seed is that of the run.
+
+    Arguments:
+        hidden: the widths of the hidden layers.
+        init: ``glorot``.
+        output_bias: as for :class:`~pyro_vae.networks.MLP`.
+
+    Raises:
+        ValueError: for another ``init``.
+
+    References:
+        ``Linear.random`` in https://github.com/yburda/iwae/blob/master/nnet.py
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Shape = (200, 200),
+        init: Init = "glorot",
+        output_bias: OutputBias = None,
+    ) -> None:
+        if init != "glorot":
+            raise ValueError(f"expected init to be 'glorot', as in the authors' code; got {init!r}")
+        super().__init__(in_shape, out_shape, hidden, init=init, output_bias=output_bias)
+        with torch.no_grad():
+            for matrix in weight_matrices(self.layers, Heads.sizes_of(out_shape)):
+                outputs, inputs = matrix.shape
+                bound = np.sqrt(6 / (inputs + outputs))
+                random = np.random.RandomState(torch.initial_seed() % 2**32)
+                matrix.copy_(torch.from_numpy(random.uniform(-bound, bound, (inputs, outputs)).T))

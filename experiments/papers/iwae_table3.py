@@ -16,33 +16,29 @@ from itertools import product
 
 from ..command import main
 from ..tables import Table
-from .iwae_paper import TABLE_3, row_name
-from .iwae_table1 import CAUSES, DIGITS, KS, OBJECTIVES, OPTIMIZERS, make_claims, make_presets
+from .iwae_paper import RECIPES, TABLE_3, Recipe, row_name
+from .iwae_table1 import DIGITS, describe, make_claims, make_presets, make_rows
 from .iwae_table1 import TABLE as FIRST
 
 #: Data set, binarisation and number of training digits held out.
 SOURCES = {"ours": ("mnist", "static", 10_000), "original": ("binarized_mnist", "none", 0)}
-_KEPT_ROW = (1, "IWAE", 5)
 #: Rows excluded from ``smoke``: they differ from table 1 in the data only.
-_SKIPPED = [
-    row_name(n, o, k) for n, o, k in product((1, 2), OBJECTIVES, KS) if (n, o, k) != _KEPT_ROW
-]
+_SKIPPED = [row for row in make_rows() if row != row_name(1, "IWAE", 5)]
 
 
-def make_table(recipe: str, binarisation: str) -> Table:
+def make_table(recipe: Recipe, binarisation: str) -> Table:
     """Return table 3 with one of the recipes and binarisations."""
     name, how, valid = SOURCES[binarisation]
     cause = "the binarisation is ours, not Larochelle's; " if binarisation == "ours" else ""
     digits = DIGITS if binarisation == "ours" else ""
-    tags = {"recipe": recipe, "binarisation": binarisation}
     presets = make_presets(recipe, valid, digits)
     origin = "ours, drawn with a seed" if binarisation == "ours" else "Larochelle's"
     return replace(
         FIRST,
         name="iwae_table3",
         title=(
-            f"VAE and IWAE on 50,000 digits binarised once ({origin}), with the recipe of the "
-            f"paper's {recipe}; test data"
+            f"VAE and IWAE on 50,000 digits binarised once ({origin}), with {describe(recipe)}; "
+            f"test data"
         ),
         base=f"--data.name {name} --data.binarize {how} --data.valid {{valid}} {{digits}}",
         published=TABLE_3,
@@ -50,15 +46,15 @@ def make_table(recipe: str, binarisation: str) -> Table:
         claims={
             n: c for n, c in make_claims(units=False).items() if not n.endswith("the VAE, 1 to 50")
         },
-        causes={"": cause + CAUSES[recipe]},
+        causes={"": cause + recipe.cause},
         train_size=50_000,
         presets={**presets, "smoke": replace(presets["smoke"], exclude=_SKIPPED)},
-        variant=tags,
-        tag="-".join(value for value in tags.values() if value not in ("text", "ours")),
+        variant={**recipe.variant, "binarisation": binarisation},
+        tag="-".join(filter(None, [recipe.tag, binarisation if binarisation != "ours" else ""])),
     )
 
 
-TABLES = [make_table(*variant) for variant in product(OPTIMIZERS, SOURCES)]
+TABLES = [make_table(*variant) for variant in product(RECIPES, SOURCES)]
 TABLE = TABLES[0]
 
 if __name__ == "__main__":
