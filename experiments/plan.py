@@ -18,7 +18,7 @@ from .tables import Table
 __all__ = ["format_plan"]
 
 #: Steps and test examples that are timed for a cell without a run.
-_NUM_STEPS, _NUM_EXAMPLES = 20, 10
+_NUM_STEPS, _NUM_EXAMPLES = 200, 10
 #: Time limits on Slurm are this multiple of the longest estimate, and at most a day.
 _MARGIN, _MAX_MINUTES = 1.5, 24 * 60
 
@@ -50,7 +50,8 @@ def _estimate_seconds(cell: Cell, device: str) -> tuple[float, float, str]:
     pv.evaluate(model, examples, num_samples=preset.num_samples)
     per_example = (time.perf_counter() - start) / len(examples)
     evaluation = per_example * min(len(data.test), preset.num_data or len(data.test))
-    return training, evaluation, f"{_NUM_STEPS} steps, {_NUM_EXAMPLES} examples"
+    num_steps = math.ceil(len(part) / arguments["batch_size"])
+    return training, evaluation, f"{num_steps} steps, {len(examples)} examples"
 
 
 def format_plan(table: Table, preset: str, cells: Sequence[Cell], device: str = "auto") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from pyro_vae.runs.comparison import paired_difference
 
 from .cells import Cell
-from .tables import Claim, Published, Table, claim_verdict, start_label
+from .tables import Claim, Published, Table, claim_verdict, combine_errors, start_label
 
 __all__ = [
     "Results",
@@ -219,8 +220,9 @@ def _seed_summary(records: Sequence[Mapping[str, Any]], bits: bool) -> dict[str,
 def evaluate_claim(claim: Claim, cells: Mapping[tuple[str, int], Cell]) -> dict[str, Any] | None:
     """Return the value and verdict of a claim for JSON, or ``None`` if a row is missing.
 
-    Values are means over the seeds that all rows have. ``se`` covers the test examples only, not
-    the variation between seeds.
+    Values are means over the seeds that all rows have. ``se`` has two parts, see
+    :func:`~.tables.combine_errors`: ``se_data`` over the test examples, paired, and ``se_seeds``
+    over the seeds. A claim about one seed gets no verdict.
 
     Arguments:
         claim: the claim.
@@ -232,47 +234,58 @@ def evaluate_claim(claim: Claim, cells: Mapping[tuple[str, int], Cell]) -> dict[
         return None
     rows = {row: [cells[row, seed] for seed in seeds] for row in claim.weights}
     estimate = _weighted_measure if claim.measure else _weighted_log_evidence
-    value, error = estimate(claim, rows) or (None, None)
-    if value is None or error is None:
+    estimated = estimate(claim, rows)
+    if estimated is None:
         return None
+    values, data_error = estimated
+    value, error = float(np.mean(values)), combine_errors(values, data_error)
     return {
         "sentence": claim.sentence,
         "of": claim.measure or "log_evidence",
         "weights": dict(claim.weights),
         "seeds": seeds,
         "value": _to_json_number(value),
-        "se": _to_json_number(error),
+        "se": _to_json_number(error.se),
+        "se_data": _to_json_number(data_error),
+        "se_seeds": _to_json_number(error.se_seeds),
+        "by_seed": [*map(_to_json_number, values)],
         "paired": claim.measure is None,
-        "verdict": claim_verdict(value, error),
+        "verdict": claim_verdict(value, error.se, error.dof),
     }
 
 
 def _weighted_log_evidence(
     claim: Claim, cells: Mapping[str, Sequence[Cell]]
-) -> tuple[float, float] | None:
-    """Weighted sum of log p̂ over paired examples; ``None`` if the rows have different examples."""
+) -> tuple[list[float], float] | None:
+    """Weighted sums of log p̂ by seed, and the error of their mean over paired examples.
+
+    ``None`` if the rows have different examples.
+    """
     runs = [cell.run for row_cells in cells.values() for cell in row_cells]
     if any(paired_difference(run, runs[0]) is None for run in runs):
         return None
     with np.errstate(invalid="ignore"):  # −∞ − −∞ is NaN, and so are the sum and its error
         total = sum(
-            weight * np.mean([c.run.read_bounds().per_datum["log_evidence"] for c in cells[row]], 0)
+            weight * np.array([c.run.read_bounds().per_datum["log_evidence"] for c in cells[row]])
             for row, weight in claim.weights.items()
         )
-        per_datum = np.asarray(total, float)
+        by_seed = np.asarray(total, float)  # (seeds, examples)
+        per_datum = by_seed.mean(0)
         deviation = per_datum.std(ddof=1) if len(per_datum) > 1 else math.nan
-        return float(per_datum.mean()), float(deviation / math.sqrt(len(per_datum)))
+        return by_seed.mean(1).tolist(), float(deviation / math.sqrt(len(per_datum)))
 
 
-def _weighted_measure(claim: Claim, cells: Mapping[str, Sequence[Cell]]) -> tuple[float, float]:
-    """Weighted sum of a measure, with the errors of different models added in quadrature."""
-    value = variance = 0.0
+def _weighted_measure(
+    claim: Claim, cells: Mapping[str, Sequence[Cell]]
+) -> tuple[list[float], float]:
+    """Weighted sums of a measure by seed, and the error of their mean, models in quadrature."""
+    values, variance = np.zeros(1), 0.0
     for row, weight in claim.weights.items():
         measures = [cell.read_measures()[claim.measure or ""] for cell in cells[row]]
         errors = [measure.get("se", math.nan) for measure in measures]
-        value += weight * float(np.mean([measure["value"] for measure in measures]))
+        values = values + weight * np.array([float(measure["value"]) for measure in measures])
         variance += weight**2 * sum(error**2 for error in errors) / len(errors) ** 2
-    return value, math.sqrt(variance)
+    return values.tolist(), math.sqrt(variance)
 
 
 def read_results(file: Path, command: str) -> Results:
@@ -360,19 +373,25 @@ def _format_claims(results: Results) -> Iterator[str]:
     for claim in claims.values():
         value, error = (_get_number(claim, key) for key in ("value", "se"))
         kind = "paired" if claim["paired"] else "not paired"
+        if len(claim.get("seeds", ())) > 1:
+            kind += f", {len(claim['seeds'])} seeds"
         yield f"{claim['verdict']}: {claim['sentence']}: {value:+.3f} ± {error:.3f} ({kind})"
 
 
 def format_measure(runs: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """Format one measure of a row: the mean over its seeds, or the text of a single seed.
+    """Format one measure of a row: the mean over its seeds.
 
-    Empty if the measure is missing.
+    Parts of a text such as "26+7" are averaged one by one. Empty if the measure is missing.
     """
     measures = [run["measures"][measure] for run in runs if measure in run.get("measures", {})]
     if not measures:
         return ""
-    if len(measures) == 1 and "text" in measures[0]:
-        return measures[0]["text"]
+    texts = [entry.get("text", "") for entry in measures]
+    if len(texts) == 1 and texts[0]:
+        return texts[0]
+    if all(re.fullmatch(r"\d+(\+\d+)*", text) for text in texts):
+        parts = zip(*(map(int, text.split("+")) for text in texts), strict=True)
+        return "+".join(f"{statistics.fmean(part):.3g}" for part in parts)
     value = statistics.fmean(_get_number(entry, "value") for entry in measures)
     errors = [_get_number(entry, "se") for entry in measures]
     suffix = f" ± {statistics.fmean(errors):.4g}" if all(map(math.isfinite, errors)) else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from scipy import stats
 
 from pyro_vae.data import Dataset
 from pyro_vae.models import Autoencoder
@@ -15,13 +19,16 @@ from pyro_vae.models import Autoencoder
 __all__ = [
     "ADAM",
     "HERE",
+    "ONE_SEED",
     "Claim",
+    "MeanError",
     "Measure",
     "Preset",
     "Published",
     "Table",
     "budget",
     "claim_verdict",
+    "combine_errors",
     "group_rows",
     "ordering",
     "slug",
@@ -33,7 +40,9 @@ HERE = Path(__file__).parent
 #: Computes a further result of a trained model as JSON: ``value``, optionally ``se`` (its standard
 #: error), ``text`` (printed in place of the number) and other entries.
 Measure = Callable[[Autoencoder, Dataset], dict[str, Any]]
-#: Distance from zero, in standard errors, at which a claim is decided.
+#: The verdict without an estimate of the variation between seeds.
+ONE_SEED = "one seed: not judged"
+#: Distance from zero, in standard errors of a normal distribution, at which a claim is decided.
 _NUM_STANDARD_ERRORS = 2.0
 
 
@@ -118,7 +127,7 @@ class Claim:
         sentence: the statement.
         weights: the weight of each row.
         measure: the measure that is summed. If not given, log p̂ of the test examples, with a
-            standard error over paired examples.
+            standard error over paired examples and over seeds.
     """
 
     sentence: str
@@ -136,10 +145,61 @@ def start_label(row: str) -> str:
     return f"before: {row}"
 
 
-def claim_verdict(value: float, error: float) -> str:
-    """Return ``holds``, ``reversed``, or ``undecided`` within two standard errors of zero."""
+class MeanError(NamedTuple):
+    """Standard error of a mean over seeds.
+
+    Attributes:
+        se: the total, with the errors over examples and over seeds added in quadrature.
+        se_seeds: the standard error over seeds; NaN for one seed, and then not part of ``se``.
+        dof: the effective degrees of freedom of ``se``; 0 for one seed.
+    """
+
+    se: float
+    se_seeds: float
+    dof: float
+
+    @property
+    def margin(self) -> float:
+        """Half-width of the interval that has the coverage of two normal standard errors."""
+        if not self.dof > 0:
+            return math.inf
+        coverage = stats.norm.cdf(_NUM_STANDARD_ERRORS)
+        return float(stats.t.ppf(coverage, self.dof)) * self.se
+
+
+def combine_errors(values: Sequence[float], data_error: float) -> MeanError:
+    """Return the standard error of the mean of ``values``, one for each seed.
+
+    All seeds are evaluated on the same examples. The error of these does not become smaller with
+    more seeds, and is independent of the variation between seeds. The standard deviation of a few
+    seeds is uncertain itself: the degrees of freedom are those of Welch and Satterthwaite.
+
+    Arguments:
+        values: the values of the seeds.
+        data_error: the standard error over the examples, of the mean of all seeds.
+    """
+    if len(values) < 2:
+        return MeanError(data_error, math.nan, 0.0)
+    finite = all(map(math.isfinite, values))
+    se_seeds = statistics.stdev(values) / math.sqrt(len(values)) if finite else math.nan
+    se = math.hypot(data_error, se_seeds)
+    dof = math.inf if se_seeds == 0 else (len(values) - 1) * (se / se_seeds) ** 4
+    return MeanError(se, se_seeds, dof)
+
+
+def claim_verdict(value: float, error: float, dof: float = math.inf) -> str:
+    """Return ``holds``, ``reversed``, ``undecided`` near zero, or ``ONE_SEED``.
+
+    Arguments:
+        value: the number that is positive if the claim holds.
+        error: its standard error.
+        dof: the degrees of freedom of ``error``, see :class:`MeanError`. ``undecided`` is within
+            two standard errors if there are many, 4.5 if there are two.
+    """
+    if dof == 0:
+        return ONE_SEED
     # a comparison with NaN is false
-    if not _NUM_STANDARD_ERRORS * error < abs(value) < float("inf"):
+    if not MeanError(error, math.nan, dof).margin < abs(value) < math.inf:
         return "undecided"
     return "holds" if value > 0 else "reversed"
 

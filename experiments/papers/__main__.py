@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,15 @@ from pyro_vae.core import files
 
 from ..command import RESULTS
 from ..reporting import Results, format_budget_fraction, format_measure, read_results
+from ..tables import ONE_SEED, MeanError, combine_errors
 
 __all__ = [
     "TOLERANCE",
     "Comparison",
     "compare_row",
+    "format_recipes",
     "format_section",
+    "format_summary",
     "insert_section",
     "main",
     "read_all_results",
@@ -40,23 +44,26 @@ _FULL_BUDGET = 0.98
 #: Presets whose results are compared.
 _PRESETS = ("small", "paper")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "explanation" / "reproductions.md"
+#: Measures of active units, by column.
+_UNITS = {"units": "active units", "as the authors": "as the authors"}
 _UNKNOWN_CAUSE = "cause unknown"
-_MARKS = ("<!-- papers -->", "<!-- /papers -->")
 
 
 class Comparison(NamedTuple):
     """A row of a results file and the paper's result for it, in nats per datum.
 
-    ``value`` is a mean over seeds, ``se`` its standard error over the test examples, ``num_data``
-    of ``num_test`` of which were evaluated. ``error`` is the standard error of the comparison:
-    ``se``, or the Monte Carlo error if all examples were evaluated, as in the paper. ``budget`` is
-    the share of the paper's training, ``None`` if unknown; ``full_budget`` is also true for
-    training that stopped early on validation data.
+    ``value`` is a mean over seeds, ``spread`` the standard deviation between them, ``se`` its
+    standard error over the test examples, ``num_data`` of ``num_test`` of which were evaluated.
+    ``error`` is the standard error of the comparison: the error over seeds, and ``se`` or the Monte
+    Carlo error if all examples were evaluated, as in the paper. ``budget`` is the share of the
+    paper's training, ``None`` if unknown; ``full_budget`` is also true for training that stopped
+    early on validation data.
     """
 
     value: float
+    spread: float
     se: float
-    error: float
+    error: MeanError
     num_data: int
     num_test: int
     budget: float | None
@@ -69,17 +76,21 @@ def compare_row(row: Mapping[str, Any]) -> Comparison:
     """Compare a row of a results file with its published result."""
     runs = row["runs"]
     estimates = [run["bounds"]["estimates"]["log_evidence"] for run in runs]
-    value, data_error, monte_carlo_error = (
-        statistics.fmean(math.nan if e[key] is None else e[key] for e in estimates)
+    values, data_errors, monte_carlo_errors = (
+        [math.nan if e[key] is None else e[key] for e in estimates]
         for key in ("value", "se_data", "se_monte_carlo")
     )
+    data_error = statistics.fmean(data_errors)
     num_data = min(run["bounds"]["num_data"] for run in runs)
     num_test = max(run["data"]["sizes"]["test"] for run in runs)
     shares = [run["budget"].get("fraction") for run in runs]
+    is_part = num_data < num_test
+    error = combine_errors(values, data_error if is_part else statistics.fmean(monte_carlo_errors))
     return Comparison(
-        value,
+        statistics.fmean(values),
+        error.se_seeds * math.sqrt(len(values)),
         data_error,
-        data_error if num_data < num_test else monte_carlo_error,
+        error,
         num_data,
         num_test,
         None if None in shares else min(shares),
@@ -100,24 +111,27 @@ def reproduction_verdict(row: Comparison) -> str:
 
     * ``reproduces``: the difference and its error are within the tolerance;
     * ``short of budget``: the result is too low after shorter training;
-    * ``better than published``, ``undecided``: a higher result, or a lower one within its error,
-      of a part of the test examples;
+    * ``better than published``: a higher result of a part of the test examples;
+    * ``undecided``: the difference may be within the tolerance, given its error;
     * ``disagrees``: the result differs, and none of these explains it;
+    * ``one seed: not judged``: the variation between seeds is unknown;
     * ``not compared``: the published number is unconfirmed, or ours or its error is not finite.
     """
     difference = row.value - row.published
-    if not (row.confirmed and math.isfinite(difference) and math.isfinite(row.error)):
+    if not (row.confirmed and math.isfinite(difference) and math.isfinite(row.error.se)):
         return "not compared"
-    if abs(difference) <= TOLERANCE and row.error <= TOLERANCE:
+    if not row.error.dof > 0:
+        return ONE_SEED
+    if abs(difference) <= TOLERANCE and row.error.se <= TOLERANCE:
         return "reproduces"
     if difference < 0 and not row.full_budget:
         return "short of budget"
-    if row.num_data < row.num_test:
-        part = f"on {row.num_data:,} of {row.num_test:,} test examples"
-        if difference > 0:
-            return f"better than published, {part}"
-        if -difference - 2 * row.error <= TOLERANCE:
-            return f"undecided, {part}"
+    is_part = row.num_data < row.num_test
+    part = f", on {row.num_data:,} of {row.num_test:,} test examples" if is_part else ""
+    if part and difference > 0:
+        return f"better than published{part}"
+    if abs(difference) - row.error.margin <= TOLERANCE:
+        return f"undecided{part}"
     return "disagrees"
 
 
@@ -139,34 +153,92 @@ def format_section(all_results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _format_file(results: Mapping[str, Any]) -> str:
-    rows = "| | ours ± se | paper | share of training | verdict |\n| --- | --- | --- | --- | --- |"
-    claims = "| claim of the paper | ours ± se | verdict |\n| --- | --- | --- |"
-    tables = {rows: [*_row_cells(results)], claims: [*_claim_cells(results)]}
-    formatted = [
-        "\n".join([head, *(f"| {' | '.join(cells)} |" for cells in lines)])
-        for head, lines in tables.items()
-        if lines
-    ]
+    tables = [_row_table(results), _claim_table(results)]
+    formatted = [_format_table(table) for table in tables if len(table) > 1]
     if not formatted:
         return ""
     missing = [f"Missing: {'; '.join(results['missing'])}."] if results.get("missing") else []
     return "\n\n".join([_format_title(results), *formatted, *missing])
 
 
-def _row_cells(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    for name, row in _published_rows(results):
-        comparison = compare_row(row)
-        ours = f"{comparison.value:.2f} ± {comparison.se:.2f}"
-        if row["paper"].get("units"):
-            ours += f" / {format_measure(row['runs'], 'active units')}"
-        ours += f" ({len(row['runs'])} seeds)" if len(row["runs"]) > 1 else ""
+def _format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table whose first row is the head."""
+    head, *lines = (re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |") for cells in rows)
+    return "\n".join([head, f"|{' --- |' * len(rows[0])}", *lines])
+
+
+def _row_table(results: Mapping[str, Any]) -> list[list[str]]:
+    rows = dict(_published_rows(results))
+    has_units = any(row["paper"].get("units") for row in rows.values())
+    units = _UNITS if has_units else {}
+    head = ["", "seeds", "ELBO", "ours", "± seeds", "± data", *units]
+    table = [[*head, "paper", "share of training", "verdict"]]
+    for name, row in rows.items():
+        comparison, runs = compare_row(row), row["runs"]
         verdict = reproduction_verdict(comparison)
         if verdict == "disagrees":
             verdict += f": {row.get('suspected_cause', _UNKNOWN_CAUSE)}"
         share = "unknown" if comparison.budget is None else f"{100 * comparison.budget:.3g} %"
-        if all(run["budget"]["ended_by_itself"] for run in row["runs"]):
+        if all(run["budget"]["ended_by_itself"] for run in runs):
             share += ", stopped early"
-        yield [name, ours, row["published"], share, verdict]
+        spread = f"{comparison.spread:.2f}" if len(runs) > 1 else ""
+        ours = [format_elbo(runs), f"{comparison.value:.2f}", spread, f"{comparison.se:.2f}"]
+        ours += [format_measure(runs, measure) for measure in units.values()]
+        table.append([name, str(len(runs)), *ours, row["published"], share, verdict])
+    return table
+
+
+def format_summary(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """Format the number of rows and claims with each verdict, one line for each file."""
+    table = [["", "seeds", "published numbers", "claims"]]
+    for results in all_results:
+        rows = [row for _, row in _published_rows(results)]
+        claims = [*results.get("claims", {}).values()]
+        if not rows and not claims:
+            continue
+        seeds = {len(row["runs"]) for row in rows} | {len(c.get("seeds", [0])) for c in claims}
+        verdicts = [
+            [reproduction_verdict(compare_row(row)) for row in rows],
+            [_claim_verdict(claim) for claim in claims],
+        ]
+        cells = [", ".join(_count_verdicts(found)) for found in verdicts]
+        span = "–".join(map(str, sorted({min(seeds), max(seeds)})))
+        table.append([_format_name(results), span, *cells])
+    return _format_table(table)
+
+
+def _count_verdicts(verdicts: Sequence[str]) -> Iterator[str]:
+    short = Counter(verdict.partition(", on ")[0] for verdict in verdicts)
+    for verdict, count in short.most_common():
+        yield f"{count} {verdict.removesuffix(': not judged')}"
+
+
+def format_elbo(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Format the mean ELBO over seeds; empty if it was not estimated."""
+    estimates = [run["bounds"]["estimates"].get("elbo", {}).get("value") for run in runs]
+    return "" if None in estimates else f"{statistics.fmean(estimates):.2f}"
+
+
+def format_recipes(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """Format the rows that several recipes of the IWAE paper share, one below the other."""
+    columns = ["seeds", "ELBO", "L_5000", "± seeds", "units", "as the authors"]
+    table = [["", "recipe", "output bias", "initial weights", *columns]]
+    files = [r for r in all_results if r["name"] == "iwae_table1" and _is_mnist_small(r)]
+    for row in dict.fromkeys(row for results in files for row in results["rows"]):
+        shown = [results for results in files if row in results["rows"]]
+        for results in shown if len(shown) > 1 else []:
+            recipe, runs = results["variant"], results["rows"][row]["runs"]
+            comparison = compare_row(results["rows"][row])
+            spread = f"{comparison.spread:.2f}" if len(runs) > 1 else ""
+            units = [format_measure(runs, measure) for measure in _UNITS.values()]
+            numbers = [str(len(runs)), format_elbo(runs), f"{comparison.value:.2f}", spread]
+            choices = [recipe["recipe"], recipe["bias"], recipe["start"]]
+            table.append([row, *choices, *numbers, *units])
+    return _format_table(table)
+
+
+def _is_mnist_small(results: Mapping[str, Any]) -> bool:
+    return results["preset"] == "small" and results["variant"]["data"] == "mnist"
 
 
 def _published_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -176,14 +248,20 @@ def _published_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
             yield name, row
 
 
-def _claim_cells(results: Mapping[str, Any]) -> Iterator[list[str]]:
+def _claim_table(results: Mapping[str, Any]) -> list[list[str]]:
+    table = [["claim of the paper", "seeds", "ours ± se", "verdict"]]
     for claim in results.get("claims", {}).values():
         value, error = (math.nan if claim[key] is None else claim[key] for key in ("value", "se"))
-        unit = " units" if claim.get("of") == "active units" else ""
-        verdict = claim["verdict"]
+        unit = " units" if claim.get("of") in _UNITS.values() else ""
+        seeds, verdict = len(claim.get("seeds", [0])), _claim_verdict(claim)
         if verdict == "reversed":
             verdict += f": {_suspected_cause(results, claim)}"
-        yield [claim["sentence"], f"{value:+.2f} ± {error:.2f}{unit}", verdict]
+        table.append([claim["sentence"], str(seeds), f"{value:+.2f} ± {error:.2f}{unit}", verdict])
+    return table
+
+
+def _claim_verdict(claim: Mapping[str, Any]) -> str:
+    return claim["verdict"] if len(claim.get("seeds", [0])) > 1 else ONE_SEED
 
 
 def _suspected_cause(results: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
@@ -198,18 +276,21 @@ def _suspected_cause(results: Mapping[str, Any], claim: Mapping[str, Any]) -> st
 
 
 def _format_title(results: Mapping[str, Any]) -> str:
-    variant = ", ".join(results.get("variant", {}).values())
-    name = " ".join(filter(None, [f"**`{results['name']}`**", results["preset"], variant]))
     sources = [row["paper"]["source"] for _, row in _published_rows(results)]
     if "paper" in results:  # claims only: the table below has no column for the share of training
         share = f"{format_budget_fraction(results)} of the paper's training"
         sources += [results["paper"]["source"], share]
-    return "; ".join(dict.fromkeys([name, *sources]))
+    return "; ".join(dict.fromkeys([f"**{_format_name(results)}**", *sources]))
 
 
-def insert_section(document: str, section: str) -> str:
+def _format_name(results: Mapping[str, Any]) -> str:
+    variant = ", ".join(f"{key} {value}" for key, value in results.get("variant", {}).items())
+    return f"`{results['name']}` {results['preset']}" + (f" ({variant})" if variant else "")
+
+
+def insert_section(document: str, section: str, mark: str = "papers") -> str:
     """Return the document with ``section`` between its marks, unchanged if it has no marks."""
-    begin, end = _MARKS
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     replacement = f"{begin}\n{section}\n{end}"
     return re.sub(f"{begin}.*?{end}", lambda _: replacement, document, flags=re.DOTALL)
 
@@ -226,10 +307,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--document", type=Path, default=_DOCUMENT, metavar="FILE", help="document to update")
     options = parser.parse_args(argv)
     try:
-        section = format_section(list(read_all_results(options.results)))
+        all_results = list(read_all_results(options.results))
+        section = format_section(all_results)
         document = options.document
         before = document.read_text(encoding="utf-8") if document.is_file() else ""
         after = insert_section(before, section)
+        after = insert_section(after, format_recipes(all_results), "recipes")
+        after = insert_section(after, format_summary(all_results), "summary")
         if after != before:
             files.atomic_write_text(document, after)
     except (ValueError, OSError) as error:

@@ -44,6 +44,9 @@ ONE_LAYER = """
     --model.decoder {network} --model.decoder.hidden {hidden} --model.decoder.init glorot
     --model.decoder.output_bias {bias}
 """
+_FIRST_DECODER = (
+    "{{class_path: {network}, init_args: {{hidden: {hidden}, init: glorot, output_bias: {bias}}}}}"
+)
 # x – 200 – 200 – z1 (100) – 100 – 100 – z2 (50), and back
 TWO_LAYERS = """
     --model HierarchicalVAE --model.latent_dims [100,50]
@@ -52,11 +55,10 @@ TWO_LAYERS = """
         {{class_path: {network}, init_args: {{hidden: {half}, init: glorot}}}}
     ]'
     --model.decoders '[
-        {{class_path: {network},
-          init_args: {{hidden: {hidden}, init: glorot, output_bias: {bias}}}}},
+        {first_decoder},
         {{class_path: {network}, init_args: {{hidden: {half}, init: glorot}}}}
     ]'
-"""
+""".replace("{first_decoder}", _FIRST_DECODER)
 
 
 #: The KL is estimated by sampling, as in both recipes.
@@ -100,7 +102,7 @@ class Recipe:
         return "-".join(filter(None, (choices.get(c, c) for c in self.variant.values())))
 
     @property
-    def values(self) -> dict[str, str]:
+    def values(self) -> dict[str, Any]:
         """Replacements of the placeholders of the networks."""
         network = {"independent": "MLP", "identical": "paper_optimizers.IdenticalStartMLP"}
         bias = {"data": "data", "none": "null"}
@@ -180,7 +182,7 @@ def count_units_as_authors(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x = data.train.head(500).draw()
-        sites = poutine.trace(model.guide).get_trace(x).nodes
+        sites: dict[str, Any] = dict(poutine.trace(model.guide).get_trace(x).nodes)
     latents = sorted(name for name, site in sites.items() if name.startswith("z"))
     means = [sites[name]["fn"].base_dist.loc for name in latents]
     counts = [int((mean.var(0, correction=0) >= 0.01).sum()) for mean in means]

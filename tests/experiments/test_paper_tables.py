@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,20 +14,40 @@ import torch
 from scripts import ROOT, TABLES, make_args, read_json
 from torch import nn
 
+import pyro_vae as pv
 from experiments.cells import Cell
 from experiments.command import main
-from experiments.paper_optimizers import AdamFromOne, AdamNormGrad, RoundedSteps
+from experiments.paper_optimizers import (
+    AdamFromOne,
+    AdamNormGrad,
+    IdenticalStartMLP,
+    RoundedSteps,
+)
 from experiments.papers import __main__ as verdicts
 from experiments.papers import flows, iwae_table1, iwae_table2, iwae_table3, vampprior
-from experiments.papers.iwae_paper import TABLE_1, TABLE_3, row_name
+from experiments.papers.iwae_paper import (
+    RECIPES,
+    TABLE_1,
+    TABLE_3,
+    TEXT,
+    count_units_as_authors,
+    row_name,
+)
+from experiments.studies import hierarchical, iwae
 from experiments.tables import Table
+from pyro_vae import HierarchicalVAE, networks
+from pyro_vae.config.experiment import parse
+from pyro_vae.core.components import Heads
+from pyro_vae.core.random import seeded
+from pyro_vae.data import Split
 
 ALL_TABLES = [t for name in ("iwae_table1", "iwae_table2", "iwae_table3") for t in TABLES[name]]
 
 
-def table1(recipe: str) -> Table:
-    variant = {"recipe": recipe, "data": "mnist"}
-    return next(table for table in iwae_table1.TABLES if table.variant == variant)
+def table1(recipe: str, **options: str) -> Table:
+    variant = {"recipe": recipe, "data": "mnist", **options}
+    tables = iwae_table1.TABLES
+    return next(table for table in tables if variant.items() <= dict(table.variant).items())
 
 
 class TestRecipes:
@@ -35,16 +57,32 @@ class TestRecipes:
         code = table1("code")
         assert code.stem("small") == "iwae_table1-small-code"
         assert code.command("small") == (
-            "python -m experiments.papers.iwae_table1 --preset small --recipe code --data mnist"
+            "python -m experiments.papers.iwae_table1 --preset small --recipe code --bias data "
+            "--start identical --data mnist"
+        )
+        assert table1("text", bias="none").stem("small") == "iwae_table1-small-no-bias"
+        assert table1("code", start="independent").stem("small").endswith("-code-independent")
+
+    def test_unknown_combination_of_options_is_refused(self, tmp_path, capsys):
+        args = make_args(tmp_path, "--recipe", "code", "--bias", "none")
+        assert main(iwae_table1.TABLES, args) == 1
+        assert capsys.readouterr().err == (
+            "iwae_table1: expected one of --recipe text --bias data; --recipe code --bias data; "
+            "--recipe text --bias none; got --recipe code --bias none\n"
         )
 
-    def test_table_1_has_twelve_cells_with_published_results(self):
+    def test_table_1_has_ten_cells_for_twelve_published_results(self):
         for data, published in TABLE_1.items():
             table = next(t for t in iwae_table1.TABLES if t.variant["data"] == data)
             assert [*table.cells] == [
-                row_name(n, o, k) for n in (1, 2) for o in ("VAE", "IWAE") for k in (1, 5, 50)
+                row_name(n, o, k)
+                for n in (1, 2)
+                for o in ("VAE", "IWAE")
+                for k in (1, 5, 50)
+                if (o, k) != ("IWAE", 1)
             ]
-            assert published.keys() == table.cells.keys()
+            same = {row_name(n, "IWAE", 1) for n in (1, 2)}
+            assert published.keys() == table.cells.keys() | same
         best = TABLE_1["mnist"]["2 layers: IWAE, k = 50"]
         assert (best.value, best.units, str(best)) == (-82.90, (26, 7), "−82.90 / 26+7")
         assert "1509.00519, table 1" in best.source
@@ -71,22 +109,91 @@ class TestRecipes:
                 schedule.step()
             np.testing.assert_allclose(step_sizes, expected[:epochs], rtol=1e-9)
 
+    def test_iwae_with_one_sample_is_the_vae(self):
+        """One row is run for both: the losses and the gradients are equal."""
+        vae = Cell(table1("text"), "smoke", "1 layer: VAE, k = 1", runs=Path("nowhere"))
+        rows = {**vae.table.cells, "other": f"{iwae_table1.ONE_LAYER} --objective IWAE"}
+        other = replace(vae, table=replace(vae.table, cells=rows), row="other")
+        weights = []
+        for cell in (vae, replace(other, seed=0)):
+            opened = parse([*cell.args, *(["--objective.k=1"] if cell is not vae else [])])
+            data = opened.load_data()
+            model = opened.build_model(data)
+            pv.fit(model, data.train, **opened.fit_arguments)
+            weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert torch.equal(*weights)
+
+    def test_studies_have_the_recipe_of_the_text(self):
+        def settings(table: Table, row: str) -> dict:
+            found = Cell(table, "paper", row, runs=Path("nowhere")).experiment().settings_dict()
+            return {key: found[key] for key in ("model", "objective", "data", "fit")}
+
+        for study, layers in ((iwae.TABLE, "1 layer"), (hierarchical.TABLE, "2 layers")):
+            for row in iwae.OBJECTIVES:
+                assert settings(study, row) == settings(table1("text"), f"{layers}: {row}")
+        assert [recipe.tag for recipe in RECIPES] == ["", "code", "no-bias", "code-independent"]
+        assert TEXT.values["bias"] == "data"
+
     def test_differences_between_text_and_code(self):
         settings_of = {}
-        for recipe in ("text", "code"):
-            cell = Cell(table1(recipe), "paper", "1 layer: IWAE, k = 5", runs=Path("nowhere"))
+        for recipe in ("text", "code", "no bias"):
+            table = table1("text", bias="none") if recipe == "no bias" else table1(recipe)
+            cell = Cell(table, "paper", "1 layer: IWAE, k = 5", runs=Path("nowhere"))
             settings = cell.experiment().settings
             optimizer = cell.experiment().fit_arguments["optimizer"]([nn.Parameter(torch.zeros(1))])
             group = optimizer.param_groups[0]
             settings_of[recipe] = (
                 *(type(optimizer).__name__, group["betas"], group["eps"], settings.data.valid),
                 settings.model.decoder.init_args.output_bias,
+                settings.model.encoder.class_path.rpartition(".")[2],
             )
             assert settings.model.encoder.init_args.init == "glorot"
         assert settings_of == {
-            "text": ("Adam", (0.9, 0.999), 20 * 1e-4, 0, None),
-            "code": ("AdamFromOne", (0.99, 0.999), 1e-4, 400, "data"),
+            "text": ("Adam", (0.9, 0.999), 20 * 1e-4, 0, "data", "MLP"),
+            "code": ("AdamFromOne", (0.99, 0.999), 1e-4, 400, "data", "IdenticalStartMLP"),
+            "no bias": ("Adam", (0.9, 0.999), 20 * 1e-4, 0, None, "MLP"),
         }
+
+    def test_matrices_of_one_shape_start_identical(self):
+        def heads(seed: int) -> list[torch.Tensor]:
+            with seeded(seed):
+                torch.rand(seed)  # other random numbers drawn before have no effect
+                first = IdenticalStartMLP((7,), Heads((2, 5)), (9,))
+                second = IdenticalStartMLP((9,), (5,), ())
+            weights = [*first.layers[-1].weight.detach().chunk(2), second.layers[-1].weight]
+            bound = math.sqrt(6 / (9 + 5))
+            assert all(0.8 * bound < w.abs().max() <= bound for w in weights)
+            assert all(torch.equal(w, weights[0]) for w in weights)
+            return weights
+
+        assert not torch.equal(heads(1)[0], heads(2)[0])
+        with pytest.raises(ValueError, match=r"expected init to be 'glorot'.*got 'torch'"):
+            IdenticalStartMLP((7,), (5,), init="torch")
+
+    def test_units_are_counted_as_in_the_authors_code(self):
+        """A linear encoder of known variances; the second layer reads one sample of the first."""
+
+        def linear(gains: list[float], scale: float):
+            def make(in_shape, out_shape):
+                network = networks.MLP(in_shape, out_shape, ())
+                with torch.no_grad():
+                    network.layers[-1].weight.zero_()
+                    network.layers[-1].bias.zero_()
+                    network.layers[-1].bias[len(gains) :] = math.log(scale)
+                    for i, gain in enumerate(gains):
+                        network.layers[-1].weight[i, 0] = gain
+                return network
+
+            return make
+
+        x = torch.arange(600) % 2  # variance 1/4
+        data = SimpleNamespace(train=Split(x[:, None].float()))
+        # E[u|x] = g x has variance g²/4; z2 sees z1 = g x + 3 ε, of variance g²/4 + 9
+        encoders = [linear([1.0, 0.25, 0.19, 0.0], 3.0), linear([0.04, 0.02, 0.0], 1.0)]
+        model = HierarchicalVAE((1,), latent_dims=(4, 3), encoders=encoders)
+        found = count_units_as_authors(model, data)
+        # 0.04² (1/4 + 9) = 0.0148 is above 0.01 because of the noise of z1 alone
+        assert found == {"value": 3, "text": "2+1"}
 
     def test_table_2_repeats_the_last_stage(self):
         for preset, epochs, lr in (("small", 9, 1e-3 * 10 ** (-2 / 7)), ("paper", 2187, 1e-4)):
@@ -133,7 +240,8 @@ class TestRecipes:
         args = make_args(tmp_path, "--recipe", "code", "--only", row)
         assert main(iwae_table1.TABLES, args) == 0
         results = read_json(tmp_path / "iwae_table1-smoke-code.json")
-        assert results["variant"] == {"recipe": "code", "data": "mnist"}
+        variant = {"recipe": "code", "bias": "data", "start": "identical", "data": "mnist"}
+        assert results["variant"] == variant
         (record,) = results["rows"][row]["runs"]
         assert "--plugin experiments/paper_optimizers.py" in record["fit"]
         assert results["rows"][row]["published"] == "−84.78 / 25"
@@ -202,13 +310,18 @@ def row(value=-86.76, paper=-86.5, fraction=1.0, se=0.25, data=10_000, **options
         "data": {"sizes": {"test": 10_000}},
         "budget": {k: v for k, v in budget.items() if v is not None},
     }
+    runs = []
+    for deviation in options.get("seeds", (-0.1, 0.0, 0.1)):
+        shifted = {**estimate, "value": None if value is None else value + deviation}
+        runs.append({**run, "bounds": {**run["bounds"], "estimates": {"log_evidence": shifted}}})
     confirmed = options.get("confirmed", True)
     record = {"value": paper, "source": "a paper, table 1", "confirmed": confirmed}
     if "units" in options:
         record["units"] = [19]
-        run["measures"] = {"active units": {"value": options["units"], "se": None}}
+        for one in runs:
+            one["measures"] = {"active units": {"value": options["units"], "se": None}}
     cause = {"suspected_cause": options["cause"]} if "cause" in options else {}
-    return {"runs": [run], "paper": record, "published": str(paper), **cause}
+    return {"runs": runs, "paper": record, "published": str(paper), **cause}
 
 
 class TestVerdicts:
@@ -218,8 +331,14 @@ class TestVerdicts:
             (row(), "reproduces"),
             (row(-87.0), "reproduces"),  # exactly at the tolerance
             (row(-86.0), "reproduces"),
-            (row(-87.01), "disagrees"),
-            (row(-85.9), "disagrees"),  # too good is not a reproduction either
+            # two degrees of freedom: a margin of 4.5 · 0.1 / √3 = 0.26
+            (row(-87.2), "undecided"),
+            (row(-87.3), "disagrees"),
+            (row(-85.7), "disagrees"),  # too good is not a reproduction either
+            (row(-87.3, seeds=(-1.0, 0.0, 1.0)), "undecided"),
+            (row(-86.6, seeds=(-2.0, 0.0, 2.0)), "undecided"),
+            (row(-86.5, seeds=(0.0,)), "one seed: not judged"),
+            (row(-95.0, seeds=(0.0,), fraction=0.004), "one seed: not judged"),
             (row(-95.0, fraction=0.004), "short of budget"),
             (row(-87.0, fraction=0.004), "reproduces"),
             (
@@ -249,13 +368,16 @@ class TestVerdicts:
 
     def test_seeds_are_averaged(self):
         entry = row(-86.0)
-        entry["runs"] += row(-87.0, fraction=0.3)["runs"]
+        entry["runs"][1:] = row(-87.0, fraction=0.3, seeds=(0.1,))["runs"]
         comparison = verdicts.compare_row(entry)
-        assert (comparison.value, comparison.budget) == (-86.5, 0.3)
+        assert (comparison.value, comparison.budget) == (pytest.approx(-86.5), 0.3)
+        assert comparison.spread == pytest.approx(0.8 / math.sqrt(2))
+        assert comparison.error.se == pytest.approx(math.hypot(0.01, 0.4))
         assert not comparison.full_budget
 
     def write_results(self, folder: Path) -> None:
         claim = {"sentence": "more is better", "value": 1.0, "se": 0.25, "verdict": "holds"}
+        claim["seeds"] = [0, 1, 2]
         results = {
             "name": "synthetic",
             "preset": "small",
@@ -263,11 +385,12 @@ class TestVerdicts:
             "rows": {
                 "first": row(units=12),
                 "second": row(-80.0, cause="a wrong sign"),
+                "alone": row(-80.0, seeds=(0.0,)),
                 "third": {"runs": []},
             },
             "claims": {
                 "one": {**claim, "of": "log_evidence"},
-                "two": {**claim, "of": "active units"},
+                "two": {**claim, "of": "active units", "seeds": [0]},
             },
             "missing": {"third, seed 0": "not started"},
         }
@@ -276,18 +399,23 @@ class TestVerdicts:
         (folder / "synthetic-smoke.json").write_text(smoke, encoding="utf-8")
         (folder / "other.json").write_text("[1]", encoding="utf-8")
 
-    TABLE = """\
-**`synthetic`** small code; a paper, table 1
+    HEAD = (
+        "| | seeds | ELBO | ours | ± seeds | ± data | units | as the authors | paper "
+        "| share of training | verdict |"
+    )
+    TABLE = f"""\
+**`synthetic` small (recipe code)**; a paper, table 1
 
-| | ours ± se | paper | share of training | verdict |
-| --- | --- | --- | --- | --- |
-| first | -86.76 ± 0.25 / 12 | -86.5 | 100 % | reproduces |
-| second | -80.00 ± 0.25 | -86.5 | 100 % | disagrees: a wrong sign |
+{HEAD}
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| first | 3 | | -86.76 | 0.10 | 0.25 | 12 | | -86.5 | 100 % | reproduces |
+| second | 3 | | -80.00 | 0.10 | 0.25 | | | -86.5 | 100 % | disagrees: a wrong sign |
+| alone | 1 | | -80.00 | | 0.25 | | | -86.5 | 100 % | one seed: not judged |
 
-| claim of the paper | ours ± se | verdict |
-| --- | --- | --- |
-| more is better | +1.00 ± 0.25 | holds |
-| more is better | +1.00 ± 0.25 units | holds |
+| claim of the paper | seeds | ours ± se | verdict |
+| --- | --- | --- | --- |
+| more is better | 3 | +1.00 ± 0.25 | holds |
+| more is better | 1 | +1.00 ± 0.25 units | one seed: not judged |
 
 Missing: third, seed 0."""
 
@@ -302,7 +430,7 @@ Missing: third, seed 0."""
             "claims": {"one": claim},
         }
         assert verdicts.format_section([results]).splitlines()[0] == (
-            "**`curve`** small; a paper, figure 2; 10 %, 25 % of the paper's training"
+            "**`curve` small**; a paper, figure 2; 10 %, 25 % of the paper's training"
         )
 
     @pytest.mark.parametrize(
@@ -319,9 +447,10 @@ Missing: third, seed 0."""
         rows = {n: {"runs": [{"budget": b}]} for n, b in zip("abc", budgets, strict=True)}
         rows["b"]["suspected_cause"] = "a wrong sign"
         claim = {"sentence": "it rises", "value": -1.0, "se": 0.1, "verdict": "reversed", **extra}
+        claim["seeds"] = [0, 1, 2]
         results = {"name": "synthetic", "preset": "small", "rows": rows, "claims": {"one": claim}}
         *_, line = verdicts.format_section([results]).splitlines()
-        assert line == f"| it rises | -1.00 ± 0.10 | reversed: {cause} |"
+        assert line == f"| it rises | 3 | -1.00 ± 0.10 | reversed: {cause} |"
 
     def test_section_is_printed_and_written_between_the_marks(self, tmp_path, monkeypatch, capsys):
         self.write_results(tmp_path)
@@ -341,9 +470,49 @@ Missing: third, seed 0."""
         document = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
         section = verdicts.format_section(list(verdicts.read_all_results()))
         assert section in document
-        assert verdicts.insert_section(document, section) == document, (
-            "run `python -m experiments.papers`"
-        )
+        results = list(verdicts.read_all_results())
+        recipes = verdicts.format_recipes(results)
+        assert recipes in document
+        expected = verdicts.insert_section(document, section)
+        expected = verdicts.insert_section(expected, recipes, "recipes")
+        summary = verdicts.format_summary(results)
+        assert summary in document
+        expected = verdicts.insert_section(expected, summary, "summary")
+        assert expected == document, "run `python -m experiments.papers`"
+
+    def test_summary_counts_verdicts(self):
+        judged, alone = row(-87.0), row(-80.0, seeds=(0.0,))
+        claim = {"sentence": "it rises", "value": 1.0, "se": 0.1, "verdict": "holds"}
+        results = {
+            "name": "synthetic",
+            "preset": "small",
+            "rows": {"a": judged, "b": alone, "c": row(-95.0, fraction=0.1), "d": judged},
+            "claims": {"one": {**claim, "seeds": [0, 1]}, "two": {**claim, "seeds": [0]}},
+        }
+        assert verdicts.format_summary([results]).splitlines()[2:] == [
+            "| `synthetic` small | 1–3 | 2 reproduces, 1 one seed, 1 short of budget "
+            "| 1 holds, 1 one seed |"
+        ]
+
+    def test_recipes_are_compared_on_common_rows(self):
+        def results(bias: str, elbo: float, **rows: dict) -> dict:
+            for entry in rows.values():
+                for run in entry["runs"]:
+                    estimates = run["bounds"]["estimates"]
+                    run["bounds"]["estimates"] = {**estimates, "elbo": {"value": elbo}}
+                    run["measures"] = {"active units": {"value": 9.0, "text": "8+1"}}
+            variant = {"recipe": "text", "bias": bias, "start": "independent", "data": "mnist"}
+            files = {"name": "iwae_table1", "preset": "small", "variant": variant}
+            return {**files, "rows": rows}
+
+        files = [
+            results("data", -101.0, first=row(-95.0), second=row(-90.0)),
+            results("none", -119.0, first=row(-112.0, seeds=(0.0,))),
+        ]
+        assert verdicts.format_recipes(files).splitlines()[2:] == [
+            "| first | text | data | independent | 3 | -101.00 | -95.00 | 0.10 | 8+1 | |",
+            "| first | text | none | independent | 1 | -119.00 | -112.00 | | 8+1 | |",
+        ]
 
     def test_damaged_results_are_a_one_line_error(self, tmp_path, capsys):
         (tmp_path / "synthetic-small.json").write_text("{", encoding="utf-8")

@@ -25,6 +25,7 @@ from experiments.tables import (
     Published,
     Table,
     claim_verdict,
+    combine_errors,
     group_rows,
     ordering,
     slug,
@@ -230,10 +231,11 @@ class TestRecords:
         assert line_of(results, "StandardNormal").endswith("2 ± 0.25   −40.00 / 2")
         assert line_of(results, "Mixture").endswith("2 ± 0.25   a lot more")
 
-    def test_text_of_a_measure_is_that_of_a_single_run(self):
-        runs = [{"measures": {"layers": {"value": value, "text": "2+1"}}} for value in (3, 4)]
+    def test_parts_of_a_measure_are_averaged_over_seeds(self):
+        measures = [{"value": 3, "text": "2+1"}, {"value": 5, "text": "3+2"}]
+        runs = [{"measures": {"layers": measure}} for measure in measures]
         assert reporting.format_measure(runs[:1], "layers") == "2+1"
-        assert reporting.format_measure(runs, "layers") == "3.5"
+        assert reporting.format_measure(runs, "layers") == "2.5+1.5"
         assert reporting.format_measure([{}], "layers") == ""
 
     def test_share_of_the_papers_training_is_recorded(self, finished):
@@ -268,22 +270,27 @@ class TestClaims:
 
         def log_p(row: str) -> np.ndarray:
             seeds = [bounds_of(finished, TOY, row, s).per_datum["log_evidence"] for s in (0, 1)]
-            return np.mean(seeds, 0)
+            return np.array(seeds)
 
         mixture, normal = log_p("Mixture"), log_p("StandardNormal")
         for name, total in (("one", mixture - normal), ("weights", 2 * mixture - 0.5 * normal)):
             claim = results["claims"][name]
             assert claim["value"] == pytest.approx(total.mean())
-            assert claim["se"] == pytest.approx(total.std(ddof=1) / math.sqrt(20))
+            assert claim["by_seed"] == pytest.approx(total.mean(1))
+            se_data = total.mean(0).std(ddof=1) / math.sqrt(20)
+            se_seeds = total.mean(1).std(ddof=1) / math.sqrt(2)
+            assert (claim["se_data"], claim["se_seeds"]) == pytest.approx((se_data, se_seeds))
+            assert claim["se"] == pytest.approx(math.hypot(se_data, se_seeds))
             assert claim["seeds"] == [0, 1]
             assert claim["paired"]
-            assert claim["verdict"] == claim_verdict(claim["value"], claim["se"])
+            error = combine_errors(claim["by_seed"], claim["se_data"])
+            assert claim["verdict"] == claim_verdict(claim["value"], claim["se"], error.dof)
         size = results["claims"]["size"]
         # two models with two seeds each: 4 · 0.25² / 2²
         assert (size["value"], size["se"]) == (0.0, pytest.approx(0.25))
         assert (size["paired"], size["verdict"]) == (False, "undecided")
         text = reporting.format_results(results)
-        assert "undecided: it is larger: +0.000 ± 0.250 (not paired)" in text
+        assert "undecided: it is larger: +0.000 ± 0.250 (not paired, 2 seeds)" in text
 
     def test_smoke_run_states_no_verdict(self, toy, tmp_path, capsys):
         (tmp_path / "runs" / "toy-small").rename(tmp_path / "runs" / "toy-smoke")
@@ -309,6 +316,34 @@ class TestClaims:
     )
     def test_two_standard_errors_decide(self, value, error, verdict):
         assert claim_verdict(value, error) == verdict
+
+    def test_errors_over_seeds_and_examples_are_combined(self):
+        # standard deviation 1, so 1/√3 over seeds
+        error = combine_errors([1.0, 2.0, 3.0], 0.5)
+        assert error.se_seeds == pytest.approx(1 / math.sqrt(3))
+        assert error.se == pytest.approx(math.sqrt(1 / 3 + 1 / 4))
+        # Welch–Satterthwaite: (1/3 + 1/4)² / ((1/3)² / 2)
+        assert error.dof == pytest.approx((7 / 12) ** 2 * 18)
+        # quantiles of t with 2 degrees of freedom: t = (2p − 1) / √(2 p (1 − p)), p = Φ(2)
+        p = 0.977249868
+        margin = (2 * p - 1) / math.sqrt(2 * p * (1 - p)) / math.sqrt(3)
+        assert combine_errors([1.0, 2.0, 3.0], 0.0).margin == pytest.approx(margin, rel=1e-6)
+        assert combine_errors([2.0, 2.0], 0.5).margin == pytest.approx(2 * 0.5)
+
+    def test_seeds_decide_where_the_examples_alone_would_have(self):
+        """A gain of 2 ± 0.1 nats over paired examples, which seeds do not confirm."""
+        gains, data_error = [2.0, 5.5, 0.5], 0.1
+        value = sum(gains) / 3
+        assert claim_verdict(value, data_error) == "holds"
+        error = combine_errors(gains, data_error)
+        assert claim_verdict(value, error.se, error.dof) == "undecided"
+        agreed = combine_errors([2.0, 2.3, 1.8], data_error)
+        assert claim_verdict(2.03, agreed.se, agreed.dof) == "holds"
+        one = combine_errors([2.0], data_error)
+        assert (one.se, math.isnan(one.se_seeds)) == (data_error, True)
+        assert claim_verdict(2.0, one.se, one.dof) == "one seed: not judged"
+        # an unknown error is not small
+        assert claim_verdict(9.0, *combine_errors([8.0, math.nan], 0.1)[::2]) == "undecided"
 
 
 class TestRunning:
@@ -598,7 +633,8 @@ class TestPlan:
         hours = result["fit"]["seconds"] / 3600, result["bounds"]["seconds"] / 3600
         assert normal.split()[3:5] == [f"{x:.3g}" for x in hours]
         assert normal.endswith("its finished run        finished")
-        assert new.endswith("20 steps, 10 examples   not started")
+        # two batches of 197 examples
+        assert re.search("  2 steps, 10 examples +not started$", new)
         assert all(float(x) > 0 for x in new.split()[3:5])
         assert lines[-1] == (
             "python -m experiments.studies.toy --preset paper --jobs 2 --slurm timeout_min=1440 "
