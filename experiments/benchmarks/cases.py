@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import Case, Contender
 
-__all__ = ["DEEP", "GPU_TOPICS", "TOPICS", "WIDE"]
+__all__ = ["DEEP", "GPU_TOPICS", "TOPICS", "TWO_LAYERS", "WIDE"]
 
 CONTENDERS = {
     "ours": Contender("ours", {"compiled": True}),
@@ -24,6 +24,11 @@ CONTENDERS = {
 }
 WIDE: dict[str, Any] = {"hidden": (400,), "latent_dim": 20}
 DEEP: dict[str, Any] = {"hidden": (200, 200), "latent_dim": 50}
+TWO_LAYERS: dict[str, Any] = {
+    "hidden": (200, 200),
+    "latent_dim": 100,
+    "upper": ((100, 100), 50),
+}
 
 
 def make_case(names: str, model: dict[str, Any], job: dict[str, Any], **options: Any) -> Case:
@@ -75,6 +80,8 @@ TOPICS: dict[str, dict[str, Case]] = {
         "batch 20, 784–400–20": make_small(WIDE, 20),
         **{f"batch {n}": make_small(DEEP, n) for n in (1, 8, 20, 100)},
         **{f"IWAE k = {k}": make_small(DEEP, 20, k) for k in (1, 5, 50)},
+        **{f"two layers, batch {n}": make_small(TWO_LAYERS, n) for n in (1, 8, 20, 100)},
+        **{f"two layers, IWAE k = {k}": make_small(TWO_LAYERS, 20, k) for k in (1, 5, 50)},
     },
 }
 #: What a GPU changes, with L_5000 of as many digits as the MNIST test set has.

@@ -11,7 +11,7 @@ from typing import Any
 
 import execnet
 import summaries
-from job import Job
+from job import Job, Upper
 from summaries import summarise
 
 __all__ = ["Case", "Contender", "ContenderError", "Harness", "Worker", "log", "make_environment"]
@@ -39,6 +39,7 @@ class Case:
     """A task, the model that it runs on, and its contenders by name.
 
     Attributes:
+        upper: hidden layers and latents of a second layer of latents, if any.
         count, peer_count: steps or images in a turn, and those of slower peers if fewer.
         epochs: training before the measurement. With initial weights the KL divergence is near
             zero, and a contender that omits it would go unnoticed.
@@ -50,6 +51,7 @@ class Case:
     hidden: tuple[int, ...]
     latent_dim: int
     count: int
+    upper: Upper | None = None
     peer_count: int | None = None
     rounds: int = 15
     epochs: int = 10
@@ -154,12 +156,14 @@ class Harness:
     def scale(self, count: int, least: int) -> int:
         return max(min(count, least), round(self.effort * count))
 
-    def problem(self, hidden: tuple[int, ...], latent_dim: int, epochs: int) -> str:
+    def problem(self, case: Case) -> str:
         """Return the path of a problem file, which is created on first use."""
         from problem import make_problem  # imports the whole package
 
-        path = self.folder / f"{'-'.join(map(str, (*hidden, latent_dim, epochs)))}.npz"
-        return str(path if path.exists() else make_problem(path, hidden, latent_dim, epochs))
+        path = self.folder / f"{_model_name(case)}-{case.epochs}.npz"
+        if not path.exists():
+            make_problem(path, case.hidden, case.latent_dim, case.upper, case.epochs)
+        return str(path)
 
     def measure(self, case: Case) -> dict[str, Any]:
         """Measure a case in turns, after one untimed turn per contender.
@@ -167,8 +171,7 @@ class Harness:
         Raises:
             ContenderError, DisagreementError: if a contender fails or computes something else.
         """
-        path = self.problem(case.hidden, case.latent_dim, case.epochs)
-        job = Job(problem=path, device=self.device, **case.job)
+        job = Job(problem=self.problem(case), device=self.device, **case.job)
         threads, rounds = case.threads or self.threads, self.scale(case.rounds, 3)
         counts = {name: self.scale(case.count_of(name), 2) for name in case.contenders}
         kernels = 0.0
@@ -212,7 +215,7 @@ class Harness:
             ours = [s * samples / kernels for s in seconds["ours"]]
             ratios["ours / its kernels"] = summarise(ours)
         return {
-            "model": "–".join(map(str, (784, *case.hidden, case.latent_dim))),
+            "model": _model_name(case),
             "job": case.job,
             "device": self.device,
             "threads": threads,
@@ -224,6 +227,11 @@ class Harness:
             "mean_values": {n: round(sum(r[-1]) / len(r[-1]), 3) for n, r in values.items()},
             "versions": {k: v for w in workers.values() for k, v in w.versions.items()},
         }
+
+
+def _model_name(case: Case) -> str:
+    upper = () if case.upper is None else (*case.upper[0], case.upper[1])
+    return "–".join(map(str, (784, *case.hidden, case.latent_dim, *upper)))
 
 
 def log(text: str) -> None:

@@ -9,12 +9,14 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Job", "Layers", "Problem", "Run", "find_fastest", "make_inputs"]
+__all__ = ["Job", "Layers", "Problem", "Run", "Upper", "find_fastest", "make_inputs"]
 
 #: Computes the given inputs and returns values that all contenders must agree on. It is timed.
 Run = Callable[[np.ndarray], list[float]]
 #: Weights ``(out, in)`` and biases ``(out,)`` of the layers of a network.
 Layers = list[tuple[np.ndarray, np.ndarray]]
+#: Hidden layers of the networks above z₁, and the number of latents z₂.
+Upper = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,17 @@ class Problem:
         train, test: 0/1 as float32, ``(N, 784)``.
         encoder: layers; the last one outputs μ followed by log σ.
         decoder: layers; the last one outputs the logits.
+        upper_encoder, upper_decoder: layers of q(z₂|z₁) and p(z₁|z₂), which output μ followed by
+            log σ; empty without a second layer of latents.
     """
 
     def __init__(self, path: str) -> None:
         with np.load(path) as file:
             arrays = dict(file)
         self.train, self.test = (arrays[name].astype(np.float32) for name in ("train", "test"))
-        self.encoder, self.decoder = (
-            _read_layers(arrays, "encoder"),
-            _read_layers(arrays, "decoder"),
+        self.encoder, self.decoder, self.upper_encoder, self.upper_decoder = (
+            _read_layers(arrays, name)
+            for name in ("encoder", "decoder", "upper_encoder", "upper_decoder")
         )
 
     @property
@@ -76,6 +80,14 @@ class Problem:
     @property
     def latent_dim(self) -> int:
         return self.decoder[0][0].shape[1]
+
+    @property
+    def upper(self) -> Upper | None:
+        """Widths of the upper encoder's hidden layers, and the number of upper latents."""
+        if not self.upper_encoder:
+            return None
+        hidden = tuple(len(bias) for _, bias in self.upper_encoder[:-1])
+        return hidden, self.upper_decoder[0][0].shape[1]
 
 
 def _read_layers(arrays: dict[str, np.ndarray], name: str) -> Layers:

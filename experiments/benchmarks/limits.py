@@ -58,17 +58,21 @@ def count_step(job: Job) -> Work:
     """Return the work of a training step."""
     problem, rows = job.data, job.batch
     samples, pixels = rows * job.num_samples, problem.train.shape[1]
-    parameters = sum(w.size + b.size for w, b in [*problem.encoder, *problem.decoder])
+    upper = [*problem.upper_encoder, *problem.upper_decoder]
+    parameters = sum(w.size + b.size for w, b in [*problem.encoder, *problem.decoder, *upper])
+    hidden_above = 2 * sum(problem.upper[0]) if problem.upper else 0
     return Work(
         products=[
             *_training_products(problem.encoder, rows, input_gradient=False),
             *_training_products(problem.decoder, samples, input_gradient=True),
+            *_training_products(problem.upper_encoder, samples, input_gradient=True),
+            *_training_products(problem.upper_decoder, samples, input_gradient=True),
         ],
         # softplus in the forward pass, its derivative in the backward pass
         passes={
             "softplus": (samples * pixels, 1.0),
             "sigmoid": (samples * pixels, 1.0),
-            "tanh": ((rows + samples) * sum(problem.hidden), 1.0),
+            "tanh": ((rows + samples) * sum(problem.hidden) + samples * hidden_above, 1.0),
         },
         parameters=parameters,
         # Adam reads parameters, gradients and both moments, and writes all but the gradients

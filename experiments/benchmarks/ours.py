@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import pyro
 import torch
-from job import Job, Run
+from job import Job, Run, Upper
 from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from pyro_vae.learning import CompiledSVI
 from pyro_vae.learning.cuda_graph import enable_capturable
 from pyro_vae.learning.optimizers import FusedOptimizer
 
-__all__ = ["PACKAGES", "TASKS", "make_vae", "prepare_bounds"]
+__all__ = ["PACKAGES", "TASKS", "find_networks", "make_model", "make_vae", "prepare_bounds"]
 
 PACKAGES = ("torch", "pyro-ppl", "pyro-vae")
 
@@ -63,7 +63,10 @@ def prepare_log_weights(job: Job) -> Run:
 
 
 def prepare_bounds(
-    job: Job, vae: pv.VAE, evaluate: Callable[..., pv.Bounds], name: str = "log_evidence"
+    job: Job,
+    vae: pv.VAE | pv.HierarchicalVAE,
+    evaluate: Callable[..., pv.Bounds],
+    name: str = "log_evidence",
 ) -> Run:
     """Prepare the estimates of each image that a function returns as a column of ``Bounds``."""
     x, seeds = torch.from_numpy(job.data.test).to(job.device), iter(range(10**9))
@@ -81,21 +84,38 @@ def prepare_ais(job: Job) -> Run:
     return prepare_bounds(job, make_vae(job).eval(), partial(pv.ais, annealing=annealing), "ais")
 
 
-def make_vae(job: Job) -> pv.VAE:
+def make_model(
+    shape: tuple[int, ...], hidden: tuple[int, ...], latent_dim: int, upper: Upper | None
+) -> pv.VAE | pv.HierarchicalVAE:
+    """Return a VAE with one layer of latents, or with a second one above it."""
+    encoder = partial(pv.networks.MLP, hidden=hidden)
+    decoder = partial(pv.networks.MLP, hidden=hidden[::-1])
+    if upper is None:
+        return pv.VAE(shape, latent_dim, encoder=encoder, decoder=decoder)
+    above = partial(pv.networks.MLP, hidden=upper[0])
+    return pv.HierarchicalVAE(
+        shape, (latent_dim, upper[1]), encoders=[encoder, above], decoders=[decoder, above]
+    )
+
+
+def find_networks(vae: pv.VAE | pv.HierarchicalVAE) -> dict[str, nn.Module]:
+    """Return the networks by their names in ``Problem``."""
+    decoder = vae.likelihood.network
+    if isinstance(vae, pv.VAE):
+        return {"encoder": vae.posterior.network, "decoder": decoder}
+    lower, upper = vae.inference.layers
+    names = {"encoder": lower.network, "decoder": decoder, "upper_encoder": upper.network}
+    return {**names, "upper_decoder": vae.conditionals[0].network}
+
+
+def make_vae(job: Job) -> pv.VAE | pv.HierarchicalVAE:
     """Return the VAE with the problem's weights, on the device."""
     problem = job.data
-    vae = pv.VAE(
-        problem.train.shape[1:],
-        problem.latent_dim,
-        encoder=partial(pv.networks.MLP, hidden=problem.hidden),
-        decoder=partial(pv.networks.MLP, hidden=problem.hidden[::-1]),
-    )
-    for network, layers in (
-        (vae.posterior.network, problem.encoder),
-        (vae.likelihood.network, problem.decoder),
-    ):
+    shape = problem.train.shape[1:]
+    vae = make_model(shape, problem.hidden, problem.latent_dim, problem.upper)
+    for name, network in find_networks(vae).items():
         linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        for layer, (weight, bias) in zip(linear, layers, strict=True):
+        for layer, (weight, bias) in zip(linear, getattr(problem, name), strict=True):
             layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
     pyro.set_rng_seed(0)
     return vae.to(job.device)

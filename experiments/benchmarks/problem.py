@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
+from job import Upper
+from ours import find_networks, make_model
 from torch import nn
 
 import pyro_vae as pv
@@ -15,7 +16,13 @@ import pyro_vae as pv
 __all__ = ["make_problem"]
 
 
-def make_problem(path: Path, hidden: tuple[int, ...], latent_dim: int, epochs: int = 0) -> Path:
+def make_problem(
+    path: Path,
+    hidden: tuple[int, ...],
+    latent_dim: int,
+    upper: Upper | None = None,
+    epochs: int = 0,
+) -> Path:
     """Write statically binarised ``mnist5k`` (4000 training, 1000 test examples) and weights.
 
     The weights are trained for some epochs. With initial weights the KL divergence is near zero,
@@ -25,21 +32,17 @@ def make_problem(path: Path, hidden: tuple[int, ...], latent_dim: int, epochs: i
         path: the ``.npz`` file to write.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
         latent_dim: number of latent variables.
+        upper: hidden layers and latents of a second layer, if any.
         epochs: number of training epochs.
     """
     data = pv.data.load("mnist5k", binarize="static", valid=0, test=1000)
     train, test = (split.materialize(0).flatten(1) for split in (data.train, data.test))
     pyro.set_rng_seed(0)
-    vae = pv.VAE(
-        train.shape[1:],
-        latent_dim,
-        encoder=partial(pv.networks.MLP, hidden=hidden),
-        decoder=partial(pv.networks.MLP, hidden=hidden[::-1]),
-    )
+    vae = make_model(train.shape[1:], hidden, latent_dim, upper)
     if epochs:
         pv.fit(vae, train, epochs=epochs, seed=0, device="cpu")
     arrays: dict[str, Any] = {"train": train.bool().numpy(), "test": test.bool().numpy()}
-    for name, network in (("encoder", vae.posterior.network), ("decoder", vae.likelihood.network)):
+    for name, network in find_networks(vae).items():
         linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
         for i, layer in enumerate(linear):
             arrays[f"{name}.{i}.weight"] = layer.weight.detach().numpy()

@@ -26,11 +26,14 @@ import harness
 import internals
 import limits
 import machine
+import ours
 import startup
 import summaries
 import table
 import worker
 from job import Job, find_fastest, make_inputs
+
+import pyro_vae as pv
 
 PIXELS, TOY_HIDDEN = 6, 3
 needs_peers = pytest.mark.skipif(
@@ -58,10 +61,33 @@ def toy(tmp_path_factory) -> str:
     # q is slightly wider than the prior: with arbitrary weights it may be too narrow for log p(x)
     arrays["encoder.1.weight"] /= 5
     arrays["encoder.1.bias"] = np.array([0.1, 0.5], dtype=np.float32)
-    arrays["train"] = rng.random((500, PIXELS)) < 0.4
-    arrays["test"] = rng.random((20, PIXELS)) < 0.4
-    path = tmp_path_factory.mktemp("toy") / "toy.npz"
-    np.savez(path, **arrays)
+    return write_problem(tmp_path_factory.mktemp("toy"), arrays, rng)
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory) -> str:
+    """A problem with two latent variables z₁ and one z₂ above them."""
+    rng = np.random.default_rng(1)
+    sizes = {
+        "encoder": (PIXELS, TOY_HIDDEN, 4),
+        "decoder": (2, TOY_HIDDEN, PIXELS),
+        "upper_encoder": (2, TOY_HIDDEN, 2),
+        "upper_decoder": (1, TOY_HIDDEN, 4),
+    }
+    arrays = {
+        f"{name}.{i}.{part}": rng.normal(size=shape[: 2 if part == "weight" else 1]) / 2
+        for name, widths in sizes.items()
+        for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True))
+        for part in ("weight", "bias")
+    }
+    arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
+    return write_problem(tmp_path_factory.mktemp("two_layers"), arrays, rng)
+
+
+def write_problem(folder: Path, arrays: dict[str, np.ndarray], rng: np.random.Generator) -> str:
+    digits = {name: rng.random((n, PIXELS)) < 0.4 for name, n in (("train", 500), ("test", 20))}
+    path = folder / "problem.npz"
+    np.savez(path, **arrays, **digits)
     return str(path)
 
 
@@ -214,6 +240,28 @@ def test_all_contenders_train_alike(toy):
         assert values[-1] < -elbo.mean() - 0.3, name
 
 
+@pytest.mark.parametrize("name", ["ours", "torch", pytest.param("numpyro", marks=needs_peers)])
+def test_loss_of_two_layers_is_negative_elbo(name, two_layers):
+    """The mean over minibatches is that of log weights of this package's own program."""
+    job = Job("step", two_layers, batch=500, learning_rate=0.0)
+    vae = ours.make_vae(job)
+    log_w = pv.log_weights(vae.model, vae.guide, torch.tensor(job.data.train), num_samples=400)
+    with start(name, job) as contender:
+        losses = np.array([contender.run(1)["values"][0] for _ in range(60)])
+    error = losses.std(ddof=1) / math.sqrt(len(losses))
+    assert abs(losses.mean() + float(log_w.mean())) < 5 * error
+
+
+def test_contenders_with_two_layers_train_alike(two_layers):
+    job = Job("step", two_layers, batch=50, learning_rate=0.01)
+    losses = {}
+    for name in ("ours", "torch", *(["numpyro"] if bench.PEER_PYTHON.exists() else [])):
+        with start(name, job) as contender:
+            losses[name] = [contender.run(50)["values"][0] for _ in range(6)]
+    summaries.check_losses_agree(losses)
+    assert all(values[-1] < values[0] - 0.05 for values in losses.values())
+
+
 @pytest.mark.parametrize("name", ["ours", "pyro", pytest.param("numpyro", marks=needs_peers)])
 def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
     job = Job("iwae", toy, batch=100, num_samples=500, learning_rate=0.0)
@@ -313,7 +361,8 @@ def test_warming_up_is_not_timed(monkeypatch):
 
 
 def test_limit_counts_every_matrix_product(tmp_path):
-    path = harness.Harness(tmp_path, Path(), 1).problem((200, 200), 50, 0)
+    case = harness.Case({}, {}, **cases.DEEP, count=1, epochs=0)
+    path = harness.Harness(tmp_path, Path(), 1).problem(case)
     layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
 
     def count(work: limits.Work) -> float:
@@ -337,6 +386,15 @@ def test_limit_counts_every_matrix_product(tmp_path):
     # two products per layer for each of 3 × (10 + 1) gradients of 8 chains
     annealed = limits.count_ais(Job("ais", path, num_samples=3))
     assert count(annealed) == pytest.approx(8 * 33 * 2 * count(work))
+    # x – 200 – 200 – z₁ (100) – 100 – 100 – z₂ (50), and back
+    case = harness.Case({}, {}, **cases.TWO_LAYERS, count=1, epochs=0)
+    path = harness.Harness(tmp_path, Path(), 1).problem(case)
+    layers = [(784, 200), (200, 200), (200, 200), (100, 100), (100, 100), (100, 100)]
+    layers += [(50, 100), (100, 100), (100, 200), (100, 200), (200, 200), (200, 784)]
+    work = limits.count_step(Job("step", path, batch=20))
+    assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
+    assert work.parameters == sum((a + 1) * b for a, b in layers)
+    assert work.passes["tanh"][0] == 20 * (4 * 200 + 4 * 100)
 
 
 def test_limit_uses_float32_products_only(monkeypatch):

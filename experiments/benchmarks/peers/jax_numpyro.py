@@ -44,19 +44,30 @@ def prepare_training(job: Job, loss: Trace_ELBO) -> Run:
     """Prepare steps of ``SVI``."""
     problem, x = job.data, jnp.asarray(job.data.train)
     encoder, decoder = load(problem.encoder), load(problem.decoder)
+    upper_encoder, upper_decoder = load(problem.upper_encoder), load(problem.upper_decoder)
+    top = problem.latent_dim if problem.upper is None else problem.upper[1]
+
+    def normal(weights, h):
+        loc, log_scale = jnp.split(mlp(weights, h), 2, -1)
+        return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
     def model(batch):
         weights = numpyro.param("decoder", decoder)
+        upper = numpyro.param("upper_decoder", upper_decoder) if upper_decoder else None
         with numpyro.plate("data", len(batch)):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(problem.latent_dim), 1).to_event(1))
+            z = numpyro.sample("top", dist.Normal(jnp.zeros(top), 1).to_event(1))
+            if upper:
+                z = numpyro.sample("z", normal(upper, z))
             logits = mlp(weights, z)
             numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch)
 
     def guide(batch):
         weights = numpyro.param("encoder", encoder)
+        upper = numpyro.param("upper_encoder", upper_encoder) if upper_encoder else None
         with numpyro.plate("data", len(batch)):
-            loc, log_scale = jnp.split(mlp(weights, batch), 2, -1)
-            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+            z = numpyro.sample("z" if upper else "top", normal(weights, batch))
+            if upper:
+                numpyro.sample("top", normal(upper, z))
 
     svi = SVI(model, guide, Adam(job.learning_rate), loss)
     state = svi.init(random.key(0), x[: job.batch])

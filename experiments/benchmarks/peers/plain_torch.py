@@ -21,9 +21,21 @@ PACKAGES = ("torch",)
 def loss_function(vae: Networks, x: Tensor) -> Tensor:
     """Return BCE + KL, summed over the minibatch."""
     mu, log_scale = vae.encoder(x)
-    z, logvar = mu + torch.randn_like(mu) * torch.exp(log_scale), 2 * log_scale
+    z = mu + torch.randn_like(mu) * torch.exp(log_scale)
     bce = F.binary_cross_entropy(torch.sigmoid(vae.decoder(z)), x, reduction="sum")
-    return bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+    if not hasattr(vae, "upper_encoder"):
+        return bce + kl_to_standard_normal(mu, 2 * log_scale)
+    upper_mu, upper_log_scale = vae.upper_encoder(z)
+    upper = upper_mu + torch.randn_like(upper_mu) * torch.exp(upper_log_scale)
+    prior_mu, prior_log_scale = vae.upper_decoder(upper)
+    # log q(z₁|x) − log p(z₁|z₂) at the sample
+    ratio = 0.5 * ((z - prior_mu) / torch.exp(prior_log_scale)).pow(2) + prior_log_scale
+    ratio -= 0.5 * ((z - mu) / torch.exp(log_scale)).pow(2) + log_scale
+    return bce + ratio.sum() + kl_to_standard_normal(upper_mu, 2 * upper_log_scale)
+
+
+def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
 
 def prepare_step(job: Job) -> Run:

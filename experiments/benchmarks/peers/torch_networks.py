@@ -14,12 +14,16 @@ class Networks(nn.Module):
     """The problem's encoder and decoder on the device.
 
     ``encoder`` maps x ``(N, 784)`` to μ and log σ, each ``(N, latent_dim)``, with an output layer
-    for each; ``decoder`` maps z ``(…, N, latent_dim)`` to logits ``(…, N, 784)``.
+    for each; ``decoder`` maps z ``(…, N, latent_dim)`` to logits ``(…, N, 784)``. With two layers
+    of latents, ``upper_encoder`` and ``upper_decoder`` map each layer to μ and log σ of the other.
     """
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.encoder, self.decoder = Encoder(job.data.encoder), make_mlp(job.data.decoder)
+        if job.data.upper is not None:
+            self.upper_encoder = Encoder(job.data.upper_encoder)
+            self.upper_decoder = Encoder(job.data.upper_decoder)
         self.to(job.device)
 
 
