@@ -105,23 +105,24 @@ def _max_over_bound(matrix, fans):
     return float(matrix.detach().abs().max()) / math.sqrt(6 / fans)
 
 
-# the maximum of n uniform values exceeds 0.97 of the bound, except with probability 0.97^n
+# The maximum of n uniform values exceeds 0.85 of the bound, except with probability 0.85^n. With
+# the bound of all heads together, that of the smallest would be below.
 @pytest.mark.parametrize(
     ("make", "sizes"),
     [
-        (posteriors.DiagonalNormal, [5, 5]),
-        (posteriors.FullCovarianceNormal, [5, 5, 25]),
-        (partial(posteriors.LowRankNormal, rank=3), [5, 5, 15]),
-        (partial(posteriors.PlanarFlow, flows=2), [5, 5, 22]),
-        (posteriors.PowerSpherical, [5, 1]),
+        (posteriors.DiagonalNormal, [40, 40]),
+        (posteriors.FullCovarianceNormal, [40, 40, 1600]),
+        (partial(posteriors.LowRankNormal, rank=3), [40, 40, 120]),
+        (partial(posteriors.PlanarFlow, flows=2), [40, 40, 162]),
+        (posteriors.PowerSpherical, [40, 1]),
     ],
 )
 def test_glorot_treats_heads_of_a_posterior_as_separate_matrices(make, sizes):
-    encoder = partial(networks.MLP, hidden=(200,), init="glorot")
-    weight = make((4,), 5, encoder).network.layers[-1].weight
+    encoder = partial(networks.MLP, hidden=(60,), init="glorot")
+    weight = make((4,), 40, encoder).network.layers[-1].weight
     assert len(weight) == sum(sizes)
     for head in weight.split(sizes):
-        assert 0.97 < _max_over_bound(head, 200 + len(head)) <= 1
+        assert 0.85 < _max_over_bound(head, 60 + len(head)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -152,15 +153,16 @@ def test_glorot_treats_heads_of_a_likelihood_as_separate_matrices(make, count):
 
 
 def test_glorot_treats_heads_of_columns_and_of_the_ladder_as_separate_matrices():
-    decoder = partial(networks.MLP, hidden=(200,), init="glorot")
+    network = partial(networks.MLP, hidden=(40,), init="glorot")
     parts = [partial(likelihoods.Gaussian, scale="decoded"), likelihoods.Bernoulli]
-    columns = likelihoods.Columns(5, (7,), decoder, parts, [[0, 1, 2], [3, 4, 5, 6]])
-    for head in columns.network.layers[-1].weight.split([3, 3, 4]):
-        assert 0.97 < _max_over_bound(head, 200 + len(head)) <= 1
-    ladder = inference.TopDown((4,), (6, 5), [decoder, decoder], features=200, init="glorot")
-    for layer, size in zip(ladder.heads, (6, 5), strict=True):
+    groups = [list(range(30)), list(range(30, 70))]
+    columns = likelihoods.Columns(5, (70,), network, parts, groups)
+    for head in columns.network.layers[-1].weight.split([30, 30, 40]):
+        assert 0.85 < _max_over_bound(head, 40 + len(head)) <= 1
+    ladder = inference.TopDown((4,), (40, 50), [network, network], features=60, init="glorot")
+    for layer, size in zip(ladder.heads, (40, 50), strict=True):
         for head in layer.weight.chunk(2):
-            assert 0.97 < _max_over_bound(head, 200 + size) <= 1
+            assert 0.85 < _max_over_bound(head, 60 + size) <= 1
 
 
 def test_heads_must_have_all_elements_and_survive_a_copy():
