@@ -182,6 +182,7 @@ def test_calibration_page(trained, tmp_path, monkeypatch):
     check, statistic, plots = blocks("docs/how-to/calibration")
     execute(check, trained, {"300": "20", "1000": "30"})
     assert trained["result"].verdicts["guide"].keys() > {"z[0]", "z[1]", "tarp"}
+    assert Path("ranks.svg").stat().st_size > 5000
     execute(statistic, trained)
     execute(plots.replace('"matplotlib"', '"none"'), trained)
 

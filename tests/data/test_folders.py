@@ -74,7 +74,7 @@ def test_unsuitable_pictures_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected pictures \(bmp, .*\) in .*; found none"):
         load(path=str(tmp_path))
     Image.fromarray(COLOUR[0, ..., 0].astype(np.uint16) * 200).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"of 8 bits per channel; got mode I;16 in .*a\.png"):
+    with pytest.raises(ValueError, match=r"of 8 bits per channel; got mode I(;16)? in .*a\.png"):
         load(path=str(tmp_path))
     alpha = np.concatenate([COLOUR[0], np.full((5, 4, 1), 9, np.uint8)], -1)
     Image.fromarray(alpha).save(tmp_path / "a.png")

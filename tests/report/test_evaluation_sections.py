@@ -15,7 +15,7 @@ from pyro_vae.cli.app import main
 from pyro_vae.evaluation import EVALUATIONS, Bounds, RateDistortion
 from pyro_vae.evaluation.annealing.rate_distortion_curve import plot_rate_distortion
 from pyro_vae.evaluation.bounds_plots import plot_bounds
-from pyro_vae.evaluation.calibration_checks.section import plot_ranks
+from pyro_vae.evaluation.calibration_checks.rank_plots import plot_ranks
 from pyro_vae.evaluation.calibration_checks.uniformity import make_band
 from pyro_vae.evaluation.estimates import Estimate
 from pyro_vae.evaluation.inference_gaps.result import plot_gap_parts

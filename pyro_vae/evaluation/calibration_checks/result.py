@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ...core.validation import did_you_mean
 from ..estimates import finite_or_none
 from ..importance.psis import khat_threshold
 from ..results import Result
 from ..tables import TextTable
 from .predictive_checks import PREDICTIVES, PredictiveChecks
+from .rank_plots import plot_ranks
 from .simulated_ranks import POSTERIORS, QUANTITIES, Ranks
 from .uniformity import Band, describe_shape, measure_shape
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 __all__ = ["LEVELS", "Calibration", "Coverage"]
 
@@ -243,6 +246,36 @@ class Calibration(Result):
             for label, values in columns.items()
             if verdicts[label] != _CONSTANT
         }
+
+    def plot(self, name: str | None = None, ax: Axes | None = None) -> Axes:
+        """Plot the ECDF of the ranks minus that of uniform ones, and their band.
+
+        A curve that leaves the band has a colour and a label. It rises first if the distribution
+        is too narrow, falls first if it is too wide, is above 0 if it is too high and below if
+        it is too low.
+
+        Arguments:
+            name: a posterior approximation (``guide``, ``resampled``, ``laplace``) or a
+                predictive distribution (``loo``, ``posterior``); the first one by default.
+            ax: Matplotlib axes to draw on; those of a new figure by default.
+
+        Raises:
+            ValueError: if ``name`` was not checked, or if all of its statistics are constant.
+        """
+        known = [*self.posteriors, *self.predictive_verdicts]
+        name = known[0] if name is None else name
+        if name not in known:
+            raise ValueError(
+                f"expected a checked distribution ({', '.join(known)}); got {name!r}"
+                f"{did_you_mean(name, known)}"
+            )
+        columns, is_posterior = self.label_columns(name), name in self.posteriors
+        if not columns:
+            raise ValueError(f"expected statistics to plot; those of {name!r} are all constant")
+        axes = plot_ranks(columns, self.bands["posteriors" if is_posterior else "predictive"], ax)
+        ranked = "simulated latents" if is_posterior else "statistics"
+        axes.set_xlabel(f"rank of {ranked}, {_LABELS[name]}")
+        return axes
 
     def make_rank_table(self, max_rows: int | None = None) -> TextTable:
         """Return the verdict of each quantity and posterior approximation.

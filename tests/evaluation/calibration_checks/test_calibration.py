@@ -532,3 +532,26 @@ def test_long_tables_show_what_deviates_most():
     table = str(result.make_rank_table(10))
     assert "z[7] " in table and "24 more, which deviate less" in table
     assert str(result.make_rank_table()).count("z[") == 30
+
+
+def test_plot_draws_the_ranks_of_the_named_distribution():
+    program, x = linear_gaussian(inflate=0.4)
+    result = check(program, x, statistics={"mean": lambda x: x.mean(-1)})
+    axes = result.plot()
+    assert axes.get_xlabel() == "rank of simulated latents, guide"
+    named = {t.get_text() for t in axes.get_legend().get_texts()[1:]}
+    flagged = {n for n, v in result.verdicts["guide"].items() if v.startswith("too")}
+    assert {"z[0]", "z[1]"} <= flagged and {"z[0]", "z[1]", "HPD"} & named == {"z[0]", "z[1]"}
+    (line,) = (line for line in axes.lines if line.get_label() == "z[0]")
+    ranks = result.posteriors["guide"].columns["z[0]"]
+    # too narrow a guide: the ECDF rises first
+    assert np.interp(0.1, *line.get_data()) == pytest.approx((ranks < 0.1).mean() - 0.1, abs=0.02)
+    assert np.interp(0.1, *line.get_data()) > 0.1
+    ax = axes.figure.add_subplot()
+    assert result.plot("loo", ax=ax) is ax and len(ax.lines) == 2
+    assert ax.get_xlabel() == "rank of statistics, left out"
+    with pytest.raises(ValueError, match=r"\(guide, resampled, loo, posterior\); got 'guid'; did"):
+        result.plot("guid")
+    constant = check(program, x, num_simulated=0, statistics={"one": lambda x: 0 * x.sum(-1)})
+    with pytest.raises(ValueError, match="those of 'loo' are all constant"):
+        constant.plot()
