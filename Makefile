@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench
 BENCH  := experiments/benchmarks
 
-.PHONY: demo test docs soak lint install bench bench-quick bench-gpu bench-peers bench-annealing clean
+.PHONY: demo test docs soak lint release-check install bench bench-quick bench-gpu bench-peers bench-annealing clean
 
 install: $(STAMP)
 
@@ -47,6 +47,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Build the wheel; install it with the lowest and the highest allowed versions; run commands and tests.
+release-check: $(STAMP)
+	$(BIN)/python .ci/release_check.py
 
 # Benchmark this package beside its peers, and write the table of docs. Needs a quiet machine and half an hour.
 bench: $(STAMP) bench-peers
