@@ -388,6 +388,13 @@ def test_every_verb_has_a_command():
     assert {args[0] for block in BLOCKS.values() for args in block} == VERBS
 
 
+def has_heading(page, anchor):
+    """Whether a heading of a page has this anchor."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+    return anchor in slugs
+
+
 def test_links_and_pages():
     """Every relative link in the documents names a file, and every anchor a heading."""
     site = [ROOT / f"{page}.md" for page in SITE]
@@ -400,13 +407,22 @@ def test_links_and_pages():
             target = (page.parent / path) if path else page
             assert target.exists(), (page.name, link)
             if anchor:
-                headings = re.findall(
-                    r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE
-                )
-                slugs = {
-                    re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings
-                }
-                assert anchor in slugs, (page.name, link)
+                assert has_heading(target, anchor), (page.name, link)
+
+
+def test_links_of_messages():
+    """Every page that a message names exists, with the heading, and is named by the helper."""
+    sources = "".join(f.read_text(encoding="utf-8") for f in (ROOT / "pyro_vae").rglob("*.py"))
+    links = set(re.findall(r"\bsee\([\"']([^\"']+)[\"']\)", sources))
+    assert "docs/how-to/read-khat.md" in links and len(links) >= 6
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        assert not anchor or has_heading(ROOT / path, anchor), link
+    # all calls have a literal, and nothing links without the helper
+    assert len(re.findall(r"\bsee\(", sources)) - 1 == len(
+        re.findall(r"\bsee\([\"'][^\"']+[\"']\)", sources)
+    )
 
 
 def test_links_to_tutorials():

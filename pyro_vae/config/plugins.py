@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.links import see
 from ..core.validation import as_path
 from .classes import allow_imports
 
@@ -44,7 +45,7 @@ def load_plugins(names: Sequence[str], used: Sequence[str] = (), source: str = "
         raise PluginError(
             f"expected the plugin {missing[0]!r}, which {source} uses, to be named in this call, "
             f"because its code is executed; got no such --plugin: if you trust the code, add "
-            f"{option}"
+            f"{option} ({see('SECURITY.md#not-trusted')})"
         )
     allow_imports([_import_plugin(name) for name in names])
 

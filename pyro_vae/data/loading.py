@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..core.links import see
 from ..core.random import check_seed
 from ..core.validation import check_choice, positive_int
 from .assembly import assemble, keep_labels, scale_values
@@ -258,7 +259,7 @@ def _read(
     if binarize is Parameter.empty:
         raise ValueError(
             f"expected binarize to be one of {', '.join(BINARIZE_CHOICES)}; got nothing: "
-            f"log-likelihoods depend on it, so it has no default"
+            f"log-likelihoods depend on it, so it has no default ({see('docs/reference/data.md')})"
         )
     check_choice("binarize", binarize, BINARIZE_CHOICES)
     check_choice("values", values, VALUES_CHOICES)

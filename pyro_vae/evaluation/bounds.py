@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from ..core.links import see
 from ..core.validation import did_you_mean
 from .bounds_plots import plot_bound_against_k, plot_bounds
 from .chain_errors import are_chains_good, student_interval
@@ -278,7 +279,8 @@ class Bounds(Result):
         if chains.any():
             remedy = "Anneal for longer: Ladder(annealing=Annealing(num_temperatures=…))."
         return (
-            f"{' '.join(sentences)} The ELBO and L_k remain lower bounds in expectation. {remedy}"
+            f"{' '.join(sentences)} The ELBO and L_k remain lower bounds in expectation. "
+            f"{remedy.removesuffix('.')} ({see('docs/how-to/read-khat.md')})."
         )
 
     def interval(

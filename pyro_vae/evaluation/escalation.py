@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..core.links import see
 from .annealing.sampler import Annealing, ais
 from .bounds import Bounds
 from .estimators import EstimationTask, Estimator, SamplingSettings
@@ -86,7 +87,8 @@ class Ladder(Estimator):
             raise ValueError(
                 f"expected precision float32 with Ladder (reliable=True); got "
                 f"{settings.precision}, but its proposals other than q use float32, and k̂ decides "
-                f"on them: drop one of the two"
+                f"on them: drop one of the two "
+                f"({see('docs/explanation/errors.md#bfloat16-networks')})"
             )
         return settings
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import distributed
+from ..core.links import see
 from ..core.random import seeded
 from ..programs.base import PLATE, Program, Site, sample_sites, trace_program
 from .batches import BatchLoader
@@ -39,7 +40,8 @@ def check_decomposable(program: nn.Module, objective: Any, batches: BatchLoader)
     if reason:
         raise ValueError(
             f"expected an objective that is a sum over examples, to train on several processes; "
-            f"got {type(objective).__name__}, but {reason}: use one process, or another objective"
+            f"got {type(objective).__name__}, but {reason}: use one process, or another objective "
+            f"({see('docs/how-to/distributed.md')})"
         )
     if any(isinstance(module, _BatchNorm) for module in program.modules()):
         raise ValueError(

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..core.evaluation_mode import owning_modules, preserve_buffers
+from ..core.links import see
 from ..core.random import Stream, seeded
 from .arguments import ProgramInputs, audited_rows, has_batch
 from .base import (
@@ -57,7 +58,8 @@ _MIXES = (
     "expected examples that do not depend on each other; got a program in which the weight of an "
     "example changes with the other examples of the run (e.g. by a batch statistic or a cumulative "
     "sum over the batch), so that weights per datum are undefined: compute each example from its "
-    "own data and latents"
+    "own data and latents "
+    f"({see('docs/how-to/estimators.md#which-programs-have-a-log-px-per-example')})"
 )
 
 
@@ -345,7 +347,8 @@ def _examine(inputs: ProgramInputs) -> _Examples:
         raise ValueError(
             f"expected densities that do not depend on masked values; got a program whose weights "
             f"change with those of the site {used[0]!r}, which no density describes: replace "
-            f"them before they are used, as in torch.where(mask, z, 0)"
+            f"them before they are used, as in torch.where(mask, z, 0) "
+            f"({see('docs/how-to/own-program.md#what-may-a-program-contain')})"
         )
     if None not in results:
         return _Examples.INDEPENDENT

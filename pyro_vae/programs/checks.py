@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
 from torch.distributions.constraints import Constraint
 
+from ..core.links import see
 from .base import (
     PLATE,
     Site,
@@ -116,7 +117,8 @@ def check_latents(
         raise ValueError(
             f"expected a guide with a density of every continuous latent; got a point mass (Delta) "
             f"at site {points[0]!r}, so that log p(x, z) − log q(z|x) is no bound on log p(x): "
-            f"sample the site from a distribution with a density, e.g. dist.Normal or AutoNormal"
+            f"sample the site from a distribution with a density, e.g. dist.Normal or AutoNormal "
+            f"({see('docs/how-to/own-program.md#what-may-a-program-contain')})"
         )
     raise ValueError(
         f"expected a density r({auxiliary[0]} | z, x) of the guide's auxiliary site "
@@ -186,7 +188,8 @@ def _check_plate(program: str, name: str, site: Site, size: int) -> None:
             f"expected all sample sites inside the plate \"{PLATE}\"; got site '{name}' of the "
             f"{program} outside of it, which is shared by all examples, so that weights per datum "
             f'are undefined: sample it inside `with pyro.plate("{PLATE}", len(x)):` (AutoNormal '
-            f"does; pyro.infer.RenyiELBO bounds the joint minibatch)"
+            f"does; pyro.infer.RenyiELBO bounds the joint minibatch); "
+            f"{see('docs/how-to/estimators.md#which-programs-have-a-log-px-per-example')}"
         )
     if not frames[0].vectorized or frames[0].size != size:
         got = f"has size {frames[0].size}" if frames[0].vectorized else "is a sequential loop"

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.links import see
 from ..core.random import Stream
 from ..core.validation import check_memory, non_negative_int, positive_int
 from ..data import Split
@@ -102,7 +103,8 @@ class Imputation:
         )
         return (
             f"k̂ is not below {limit:.2f} for {count} of {len(self.khat)} examples: their "
-            f"{len(self.x)} samples come from few of the {self.num_samples} proposals; {remedy}."
+            f"{len(self.x)} samples come from few of the {self.num_samples} proposals; {remedy} "
+            f"({see('docs/how-to/read-khat.md')})."
         )
 
 

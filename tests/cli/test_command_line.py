@@ -583,7 +583,7 @@ def test_plugin_of_a_run_is_imported_only_if_named(workdir, monkeypatch, tmp_pat
     message = (
         f"expected the plugin '{plugin}', which .*shoe/config.yaml uses, to be named in this call, "
         f"because its code is executed; got no such --plugin: if you trust the code, add "
-        f"--plugin {plugin}"
+        f"--plugin {plugin} .see SECURITY.md#not-trusted."
     )
     for args in opening:
         forget_modules(project)

@@ -191,7 +191,7 @@ log p̂ − ELBO         2.000     0.000     0.033  gap
 k̂ median 0.30, worst 0.60; ESS median 50.0, worst 20.0
 k̂ > 0.5 for 1 of 3 examples: the importance weights are too heavy-tailed for log p̂ (100 samples) \
 or its standard error to be reliable. The ELBO and L_k remain lower bounds in expectation. \
-Use more samples or a better guide."""
+Use more samples or a better guide (see docs/how-to/read-khat.md)."""
 
 
 def _example_bounds(**columns):
@@ -337,7 +337,7 @@ def test_merge(swapped):
     assert str(merged).splitlines()[-2:] == [
         "AIS, 8 chains each; ESS median 6.00, worst 5.00; acceptance median 0.65, worst 0.60",
         _TABLE.splitlines()[-1].replace(
-            "Use more samples or a better guide.", "AIS does not use these weights."
+            "Use more samples or a better guide", "AIS does not use these weights"
         ),
     ]
     assert str(merged).startswith("3 examples × 100 samples;")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ...core.figures import get_axes
+from ...core.links import see
 from ..bounds import Bounds
 from ..chain_errors import student_interval
 from ..estimates import Estimate, estimate_mean, finite_or_none
@@ -415,7 +416,8 @@ def _make_warnings(gaps: Gaps) -> list[str]:
         remedy = "AIS is not affected" if has_ais else "compare with annealed importance sampling"
         warnings.append(
             f"k̂ is too high for {is_unreliable.sum()} of {len(gaps)} examples: log p̂ and the "
-            f"approximation gap may be underestimated there; {remedy}."
+            f"approximation gap may be underestimated there; {remedy} "
+            f"({see('docs/how-to/read-khat.md')})."
         )
     for name, rows in gaps.unconverged.items():
         if len(rows):
