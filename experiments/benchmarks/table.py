@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Row(NamedTuple):
                 verdicts += ["the limit is above the target"]
         if high - low > MAX_SPREAD * median:
             verdicts += ["unsteady"]
-        return [*head, f"{median:.2f} ({low:.2f}–{high:.2f})", limit, "; ".join(verdicts)]
+        return [*head, _format_ratio(ratio), limit, "; ".join(verdicts)]
 
 
 STEP, IWAE = "step, batch 128", "IWAE step, k = 50, batch 20"
@@ -123,8 +123,32 @@ def format_table(kind: str, results: Mapping[str, Any]) -> str:
     quick = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
     lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
     lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {kind}\n\n{name}, torch {machine['torch']}.{quick}\n\n{rows}"
+    tables = [_format_lines(lines), *([] if gpu else _format_small_batches(results))]
+    return "\n\n".join([f"### {kind}", f"{name}, torch {machine['torch']}.{quick}", *tables])
+
+
+def _format_small_batches(results: Mapping[str, Any]) -> list[str]:
+    """Return the table of all small batches, if more than those of the main table were measured."""
+    cases = results.get("small_batches", {}).get("cases", {})
+    if {*cases} <= {row.case for row in CPU_ROWS}:
+        return []
+    peers = {"numpyro": NUMPYRO, "torch_compiled": "`torch.compile`", "limit": "the limit"}
+    lines = [["a step on one thread over that of", *peers.values()], ["---"] * 4]
+    for name, case in cases.items():
+        ratios = (case["ratios"].get(f"ours / {peer}") for peer in peers)
+        lines.append([f"{case['model']}, {name}", *map(_format_ratio, ratios)])
+    return [_format_lines(lines)]
+
+
+def _format_ratio(ratio: Mapping[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    median, (low, high) = ratio["median"], ratio["quartiles"]
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _format_lines(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def format_tables() -> str:

@@ -555,6 +555,23 @@ def test_verdicts_are_computed():
     ]
 
 
+def test_small_batches_have_a_table_of_their_own():
+    def case(ratio):
+        ratios = {"ours / numpyro": {"median": ratio, "quartiles": [ratio, ratio + 0.1]}}
+        return {"model": "784–3–2", "ratios": ratios, "seconds": {}, "device": "cpu"}
+
+    cases = {"batch 20": case(0.9), "two layers, batch 1": case(0.8)}
+    content = {"machine": {"cpu": "AMD", "cores": 2, "torch": "2"}, "quick": False, "cases": cases}
+    *_, table_of_rows, small = table.format_table("amd", {"small_batches": content}).split("\n\n")
+    assert "| NumPyro `lax.scan` | 0.90 | 0.90 (0.90–1.00) |  | met |" in table_of_rows
+    assert small.splitlines()[2:] == [
+        "| 784–3–2, batch 20 | 0.90 (0.90–1.00) |  |  |",
+        "| 784–3–2, two layers, batch 1 | 0.80 (0.80–0.90) |  |  |",
+    ]
+    del content["cases"]["two layers, batch 1"]
+    assert "784–3–2" not in table.format_table("amd", {"small_batches": content})
+
+
 def test_every_row_is_measured_by_a_case():
     for rows in (table.CPU_ROWS, table.GPU_ROWS):
         for row in rows:
