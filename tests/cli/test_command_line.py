@@ -623,7 +623,10 @@ def test_plugin_in_a_run_folder_is_never_imported(workdir, monkeypatch, capsys):
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(workdir, capsys):
     Path("tiny.yaml").write_text(TINY + 'plugin: "\\e[2Jmine"\n')
-    assert_error(capsys, FIT, r"expected the plugin '\\x1b\[2Jmine', .* '\\x1b\[2Jmine'", workdir)
+    message = (
+        r"expected the plugin '\\x1b\[2Jmine', .* '\\x1b\[2Jmine' \(see SECURITY.md#not-trusted\)"
+    )
+    assert_error(capsys, FIT, message, workdir)
 
 
 def test_python_names_the_plugin_of_a_run(workdir):
