@@ -63,7 +63,7 @@ class Cell:
     def folder(self) -> Path:
         """Folder of the run, of another table if that has finished the same row."""
         for table in self.table.shares:
-            cell = Cell(table, self.preset, self.row, self.seed, self.runs)
+            cell = replace(self, table=table)
             has_row = self.row in table.rows(self.preset)
             if has_row and cell.args == self.args and cell.incomplete_reason() is None:
                 return cell.folder

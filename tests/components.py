@@ -37,6 +37,7 @@ PRIORS = {
 }
 POSTERIORS = {
     "DiagonalNormal": posteriors.DiagonalNormal,
+    "DiagonalNormal, variance": partial(posteriors.DiagonalNormal, log_variance=True),
     "FullCovarianceNormal": posteriors.FullCovarianceNormal,
     "HouseholderFlow": partial(posteriors.HouseholderFlow, flows=3),
     "InverseAutoregressiveFlow": partial(
@@ -69,6 +70,7 @@ LIKELIHOODS = {
     "Gaussian, fixed scale": partial(likelihoods.Gaussian, scale=0.3),
     "Gaussian, per pixel": partial(likelihoods.Gaussian, scale="per_pixel"),
     "Gaussian, decoded": partial(likelihoods.Gaussian, scale="decoded", mean="sigmoid"),
+    "Gaussian, decoded variance": partial(likelihoods.Gaussian, scale="decoded_variance"),
     "Gaussian, optimal": partial(likelihoods.Gaussian, scale="optimal"),
     "Laplace": likelihoods.Laplace,
     "Laplace, optimal": partial(likelihoods.Laplace, scale="optimal"),

@@ -252,7 +252,7 @@ class TestReferences:
         densities = [float(posterior(u.clamp(0, 1)).log_prob(z).exp()) for u in prior.pseudo_inputs]
         assert float(prior().log_prob(z)) == pytest.approx(math.log(np.mean(densities)), rel=1e-5)
 
-    @pytest.mark.parametrize("scale", [0.3, "learned", "per_pixel", "decoded"])
+    @pytest.mark.parametrize("scale", [0.3, "learned", "per_pixel", "decoded", "decoded_variance"])
     @torch.no_grad()
     def test_gaussian(self, scale):
         p = likelihoods.Gaussian(2, (3,), SMALL, scale=scale, min_scale=0.05).double()
@@ -265,6 +265,7 @@ class TestReferences:
             "learned": lambda: 0.05 + math.exp(p.log_scale),
             "per_pixel": lambda: 0.05 + p.log_scale.detach().exp().numpy(),
             "decoded": lambda: 0.05 + outputs[1].exp().numpy(),
+            "decoded_variance": lambda: 0.05 + np.sqrt(outputs[1].exp().numpy()),
         }[scale]()
         expected = stats.norm.logpdf(x.numpy(), outputs[0].numpy(), sigma).sum()
         assert float(p(z).log_prob(x)) == pytest.approx(expected)
@@ -323,8 +324,8 @@ class TestReferences:
         ),
         (
             lambda: likelihoods.Gaussian(2, (3,), SMALL, scale=-1.0),
-            "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded' or "
-            "'optimal'; got -1",
+            "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded', "
+            "'decoded_variance' or 'optimal'; got -1",
         ),
         (lambda: likelihoods.Gaussian(2, (3,), SMALL, scale="free"), "got 'free'"),
         (lambda: likelihoods.Gaussian(2, (3,), SMALL, min_scale=0.0), "expected min_scale > 0"),

@@ -25,11 +25,11 @@ from pyro_vae.report.pictures import to_pixels
 from ..cells import Cell
 from ..command import main as run
 from ..reporting import Results
-from ..tables import Table
 from . import aevb_figure2
+from .pilot import PilotCell, PilotTable
 
 DATA = ("Frey Face", "MNIST")
-TABLE = Table(
+TABLE = PilotTable(
     name="aevb_figure4",
     title="AEVB with two latents: learned manifolds",
     base=aevb_figure2.BASE,
@@ -74,7 +74,7 @@ def draw(results: Results, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-main = partial(run, TABLE, draw=draw)
+main = partial(run, TABLE, draw=draw, cell=PilotCell)
 
 if __name__ == "__main__":
     sys.exit(main())

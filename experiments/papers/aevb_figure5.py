@@ -21,6 +21,7 @@ from ..cells import Cell
 from ..command import main as run
 from ..reporting import Results
 from . import aevb_figure2, aevb_figure4
+from .pilot import PilotCell
 
 LATENTS = (2, 5, 10, 20)
 TABLE = replace(
@@ -48,7 +49,7 @@ def draw(results: Results, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-main = partial(run, TABLE, draw=draw)
+main = partial(run, TABLE, draw=draw, cell=PilotCell)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,12 +3,15 @@
 A script declares :class:`Curves`, a table whose rows are also evaluated after epochs 1, 2, 3, 4, 6,
 10 … of training, and the claims and the figure of its paper. The values of each example are stored
 in the run folder, so that curves are compared with paired errors.
+
+An example is seen when its minibatch is, however many updates are made with the minibatch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,19 +29,26 @@ from pyro_vae.learning import History, checkpoint
 from pyro_vae.learning.training import resolve_device
 from pyro_vae.models import Autoencoder
 
-from ..cells import Cell
 from ..command import main
-from ..reporting import Results, collect_results, without_verdict
-from ..tables import Table, claim_verdict
+from ..reporting import Results, collect_results, format_budget_fraction, without_verdict
+from ..tables import claim_verdict
+from .pilot import PilotCell, PilotTable
 
 __all__ = [
-    "ClaimRecords",
+    "Claims",
     "Curve",
     "CurveCell",
+    "CurveClaim",
     "Curves",
     "Estimators",
     "EvaluationSchedule",
-    "make_claim_record",
+    "combine_seeds",
+    "format_claim",
+    "format_claims",
+    "format_final",
+    "format_markdown",
+    "format_over_seeds",
+    "format_step_sizes",
     "make_main",
     "mean_paired_difference",
     "plot_curves",
@@ -49,9 +59,9 @@ __all__ = [
 
 #: Evaluates a model on a split: values ``(N,)`` in nats, by the name of the estimator.
 Estimators = Callable[[Autoencoder, Split], Mapping[str, np.ndarray]]
-#: Evaluated claims for JSON, by name; see :func:`make_claim_record`.
-ClaimRecords = dict[str, dict[str, Any]]
 SPLITS = ("train", "test")
+#: Number of seeds from which a claim gets a verdict.
+MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,35 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Curves(Table):
+class CurveClaim:
+    """A statement of a paper, evaluated on the curves of one seed.
+
+    Attributes:
+        sentence: the statement.
+        source: paper and figure.
+        value: the number that decides it, in nats per datum.
+        error: its paired standard error over the examples.
+        verdict: returns the verdict for a number and its error; by default, the statement holds if
+            the number is positive.
+        cause: suspected cause if it is reversed.
+        extra: further entries of the results file, which get a list with one entry per seed.
+    """
+
+    sentence: str
+    source: str
+    value: float
+    error: float
+    verdict: Callable[[float, float], str] = claim_verdict
+    cause: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Claims by name.
+Claims = dict[str, CurveClaim]
+
+
+@dataclass(frozen=True)
+class Curves(PilotTable):
     """A table whose programs are evaluated during training.
 
     Attributes:
@@ -141,7 +179,7 @@ class Curves(Table):
     paper_samples: float = math.nan
 
 
-class CurveCell(Cell):
+class CurveCell(PilotCell):
     """A row with one seed that is evaluated at several epochs."""
 
     table: Curves
@@ -171,7 +209,7 @@ class CurveCell(Cell):
         return self.table.paper_samples
 
     def extra_record(self) -> dict[str, Any]:
-        return {"curve": self.curve.summary()}
+        return {**super().extra_record(), "curve": self.curve.summary()}
 
     @property
     def _epochs(self) -> list[int]:
@@ -239,62 +277,123 @@ def samples_to_reach(samples: np.ndarray, curve: np.ndarray, level: float) -> fl
     return float(np.exp(low + fraction * (high - low)))
 
 
-def make_claim_record(
-    sentence: str,
-    source: str,
-    estimate: tuple[float, float],
-    verdict: str | None = None,
-    **extra: Any,
-) -> dict[str, Any]:
-    """Return the record of an evaluated claim, as in a results file.
+def combine_seeds(claims: Mapping[int, CurveClaim]) -> dict[str, Any]:
+    """Return the record of a claim in a results file, from its evaluation with each seed.
 
-    Arguments:
-        sentence: the paper's statement.
-        source: paper and figure.
-        estimate: the number that decides it, in nats per datum, and its paired standard error.
-        verdict: ``holds``, ``reversed`` or ``undecided``; by default, whether the number is
-            positive.
-        **extra: further entries.
+    The standard error has two parts. ``se_data`` is the mean of the paired errors over the
+    examples, which are the same for all seeds; ``se_seeds`` is the standard error over seeds.
+    Below three seeds there is no verdict.
     """
-    value, error = (x if math.isfinite(x) else None for x in estimate)
-    verdict = verdict or claim_verdict(*estimate)
-    record = {"sentence": sentence, "source": source, "value": value, "se": error, "paired": True}
-    return {**record, "verdict": verdict, **extra}
+    seeds = sorted(claims)
+    first, values = claims[seeds[0]], [claims[seed].value for seed in seeds]
+    data_error = statistics.fmean(claims[seed].error for seed in seeds)
+    seed_error = math.nan
+    if len(seeds) > 1 and all(map(math.isfinite, values)):
+        seed_error = statistics.stdev(values) / math.sqrt(len(seeds))
+    value = statistics.fmean(values)
+    error = data_error if len(seeds) == 1 else math.hypot(data_error, seed_error)
+    verdict = first.verdict(value, error)
+    if len(seeds) < MIN_SEEDS:
+        verdict = f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}: not judged"
+    return {
+        "sentence": first.sentence,
+        "source": first.source,
+        "value": _to_json_number(value),
+        "se": _to_json_number(error),
+        "se_data": _to_json_number(data_error),
+        "se_seeds": _to_json_number(seed_error),
+        "paired": True,
+        "seeds": seeds,
+        "by_seed": [_to_json_number(value) for value in values],
+        "verdict": verdict,
+        **({} if first.cause is None else {"suspected_cause": first.cause}),
+        **{key: [claims[seed].extra[key] for seed in seeds] for key in first.extra},
+    }
 
 
 def make_main(
-    table: Curves,
+    tables: Curves | Sequence[Curves],
     draw: Callable[[Results, Sequence[Any]], Figure],
     source: str,
     rows: Mapping[str, Any],
-    claims: Callable[[Mapping[Any, Curve]], ClaimRecords],
+    claims: Callable[[Mapping[Any, Curve]], Claims],
+    show: Callable[[Results], str],
 ) -> Callable[..., int]:
-    """Return the command line of a script, with claims about curves, separately by seed.
+    """Return the command line of a script with claims about curves.
 
     Arguments:
-        table: the table.
+        tables: the table, or several that differ in ``variant``.
         draw: makes the figure.
         source: paper and figure.
         rows: the key of each row in the argument of ``claims``.
-        claims: evaluates the claims, given one curve for each key.
+        claims: evaluates the claims with one seed, given one curve for each key.
+        show: formats the results for a terminal and for the documentation.
     """
 
     def collect(table: Curves, preset: str, cells: Sequence[CurveCell], _: Any) -> Results:
         complete = [cell for cell in cells if cell.incomplete_reason() is None]
-        records = {
-            f"{name}, seed {seed}": {**record, "seed": seed}
-            for seed in sorted({cell.seed for cell in complete})
-            for name, record in claims(
-                {rows[c.row]: c.curve for c in complete if c.seed == seed}
-            ).items()
-        }
+        by_name: dict[str, dict[int, CurveClaim]] = {}
+        for seed in sorted({cell.seed for cell in complete}):
+            curve_of = {rows[c.row]: c.curve for c in complete if c.seed == seed}
+            for name, claim in claims(curve_of).items():
+                by_name.setdefault(name, {})[seed] = claim
+        records = {name: combine_seeds(by_seed) for name, by_seed in by_name.items()}
         return {
             **collect_results(table, preset, cells),
             "paper": {"source": source, "samples": table.paper_samples},
             "claims": without_verdict(preset, records),
         }
 
-    return partial(main, table, draw=draw, collect=collect, cell=CurveCell)
+    def show_all(results: Results) -> str:
+        missing = [f"missing: {cell}: {reason}" for cell, reason in results["missing"].items()]
+        share = f"share of the paper's training: {format_budget_fraction(results)}"
+        return "\n".join([show(results), "", share, *missing])
+
+    return partial(main, tables, draw=draw, collect=collect, show=show_all, cell=CurveCell)
+
+
+def format_over_seeds(values: Sequence[float], digits: int = 1) -> str:
+    """Format the mean over seeds, with the standard deviation if there are several."""
+    text = f"{statistics.fmean(values):.{digits}f}".replace("-", "−")
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return text
+
+
+def format_final(runs: Sequence[Mapping[str, Any]], estimator: str) -> str:
+    """Format the last training and test values of the runs of a row, over seeds."""
+    parts = []
+    for split in SPLITS:
+        values = [run["curve"][split][estimator]["value"][-1] for run in runs]
+        parts.append(format_over_seeds([math.nan if v is None else v for v in values]))
+    return " / ".join(parts)
+
+
+def format_step_sizes(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Format the different step sizes that the pilots of a row's seeds have chosen."""
+    return ", ".join(dict.fromkeys(f"{run['pilot']['step_size']:g}" for run in runs))
+
+
+def format_claim(claim: Mapping[str, Any]) -> str:
+    """Format the value of a claim with its standard error."""
+    value, error = (math.nan if claim[key] is None else claim[key] for key in ("value", "se"))
+    return f"{value:+.1f} ± {error:.1f}".replace("-", "−")
+
+
+def format_claims(results: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Format some claims as a Markdown table."""
+    claims = [results["claims"][name] for name in names]
+    rows = [[c["sentence"], format_claim(c), c.get("verdict", "")] for c in claims]
+    return format_markdown(["claim", "nats", "verdict"], rows)
+
+
+def format_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a Markdown table, or an empty text if there are no rows."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    rule = ["---"] * len(head)
+    return (
+        "\n".join([f"| {' | '.join(head)} |", f"| {' | '.join(rule)} |", *lines]) if lines else ""
+    )
 
 
 def plot_curves(
@@ -327,3 +426,7 @@ def set_limits(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> No
 
 def _to_json_list(values: np.ndarray) -> list[float | None]:
     return [round(x, 5) if math.isfinite(x) else None for x in values.tolist()]
+
+
+def _to_json_number(x: float) -> float | None:
+    return x if math.isfinite(x) else None

@@ -53,6 +53,7 @@ def load(
     labels_key: str | None = None,
     groups_key: str | None = None,
     stratify: bool = False,
+    keep_blocks: bool = True,
     channels: Channels | None = None,
     types: Sequence[str] | None = None,
     drop: Sequence[str] | None = None,
@@ -99,6 +100,9 @@ def load(
         groups_key: name of the groups, e.g. patients, one for each example: all examples of a
             group are in the same split.
         stratify: hold out the same share of every class, so that rare ones are in all splits.
+        keep_blocks: hold out whole blocks of near duplicates: 50 frames of ``frey``, a column of
+            ``patches``. If false, single examples are held out, whose near duplicates are in the
+            training data.
         channels: where the channels of images in an array are, ``first``, ``last``, or ``none`` if
             it has no images; by default they are recognised.
         types: types of columns of a table that differ from those recognised, a list of NAME=TYPE
@@ -148,6 +152,13 @@ def load(
     if stratify and raw.groups is not None:
         got = "both" if groups_key is not None else f"data.stratify for the groups of {name!r}"
         raise ValueError(f"expected data.groups_key or data.stratify; got {got}: leave one out")
+    if not keep_blocks:
+        if raw.block == 1 and (raw.groups is None or groups_key is not None):
+            raise ValueError(
+                f"expected data.keep_blocks false only for a data set with blocks of near "
+                f"duplicates, frey or patches; got it for {name!r}: leave it out"
+            )
+        raw = replace(raw, block=1, groups=None)
     parts: dict[str, RawData] = {}
     for part, amount in (("test", test), ("valid", valid)):
         own = getattr(raw, part)

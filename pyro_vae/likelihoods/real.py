@@ -17,6 +17,8 @@ from .base import Likelihood, clamped_logit
 
 __all__ = ["Gaussian", "Laplace", "LogNormal", "StudentT"]
 
+#: Decoder output in units of log σ, for each scale that is decoded.
+_DECODED: dict[object, int] = {"decoded": 1, "decoded_variance": 2}
 #: Weight of a minibatch in the running average of the optimal scale, as in batch norm.
 _MOMENTUM = 0.1
 
@@ -28,7 +30,9 @@ class LocationScale(Likelihood):
 
     Arguments:
         scale: σ. A number fixes it; ``"learned"`` is one learned parameter for all pixels,
-            ``"per_pixel"`` one per pixel, and ``"decoded"`` a decoder output σ_i(z), as in AEVB.
+            ``"per_pixel"`` one per pixel. With ``"decoded"`` the decoder outputs log σ_i(z), with
+            ``"decoded_variance"`` log σ_i(z)², as in AEVB: the same density, but the gradient of
+            the output is half as large.
             ``"optimal"`` is one value for all pixels, without gradient descent: in training,
             the maximum-likelihood scale of the minibatch (for a normal, σ² is the mean of
             (x − μ)² over pixels, examples and particles); in evaluation, a constant from the
@@ -56,7 +60,8 @@ class LocationScale(Likelihood):
         latent_dim: int,
         event_shape: Shape,
         network: NetworkFactory,
-        scale: float | Literal["learned", "per_pixel", "decoded", "optimal"] = "learned",
+        scale: float
+        | Literal["learned", "per_pixel", "decoded", "decoded_variance", "optimal"] = "learned",
         mean: Literal["identity", "sigmoid"] = "identity",
         min_scale: float = 1e-3,
     ) -> None:
@@ -65,7 +70,7 @@ class LocationScale(Likelihood):
             raise ValueError(f"expected min_scale > 0 and finite; got {min_scale}")
         if mean not in _MEANS:
             raise ValueError(f"expected mean to be 'identity' or 'sigmoid'; got {mean!r}")
-        rows = 2 if scale == "decoded" else 1
+        rows = 2 if scale in _DECODED else 1
         self.network = network((latent_dim,), Heads((rows, *self.event_shape)))
         self.squash, self.unsquash = _MEANS[mean][0](), _MEANS[mean][1]
         self.min_scale = min_scale
@@ -82,11 +87,11 @@ class LocationScale(Likelihood):
                 )
             self.register_buffer("average_moment", torch.ones(()))
             self.register_buffer("batches_averaged", torch.zeros((), dtype=torch.long))
-        elif scale != "decoded":
+        elif scale not in _DECODED:
             if isinstance(scale, str | bool) or not 0 < scale < math.inf:
                 raise ValueError(
-                    "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded' or "
-                    f"'optimal'; got {scale!r}"
+                    "expected scale to be a positive number, 'learned', 'per_pixel', 'decoded', "
+                    f"'decoded_variance' or 'optimal'; got {scale!r}"
                 )
             self.min_scale = 0.0
             del self.log_scale
@@ -99,7 +104,10 @@ class LocationScale(Likelihood):
             fn = self.pixel_distribution(loc, self._scale_from_moment(self.average_moment))
             fn = distributions.OptimalScale(fn, self._optimal_scale) if self.training else fn
         else:
-            log_scale = self.log_scale if self.log_scale is not None else decoded[0]
+            if self.log_scale is not None:
+                log_scale = self.log_scale
+            else:
+                log_scale = decoded[0] / _DECODED[self.scale]
             fn = self.pixel_distribution(loc, self.min_scale + log_scale.exp())
         return fn.to_event(len(self.event_shape))
 
@@ -109,8 +117,9 @@ class LocationScale(Likelihood):
 
     def initial_outputs(self, x: torch.Tensor) -> torch.Tensor:
         rows = [self.unsquash(x.mean(0))]
-        if self.scale == "decoded":
-            rows.append(x.std(0, correction=0).clamp(min=self.min_scale).log())
+        if self.scale in _DECODED:
+            log_scale = x.std(0, correction=0).clamp(min=self.min_scale).log()
+            rows.append(_DECODED[self.scale] * log_scale)
         return torch.stack(rows)
 
     # Detached: at the optimal σ the derivative of the likelihood with respect to σ is zero, so
@@ -164,7 +173,8 @@ class LogNormal(LocationScale):
     """p(x|z) = Π_i LogNormal(x_i; μ_i(z), σ_i), for positive data: log x_i is N(μ_i(z), σ_i²).
 
     Arguments:
-        scale: σ of log x, a number, ``"learned"``, ``"per_pixel"`` or ``"decoded"``.
+        scale: σ of log x, a number, or one of ``"learned"``, ``"per_pixel"``, ``"decoded"`` and
+            ``"decoded_variance"``, as for :class:`Gaussian`.
         min_scale: added to every σ that is not fixed.
 
     Raises:
@@ -183,7 +193,7 @@ class LogNormal(LocationScale):
         latent_dim: int,
         event_shape: Shape,
         network: NetworkFactory,
-        scale: float | Literal["learned", "per_pixel", "decoded"] = "learned",
+        scale: float | Literal["learned", "per_pixel", "decoded", "decoded_variance"] = "learned",
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(latent_dim, event_shape, network, scale, "identity", min_scale)
@@ -195,7 +205,8 @@ class LogNormal(LocationScale):
         # E[x] = exp(μ + σ²/2)
         if self.log_scale is None:
             scale = x.log().std(0, correction=0).clamp(min=self.min_scale)
-            return torch.stack([x.mean(0).log() - scale.square() / 2, scale.log()])
+            log_scale = _DECODED[self.scale] * scale.log()
+            return torch.stack([x.mean(0).log() - scale.square() / 2, log_scale])
         scale = self.min_scale + self.log_scale.detach().exp()
         return (x.mean(0).log() - scale.square() / 2).unsqueeze(0)
 
@@ -210,7 +221,8 @@ class StudentT(LocationScale):
 
     Arguments:
         df: ν, the degrees of freedom; above 1, so that the mean exists.
-        scale: σ, a number, ``"learned"``, ``"per_pixel"`` or ``"decoded"``.
+        scale: σ, a number, or one of ``"learned"``, ``"per_pixel"``, ``"decoded"`` and
+            ``"decoded_variance"``, as for :class:`Gaussian`.
         mean: ``"identity"`` or ``"sigmoid"``.
         min_scale: added to every σ that is not fixed.
 
@@ -229,7 +241,7 @@ class StudentT(LocationScale):
         event_shape: Shape,
         network: NetworkFactory,
         df: float = 5.0,
-        scale: float | Literal["learned", "per_pixel", "decoded"] = "learned",
+        scale: float | Literal["learned", "per_pixel", "decoded", "decoded_variance"] = "learned",
         mean: Literal["identity", "sigmoid"] = "identity",
         min_scale: float = 1e-3,
     ) -> None:

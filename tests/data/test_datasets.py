@@ -103,6 +103,30 @@ def test_frey_is_split_in_blocks_of_50_frames(real_data):
     assert runs <= -(-len(rows) // 50) + 2
 
 
+def test_frey_can_be_split_by_frames(real_data):
+    load = partial(pv.data.load, "frey", binarize="none", root=str(real_data), test=365, valid=0)
+    rows = load(keep_blocks=False).test.rows
+    assert len(rows) == 365 and len(rows.unique()) == 365
+    # every block of 50 frames has frames on both sides
+    counts = (rows // 50).bincount(minlength=40)
+    assert (counts > 0).all() and (counts[:-1] < 50).all()
+    # single frames, not runs of neighbours
+    assert (rows.diff() == 1).float().mean() < 0.05
+    with pytest.raises(ValueError, match="keep_blocks false only for a data set with blocks"):
+        pv.data.load("mnist5k", binarize="none", keep_blocks=False)
+
+
+@pytest.mark.parametrize("photographs", [["china"], ["china", "astronaut"]])
+def test_patches_can_be_split_by_patch(photographs):
+    """Columns of patches are blocks if all photographs have one height, and groups if not."""
+    load = partial(pv.data.load, "patches", binarize="none", photographs=photographs, valid=104)
+    columns, patches = (load(keep_blocks=keep).valid.rows for keep in (True, False))
+    assert len(patches) == 104
+    # neighbours of a patch in its column, whose numbers are consecutive
+    neighbours = [(rows.sort().values.diff() == 1).float().mean() for rows in (columns, patches)]
+    assert neighbours[0] > 0.9 and neighbours[1] < 0.3
+
+
 ARRAYS = {
     "bool": (np.eye(40, dtype=bool), "none", Kind.BINARY, 1.0),
     "binary uint8": (np.eye(40, dtype=np.uint8), "none", Kind.BINARY, 1.0),

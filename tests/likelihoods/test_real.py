@@ -149,16 +149,34 @@ def test_invalid_arguments_raise(make, arguments, message):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", ["decoded", "decoded_variance"])
 @pytest.mark.parametrize("make", [likelihoods.Gaussian, likelihoods.Laplace])
-def test_decoded_scale_is_initialised_at_the_standard_deviation(make):
+def test_decoded_scale_is_initialised_at_the_standard_deviation(make, scale):
     # σ is min_scale + exp g, so its initial value exceeds that of the data by min_scale
-    p = make(2, (3,), SMALL, scale="decoded", min_scale=1e-4)
+    p = make(2, (3,), SMALL, scale=scale, min_scale=1e-4)
     x = torch.randn(4000, 3) * torch.tensor([0.1, 1.0, 30.0]) + 5
     outputs = p.initial_outputs(x)
     p.network.forward = lambda z: outputs
     fn = p(torch.zeros(2)).base_dist
     torch.testing.assert_close(fn.scale, x.std(0, correction=0), rtol=2e-3, atol=2e-4)
     torch.testing.assert_close(fn.mean, x.mean(0))
+
+
+@pytest.mark.parametrize("name", ["Gaussian", "Laplace", "LogNormal", "StudentT"])
+def test_decoded_variance_has_the_same_density_and_half_the_gradient(name):
+    """The output log σ² = 2 log σ moves log σ half as far as the output log σ does."""
+    make, x = getattr(likelihoods, name), torch.rand(4, 3).double() + 0.5
+    outputs, results = torch.randn(2, 3).double(), []
+    for scale, factor in (("decoded", 1.0), ("decoded_variance", 2.0)):
+        p = make(2, (3,), SMALL, scale=scale).double()
+        out = (outputs * torch.tensor([[1.0], [factor]])).requires_grad_()
+        p.network.forward = lambda z, out=out: out
+        log_prob = p(torch.zeros(2)).log_prob(x).sum()
+        results.append((log_prob.detach(), *torch.autograd.grad(log_prob, out)[0]))
+    (log_prob, loc, log_scale), (log_prob_2, loc_2, log_variance) = results
+    torch.testing.assert_close(log_prob_2, log_prob)
+    torch.testing.assert_close(loc_2, loc)
+    torch.testing.assert_close(log_variance, log_scale / 2)
 
 
 def test_student_t_has_no_optimal_scale():

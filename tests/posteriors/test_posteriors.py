@@ -170,3 +170,20 @@ def _project_to_space(z):
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_log_variance_has_the_same_density_and_half_the_gradient():
+    """The output log σ² = 2 log σ moves log σ half as far as the output log σ does."""
+    outputs, z, results = torch.randn(2, 4).double(), torch.randn(4).double(), []
+    for log_variance, factor in ((False, 1.0), (True, 2.0)):
+        q = posteriors.DiagonalNormal((3,), 4, SMALL, log_variance=log_variance)
+        out = (outputs * torch.tensor([[1.0], [factor]])).requires_grad_()
+        q.network.forward = lambda x, out=out: out
+        log_prob = q(torch.zeros(3)).log_prob(z)
+        results.append((log_prob.detach(), *torch.autograd.grad(log_prob, out)[0]))
+    (log_prob, loc, log_scale), (log_prob_2, loc_2, log_variance) = results
+    torch.testing.assert_close(log_prob_2, log_prob)
+    torch.testing.assert_close(loc_2, loc)
+    torch.testing.assert_close(log_variance, log_scale / 2)
+    with pytest.raises(ValueError, match="expected log_variance to be true or false; got 'yes'"):
+        posteriors.DiagonalNormal((3,), 4, SMALL, log_variance="yes")
