@@ -13,6 +13,7 @@ from scripts import RESULTS, ROOT, SCRIPTS, TABLES, read_json
 
 import pyro_vae as pv
 from experiments.cells import Cell
+from experiments.papers.pilot import PilotTable
 from experiments.reporting import format_results
 from experiments.tables import Table
 from pyro_vae.config import experiment
@@ -133,6 +134,8 @@ def test_committed_results_have_the_current_titles_and_commands(file):
     for row, entry in rows.items():
         for record in entry.get("runs", [entry]):
             commands = Cell(table, preset, row, record.get("seed", 0)).commands
+            if isinstance(table, PilotTable):  # which ends with the step size that it has chosen
+                commands["fit"] += f" --fit.optimizer.lr {record['pilot']['step_size']}"
             assert {key: record[key] for key in commands} == commands
 
 
