@@ -70,7 +70,9 @@ class ELBO(Objective):
             samples; the score has mean zero, and dropping it removes the more noise, the closer q
             is to the posterior.
         map_weights: add log N(θ; 0, I) of the parameters θ that only the model uses
-            (unconstrained); each minibatch gets the fraction ``batch / num_data`` of it.
+            (unconstrained); each minibatch gets the fraction ``batch / num_data`` of it. For a
+            prior on all parameters, and with any objective, give the optimizer a ``weight_decay``
+            of this size.
 
     Raises:
         ValueError: if a number is out of range, ``gradient`` is unknown, or options cannot be
