@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 import pyro_vae as pv
+from pyro_vae.learning.trainer import MIN_COMPILED_STEPS
 from pyro_vae.learning.training import resolve_device
 
 from .cells import FAILURES, Cell, format_error
@@ -40,18 +41,28 @@ def _estimate_seconds(cell: Cell, device: str) -> tuple[float, float, str]:
     data, arguments = experiment.load_data(), experiment.fit_arguments
     model = experiment.build_model(data)
     part = data.train.head(arguments["batch_size"] * _NUM_STEPS)
-    # the first epoch compiles
+    clock, times = _choose_clock(device), []
+    # the first epoch compiles, if the whole training would
+    num_steps = math.ceil(len(data.train) / arguments["batch_size"]) * arguments["epochs"]
     short = {**arguments, "epochs": 2, "patience": None, "checkpoint_every": 1}
-    seconds = pv.fit(model, part, **short)["seconds"][-1]
-    training = seconds / len(part) * len(data.train) * arguments["epochs"]
+    if short["compile"] is None and num_steps >= MIN_COMPILED_STEPS:
+        short["compile"] = True
+    pv.fit(model, part, **short, on_epoch=lambda _: times.append(clock()))
+    training = (times[1] - times[0]) / len(part) * len(data.train) * arguments["epochs"]
     model = model.to(resolve_device(device))
     examples = data.test.head(_NUM_EXAMPLES)
-    start = time.perf_counter()
+    start = clock()
     pv.evaluate(model, examples, num_samples=preset.num_samples)
-    per_example = (time.perf_counter() - start) / len(examples)
+    per_example = (clock() - start) / len(examples)
     evaluation = per_example * min(len(data.test), preset.num_data or len(data.test))
     num_steps = math.ceil(len(part) / arguments["batch_size"])
     return training, evaluation, f"{num_steps} steps, {len(examples)} examples"
+
+
+def _choose_clock(device: str) -> Callable[[], float]:
+    """Return processor time for one thread, which other programs do not stretch, or wall time."""
+    is_one_thread = resolve_device(device).type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if is_one_thread else time.perf_counter
 
 
 def format_plan(table: Table, preset: str, cells: Sequence[Cell], device: str = "auto") -> str:

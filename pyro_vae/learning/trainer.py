@@ -40,14 +40,14 @@ from .objectives.base import Objective, StepInfo
 from .optimizers import FusedOptimizer
 from .svi import CompiledSVI
 
-__all__ = ["Trainer", "validation_elbo"]
+__all__ = ["MIN_COMPILED_STEPS", "Trainer", "validation_elbo"]
 
 _log = logging.getLogger("pyro_vae")
 
 #: Steps of a run from which ``compile=None`` compiles. Compilation pays off after 630 to 1,580
 #: steps if the graph is in the cache on disk, after 6,540 to 13,150 if the cache is empty
 #: (experiments/benchmarks/break_even.py).
-_MIN_STEPS = 2500
+MIN_COMPILED_STEPS = 2500
 
 
 class Trainer:
@@ -153,7 +153,7 @@ class Trainer:
         """
         total, done = epochs * len(self._batches), len(self.history) * len(self._batches)
         if self._compiles_by_length and total != self._planned_steps and self._compile_from > done:
-            self._compile_from = done if total - done >= _MIN_STEPS else math.inf
+            self._compile_from = done if total - done >= MIN_COMPILED_STEPS else math.inf
         self._planned_steps = total
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:

@@ -80,3 +80,24 @@ def test_readme_has_the_numbers_of_the_results():
         runs = json.loads(file.read_text(encoding="utf-8"))["rows"][row]["runs"]
         (line,) = (line for line in readme.splitlines() if f"experiments.papers.{name} " in line)
         assert cell([run["bounds"]["estimates"] for run in runs]) in line
+
+
+def test_sentences_about_the_output_bias_have_the_numbers_of_the_results():
+    def run(tag: str, row: str) -> tuple[float, str]:
+        file = ROOT / "experiments" / "results" / f"iwae_table1-small{tag}.json"
+        runs = json.loads(file.read_text(encoding="utf-8"))["rows"][row]["runs"]
+        (first,) = (run for run in runs if run["seed"] == 0)
+        elbo = first["bounds"]["estimates"]["elbo"]["value"]
+        return elbo, first["measures"]["active units"]["text"]
+
+    page = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
+    page = " ".join(page.split())
+    (elbo, units), (without, collapsed) = (
+        run(tag, "2 layers: VAE, k = 1") for tag in ("", "-no-bias")
+    )
+    assert (
+        f"without it they end with {collapsed} units and an ELBO {elbo - without:.1f} nats lower "
+        f"than with it, and {units} units" in page
+    )
+    _, units = run("", "1 layer: VAE, k = 1")
+    assert f"one layer ends with {units} units (the paper: 19)" in page

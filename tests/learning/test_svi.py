@@ -291,7 +291,7 @@ class CountingSVI(CompiledSVI):
 def test_number_of_compiled_steps(compile, ends, expected, monkeypatch, grey, tmp_path, uncompiled):
     """From the first step or never, by the number of steps: 10 an epoch, of which 15 pay off."""
     monkeypatch.setattr(trainer, "CompiledSVI", CountingSVI)
-    monkeypatch.setattr(trainer, "_MIN_STEPS", 15)
+    monkeypatch.setattr(trainer, "MIN_COMPILED_STEPS", 15)
     CountingSVI.steps, vae = 0, make_digits_vae(grey)
 
     def interrupt(history):
