@@ -47,7 +47,7 @@ def test_reliable(idiom):
 
 def test_annealed(idiom):
     program = idiom.model, idiom.guide
-    annealing = pv.Annealing(num_temperatures=60, num_chains=24)
+    annealing = pv.Annealing(num_temperatures=20, num_steps=5, num_chains=24)
     result = pv.ais(program, *idiom.args, annealing=annealing, seed=3, **idiom.kwargs)
     difference = result.per_datum["ais"] - idiom.log_evidence().numpy()
     error = np.sqrt(result.per_datum["ais_variance"].sum()) / N

@@ -119,7 +119,7 @@ def test_weights_are_exact(style, order):
 
 @pytest.mark.parametrize(
     ("style", "order"),
-    [("loop", "mixed"), ("loop", "shortest first"), ("event", "longest first")],
+    [("loop", "mixed"), ("event", "longest first")],
 )
 def test_proposals_and_annealing(style, order):
     """Masked latents have no density; a proposal for them must not change the weights."""
@@ -232,10 +232,10 @@ def test_densities_that_depend_on_masked_values_are_refused():
 def test_masks_inside_an_event_of_positive_values_are_refused_by_proposals():
     x, counts = torch.randn(6), torch.tensor([1, 2, 1, 2, 1, 2])
     program = _positive(style="event")
-    bounds = pv.evaluate(program, x, counts, num_samples=20_000)
-    np.testing.assert_allclose(
-        bounds.per_datum["log_evidence"], _log_gamma_evidence(x, counts), atol=0.1
-    )
+    found = pv.evaluate(program, x, counts, num_samples=4000).per_datum
+    error = np.abs(found["log_evidence"] - _log_gamma_evidence(x, counts).numpy())
+    # P < 1e-4 for a normal error of each of 6 examples
+    assert (error < 4.8 * np.sqrt(found["log_evidence_variance"])).all() and error.max() < 0.2
     with pytest.raises(ValueError, match=r"expected a mask of whole samples at .* 'z'"):
         pv.ais(program, x, counts, annealing=pv.Annealing(2, 2, 2))
 

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,24 +72,19 @@ def test_functions_of_another_process(tmp_path):
 def test_other_likelihoods(name, tmp_path):
     """One that has no density at 0, and one whose mean switches gradients on."""
     program = make_program(likelihood=getattr(pv.likelihoods, name))
+    program.posterior.requires_grad_(False)
+    program.train()
+    before, state = [p.requires_grad for p in program.parameters()], torch.get_rng_state()
     export(program, tmp_path / "exported")
+    # the program and the generator are unchanged
+    assert [p.requires_grad for p in program.parameters()] == before
+    assert program.training
+    assert torch.equal(torch.get_rng_state(), state)
     decoder = torch.export.load(tmp_path / "exported" / "decoder.pt2").module()
     z = torch.randn(6, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = program.likelihood(z).mean
     torch.testing.assert_close(decoder(z), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_program_is_unchanged(tmp_path):
-    program = make_program()
-    program.posterior.requires_grad_(False)
-    before = [p.requires_grad for p in program.parameters()]
-    program.train()
-    state = torch.get_rng_state()
-    export(program, tmp_path / "exported")
-    assert [p.requires_grad for p in program.parameters()] == before
-    assert program.training
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -132,16 +126,3 @@ def test_onnx(tmp_path):
     with torch.no_grad():
         expected = program.likelihood(z).base_dist.probs
     np.testing.assert_allclose(mean, expected.numpy(), atol=1e-5)
-
-
-def test_page(tmp_path, monkeypatch):
-    """The page's code on functions of the demo's shapes."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    export(pv.VAE((1, 28, 28), 20, encoder=SMALL, decoder=SMALL), "exported")
-    page = Path(__file__).parents[2] / "docs" / "how-to" / "export.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    scope: dict = {}
-    exec(compile(code, str(page), "exec"), scope)
-    assert scope["codes"].shape == (7, 20)
-    assert bool((scope["iwae"] > scope["log_w"].mean(0)).all())

@@ -91,7 +91,7 @@ def test_choice_of_sample_counts_does_not_bias_estimates():
     # heavy-tailed weights: samples that miss the largest weights have a small estimated error.
     # Reporting them for that would make p̂ too small on average
     program = LinearGaussian(1, shift=1.3, inflate=1.0)
-    x = program.sample(6000)
+    x = program.sample(3000)
     truth = program.log_evidence(x).numpy()
     bounds = pv.evaluate(program, x, num_samples=1600, ks=(), estimators=[AdaptiveSamples(0.13)])
     counts = bounds.per_datum["num_samples"]
@@ -105,9 +105,9 @@ def test_choice_of_sample_counts_does_not_bias_estimates():
     # stopping by the error of the reported samples would be biased by many standard errors
     stopped = pv.evaluate(program, x, num_samples=200, ks=()).per_datum
     selected = stopped["log_evidence_variance"] <= 0.13**2
-    assert selected.sum() > 100
+    assert selected.sum() > 50
     ratio = np.exp(stopped["log_evidence"] - truth)[selected]
-    assert ratio.mean() - 1 < -6 * ratio.std() / math.sqrt(len(ratio))
+    assert ratio.mean() - 1 < -5 * ratio.std() / math.sqrt(len(ratio))
 
 
 def test_pilot_samples_are_not_reported(monkeypatch):
