@@ -51,13 +51,17 @@ class Pair(nn.Module):
 
 CASES = {
     "components, float64": (lambda: small_vae(prior=PRIORS["VampPrior"]).double(), (3,), ()),
-    "flow, float64": (
-        lambda: small_vae(posterior=POSTERIORS["InverseAutoregressiveFlow"]).double(), (3,), ()
+    "flow and labels, float64": (
+        lambda: pv.ConditionalVAE(
+            (3,), 3, 2,
+            encoder=SMALL,
+            decoder=SMALL,
+            posterior=POSTERIORS["InverseAutoregressiveFlow"],
+        ).double(),
+        (3,),
+        (LABELS,),
     ),
     "layers": (lambda: PROGRAMS["HierarchicalVAE"](event_shape=(3,)), (3,), ()),
-    "labels": (
-        lambda: pv.ConditionalVAE((3,), 3, 2, encoder=SMALL, decoder=SMALL), (3,), (LABELS,)
-    ),
     "images": (
         lambda: small_vae(
             event_shape=(6, 6),

@@ -26,7 +26,9 @@ PROGRAMS = {
         lambda: pv.SemiSupervisedVAE((5,), 3, 2, classifier=SMALL, **PARTS), (LABELS,)
     ),
     "weights": (lambda: pv.BayesianVAE((5,), 2, **PARTS), ()),
-    "layers": (lambda: pv.HierarchicalVAE((5,), latent_dims=(3, 2)), ()),
+    "layers": (
+        lambda: pv.HierarchicalVAE((5,), latent_dims=(3, 2), encoders=SMALL, decoders=SMALL), ()
+    ),
 }  # fmt: skip
 
 

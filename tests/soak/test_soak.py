@@ -25,17 +25,17 @@ def run_script(name: str, *args: str) -> dict:
 
 @pytest.mark.timeout(900)
 def test_killed_commands_finish_with_the_same_numbers():
-    figures = run_script("soak.py", "--kills", "6", "--seed", "2")
-    assert figures["kills"] == 6 and figures["resumed"] == figures["cycles"] > 2
+    figures = run_script("soak.py", "--kills", "4", "--seed", "2")
+    assert figures["kills"] == 4 and figures["resumed"] == figures["cycles"] > 1
     assert figures["refused"] == figures["mismatches"] == figures["leftovers"] == []
 
 
 @pytest.mark.timeout(900)
 def test_damaged_inputs_end_in_one_sentence():
-    figures = run_script("fuzz.py", "--inputs", "40", "--seed", "2")
+    figures = run_script("fuzz.py", "--inputs", "24", "--seed", "2")
     outcomes = figures["outcomes"]
     assert figures["failures"] == []
-    assert outcomes["refused in one sentence"] > 10 and outcomes["no difference"] > 10
+    assert outcomes["refused in one sentence"] > 5 and outcomes["no difference"] > 5
 
 
 @pytest.mark.parametrize("name", ["soak", "fuzz"])

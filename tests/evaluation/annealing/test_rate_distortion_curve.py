@@ -54,7 +54,7 @@ def x(program):
 
 @pytest.fixture(scope="module")
 def curve(program, x):
-    return rate_distortion(program, x, betas=BETAS, annealing=settings(16, 400), seed=2)
+    return rate_distortion(program, x, betas=BETAS, annealing=settings(16, 200), seed=2)
 
 
 class TestTruth:
@@ -215,7 +215,7 @@ def test_summary_table_and_netcdf(curve, tmp_path):
     lines = str(curve).splitlines()
     assert len(lines) == 2 + len(BETAS) + 1
     assert f"{curve.rate[2]:.3f}" in lines[4] and lines[0].startswith(
-        "150 examples × 16 chains, 400"
+        "150 examples × 16 chains, 200"
     )
     curve.to_netcdf(tmp_path / "rate_distortion.nc")
     loaded = RateDistortion.from_netcdf(tmp_path / "rate_distortion.nc")

@@ -172,11 +172,11 @@ def test_smoothing_reduces_error_for_heavy_tails():
     assert float(smoothed.mean()) < 0.7 * float(raw.mean())
 
 
-def test_standard_errors_cover_log_evidence_in_200_repetitions():
+def test_standard_errors_cover_log_evidence_in_100_repetitions():
     program = LinearGaussian(3, shift=0.3, inflate=1.1)
-    x = program.sample(2000)
+    x = program.sample(1000)
     truth = program.log_evidence(x).numpy()
-    low, high = stats.binom.ppf([5e-5, 1 - 5e-5], 200, 0.95) / 200
+    low, high = stats.binom.ppf([5e-5, 1 - 5e-5], 100, 0.95) / 100
     hits = {"psis": 0, "jackknife": 0}
     bounds = pv.evaluate(program, x, num_samples=200, ks=(), estimators=[Corrected()])
     for rows, part in split_bounds(bounds, 10):
@@ -184,13 +184,13 @@ def test_standard_errors_cover_log_evidence_in_200_repetitions():
             row = part.estimates[name]
             hits[name] += abs(row.value - truth[rows].mean()) < 1.96 * row.se_monte_carlo
     for name, count in hits.items():
-        assert low <= count / 200 <= high, (name, count)
+        assert low <= count / 100 <= high, (name, count)
 
 
 def test_standard_errors_of_hopeless_guide_are_not_understated():
     # as for log p̂: the spread within a run does not show the spread between runs
     program = LinearGaussian(6, shift=3.0)
-    x = program.sample(4000)
+    x = program.sample(2000)
     truth = program.log_evidence(x).numpy()
     parts = list(
         split_bounds(pv.evaluate(program, x, num_samples=200, estimators=[Corrected()]), 10)
@@ -198,7 +198,7 @@ def test_standard_errors_of_hopeless_guide_are_not_understated():
     for name in ("psis", "jackknife"):
         rows = [(part.estimates[name], truth[r].mean()) for r, part in parts]
         deviation = np.std([row.value - exact for row, exact in rows])
-        # 400 repetitions estimate a standard deviation to 4 %; smoothed weights vary half as much
+        # 200 repetitions estimate a standard deviation to 5 %; smoothed weights vary half as much
         # as the raw ones, from which the error is computed
         assert 0.8 < np.mean([row.se_monte_carlo for row, _ in rows]) / deviation < 2.5, name
 
