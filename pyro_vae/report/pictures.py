@@ -70,8 +70,9 @@ def sample_picture(program: Program, split: Split, seed: int) -> Picture:
 
 
 def reconstruction_picture(program: Program, split: Split, seed: int) -> Picture:
-    """Return a picture of examples and their reconstructions."""
-    x, *args = program_args(program, split.head(4 * COLUMNS), seed)
+    """Return a picture of examples and their reconstructions, in full rows if there is one."""
+    count = min(4 * COLUMNS, len(split) // COLUMNS * COLUMNS or len(split))
+    x, *args = program_args(program, split.head(count), seed)
     generated = queries.reconstruct(program, x, *args, seed=seed)
     assert generated.mean is not None
     images = (_unflatten_rows(in_data_units(part, split.scale)) for part in (x, generated.mean))

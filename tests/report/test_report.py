@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.cli.app import main
+from pyro_vae.data import Split
 from pyro_vae.evaluation import Bounds
 from pyro_vae.report import pictures, plots, write_comparison
 from pyro_vae.report.headline import Headline, summarize_bounds
@@ -289,3 +290,13 @@ def test_colour_images_keep_their_channels():
     np.testing.assert_allclose(pixels[0, 0, 0], [0, 0.5, 1])
     shapes = [(4, 5), (1, 4, 5), (3, 4, 5), (4, 5, 3), (2, 4, 5), (3,), (1, 3, 4, 5)]
     assert [pictures.is_image(shape) for shape in shapes] == [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize(("examples", "rows", "columns"), [(39, 3, 12), (7, 1, 7), (60, 4, 12)])
+def test_reconstructions_fill_rows(examples, rows, columns):
+    vae = pv.VAE((1, 4, 5), 2)
+    picture = pictures.reconstruction_picture(vae, Split(torch.rand(examples, 1, 4, 5).round()), 0)
+    height, width = picture.figure.axes[0].images[0].get_array().shape
+    # one white pixel between images, and gaps between pairs
+    assert (width + 1) / 6 == columns
+    assert height == 2 * rows * 5 + 6 * rows
