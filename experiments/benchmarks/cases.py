@@ -40,8 +40,8 @@ def make_small(model: dict[str, Any], batch: int, k: int | None = None) -> Case:
     """Return a training step on one thread, of the ELBO or of IWAE with k samples."""
     names = "ours torch_compiled numpyro limit" if k is None else "ours numpyro limit"
     job = {"task": "step"} if k is None else {"task": "iwae", "num_samples": k}
-    # larger steps from one example to the next lead every contender elsewhere
-    job |= {"batch": batch, "learning_rate": 1e-3 if batch >= 20 else 1e-5}
+    # with larger steps, few examples or a second layer lead each contender elsewhere
+    job |= {"batch": batch, "learning_rate": 1e-5 if batch < 20 or "upper" in model else 1e-3}
     count = max(20, 300 // (k or 1))
     return make_case(names, model, job, count=count, rounds=9 if batch == 20 else 5, threads=1)
 
