@@ -1,4 +1,4 @@
-"""Build the wheel and try it in fresh environments, with the lowest and the highest versions.
+"""Resolve all extras; try the wheel in fresh environments, with the lowest and highest versions.
 
 Each environment runs the commands of a newcomer and some tests on the installed wheel, without
 the source tree. Run by ``make release-check``; needs a package index and ten minutes.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("data", "own")
+PYTHONS = ("3.11", "3.12", "3.13")
 #: A CPU build of another release may not exist, so these keep the versions of constraints.txt.
 PINNED = ("torch", "torchvision")
 COMMANDS = (
@@ -61,6 +62,18 @@ def build(folder: Path) -> Path:
     if packed != {*tracked.splitlines()}:
         sys.exit(f"files in git or in the wheel only: {packed ^ {*tracked.splitlines()}}")
     return wheel
+
+
+def resolve(folder: Path) -> None:
+    """Resolve all extras together for each supported Python, without downloading them."""
+    programs = make_venv(folder / "resolve")
+    run(programs / "pip", "install", "--quiet", "uv")
+    for python in PYTHONS:
+        for resolution in ("lowest-direct", "highest"):
+            options = ("--python-version", python, "--resolution", resolution, "--all-extras")
+            output = folder / f"{python}-{resolution}.txt"
+            project = ROOT / "pyproject.toml"
+            run(programs / "uv", "pip", "compile", "--quiet", *options, "-o", output, project)
 
 
 def lowest() -> list[str]:
@@ -113,6 +126,7 @@ def main() -> None:
         fixed = [f"torch=={options.torch}"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        resolve(folder)
         wheel = build(folder)
         for versions in options.versions:
             constraints = fixed + (lowest() if versions == "lowest" else [])
