@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from .trace import is_tracing
@@ -24,6 +26,7 @@ __all__ = [
     "TrainingPrecision",
     "check_precision",
     "check_training_precision",
+    "has_large_products",
     "layer_precision",
     "matmul_backend",
 ]
@@ -38,6 +41,17 @@ _log = logging.getLogger("pyro_vae")
 #: Environment variable that selects the library of float32 products on a CPU.
 _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
+#: Smallest dimension of the largest product from which oneDNN is faster than MKL on AMD processors:
+#: a step of 784–200–200–50 takes 2.7 times as long with oneDNN for 1 row, 1.6 times for 20 rows,
+#: 1.03 times for 100 and 0.94 times for 200 or more (``internals.py`` measures two of these).
+_MIN_DIMENSION = 128
+#: Products of two matrices, the last two arguments.
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
 #: Largest accepted ratio of oneDNN's error to MKL's.
 _MAX_ERROR_RATIO = 4.0
 
@@ -147,34 +161,51 @@ def _tf32() -> Iterator[None]:
 
 
 @contextmanager
-def matmul_backend(precision: TrainingPrecision = "float32") -> Iterator[None]:
+def matmul_backend(
+    precision: TrainingPrecision = "float32", large_products: bool = True
+) -> Iterator[None]:
     """Set the library and the precision of matrix products within a context.
 
-    float32 products on a CPU use MKL, except on AMD processors, where oneDNN is faster. Set the
-    environment variable ``PYRO_VAE_MATMUL`` to ``mkl`` or ``onednn`` to choose. The choice never
-    depends on timings, because the results differ in the last digits. oneDNN may round to
+    float32 products on a CPU use MKL, except large ones on AMD processors, where oneDNN is faster.
+    Set the environment variable ``PYRO_VAE_MATMUL`` to ``mkl`` or ``onednn`` to choose. The choice
+    never depends on timings, because the results differ in the last digits. oneDNN may round to
     bfloat16 on processors that support it, so its error is measured first: if it is more than
     four times that of MKL, MKL is used.
 
     Arguments:
         precision: as for :func:`layer_precision`.
+        large_products: whether the products are large, see :func:`has_large_products`.
 
     Raises:
         ValueError: if the environment variable has another value.
     """
     # a graph is traced once, and the library is that of its later calls
-    library = _onednn() if _library() == "onednn" and not is_tracing() else nullcontext()
-    with library, layer_precision(precision):
+    uses_onednn = _library(large_products) == "onednn" and not is_tracing()
+    with _onednn() if uses_onednn else nullcontext(), layer_precision(precision):
         yield
 
 
-def _library() -> str:
+def has_large_products(graph: GraphModule) -> bool:
+    """Whether all three dimensions of the largest product of a traced graph are at least 128.
+
+    The smallest one is usually the number of rows, that is of examples times samples.
+    """
+    sizes = [
+        (*a.meta["val"].shape[-2:], b.meta["val"].shape[-1])
+        for node in graph.graph.nodes
+        if node.target in _PRODUCTS
+        for a, b in [node.args[-2:]]
+    ]
+    return bool(sizes) and min(max(sizes, key=math.prod)) >= _MIN_DIMENSION
+
+
+def _library(large_products: bool) -> str:
     library = os.environ.get(_VARIABLE, "auto")
     if library not in _LIBRARIES:
         raise ValueError(f"expected {_VARIABLE} to be auto, mkl or onednn; got {library!r}")
     if library != "auto":
         return library
-    return "onednn" if _vendor() == "AuthenticAMD" else "mkl"
+    return "onednn" if large_products and _vendor() == "AuthenticAMD" else "mkl"
 
 
 @functools.cache

@@ -13,7 +13,12 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
-from ..compiler.matmul import TrainingPrecision, layer_precision, matmul_backend
+from ..compiler.matmul import (
+    TrainingPrecision,
+    has_large_products,
+    layer_precision,
+    matmul_backend,
+)
 from ..compiler.rewrites import rewrite_formulas
 from ..compiler.trace import Graph, NotTraceableError, compile_graph, trace_graph
 from ..core.evaluation_mode import owning_modules, preserve_buffers
@@ -157,6 +162,7 @@ class _CompiledStep:
         with preserve_buffers(svi._owners):
             graph, self._constants = trace_graph(self._loss_and_gradients, *inputs)
         inputs += self._constants
+        self._large_products = has_large_products(graph)
         self._graph: Graph = compile_graph(rewrite_formulas(graph, inputs), inputs)
         self._check_gradients(tensors)
         on_gpu = any(leaf.is_cuda for leaf in self._leaves) and _is_capturable(svi.optim)
@@ -178,7 +184,8 @@ class _CompiledStep:
 
     def _run_graph(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         # TF32 is a setting of the library; the graph itself rounds to bfloat16
-        with matmul_backend("tf32" if self._svi.precision == "tf32" else "float32"):
+        precision = "tf32" if self._svi.precision == "tf32" else "float32"
+        with matmul_backend(precision, self._large_products):
             return self._graph(*tensors, *self._schedules.values(), *self._constants)
 
     def _loss_and_gradients(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.compiler import matmul
+from pyro_vae.learning import CompiledSVI, svi
 from pyro_vae.programs import importance_weights
 
 
@@ -200,6 +202,33 @@ def test_onednn_is_used_on_amd_processors_or_on_request(library, monkeypatch):
     message = "expected PYRO_VAE_MATMUL to be auto, mkl or onednn; got 'blis'"
     with pytest.raises(ValueError, match=message):
         library()
+
+
+@pytest.mark.parametrize(
+    ("examples", "samples", "is_large"), [(20, 1, False), (127, 1, False), (20, 50, True)]
+)
+def test_products_of_few_rows_use_mkl(examples, samples, is_large, monkeypatch):
+    """The largest product of a step has as many rows as the decoder has inputs."""
+    monkeypatch.setattr(matmul, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(matmul, "_is_accurate", lambda: True)
+    monkeypatch.delenv("PYRO_VAE_MATMUL", raising=False)
+    network = partial(pv.networks.MLP, hidden=(130,))
+    vae = pv.VAE((200,), 2, encoder=network, decoder=network)
+    used = []
+
+    def run(graph, inputs):
+        def call(*args):
+            used.append(torch.backends.mkldnn.matmul.fp32_precision)
+            return graph(*args)
+
+        return call
+
+    monkeypatch.setattr(svi, "compile_graph", run)
+    objective = pv.objectives.IWAE(samples)
+    CompiledSVI(vae.model, vae.guide, pyro.optim.Adam({}), objective).step(
+        torch.ones(examples, 200)
+    )
+    assert used and all((setting == "bf16") == is_large for setting in used)
 
 
 def test_first_evaluation_of_a_process_is_compiled(vae, monkeypatch, caplog):
