@@ -101,3 +101,16 @@ def test_sentences_about_the_output_bias_have_the_numbers_of_the_results():
     )
     _, units = run("", "1 layer: VAE, k = 1")
     assert f"one layer ends with {units} units (the paper: 19)" in page
+
+
+def test_sentences_about_table_1_have_the_numbers_of_the_results():
+    file = ROOT / "experiments" / "results" / "iwae_table1-small.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    row = rows["1 layer: VAE, k = 1"]
+    values = [run["bounds"]["estimates"]["log_evidence"]["value"] for run in row["runs"]]
+    page = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
+    page = " ".join(page.split())
+    short = row["paper"]["value"] - statistics.fmean(values)
+    assert f"One layer with k = 1 is {short:.1f} nats short of the paper" in page
+    assert len(values) == 3 and statistics.stdev(values) < 0.1
+    assert not any("k = 5" in name for name in rows)  # "The rows with k = 5 and 50 are not run"
