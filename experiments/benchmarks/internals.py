@@ -26,7 +26,7 @@ import machine
 import ours
 import torch
 from cases import DEEP, WIDE
-from harness import Harness, Worker, log
+from harness import Case, Harness, Worker, log
 from job import Job, Run
 from summaries import summarise
 from table import read_results
@@ -122,7 +122,7 @@ TASKS = dict.fromkeys(("step", "iwae", "evaluate", "vamp", "ais"), prepare)
 def measure(harness: Harness, name: str, switches: list[str], rounds: int) -> dict[str, Any]:
     """Return the ratio of a workload's CPU time without each optimisation to that with all."""
     model, count, options = WORKLOADS[name]
-    problem = harness.problem(**model, epochs=10)
+    problem = harness.problem(Case({}, {}, **model, count=count))
     ratios, warm = {s: [] for s in switches}, count // 5 if "step" in name or name == "iwae" else 0
     with ExitStack() as stack:
         workers = {}
