@@ -69,8 +69,9 @@ TOPICS: dict[str, dict[str, Case]] = {
             "ours ours_evaluate ours_bfloat16 pyro jax pythae limit",
             DEEP,
             {"task": "evaluation", "num_samples": 5000},
-            # enough to be compiled
+            # enough to be compiled, in a quick run as well
             count=600,
+            least=600,
             peer_count=40,
             rounds=5,
         )

@@ -44,6 +44,7 @@ class Case:
         epochs: training before the measurement. With initial weights the KL divergence is near
             zero, and a contender that omits it would go unnoticed.
         threads: number of cores if not all.
+        least: steps or images in a turn of a quick run at least.
     """
 
     contenders: dict[str, Contender]
@@ -56,6 +57,7 @@ class Case:
     rounds: int = 15
     epochs: int = 10
     threads: int | None = None
+    least: int = 2
 
     def count_of(self, name: str) -> int:
         """Return the steps or images in a turn of a contender; the limit measures itself once."""
@@ -173,7 +175,7 @@ class Harness:
         """
         job = Job(problem=self.problem(case), device=self.device, **case.job)
         threads, rounds = case.threads or self.threads, self.scale(case.rounds, 3)
-        counts = {name: self.scale(case.count_of(name), 2) for name in case.contenders}
+        counts = {name: self.scale(case.count_of(name), case.least) for name in case.contenders}
         kernels = 0.0
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}

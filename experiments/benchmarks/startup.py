@@ -9,7 +9,8 @@ import tempfile
 from dataclasses import asdict, replace
 from typing import Any
 
-from harness import FOLDER, ContenderError, Harness, log, make_environment
+from cases import WIDE
+from harness import FOLDER, Case, ContenderError, Harness, log, make_environment
 from job import Job
 from summaries import summarise, summarise_ratios, take_turns
 
@@ -24,7 +25,8 @@ FIRST_STEP = (
 
 def measure_startup(harness: Harness) -> dict[str, dict[str, Any]]:
     """Measure imports, and the time from the imports to the end of the first step."""
-    job = Job("step", harness.problem((400,), 20, 0), device=harness.device)
+    problem = harness.problem(Case({}, {}, **WIDE, count=1, epochs=0))
+    job = Job("step", problem, device=harness.device)
 
     def first_step(module: str, compiled: bool = False) -> str:
         options = asdict(replace(job, compiled=compiled))

@@ -34,6 +34,7 @@ import worker
 from job import Job, find_fastest, make_inputs
 
 import pyro_vae as pv
+from pyro_vae.compiler.cache import worth_compiling
 
 PIXELS, TOY_HIDDEN = 6, 3
 needs_peers = pytest.mark.skipif(
@@ -427,7 +428,7 @@ def make_toy_case(names: str, **job) -> harness.Case:
 
 def test_case_is_measured_in_turns(tmp_path, monkeypatch, toy):
     monkeypatch.setattr(harness, "Worker", LocalWorker)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: toy)
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: toy)
     runner = harness.Harness(tmp_path, Path(), 1)
     monkeypatch.setattr(limits, "_time", lambda work: 1e-9)
     result = runner.measure(make_toy_case("ours pyro limit", task="step", batch=50))
@@ -447,6 +448,14 @@ def test_case_is_measured_in_turns(tmp_path, monkeypatch, toy):
     )
     with pytest.raises(summaries.DisagreementError, match="do not do the same work"):
         runner.measure(make_toy_case("ours pyro torch", task="step", batch=50))
+
+
+def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled():
+    runner, case = harness.Harness(Path(), Path(), 1, effort=0.25), cases.TOPICS["evaluation"]
+    (evaluation,) = case.values()
+    count = runner.scale(evaluation.count_of("ours"), evaluation.least)
+    assert worth_compiling(count * evaluation.job["num_samples"] * 784)
+    assert runner.scale(evaluation.count_of("jax"), evaluation.least) == 40
 
 
 def test_contenders_on_a_gpu_are_profiled(tmp_path, monkeypatch):
@@ -474,6 +483,15 @@ def test_contenders_on_a_gpu_are_profiled(tmp_path, monkeypatch):
     assert result["ratios"]["ours / its kernels"]["median"] == 4.0
 
 
+def test_internals_are_measured_between_turns_with_all(tmp_path, monkeypatch, toy):
+    monkeypatch.setattr(internals, "Worker", LocalWorker)
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: toy if case.epochs else "")
+    monkeypatch.setitem(internals.SWITCHES, "adam", ("step", lambda: None))
+    monkeypatch.setitem(internals.WORKLOADS, "step", (cases.WIDE, 2, {"task": "step", "batch": 5}))
+    row = internals.measure(harness.Harness(tmp_path, Path(), 1), "step", ["adam"], 3)
+    assert row["adam"]["rounds"] == 3 and row["adam"]["median"] > 0
+
+
 def test_time_of_code_includes_imports(tmp_path):
     runner = harness.Harness(tmp_path, Path(), 1)
     assert startup.time_code(runner, "import time; time.sleep(0.25)") > 0.25
@@ -486,7 +504,7 @@ def test_startup_is_measured_in_turns(tmp_path, monkeypatch):
         return 3.0 if "pyro_vae" in code or "import ours" in code else 2.0
 
     monkeypatch.setattr(startup, "time_code", fake)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: "nowhere")
+    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: f"{case.epochs} epochs")
     result = startup.measure_startup(harness.Harness(tmp_path, Path(), 1, effort=0.1))
     assert result["import"]["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
     assert result["first step"]["ratios"]["ours / pyro"]["median"] == 1.5
