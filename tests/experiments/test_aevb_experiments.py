@@ -265,7 +265,8 @@ def test_claims_include_the_variation_between_seeds():
     assert record["verdict"] == "undecided"
     equal = curves.combine_seeds(dict.fromkeys(range(3), claims[2]))
     assert (equal["verdict"], equal["se"]) == ("holds", pytest.approx(0.3))
-    for verdict in (claims[0].verdict, aevb_figure2._is_not_higher, aevb_figure3._tolerance_verdict):
+    rules = (aevb_figure2._is_not_higher, aevb_figure3._tolerance_verdict)
+    for verdict in (claims[0].verdict, *rules):
         single = curves.combine_seeds({0: replace(claims[0], verdict=verdict)})
         assert (single["verdict"], single["se_seeds"]) == ("one seed: not judged", None)
 
