@@ -136,7 +136,8 @@ def _format_small_batches(results: Mapping[str, Any]) -> list[str]:
     lines = [["a step on one thread over that of", *peers.values()], ["---"] * 4]
     for name, case in cases.items():
         ratios = (case["ratios"].get(f"ours / {peer}") for peer in peers)
-        lines.append([f"{case['model']}, {name}", *map(_format_ratio, ratios)])
+        label = name if case["model"] in name else f"{case['model']}, {name}"
+        lines.append([label, *map(_format_ratio, ratios)])
     return [_format_lines(lines)]
 
 
