@@ -136,7 +136,9 @@ def test_a_last_rung_that_is_not_good_is_reported(uneven):
     bounds = pv.evaluate(program, x, shift, num_samples=5000, estimators=[ladder])
     assert bounds.unreliable.tolist() == BAD
     assert "AIS is not good for 3 of 12 examples: the standard error is above 0.05" in str(bounds)
-    assert bounds.warning.endswith("Ladder(annealing=Annealing(num_temperatures=…)).")
+    assert bounds.warning.endswith(
+        "Ladder(annealing=Annealing(num_temperatures=…)) (see docs/how-to/read-khat.md)."
+    )
 
 
 def test_max_error_makes_examples_climb():

@@ -51,7 +51,7 @@ def random_data(monkeypatch):
 
     labels = torch.arange(100) % 10
     digits = RawData(images(28, 28), labels, peak=255)
-    faces = RawData(images(28, 20), None, peak=255)
+    faces = RawData(images(28, 20), None, peak=255, block=10)
     letters = RawData(images(28, 28) / 255, None, peak=1)
     binary = RawData((images(28, 28) > 127).float(), None, peak=1)
     fakes = {"mnist": digits, "mnist5k": digits, "frey": faces, "omniglot": letters}
