@@ -42,6 +42,7 @@ from pyro_vae.programs import importance_weights
 #: Model, steps or images per turn, and job of each workload.
 WORKLOADS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "step": (WIDE, 60, {"task": "step", "batch": 128, "compiled": True}),
+    "step_batch_1": (DEEP, 150, {"task": "step", "batch": 1, "compiled": True}),
     "step_batch_20": (DEEP, 150, {"task": "step", "batch": 20, "compiled": True}),
     "iwae": (DEEP, 15, {"task": "iwae", "batch": 20, "num_samples": 50, "compiled": True}),
     "evaluate": (DEEP, 250, {"task": "evaluate", "num_samples": 1000, "compiled": True}),
@@ -80,8 +81,12 @@ SWITCHES: dict[str, tuple[str, Callable[[], Any]]] = {
         _patch("step", lambda stepper: stepper._optimizer.step(), fused_adam.FusedAdamStepper),
     ),
     "onednn": (
-        "step step_batch_20 iwae evaluate ais evaluate_eager",
+        "step iwae evaluate ais evaluate_eager",
         lambda: os.environ.update(PYRO_VAE_MATMUL="mkl"),
+    ),
+    "few_rows": (
+        "step_batch_1 step_batch_20",
+        lambda: os.environ.update(PYRO_VAE_MATMUL="onednn"),
     ),
     "mallopt": (
         "step iwae evaluate step_eager evaluate_eager",

@@ -41,9 +41,9 @@ _log = logging.getLogger("pyro_vae")
 #: Environment variable that selects the library of float32 products on a CPU.
 _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
-#: Smallest dimension of the largest product from which oneDNN is faster than MKL on AMD processors:
-#: a step of 784–200–200–50 takes 2.7 times as long with oneDNN for 1 row, 1.6 times for 20 rows,
-#: 1.03 times for 100 and 0.94 times for 200 or more (``internals.py`` measures two of these).
+#: Smallest dimension of the largest product from which oneDNN is used on AMD processors. With it, a
+#: step takes 1.79 times as long for 1 row and 1.25 times for 20 rows; without it, 1.04 times for
+#: 128 rows (``few_rows`` and ``onednn`` of experiments/benchmarks/internals.py, Zen 4).
 _MIN_DIMENSION = 128
 #: Products of two matrices, the last two arguments.
 _PRODUCTS = {
