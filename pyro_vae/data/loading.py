@@ -85,8 +85,7 @@ def load(
             data. Ignored if the source has its own test set.
         labelled: number of training examples that keep their class label, the same number per
             class, sampled with the seed; the other labels become −1 (unknown). Default: all.
-        without_class: a class, by name or number, to remove from the training and validation data,
-            e.g. to evaluate anomaly detection.
+        without_class: a class, by name or number, to remove from training and validation data.
         values: representation of images that are not binarised: ``unit`` for grey values in
             [0, 1], ``integer`` for levels 0 … n, ``dequantized`` for (level + u) / (n + 1) in
             (0, 1), with uniform noise u resampled on every use, as required by densities.
@@ -99,10 +98,9 @@ def load(
             ``(N, …)`` to condition on.
         groups_key: name of the groups, e.g. patients, one for each example: all examples of a
             group are in the same split.
-        stratify: hold out the same share of every class, so that rare ones are in all splits.
-        keep_blocks: hold out whole blocks of near duplicates: 50 frames of ``frey``, a column of
-            ``patches``. If false, single examples are held out, whose near duplicates are in the
-            training data.
+        stratify: hold out the same share of every class.
+        keep_blocks: hold out whole blocks of near duplicates: frames of ``frey``, columns of
+            ``patches``.
         channels: where the channels of images in an array are, ``first``, ``last``, or ``none`` if
             it has no images; by default they are recognised.
         types: types of columns of a table that differ from those recognised, a list of NAME=TYPE

@@ -25,8 +25,8 @@ def linear_case(latent_dim, size, **options):
 
 def test_two_dimensions_are_within_a_tenth_of_a_nat():
     program, x, truth = linear_case(2, 10, shift=1.0)
-    bounds = reciprocal(program, x, num_samples=30, seed=1)
-    assert np.abs(bounds.per_datum["reciprocal"] - truth).max() < 0.15
+    bounds = reciprocal(program, x, seed=1)
+    assert np.abs(bounds.per_datum["reciprocal"] - truth).max() < 0.1
     z = (bounds.per_datum["reciprocal"] - truth) / np.sqrt(bounds.per_datum["reciprocal_variance"])
     assert np.abs(z).max() < 5 and z.std() < 2  # ten chains estimate their spread to 25 %
     assert bounds.per_datum["hmc_acceptance"].min() > 0.6
