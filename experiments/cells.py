@@ -23,7 +23,7 @@ from pyro_vae.runs.run import Run
 
 from .tables import HERE, Measure, Table, slug
 
-__all__ = ["FAILURES", "Cell", "find_cells", "format_error", "lock"]
+__all__ = ["FAILURES", "Cell", "find_cells", "format_error", "lock", "read_kept"]
 
 #: Expected failures of a cell, reported in one line; the other cells still run.
 FAILURES = (ValueError, OSError, ModuleNotFoundError, NonFiniteLossError)
@@ -321,12 +321,19 @@ class Cell:
         """
         if not self._measures_file.is_file():
             return {}
-        try:
-            return json.loads(self._measures_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{self._measures_file} is damaged: remove it to compute the measures again"
-            ) from error
+        return read_kept(self._measures_file, "compute the measures again")
+
+
+def read_kept(file: Path, action: str) -> dict[str, Any]:
+    """Return the contents of a JSON file of a run, which can be made anew by removing it.
+
+    Raises:
+        ValueError: if the file is damaged, with ``action``, which follows its removal.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: remove it to {action}") from error
 
 
 def find_cells(cell: type[Cell], table: Table, preset: str, runs: Path) -> list[Cell]:

@@ -20,7 +20,7 @@ from pyro_vae.config import experiment
 from pyro_vae.core import files
 from pyro_vae.learning.diagnostics import NonFiniteLossError
 
-from ..cells import Cell, lock
+from ..cells import Cell, lock, read_kept
 from ..tables import HERE, Table, slug
 
 __all__ = ["Pilot", "PilotCell", "PilotTable"]
@@ -121,12 +121,7 @@ class PilotCell(Cell):
         Raises:
             ValueError: if the file is damaged.
         """
-        try:
-            return json.loads(self.pilot_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{self.pilot_file} is damaged: remove it to repeat the pilot"
-            ) from error
+        return read_kept(self.pilot_file, "repeat the pilot")
 
     def extra_record(self) -> dict[str, Any]:
         return {"pilot": self.read_pilot(), **super().extra_record()}
