@@ -46,6 +46,8 @@ _PRESETS = ("small", "paper")
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "explanation" / "reproductions.md"
 #: Measures of active units, by column.
 _UNITS = {"units": "active units", "as the authors": "as the authors"}
+#: Measure of how far the bound is from log p(x), and its column.
+_LADDER = "log p̂ − L_5000"
 _UNKNOWN_CAUSE = "cause unknown"
 
 
@@ -170,8 +172,10 @@ def _format_table(rows: Sequence[Sequence[str]]) -> str:
 def _row_table(results: Mapping[str, Any]) -> list[list[str]]:
     rows = dict(_published_rows(results))
     has_units = any(row["paper"].get("units") for row in rows.values())
-    units = _UNITS if has_units else {}
-    head = ["", "seeds", "ELBO", "ours", "± seeds", "± data", *units]
+    columns = _UNITS if has_units else {}
+    if any(_LADDER in run.get("measures", {}) for row in rows.values() for run in row["runs"]):
+        columns = {_LADDER: _LADDER, **columns}
+    head = ["", "seeds", "ELBO", "ours", "± seeds", "± data", *columns]
     table = [[*head, "paper", "share of training", "verdict"]]
     for name, row in rows.items():
         comparison, runs = compare_row(row), row["runs"]
@@ -183,7 +187,7 @@ def _row_table(results: Mapping[str, Any]) -> list[list[str]]:
             share += ", stopped early"
         spread = f"{comparison.spread:.2f}" if len(runs) > 1 else ""
         ours = [format_elbo(runs), f"{comparison.value:.2f}", spread, f"{comparison.se:.2f}"]
-        ours += [format_measure(runs, measure) for measure in units.values()]
+        ours += [format_measure(runs, measure) for measure in columns.values()]
         table.append([name, str(len(runs)), *ours, row["published"], share, verdict])
     return table
 

@@ -29,6 +29,7 @@ from .iwae_paper import (
     TABLE_1,
     TWO_LAYERS,
     Recipe,
+    measure_ladder_gain,
     row_name,
 )
 
@@ -69,6 +70,7 @@ def make_presets(recipe: Recipe, valid: int, digits: str = "") -> dict[str, Pres
             lr=0.001,
             valid=min(valid, 10) if smoke else valid,
             digits=digits if smoke else "",
+            measures={"log p̂ − L_5000": measure_ladder_gain} if name == "paper" else None,
         )
     return presets
 

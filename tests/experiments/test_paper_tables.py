@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from linear_gaussian import LinearGaussian
 from scripts import ROOT, TABLES, make_args, read_json
 from torch import nn
 
@@ -31,6 +33,7 @@ from experiments.papers.iwae_paper import (
     TABLE_3,
     TEXT,
     count_units_as_authors,
+    measure_ladder_gain,
     row_name,
 )
 from experiments.studies import hierarchical, iwae
@@ -194,6 +197,23 @@ class TestRecipes:
         found = count_units_as_authors(model, data)
         # 0.04² (1/4 + 9) = 0.0148 is above 0.01 because of the noise of z1 alone
         assert found == {"value": 3, "text": "2+1"}
+        # else the next row would be evaluated beside the parameters of this one
+        assert not pyro.get_param_store()
+
+    def test_ladder_adds_what_is_missing_in_the_bound(self):
+        # L_5000 of a guide that is too narrow and misplaced in ten directions
+        program = LinearGaussian(latent_dim=10, data_dim=20, shift=1.0, inflate=0.5)
+        x = program.sample(30)
+        missing = (
+            program.log_evidence(x).numpy() - pv.evaluate(program, x).per_datum["log_evidence"]
+        )
+        test = SimpleNamespace(head=lambda n: x[:n])  # in float64, as the program
+        found = measure_ladder_gain(program, SimpleNamespace(test=test))
+        assert missing.mean() > 0.5
+        assert found["value"] == pytest.approx(missing.mean(), abs=0.03)
+        assert found["se"] == pytest.approx(missing.std(ddof=1) / 30**0.5, rel=0.1)
+        assert (found["unreliable"], found["num_data"]) == (0, 30)
+        assert found["text"] == f"{found['value']:+.2f} ± {found['se']:.2f}"
 
     def test_table_2_repeats_the_last_stage(self):
         for preset, epochs, lr in (("small", 9, 1e-3 * 10 ** (-2 / 7)), ("paper", 2187, 1e-4)):
