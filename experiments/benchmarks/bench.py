@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +22,9 @@ from pathlib import Path
 import machine
 import torch
 from cases import GPU_TOPICS, TOPICS
-from harness import ContenderError, Harness, log
-from startup import measure_startup
-from summaries import DisagreementError
+from harness import Harness, log
+from summaries import BenchmarkError
 from table import CPU_ROWS, format_table, read_results
-
-__all__ = ["main"]
 
 #: The interpreter of the peers' environment that ``make`` creates.
 PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
@@ -41,7 +37,8 @@ MAX_LOAD = 0.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; return 1 after an error, which is printed in one sentence."""
     args = _parse(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
         return 1
     if args.check:
@@ -49,34 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = os.getloadavg()[0]
     if load > MAX_LOAD:
         log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
-    rows = {(row.topic, row.case or row.topic) for row in CPU_ROWS}
-    cases = topics = {**TOPICS, "startup": {}}
-    if args.device == "cuda":
-        cases, topics = {**cases, **GPU_TOPICS}, GPU_TOPICS
-    elif args.quick:
-        topics = dict.fromkeys(row.topic for row in CPU_ROWS)
+    rows = [(row.topic, row.case or row.topic) for row in CPU_ROWS]
+    cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
+    topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
     folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
-    with tempfile.TemporaryDirectory() as temporary:
-        effort = QUICK_EFFORT if args.quick else 1.0
-        harness = Harness(Path(temporary), args.peers, args.threads, args.device, effort)
-        for topic in args.only or topics:
-            start, measured = time.monotonic(), {}
-            try:
-                if topic == "startup":
-                    measured = measure_startup(harness)
-                for name, case in cases[topic].items():
-                    if args.quick and (topic, name) not in rows:
-                        continue
+    harness = Harness(args.peers, args.threads, args.device, QUICK_EFFORT if args.quick else 1.0)
+    for topic in args.only or topics:
+        start, measured = time.monotonic(), {}
+        try:
+            for name, case in cases[topic].items():
+                if not args.quick or (topic, name) in rows:
                     log(f"{topic}: {name}")
                     measured[name] = harness.measure(case)
-            except (ContenderError, DisagreementError) as error:
-                log(f"{topic}: {error}")
-                return 1
-            options = f"{' --quick' * args.quick}{' --device cuda' * (args.device == 'cuda')}"
-            command = f"python experiments/benchmarks/bench.py --only {topic}{options}"
-            content = {"quick": args.quick, "load_before": load, "cases": measured}
-            path = machine.write_result(topic, command, content, folder, args.device)
-            log(f"{path}: {time.monotonic() - start:.0f} s")
+        except BenchmarkError as error:
+            log(f"{topic}: {error}")
+            return 1
+        options = f"{' --quick' * args.quick}{' --device cuda' * on_gpu}"
+        command = f"python experiments/benchmarks/bench.py --only {topic}{options}"
+        content = {"quick": args.quick, "load_before": load, "cases": measured}
+        path = machine.write_result(topic, command, content, folder, args.device)
+        log(f"{path}: {time.monotonic() - start:.0f} s")
     kind = path.parent.name
     print(format_table(kind, read_results(folder)[kind]))
     return 0
@@ -86,7 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
-    add("--only", nargs="+", choices=(*TOPICS, "startup"), help="run only these topics")
+    add("--only", nargs="+", choices=TOPICS, help="run only these topics")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=cores, help="threads per contender")
     add("--quick", action="store_true", help="fewer turns; written to runs/bench-quick")

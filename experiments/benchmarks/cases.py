@@ -7,13 +7,11 @@ from typing import Any
 
 from harness import Case, Contender
 
-__all__ = ["DEEP", "GPU_TOPICS", "TOPICS", "TWO_LAYERS", "WIDE"]
-
 CONTENDERS = {
     "ours": Contender("ours", {"compiled": True}),
     "ours_eager": Contender("ours"),
     "ours_evaluate": Contender("ours", {"task": "evaluate"}),
-    "ours_bfloat16": Contender("ours", {"task": "evaluate", "precision": "bfloat16"}),
+    "ours_bfloat16": Contender("ours", {"compiled": True, "precision": "bfloat16"}),
     "pyro": Contender("peers.pyro_svi"),
     "torch": Contender("peers.plain_torch"),
     "torch_compiled": Contender("peers.plain_torch", {"compiled": True}),
@@ -22,34 +20,43 @@ CONTENDERS = {
     "pythae": Contender("peers.pythae_nll", needs_peers=True),
     "limit": Contender("limits", {"compiled": True}),
 }
-WIDE: dict[str, Any] = {"hidden": (400,), "latent_dim": 20}
-DEEP: dict[str, Any] = {"hidden": (200, 200), "latent_dim": 50}
-TWO_LAYERS: dict[str, Any] = {
-    "hidden": (200, 200),
-    "latent_dim": 100,
-    "upper": ((100, 100), 50),
+#: From the start of Python to the end of the first step, and of an import.
+FIRST_STEP = {
+    "ours": CONTENDERS["ours_eager"],
+    "pyro": CONTENDERS["pyro"],
+    "ours_compiled": CONTENDERS["ours"],
 }
+EMPTY_CACHE = {
+    "ours_compiled": CONTENDERS["ours"],
+    "ours_compiled_cold": Contender("ours", {"compiled": True, "empty_cache": True}),
+}
+IMPORT = {"ours": Contender("pyro_vae"), "torch_and_pyro": Contender("pyro")}
+#: Hidden units and latents of each layer of latents.
+WIDE, DEEP, TWO_LAYERS = ((400, 20),), ((200, 200, 50),), ((200, 200, 100), (100, 100, 50))
 
 
-def make_case(names: str, model: dict[str, Any], job: dict[str, Any], **options: Any) -> Case:
-    contenders = {name: CONTENDERS[name] for name in names.split()}
-    return Case(contenders, job, **model, **options)
+def make_case(names: str, widths: Any, job: dict[str, Any], **options: Any) -> Case:
+    return Case({name: CONTENDERS[name] for name in names.split()}, job, widths, **options)
 
 
-def make_small(model: dict[str, Any], batch: int, k: int | None = None) -> Case:
+def make_small(widths: Any, batch: int, k: int = 0) -> Case:
     """Return a training step on one thread, of the ELBO or of IWAE with k samples."""
-    names = "ours torch_compiled numpyro limit" if k is None else "ours numpyro limit"
-    job = {"task": "step"} if k is None else {"task": "iwae", "num_samples": k}
+    names = f"ours {'' if k else 'torch_compiled'} numpyro limit"
+    if widths == DEEP and batch >= 20 and k in (0, 50):
+        names += " ours_bfloat16"
+    job = {"task": "iwae", "num_samples": k} if k else {"task": "step"}
     # with larger steps, few examples or a second layer lead each contender elsewhere
-    job |= {"batch": batch, "learning_rate": 1e-5 if batch < 20 or "upper" in model else 1e-3}
-    count = max(20, 300 // (k or 1))
-    return make_case(names, model, job, count=count, rounds=9 if batch == 20 else 5, threads=1)
+    job |= {"batch": batch, "learning_rate": 1e-3 if batch >= 20 and len(widths) == 1 else 1e-5}
+    count, rounds = max(20, 300 // (k or 1)), 9 if batch == 20 else 5
+    return make_case(names, widths, job, count=count, rounds=rounds, threads=1)
 
 
+#: Batch sizes of the ELBO, and k of IWAE with batches of 20.
+BATCHES, SAMPLES = (1, 8, 20, 100), (1, 5, 50)
 TOPICS: dict[str, dict[str, Case]] = {
     "step": {
         "step": make_case(
-            "ours ours_eager pyro torch torch_compiled numpyro limit",
+            "ours ours_eager ours_bfloat16 pyro torch torch_compiled numpyro limit",
             WIDE,
             {"task": "step", "batch": 128},
             # caches are cold at the start of a turn, unlike in real training
@@ -58,7 +65,7 @@ TOPICS: dict[str, dict[str, Case]] = {
     },
     "iwae": {
         "iwae": make_case(
-            "ours ours_eager pyro numpyro limit",
+            "ours ours_eager ours_bfloat16 pyro numpyro limit",
             DEEP,
             {"task": "iwae", "batch": 20, "num_samples": 50},
             count=60,
@@ -69,9 +76,7 @@ TOPICS: dict[str, dict[str, Case]] = {
             "ours ours_evaluate ours_bfloat16 pyro jax pythae limit",
             DEEP,
             {"task": "evaluation", "num_samples": 5000},
-            # enough to be compiled, in a quick run as well
-            count=600,
-            least=600,
+            count=600,  # enough to be compiled
             peer_count=40,
             rounds=5,
         )
@@ -81,10 +86,17 @@ TOPICS: dict[str, dict[str, Case]] = {
     },
     "small_batches": {
         "batch 20, 784–400–20": make_small(WIDE, 20),
-        **{f"batch {n}": make_small(DEEP, n) for n in (1, 8, 20, 100)},
-        **{f"IWAE k = {k}": make_small(DEEP, 20, k) for k in (1, 5, 50)},
-        **{f"two layers, batch {n}": make_small(TWO_LAYERS, n) for n in (1, 8, 20, 100)},
-        **{f"two layers, IWAE k = {k}": make_small(TWO_LAYERS, 20, k) for k in (1, 5, 50)},
+        **{f"batch {n}": make_small(DEEP, n) for n in BATCHES},
+        **{f"IWAE k = {k}": make_small(DEEP, 20, k) for k in SAMPLES},
+        **{f"two layers, batch {n}": make_small(TWO_LAYERS, n) for n in BATCHES},
+        **{f"two layers, IWAE k = {k}": make_small(TWO_LAYERS, 20, k) for k in SAMPLES},
+    },
+    "startup": {
+        "import": Case(IMPORT, {"task": "import"}, rounds=11, fresh=True),
+        "first step": Case(FIRST_STEP, {"task": "step"}, WIDE, rounds=5, epochs=0, fresh=True),
+        "first step, empty cache": Case(
+            EMPTY_CACHE, {"task": "step"}, WIDE, rounds=5, epochs=0, fresh=True
+        ),
     },
 }
 #: What a GPU changes, with L_5000 of as many digits as the MNIST test set has.

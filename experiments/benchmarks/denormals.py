@@ -23,6 +23,8 @@ from typing import Any
 
 import machine
 import torch
+from cases import DEEP
+from ours import make_model
 from pyro.infer import SVI
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,16 +89,11 @@ def measure_cost(run: Callable[[], Any], prepare: Callable[[], Any] = lambda: No
     return statistics.median(ratios)
 
 
-def make_vae(data: pv.data.Dataset) -> pv.VAE:
-    network = partial(pv.networks.MLP, hidden=(200, 200))
-    return pv.VAE(data.event_shape, 50, encoder=network, decoder=network)
-
-
 def measure_adam() -> tuple[float, float]:
     """Return denormal numbers per million moments just before a removal, and their cost."""
     torch.manual_seed(0)
     data = pv.data.load("mnist", binarize="dynamic")
-    vae, x = make_vae(data), data.train.materialize(0)
+    vae, x = make_model(DEEP, data.event_shape), data.train.materialize(0)
     optim = FusedOptimizer(partial(torch.optim.Adam, lr=1e-3))
     optim.add(dict(vae.named_parameters()))
     svi = SVI(vae.model, vae.guide, optim, objectives.ELBO())
@@ -122,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = pv.data.load("mnist5k", binarize="dynamic")
-    vae = make_vae(data)
+    vae = make_model(DEEP, data.event_shape)
     pv.fit(vae, data.train, objective=objectives.IWAE(50), epochs=2, batch_size=BATCH)
     x = data.train.materialize(0)[:BATCH]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -26,10 +25,10 @@ import machine
 import ours
 import torch
 from cases import DEEP, WIDE
-from harness import Case, Harness, Worker, log
+from harness import Worker, log
 from job import Job, Run
 from summaries import summarise
-from table import read_results
+from table import format_lines, format_ratio, read_results
 from torch.fx import Interpreter
 
 import pyro_vae as pv
@@ -114,20 +113,19 @@ def prepare(job: Job) -> Run:
         return ours.TASKS[job.task](job)
     vae = ours.make_vae(job).eval()
     if job.task == "vamp":
-        vae.prior = pv.priors.VampPrior(job.data.latent_dim, components=100).eval()
+        vae.prior = pv.priors.VampPrior(job.problem.latent_dims[0], components=100).eval()
         vae.prior.bind(vae.posterior)
     evaluate = partial(pv.evaluate, num_samples=job.num_samples, compile=job.compiled)
     return ours.prepare_bounds(job, vae, evaluate)
 
 
-PACKAGES = ours.PACKAGES
 TASKS = dict.fromkeys(("step", "iwae", "evaluate", "vamp", "ais"), prepare)
 
 
-def measure(harness: Harness, name: str, switches: list[str], rounds: int) -> dict[str, Any]:
+def measure(name: str, switches: list[str], rounds: int) -> dict[str, Any]:
     """Return the ratio of a workload's CPU time without each optimisation to that with all."""
-    model, count, options = WORKLOADS[name]
-    problem = harness.problem(Case({}, {}, **model, count=count))
+    widths, count, options = WORKLOADS[name]
+    problem = ours.make_problem(widths, epochs=10)
     ratios, warm = {s: [] for s in switches}, count // 5 if "step" in name or name == "iwae" else 0
     with ExitStack() as stack:
         workers = {}
@@ -153,15 +151,12 @@ def format_table(ratios: dict[str, dict[str, Any]]) -> str:
     for switch in dict.fromkeys(s for row in ratios.values() for s in row):
         name = switch if switch in SWITCHES else f"{switch} (removed)"
         lines.append([name, *(_format_cell(row.get(switch)) for row in ratios.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return format_lines(lines)
 
 
 def _format_cell(summary: dict[str, Any] | None) -> str:
-    if summary is None:
-        return ""
-    low, high = summary["quartiles"]
-    text = f"{summary['median']:.2f} ({low:.2f}–{high:.2f})"
-    return f"**{text}**" if summary["median"] >= 1.05 else text
+    text = format_ratio(summary)
+    return f"**{text}**" if summary and summary["median"] >= 1.05 else text
 
 
 def main(argv: list[str]) -> None:
@@ -177,14 +172,12 @@ def main(argv: list[str]) -> None:
     if options.table:
         print(format_table(ratios))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        harness = Harness(Path(folder), None, threads=1)
-        for name in options.only:
-            switches = [s for s in options.without if name in SWITCHES[s][0].split()]
-            row = measure(harness, name, switches, options.rounds)
-            ratios[name] = {**ratios.get(name, {}), **row}
-            command = "python experiments/benchmarks/internals.py"
-            machine.write_result("internals", command, {"ratios": ratios})
+    for name in options.only:
+        switches = [s for s in options.without if name in SWITCHES[s][0].split()]
+        row = measure(name, switches, options.rounds)
+        ratios[name] = {**ratios.get(name, {}), **row}
+        command = "python experiments/benchmarks/internals.py"
+        machine.write_result("internals", command, {"ratios": ratios})
 
 
 if __name__ == "__main__":

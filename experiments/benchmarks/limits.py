@@ -8,91 +8,85 @@ part is measured in isolation. The limit takes turns as a contender does; the va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from job import Job, Layers, Run
+from job import Job, Run
+from peers.plain_torch import Networks
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
-__all__ = ["PACKAGES", "TASKS", "Product", "Work", "count_ais", "count_evaluation", "count_step"]
-
-PACKAGES = ("torch",)
 #: Maximum relative error of a float32 matrix product.
 MAX_ERROR = 1e-5
-#: Batch sizes tried for the layers of an evaluation.
-BATCH_SIZES = (1024, 4096, 16384)
+#: Samples of an evaluation that are computed together, and multiples that may be faster.
+SAMPLES, MULTIPLES = 1024, (1, 4, 16)
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+#: Operators that need one pass of an elementary function over their first argument.
+PASSES: dict[Any, Callable[[Tensor], Tensor]] = {
+    torch.ops.aten.tanh.default: torch.tanh,
+    torch.ops.aten.softplus.default: lambda x: F.softplus(x).sum(-1),
+    torch.ops.aten.softplus_backward.default: torch.sigmoid,
+}
 
 
-class Product(NamedTuple):
-    """A product (n × k) (k × m) that is computed ``count`` times."""
-
-    n: int
-    k: int
-    m: int
-    count: float = 1.0
-
-
-@dataclass
-class Work:
-    """What a step or a sample computes at least.
+class Work(TorchDispatchMode):
+    """Record of what the operators within this context compute at least.
 
     Attributes:
-        products: for each matrix product its alternatives, of which the fastest counts.
-        passes: for each elementwise function how many numbers it is applied to, and how often.
+        products: sizes of each matrix product (n × k) (k × m).
+        passes: how many numbers each operator of ``PASSES`` is applied to.
+        times: how often the work is done.
+        multiples: factors of n, of which the fastest in relation counts.
         parameters: parameters that Adam updates.
-        traffic: bytes moved between memory and processor.
+        traffic: bytes moved between memory and processor, if not part of the passes.
     """
 
-    products: list[list[Product]] = field(default_factory=list)
-    passes: dict[str, tuple[int, float]] = field(default_factory=dict)
-    parameters: int = 0
-    traffic: int = 0
+    def __init__(self, times: float = 1.0, multiples: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        self.times, self.multiples, self.parameters, self.traffic = times, multiples, 0, 0
+        self.products: list[tuple[int, int, int]] = []
+        self.passes: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            a, b = args[-2:]
+            self.products.append((*a.shape, b.shape[1]))
+        elif func in PASSES:
+            self.passes[func] += args[0].numel()
+        return func(*args, **(kwargs or {}))
 
 
 def count_step(job: Job) -> Work:
     """Return the work of a training step."""
-    problem, rows = job.data, job.batch
-    samples, pixels = rows * job.num_samples, problem.train.shape[1]
-    upper = [*problem.upper_encoder, *problem.upper_decoder]
-    parameters = sum(w.size + b.size for w, b in [*problem.encoder, *problem.decoder, *upper])
-    hidden_above = 2 * sum(problem.upper[0]) if problem.upper else 0
-    return Work(
-        products=[
-            *_training_products(problem.encoder, rows, input_gradient=False),
-            *_training_products(problem.decoder, samples, input_gradient=True),
-            *_training_products(problem.upper_encoder, samples, input_gradient=True),
-            *_training_products(problem.upper_decoder, samples, input_gradient=True),
-        ],
-        # softplus in the forward pass, its derivative in the backward pass
-        passes={
-            "softplus": (samples * pixels, 1.0),
-            "sigmoid": (samples * pixels, 1.0),
-            "tanh": ((rows + samples) * sum(problem.hidden) + samples * hidden_above, 1.0),
-        },
-        parameters=parameters,
-        # Adam reads parameters, gradients and both moments, and writes all but the gradients
-        traffic=4 * (7 * parameters + 2 * rows * pixels),
-    )
+    networks, pixels = Networks(replace(job, device="cpu")), job.problem.train.shape[1]
+    with Work() as work:
+        z, outputs = torch.zeros(job.batch, pixels), []
+        for encoder, decoder in zip(networks.encoders, networks.decoders, strict=True):
+            loc, scale = encoder(z).chunk(2, -1)
+            z = loc + scale if outputs else (loc + scale).repeat(job.num_samples, 1)
+            outputs.append(decoder(z) if outputs else F.softplus(decoder(z)))
+        torch.stack([output.sum() for output in outputs]).sum().backward()
+    work.parameters = sum(parameter.numel() for parameter in networks.parameters())
+    # Adam reads parameters, gradients and both moments, and writes all but the gradients
+    work.traffic = 4 * (7 * work.parameters + 2 * job.batch * pixels)
+    return work
 
 
-def count_evaluation(job: Job) -> Work:
-    """Return the work of one sample of L_K; its memory traffic is part of the passes."""
-    problem, rows = job.data, BATCH_SIZES[0]
-    return Work(
-        products=[
-            [Product(n, *weight.T.shape, 1 / n) for n in BATCH_SIZES]
-            for weight, _ in problem.decoder
-        ],
-        passes={
-            "tanh": (rows * sum(problem.hidden), 1 / rows),
-            "softplus": (rows * problem.test.shape[1], 1 / rows),
-        },
-    )
+def count_samples(job: Job, gradients: int = 0) -> Work:
+    """Return the work of a sample of L_K, or of gradients of log p(x|z) by z."""
+    decoder = Networks(replace(job, device="cpu")).decoders[0].requires_grad_(False)
+    z = torch.zeros(SAMPLES, *job.problem.latent_dims, requires_grad=gradients > 0)
+    with Work((gradients or 1) / SAMPLES, MULTIPLES) as work:
+        total = F.softplus(decoder(z)).sum()
+        if gradients:
+            total.backward()
+    return work
 
 
 def count_ais(job: Job) -> Work:
@@ -100,41 +94,25 @@ def count_ais(job: Job) -> Work:
 
     Each step needs a gradient with respect to the latents, and each temperature one more.
     """
-    gradients, work = 8 * 11 * job.num_samples, count_evaluation(job)
-    products = [[p._replace(count=p.count * gradients) for p in row] for row in work.products]
-    return Work(
-        products=[*products, *([p._replace(k=p.m, m=p.k) for p in row] for row in products)],
-        passes={
-            name: (n, count * gradients)
-            for name, (n, count) in {**work.passes, "sigmoid": work.passes["softplus"]}.items()
-        },
-    )
+    return count_samples(job, gradients=8 * 11 * job.num_samples)
 
 
-def _training_products(layers: Layers, rows: int, input_gradient: bool) -> Iterator[list[Product]]:
-    """Yield the products of forward pass, weight gradients and input gradients."""
-    for i, (weight, _) in enumerate(layers):
-        width_out, width_in = weight.shape
-        yield [Product(rows, width_in, width_out)]
-        yield [Product(width_in, rows, width_out)]
-        if i or input_gradient:
-            yield [Product(rows, width_out, width_in)]
-
-
-def prepare(job: Job, count: Callable[[Job], Work]) -> Run:
-    """Prepare the measurement of a task's limit."""
-    work, kernels = count(job), _make_kernels(job)
+def prepare(job: Job, work: Work) -> Run:
+    """Prepare the measurement of a limit, with eager and, if compiled, Inductor's kernels."""
+    kernels = [PASSES]
+    if job.compiled:
+        kernels += [{op: torch.compile(kernel, dynamic=True) for op, kernel in PASSES.items()}]
 
     def run(inputs: np.ndarray) -> list[float]:
-        products = sum(
-            min(p.count * time_product(p.n, p.k, p.m, job.device) for p in alternatives)
-            for alternatives in work.products
+        products = work.times * sum(
+            min(time_product(r * n, k, m, job.device) / r for r in work.multiples)
+            for n, k, m in work.products
         )
-        elements = sum(
-            count * n * _time_pass(kernels[name], n, job.device)
-            for name, (n, count) in work.passes.items()
+        elements = work.times * sum(
+            time_pass([variant[op] for variant in kernels], numbers, job.device)
+            for op, numbers in work.passes.items()
         )
-        memory = work.traffic and work.traffic * _time_byte(work.parameters, job.device)
+        memory = work.traffic and work.traffic * time_byte(work.parameters, job.device)
         return [products + elements + memory, products, elements, memory]
 
     return run
@@ -159,14 +137,14 @@ def time_product(n: int, k: int, m: int, device: str) -> float:
     return min(seconds)
 
 
-def _time_pass(kernels: list[Callable[[Tensor], Tensor]], numbers: int, device: str) -> float:
-    """Return the seconds per number of a pass with the fastest kernel."""
+def time_pass(kernels: list[Callable[[Tensor], Tensor]], numbers: int, device: str) -> float:
+    """Return the seconds of a pass over numbers with the fastest kernel."""
     # whole rows, because one of the kernels sums over them
     x = torch.randn(max(1, numbers // 784), 784, device=device)
-    return min(_time(lambda k=kernel: k(x)) for kernel in kernels) / x.numel()
+    return min(_time(lambda k=kernel: k(x)) for kernel in kernels) * numbers / x.numel()
 
 
-def _time_byte(size: int, device: str) -> float:
+def time_byte(size: int, device: str) -> float:
     """Return the seconds per byte of adding two tensors of ``size`` numbers into a third."""
     a, b, out = (torch.ones(size, device=device) for _ in range(3))
     return _time(lambda: torch.add(a, b, out=out)) / (3 * 4 * size)
@@ -178,21 +156,5 @@ def _time(work: Callable[[], object]) -> float:
     return min(timer.blocked_autorange(min_run_time=0.025).times)
 
 
-def _make_kernels(job: Job) -> dict[str, list[Callable[[Tensor], Tensor]]]:
-    """Return the kernels of each elementwise function: eager and, if compiled, Inductor's."""
-    eager: dict[str, Callable[[Tensor], Tensor]] = {
-        "softplus": lambda x: F.softplus(x).sum(-1),
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-    }
-    if not job.compiled:
-        return {name: [kernel] for name, kernel in eager.items()}
-    return {name: [f, torch.compile(f, dynamic=True)] for name, f in eager.items()}
-
-
-TASKS = {
-    "step": lambda job: prepare(job, count_step),
-    "iwae": lambda job: prepare(job, count_step),
-    "evaluation": lambda job: prepare(job, count_evaluation),
-    "ais": lambda job: prepare(job, count_ais),
-}
+COUNTS = {"step": count_step, "iwae": count_step, "evaluation": count_samples, "ais": count_ais}
+TASKS = {task: lambda job, count=count: prepare(job, count(job)) for task, count in COUNTS.items()}

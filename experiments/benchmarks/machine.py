@@ -14,8 +14,6 @@ import torch
 
 from pyro_vae.core.files import atomic_write_text
 
-__all__ = ["RESULTS", "describe_machine", "name_kind", "write_result"]
-
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import cast
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from job import Job, Run, Upper
+from job import Job, Problem, Run
+from peers.plain_torch import load_weights, prepare_steps
 from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
 
@@ -19,41 +20,80 @@ from pyro_vae.learning import CompiledSVI
 from pyro_vae.learning.cuda_graph import enable_capturable
 from pyro_vae.learning.optimizers import FusedOptimizer
 
-__all__ = ["PACKAGES", "TASKS", "find_networks", "make_model", "make_vae", "prepare_bounds"]
 
-PACKAGES = ("torch", "pyro-ppl", "pyro-vae")
+def make_model(widths: tuple[tuple[int, ...], ...], shape: tuple[int, ...] = (784,)) -> Any:
+    """Return a VAE with the hidden units and latents of each layer of latents."""
+    encoders = [partial(pv.networks.MLP, hidden=hidden) for *hidden, _ in widths]
+    decoders = [partial(pv.networks.MLP, hidden=hidden[::-1]) for *hidden, _ in widths]
+    latent_dims = tuple(layer[-1] for layer in widths)
+    if len(widths) == 1:
+        return pv.VAE(shape, latent_dims[0], encoder=encoders[0], decoder=decoders[0])
+    return pv.HierarchicalVAE(shape, latent_dims, encoders=encoders, decoders=decoders)
 
 
-def prepare_training(job: Job, objective: ELBO) -> Run:
-    """Prepare steps of SVI on minibatches gathered from data on the device."""
-    vae = make_vae(job)
-    x = torch.from_numpy(job.data.train).to(job.device)
-    optim = FusedOptimizer(partial(torch.optim.Adam, lr=job.learning_rate))
-    svi: SVI
-    if job.compiled:
-        optim.add(dict(vae.named_parameters()))
-        if job.device == "cuda" and optim.optimizer is not None:
-            enable_capturable(optim.optimizer)
-        svi = CompiledSVI(vae.model, vae.guide, optim, objective, draw=lambda rows: (x[rows],))
-    else:
-        svi = SVI(vae.model, vae.guide, optim, loss=objective)
+def find_networks(vae: Any) -> list[nn.Module]:
+    """Return the encoders and the decoders, each from the lowest layer of latents."""
+    if isinstance(vae, pv.VAE):
+        return [vae.posterior.network, vae.likelihood.network]
+    layers = [*vae.inference.layers, vae.likelihood, *vae.conditionals]
+    return [layer.network for layer in layers]
+
+
+@cache
+def make_problem(widths: tuple[tuple[int, ...], ...], epochs: int = 0) -> Problem:
+    """Return binarised ``mnist5k`` (1000 test examples) and the weights of a trained VAE."""
+    data = pv.data.load("mnist5k", binarize="static", valid=0, test=1000)
+    train, test = (split.materialize(0).flatten(1) for split in (data.train, data.test))
+    pyro.set_rng_seed(0)
+    vae = make_model(widths)
+    if epochs:
+        pv.fit(vae, train, epochs=epochs, seed=0, device="cpu")
+    arrays = [[p.detach().numpy() for p in network.parameters()] for network in find_networks(vae)]
+    networks = [list(zip(weights[::2], weights[1::2], strict=True)) for weights in arrays]
+    depth = len(widths)
+    return Problem(widths, train.numpy(), test.numpy(), networks[:depth], networks[depth:])
+
+
+def make_vae(job: Job) -> Any:
+    """Return the VAE with the problem's weights, on the device."""
+    problem = job.problem
+    vae = make_model(problem.widths, problem.train.shape[1:])
+    weights = problem.encoders + problem.decoders
+    for network, layers in zip(find_networks(vae), weights, strict=True):
+        load_weights(network, layers)
+    pyro.set_rng_seed(0)
+    return vae.to(job.device)
+
+
+def prepare_training(job: Job, objective: ELBO, binarize: bool = False) -> Run:
+    """Prepare steps of SVI on minibatches; compiled steps gather and binarise them."""
+    pyro.enable_validation(False)
+    vae, optim = make_vae(job), FusedOptimizer(partial(torch.optim.Adam, lr=job.learning_rate))
+    if not job.compiled:
+        return prepare_steps(job, SVI(vae.model, vae.guide, optim, loss=objective).step)
+    optim.add(dict(vae.named_parameters()))
+    if job.device == "cuda" and optim.optimizer is not None:
+        enable_capturable(optim.optimizer)
+    x = torch.from_numpy(job.problem.train).to(job.device)
+
+    def draw(rows: Tensor) -> tuple[Tensor]:
+        return (torch.bernoulli(x[rows]) if binarize else x[rows],)
+
+    svi = CompiledSVI(vae.model, vae.guide, optim, objective, draw, precision=job.precision)
 
     def run(inputs: np.ndarray) -> list[float]:
-        rows = torch.from_numpy(inputs).to(job.device)
-        with pyro.validation_enabled(False):
-            if job.compiled:
-                # synchronise once, after all steps, as ``fit`` does
-                total = float(torch.stack([cast(Tensor, svi.step(i)) for i in rows]).sum())
-            else:
-                total = sum(cast(float, svi.step(x[index])) for index in rows)
-        return [total / inputs.size]
+        # synchronise once, after all steps, as ``fit`` does
+        losses = [svi.step(index) for index in torch.from_numpy(inputs).to(job.device)]
+        return [float(torch.stack(losses).sum()) / inputs.size]
 
     return run
 
 
-def prepare_log_weights(job: Job) -> Run:
-    """Prepare L_K of each image by one call of ``log_weights``."""
-    vae, x = make_vae(job).eval(), torch.from_numpy(job.data.test).to(job.device)
+def prepare_evaluation(job: Job) -> Run:
+    """Prepare L_K of each image by one call of ``log_weights``, or of ``evaluate`` in bfloat16."""
+    if job.precision != "float32":
+        return prepare_evaluate(job)
+    vae, x = make_vae(job).eval(), torch.from_numpy(job.problem.test).to(job.device)
 
     def run(images: np.ndarray) -> list[float]:
         log_w = pv.log_weights(vae.model, vae.guide, x[images], num_samples=job.num_samples)
@@ -63,13 +103,10 @@ def prepare_log_weights(job: Job) -> Run:
 
 
 def prepare_bounds(
-    job: Job,
-    vae: pv.VAE | pv.HierarchicalVAE,
-    evaluate: Callable[..., pv.Bounds],
-    name: str = "log_evidence",
+    job: Job, vae: Any, evaluate: Callable[..., pv.Bounds], name: str = "log_evidence"
 ) -> Run:
     """Prepare the estimates of each image that a function returns as a column of ``Bounds``."""
-    x, seeds = torch.from_numpy(job.data.test).to(job.device), iter(range(10**9))
+    x, seeds = torch.from_numpy(job.problem.test).to(job.device), iter(range(10**9))
     return lambda images: evaluate(vae, x[images], seed=next(seeds)).per_datum[name].tolist()
 
 
@@ -84,47 +121,10 @@ def prepare_ais(job: Job) -> Run:
     return prepare_bounds(job, make_vae(job).eval(), partial(pv.ais, annealing=annealing), "ais")
 
 
-def make_model(
-    shape: tuple[int, ...], hidden: tuple[int, ...], latent_dim: int, upper: Upper | None
-) -> pv.VAE | pv.HierarchicalVAE:
-    """Return a VAE with one layer of latents, or with a second one above it."""
-    encoder = partial(pv.networks.MLP, hidden=hidden)
-    decoder = partial(pv.networks.MLP, hidden=hidden[::-1])
-    if upper is None:
-        return pv.VAE(shape, latent_dim, encoder=encoder, decoder=decoder)
-    above = partial(pv.networks.MLP, hidden=upper[0])
-    return pv.HierarchicalVAE(
-        shape, (latent_dim, upper[1]), encoders=[encoder, above], decoders=[decoder, above]
-    )
-
-
-def find_networks(vae: pv.VAE | pv.HierarchicalVAE) -> dict[str, nn.Module]:
-    """Return the networks by their names in ``Problem``."""
-    decoder = vae.likelihood.network
-    if isinstance(vae, pv.VAE):
-        return {"encoder": vae.posterior.network, "decoder": decoder}
-    lower, upper = vae.inference.layers
-    names = {"encoder": lower.network, "decoder": decoder, "upper_encoder": upper.network}
-    return {**names, "upper_decoder": vae.conditionals[0].network}
-
-
-def make_vae(job: Job) -> pv.VAE | pv.HierarchicalVAE:
-    """Return the VAE with the problem's weights, on the device."""
-    problem = job.data
-    shape = problem.train.shape[1:]
-    vae = make_model(shape, problem.hidden, problem.latent_dim, problem.upper)
-    for name, network in find_networks(vae).items():
-        linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        for layer, (weight, bias) in zip(linear, getattr(problem, name), strict=True):
-            layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
-    pyro.set_rng_seed(0)
-    return vae.to(job.device)
-
-
 TASKS = {
     "step": lambda job: prepare_training(job, pv.objectives.ELBO()),
     "iwae": lambda job: prepare_training(job, pv.objectives.IWAE(job.num_samples)),
-    "evaluation": prepare_log_weights,
+    "evaluation": prepare_evaluation,
     "evaluate": prepare_evaluate,
     "ais": prepare_ais,
 }

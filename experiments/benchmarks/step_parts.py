@@ -2,24 +2,21 @@
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/step_parts.py
 
-Batch 20, 784–200–200–50, synthetic data. The profiler adds to the small parts.
+Batch 20, 784–200–200–50, binarisation in the step. The profiler adds to the small parts.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import machine
-import pyro
-import torch
+from cases import DEEP
+from job import Job, make_inputs
+from ours import make_problem, prepare_training
 from torch.profiler import ProfilerActivity, profile
 
 import pyro_vae as pv
 from pyro_vae.compiler.allocator import keep_freed_memory
-from pyro_vae.learning import CompiledSVI
-from pyro_vae.learning.optimizers import FusedOptimizer
 
-BATCH, STEPS = 20, 100
+STEPS = 100
 #: Parts by a piece of the names of their events; the first that fits counts.
 PARTS = {
     "products": ("aten::mm", "aten::addmm"),
@@ -32,25 +29,13 @@ PARTS = {
 
 def measure_parts() -> dict[str, float]:
     """Return the share of each part in the time of a step."""
-    torch.manual_seed(0)
     keep_freed_memory()
-    network = partial(pv.networks.MLP, hidden=(200, 200))
-    vae = pv.VAE((784,), 50, encoder=network, decoder=network)
-    optim = FusedOptimizer(partial(torch.optim.Adam, lr=1e-3))
-    optim.add(dict(vae.named_parameters()))
-    svi = CompiledSVI(
-        vae.model,
-        vae.guide,
-        optim,
-        pv.objectives.ELBO(),
-        draw=lambda x, rows: (torch.bernoulli(x[rows]),),
-    )
-    x, rows = torch.rand(BATCH * STEPS, 784), torch.randperm(BATCH * STEPS).view(STEPS, BATCH)
-    for index in rows:
-        svi.step(x, index)
+    job = Job("step", make_problem(DEEP), batch=20, compiled=True)
+    run = prepare_training(job, pv.objectives.ELBO(), binarize=True)
+    next_inputs = make_inputs(job)
+    run(next_inputs(STEPS))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for index in rows:
-            svi.step(x, index)
+        run(next_inputs(STEPS))
     times = dict.fromkeys(PARTS, 0.0)
     for event in profiled.key_averages():
         part = next(p for p, names in PARTS.items() if any(n in event.key for n in names))
@@ -59,7 +44,5 @@ def measure_parts() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    pyro.enable_validation(False)
-    parts = measure_parts()
     print(machine.describe_machine()["cpu"])
-    print("\n".join(f"{part}: {share:.0%}" for part, share in parts.items()))
+    print("\n".join(f"{part}: {share:.0%}" for part, share in measure_parts().items()))

@@ -12,13 +12,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 import torch
+from cases import WIDE
+from ours import make_model
 from summaries import summarise, take_turns
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,12 +40,6 @@ class Pictures(Dataset):
 
     def __getitem__(self, i: int) -> np.ndarray:
         return np.array(self._array[i])
-
-
-def make_dense() -> pv.VAE:
-    """784–400–20, with Bernoulli pixels."""
-    network = partial(pv.networks.MLP, hidden=(400,))
-    return pv.VAE((784,), 20, encoder=network, decoder=network)
 
 
 def make_convolutional() -> pv.VAE:
@@ -76,7 +71,7 @@ def main() -> int:
         values = random.integers(0, 2, (25_600, 784), dtype=np.uint8)
         np.save(path, values)
         rows["784–400–20, memory map"] = compare(
-            make_dense,
+            lambda: make_model(WIDE),
             {
                 "memory": pv.data.Split(torch.from_numpy(values), 1.0),
                 "stream": pv.data.as_split(np.load(path, mmap_mode="r"), peak=1.0),

@@ -11,20 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = [
-    "DisagreementError",
-    "check_estimates_agree",
-    "check_losses_agree",
-    "summarise",
-    "summarise_ratios",
-    "take_turns",
-]
-
 T = TypeVar("T")
 
 
-class DisagreementError(ValueError):
-    """The results of the contenders differ, so that their times must not be compared."""
+class BenchmarkError(RuntimeError):
+    """A contender failed or does other work than the others; the message is one sentence."""
 
 
 def take_turns(names: Sequence[str], rounds: int, work: Callable[[str], T]) -> dict[str, list[T]]:
@@ -87,7 +78,7 @@ def check_estimates_agree(
 
 def _check(name: str, what: str, value: float, center: float, tolerance: float) -> None:
     if not abs(value - center) <= tolerance:
-        raise DisagreementError(
+        raise BenchmarkError(
             f"expected the {what} of {name!r} within {tolerance:.3f} nats of the median of all "
             f"contenders, {center:.3f}; got {value:.3f}: the contenders do not do the same work"
         )

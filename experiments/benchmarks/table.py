@@ -18,8 +18,6 @@ from machine import RESULTS
 
 from pyro_vae.core.files import atomic_write_text
 
-__all__ = ["CPU_ROWS", "GPU_ROWS", "PAGE", "Row", "format_table", "format_tables", "read_results"]
-
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "performance.md"
 START, END = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
 #: Quartiles further apart than this fraction of the median mark a row as unsteady.
@@ -30,7 +28,7 @@ class Row(NamedTuple):
     """The ratio of the time of this package to that of a peer or of the limit.
 
     Attributes:
-        text: the label; ``{}`` is replaced by the peer.
+        text: the label.
         target: the largest median that meets the target; ``None`` without a target.
         peer, name: the other contender, and how it is called in the table.
         topic, case: where the ratio is found.
@@ -63,7 +61,7 @@ class Row(NamedTuple):
                 verdicts += ["the limit is above the target"]
         if high - low > MAX_SPREAD * median:
             verdicts += ["unsteady"]
-        return [*head, _format_ratio(ratio), limit, "; ".join(verdicts)]
+        return [*head, format_ratio(ratio), limit, "; ".join(verdicts)]
 
 
 STEP, IWAE = "step, batch 128", "IWAE step, k = 50, batch 20"
@@ -123,32 +121,41 @@ def format_table(kind: str, results: Mapping[str, Any]) -> str:
     quick = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
     lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
     lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
-    tables = [_format_lines(lines), *([] if gpu else _format_small_batches(results))]
+    tables = [format_lines(lines)]
+    small = results.get("small_batches", {}).get("cases", {})
+    if not gpu and not {*small} <= {row.case for row in CPU_ROWS}:
+        peers = {"numpyro": NUMPYRO, "torch_compiled": "`torch.compile`", "limit": "the limit"}
+        columns = {f"ours / {peer}": name for peer, name in peers.items()}
+        tables += [_format_cases("a step on one thread over that of", columns, small)]
+    rounded = {
+        name: case
+        for topic in ("step", "iwae", "small_batches")
+        for name, case in results.get(topic, {}).get("cases", {}).items()
+        if "ours_bfloat16 / ours" in case["ratios"]
+    }
+    if rounded:
+        columns = {"ours_bfloat16 / ours": "float32"}
+        tables += [_format_cases("a step in bfloat16 over that in", columns, rounded)]
     return "\n\n".join([f"### {kind}", f"{name}, torch {machine['torch']}.{quick}", *tables])
 
 
-def _format_small_batches(results: Mapping[str, Any]) -> list[str]:
-    """Return the table of all small batches, if more than those of the main table were measured."""
-    cases = results.get("small_batches", {}).get("cases", {})
-    if {*cases} <= {row.case for row in CPU_ROWS}:
-        return []
-    peers = {"numpyro": NUMPYRO, "torch_compiled": "`torch.compile`", "limit": "the limit"}
-    lines = [["a step on one thread over that of", *peers.values()], ["---"] * 4]
+def _format_cases(title: str, columns: Mapping[str, str], cases: Mapping[str, Any]) -> str:
+    """Return a table with a row for each case and a column for each ratio."""
+    lines = [[title, *columns.values()], ["---"] * (len(columns) + 1)]
     for name, case in cases.items():
-        ratios = (case["ratios"].get(f"ours / {peer}") for peer in peers)
         label = name if case["model"] in name else f"{case['model']}, {name}"
-        lines.append([label, *map(_format_ratio, ratios)])
-    return [_format_lines(lines)]
+        lines.append([label, *(format_ratio(case["ratios"].get(ratio)) for ratio in columns)])
+    return format_lines(lines)
 
 
-def _format_ratio(ratio: Mapping[str, Any] | None) -> str:
+def format_ratio(ratio: Mapping[str, Any] | None) -> str:
     if ratio is None:
         return ""
     median, (low, high) = ratio["median"], ratio["quartiles"]
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _format_lines(lines: Sequence[Sequence[str]]) -> str:
+def format_lines(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

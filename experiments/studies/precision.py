@@ -1,7 +1,7 @@
 """Training in bfloat16 beside float32: test ELBO and L_5000 of a VAE and an IWAE on MNIST.
 
 The recipe of ``experiments/mnist_vae.yaml``, and an IWAE with k = 5, trained for fewer epochs. Both
-are evaluated in float32. ``experiments/benchmarks/precision.py`` measures the time of a step.
+are evaluated in float32. ``experiments/benchmarks/bench.py`` measures the time of a step.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import math
 import sys
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,14 +25,13 @@ import bench
 import cases
 import harness
 import internals
+import job as jobs
 import limits
 import machine
 import ours
-import startup
 import summaries
 import table
-import worker
-from job import Job, find_fastest, make_inputs
+from job import Job, Problem, find_fastest, make_inputs
 
 import pyro_vae as pv
 from pyro_vae.compiler.cache import worth_compiling
@@ -50,46 +50,40 @@ def restore_validation():
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> str:
+def toy() -> Problem:
     """A problem with six pixels and one latent variable, so that log p(x) is a sum over a grid."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    sizes = {"encoder": (PIXELS, TOY_HIDDEN, 2), "decoder": (1, TOY_HIDDEN, PIXELS)}
-    for name, widths in sizes.items():
-        for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True)):
-            arrays[f"{name}.{i}.weight"] = rng.normal(size=shape).astype(np.float32)
-            arrays[f"{name}.{i}.bias"] = rng.normal(size=shape[0]).astype(np.float32) / 2
+    problem = make_toy_problem(0, (TOY_HIDDEN, 1))
     # q is slightly wider than the prior: with arbitrary weights it may be too narrow for log p(x)
-    arrays["encoder.1.weight"] /= 5
-    arrays["encoder.1.bias"] = np.array([0.1, 0.5], dtype=np.float32)
-    return write_problem(tmp_path_factory.mktemp("toy"), arrays, rng)
+    weight, bias = problem.encoders[0][1]
+    weight /= 10
+    bias[:] = 0.1, 0.5
+    return problem
 
 
 @pytest.fixture(scope="module")
-def two_layers(tmp_path_factory) -> str:
+def two_layers() -> Problem:
     """A problem with two latent variables z₁ and one z₂ above them."""
-    rng = np.random.default_rng(1)
-    sizes = {
-        "encoder": (PIXELS, TOY_HIDDEN, 4),
-        "decoder": (2, TOY_HIDDEN, PIXELS),
-        "upper_encoder": (2, TOY_HIDDEN, 2),
-        "upper_decoder": (1, TOY_HIDDEN, 4),
-    }
-    arrays = {
-        f"{name}.{i}.{part}": rng.normal(size=shape[: 2 if part == "weight" else 1]) / 2
-        for name, widths in sizes.items()
-        for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True))
-        for part in ("weight", "bias")
-    }
-    arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
-    return write_problem(tmp_path_factory.mktemp("two_layers"), arrays, rng)
+    return make_toy_problem(1, (TOY_HIDDEN, 2), (TOY_HIDDEN, 1), scale=0.5)
 
 
-def write_problem(folder: Path, arrays: dict[str, np.ndarray], rng: np.random.Generator) -> str:
-    digits = {name: rng.random((n, PIXELS)) < 0.4 for name, n in (("train", 500), ("test", 20))}
-    path = folder / "problem.npz"
-    np.savez(path, **arrays, **digits)
-    return str(path)
+def make_toy_problem(seed: int, *widths: tuple[int, int], scale: float = 1.0) -> Problem:
+    rng = np.random.default_rng(seed)
+
+    def make_layers(*sizes: int) -> jobs.Layers:
+        return [
+            (
+                scale * rng.normal(size=(b, a)).astype(np.float32),
+                rng.normal(size=b).astype(np.float32) / 2,
+            )
+            for a, b in pairwise(sizes)
+        ]
+
+    below = [PIXELS, *(latents for _, latents in widths)]
+    outputs = [PIXELS, *(2 * latents for _, latents in widths)]
+    encoders = [make_layers(n, h, 2 * d) for n, (h, d) in zip(below, widths, strict=False)]
+    decoders = [make_layers(d, h, n) for n, (h, d) in zip(outputs, widths, strict=False)]
+    train, test = ((rng.random((n, PIXELS)) < 0.4).astype(np.float32) for n in (500, 20))
+    return Problem(widths, train, test, encoders, decoders)
 
 
 def compute_bounds(job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -101,18 +95,18 @@ def compute_bounds(job: Job) -> tuple[np.ndarray, np.ndarray]:
         return h @ layers[-1][0].T + layers[-1][1]
 
     def joint(x, z):
-        logits = mlp(job.data.decoder, z[..., None])
+        logits = mlp(job.problem.decoders[0], z[..., None])
         log_likelihood = (x[:, None] * logits - np.logaddexp(0, logits)).sum(-1)
         return log_likelihood - z**2 / 2 - math.log(2 * math.pi) / 2
 
     grid = np.linspace(-9, 9, 4001)
     step = grid[1] - grid[0]
-    loc, log_scale = mlp(job.data.encoder, job.data.train).T[..., None]
+    loc, log_scale = mlp(job.problem.encoders[0], job.problem.train).T[..., None]
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi) * step
     entropy = 0.5 * math.log(2 * math.pi * math.e) + log_scale[:, 0]
-    energy = joint(job.data.train, loc + np.exp(log_scale) * grid) @ density
-    z = np.broadcast_to(grid, (len(job.data.test), len(grid)))
-    evidence = np.log(np.exp(joint(job.data.test, z)).sum(1) * step)
+    energy = joint(job.problem.train, loc + np.exp(log_scale) * grid) @ density
+    z = np.broadcast_to(grid, (len(job.problem.test), len(grid)))
+    evidence = np.log(np.exp(joint(job.problem.test, z)).sum(1) * step)
     return energy + entropy, evidence
 
 
@@ -120,7 +114,6 @@ class LocalWorker:
     """A contender in this process, which answers as its worker process does."""
 
     def __init__(self, name, python, module, job, threads):
-        self.versions, self.queue, self.sent = {"torch": torch.__version__}, [], []
         self.run_job = import_module(module).TASKS[job.task](job)
         self.next_inputs = make_inputs(job)
 
@@ -131,7 +124,7 @@ class LocalWorker:
         pass
 
     def run(self, count, warm=0):
-        return worker.answer(self.run_job, self.next_inputs, count, warm)
+        return jobs.measure(self.run_job, self.next_inputs, count, warm) | {"versions": {}}
 
 
 def start(name: str, job: Job):
@@ -166,9 +159,7 @@ def test_deviating_losses_are_rejected():
     losses = {"a": [150.0, 120.0], "b": [151.0, 119.0], "c": [149.0, 121.0]}
     summaries.check_losses_agree(losses)
     for wrong in ([150.0, 150.0], [135.0, 105.0], [150.0, math.nan]):
-        with pytest.raises(
-            summaries.DisagreementError, match=r"expected the loss in round . of 'd'"
-        ):
+        with pytest.raises(summaries.BenchmarkError, match=r"expected the loss in round . of 'd'"):
             summaries.check_losses_agree({**losses, "d": wrong})
 
 
@@ -179,7 +170,7 @@ def test_deviating_estimates_are_rejected():
     rows["c"] = [list(rng.normal(-90, 0.1, 4)) for _ in range(7)]
     summaries.check_estimates_agree(rows)
     rows["c"] = [[value + 0.3 for value in row] for row in rows["c"]]
-    with pytest.raises(summaries.DisagreementError, match=r"estimate of 4 images of 'c' within"):
+    with pytest.raises(summaries.BenchmarkError, match=r"estimate of 4 images of 'c' within"):
         summaries.check_estimates_agree(rows)
     summaries.check_estimates_agree(rows, {"c": 0.3})
 
@@ -246,7 +237,7 @@ def test_loss_of_two_layers_is_negative_elbo(name, two_layers):
     """The mean over minibatches is that of log weights of this package's own program."""
     job = Job("step", two_layers, batch=500, learning_rate=0.0)
     vae = ours.make_vae(job)
-    log_w = pv.log_weights(vae.model, vae.guide, torch.tensor(job.data.train), num_samples=400)
+    log_w = pv.log_weights(vae.model, vae.guide, torch.tensor(job.problem.train), num_samples=400)
     with start(name, job) as contender:
         losses = np.array([contender.run(1)["values"][0] for _ in range(60)])
     error = losses.std(ddof=1) / math.sqrt(len(losses))
@@ -269,8 +260,8 @@ def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
     with start(name, job) as contender:
         loss = contender.run(20)["values"][0]
     # the bias and the noise of four passes are about 0.001; L_50 would be off by 0.02
-    job.data.test = job.data.train
-    _, evidence = compute_bounds(job)
+    problem = replace(toy, test=toy.train)
+    _, evidence = compute_bounds(Job("iwae", problem))
     assert loss == pytest.approx(-evidence.mean(), abs=0.008)
 
 
@@ -303,7 +294,6 @@ def test_ais_is_log_evidence(toy):
 
 FAKE = """
 import os
-PACKAGES = ("numpy",)
 
 def good(job):
     print("output of a library")
@@ -327,75 +317,85 @@ def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy
         return harness.Worker("peer", Path(python), module, Job(task, toy), 1)
 
     with fake("good") as process:
-        assert process.versions == {"numpy": np.__version__}
         answer = process.run(21, 5)
-        assert answer["values"] == [21.0] and answer["seconds"] > 0
+        assert answer["values"] == [21.0] and 0 < answer["seconds"] < answer["since_start"]
+        assert answer["versions"] == {"numpy": np.__version__}
+    with fake("import") as process:
+        assert process.run(1)["values"] == []
     prefix = "^expected the contender 'peer' to answer; got "
     with (
         fake("dying") as process,
-        pytest.raises(harness.ContenderError, match=f"{prefix}the end of its process"),
+        pytest.raises(summaries.BenchmarkError, match=f"{prefix}the end of its process"),
     ):
         process.run(1)
     message = f"{prefix}ValueError: expected something; got nothing$"
-    with pytest.raises(harness.ContenderError, match=message):
-        fake("wrong")
-    with pytest.raises(harness.ContenderError, match="No module named 'nowhere'"):
-        fake("good", module="nowhere")
-    with pytest.raises(harness.ContenderError, match=r"create the peers' environment with make"):
+    with fake("wrong") as process, pytest.raises(summaries.BenchmarkError, match=message):
+        process.run(1)
+    message = "No module named 'nowhere'$"
+    with (
+        fake("good", module="nowhere") as process,
+        pytest.raises(summaries.BenchmarkError, match=message),
+    ):
+        process.run(1)
+    with pytest.raises(summaries.BenchmarkError, match=r"create the peers' environment with make"):
         fake("good", python="/nowhere/python")
 
 
 def test_warming_up_is_not_timed(monkeypatch):
     clock = [0.0]
     fake = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
-    monkeypatch.setattr(worker, "time", fake)
+    monkeypatch.setattr(jobs, "time", fake)
 
     def run(count):
         clock[0] += count
         return [count * 2.0]
 
-    answer = worker.answer(run, lambda count: count, 21, 5)
-    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "values": [42.0]}
+    answer = jobs.measure(run, lambda count: count, 21, 5)
+    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "end": 26.0, "values": [42.0]}
 
 
 # the limit
 
 
-def test_limit_counts_every_matrix_product(tmp_path):
-    case = harness.Case({}, {}, **cases.DEEP, count=1, epochs=0)
-    path = harness.Harness(tmp_path, Path(), 1).problem(case)
+def test_limit_counts_every_matrix_product():
+    problem = ours.make_problem(cases.DEEP)
     layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
 
     def count(work: limits.Work) -> float:
-        return sum(2 * p.n * p.k * p.m * p.count for p, *_ in work.products)
+        return work.times * sum(2 * n * k * m for n, k, m in work.products)
 
-    work = limits.count_step(Job("step", path, batch=20))
+    def count_passes(work: limits.Work) -> dict[str, float]:
+        return {str(op).split(".")[1]: work.times * n for op, n in work.passes.items()}
+
+    work = limits.count_step(Job("step", problem, batch=20))
     # one forward and two backward products, except for the gradient of the data
     assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
-    passes = {name: n * count for name, (n, count) in work.passes.items()}
-    assert passes == {"softplus": 20 * 784, "sigmoid": 20 * 784, "tanh": 2 * 20 * 400}
+    passes = {"softplus": 20 * 784, "softplus_backward": 20 * 784, "tanh": 2 * 20 * 400}
+    assert count_passes(work) == passes
     assert work.parameters == sum((a + 1) * b for a, b in layers)
     assert work.traffic == 4 * (7 * work.parameters + 2 * 20 * 784)
-    work = limits.count_evaluation(Job("evaluation", path, num_samples=9))
+    # of IWAE, the encoder has 20 rows and the decoder 20 × 3
+    iwae = limits.count_step(Job("iwae", problem, batch=20, num_samples=3))
+    encoder, decoder = (sum(a * b for a, b in part) for part in (layers[:3], layers[3:]))
+    assert count(iwae) == 2 * 20 * (3 * encoder - 784 * 200 + 3 * 3 * decoder)
+    assert count_passes(iwae)["tanh"] == (20 + 60) * 400
+    work = limits.count_samples(Job("evaluation", problem, num_samples=9))
     assert count(work) == 2 * (50 * 200 + 200 * 200 + 200 * 784)
-    assert {name: n * count for name, (n, count) in work.passes.items()} == {
-        "tanh": 400,
-        "softplus": 784,
-    }
+    assert count_passes(work) == {"tanh": 400, "softplus": 784}
     # measured on as many numbers as are in a batch
-    assert work.passes["softplus"][0] == limits.BATCH_SIZES[0] * 784
+    assert {n for n, _, _ in work.products} == {limits.SAMPLES}
     # two products per layer for each of 3 × (10 + 1) gradients of 8 chains
-    annealed = limits.count_ais(Job("ais", path, num_samples=3))
+    annealed = limits.count_ais(Job("ais", problem, num_samples=3))
     assert count(annealed) == pytest.approx(8 * 33 * 2 * count(work))
+    assert count_passes(annealed)["softplus_backward"] == pytest.approx(8 * 33 * 784)
     # x – 200 – 200 – z₁ (100) – 100 – 100 – z₂ (50), and back
-    case = harness.Case({}, {}, **cases.TWO_LAYERS, count=1, epochs=0)
-    path = harness.Harness(tmp_path, Path(), 1).problem(case)
+    problem = ours.make_problem(cases.TWO_LAYERS)
     layers = [(784, 200), (200, 200), (200, 200), (100, 100), (100, 100), (100, 100)]
     layers += [(50, 100), (100, 100), (100, 200), (100, 200), (200, 200), (200, 784)]
-    work = limits.count_step(Job("step", path, batch=20))
+    work = limits.count_step(Job("step", problem, batch=20))
     assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
     assert work.parameters == sum((a + 1) * b for a, b in layers)
-    assert work.passes["tanh"][0] == 20 * (4 * 200 + 4 * 100)
+    assert count_passes(work)["tanh"] == 20 * (4 * 200 + 4 * 100)
 
 
 def test_limit_uses_float32_products_only(monkeypatch):
@@ -423,13 +423,13 @@ def test_limit_uses_float32_products_only(monkeypatch):
 
 def make_toy_case(names: str, **job) -> harness.Case:
     contenders = {n: harness.Contender(cases.CONTENDERS[n].module) for n in names.split()}
-    return harness.Case(contenders, job, (TOY_HIDDEN,), 1, count=10, rounds=3)
+    return harness.Case(contenders, job, ((TOY_HIDDEN, 1),), count=10, rounds=3)
 
 
-def test_case_is_measured_in_turns(tmp_path, monkeypatch, toy):
+def test_case_is_measured_in_turns(monkeypatch, toy):
     monkeypatch.setattr(harness, "Worker", LocalWorker)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: toy)
-    runner = harness.Harness(tmp_path, Path(), 1)
+    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: toy)
+    runner = harness.Harness(Path(), 1)
     monkeypatch.setattr(limits, "_time", lambda work: 1e-9)
     result = runner.measure(make_toy_case("ours pyro limit", task="step", batch=50))
     assert {"ours / pyro", "ours / limit"} == {*result["ratios"]}
@@ -446,69 +446,96 @@ def test_case_is_measured_in_turns(tmp_path, monkeypatch, toy):
     monkeypatch.setitem(
         import_module("peers.pyro_svi").TASKS, "step", lambda job: lambda rows: [1.0]
     )
-    with pytest.raises(summaries.DisagreementError, match="do not do the same work"):
+    with pytest.raises(summaries.BenchmarkError, match="do not do the same work"):
         runner.measure(make_toy_case("ours pyro torch", task="step", batch=50))
 
 
-def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled():
-    runner, case = harness.Harness(Path(), Path(), 1, effort=0.25), cases.TOPICS["evaluation"]
-    (evaluation,) = case.values()
-    count = runner.scale(evaluation.count_of("ours"), evaluation.least)
-    assert worth_compiling(count * evaluation.job["num_samples"] * 784)
-    assert runner.scale(evaluation.count_of("jax"), evaluation.least) == 40
+def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled(monkeypatch):
+    counts = {}
+
+    class FakeWorker(LocalWorker):
+        def __init__(self, name, python, module, job, threads):
+            self.name = name
+
+        def run(self, count, warm=0):
+            counts[self.name] = count
+            return {"seconds": 1.0, "values": [1.0] * 4, "versions": {}}
+
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
+    (case,) = cases.TOPICS["evaluation"].values()
+    harness.Harness(Path(), 1, effort=0.25).measure(case)
+    assert worth_compiling(counts["ours"] * case.job["num_samples"] * 784)
+    assert counts["jax"] == 40 and counts["limit"] == 1
 
 
-def test_contenders_on_a_gpu_are_profiled(tmp_path, monkeypatch):
+def test_contenders_on_a_gpu_are_profiled(monkeypatch):
     requests = []
 
     class FakeWorker(LocalWorker):
         def __init__(self, name, python, module, job, threads):
-            self.name, self.versions = name, {}
+            self.name = name
             assert (job.device, job.compiled, threads) == ("cuda", name == "ours", 2)
             assert str(python) == ("peers" if name == "numpyro" else sys.executable)
 
-        def run(self, count, warm=0):
-            requests.append((self.name, count, warm))
-            return 3.0 if count < 0 else {"seconds": 12.0, "values": [100.0]}
+        def run(self, count, warm=0, profiled=False):
+            requests.append((self.name, count, warm, profiled))
+            return {"seconds": 3.0 if profiled else 12.0, "values": [100.0], "versions": {}}
 
     monkeypatch.setattr(harness, "Worker", FakeWorker)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, *sizes: "nowhere")
-    runner = harness.Harness(tmp_path, Path("peers"), 2, "cuda")
+    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
+    runner = harness.Harness(Path("peers"), 2, "cuda")
     case = cases.make_case("ours numpyro", cases.DEEP, {"task": "step"}, count=6, rounds=3)
     result = runner.measure(case)
-    order = [name for name, count, warm in requests if warm == 2]
+    order = [name for name, _, warm, _ in requests if warm == 2]
     assert order == ["ours", "numpyro", "numpyro", "ours", "ours", "numpyro"]
-    assert requests[-1] == ("ours", -6, 0)
+    assert requests[-1] == ("ours", 6, 0, True)
     # 2 s per step, 0.5 s of it in kernels
     assert result["ratios"]["ours / its kernels"]["median"] == 4.0
 
 
-def test_internals_are_measured_between_turns_with_all(tmp_path, monkeypatch, toy):
+def test_internals_are_measured_between_turns_with_all(monkeypatch, toy):
     monkeypatch.setattr(internals, "Worker", LocalWorker)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: toy if case.epochs else "")
+    monkeypatch.setattr(ours, "make_problem", lambda widths, epochs: toy)
     monkeypatch.setitem(internals.SWITCHES, "adam", ("step", lambda: None))
     monkeypatch.setitem(internals.WORKLOADS, "step", (cases.WIDE, 2, {"task": "step", "batch": 5}))
-    row = internals.measure(harness.Harness(tmp_path, Path(), 1), "step", ["adam"], 3)
+    row = internals.measure("step", ["adam"], 3)
     assert row["adam"]["rounds"] == 3 and row["adam"]["median"] > 0
 
 
-def test_time_of_code_includes_imports(tmp_path):
-    runner = harness.Harness(tmp_path, Path(), 1)
-    assert startup.time_code(runner, "import time; time.sleep(0.25)") > 0.25
-    with pytest.raises(harness.ContenderError, match="No module named 'nowhere'"):
-        startup.time_code(runner, "import nowhere")
+def test_start_is_measured_in_a_new_process_per_turn(monkeypatch):
+    started = []
+
+    class FakeWorker(LocalWorker):
+        def __init__(self, name, python, module, job, threads):
+            self.name = name
+            started.append((name, job.empty_cache))
+
+        def run(self, count, warm=0):
+            assert (count, warm) == (1, 0)
+            values = [] if "torch_and_pyro" in (name for name, _ in started) else [500.0]
+            since_start = 3.0 if self.name == "ours" else 2.0
+            return {"seconds": 0.0, "since_start": since_start, "values": values, "versions": {}}
+
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: epochs)
+    runner = harness.Harness(Path(), 1, effort=0.1)
+    first = runner.measure(cases.TOPICS["startup"]["first step"])
+    assert first["ratios"]["ours / pyro"]["median"] == 1.5 and first["rounds"] == 3
+    # one untimed, to fill the caches
+    assert started.count(("ours", False)) == 1 + 3
+    runner.measure(cases.TOPICS["startup"]["first step, empty cache"])
+    assert started.count(("ours_compiled_cold", True)) == 1 + 3
+    result = runner.measure(cases.TOPICS["startup"]["import"])
+    assert result["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
 
 
-def test_startup_is_measured_in_turns(tmp_path, monkeypatch):
-    def fake(runner, code, cold=False):
-        return 3.0 if "pyro_vae" in code or "import ours" in code else 2.0
-
-    monkeypatch.setattr(startup, "time_code", fake)
-    monkeypatch.setattr(harness.Harness, "problem", lambda self, case: f"{case.epochs} epochs")
-    result = startup.measure_startup(harness.Harness(tmp_path, Path(), 1, effort=0.1))
-    assert result["import"]["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
-    assert result["first step"]["ratios"]["ours / pyro"]["median"] == 1.5
-    assert result["first step"]["rounds"] == 3
+def test_time_since_the_start_includes_the_import(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(0.25)", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    job = Job("import", None)
+    with harness.Worker("ours", Path(sys.executable), "slow", job, 1) as process:
+        assert process.run(1)["since_start"] > 0.25
 
 
 # the command
@@ -539,7 +566,7 @@ def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys)
 
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
     def fail(self, case):
-        raise harness.ContenderError("expected the contender 'pyro' to answer; got silence")
+        raise summaries.BenchmarkError("expected the contender 'pyro' to answer; got silence")
 
     monkeypatch.setattr(harness.Harness, "measure", fail)
     assert bench.main(["--only", "step", "--results", str(tmp_path)]) == 1
@@ -588,6 +615,9 @@ def test_small_batches_have_a_table_of_their_own():
     ]
     del content["cases"]["two layers, batch 1"]
     assert "784–3–2" not in table.format_table("amd", {"small_batches": content})
+    cases["batch 20"]["ratios"] = {"ours_bfloat16 / ours": {"median": 0.5, "quartiles": [0.4, 0.6]}}
+    *_, rounded = table.format_table("amd", {"small_batches": content}).split("\n\n")
+    assert rounded.splitlines()[2:] == ["| 784–3–2, batch 20 | 0.50 (0.40–0.60) |"]
 
 
 def test_every_row_is_measured_by_a_case():

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,51 +24,44 @@ from job import Job, Layers, Run, find_fastest
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from numpyro.optim import Adam
 
-__all__ = ["PACKAGES", "TASKS"]
 
-PACKAGES = ("jax", "numpyro")
-
-
-def load(layers: Layers) -> list[tuple[jax.Array, jax.Array]]:
+def load(networks: list[Layers]) -> Any:
     """Return weights ``(in, out)`` and biases on the device."""
-    return [(jnp.asarray(weight.T), jnp.asarray(bias)) for weight, bias in layers]
+    return jax.tree.map(lambda array: jnp.asarray(array.T), networks)
 
 
-def mlp(weights: list[tuple[jax.Array, jax.Array]], h: jax.Array) -> jax.Array:
+def mlp(weights, h):
     """Apply a multilayer perceptron with tanh activations."""
     for weight, bias in weights[:-1]:
         h = jnp.tanh(h @ weight + bias)
     return h @ weights[-1][0] + weights[-1][1]
 
 
+def normal(weights, h):
+    loc, log_scale = jnp.split(mlp(weights, h), 2, -1)
+    return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+
+
 def prepare_training(job: Job, loss: Trace_ELBO) -> Run:
     """Prepare steps of ``SVI``."""
-    problem, x = job.data, jnp.asarray(job.data.train)
-    encoder, decoder = load(problem.encoder), load(problem.decoder)
-    upper_encoder, upper_decoder = load(problem.upper_encoder), load(problem.upper_decoder)
-    top = problem.latent_dim if problem.upper is None else problem.upper[1]
-
-    def normal(weights, h):
-        loc, log_scale = jnp.split(mlp(weights, h), 2, -1)
-        return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+    problem, x = job.problem, jnp.asarray(job.problem.train)
+    encoders, decoders = load(problem.encoders), load(problem.decoders)
 
     def model(batch):
-        weights = numpyro.param("decoder", decoder)
-        upper = numpyro.param("upper_decoder", upper_decoder) if upper_decoder else None
+        likelihood, *conditionals = numpyro.param("decoders", decoders)
+        prior = dist.Normal(jnp.zeros(problem.latent_dims[-1]), 1).to_event(1)
         with numpyro.plate("data", len(batch)):
-            z = numpyro.sample("top", dist.Normal(jnp.zeros(top), 1).to_event(1))
-            if upper:
-                z = numpyro.sample("z", normal(upper, z))
-            logits = mlp(weights, z)
+            z = numpyro.sample(f"z{len(conditionals)}", prior)
+            for i in reversed(range(len(conditionals))):
+                z = numpyro.sample(f"z{i}", normal(conditionals[i], z))
+            logits = mlp(likelihood, z)
             numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch)
 
     def guide(batch):
-        weights = numpyro.param("encoder", encoder)
-        upper = numpyro.param("upper_encoder", upper_encoder) if upper_encoder else None
+        z = batch
         with numpyro.plate("data", len(batch)):
-            z = numpyro.sample("z" if upper else "top", normal(weights, batch))
-            if upper:
-                numpyro.sample("top", normal(upper, z))
+            for i, encoder in enumerate(numpyro.param("encoders", encoders)):
+                z = numpyro.sample(f"z{i}", normal(encoder, z))
 
     svi = SVI(model, guide, Adam(job.learning_rate), loss)
     state = svi.init(random.key(0), x[: job.batch])
@@ -86,8 +80,8 @@ def prepare_training(job: Job, loss: Trace_ELBO) -> Run:
 
 def prepare_evaluation(job: Job) -> Run:
     """Prepare L_K of each image, with a batch of one or four images, whichever is faster."""
-    problem, K = job.data, job.num_samples
-    weights = load(problem.encoder), load(problem.decoder)
+    problem, K = job.problem, job.num_samples
+    weights = load([*problem.encoders, *problem.decoders])
     test, key = jnp.asarray(problem.test), random.key(0)
 
     def log_evidence(weights, key, x):
