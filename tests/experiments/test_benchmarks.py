@@ -63,7 +63,7 @@ def toy() -> Problem:
 @pytest.fixture(scope="module")
 def two_layers() -> Problem:
     """A problem with two latent variables z₁ and one z₂ above them."""
-    return make_toy_problem(1, (TOY_HIDDEN, 2), (TOY_HIDDEN, 1), scale=0.5)
+    return make_toy_problem(3, (TOY_HIDDEN, 2), (TOY_HIDDEN, 1), scale=0.5)
 
 
 def make_toy_problem(seed: int, *widths: tuple[int, int], scale: float = 1.0) -> Problem:
