@@ -355,7 +355,8 @@ def _format_row(row: Mapping[str, Any], bits: bool, has_seeds: bool) -> str:
     line += f"{mean(*kind, 'log_evidence', 'value'):11.{digits}f}"
     line += f"{mean(*kind, 'log_evidence', 'se_data'):9.{digits}f}"
     if has_seeds:
-        line += f"{_get_number(row, 'over_seeds', 'log_evidence', 'spread'):9.{digits}f}"
+        spread = _get_number(row, "over_seeds", "log_evidence", "spread")
+        line += f"{spread:9.{digits}f}" if "over_seeds" in row else f"{'':9}"
     if all(run["difference"] for run in runs):
         line += f"{mean('difference', 'value'):11.{digits}f}"
         line += f"{mean('difference', 'se_paired'):10.{digits}f}"
