@@ -192,7 +192,8 @@ def compare_latents(data: str, by_latents: Mapping[int, Curve]) -> Claims:
     """Evaluate whether the train-test gap grows with N_z, and whether more latents cost nats.
 
     Differences are paired, because all models are evaluated on the same examples. The largest
-    number of latents is compared with the smallest one and with the one below it.
+    number of latents is compared with the smallest one and with the one below it. The names of the
+    claims have these numbers, so that seeds with other models are not combined.
     """
     final = {
         n: [curve.values("elbo", split)[-1] for split in curves.SPLITS]
@@ -203,7 +204,7 @@ def compare_latents(data: str, by_latents: Mapping[int, Curve]) -> Claims:
     growth = train_test_gap(*(final[many][i] - final[few][i] for i in range(2)))
     gaps = {n: train_test_gap(*final[n])[0] for n in numbers}
     return {
-        f"{data}: no overfitting": CurveClaim(
+        f"{data}: no overfitting, {few} to {many}": CurveClaim(
             f"{data}: the gap between training and test bound is not larger for "
             f"N_z = {many} than for N_z = {few} (difference)",
             SOURCE,
@@ -211,7 +212,7 @@ def compare_latents(data: str, by_latents: Mapping[int, Curve]) -> Claims:
             _is_not_higher,
             extra={"gaps": gaps},
         ),
-        f"{data}: superfluous latents cost nothing": CurveClaim(
+        f"{data}: superfluous latents cost nothing, {fewer} to {many}": CurveClaim(
             f"{data}: the test bound is not lower for N_z = {many} than for N_z = {fewer} "
             f"(difference)",
             SOURCE,

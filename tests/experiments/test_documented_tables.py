@@ -98,10 +98,14 @@ def test_readme_has_the_numbers_of_the_results():
         )
         return f" | −{-value:.1f} ± {error:.1f} |"
 
-    for name, row in (("iwae_table1", "1 layer: VAE, k = 1"), ("vampprior", "VampPrior")):
-        file = RESULTS / f"{name}-small.json"
+    for name, stem, row in (
+        ("iwae_table1 --preset small", "iwae_table1-small", "1 layer: VAE, k = 1"),
+        ("iwae_table1 --preset paper", "iwae_table1-paper-code", "1 layer: VAE, k = 1"),
+        ("vampprior", "vampprior-small", "VampPrior"),
+    ):
+        file = RESULTS / f"{stem}.json"
         runs = json.loads(file.read_text(encoding="utf-8"))["rows"][row]["runs"]
-        (line,) = (line for line in readme.splitlines() if f"experiments.papers.{name} " in line)
+        (line,) = (line for line in readme.splitlines() if f"experiments.papers.{name}" in line)
         assert cell([run["bounds"]["estimates"] for run in runs]) in line
 
 
@@ -158,6 +162,49 @@ def test_sentences_about_table_1_have_the_numbers_of_the_results():
         f"another {one:.1f} nats higher with one layer ({one_paper:.1f}) and {two:.1f} with two "
         f"({two_paper:.1f}); this is one seed" in page
     )
+
+
+def test_sentences_about_the_whole_budget_have_the_numbers_of_the_result():
+    results = json.loads((RESULTS / "iwae_table1-paper-code.json").read_text(encoding="utf-8"))
+    entry = results["rows"]["1 layer: VAE, k = 1"]
+    (run,) = entry["runs"]  # "It is one seed"
+    estimates, measures, paper = run["bounds"]["estimates"], run["measures"], entry["paper"]
+    l_5000, elbo = (estimates[name]["value"] for name in ("log_evidence", "elbo"))
+    ours = f"−{-l_5000:.2f} ± {estimates['log_evidence']['se_data']:.2f} (over the digits)"
+    published = f"−{-paper['value']:.2f}"
+    gain, page = measures["log p̂ − L_5000"], read_page()
+    assert run["budget"]["fraction"] > 0.999 and run["bounds"]["num_data"] == 10_000
+    assert (
+        f"L₅₀₀₀ is {ours}, {l_5000 - paper['value']:.2f} nats above the paper's {published}; the "
+        f"ELBO is −{-elbo:.2f}. {measures['active units']['text']} units are active" in page
+    )
+    assert measures["active units"]["text"] == measures["as the authors"]["text"]
+    assert f"where the paper has {paper['units'][0]}." in page
+    assert f"is {gain['value']:.2f} ± {gain['se']:.2f} nats higher, with no digit flagged" in page
+    assert (gain["unreliable"], gain["num_data"]) == (0, 200)
+    assert f"log p(x) of the test set is about −{-l_5000 - gain['value']:.1f}." in page
+    assert f"L₅₀₀₀ = −{-l_5000:.2f} where the paper has {published}" in page
+
+
+def test_sentences_about_table_2_have_the_numbers_of_the_results():
+    results = json.loads((RESULTS / "iwae_table2-small.json").read_text(encoding="utf-8"))
+    claims, rows, page = results["claims"], results["rows"], read_page()
+
+    def units(row: str) -> str:
+        return format_measure(rows[row]["runs"], "active units")
+
+    assert all(claim["seeds"] == [0] for claim in claims.values())
+    more, fewer = units("VAE, then IWAE, k = 50"), units("IWAE, k = 50, then VAE")
+    before, before_iwae = (
+        int(units) + sign * claims[name]["value"]
+        for units, sign, name in ((more, -1, "units to IWAE"), (fewer, 1, "units to VAE"))
+    )
+    assert (
+        f"the VAE gains {claims['to IWAE']['value']:.1f} nats (the paper: 1.9), and its active "
+        f"units rise from {before:.0f} to {more} (19 to 22)" in page
+    )
+    lost = claims["to VAE"]["value"]
+    assert f"loses units, {before_iwae:.0f} to {fewer} (25 to 23), but only {lost:.1f} nats" in page
 
 
 def test_sentences_about_table_3_have_the_numbers_of_the_results():
