@@ -42,8 +42,9 @@ _log = logging.getLogger("pyro_vae")
 _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
 #: Smallest dimension of the largest product from which oneDNN is used on AMD processors. With it, a
-#: step takes 1.79 times as long for 1 row and 1.25 times for 20 rows; without it, 1.04 times for
-#: 128 rows (``few_rows`` and ``onednn`` of experiments/benchmarks/internals.py, Zen 4).
+#: step takes 1.79 times as long for 1 row and 1.25 times for 20 rows (Zen 5: 2.04 and 1.10);
+#: without it, 1.04 times for 128 rows (``few_rows`` and ``onednn`` of
+#: experiments/benchmarks/internals.py, Zen 4).
 _MIN_DIMENSION = 128
 #: Products of two matrices, the last two arguments.
 _PRODUCTS = {

@@ -1,0 +1,79 @@
+"""Time with MKL's AVX-512 kernels on an AMD processor, over that with torch as installed.
+
+    python experiments/benchmarks/mkl_on_amd.py
+
+MKL uses its AVX-512 kernels only where its own function says that the processor is Intel's. A
+library of one line that says so, loaded before torch (``LD_PRELOAD``), makes it use them. Workloads
+of ``internals.py`` run in turns on one thread: as installed, with the library, and with the library
+and MKL for all products. Printed is the median ratio of CPU times (quartiles). A C compiler is
+needed, as for compiled steps.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import machine
+from harness import Worker, log
+from internals import WORKLOADS
+from job import Job
+from ours import make_problem
+from summaries import summarise, take_turns
+from table import format_lines, format_ratio
+
+SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
+ROUNDS = 9
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that start within this context."""
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[name]
+
+
+def measure(workload: str, library: Path) -> list[str]:
+    """Return the ratios of a workload's CPU time with the library to that without, formatted."""
+    widths, count, options = WORKLOADS[workload]
+    job = Job(problem=make_problem(widths), **options)
+    preload = {"LD_PRELOAD": str(library)}
+    variants = {"": {}, "AVX-512": preload, "MKL": {**preload, "PYRO_VAE_MATMUL": "mkl"}}
+    with ExitStack() as stack:
+        workers = {}
+        for name, values in variants.items():
+            with environment(values):
+                worker = Worker(name, Path(sys.executable), "internals", job, 1)
+            workers[name] = stack.enter_context(worker)
+            worker.run(count)
+        turns = take_turns(list(workers), ROUNDS, lambda n: workers[n].run(count, count // 5))
+    seconds = {name: [turn["cpu_seconds"] for turn in row] for name, row in turns.items()}
+    ratios = ([x / y for x, y in zip(row, seconds[""], strict=True)] for row in seconds.values())
+    return [format_ratio(summarise(row)) for row in list(ratios)[1:]]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    lines = [["", "with AVX-512", "and MKL for all products"], ["---"] * 3]
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "mkl.c"), Path(folder, "mkl.so")
+        source.write_text(SOURCE)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        for workload in ("step", "step_batch_20", "iwae", "evaluate"):
+            log(workload)
+            lines.append([workload, *measure(workload, library)])
+    print(f"{machine.describe_machine()['cpu']} ({machine.describe_machine()['kind']}), one thread")
+    print(format_lines(lines))
+
+
+if __name__ == "__main__":
+    main()
