@@ -43,6 +43,8 @@ WORKLOADS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "step": (WIDE, 60, {"task": "step", "batch": 128, "compiled": True}),
     "step_batch_1": (DEEP, 150, {"task": "step", "batch": 1, "compiled": True}),
     "step_batch_20": (DEEP, 150, {"task": "step", "batch": 20, "compiled": True}),
+    "step_batch_32": (DEEP, 120, {"task": "step", "batch": 32, "compiled": True}),
+    "step_batch_100": (DEEP, 60, {"task": "step", "batch": 100, "compiled": True}),
     "iwae": (DEEP, 15, {"task": "iwae", "batch": 20, "num_samples": 50, "compiled": True}),
     "evaluate": (DEEP, 250, {"task": "evaluate", "num_samples": 1000, "compiled": True}),
     "evaluate_vamp": (DEEP, 60, {"task": "vamp", "num_samples": 1000, "compiled": True}),
@@ -80,7 +82,7 @@ SWITCHES: dict[str, tuple[str, Callable[[], Any]]] = {
         _patch("step", lambda stepper: stepper._optimizer.step(), fused_adam.FusedAdamStepper),
     ),
     "onednn": (
-        "step iwae evaluate ais evaluate_eager",
+        "step step_batch_32 step_batch_100 iwae evaluate ais evaluate_eager",
         lambda: os.environ.update(PYRO_VAE_MATMUL="mkl"),
     ),
     "few_rows": (

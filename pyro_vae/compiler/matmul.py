@@ -41,11 +41,13 @@ _log = logging.getLogger("pyro_vae")
 #: Environment variable that selects the library of float32 products on a CPU.
 _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
-#: Smallest dimension of the largest product from which oneDNN is used on AMD processors. With it, a
-#: step takes 1.79 times as long for 1 row and 1.25 times for 20 rows (Zen 5: 2.04 and 1.10);
-#: without it, 1.04 times for 128 rows (``few_rows`` and ``onednn`` of
-#: experiments/benchmarks/internals.py, Zen 4).
-_MIN_DIMENSION = 128
+#: Smallest dimension of the largest product from which oneDNN is used on AMD processors. A call of
+#: oneDNN costs more: with it, a step takes 1.79 times as long for 1 row and 1.25 times for 20 on
+#: Zen 4, 2.04 and 1.10 times on Zen 5 (``few_rows`` of experiments/benchmarks/internals.py). Without
+#: it (``onednn``), a step takes 1.04 times as long for 128 rows on Zen 4, but 1.16 times for 32 and
+#: 1.57 times for 100 on Zen 5, whose full rate of AVX-512 MKL does not use.
+_MIN_DIMENSION, _MIN_DIMENSION_ZEN_5 = 128, 32
+_ZEN_5 = 26
 #: Products of two matrices, the last two arguments.
 _PRODUCTS = {
     torch.ops.aten.mm.default,
@@ -187,9 +189,10 @@ def matmul_backend(
 
 
 def has_large_products(graph: GraphModule) -> bool:
-    """Whether all three dimensions of the largest product of a traced graph are at least 128.
+    """Whether the largest product of a traced graph is large enough for oneDNN, if on AMD.
 
-    The smallest one is usually the number of rows, that is of examples times samples.
+    The smallest of its three dimensions decides. It is usually the number of rows, that is of
+    examples times samples.
     """
     sizes = [
         (*a.meta["val"].shape[-2:], b.meta["val"].shape[-1])
@@ -197,7 +200,8 @@ def has_large_products(graph: GraphModule) -> bool:
         if node.target in _PRODUCTS
         for a, b in [node.args[-2:]]
     ]
-    return bool(sizes) and min(max(sizes, key=math.prod)) >= _MIN_DIMENSION
+    least = _MIN_DIMENSION_ZEN_5 if _family() >= _ZEN_5 else _MIN_DIMENSION
+    return bool(sizes) and min(max(sizes, key=math.prod)) >= least
 
 
 def _library(large_products: bool) -> str:
@@ -214,6 +218,13 @@ def _vendor() -> str:
     """Vendor of the processor; an empty string if unknown."""
     match = re.search(r"AuthenticAMD|GenuineIntel", _cpuinfo() or platform.processor())
     return match[0] if match else ""
+
+
+@functools.cache
+def _family() -> int:
+    """Family of an x86 processor; 0 if unknown."""
+    match = re.search(r"^cpu family\s*: (\d+)", _cpuinfo(), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 @functools.cache

@@ -205,11 +205,19 @@ def test_onednn_is_used_on_amd_processors_or_on_request(library, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("examples", "samples", "is_large"), [(20, 1, False), (127, 1, False), (20, 50, True)]
+    ("family", "examples", "samples", "is_large"),
+    [
+        (25, 20, 1, False),
+        (25, 127, 1, False),
+        (25, 20, 50, True),
+        (26, 20, 1, False),
+        (26, 32, 1, True),
+    ],
 )
-def test_products_of_few_rows_use_mkl(examples, samples, is_large, monkeypatch):
+def test_products_of_few_rows_use_mkl(family, examples, samples, is_large, monkeypatch):
     """The largest product of a step has as many rows as the decoder has inputs."""
     monkeypatch.setattr(matmul, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(matmul, "_family", lambda: family)
     monkeypatch.setattr(matmul, "_is_accurate", lambda: True)
     monkeypatch.delenv("PYRO_VAE_MATMUL", raising=False)
     network = partial(pv.networks.MLP, hidden=(130,))
@@ -257,6 +265,15 @@ def test_onednn_must_be_as_accurate_as_mkl(monkeypatch, caplog):
         assert not matmul._is_accurate.__wrapped__()
     assert "using MKL for matrix products" in caplog.text
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "family"),
+    [("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n", 26), ("", 0)],
+)
+def test_family_is_read_from_cpuinfo(cpuinfo, family, monkeypatch):
+    monkeypatch.setattr(matmul, "_cpuinfo", lambda: cpuinfo)
+    assert matmul._family.__wrapped__() == family
 
 
 def test_vendor_is_read_from_cpuinfo():
