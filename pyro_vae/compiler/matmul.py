@@ -43,9 +43,9 @@ _VARIABLE = "PYRO_VAE_MATMUL"
 _LIBRARIES = ("auto", "mkl", "onednn")
 #: Smallest dimension of the largest product from which oneDNN is used on AMD processors. A call of
 #: oneDNN costs more: with it, a step takes 1.79 times as long for 1 row and 1.25 times for 20 on
-#: Zen 4, 2.04 and 1.10 times on Zen 5 (``few_rows`` of experiments/benchmarks/internals.py). Without
-#: it (``onednn``), a step takes 1.04 times as long for 128 rows on Zen 4, but 1.16 times for 32 and
-#: 1.57 times for 100 on Zen 5, whose full rate of AVX-512 MKL does not use.
+#: Zen 4, 2.04 and 1.10 times on Zen 5 (``few_rows`` of experiments/benchmarks/internals.py).
+#: Without it (``onednn``), a step takes 1.04 times as long for 128 rows on Zen 4, but 1.16 times
+#: for 32 and 1.57 times for 100 on Zen 5, whose full rate of AVX-512 MKL does not use.
 _MIN_DIMENSION, _MIN_DIMENSION_ZEN_5 = 128, 32
 _ZEN_5 = 26
 #: Products of two matrices, the last two arguments.
