@@ -2,7 +2,7 @@
 
     make bench          # everything
     make bench-quick    # the rows of the table with fewer turns, in five minutes
-    make bench-gpu      # what a GPU changes
+    make bench-gpu      # the topics that depend on a GPU
     python experiments/benchmarks/bench.py --only step evaluation
 
 Each topic writes ``results/KIND/TOPIC.json``, where KIND is the kind of processor (see

@@ -99,7 +99,7 @@ TOPICS: dict[str, dict[str, Case]] = {
         ),
     },
 }
-#: What a GPU changes, with L_5000 of as many digits as the MNIST test set has.
+#: Topics that a GPU changes, with L_5000 of 10,000 digits, the size of the MNIST test set.
 GPU_TOPICS = {name: TOPICS[name] for name in ("step", "iwae", "evaluation", "ais")} | {
     "evaluation": {"evaluation": replace(TOPICS["evaluation"]["evaluation"], count=10_000)}
 }

@@ -1,4 +1,4 @@
-"""Measurement of contenders in turns, each in a process of its own."""
+"""Measurement of contenders in turns, each in a separate process."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ def main() -> None:
         for workload in ("step", "step_batch_20", "iwae", "evaluate"):
             log(workload)
             lines.append([workload, *measure(workload, library)])
-    print(f"{machine.describe_machine()['cpu']} ({machine.describe_machine()['kind']}), one thread")
+    description = machine.describe_machine()
+    print(f"{description['cpu']} ({description['kind']}), one thread")
     print(format_lines(lines))
 
 

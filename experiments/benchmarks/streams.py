@@ -56,7 +56,7 @@ def compare(make: Callable[[], pv.VAE], data: dict[str, Any]) -> dict[str, Any]:
         # the epoch alone, without the checks before training
         return pv.fit(make(), data[name], epochs=1, batch_size=BATCH, compile=False)["seconds"][0]
 
-    # load what is imported lazily, and fill the file cache
+    # load lazy imports, and fill the file cache
     take_turns(list(data), 1, train)
     seconds = take_turns(list(data), ROUNDS, train)
     return summarise([a / b for a, b in zip(seconds["memory"], seconds["stream"], strict=True)])

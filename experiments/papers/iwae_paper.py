@@ -197,8 +197,8 @@ def count_units_as_authors(model: Autoencoder, data: Dataset) -> dict[str, Any]:
 def measure_ladder_gain(model: Autoencoder, data: Dataset) -> dict[str, Any]:
     """Return by how much L_5000 falls short of log p̂ from the ladder of proposals, in nats.
 
-    The mean of log p̂ − L_5000 over the first 200 test examples; its standard error includes their
-    sampling, so that it holds for the test set. ``text`` says how many log p̂ are flagged, if any.
+    The mean of log p̂ − L_5000 over the first 200 test examples, with the standard error over these
+    examples. ``text`` says how many log p̂ are flagged, if any.
     """
     bounds = pv.evaluate(model, data.test.head(_LADDER_EXAMPLES), num_samples=5000, reliable=True)
     gain = bounds.per_datum["log_evidence"] - bounds.per_datum["guide_log_evidence"]

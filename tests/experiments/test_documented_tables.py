@@ -128,6 +128,46 @@ def test_sentences_about_the_output_bias_have_the_numbers_of_the_results():
     assert f"one layer ends with {units} units (the paper: 19)" in page
 
 
+def test_sentences_about_figure_2_have_the_numbers_of_the_results():
+    claims = json.loads((RESULTS / "aevb_figure2-small.json").read_text(encoding="utf-8"))["claims"]
+    page = read_page()
+    panels = {k: c for k, c in claims.items() if k.endswith("faster and better")}
+    assert all(len(claim["seeds"]) == 3 for claim in claims.values())
+    pairs = {k: (c["samples_needed"], c["samples_of_wake_sleep"]) for k, c in panels.items()}
+    shares = {k: [n / total for n, total in zip(*p, strict=True)] for k, p in pairs.items()}
+    frey = [key for key in panels if key.startswith("Frey")]
+    mnist = [f"MNIST, N_z = {n}: faster and better" for n in (10, 20, 200)]
+    assert {claims[key]["verdict"] for key in frey + mnist} == {"holds"}
+    assert max(max(shares[key]) for key in frey) < 1 / 8
+    low, *_, high = sorted(claims[key]["value"] for key in mnist)
+    assert f"ahead by {low:.0f} to {high:.0f} nats with 10 to 200 latents" in page
+    low, *_, high = sorted(share for key in mnist for share in shares[key])
+    assert f"after {100 * low:.0f} to {100 * high:.0f} % of the examples" in page
+    few = [claims[f"MNIST, N_z = {n}: faster and better"]["verdict"] for n in (3, 5)]
+    assert few == ["undecided"] * 2
+    cost = claims["MNIST: superfluous latents cost nothing, 20 to 200"]
+    assert f"200 end {-cost['value']:.0f} ± {cost['se']:.0f} nats below 20" in page
+    assert cost["verdict"] == claims["MNIST: no overfitting, 3 to 200"]["verdict"] == "holds"
+
+
+def test_sentences_about_figure_3_have_the_numbers_of_the_results():
+    results = json.loads((RESULTS / "aevb_figure3-small.json").read_text(encoding="utf-8"))
+    claims, page = results["claims"], read_page()
+    assert all(claim["seeds"] == [0] for claim in claims.values())
+    curve = results["rows"]["N_train = 1000: MCEM"]["runs"][0]["curve"]
+    fall, fall_ais = (
+        curve["train"][name]["value"][-1] - curve["test"][name]["value"][-1]
+        for name in ("appendix D", "AIS")
+    )
+    assert f"it is {fall:.0f} nats lower by appendix D, and {fall_ais:.0f} by AIS" in page
+    gaps = {key.removesuffix(": estimator"): c for key, c in claims.items() if "estimator" in key}
+    mcem, aevb = (gaps.pop(f"N_train = 1000, {m}, test") for m in ("MCEM", "AEVB"))
+    assert f"differ by {mcem['value']:.1f} ± {mcem['se']:.1f} nats" in page
+    assert f"differ by {aevb['value']:.1f} ± {aevb['se']:.1f}; elsewhere" in page
+    assert max(abs(claim["value"]) for claim in gaps.values()) < 0.2
+    assert all(claims[f"N_train = {n}: better than wake-sleep"]["value"] > 0 for n in (1000, 50000))
+
+
 def test_sentences_about_table_1_have_the_numbers_of_the_results():
     page, table = read_page(), "iwae_table1"
     ours, paper = values_and_paper(table, "1 layer: VAE, k = 1")
