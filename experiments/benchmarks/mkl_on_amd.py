@@ -1,12 +1,12 @@
-"""Time with MKL's AVX-512 kernels on an AMD processor, over that with torch as installed.
+"""Time with MKL's kernels for Intel on an AMD processor, over that with torch as installed.
 
     python experiments/benchmarks/mkl_on_amd.py
 
-MKL uses its AVX-512 kernels only where its own function says that the processor is Intel's. A
-library of one line that says so, loaded before torch (``LD_PRELOAD``), makes it use them. Workloads
-of ``internals.py`` run in turns on one thread: as installed, with the library, and with the library
-and MKL for all products. Printed is the median ratio of CPU times (quartiles). A C compiler is
-needed, as for compiled steps.
+MKL uses these kernels, with AVX-512 where the processor has it, only if its own function says that
+the processor is Intel's. A library of one line that says so, loaded before torch (``LD_PRELOAD``),
+makes it use them. Workloads of ``internals.py`` run in turns on one thread: as installed, with the
+library, and with the library and MKL for all products. Printed is the median ratio of CPU times
+(quartiles). A C compiler is needed, as for compiled steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(workload: str, library: Path) -> list[str]:
     widths, count, options = WORKLOADS[workload]
     job = Job(problem=make_problem(widths), **options)
     preload = {"LD_PRELOAD": str(library)}
-    variants = {"": {}, "AVX-512": preload, "MKL": {**preload, "PYRO_VAE_MATMUL": "mkl"}}
+    variants = {"": {}, "library": preload, "MKL": {**preload, "PYRO_VAE_MATMUL": "mkl"}}
     with ExitStack() as stack:
         workers = {}
         for name, values in variants.items():
@@ -63,7 +63,7 @@ def measure(workload: str, library: Path) -> list[str]:
 
 def main() -> None:
     """Measure and print the table."""
-    lines = [["", "with AVX-512", "and MKL for all products"], ["---"] * 3]
+    lines = [["", "with the library", "and MKL for all products"], ["---"] * 3]
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "mkl.c"), Path(folder, "mkl.so")
         source.write_text(SOURCE)

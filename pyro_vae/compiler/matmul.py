@@ -173,7 +173,8 @@ def matmul_backend(
     Set the environment variable ``PYRO_VAE_MATMUL`` to ``mkl`` or ``onednn`` to choose. The choice
     never depends on timings, because the results differ in the last digits. oneDNN may round to
     bfloat16 on processors that support it, so its error is measured first: if it is more than
-    four times that of MKL, MKL is used.
+    four times that of MKL, MKL is used. Without AVX-512 (Zen 3 and earlier), torch computes all
+    float32 products by MKL, whatever is chosen here.
 
     Arguments:
         precision: as for :func:`layer_precision`.
