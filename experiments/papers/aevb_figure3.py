@@ -210,7 +210,9 @@ def draw(results: Mapping[str, Any], cells: Sequence[CurveCell]) -> Figure:
         curves.plot_curves(panels[size], row["runs"], "AIS", "", color, ls="", marker=".")
     for size, axes in panels.items():
         axes.set_title(f"$N_{{train}}$ = {size}; points: AIS", fontsize=10)
-        curves.set_limits(axes, (0, TABLE.paper_samples), AXIS_LIMITS[size])
+        # the paper's axis is linear, on which short runs would be a vertical line
+        axes.set_xscale("log")
+        curves.set_limits(axes, (1e4, TABLE.paper_samples), AXIS_LIMITS[size])
         axes.set_xlabel("training examples seen")
         axes.set_ylabel("log p(x), nats per datum")
         if axes.lines:
