@@ -235,21 +235,26 @@ def test_sentences_about_table_2_have_the_numbers_of_the_results():
     results = json.loads((RESULTS / "iwae_table2-small.json").read_text(encoding="utf-8"))
     claims, rows, page = results["claims"], results["rows"], read_page()
 
-    def units(row: str) -> str:
-        return format_measure(rows[row]["runs"], "active units")
+    def units(row: str) -> float:
+        runs = rows[row]["runs"]
+        return statistics.fmean(run["measures"]["active units"]["value"] for run in runs)
 
-    assert all(claim["seeds"] == [0] for claim in claims.values())
+    assert all(claim["seeds"] == [0, 1, 2] for claim in claims.values())
+    assert {claim["verdict"] for claim in claims.values()} == {"holds"}
     more, fewer = units("VAE, then IWAE, k = 50"), units("IWAE, k = 50, then VAE")
     before, before_iwae = (
-        int(units) + sign * claims[name]["value"]
+        units + sign * claims[name]["value"]
         for units, sign, name in ((more, -1, "units to IWAE"), (fewer, 1, "units to VAE"))
     )
     assert (
         f"the VAE gains {claims['to IWAE']['value']:.1f} nats (the paper: 1.9), and its active "
-        f"units rise from {before:.0f} to {more} (19 to 22)" in page
+        f"units rise from {before:.1f} to {more:.1f} (19 to 22)" in page
     )
     lost = claims["to VAE"]["value"]
-    assert f"loses units, {before_iwae:.0f} to {fewer} (25 to 23), but only {lost:.1f} nats" in page
+    assert (
+        f"loses units, {before_iwae:.1f} to {fewer:.1f} (25 to 23), and {lost:.1f} nats (1.2)"
+        in page
+    )
 
 
 def test_sentences_about_table_3_have_the_numbers_of_the_results():
