@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             log(f"{topic}: {error}")
             return 1
         options = f"{' --quick' * args.quick}{' --device cuda' * on_gpu}"
+        if args.threads != os.cpu_count():
+            options += f" --threads {args.threads}"
         command = f"python experiments/benchmarks/bench.py --only {topic}{options}"
         content = {"quick": args.quick, "load_before": load, "cases": measured}
         path = machine.write_result(topic, command, content, folder, args.device)

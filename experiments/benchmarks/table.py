@@ -118,7 +118,9 @@ def format_table(kind: str, results: Mapping[str, Any]) -> str:
     gpu = any(case.get("device") == "cuda" for case in cases)
     name = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
     few = [name for name, topic in results.items() if "cases" in topic and topic["quick"]]
-    quick = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
+    remarks = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
+    one = [name for name in ("step", "iwae", "evaluation") if _has_one_thread(results.get(name))]
+    remarks += f" On one thread (`--threads 1`): {', '.join(one)}." if one and not gpu else ""
     lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
     lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
     tables = [format_lines(lines)]
@@ -136,7 +138,11 @@ def format_table(kind: str, results: Mapping[str, Any]) -> str:
     if rounded:
         columns = {"ours_bfloat16 / ours": "float32"}
         tables += [_format_cases("a step in bfloat16 over that in", columns, rounded)]
-    return "\n\n".join([f"### {kind}", f"{name}, torch {machine['torch']}.{quick}", *tables])
+    return "\n\n".join([f"### {kind}", f"{name}, torch {machine['torch']}.{remarks}", *tables])
+
+
+def _has_one_thread(topic: Mapping[str, Any] | None) -> bool:
+    return topic is not None and all(c.get("threads") == 1 for c in topic["cases"].values())
 
 
 def _format_cases(title: str, columns: Mapping[str, str], cases: Mapping[str, Any]) -> str:

@@ -550,18 +550,25 @@ def test_missing_gpu_is_reported_in_one_sentence(capsys):
 
 def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys):
     summary = {"median": 0.4, "quartiles": [0.3, 0.5]}
-    case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu"}
+    case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu", "threads": 1}
     monkeypatch.setattr(harness.Harness, "measure", lambda self, case_: case)
     monkeypatch.setattr("os.getloadavg", lambda: (1.7, 0.1, 0.1))
-    assert bench.main(["--quick", "--only", "step", "--results", str(tmp_path)]) == 0
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    options = ["--quick", "--only", "step", "--threads", "1"]
+    assert bench.main([*options, "--results", str(tmp_path)]) == 0
     output = capsys.readouterr()
     assert output.err.startswith(
         "expected an idle machine; got a load of 1.7: stop other processes\n"
     )
-    assert "With a quarter of the turns (`--quick`): step." in output.out
+    assert (
+        "With a quarter of the turns (`--quick`): step. On one thread (`--threads 1`): step."
+        in output.out
+    )
     assert "| step, batch 128 | Pyro `SVI.step` | 0.30 | 0.40 (0.30–0.50) |" in output.out
     (results,) = table.read_results(tmp_path).values()
     assert results["step"]["load_before"] == 1.7
+    command = "python experiments/benchmarks/bench.py --only step --quick --threads 1"
+    assert results["step"]["command"] == command
 
 
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
@@ -653,3 +660,7 @@ def test_results_lie_in_the_folder_of_their_kind():
         # a quick result says so in its command, and above its table
         assert content.get("quick", False) == ("--quick" in content["command"].split()), file
         assert content["machine"]["kind"] == file.parent.name, file
+        if file.stem in ("step", "iwae", "evaluation"):
+            (case,) = content["cases"].values()
+            cores = content["machine"]["cores"]
+            assert (case["threads"] != cores) == ("--threads" in content["command"].split()), file
