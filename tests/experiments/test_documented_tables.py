@@ -194,19 +194,22 @@ def test_sentences_about_table_1_have_the_numbers_of_the_results():
     ahead, behind = gain(table, "2 layers: VAE, k = 5", "2 layers: IWAE, k = 5")
     assert f"still {ahead:.1f} nats ahead of IWAE" in page
     assert f"the paper's is {-behind:.1f} nats behind" in page
-    results = json.loads((RESULTS / f"{table}-small.json").read_text(encoding="utf-8"))
-    claims = [results["claims"][f"{n}: IWAE, 5 to 50"] for n in LAYERS]
-    assert [len(claim["seeds"]) for claim in claims] == [1, 1]
-    one, two = (claim["value"] for claim in claims)
-    one_paper, two_paper = (
-        results["rows"][f"{n}: IWAE, k = 50"]["paper"]["value"]
-        - results["rows"][f"{n}: IWAE, k = 5"]["paper"]["value"]
-        for n in LAYERS
+    (one, one_paper), (two, two_paper) = (
+        gain(table, f"{n}: IWAE, k = 50", f"{n}: IWAE, k = 5") for n in LAYERS
     )
     assert (
         f"another {one:.1f} nats higher with one layer ({one_paper:.1f}) and {two:.1f} with two "
-        f"({two_paper:.1f}); this is one seed" in page
+        f"({two_paper:.1f})" in page
     )
+    results = json.loads((RESULTS / f"{table}-small.json").read_text(encoding="utf-8"))
+    few, many = (
+        format_measure(results["rows"][f"1 layer: IWAE, k = {k}"]["runs"], "active units")
+        for k in (5, 50)
+    )
+    assert f"its active units rise from {few} to {many} (22 to 25)" in page
+    names = [f"{n}: IWAE, {step}" for n in LAYERS for step in ("1 to 5", "5 to 50")]
+    verdicts = {results["claims"][name]["verdict"] for name in [*names, "1 layer: units, 5 to 50"]}
+    assert verdicts == {"holds"}
 
 
 def test_sentences_about_the_whole_budget_have_the_numbers_of_the_result():
