@@ -26,6 +26,7 @@ __all__ = [
     "TrainingPrecision",
     "check_precision",
     "check_training_precision",
+    "has_bfloat16",
     "has_large_products",
     "layer_precision",
     "matmul_backend",
@@ -101,7 +102,7 @@ def check_training_precision(
             f"expected a GPU with TF32 (compute capability 8.0 or higher) with precision tf32; got "
             f"the device {device}: use bfloat16 or float32"
         )
-    if precision == "bfloat16" and not _has_bfloat16(device):
+    if precision == "bfloat16" and not has_bfloat16(device):
         _log_slow_bfloat16(device.type)
     return precision  # type: ignore[return-value]
 
@@ -110,7 +111,7 @@ def _has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for products in bfloat16; ``True`` if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -253,7 +254,8 @@ def _onednn() -> Iterator[None]:
 class _BFloat16Layers(TorchFunctionMode):
     """Compute the products of float32 layers in bfloat16, and return float32.
 
-    Products in bfloat16 have sums in float32, which are rounded once.
+    Products in bfloat16 have sums in float32, which are rounded once. On processors without
+    instructions for bfloat16, a transposed convolution adds rounded terms.
     """
 
     def __torch_function__(

@@ -82,13 +82,13 @@ def test_bfloat16_rounds_only_layers(vae, compile):
     assert error.median() < 1e-4 and error.mean() < 0.1 * (actual - exact).abs().mean()
 
 
-def _check_rounded(actual: Tensor, exact: Tensor, bias: Any = 0.0) -> None:
+def _check_rounded(actual: Tensor, exact: Tensor, bias: Any = 0.0, most: float = 0.02) -> None:
     """Check that values are exact ones rounded to bfloat16, plus a bias in float32."""
     expected = exact.bfloat16().float() + bias
     assert actual.dtype is torch.float32
     assert not torch.allclose(actual, exact.float() + bias, rtol=1e-5, atol=1e-5)
     # sums close to a tie may round either way
-    assert ((actual - expected).abs() > 1e-5).float().mean() < 0.02
+    assert ((actual - expected).abs() > 1e-5).float().mean() < most
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=1e-2)
 
 
@@ -112,13 +112,17 @@ def test_bfloat16_rounds_convolutions():
     generator = streams.generator(2)
     x = torch.randn(3, 2, 9, 9, generator=generator)
     for layer in (torch.nn.Conv2d(2, 5, 3, stride=2), torch.nn.ConvTranspose2d(2, 5, 3, stride=2)):
+        # where bfloat16 is emulated, a transposed convolution adds rounded terms
+        is_exact = not layer.transposed or matmul.has_bfloat16(torch.device("cpu"))
         for value in (x, x[0]):  # with and without a batch
             with matmul.layer_precision("bfloat16"):
                 actual = layer(value)
             exact = copy.deepcopy(layer).double()
             exact.weight.data = _round(layer.weight.data).double()
             exact.bias.data.zero_()
-            _check_rounded(actual, exact(_round(value).double()), layer.bias[:, None, None])
+            expected = exact(_round(value).double())
+            most = 0.02 if is_exact else 0.5
+            _check_rounded(actual, expected, layer.bias[:, None, None], most)
 
 
 def test_other_products_are_not_rounded():

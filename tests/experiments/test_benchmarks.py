@@ -469,6 +469,23 @@ def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled(monkeypatch
     assert counts["jax"] == 40 and counts["limit"] == 1
 
 
+def test_emulated_bfloat16_is_not_measured(monkeypatch):
+    class FakeWorker(LocalWorker):
+        def __init__(self, *args):
+            pass
+
+        def run(self, count, warm=0):
+            return {"seconds": 1.0, "values": [1.0], "versions": {}}
+
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
+    case = cases.make_case("ours ours_bfloat16", cases.DEEP, {"task": "step"}, count=6, rounds=3)
+    for has_instructions in (True, False):
+        monkeypatch.setattr(harness, "has_bfloat16", lambda device, has=has_instructions: has)
+        ratios = harness.Harness(Path(), 1).measure(case)["ratios"]
+        assert ("ours_bfloat16 / ours" in ratios) == has_instructions
+
+
 def test_contenders_on_a_gpu_are_profiled(monkeypatch):
     requests = []
 
