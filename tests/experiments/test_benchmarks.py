@@ -612,7 +612,12 @@ def test_verdicts_are_computed():
             "ours / torch": summary(0.5625, 0.125),
             "ours / numpyro": summary(1.0),
         },
-        "seconds": {"limit": summary(2.0), "pyro": summary(8.0), "numpyro": summary(2.1)},
+        "seconds": {
+            "ours": summary(2.1),
+            "limit": summary(2.0),
+            "pyro": summary(8.0),
+            "numpyro": summary(2.1),
+        },
     }
     rows = [row.format({"step": {"cases": {"step": step}}}) for row in table.CPU_ROWS[:5]]
     assert [row[2:] for row in rows] == [
@@ -622,6 +627,8 @@ def test_verdicts_are_computed():
         ["0.90", "1.00 (1.00–1.00)", "0.95", "missed; the limit is above the target"],
         ["1.20", "", "", "not measured"],
     ]
+    step["seconds"]["ours"] = summary(1.9)  # below the limit, which explains nothing then
+    assert table.CPU_ROWS[3].format({"step": {"cases": {"step": step}}})[-1] == "missed"
 
 
 def test_small_batches_have_a_table_of_their_own():
