@@ -255,7 +255,7 @@ class _BFloat16Layers(TorchFunctionMode):
     """Compute the products of float32 layers in bfloat16, and return float32.
 
     Products in bfloat16 have sums in float32, which are rounded once. On processors without
-    instructions for bfloat16, a transposed convolution adds rounded terms.
+    AVX-512, where torch does not use oneDNN for them, a transposed convolution adds rounded terms.
     """
 
     def __torch_function__(
