@@ -159,8 +159,16 @@ def _format_file(results: Mapping[str, Any]) -> str:
     formatted = [_format_table(table) for table in tables if len(table) > 1]
     if not formatted:
         return ""
-    missing = [f"Missing: {'; '.join(results['missing'])}."] if results.get("missing") else []
-    return "\n\n".join([_format_title(results), *formatted, *missing])
+    return "\n\n".join([_format_title(results), *formatted, *_format_missing(results)])
+
+
+def _format_missing(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line with the missing runs, or their number if most of a table was not started."""
+    missing = results.get("missing", {})
+    if len(missing) > len(results["rows"]) and {*missing.values()} == {"not started"}:
+        yield f"Not run: the other {len(missing)} rows."
+    elif missing:
+        yield f"Missing: {'; '.join(missing)}."
 
 
 def _format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -439,6 +439,15 @@ class TestVerdicts:
 
 Missing: third, seed 0."""
 
+    def test_counts_the_rows_of_a_table_that_was_hardly_started(self):
+        missing = dict.fromkeys(["second, seed 0", "third, seed 0"], "not started")
+        results = {"name": "synthetic", "preset": "small", "rows": {"first": row()}}
+        section = verdicts.format_section([{**results, "missing": missing}])
+        assert section.endswith("\n\nNot run: the other 2 rows.")
+        missing["third, seed 0"] = "failed: the loss is NaN"
+        section = verdicts.format_section([{**results, "missing": missing}])
+        assert section.endswith("\n\nMissing: second, seed 0; third, seed 0.")
+
     def test_title_has_the_paper_and_the_share_of_its_training(self):
         budgets = [{"budget": {"fraction": share}} for share in (0.1, 0.1, 0.25)]
         claim = {"sentence": "it rises", "value": 1.0, "se": None, "verdict": "holds"}
