@@ -28,8 +28,10 @@ __all__ = [
     "TOLERANCE",
     "Comparison",
     "compare_row",
+    "format_gains",
     "format_recipes",
     "format_section",
+    "format_sections",
     "format_summary",
     "insert_section",
     "main",
@@ -49,6 +51,15 @@ _UNITS = {"units": "active units", "as the authors": "as the authors"}
 #: Measure of how far the bound is from log p(x), and its column.
 _LADDER = "log p̂ − L_5000"
 _UNKNOWN_CAUSE = "cause unknown"
+#: Rows of the IWAE tables whose difference is shown; with k = 1, the IWAE is the VAE.
+_GAINS = {
+    "VAE, k = 5 instead of 1": ("VAE, k = 5", "VAE, k = 1"),
+    "VAE, k = 50 instead of 5": ("VAE, k = 50", "VAE, k = 5"),
+    "IWAE, k = 5 instead of 1": ("IWAE, k = 5", "VAE, k = 1"),
+    "IWAE, k = 50 instead of 5": ("IWAE, k = 50", "IWAE, k = 5"),
+    "IWAE instead of VAE, k = 5": ("IWAE, k = 5", "VAE, k = 5"),
+    "IWAE instead of VAE, k = 50": ("IWAE, k = 50", "VAE, k = 50"),
+}
 
 
 class Comparison(NamedTuple):
@@ -249,6 +260,32 @@ def format_recipes(all_results: Sequence[Mapping[str, Any]]) -> str:
     return _format_table(table)
 
 
+def format_gains(results: Mapping[str, Any]) -> str:
+    """Format the differences between rows of an IWAE table, beside those of the paper.
+
+    The errors are standard errors over seeds. Unlike those of the claims they do not need the test
+    examples of the runs, and so can be computed for rows that were run on different machines.
+    """
+    layers = ["1 layer", "2 layers"]
+    columns = [column for layer in layers for column in (layer, "the paper")]
+    table = [["change in L_5000", *columns]]
+    for name, pair in _GAINS.items():
+        cells = []
+        for layer in layers:
+            rows = [results["rows"].get(f"{layer}: {row}") for row in pair]
+            cells += ["not run", ""] if None in rows else _format_gain(*map(compare_row, rows))
+        table.append([name, *cells])
+    return _format_table(table)
+
+
+def _format_gain(row: Comparison, than: Comparison) -> list[str]:
+    """Return the difference of two rows ± its error over seeds, and the published difference."""
+    difference, published = row.value - than.value, row.published - than.published
+    error = math.hypot(row.error.se_seeds, than.error.se_seeds)
+    spread = "(one seed)" if math.isnan(error) else f"± {error:.2f}"
+    return [f"{difference:+.2f} {spread}", f"{published:+.2f}"]
+
+
 def _is_mnist_small(results: Mapping[str, Any]) -> bool:
     return results["preset"] == "small" and results["variant"]["data"] == "mnist"
 
@@ -300,7 +337,21 @@ def _format_name(results: Mapping[str, Any]) -> str:
     return f"`{results['name']}` {results['preset']}" + (f" ({variant})" if variant else "")
 
 
-def insert_section(document: str, section: str, mark: str = "papers") -> str:
+def format_sections(all_results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return all sections of the document, by the names of their marks."""
+    sections = {
+        "papers": format_section(all_results),
+        "recipes": format_recipes(all_results),
+        "summary": format_summary(all_results),
+    }
+    for name in ("iwae_table1", "iwae_table3"):
+        command = f"python -m experiments.papers.{name} --preset small"
+        for results in (r for r in all_results if r.get("command") == command):
+            sections[f"gains of {name}"] = format_gains(results)
+    return sections
+
+
+def insert_section(document: str, section: str, mark: str) -> str:
     """Return the document with ``section`` between its marks, unchanged if it has no marks."""
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     replacement = f"{begin}\n{section}\n{end}"
@@ -320,18 +371,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         all_results = list(read_all_results(options.results))
-        section = format_section(all_results)
-        document = options.document
+        sections, document = format_sections(all_results), options.document
         before = document.read_text(encoding="utf-8") if document.is_file() else ""
-        after = insert_section(before, section)
-        after = insert_section(after, format_recipes(all_results), "recipes")
-        after = insert_section(after, format_summary(all_results), "summary")
+        after = before
+        for mark, section in sections.items():
+            after = insert_section(after, section, mark)
         if after != before:
             files.atomic_write_text(document, after)
     except (ValueError, OSError) as error:
         print(f"verdicts: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(section)
+    print(sections["papers"])
     return 0
 
 

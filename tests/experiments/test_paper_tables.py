@@ -493,21 +493,29 @@ Missing: third, seed 0."""
         assert document.read_text(encoding="utf-8") == (
             f"before\n<!-- papers -->\n{self.TABLE}\n<!-- /papers -->\nafter\n"
         )
-        assert verdicts.insert_section("no marks", self.TABLE) == "no marks"
+        assert verdicts.insert_section("no marks", self.TABLE, "papers") == "no marks"
 
     def test_document_matches_the_committed_results(self):
         document = (ROOT / "docs" / "explanation" / "reproductions.md").read_text(encoding="utf-8")
-        section = verdicts.format_section(list(verdicts.read_all_results()))
-        assert section in document
-        results = list(verdicts.read_all_results())
-        recipes = verdicts.format_recipes(results)
-        assert recipes in document
-        expected = verdicts.insert_section(document, section)
-        expected = verdicts.insert_section(expected, recipes, "recipes")
-        summary = verdicts.format_summary(results)
-        assert summary in document
-        expected = verdicts.insert_section(expected, summary, "summary")
+        expected = document
+        for mark, section in verdicts.format_sections([*verdicts.read_all_results()]).items():
+            assert section in document, mark
+            expected = verdicts.insert_section(expected, section, mark)
         assert expected == document, "run `python -m experiments.papers`"
+
+    def test_gains_are_differences_of_rows_with_errors_over_seeds(self):
+        rows = {
+            "1 layer: VAE, k = 1": row(-95.0, -86.0, seeds=(-0.3, 0.0, 0.3)),
+            "1 layer: VAE, k = 5": row(-94.0, -85.5, seeds=(-0.3, 0.0, 0.3)),
+            "2 layers: VAE, k = 1": row(-96.0, -85.0, seeds=(-0.3, 0.0, 0.3)),
+            "2 layers: VAE, k = 5": row(-93.5, -85.1, seeds=(0.0,)),
+        }
+        lines = verdicts.format_gains({"rows": rows}).splitlines()
+        error = math.hypot(0.3, 0.3) / math.sqrt(3)
+        assert lines[2:4] == [
+            f"| VAE, k = 5 instead of 1 | +1.00 ± {error:.2f} | +0.50 | +2.50 (one seed) | -0.10 |",
+            "| VAE, k = 50 instead of 5 | not run | | not run | |",
+        ]
 
     def test_summary_counts_verdicts(self):
         judged, alone = row(-87.0), row(-80.0, seeds=(0.0,))
