@@ -161,25 +161,33 @@ def test_tf32_is_allowed_within_the_context():
     assert [setting.fp32_precision for setting in settings] == before
 
 
+NO_INSTRUCTIONS = ["this processor has no instructions for it"]
+
+
 @pytest.mark.parametrize(
-    ("cpuinfo", "logs"),
+    ("cpuinfo", "reasons"),
     [
-        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16", 0),
-        ("flags\t\t: fpu avx2", 1),
-        ("Features\t: fp asimd bf16", 0),
-        ("Features\t: fp asimd", 1),
-        ("", 0),  # unknown
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16", []),
+        (
+            "vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16",
+            ["this Intel processor has AVX-512 but not AMX for it"],
+        ),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16", []),
+        ("flags\t\t: fpu avx2", NO_INSTRUCTIONS),
+        ("Features\t: fp asimd bf16", []),
+        ("Features\t: fp asimd", NO_INSTRUCTIONS),
+        ("", []),  # unknown
     ],
 )
-def test_bfloat16_without_instructions_is_logged_once(cpuinfo, logs, monkeypatch, caplog):
+def test_slow_bfloat16_is_logged_once(cpuinfo, reasons, monkeypatch, caplog):
     monkeypatch.setattr(matmul, "_cpuinfo", lambda: cpuinfo)
     matmul._log_slow_bfloat16.cache_clear()
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         for _ in range(2):
             matmul.check_training_precision("bfloat16", torch.float32, torch.device("cpu"))
     messages = [r.getMessage() for r in caplog.records]
-    assert messages == logs * [
-        "precision bfloat16 is slower than float32 here: this processor has no instructions for it"
+    assert messages == [
+        f"precision bfloat16 is slower than float32 here: {reason}" for reason in reasons
     ]
 
 
