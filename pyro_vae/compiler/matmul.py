@@ -122,9 +122,9 @@ def has_bfloat16(device: torch.device) -> bool:
 def _find_slow_bfloat16(device: torch.device) -> str:
     """Return why products in bfloat16 are slower than in float32; empty if they are not."""
     if not has_bfloat16(device):
-        name = {"cuda": "GPU"}.get(device.type, "processor")
+        name = "GPU" if device.type == "cuda" else "processor"
         return f"this {name} has no instructions for it"
-    # on an Intel Xeon with AVX-512 BF16 and no AMX, products in bfloat16 have half float32's rate
+    # such steps take 1.7 to 1.8 times as long (docs/explanation/performance.md, intel-xeon-avx512)
     if device.type == "cpu" and "GenuineIntel" in _cpuinfo() and "amx_bf16" not in _cpu_flags():
         return "this Intel processor has AVX-512 but not AMX for it"
     return ""
