@@ -186,8 +186,9 @@ def test_sentences_about_table_1_have_the_numbers_of_the_results():
         ours, paper = gain(table, many, few)
         assert ours > 4 * paper > 0  # "gains far more from them than in the paper"
         ours, paper = gain(table, f"{n}: IWAE, k = {k}", many)
-        leads = {("1 layer", 50): 0.3 < ours, ("1 layer", 5): 0 < ours < 0.3}
-        assert paper > 0.9 and leads.get((n, k), ours < -0.5)
+        # one layer: ahead with k = 50, too close to tell with k = 5; two layers: behind
+        low, high = {("1 layer", 50): (0.3, 9), ("1 layer", 5): (0, 0.3)}.get((n, k), (-9, -0.5))
+        assert paper > 0.9 and low < ours < high
     results = json.loads((RESULTS / f"{table}-small.json").read_text(encoding="utf-8"))
     iwae, vae = (
         format_measure(results["rows"][f"1 layer: {name}, k = 50"]["runs"], "active units")
