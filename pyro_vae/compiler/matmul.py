@@ -29,6 +29,7 @@ __all__ = [
     "has_bfloat16",
     "has_large_products",
     "layer_precision",
+    "log_slow_precision",
     "matmul_backend",
 ]
 
@@ -102,9 +103,14 @@ def check_training_precision(
             f"expected a GPU with TF32 (compute capability 8.0 or higher) with precision tf32; got "
             f"the device {device}: use bfloat16 or float32"
         )
+    log_slow_precision(precision, device)
+    return precision  # type: ignore[return-value]
+
+
+def log_slow_precision(precision: str, device: torch.device) -> None:
+    """Log once if ``precision`` is slower than float32 on a device."""
     if precision == "bfloat16" and (reason := _find_slow_bfloat16(device)):
         _log_slow_bfloat16(reason)
-    return precision  # type: ignore[return-value]
 
 
 def _has_tf32(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..compiler.allocator import keep_freed_memory
 from ..compiler.cache import worth_compiling
-from ..compiler.matmul import Precision, check_precision, matmul_backend
+from ..compiler.matmul import Precision, check_precision, log_slow_precision, matmul_backend
 from ..core.evaluation_mode import eval_mode, owning_modules
 from .arguments import ProgramInputs
 from .audit import SingleRun, audit_inputs, weights_match
@@ -216,7 +216,7 @@ def stream_particles(
     """
     model, guide, x = inputs.model, inputs.guide, inputs.x
     num_samples = check_num_samples(num_samples)
-    check_precision(precision)
+    log_slow_precision(check_precision(precision), x.device)
     keep_freed_memory()
     pairs, size = max_streamed_pairs(x, chunk_size), len(x)
     with use_own_parameters(model, guide), eval_mode(model, guide):
