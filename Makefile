@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# The benchmarked peers need their own environment.
-PEERS  := .venv-bench
 BENCH  := experiments/benchmarks
 
 .PHONY: demo test docs soak lint release-check install bench bench-quick bench-gpu bench-peers bench-annealing clean
@@ -53,27 +51,25 @@ release-check: $(STAMP)
 	$(BIN)/python .ci/release_check.py
 
 # Benchmark this package beside its peers, and write the table of docs. Needs a quiet machine and half an hour.
-bench: $(STAMP) bench-peers
+bench: bench-peers
 	$(BIN)/python $(BENCH)/bench.py
 	$(BIN)/python $(BENCH)/table.py
 
 # The same with fewer rows and turns, in about five minutes; written to runs/bench-quick.
-bench-quick: $(STAMP) bench-peers
+bench-quick: bench-peers
 	$(BIN)/python $(BENCH)/bench.py --quick
 
 # The benchmarks that a GPU changes. Refused without a GPU, before anything large is installed.
-bench-gpu: $(STAMP)
-	@$(BIN)/python $(BENCH)/bench.py --device cuda --check
-	$(MAKE) bench-peers
-	$(PEERS)/bin/pip install --quiet --requirement $(BENCH)/requirements-gpu.txt
+bench-gpu: bench-peers
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "expected a GPU; torch finds none: run make bench to measure the CPU")'
+	$(BIN)/pip install --quiet --constraint constraints.txt 'jax[cuda13]'
 	$(BIN)/python $(BENCH)/bench.py --device cuda
 	$(BIN)/python $(BENCH)/table.py
 
-bench-peers: $(PEERS)/.installed
+bench-peers: $(VENV)/.installed-bench
 
-$(PEERS)/.installed: $(BENCH)/requirements.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --requirement $<
+$(VENV)/.installed-bench: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 # Needs a trained run; annealing.py says how to make it.
@@ -81,4 +77,4 @@ bench-annealing: $(STAMP)
 	$(BIN)/python $(BENCH)/annealing.py runs/mnist_vae
 
 clean:
-	rm -rf $(VENV) $(PEERS) build docs/_build docs/generated *.egg-info
+	rm -rf $(VENV) build docs/_build docs/generated *.egg-info

@@ -14,20 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import machine
-import torch
 from cases import GPU_TOPICS, TOPICS
-from harness import Harness, log
 from summaries import BenchmarkError
-from table import CPU_ROWS, format_table, read_results
 
-#: The interpreter of the peers' environment that ``make`` creates.
-PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
 #: Fraction of the rounds, and of the steps of a turn, in a quick run.
 QUICK_EFFORT = 0.25
 #: Above this load, the threads of a contender compete with other processes for the cores.
@@ -36,55 +31,49 @@ MAX_LOAD = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; return 1 after an error, which is printed in one sentence."""
-    args = _parse(argv)
-    on_gpu = args.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
-        return 1
-    if args.check:
-        return 0
-    load = os.getloadavg()[0]
-    if load > MAX_LOAD:
-        log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
-    rows = [(row.topic, row.case or row.topic) for row in CPU_ROWS]
-    cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
-    topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
-    folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
-    harness = Harness(args.peers, args.threads, args.device, QUICK_EFFORT if args.quick else 1.0)
-    for topic in args.only or topics:
-        start, measured = time.monotonic(), {}
-        try:
-            for name, case in cases[topic].items():
-                if not args.quick or (topic, name) in rows:
-                    log(f"{topic}: {name}")
-                    measured[name] = harness.measure(case)
-        except BenchmarkError as error:
-            log(f"{topic}: {error}")
-            return 1
-        options = f"{' --quick' * args.quick}{' --device cuda' * on_gpu}"
-        if args.threads != os.cpu_count():
-            options += f" --threads {args.threads}"
-        command = f"python experiments/benchmarks/bench.py --only {topic}{options}"
-        content = {"quick": args.quick, "load_before": load, "cases": measured}
-        path = machine.write_result(topic, command, content, folder, args.device)
-        log(f"{path}: {time.monotonic() - start:.0f} s")
-    kind = path.parent.name
-    print(format_table(kind, read_results(folder)[kind]))
-    return 0
+    # not at the top, because every contender's process imports this file first
+    import harness
+    import machine
+    import torch
+    from table import CPU_ROWS, format_kind, read_results
 
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="Benchmark this package against its peers")
     add = parser.add_argument
     add("--only", nargs="+", choices=TOPICS, help="run only these topics")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=cores, help="threads per contender")
+    add("--threads", type=int, default=os.cpu_count(), help="threads per contender")
     add("--quick", action="store_true", help="fewer turns; written to runs/bench-quick")
-    add("--check", action="store_true", help="only check that the benchmarks can run")
     add("--results", type=Path, help="output folder (default: results/)")
-    add("--peers", type=Path, default=PEER_PYTHON, help="Python interpreter that has the peers")
-    return parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(arguments)
+    on_gpu, load = args.device == "cuda", os.getloadavg()[0]
+    if on_gpu and not torch.cuda.is_available():
+        harness.log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
+        return 1
+    if load > MAX_LOAD:
+        harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
+    rows = {(topic, case): None for _, topic, case, *_ in CPU_ROWS}
+    cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
+    topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
+    folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
+    effort = QUICK_EFFORT if args.quick else 1.0
+    command = shlex.join(["python", "experiments/benchmarks/bench.py", *arguments])
+    for topic in args.only or topics:
+        start, measured = time.monotonic(), {}
+        for name, case in cases[topic].items():
+            if not args.quick or (topic, name) in rows:
+                harness.log(f"{topic}: {name}")
+                try:
+                    measured[name] = harness.measure(case, args.threads, args.device, effort)
+                except BenchmarkError as error:
+                    harness.log(f"{topic}: {error}")
+                    return 1
+        content = {"quick": args.quick, "load_before": load, "cases": measured}
+        path = machine.write_result(topic, command, content, folder, args.device)
+        harness.log(f"{path}: {time.monotonic() - start:.0f} s")
+    kind = path.parent.name
+    print(format_kind(kind, read_results(folder)[kind]))
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import job as jobs
 import machine
 import ours
 import torch
@@ -134,14 +134,13 @@ def measure(name: str, switches: list[str], rounds: int) -> dict[str, Any]:
         for switch in ("", *switches):
             log(f"{name}: {f'without {switch}' if switch else 'all optimisations'}")
             job = Job(problem=problem, without=switch, **options)
-            worker = Worker(switch or "all", Path(sys.executable), "internals", job, 1)
-            workers[switch] = stack.enter_context(worker)
-            worker.run(count)
+            worker = workers[switch] = stack.enter_context(Worker(switch, "internals", job))
+            worker.call(jobs.measure, count)
         for _ in range(rounds):
-            before = workers[""].run(count, warm)["cpu_seconds"]
+            before = workers[""].call(jobs.measure, count, warm)["cpu_seconds"]
             for switch in switches:
-                seconds = workers[switch].run(count, warm)["cpu_seconds"]
-                after = workers[""].run(count, warm)["cpu_seconds"]
+                seconds = workers[switch].call(jobs.measure, count, warm)["cpu_seconds"]
+                after = workers[""].call(jobs.measure, count, warm)["cpu_seconds"]
                 ratios[switch].append(2 * seconds / (before + after))
                 before = after
     return {switch: {"rounds": rounds, **summarise(row)} for switch, row in ratios.items()}
@@ -149,11 +148,11 @@ def measure(name: str, switches: list[str], rounds: int) -> dict[str, Any]:
 
 def format_table(ratios: dict[str, dict[str, Any]]) -> str:
     """Return the Markdown table of optimisations and workloads, with gains of 5 % in bold."""
-    lines = [["without", *ratios], ["---"] * (len(ratios) + 1)]
+    rows = []
     for switch in dict.fromkeys(s for row in ratios.values() for s in row):
         name = switch if switch in SWITCHES else f"{switch} (removed)"
-        lines.append([name, *(_format_cell(row.get(switch)) for row in ratios.values())])
-    return format_lines(lines)
+        rows.append([name, *(_format_cell(row.get(switch)) for row in ratios.values())])
+    return format_lines(["without", *ratios], rows)
 
 
 def _format_cell(summary: dict[str, Any] | None) -> str:

@@ -1,16 +1,14 @@
-"""Task of a contender, its data and its process. Imports only NumPy: all environments have it."""
+"""Task of a contender and its data, and what runs in its process. Imports only NumPy."""
 
 from __future__ import annotations
 
+import atexit
 import os
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from multiprocessing.connection import Connection
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,6 @@ import numpy as np
 Run = Callable[[np.ndarray], list[float]]
 #: Weights ``(out, in)`` and biases ``(out,)`` of the layers of a network, with tanh between them.
 Layers = list[tuple[np.ndarray, np.ndarray]]
-#: Packages whose versions are recorded, by the names of their modules.
-PACKAGES = {"pyro": "pyro-ppl", "pyro_vae": "pyro-vae"} | {
-    name: name for name in ("numpy", "torch", "jax", "numpyro", "pythae")
-}
 
 
 @dataclass
@@ -59,6 +53,7 @@ class Job:
         problem: the data and the weights, the same for all contenders; ``None`` for ``import``.
         batch: examples in a minibatch.
         num_samples: K of the IWAE bound and of L_K, or the number of temperatures.
+        threads: the number of threads and cores.
         device: ``cpu`` or ``cuda``.
         learning_rate: Adam's learning rate.
         compiled: whether contenders with an eager and a compiled variant compile.
@@ -71,12 +66,17 @@ class Job:
     problem: Any
     batch: int = 128
     num_samples: int = 1
+    threads: int = 1
     device: str = "cpu"
     learning_rate: float = 1e-3
     compiled: bool = False
     empty_cache: bool = False
     precision: Any = "float32"
     without: str = ""
+
+    @property
+    def is_training(self) -> bool:
+        return self.task in ("step", "iwae")
 
 
 def make_inputs(job: Job) -> Callable[[int], np.ndarray]:
@@ -89,7 +89,7 @@ def make_inputs(job: Job) -> Callable[[int], np.ndarray]:
 
     def next_inputs(count: int) -> np.ndarray:
         nonlocal pending
-        if job.task not in ("step", "iwae"):
+        if not job.is_training:
             return np.arange(count) % (len(job.problem.test) if job.problem else 1)
         while len(pending) < count * job.batch:
             pending = np.concatenate([pending, rng.permutation(len(job.problem.train))])
@@ -101,62 +101,60 @@ def make_inputs(job: Job) -> Callable[[int], np.ndarray]:
 
 def find_fastest(run: Callable[[int], object], candidates: list[int]) -> int:
     """Return the candidate with which ``run`` is fastest. Each runs once before it is timed."""
-    seconds = {}
-    for candidate in candidates:
+
+    def measure_second_run(candidate: int) -> float:
         run(candidate)
         start = time.perf_counter()
         run(candidate)
-        seconds[candidate] = time.perf_counter() - start
-    return min(seconds, key=lambda candidate: seconds[candidate])
+        return time.perf_counter() - start
+
+    return min(candidates, key=measure_second_run)
 
 
-def serve(file_descriptor: int, start: float) -> None:
-    """Run a contender in this process, which began at ``start``; see ``harness.Worker``."""
-    connection = Connection(file_descriptor)
-    try:
-        with tempfile.TemporaryDirectory() as empty:
-            _answer_requests(connection, start, empty)
-    except EOFError:
-        pass  # no more requests
-    except Exception:
-        connection.send(traceback.format_exc().strip().splitlines()[-1])
+#: The contender of this process, and its inputs; set by ``start``.
+_run: Run
+_next_inputs: Callable[[int], np.ndarray]
 
 
-def _answer_requests(connection: Connection, start: float, empty: str) -> None:
-    module, job, threads = connection.recv()
+def start(module: str, job: Job) -> None:
+    """Start ``TASKS[job.task]`` of a module in this new process."""
+    global _run, _next_inputs
+    os.dup2(2, 1)  # a library's output goes to stderr
     if hasattr(os, "sched_setaffinity"):
         # libraries choose their number of threads accordingly
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+    os.environ.update(
+        OMP_NUM_THREADS=str(job.threads),
+        MKL_NUM_THREADS=str(job.threads),
+        JAX_PLATFORMS=job.device,
+        # by default JAX allocates most of a GPU's memory and multiplies in TF32
+        XLA_PYTHON_CLIENT_PREALLOCATE="false",
+        JAX_DEFAULT_MATMUL_PRECISION="highest" if job.device == "cuda" else "default",
+    )
     if job.empty_cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
-    contender = import_module(module)
-    run = contender.TASKS[job.task](job) if job.task != "import" else lambda inputs: []
-    next_inputs = make_inputs(job)
-    while True:
-        answer = measure(run, next_inputs, *connection.recv())
-        versions = {p: metadata.version(p) for name, p in PACKAGES.items() if name in sys.modules}
-        connection.send({**answer, "since_start": answer["end"] - start, "versions": versions})
+        empty = tempfile.TemporaryDirectory()
+        atexit.register(empty.cleanup)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty.name
+    contender, _next_inputs = import_module(module), make_inputs(job)
+    _run = contender.TASKS[job.task](job) if job.task != "import" else lambda inputs: []
 
 
-def measure(
-    run: Run, next_inputs: Callable[[int], Any], count: int, warm: int = 0, profiled: bool = False
-) -> dict[str, Any]:
-    """Return seconds and values of ``count`` steps or images, after ``warm`` untimed ones.
-
-    If profiled, the seconds are those of the kernels on the GPU.
-    """
+def measure(count: int, warm: int = 0) -> dict[str, Any]:
+    """Return seconds and values of ``count`` steps or images, after ``warm`` untimed ones."""
     if warm:
-        run(next_inputs(warm))
-    inputs = next_inputs(count)
-    if profiled:
-        # imported here, because some contenders' environments lack torch
-        from torch.profiler import ProfilerActivity, profile
+        _run(_next_inputs(warm))
+    inputs = _next_inputs(count)
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    values = _run(inputs)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values}
 
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            run(inputs)
-        microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
-        return {"seconds": microseconds / 1e6, "end": time.perf_counter()}
-    start, cpu_start = time.perf_counter(), time.process_time()
-    values = run(inputs)
-    end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
-    return {"seconds": end - start, "cpu_seconds": cpu_seconds, "end": end, "values": values}
+
+def measure_kernels(count: int) -> float:
+    """Return the seconds of the GPU's kernels during ``count`` steps or images."""
+    # not at the top, because a contender in JAX does not need torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        _run(_next_inputs(count))
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6

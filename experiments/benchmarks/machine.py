@@ -15,6 +15,8 @@ import torch
 from pyro_vae.core.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
+#: Packages whose versions are recorded.
+PACKAGES = ("torch", "pyro-ppl", "jax", "numpyro", "pythae")
 
 
 def name_kind(cpuinfo: str) -> str:
@@ -46,8 +48,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro-ppl": metadata.version("pyro-ppl"),
+        **{d.name: d.version for d in metadata.distributions() if d.name in PACKAGES},
     }
 
 

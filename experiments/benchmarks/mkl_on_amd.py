@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
+import job as jobs
 import machine
 from harness import Worker, log
 from internals import WORKLOADS
@@ -31,17 +31,6 @@ SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 ROUNDS = 9
 
 
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that start within this context."""
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del os.environ[name]
-
-
 def measure(workload: str, library: Path) -> list[str]:
     """Return the ratios of a workload's CPU time with the library to that without, formatted."""
     widths, count, options = WORKLOADS[workload]
@@ -51,11 +40,12 @@ def measure(workload: str, library: Path) -> list[str]:
     with ExitStack() as stack:
         workers = {}
         for name, values in variants.items():
-            with environment(values):
-                worker = Worker(name, Path(sys.executable), "internals", job, 1)
-            workers[name] = stack.enter_context(worker)
-            worker.run(count)
-        turns = take_turns(list(workers), ROUNDS, lambda n: workers[n].run(count, count // 5))
+            with patch.dict(os.environ, values):
+                worker = workers[name] = stack.enter_context(Worker(name, "internals", job))
+            worker.call(jobs.measure, count)
+        turns = take_turns(
+            list(workers), ROUNDS, lambda n: workers[n].call(jobs.measure, count, count // 5)
+        )
     seconds = {name: [turn["cpu_seconds"] for turn in row] for name, row in turns.items()}
     ratios = ([x / y for x, y in zip(row, seconds[""], strict=True)] for row in seconds.values())
     return [format_ratio(summarise(row)) for row in list(ratios)[1:]]
@@ -63,17 +53,17 @@ def measure(workload: str, library: Path) -> list[str]:
 
 def main() -> None:
     """Measure and print the table."""
-    lines = [["", "with the library", "and MKL for all products"], ["---"] * 3]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "mkl.c"), Path(folder, "mkl.so")
         source.write_text(SOURCE)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
         for workload in ("step", "step_batch_20", "iwae", "evaluate"):
             log(workload)
-            lines.append([workload, *measure(workload, library)])
+            rows.append([workload, *measure(workload, library)])
     description = machine.describe_machine()
     print(f"{description['cpu']} ({description['kind']}), one thread")
-    print(format_lines(lines))
+    print(format_lines(["", "with the library", "and MKL for all products"], rows))
 
 
 if __name__ == "__main__":

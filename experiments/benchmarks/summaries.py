@@ -7,20 +7,20 @@ turns, and ratios are computed within each round of turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-
-T = TypeVar("T")
 
 
 class BenchmarkError(RuntimeError):
     """A contender failed or does other work than the others; the message is one sentence."""
 
 
-def take_turns(names: Sequence[str], rounds: int, work: Callable[[str], T]) -> dict[str, list[T]]:
+def take_turns(
+    names: Sequence[str], rounds: int, work: Callable[[str], Any]
+) -> dict[str, list[Any]]:
     """Return the results of ``work(name)`` in each round; rounds begin with another contender."""
-    results: dict[str, list[T]] = {name: [] for name in names}
+    results: dict[str, list[Any]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in [*names[first:], *names[:first]]:
@@ -46,8 +46,7 @@ def summarise_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[s
 def check_losses_agree(losses: Mapping[str, Sequence[float]]) -> None:
     """Check that the mean losses, in nats per datum, agree in each round.
 
-    All start from the same weights and see the same minibatches. Losses differ by their noise and
-    its effect on Adam's first steps, whose length does not depend on the gradient's magnitude: 1 to
+    All start from the same weights and see the same minibatches. Noise makes losses differ by 1 to
     2 %. Without the KL divergence they would be off by 10 %, without an optimiser by 20 % soon.
     """
     for turn, values in enumerate(zip(*losses.values(), strict=True)):
@@ -57,14 +56,14 @@ def check_losses_agree(losses: Mapping[str, Sequence[float]]) -> None:
 
 
 def check_estimates_agree(
-    estimates: Mapping[str, Sequence[Sequence[float]]], slack: Mapping[str, float] | None = None
+    estimates: Mapping[str, Sequence[Sequence[float]]], slack: Mapping[str, float]
 ) -> None:
     """Check that the estimates of the same images, by round, agree within Monte Carlo error.
 
     The error of the mean over the images common to all is estimated from its spread over rounds,
-    pooled over contenders, because all draw the same number of samples from the same q. Five
-    standard errors are a false-alarm rate of 1e-4 with 20 degrees of freedom. ``slack`` is an
-    additional tolerance of contenders with rounded products, in nats.
+    pooled over contenders, because all draw as many samples from the same q. Five standard errors
+    are a false-alarm rate of 1e-4 with 20 degrees of freedom. ``slack`` is an additional tolerance
+    by contender, in nats.
     """
     common = min(len(row) for rows in estimates.values() for row in rows)
     means = {name: [np.mean(row[:common]) for row in rows] for name, rows in estimates.items()}
@@ -72,7 +71,7 @@ def check_estimates_agree(
     center = float(np.median([np.mean(values) for values in means.values()]))
     for name, values in means.items():
         # float32 sums over 784 pixels differ in the fourth decimal
-        error = 5 * np.sqrt(variance / len(values)) + 1e-3 + (slack or {}).get(name, 0.0)
+        error = 5 * np.sqrt(variance / len(values)) + 1e-3 + slack.get(name, 0.0)
         _check(name, f"mean estimate of {common} images", float(np.mean(values)), center, error)
 
 

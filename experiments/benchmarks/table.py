@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from machine import RESULTS
 
@@ -22,86 +22,57 @@ PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "performance.md"
 START, END = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
 #: Quartiles further apart than this fraction of the median mark a row as unsteady.
 MAX_SPREAD = 0.2
-
-
-class Row(NamedTuple):
-    """The ratio of the time of this package to that of a peer or of the limit.
-
-    Attributes:
-        text: the label.
-        target: the largest median that meets the target; ``None`` without a target.
-        peer, name: the other contender, and how it is called in the table.
-        topic, case: where the ratio is found.
-        ours: the variant of this package.
-    """
-
-    text: str
-    target: float | None
-    peer: str
-    name: str
-    topic: str
-    case: str = ""
-    ours: str = "ours"
-
-    def format(self, results: Mapping[str, Any]) -> list[str]:
-        """Return label, peer, target, median with quartiles, ratio at the limit and verdict."""
-        head = [self.text, self.name, "" if self.target is None else f"{self.target:.2f}"]
-        case = results.get(self.topic, {}).get("cases", {}).get(self.case or self.topic, {})
-        ratio = case.get("ratios", {}).get(f"{self.ours} / {self.peer}")
-        if ratio is None:
-            return [*head, "", "", "not measured"]
-        median, (low, high) = ratio["median"], ratio["quartiles"]
-        seconds, limit = case["seconds"], ""
-        if {"limit", self.peer} <= {*seconds} and not self.ours.endswith("bfloat16"):
-            limit = f"{seconds['limit']['median'] / seconds[self.peer]['median']:.2f}"
-        verdicts = []
-        if self.target is not None:
-            verdicts += ["met" if median <= self.target else "missed"]
-            # a time below the limit, by cheaper formulas, shows that it is none
-            is_bound = limit and seconds["limit"]["median"] <= seconds[self.ours]["median"]
-            if is_bound and float(limit) > self.target:
-                verdicts += ["the limit is above the target"]
-        if high - low > MAX_SPREAD * median:
-            verdicts += ["unsteady"]
-        return [*head, format_ratio(ratio), limit, "; ".join(verdicts)]
-
-
+#: How contenders are called, if not by their name.
+NAMES = {
+    "pyro": "Pyro",
+    "torch": "plain PyTorch",
+    "torch_compiled": "`torch.compile`",
+    "numpyro": "NumPyro",
+    "jax": "JAX",
+    "limit": "the limit",
+    "torch_and_pyro": "`import torch, pyro`",
+}
 STEP, IWAE = "step, batch 128", "IWAE step, k = 50, batch 20"
-SMALL, IMPORT = "step, batch 20, one thread", "`import pyro_vae`"
-SAMPLES, ROUNDED = "L₅₀₀₀", "L₅₀₀₀ in bfloat16, corrected"
-PYRO, PYRO_IWAE = "Pyro `SVI.step`", "Pyro `RenyiELBO`"
-NUMPYRO, PYRO_SAMPLES = "NumPyro `lax.scan`", "Pyro `vectorized_importance_weights`"
-CPU_ROWS = (
-    Row(STEP, 0.30, "pyro", PYRO, "step"),
-    Row(STEP, 0.45, "torch", "plain PyTorch", "step"),
-    Row(STEP, 0.50, "torch_compiled", "`torch.compile`", "step"),
-    Row(STEP, 0.90, "numpyro", NUMPYRO, "step"),
-    Row(STEP, 1.2, "limit", "the limit", "step"),
-    Row(SMALL, 0.90, "numpyro", NUMPYRO, "small_batches", "batch 20"),
-    Row(SMALL, 1.5, "limit", "the limit", "small_batches", "batch 20"),
-    Row(IWAE, 0.30, "pyro", PYRO_IWAE, "iwae"),
-    Row(IWAE, None, "numpyro", "NumPyro `RenyiELBO`", "iwae"),
-    Row(IWAE, 1.5, "limit", "the limit", "iwae"),
-    Row(SAMPLES, 0.45, "pyro", PYRO_SAMPLES, "evaluation"),
-    Row(SAMPLES, 0.55, "jax", "JAX, jitted", "evaluation"),
-    Row(SAMPLES, 0.22, "pythae", "pythae `get_nll`", "evaluation"),
-    Row(SAMPLES, 1.15, "limit", "the limit", "evaluation"),
-    Row(ROUNDED, 0.45, "pyro", PYRO_SAMPLES, "evaluation", ours="ours_bfloat16"),
-    Row(ROUNDED, 0.55, "jax", "JAX, jitted", "evaluation", ours="ours_bfloat16"),
-    Row(ROUNDED, 0.22, "pythae", "pythae `get_nll`", "evaluation", ours="ours_bfloat16"),
-    Row(IMPORT, 1.2, "torch_and_pyro", "`import torch, pyro`", "startup", "import"),
-    Row("import and first step", None, "pyro", PYRO, "startup", "first step"),
+SMALL = "step, batch 20, one thread"
+L_TARGETS = {"pyro": 0.45, "jax": 0.55, "pythae": 0.22}
+#: What takes the time, topic and case, the targets of its ratio to other contenders (the largest
+#: median, or ``None``), and the variant of this package.
+CPU_ROWS: tuple[tuple[str, str, str, dict[str, float | None], str], ...] = (
+    (STEP, "step", "step", {"pyro": 0.3, "torch": 0.45, "torch_compiled": 0.5}, "ours"),
+    (STEP, "step", "step", {"numpyro": 0.9, "limit": 1.2}, "ours"),
+    (SMALL, "small_batches", "batch 20", {"numpyro": 0.9, "limit": 1.5}, "ours"),
+    (IWAE, "iwae", "iwae", {"pyro": 0.3, "numpyro": None, "limit": 1.5}, "ours"),
+    ("L₅₀₀₀", "evaluation", "evaluation", {**L_TARGETS, "limit": 1.15}, "ours"),
+    ("L₅₀₀₀ in bfloat16, corrected", "evaluation", "evaluation", {**L_TARGETS}, "ours_bfloat16"),
+    ("`import pyro_vae`", "startup", "import", {"torch_and_pyro": 1.2}, "ours"),
+    ("import and first step", "startup", "first step", {"pyro": None}, "ours"),
 )
-GPU_ROWS = (
-    Row(STEP, 0.05, "pyro", PYRO, "step"),
-    Row(STEP, 0.20, "torch", "plain PyTorch", "step"),
-    Row(STEP, 1.05, "numpyro", NUMPYRO, "step"),
-    Row(STEP, 2.0, "its kernels", "its kernels", "step"),
-    Row(IWAE, None, "pyro", PYRO_IWAE, "iwae"),
-    Row(SAMPLES, None, "pyro", PYRO_SAMPLES, "evaluation"),
-    Row(SAMPLES, None, "limit", "the limit", "evaluation"),
-    Row("AIS", None, "limit", "the limit", "ais"),
+GPU_ROWS: tuple[tuple[str, str, str, dict[str, float | None], str], ...] = (
+    (STEP, "step", "step", {"pyro": 0.05, "torch": 0.2, "numpyro": 1.05}, "ours"),
+    (STEP, "step", "step", {"its kernels": 2.0}, "ours"),
+    (IWAE, "iwae", "iwae", {"pyro": None}, "ours"),
+    ("L₅₀₀₀", "evaluation", "evaluation", {"pyro": None, "limit": None}, "ours"),
+    ("AIS", "ais", "ais", {"limit": None}, "ours"),
 )
+
+
+def format_row(peer: str, target: float | None, case: Mapping[str, Any], ours: str) -> list[str]:
+    """Return peer, target, median with quartiles, ratio at the limit and verdict."""
+    head = [NAMES.get(peer, peer), "" if target is None else f"{target:.2f}"]
+    ratio, seconds = case.get("ratios", {}).get(f"{ours} / {peer}"), case.get("seconds", {})
+    if ratio is None:
+        return [*head, "", "", "not measured"]
+    median, (low, high) = ratio["median"], ratio["quartiles"]
+    limit, verdicts = "", []
+    if {"limit", peer} <= {*seconds} and not ours.endswith("bfloat16"):
+        limit = f"{seconds['limit']['median'] / seconds[peer]['median']:.2f}"
+    if target is not None:
+        verdicts += ["met" if median <= target else "missed"]
+        # a time below the limit, by cheaper formulas, shows that it is none
+        is_bound = limit and seconds["limit"]["median"] <= seconds[ours]["median"]
+        verdicts += ["the limit is above the target"] * bool(is_bound and float(limit) > target)
+    verdicts += ["unsteady"] * (high - low > MAX_SPREAD * median)
+    return [*head, format_ratio(ratio), limit, "; ".join(verdicts)]
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -113,47 +84,48 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     return results
 
 
-def format_table(kind: str, results: Mapping[str, Any]) -> str:
-    """Return the table of a kind of processor in Markdown, under the machine's name."""
-    topics = [content for content in results.values() if "cases" in content]
-    machine, cases = topics[0]["machine"], [c for t in topics for c in t["cases"].values()]
-    gpu = any(case.get("device") == "cuda" for case in cases)
-    name = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
-    few = [name for name, topic in results.items() if "cases" in topic and topic["quick"]]
-    remarks = f" With a quarter of the turns (`--quick`): {', '.join(few)}." if few else ""
-    one = [name for name in ("step", "iwae", "evaluation") if _has_one_thread(results.get(name))]
-    remarks += f" On one thread (`--threads 1`): {', '.join(one)}." if one and not gpu else ""
-    lines = [["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]]
-    lines += [["---"] * 6, *(row.format(results) for row in (GPU_ROWS if gpu else CPU_ROWS))]
-    tables = [format_lines(lines)]
-    small = results.get("small_batches", {}).get("cases", {})
-    if not gpu and not {*small} <= {row.case for row in CPU_ROWS}:
-        peers = {"numpyro": NUMPYRO, "torch_compiled": "`torch.compile`", "limit": "the limit"}
-        columns = {f"ours / {peer}": name for peer, name in peers.items()}
+def format_kind(kind: str, results: Mapping[str, Any]) -> str:
+    """Return the tables of a kind of processor in Markdown, under the machine's name."""
+    topics = {name: topic for name, topic in results.items() if "cases" in topic}
+    cases = {(n, name): c for n, topic in topics.items() for name, c in topic["cases"].items()}
+    machine = next(iter(topics.values()))["machine"]
+    gpu = any(case.get("device") == "cuda" for case in cases.values())
+    text = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
+    text += f", torch {machine['torch']}."
+    if few := [name for name, topic in topics.items() if topic["quick"]]:
+        text += f" With a quarter of the turns (`--quick`): {', '.join(few)}."
+    one = [n for n in ("step", "iwae", "evaluation") if cases.get((n, n), {}).get("threads") == 1]
+    if one and not gpu:
+        text += f" On one thread (`--threads 1`): {', '.join(one)}."
+    rows = [
+        [label, *format_row(peer, target, cases.get((topic, case), {}), ours)]
+        for label, topic, case, targets, ours in (GPU_ROWS if gpu else CPU_ROWS)
+        for peer, target in targets.items()
+    ]
+    head = ["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]
+    tables = [format_lines(head, rows)]
+    small = {name: case for (topic, name), case in cases.items() if topic == "small_batches"}
+    if len(small) > 1 and not gpu:
+        columns = {NAMES[n]: f"ours / {n}" for n in ("numpyro", "torch_compiled", "limit")}
         tables += [_format_cases("a step on one thread over that of", columns, small)]
-    rounded = {
-        name: case
-        for topic in ("step", "iwae", "small_batches")
-        for name, case in results.get(topic, {}).get("cases", {}).items()
-        if "ours_bfloat16 / ours" in case["ratios"]
-    }
+    steps = {name: cases[name, name] for name in ("step", "iwae") if (name, name) in cases}
+    rounded = {n: c for n, c in (steps | small).items() if "ours_bfloat16 / ours" in c["ratios"]}
     if rounded:
-        columns = {"ours_bfloat16 / ours": "float32"}
+        columns = {"float32": "ours_bfloat16 / ours"}
         tables += [_format_cases("a step in bfloat16 over that in", columns, rounded)]
-    return "\n\n".join([f"### {kind}", f"{name}, torch {machine['torch']}.{remarks}", *tables])
-
-
-def _has_one_thread(topic: Mapping[str, Any] | None) -> bool:
-    return topic is not None and all(c.get("threads") == 1 for c in topic["cases"].values())
+    return "\n\n".join([f"### {kind}", text, *tables])
 
 
 def _format_cases(title: str, columns: Mapping[str, str], cases: Mapping[str, Any]) -> str:
     """Return a table with a row for each case and a column for each ratio."""
-    lines = [[title, *columns.values()], ["---"] * (len(columns) + 1)]
-    for name, case in cases.items():
-        label = name if case["model"] in name else f"{case['model']}, {name}"
-        lines.append([label, *(format_ratio(case["ratios"].get(ratio)) for ratio in columns)])
-    return format_lines(lines)
+    rows = [
+        [
+            name if case["model"] in name else f"{case['model']}, {name}",
+            *(format_ratio(case["ratios"].get(ratio)) for ratio in columns.values()),
+        ]
+        for name, case in cases.items()
+    ]
+    return format_lines([title, *columns], rows)
 
 
 def format_ratio(ratio: Mapping[str, Any] | None) -> str:
@@ -163,14 +135,14 @@ def format_ratio(ratio: Mapping[str, Any] | None) -> str:
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
-def format_lines(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def format_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def format_tables() -> str:
     """Return the tables of all kinds of processors whose training step was measured."""
     results = read_results().items()
-    return "\n\n".join(format_table(kind, topics) for kind, topics in results if "step" in topics)
+    return "\n\n".join(format_kind(kind, topics) for kind, topics in results if "step" in topics)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import math
 import sys
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -32,14 +35,16 @@ import ours
 import summaries
 import table
 from job import Job, Problem, find_fastest, make_inputs
+from peers import plain_torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyro_vae as pv
 from pyro_vae.compiler.cache import worth_compiling
 
 PIXELS, TOY_HIDDEN = 6, 3
-needs_peers = pytest.mark.skipif(
-    not bench.PEER_PYTHON.exists(), reason="requires the peers' environment: make bench-peers"
-)
+#: Peers that are not among the packages of the tests.
+HAS_JAX = bool(find_spec("numpyro"))
+needs_jax = pytest.mark.skipif(not HAS_JAX, reason="requires NumPyro: make bench-peers")
 
 
 @pytest.fixture(autouse=True)
@@ -113,9 +118,9 @@ def compute_bounds(job: Job) -> tuple[np.ndarray, np.ndarray]:
 class LocalWorker:
     """A contender in this process, which answers as its worker process does."""
 
-    def __init__(self, name, python, module, job, threads):
-        self.run_job = import_module(module).TASKS[job.task](job)
-        self.next_inputs = make_inputs(job)
+    def __init__(self, name: str, module: str, job: Job) -> None:
+        run = import_module(module).TASKS[job.task](job)
+        self._contender = {"_run": run, "_next_inputs": make_inputs(job)}
 
     def __enter__(self):
         return self
@@ -123,16 +128,21 @@ class LocalWorker:
     def __exit__(self, *error):
         pass
 
-    def run(self, count, warm=0):
-        return jobs.measure(self.run_job, self.next_inputs, count, warm) | {"versions": {}}
+    def call(self, function, *args):
+        with mock.patch.multiple(jobs, create=True, **self._contender):
+            return function(*args)
 
 
 def start(name: str, job: Job):
-    """Start a contender by its name: peers in their environment, others in this process."""
-    contender = cases.CONTENDERS[name]
-    kind = harness.Worker if contender.needs_peers else LocalWorker
-    job = replace(job, **{**contender.options, "compiled": False})
-    return kind(name, bench.PEER_PYTHON, contender.module, job, 1)
+    """Start a contender by its name, not compiled; JAX in a process of its own."""
+    module, options = cases.CONTENDERS[name]
+    kind = harness.Worker if "jax" in module else LocalWorker
+    return kind(name, module, replace(job, **{**options, "compiled": False}))
+
+
+def run(contender, count: int) -> list[float]:
+    """Return the values of ``count`` steps or images."""
+    return contender.call(jobs.measure, count)["values"]
 
 
 # turns and summaries
@@ -168,10 +178,10 @@ def test_deviating_estimates_are_rejected():
     rng = np.random.default_rng(0)
     rows = {n: [list(rng.normal(-90, 0.1, 5)) for _ in range(7)] for n in ("a", "b")}
     rows["c"] = [list(rng.normal(-90, 0.1, 4)) for _ in range(7)]
-    summaries.check_estimates_agree(rows)
+    summaries.check_estimates_agree(rows, {})
     rows["c"] = [[value + 0.3 for value in row] for row in rows["c"]]
     with pytest.raises(summaries.BenchmarkError, match=r"estimate of 4 images of 'c' within"):
-        summaries.check_estimates_agree(rows)
+        summaries.check_estimates_agree(rows, {})
     summaries.check_estimates_agree(rows, {"c": 0.3})
 
 
@@ -207,7 +217,7 @@ def test_minibatches_are_reproducible_and_cover_all_data(toy):
     np.testing.assert_array_equal(make_inputs(Job("ais", toy))(21), [*range(20), 0])
 
 
-TRAINING = ["ours", "pyro", "torch", pytest.param("numpyro", marks=needs_peers)]
+TRAINING = ["ours", "pyro", "torch", pytest.param("numpyro", marks=needs_jax)]
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -215,7 +225,7 @@ def test_loss_is_negative_elbo(name, toy):
     job = Job("step", toy, batch=50, learning_rate=0.0)
     elbo, _ = compute_bounds(job)
     with start(name, job) as contender:
-        losses = np.array([contender.run(1)["values"][0] for _ in range(60)])
+        losses = np.array([run(contender, 1)[0] for _ in range(60)])
     # the false-alarm rate is 6e-7
     assert abs(losses.mean() + elbo.mean()) < 5 * losses.std(ddof=1) / math.sqrt(len(losses))
 
@@ -224,22 +234,22 @@ def test_all_contenders_train_alike(toy):
     job = Job("step", toy, batch=50, learning_rate=0.01)
     elbo, _ = compute_bounds(job)
     losses = {}
-    for name in ("ours", "pyro", "torch", *(["numpyro"] if bench.PEER_PYTHON.exists() else [])):
+    for name in ("ours", "pyro", "torch", *(["numpyro"] if HAS_JAX else [])):
         with start(name, job) as contender:
-            losses[name] = [contender.run(50)["values"][0] for _ in range(6)]
+            losses[name] = [run(contender, 50)[0] for _ in range(6)]
     summaries.check_losses_agree(losses)
     for name, values in losses.items():
         assert values[-1] < -elbo.mean() - 0.3, name
 
 
-@pytest.mark.parametrize("name", ["ours", "torch", pytest.param("numpyro", marks=needs_peers)])
+@pytest.mark.parametrize("name", ["ours", "torch", pytest.param("numpyro", marks=needs_jax)])
 def test_loss_of_two_layers_is_negative_elbo(name, two_layers):
     """The mean over minibatches is that of log weights of this package's own program."""
     job = Job("step", two_layers, batch=500, learning_rate=0.0)
     vae = ours.make_vae(job)
     log_w = pv.log_weights(vae.model, vae.guide, torch.tensor(job.problem.train), num_samples=400)
     with start(name, job) as contender:
-        losses = np.array([contender.run(1)["values"][0] for _ in range(60)])
+        losses = np.array([run(contender, 1)[0] for _ in range(60)])
     error = losses.std(ddof=1) / math.sqrt(len(losses))
     assert abs(losses.mean() + float(log_w.mean())) < 5 * error
 
@@ -247,18 +257,18 @@ def test_loss_of_two_layers_is_negative_elbo(name, two_layers):
 def test_contenders_with_two_layers_train_alike(two_layers):
     job = Job("step", two_layers, batch=50, learning_rate=0.01)
     losses = {}
-    for name in ("ours", "torch", *(["numpyro"] if bench.PEER_PYTHON.exists() else [])):
+    for name in ("ours", "torch", *(["numpyro"] if HAS_JAX else [])):
         with start(name, job) as contender:
-            losses[name] = [contender.run(50)["values"][0] for _ in range(6)]
+            losses[name] = [run(contender, 50)[0] for _ in range(6)]
     summaries.check_losses_agree(losses)
     assert all(values[-1] < values[0] - 0.05 for values in losses.values())
 
 
-@pytest.mark.parametrize("name", ["ours", "pyro", pytest.param("numpyro", marks=needs_peers)])
+@pytest.mark.parametrize("name", ["ours", "pyro", pytest.param("numpyro", marks=needs_jax)])
 def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
     job = Job("iwae", toy, batch=100, num_samples=500, learning_rate=0.0)
     with start(name, job) as contender:
-        loss = contender.run(20)["values"][0]
+        loss = run(contender, 20)[0]
     # the bias and the noise of four passes are about 0.001; L_50 would be off by 0.02
     problem = replace(toy, test=toy.train)
     _, evidence = compute_bounds(Job("iwae", problem))
@@ -271,21 +281,22 @@ def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
         "ours",
         "ours_evaluate",
         "pyro",
-        *(pytest.param(n, marks=needs_peers) for n in ("jax", "pythae")),
+        "pythae",
+        pytest.param("jax", marks=needs_jax),
     ],
 )
 def test_estimate_is_log_evidence(name, toy):
     job = Job("evaluation", toy, num_samples=20_000)
     _, evidence = compute_bounds(job)
     with start(name, job) as contender:
-        np.testing.assert_allclose(contender.run(8)["values"], evidence[:8], atol=0.05)
+        np.testing.assert_allclose(run(contender, 8), evidence[:8], atol=0.05)
 
 
 def test_ais_is_log_evidence(toy):
     job = Job("ais", toy, num_samples=10)
     _, evidence = compute_bounds(job)
     with start("ours", job) as contender:
-        estimates = np.reshape(contender.run(400)["values"], (20, 20))
+        estimates = np.reshape(run(contender, 400), (20, 20))
     # seeded; the standard error of the mean is about 0.01, the bias of AIS below that
     assert estimates.mean() == pytest.approx(evidence.mean(), abs=0.06)
 
@@ -297,7 +308,7 @@ import os
 
 def good(job):
     print("output of a library")
-    return lambda inputs: [float(inputs.size)]
+    return lambda inputs: [float(inputs.size), float(os.environ["OMP_NUM_THREADS"])]
 
 def dying(job):
     return lambda inputs: os._exit(7)
@@ -309,36 +320,31 @@ TASKS = {"good": good, "dying": dying, "wrong": wrong}
 """
 
 
-def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy):
+def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy, capfd):
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
 
-    def fake(task: str, module: str = "fake", python: str = sys.executable):
-        return harness.Worker("peer", Path(python), module, Job(task, toy), 1)
+    def fake(task: str, module: str = "fake"):
+        return harness.Worker("peer", module, Job(task, toy, threads=3))
 
     with fake("good") as process:
-        answer = process.run(21, 5)
-        assert answer["values"] == [21.0] and 0 < answer["seconds"] < answer["since_start"]
-        assert answer["versions"] == {"numpy": np.__version__}
+        answer = process.call(jobs.measure, 21, 5)
+        assert answer["values"] == [21.0, 3.0] and answer["seconds"] > 0
+    assert capfd.readouterr().out == ""
     with fake("import") as process:
-        assert process.run(1)["values"] == []
+        assert run(process, 1) == []
     prefix = "^expected the contender 'peer' to answer; got "
     with (
         fake("dying") as process,
-        pytest.raises(summaries.BenchmarkError, match=f"{prefix}the end of its process"),
+        pytest.raises(summaries.BenchmarkError, match=f"{prefix}BrokenProcessPool: "),
     ):
-        process.run(1)
+        run(process, 1)
     message = f"{prefix}ValueError: expected something; got nothing$"
-    with fake("wrong") as process, pytest.raises(summaries.BenchmarkError, match=message):
-        process.run(1)
-    message = "No module named 'nowhere'$"
-    with (
-        fake("good", module="nowhere") as process,
-        pytest.raises(summaries.BenchmarkError, match=message),
-    ):
-        process.run(1)
-    with pytest.raises(summaries.BenchmarkError, match=r"create the peers' environment with make"):
-        fake("good", python="/nowhere/python")
+    with pytest.raises(summaries.BenchmarkError, match=message):
+        fake("wrong")
+    message = f"{prefix}ModuleNotFoundError: No module named 'nowhere'$"
+    with pytest.raises(summaries.BenchmarkError, match=message):
+        fake("good", module="nowhere")
 
 
 def test_warming_up_is_not_timed(monkeypatch):
@@ -346,56 +352,78 @@ def test_warming_up_is_not_timed(monkeypatch):
     fake = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
     monkeypatch.setattr(jobs, "time", fake)
 
-    def run(count):
+    def advance(count):
         clock[0] += count
         return [count * 2.0]
 
-    answer = jobs.measure(run, lambda count: count, 21, 5)
-    assert answer == {"seconds": 21.0, "cpu_seconds": 10.5, "end": 26.0, "values": [42.0]}
+    monkeypatch.setattr(jobs, "_run", advance, raising=False)
+    monkeypatch.setattr(jobs, "_next_inputs", lambda count: count, raising=False)
+    assert jobs.measure(21, 5) == {"seconds": 21.0, "cpu_seconds": 10.5, "values": [42.0]}
 
 
 # the limit
 
 
-def test_limit_counts_every_matrix_product():
+def count_flops(products: list[tuple[int, int, int]]) -> int:
+    return sum(2 * n * k * m for n, k, m in products)
+
+
+@pytest.mark.parametrize("widths", [cases.WIDE, cases.DEEP, cases.TWO_LAYERS])
+def test_limit_counts_every_matrix_product(widths):
+    job = Job("step", ours.make_problem(widths), batch=20)
+    networks = plain_torch.Networks(job)
+    with FlopCounterMode(display=False) as counter:
+        plain_torch.loss_function(networks, torch.zeros(20, 784)).backward()
+    products, passes, parameters = limits.count_work(job)
+    assert count_flops(products) == counter.get_total_flops()
+    assert parameters == sum(parameter.numel() for parameter in networks.parameters())
+    units = [m.out_features for m in networks.modules() if isinstance(m, torch.nn.Linear)]
+    outputs = [784, *(2 * widths[-1] for widths in widths), *(2 * w[-1] for w in widths[:-1])]
+    assert passes["tanh"] == 20 * (sum(units) - sum(outputs))
+    assert passes["softplus"] == passes["sigmoid"] == 20 * 784
+
+
+def test_limit_counts_samples():
     problem = ours.make_problem(cases.DEEP)
     layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
-
-    def count(work: limits.Work) -> float:
-        return work.times * sum(2 * n * k * m for n, k, m in work.products)
-
-    def count_passes(work: limits.Work) -> dict[str, float]:
-        return {str(op).split(".")[1]: work.times * n for op, n in work.passes.items()}
-
-    work = limits.count_step(Job("step", problem, batch=20))
-    # one forward and two backward products, except for the gradient of the data
-    assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
-    passes = {"softplus": 20 * 784, "softplus_backward": 20 * 784, "tanh": 2 * 20 * 400}
-    assert count_passes(work) == passes
-    assert work.parameters == sum((a + 1) * b for a, b in layers)
-    assert work.traffic == 4 * (7 * work.parameters + 2 * 20 * 784)
-    # of IWAE, the encoder has 20 rows and the decoder 20 × 3
-    iwae = limits.count_step(Job("iwae", problem, batch=20, num_samples=3))
     encoder, decoder = (sum(a * b for a, b in part) for part in (layers[:3], layers[3:]))
-    assert count(iwae) == 2 * 20 * (3 * encoder - 784 * 200 + 3 * 3 * decoder)
-    assert count_passes(iwae)["tanh"] == (20 + 60) * 400
-    work = limits.count_samples(Job("evaluation", problem, num_samples=9))
-    assert count(work) == 2 * (50 * 200 + 200 * 200 + 200 * 784)
-    assert count_passes(work) == {"tanh": 400, "softplus": 784}
-    # measured on as many numbers as are in a batch
-    assert {n for n, _, _ in work.products} == {limits.SAMPLES}
-    # two products per layer for each of 3 × (10 + 1) gradients of 8 chains
-    annealed = limits.count_ais(Job("ais", problem, num_samples=3))
-    assert count(annealed) == pytest.approx(8 * 33 * 2 * count(work))
-    assert count_passes(annealed)["softplus_backward"] == pytest.approx(8 * 33 * 784)
-    # x – 200 – 200 – z₁ (100) – 100 – 100 – z₂ (50), and back
-    problem = ours.make_problem(cases.TWO_LAYERS)
-    layers = [(784, 200), (200, 200), (200, 200), (100, 100), (100, 100), (100, 100)]
-    layers += [(50, 100), (100, 100), (100, 200), (100, 200), (200, 200), (200, 784)]
-    work = limits.count_step(Job("step", problem, batch=20))
-    assert count(work) == 2 * 20 * (3 * sum(a * b for a, b in layers) - 784 * 200)
-    assert work.parameters == sum((a + 1) * b for a, b in layers)
-    assert count_passes(work)["tanh"] == 20 * (4 * 200 + 4 * 100)
+    # of IWAE, the encoder has 20 rows and the decoder 20 × 3
+    job = Job("iwae", problem, batch=20, num_samples=3)
+    products, passes, _ = limits.count_work(job)
+    assert count_flops(products) == 2 * 20 * (3 * encoder - 784 * 200 + 3 * 3 * decoder)
+    assert passes == {"tanh": (20 + 60) * 400, "softplus": 60 * 784, "sigmoid": 60 * 784}
+    # of L_K, only the decoder counts, on as many numbers as are in a batch
+    products, passes, _ = limits.count_work(Job("evaluation", problem, num_samples=9))
+    assert count_flops(products) == limits.SAMPLES * 2 * decoder
+    assert passes["tanh"] == limits.SAMPLES * 400 and not passes["sigmoid"]
+    # of AIS, also the gradient by z
+    products, passes, _ = limits.count_work(Job("ais", problem, num_samples=3))
+    assert count_flops(products) == limits.SAMPLES * 2 * 2 * decoder
+    assert passes["sigmoid"] == limits.SAMPLES * 784
+
+
+def test_limit_is_that_of_a_step_a_sample_or_an_image(monkeypatch):
+    # every product takes a second, and every pass, whose numbers fill rows of 784
+    monkeypatch.setattr(limits, "_time", lambda work: 1.0)
+    problem = ours.make_problem(cases.DEEP)
+
+    def find(job: Job) -> list[float]:
+        return limits.prepare(job)(np.arange(1))
+
+    total, products, elements, memory = find(Job("step", problem, batch=20))
+    # three for each of six layers, but two for the first
+    assert products == 17
+    assert elements == pytest.approx(2 + 20 * 800 / (20 * 784))
+    # three tensors of float32 are added in a second; Adam moves seven, and a step two minibatches
+    sizes = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
+    parameters = sum((a + 1) * b for a, b in sizes)
+    assert memory == pytest.approx((7 * parameters + 2 * 20 * 784) / (3 * parameters))
+    assert total == products + elements + memory
+    # the fastest of 1, 4 and 16 times as many samples; 8 chains with 11 gradients at a temperature
+    total, products, elements, memory = find(Job("evaluation", problem))
+    assert products == 3 / (16 * limits.SAMPLES) and memory == 0
+    _, products, *_ = find(Job("ais", problem, num_samples=3))
+    assert products == 8 * 11 * 3 * 6 / (16 * limits.SAMPLES)
 
 
 def test_limit_uses_float32_products_only(monkeypatch):
@@ -421,17 +449,17 @@ def test_limit_uses_float32_products_only(monkeypatch):
 # measurements
 
 
-def make_toy_case(names: str, **job) -> harness.Case:
-    contenders = {n: harness.Contender(cases.CONTENDERS[n].module) for n in names.split()}
-    return harness.Case(contenders, job, ((TOY_HIDDEN, 1),), count=10, rounds=3)
+def make_toy_case(names: str, **job) -> cases.Case:
+    return cases.Case(names, job, ((TOY_HIDDEN, 1),), count=10, rounds=3)
 
 
 def test_case_is_measured_in_turns(monkeypatch, toy):
     monkeypatch.setattr(harness, "Worker", LocalWorker)
     monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: toy)
-    runner = harness.Harness(Path(), 1)
+    monkeypatch.setitem(cases.CONTENDERS, "ours", ("ours", {}))  # not compiled
+    monkeypatch.setitem(cases.CONTENDERS, "limit", ("limits", {}))
     monkeypatch.setattr(limits, "_time", lambda work: 1e-9)
-    result = runner.measure(make_toy_case("ours pyro limit", task="step", batch=50))
+    result = harness.measure(make_toy_case("ours pyro limit", task="step", batch=50), 1)
     assert {"ours / pyro", "ours / limit"} == {*result["ratios"]}
     assert result["per_turn"] == {"ours": 10, "pyro": 10, "limit": 1}
     # the limit is its value, not its run time
@@ -440,73 +468,63 @@ def test_case_is_measured_in_turns(monkeypatch, toy):
     assert result["limit"]["products"]["median"] == pytest.approx(11e-9)
     # seconds per sample
     case = make_toy_case("ours pyro", task="evaluation", num_samples=1000)
-    result = runner.measure(case)
+    result = harness.measure(case, 1)
     assert result["seconds"]["ours"]["median"] < 1e-3
     # a contender without the KL divergence
     monkeypatch.setitem(
         import_module("peers.pyro_svi").TASKS, "step", lambda job: lambda rows: [1.0]
     )
     with pytest.raises(summaries.BenchmarkError, match="do not do the same work"):
-        runner.measure(make_toy_case("ours pyro torch", task="step", batch=50))
+        harness.measure(make_toy_case("ours pyro torch", task="step", batch=50), 1)
 
 
-def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled(monkeypatch):
-    counts = {}
+class FakeWorker(LocalWorker):
+    """A contender that takes a second, and keeps the jobs and the requests of all."""
 
-    class FakeWorker(LocalWorker):
-        def __init__(self, name, python, module, job, threads):
-            self.name = name
+    started: dict[str, list[Job]]
+    requests: list[tuple[Any, ...]]
 
-        def run(self, count, warm=0):
-            counts[self.name] = count
-            return {"seconds": 1.0, "values": [1.0] * 4, "versions": {}}
+    def __init__(self, name, module, job):
+        self.name = name
+        self.started.setdefault(name, []).append(job)
 
+    def call(self, function, *args):
+        self.requests.append((self.name, function, *args))
+        return 3.0 if function is jobs.measure_kernels else {"seconds": 12.0, "values": [1.0] * 4}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Contenders without processes; returns their class."""
+    FakeWorker.started, FakeWorker.requests = {}, []
     monkeypatch.setattr(harness, "Worker", FakeWorker)
     monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
-    (case,) = cases.TOPICS["evaluation"].values()
-    harness.Harness(Path(), 1, effort=0.25).measure(case)
-    assert worth_compiling(counts["ours"] * case.job["num_samples"] * 784)
+    return FakeWorker
+
+
+def test_quick_turns_of_an_evaluation_are_long_enough_to_be_compiled(fake):
+    harness.measure(cases.EVALUATION, 1, effort=0.25)
+    counts = {name: count for name, _, count, *_ in fake.requests}
+    assert worth_compiling(counts["ours"] * cases.EVALUATION.job["num_samples"] * 784)
     assert counts["jax"] == 40 and counts["limit"] == 1
 
 
-def test_emulated_bfloat16_is_not_measured(monkeypatch):
-    class FakeWorker(LocalWorker):
-        def __init__(self, *args):
-            pass
-
-        def run(self, count, warm=0):
-            return {"seconds": 1.0, "values": [1.0], "versions": {}}
-
-    monkeypatch.setattr(harness, "Worker", FakeWorker)
-    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
-    case = cases.make_case("ours ours_bfloat16", cases.DEEP, {"task": "step"}, count=6, rounds=3)
-    for has_instructions in (True, False):
-        monkeypatch.setattr(harness, "has_bfloat16", lambda device, has=has_instructions: has)
-        ratios = harness.Harness(Path(), 1).measure(case)["ratios"]
-        assert ("ours_bfloat16 / ours" in ratios) == has_instructions
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_emulated_bfloat16_is_not_measured(has_instructions, fake, monkeypatch):
+    monkeypatch.setattr(harness, "has_bfloat16", lambda device: has_instructions)
+    case = cases.Case("ours ours_bfloat16", {"task": "step"}, cases.DEEP, count=6, rounds=3)
+    ratios = harness.measure(case, 1)["ratios"]
+    assert ("ours_bfloat16 / ours" in ratios) == has_instructions
 
 
-def test_contenders_on_a_gpu_are_profiled(monkeypatch):
-    requests = []
-
-    class FakeWorker(LocalWorker):
-        def __init__(self, name, python, module, job, threads):
-            self.name = name
-            assert (job.device, job.compiled, threads) == ("cuda", name == "ours", 2)
-            assert str(python) == ("peers" if name == "numpyro" else sys.executable)
-
-        def run(self, count, warm=0, profiled=False):
-            requests.append((self.name, count, warm, profiled))
-            return {"seconds": 3.0 if profiled else 12.0, "values": [100.0], "versions": {}}
-
-    monkeypatch.setattr(harness, "Worker", FakeWorker)
-    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
-    runner = harness.Harness(Path("peers"), 2, "cuda")
-    case = cases.make_case("ours numpyro", cases.DEEP, {"task": "step"}, count=6, rounds=3)
-    result = runner.measure(case)
-    order = [name for name, _, warm, _ in requests if warm == 2]
+def test_contenders_on_a_gpu_are_profiled(fake):
+    case = cases.Case("ours numpyro", {"task": "step"}, cases.DEEP, count=6, rounds=3)
+    result = harness.measure(case, 2, "cuda")
+    for name, (job,) in fake.started.items():
+        assert (job.device, job.compiled, job.threads) == ("cuda", name == "ours", 2)
+    order = [name for name, *_, warm in fake.requests if warm == 2]
     assert order == ["ours", "numpyro", "numpyro", "ours", "ours", "numpyro"]
-    assert requests[-1] == ("ours", 6, 0, True)
+    assert fake.requests[-1] == ("ours", jobs.measure_kernels, 6)
     # 2 s per step, 0.5 s of it in kernels
     assert result["ratios"]["ours / its kernels"]["median"] == 4.0
 
@@ -515,44 +533,34 @@ def test_internals_are_measured_between_turns_with_all(monkeypatch, toy):
     monkeypatch.setattr(internals, "Worker", LocalWorker)
     monkeypatch.setattr(ours, "make_problem", lambda widths, epochs: toy)
     monkeypatch.setitem(internals.SWITCHES, "adam", ("step", lambda: None))
+    monkeypatch.setattr(internals.compiled, "worth_compiling", worth_compiling)
     monkeypatch.setitem(internals.WORKLOADS, "step", (cases.WIDE, 2, {"task": "step", "batch": 5}))
     row = internals.measure("step", ["adam"], 3)
     assert row["adam"]["rounds"] == 3 and row["adam"]["median"] > 0
 
 
-def test_start_is_measured_in_a_new_process_per_turn(monkeypatch):
-    started = []
-
-    class FakeWorker(LocalWorker):
-        def __init__(self, name, python, module, job, threads):
-            self.name = name
-            started.append((name, job.empty_cache))
-
-        def run(self, count, warm=0):
-            assert (count, warm) == (1, 0)
-            values = [] if "torch_and_pyro" in (name for name, _ in started) else [500.0]
-            since_start = 3.0 if self.name == "ours" else 2.0
-            return {"seconds": 0.0, "since_start": since_start, "values": values, "versions": {}}
-
-    monkeypatch.setattr(harness, "Worker", FakeWorker)
-    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: epochs)
-    runner = harness.Harness(Path(), 1, effort=0.1)
-    first = runner.measure(cases.TOPICS["startup"]["first step"])
-    assert first["ratios"]["ours / pyro"]["median"] == 1.5 and first["rounds"] == 3
+def test_start_is_measured_in_a_new_process_per_turn(fake, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    result = harness.measure(cases.FIRST_STEP, 1, effort=0.1)
+    # the time around start and step, by the clock above
+    assert result["seconds"]["ours"]["median"] == 1.0 and result["rounds"] == 3
     # one untimed, to fill the caches
-    assert started.count(("ours", False)) == 1 + 3
-    runner.measure(cases.TOPICS["startup"]["first step, empty cache"])
-    assert started.count(("ours_compiled_cold", True)) == 1 + 3
-    result = runner.measure(cases.TOPICS["startup"]["import"])
-    assert result["ratios"]["ours / torch_and_pyro"]["median"] == 1.5
+    assert len(fake.started["ours"]) == 1 + 3
+    assert [job.empty_cache for job in fake.started["ours_compiled_cold"]] == [True] * (1 + 3)
+    assert all(count == 1 and not warm for _, _, count, *warm in fake.requests)
 
 
 def test_time_since_the_start_includes_the_import(tmp_path, monkeypatch):
-    (tmp_path / "slow.py").write_text("import time; time.sleep(0.25)", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    job = Job("import", None)
-    with harness.Worker("ours", Path(sys.executable), "slow", job, 1) as process:
-        assert process.run(1)["since_start"] > 0.25
+    for name, seconds in (("slow", 0.4), ("fast", 0)):
+        code = f"import time; time.sleep({seconds})"
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("slow", "fast"):
+        monkeypatch.setitem(cases.CONTENDERS, name, (name, {}))
+    case = cases.Case("ours=slow fast", {"task": "import"}, rounds=3, fresh=True)
+    seconds = harness.measure(case, 1)["seconds"]
+    assert seconds["ours"]["median"] > seconds["fast"]["median"] + 0.3
 
 
 # the command
@@ -560,7 +568,7 @@ def test_time_since_the_start_includes_the_import(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without a GPU")
 def test_missing_gpu_is_reported_in_one_sentence(capsys):
-    assert bench.main(["--device", "cuda", "--check"]) == 1
+    assert bench.main(["--device", "cuda"]) == 1
     message = "expected a CUDA device; torch finds none: run make bench to measure the CPU\n"
     assert capsys.readouterr().err == message
 
@@ -568,7 +576,7 @@ def test_missing_gpu_is_reported_in_one_sentence(capsys):
 def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys):
     summary = {"median": 0.4, "quartiles": [0.3, 0.5]}
     case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu", "threads": 1}
-    monkeypatch.setattr(harness.Harness, "measure", lambda self, case_: case)
+    monkeypatch.setattr(harness, "measure", lambda *args: case)
     monkeypatch.setattr("os.getloadavg", lambda: (1.7, 0.1, 0.1))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     options = ["--quick", "--only", "step", "--threads", "1"]
@@ -581,18 +589,18 @@ def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys)
         "With a quarter of the turns (`--quick`): step. On one thread (`--threads 1`): step."
         in output.out
     )
-    assert "| step, batch 128 | Pyro `SVI.step` | 0.30 | 0.40 (0.30–0.50) |" in output.out
+    assert "| step, batch 128 | Pyro | 0.30 | 0.40 (0.30–0.50) |" in output.out
     (results,) = table.read_results(tmp_path).values()
     assert results["step"]["load_before"] == 1.7
-    command = "python experiments/benchmarks/bench.py --only step --quick --threads 1"
-    assert results["step"]["command"] == command
+    command = "python experiments/benchmarks/bench.py --quick --only step --threads 1"
+    assert results["step"]["command"] == f"{command} --results {tmp_path}"
 
 
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
-    def fail(self, case):
+    def fail(*args):
         raise summaries.BenchmarkError("expected the contender 'pyro' to answer; got silence")
 
-    monkeypatch.setattr(harness.Harness, "measure", fail)
+    monkeypatch.setattr(harness, "measure", fail)
     assert bench.main(["--only", "step", "--results", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.endswith("step: expected the contender 'pyro' to answer; got silence\n")
@@ -619,8 +627,9 @@ def test_verdicts_are_computed():
             "numpyro": summary(2.1),
         },
     }
-    rows = [row.format({"step": {"cases": {"step": step}}}) for row in table.CPU_ROWS[:5]]
-    assert [row[2:] for row in rows] == [
+    targets = {"pyro": 0.3, "torch": 0.45, "torch_compiled": 0.5, "numpyro": 0.9, "limit": 1.2}
+    rows = [table.format_row(*target, step, "ours") for target in targets.items()]
+    assert [row[1:] for row in rows] == [
         ["0.30", "0.30 (0.30–0.30)", "0.25", "met"],
         ["0.45", "0.56 (0.56–0.69)", "", "missed; unsteady"],
         ["0.50", "", "", "not measured"],
@@ -628,7 +637,7 @@ def test_verdicts_are_computed():
         ["1.20", "", "", "not measured"],
     ]
     step["seconds"]["ours"] = summary(1.9)  # below the limit, which explains nothing then
-    assert table.CPU_ROWS[3].format({"step": {"cases": {"step": step}}})[-1] == "missed"
+    assert table.format_row("numpyro", 0.9, step, "ours")[-1] == "missed"
 
 
 def test_small_batches_have_a_table_of_their_own():
@@ -638,26 +647,24 @@ def test_small_batches_have_a_table_of_their_own():
 
     cases = {"batch 20": case(0.9), "two layers, batch 1": case(0.8)}
     content = {"machine": {"cpu": "AMD", "cores": 2, "torch": "2"}, "quick": False, "cases": cases}
-    *_, table_of_rows, small = table.format_table("amd", {"small_batches": content}).split("\n\n")
-    assert "| NumPyro `lax.scan` | 0.90 | 0.90 (0.90–1.00) |  | met |" in table_of_rows
+    *_, table_of_rows, small = table.format_kind("amd", {"small_batches": content}).split("\n\n")
+    assert "| NumPyro | 0.90 | 0.90 (0.90–1.00) |  | met |" in table_of_rows
     assert small.splitlines()[2:] == [
         "| 784–3–2, batch 20 | 0.90 (0.90–1.00) |  |  |",
         "| 784–3–2, two layers, batch 1 | 0.80 (0.80–0.90) |  |  |",
     ]
     del content["cases"]["two layers, batch 1"]
-    assert "784–3–2" not in table.format_table("amd", {"small_batches": content})
+    assert "784–3–2" not in table.format_kind("amd", {"small_batches": content})
     cases["batch 20"]["ratios"] = {"ours_bfloat16 / ours": {"median": 0.5, "quartiles": [0.4, 0.6]}}
-    *_, rounded = table.format_table("amd", {"small_batches": content}).split("\n\n")
+    *_, rounded = table.format_kind("amd", {"small_batches": content}).split("\n\n")
     assert rounded.splitlines()[2:] == ["| 784–3–2, batch 20 | 0.50 (0.40–0.60) |"]
 
 
 def test_every_row_is_measured_by_a_case():
-    for rows in (table.CPU_ROWS, table.GPU_ROWS):
-        for row in rows:
-            if row.topic != "startup" and row.peer != "its kernels":
-                contenders = cases.TOPICS[row.topic][row.case or row.topic].contenders
-                assert {row.ours, row.peer} <= {*contenders}, row
-    assert {row.topic for row in table.GPU_ROWS} == {*cases.GPU_TOPICS}
+    for _, topic, case, targets, ours_ in (*table.CPU_ROWS, *table.GPU_ROWS):
+        contenders = cases.TOPICS[topic][case].find_contenders()
+        assert {ours_, *targets} - {"its kernels"} <= {*contenders}, (topic, case)
+    assert {topic for _, topic, *_ in table.GPU_ROWS} == {*cases.GPU_TOPICS}
     assert cases.GPU_TOPICS["evaluation"]["evaluation"].count == 10_000
 
 
