@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
     folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
     effort = QUICK_EFFORT if args.quick else 1.0
-    command = shlex.join(["python", "experiments/benchmarks/bench.py", *arguments])
+    options = [word for word in arguments if word not in ("--results", str(args.results))]
+    command = shlex.join(["python", "experiments/benchmarks/bench.py", *options])
     for topic in args.only or topics:
         start, measured = time.monotonic(), {}
         for name, case in cases[topic].items():
