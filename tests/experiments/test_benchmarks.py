@@ -547,6 +547,7 @@ def test_start_is_measured_in_a_new_process_per_turn(fake, monkeypatch):
     assert result["seconds"]["ours"]["median"] == 1.0 and result["rounds"] == 3
     # one untimed, to fill the caches
     assert len(fake.started["ours"]) == 1 + 3
+    harness.measure(cases.EMPTY_CACHE, 1, effort=0.1)
     assert [job.empty_cache for job in fake.started["ours_compiled_cold"]] == [True] * (1 + 3)
     assert all(count == 1 and not warm for _, _, count, *warm in fake.requests)
 
