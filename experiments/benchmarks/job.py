@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,8 @@ _next_inputs: Callable[[int], np.ndarray]
 def start(module: str, job: Job) -> None:
     """Start ``TASKS[job.task]`` of a module in this new process."""
     global _run, _next_inputs
+    # a benchmark that is killed leaves no process behind
+    Thread(target=_follow, args=[parent_process()], daemon=True).start()
     os.dup2(2, 1)  # a library's output goes to stderr
     if hasattr(os, "sched_setaffinity"):
         # libraries choose their number of threads accordingly
@@ -137,6 +141,12 @@ def start(module: str, job: Job) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty.name
     contender, _next_inputs = import_module(module), make_inputs(job)
     _run = contender.TASKS[job.task](job) if job.task != "import" else lambda inputs: []
+
+
+def _follow(parent: Any) -> None:
+    """End this process with its parent."""
+    parent.join()
+    os._exit(1)
 
 
 def measure(count: int, warm: int = 0) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -345,6 +346,22 @@ def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy
     message = f"{prefix}ModuleNotFoundError: No module named 'nowhere'$"
     with pytest.raises(summaries.BenchmarkError, match=message):
         fake("good", module="nowhere")
+
+
+def test_worker_ends_with_a_killed_benchmark():
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(harness.__file__).parent)!r})\n"
+        "from harness import Worker; from job import Job\n"
+        "worker = Worker('peer', 'json', Job('import', None)); print('started', flush=True)\n"
+        "time.sleep(600)"
+    )
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as benchmark:
+        assert benchmark.stdout is not None
+        assert benchmark.stdout.readline() == "started\n"
+        benchmark.kill()
+        # stderr ends with the last process that has it open
+        benchmark.communicate(timeout=60)
 
 
 def test_warming_up_is_not_timed(monkeypatch):
