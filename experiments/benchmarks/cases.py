@@ -10,7 +10,6 @@ Contender = tuple[str, dict[str, Any]]
 CONTENDERS: dict[str, Contender] = {
     "ours": ("ours", {"compiled": True}),
     "ours_eager": ("ours", {}),
-    "ours_evaluate": ("ours", {"task": "evaluate"}),
     "ours_bfloat16": ("ours", {"compiled": True, "precision": "bfloat16"}),
     "ours_cold": ("ours", {"compiled": True, "empty_cache": True}),
     "pyro": ("peers.pyro_svi", {}),
@@ -86,7 +85,7 @@ IWAE = Case(
     count=60,
 )
 EVALUATION = Case(
-    "ours ours_evaluate ours_bfloat16 pyro jax pythae limit",
+    "ours ours_bfloat16 pyro jax pythae limit",
     {"task": "evaluation", "num_samples": 5000},
     DEEP,
     count=600,  # enough to be compiled

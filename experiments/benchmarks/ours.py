@@ -91,9 +91,10 @@ def prepare_training(job: Job, objective: ELBO, binarize: bool = False) -> Run:
 
 def prepare_evaluation(job: Job) -> Run:
     """Prepare L_K of each image by one call of ``log_weights``, or of ``evaluate`` in bfloat16."""
-    if job.precision != "float32":
-        return prepare_evaluate(job)
     vae, x = make_vae(job).eval(), torch.from_numpy(job.problem.test).to(job.device)
+    if job.precision != "float32":
+        evaluate = partial(pv.evaluate, num_samples=job.num_samples, precision=job.precision)
+        return prepare_bounds(job, vae, evaluate)
 
     def run(images: np.ndarray) -> list[float]:
         log_w = pv.log_weights(vae.model, vae.guide, x[images], num_samples=job.num_samples)
@@ -110,12 +111,6 @@ def prepare_bounds(
     return lambda images: evaluate(vae, x[images], seed=next(seeds)).per_datum[name].tolist()
 
 
-def prepare_evaluate(job: Job) -> Run:
-    """Prepare ``evaluate``, which also returns L_5, L_50, L_500, the ELBO, ESS, k̂ and errors."""
-    evaluate = partial(pv.evaluate, num_samples=job.num_samples, precision=job.precision)
-    return prepare_bounds(job, make_vae(job).eval(), evaluate)
-
-
 def prepare_ais(job: Job) -> Run:
     annealing = pv.Annealing(num_chains=8, num_temperatures=job.num_samples, num_steps=10)
     return prepare_bounds(job, make_vae(job).eval(), partial(pv.ais, annealing=annealing), "ais")
@@ -125,6 +120,5 @@ TASKS = {
     "step": lambda job: prepare_training(job, pv.objectives.ELBO()),
     "iwae": lambda job: prepare_training(job, pv.objectives.IWAE(job.num_samples)),
     "evaluation": prepare_evaluation,
-    "evaluate": prepare_evaluate,
     "ais": prepare_ais,
 }

@@ -280,7 +280,7 @@ def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
     "name",
     [
         "ours",
-        "ours_evaluate",
+        "ours_bfloat16",
         "pyro",
         "pythae",
         pytest.param("jax", marks=needs_jax),
