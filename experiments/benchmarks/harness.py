@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -47,10 +48,10 @@ class Worker:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in the process."""
         try:
-            return self._pool.submit(function, *args).result()
-        except Exception as error:
+            return self._pool.submit(jobs.call, function, *args).result()
+        except (BrokenProcessPool, jobs.ContenderError) as error:
             self._pool.shutdown()
-            got = f"{type(error).__name__}: {error}"
+            got = "the end of its process" if isinstance(error, BrokenProcessPool) else error
             message = f"expected the contender {self._name!r} to answer; got {got}"
             raise BenchmarkError(message) from error
 

@@ -94,7 +94,7 @@ SWITCHES: dict[str, tuple[str, Callable[[], Any]]] = {
         _patch("keep_freed_memory", lambda: False, trace, trainer, importance_weights),
     ),
     "inductor": (
-        "step step_batch_20 iwae evaluate",
+        "step step_batch_20 iwae",
         _patch("compile", _call_public_compiler, torch._inductor),
     ),
     "bias": ("step step_batch_20 iwae evaluate ais", _keep_addmm),

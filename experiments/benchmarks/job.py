@@ -21,6 +21,10 @@ Run = Callable[[np.ndarray], list[float]]
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
+class ContenderError(RuntimeError):
+    """A contender has failed."""
+
+
 @dataclass
 class Problem:
     """Binarised digits and the weights of a VAE with a Bernoulli likelihood.
@@ -147,6 +151,14 @@ def _follow(parent: Any) -> None:
     """End this process with its parent."""
     parent.join()
     os._exit(1)
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in this process; an exception becomes one that can be sent."""
+    try:
+        return function(*args)
+    except Exception as error:
+        raise ContenderError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
 
 
 def measure(count: int, warm: int = 0) -> dict[str, Any]:
