@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
+from ..core.evaluation_mode import run_eagerly
 from .allocator import keep_freed_memory
 
 __all__ = ["NotTraceableError", "compile_graph", "is_tracing", "trace_graph"]
@@ -56,7 +57,7 @@ def trace_graph(
             traced.
     """
     try:
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
+        with torch.random.fork_rng(), pyro.validation_enabled(False), run_eagerly():
             trace = make_fx(
                 function,
                 decomposition_table=decompositions,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,46 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["eval_mode", "keep_frozen", "owning_modules", "preserve_buffers"]
+__all__ = [
+    "before_modules",
+    "eval_mode",
+    "keep_frozen",
+    "owning_modules",
+    "preserve_buffers",
+    "run_eagerly",
+]
+
+_WARNING = r"Using `torch\.compile\(module\)` when there are global hooks"
+
+
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Run what ``torch.compile`` has compiled eagerly, also as a part of a graph that is traced."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
+        yield
+        return
+    nested: Any = torch._dynamo.config
+    with torch.compiler.set_stance("force_eager"), nested.patch(error_on_nested_fx_trace=False):
+        yield
+
+
+@contextmanager
+def before_modules(function: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call a function with each module, and its inputs, before it runs.
+
+    Modules run eagerly: a compiled one does not tell its parts, and ``torch.compile`` does not
+    support what our functions do.
+    """
+    hook = register_module_forward_pre_hook(function)
+    # compiled modules warn that a hook also runs for their parts, as it should here; another
+    # filter with each call would show old warnings again
+    if not any(pattern and pattern.pattern == _WARNING for _, pattern, *_ in warnings.filters):
+        warnings.filterwarnings("ignore", message=_WARNING)
+    try:
+        with run_eagerly():
+            yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -30,11 +71,10 @@ def eval_mode(*programs: Callable[..., Any]) -> Iterator[None]:
     for owner in owning_modules(*programs):
         for module in owner.modules():
             switch(module)
-    hook = register_module_forward_pre_hook(switch)
     try:
-        yield
+        with before_modules(switch):
+            yield
     finally:
-        hook.remove()
         for module in changed:
             module.training = True
 
@@ -73,11 +113,10 @@ def keep_frozen(*programs: Callable[..., Any]) -> Iterator[None]:
 
     for owner in owning_modules(*programs):
         record(owner)
-    hook = register_module_forward_pre_hook(record)
     try:
-        yield
+        with before_modules(record):
+            yield
     finally:
-        hook.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
 

@@ -12,11 +12,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import get_total_norm
 
 from ..core import distributed
-from ..core.evaluation_mode import preserve_buffers
+from ..core.evaluation_mode import before_modules, preserve_buffers
 from ..programs.base import Program, sample_sites, trace_program
 from ..programs.modules import ProgramModule
 from .input_scale import advise_scaling
@@ -142,11 +141,12 @@ class _ParameterRecorder(Messenger):
         self.names: dict[Tensor, str] = {}
 
     def __enter__(self) -> _ParameterRecorder:
-        self._hook = register_module_forward_pre_hook(self._record_module)
+        self._watch = before_modules(self._record_module)
+        self._watch.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
+        self._watch.__exit__(*error)
         super().__exit__(*error)
 
     def _record_module(self, module: nn.Module, _: Any) -> None:

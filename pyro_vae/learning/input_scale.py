@@ -13,9 +13,8 @@ from pyro import poutine
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..core.evaluation_mode import preserve_buffers
+from ..core.evaluation_mode import before_modules, preserve_buffers
 from ..networks.base import Network
 
 __all__ = ["advise_scaling", "explain_invalid_parameters"]
@@ -104,12 +103,13 @@ def _find_large_inputs(
                     found[name] = owner, rms
 
     guide: Any = program.guide
-    hook = register_module_forward_pre_hook(record)
-    try:
-        with preserve_buffers([program]), poutine.block(), pyro.validation_enabled(False):
-            guide(*args)
-    finally:
-        hook.remove()
+    with (
+        before_modules(record),
+        preserve_buffers([program]),
+        poutine.block(),
+        pyro.validation_enabled(False),
+    ):
+        guide(*args)
     return found
 
 

@@ -11,10 +11,9 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..core.components import Labels
-from ..core.evaluation_mode import eval_mode, keep_frozen, owning_modules
+from ..core.evaluation_mode import before_modules, eval_mode, keep_frozen, owning_modules
 from ..core.random import Stream, seeded
 from .base import label_use, trace_program
 from .inputs import split_program
@@ -179,11 +178,12 @@ class _Registrations(Messenger):
         self.modules: dict[nn.Module, None] = {}
 
     def __enter__(self) -> _Registrations:
-        self._hook = register_module_forward_pre_hook(self._record)
+        self._watch = before_modules(self._record)
+        self._watch.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
+        self._watch.__exit__(*error)
         super().__exit__(*error)
 
     def _record(self, module: nn.Module, _: Any) -> None:
