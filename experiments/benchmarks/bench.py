@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if load > MAX_LOAD:
         harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
-    rows = {(topic, case): None for _, topic, case, *_ in CPU_ROWS}
+    rows = [(topic, case) for _, topic, case, *_ in CPU_ROWS]
     cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
     topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
     folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)

@@ -619,6 +619,18 @@ def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys)
     assert results["step"]["command"] == command
 
 
+def test_quick_run_measures_the_rows_of_the_table(tmp_path, monkeypatch):
+    summary = {"median": 0.4, "quartiles": [0.3, 0.5]}
+    case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu", "threads": 2}
+    measured = []
+    monkeypatch.setattr(harness, "measure", lambda *args: measured.append(args) or case)
+    assert bench.main(["--quick", "--results", str(tmp_path)]) == 0
+    expected = {(topic, name) for _, topic, name, *_ in table.CPU_ROWS}
+    assert {effort for *_, effort in measured} == {bench.QUICK_EFFORT}
+    (results,) = table.read_results(tmp_path).values()
+    assert {(t, n) for t, content in results.items() for n in content["cases"]} == expected
+
+
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise summaries.BenchmarkError("expected the contender 'pyro' to answer; got silence")
