@@ -55,7 +55,7 @@ bench: bench-peers
 	$(BIN)/python $(BENCH)/bench.py
 	$(BIN)/python $(BENCH)/table.py
 
-# The same with fewer rows and turns, in about five minutes; written to runs/bench-quick.
+# The same with fewer rows and turns, in five to eight minutes; written to runs/bench-quick.
 bench-quick: bench-peers
 	$(BIN)/python $(BENCH)/bench.py --quick
 

@@ -1,7 +1,7 @@
 """Benchmark this package against its peers, one process per contender, in turns.
 
     make bench          # everything
-    make bench-quick    # the rows of the table with fewer turns, in five minutes
+    make bench-quick    # the rows of the table with fewer turns, in five to eight minutes
     make bench-gpu      # the topics that depend on a GPU
     python experiments/benchmarks/bench.py --only step evaluation
 

@@ -97,14 +97,7 @@ AIS = Case("ours limit", {"task": "ais", "num_samples": 500}, DEEP, count=64, ro
 IMPORT = Case(
     "ours=import_ours torch_and_pyro=import_pyro", {"task": "import"}, rounds=11, fresh=True
 )
-FIRST_STEP = Case(
-    "ours=ours_eager pyro ours_compiled=ours",
-    {"task": "step"},
-    WIDE,
-    rounds=5,
-    epochs=0,
-    fresh=True,
-)
+FIRST_STEP = Case("ours=ours_eager pyro", {"task": "step"}, WIDE, rounds=5, epochs=0, fresh=True)
 EMPTY_CACHE = replace(FIRST_STEP, contenders="ours_compiled=ours ours_compiled_cold=ours_cold")
 #: Batch sizes of the ELBO, and k of IWAE with batches of 20.
 BATCHES, SAMPLES = (1, 8, 20, 100), (1, 5, 50)
