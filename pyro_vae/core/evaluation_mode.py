@@ -6,7 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +22,12 @@ __all__ = [
     "run_eagerly",
 ]
 
+#: Compiled modules warn that a hook also runs for their parts, as it should here.
 _WARNING = r"Using `torch\.compile\(module\)` when there are global hooks"
+#: Number of open contexts of ``run_eagerly``. Those of generators may end in any order: the last
+#: one to end restores Dynamo.
+_num_open = 0
+_dynamo = ExitStack()
 
 
 @contextmanager
@@ -31,9 +36,18 @@ def run_eagerly() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
         yield
         return
-    nested: Any = torch._dynamo.config
-    with torch.compiler.set_stance("force_eager"), nested.patch(error_on_nested_fx_trace=False):
+    global _num_open
+    if _num_open == 0:
+        config: Any = torch._dynamo.config
+        _dynamo.enter_context(torch.compiler.set_stance("force_eager"))
+        _dynamo.enter_context(config.patch(error_on_nested_fx_trace=False))
+    _num_open += 1
+    try:
         yield
+    finally:
+        _num_open -= 1
+        if _num_open == 0:
+            _dynamo.close()
 
 
 @contextmanager
@@ -44,8 +58,7 @@ def before_modules(function: Callable[[nn.Module, Any], None]) -> Iterator[None]
     support what our functions do.
     """
     hook = register_module_forward_pre_hook(function)
-    # compiled modules warn that a hook also runs for their parts, as it should here; another
-    # filter with each call would show old warnings again
+    # another filter with each call would show old warnings again
     if not any(pattern and pattern.pattern == _WARNING for _, pattern, *_ in warnings.filters):
         warnings.filterwarnings("ignore", message=_WARNING)
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.core.evaluation_mode import run_eagerly
 
 X = torch.bernoulli(torch.full((32, 6), 0.4), generator=torch.Generator().manual_seed(0))
 
@@ -76,6 +77,19 @@ def test_compiled_networks_are_trained_like_others(compile, whole, caplog):
     torch.testing.assert_close(find_weights(vae), find_weights(other))
     assert ("compile_seconds" in history.epochs[0]) == whole
     assert "not compiled" not in caplog.text
+
+
+def test_contexts_that_end_in_any_order_leave_compilation_on():
+    graphs = []
+    function = torch.compile(lambda x: x + 1, backend=lambda graph, _: graphs.append(1) or graph)
+    first, second = run_eagerly(), run_eagerly()
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        function(X)
+        assert not graphs
+    second.__exit__(None, None, None)
+    function(X)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("compile", COMPILE)
