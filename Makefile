@@ -60,8 +60,9 @@ bench-quick: bench-peers
 	$(BIN)/python $(BENCH)/bench.py --quick
 
 # The benchmarks that a GPU changes. Refused without a GPU, before anything large is installed.
-bench-gpu: bench-peers
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "expected a GPU; torch finds none: run make bench to measure the CPU")'
+bench-gpu: $(STAMP)
+	@$(BIN)/python $(BENCH)/bench.py --device cuda --check
+	$(MAKE) bench-peers
 	$(BIN)/pip install --quiet --constraint constraints.txt 'jax[cuda13]'
 	$(BIN)/python $(BENCH)/bench.py --device cuda
 	$(BIN)/python $(BENCH)/table.py

@@ -43,22 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=os.cpu_count(), help="threads per contender")
     add("--quick", action="store_true", help="fewer turns; written to runs/bench-quick")
-    add("--results", type=Path, help="output folder (default: results/)")
+    add("--check", action="store_true", help="only check that the benchmarks can run")
     arguments = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(arguments)
     on_gpu, load = args.device == "cuda", os.getloadavg()[0]
     if on_gpu and not torch.cuda.is_available():
         harness.log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
         return 1
+    if args.check:
+        return 0
     if load > MAX_LOAD:
         harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
     rows = [(topic, case) for _, topic, case, *_ in CPU_ROWS]
     cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
     topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
-    folder = args.results or (Path("runs/bench-quick") if args.quick else machine.RESULTS)
+    folder = Path("runs/bench-quick") if args.quick else machine.RESULTS
     effort = QUICK_EFFORT if args.quick else 1.0
-    options = [word for word in arguments if word not in ("--results", str(args.results))]
-    command = shlex.join(["python", "experiments/benchmarks/bench.py", *options])
+    command = shlex.join(["python", "experiments/benchmarks/bench.py", *arguments])
     for topic in args.only or topics:
         start, measured = time.monotonic(), {}
         for name, case in cases[topic].items():

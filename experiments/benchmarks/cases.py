@@ -36,7 +36,7 @@ class Case:
         epochs: training before the measurement. With initial weights the KL divergence is near
             zero, and a contender that omits it would go unnoticed.
         threads: number of cores if not all.
-        fresh: whether each turn is a new process, and its time that from its start.
+        fresh: whether each turn is a new process, and its time that from its first import.
     """
 
     contenders: str

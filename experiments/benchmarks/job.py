@@ -117,14 +117,16 @@ def find_fastest(run: Callable[[int], object], candidates: list[int]) -> int:
     return min(candidates, key=measure_second_run)
 
 
-#: The contender of this process, and its inputs; set by ``start``.
+#: The contender of this process, its inputs and the time of its start; set by ``start``.
 _run: Run
 _next_inputs: Callable[[int], np.ndarray]
+_begin: float
 
 
 def start(module: str, job: Job) -> None:
     """Start ``TASKS[job.task]`` of a module in this new process."""
-    global _run, _next_inputs
+    global _run, _next_inputs, _begin
+    _begin = time.perf_counter()
     # a benchmark that is killed leaves no process behind
     Thread(target=_follow, args=[parent_process()], daemon=True).start()
     os.dup2(2, 1)  # a library's output goes to stderr
@@ -168,8 +170,9 @@ def measure(count: int, warm: int = 0) -> dict[str, Any]:
     inputs = _next_inputs(count)
     begin, cpu_begin = time.perf_counter(), time.process_time()
     values = _run(inputs)
-    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values}
+    end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_begin
+    seconds = {"seconds": end - begin, "cpu_seconds": cpu_seconds, "since_start": end - _begin}
+    return {**seconds, "values": values}
 
 
 def measure_kernels(count: int) -> float:
