@@ -179,21 +179,29 @@ NO_INSTRUCTIONS = ["this processor has no instructions for it"]
         ("", []),  # unknown
     ],
 )
-@pytest.mark.parametrize("task", ["training", "evaluation"])
-def test_slow_bfloat16_is_logged_once(task, cpuinfo, reasons, vae, monkeypatch, caplog):
+def test_slow_bfloat16_is_logged_once(cpuinfo, reasons, monkeypatch, caplog):
     monkeypatch.setattr(matmul, "_cpuinfo", lambda: cpuinfo)
     matmul._log_slow_bfloat16.cache_clear()
     with caplog.at_level(logging.WARNING, "pyro_vae"):
-        for precision in ("float32", "bfloat16", "bfloat16"):
-            if task == "training":
-                device = torch.device("cpu")
-                matmul.check_training_precision(precision, torch.float32, device)
-            else:
-                pv.log_weights(vae.model, vae.guide, X, num_samples=2, precision=precision)
+        for _ in range(2):
+            matmul.check_training_precision("bfloat16", torch.float32, torch.device("cpu"))
     messages = [r.getMessage() for r in caplog.records]
     assert messages == [
         f"precision bfloat16 is slower than float32 here: {reason}" for reason in reasons
     ]
+
+
+def test_slow_evaluations_in_bfloat16_are_logged_once(vae, monkeypatch, caplog):
+    # not cpuinfo, of which other functions keep what they have read
+    monkeypatch.setattr(matmul, "_find_slow_bfloat16", lambda device: f"{device} is slow")
+    matmul._log_slow_bfloat16.cache_clear()
+    messages = []
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "pyro_vae"):
+            pv.log_weights(vae.model, vae.guide, X, num_samples=2, precision=precision)
+        messages.append([r.getMessage() for r in caplog.records])
+    assert messages == [[], ["precision bfloat16 is slower than float32 here: cpu is slow"], []]
 
 
 def test_invalid_precisions_raise(vae):
