@@ -92,7 +92,7 @@ EVALUATION = Case(
     peer_count=40,
     rounds=5,
 )
-#: So many temperatures that the gradient is compiled, and the pilot hardly counts.
+#: With so many temperatures the gradient is compiled, and the pilot is a small part.
 AIS = Case("ours limit", {"task": "ais", "num_samples": 500}, DEEP, count=64, rounds=3)
 IMPORT = Case(
     "ours=import_ours torch_and_pyro=import_pyro", {"task": "import"}, rounds=11, fresh=True

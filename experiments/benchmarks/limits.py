@@ -31,7 +31,7 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def count_work(job: Job) -> tuple[list[tuple[int, int, int]], Counter[str], int]:
-    """Count what a training step computes at least, or ``SAMPLES`` samples of L_K or steps of AIS.
+    """Count the work of a training step, or of ``SAMPLES`` samples of L_K or gradients of AIS.
 
     Returns:
         The sizes of each matrix product (n × k) (k × m), the numbers that each of ``KERNELS`` is

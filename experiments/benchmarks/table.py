@@ -68,7 +68,7 @@ def format_row(peer: str, target: float | None, case: Mapping[str, Any], ours: s
         limit = f"{seconds['limit']['median'] / seconds[peer]['median']:.2f}"
     if target is not None:
         verdicts += ["met" if median <= target else "missed"]
-        # a time below the limit, by cheaper formulas, shows that it is none
+        # the limit is no bound if cheaper formulas than torch's take less
         is_bound = limit and seconds["limit"]["median"] <= seconds[ours]["median"]
         verdicts += ["the limit is above the target"] * bool(is_bound and float(limit) > target)
     verdicts += ["unsteady"] * (high - low > MAX_SPREAD * median)
