@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cases import GPU_TOPICS, TOPICS
-from summaries import BenchmarkError
+from job import BenchmarkError
 
 #: Fraction of the rounds, and of the steps of a turn, in a quick run.
 QUICK_EFFORT = 0.25
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import harness
     import machine
     import torch
-    from table import CPU_ROWS, format_kind, read_results
+    from table import CPU_ROWS, GPU_ROWS, format_kind, read_results
 
     parser = argparse.ArgumentParser(description="Benchmark this package against its peers")
     add = parser.add_argument
@@ -54,25 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if load > MAX_LOAD:
         harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
-    rows = [(topic, case) for _, topic, case, *_ in CPU_ROWS]
-    cases = {**TOPICS, **GPU_TOPICS} if on_gpu else TOPICS
-    topics = GPU_TOPICS if on_gpu else dict(rows) if args.quick else TOPICS
-    folder = Path("runs/bench-quick") if args.quick else machine.RESULTS
-    effort = QUICK_EFFORT if args.quick else 1.0
+    topics, rows = (GPU_TOPICS, GPU_ROWS) if on_gpu else (TOPICS, CPU_ROWS)
+    if args.quick:
+        topics = {t: {c: topics[t][c] for _, u, c, *_ in rows if u == t} for _, t, *_ in rows}
+    if not {*(args.only or ())} <= {*topics}:
+        parser.error(f"expected topics of this run, {', '.join(topics)}; got {' '.join(args.only)}")
+    folder, effort = (
+        (Path("runs/bench-quick"), QUICK_EFFORT) if args.quick else (machine.RESULTS, 1)
+    )
     command = shlex.join(["python", "experiments/benchmarks/bench.py", *arguments])
-    for topic in args.only or topics:
-        start, measured = time.monotonic(), {}
-        for name, case in cases[topic].items():
-            if not args.quick or (topic, name) in rows:
+    try:
+        for topic in args.only or topics:
+            start, measured = time.monotonic(), {}
+            for name, case in topics[topic].items():
                 harness.log(f"{topic}: {name}")
-                try:
-                    measured[name] = harness.measure(case, args.threads, args.device, effort)
-                except BenchmarkError as error:
-                    harness.log(f"{topic}: {error}")
-                    return 1
-        content = {"quick": args.quick, "load_before": load, "cases": measured}
-        path = machine.write_result(topic, command, content, folder, args.device)
-        harness.log(f"{path}: {time.monotonic() - start:.0f} s")
+                measured[name] = harness.measure(case, args.threads, args.device, effort)
+            content = {"quick": args.quick, "load_before": load, "cases": measured}
+            path = machine.write_result(topic, command, content, folder, args.device)
+            harness.log(f"{path}: {time.monotonic() - start:.0f} s")
+    except BenchmarkError as error:
+        harness.log(f"{topic}: {error}")
+        return 1
     kind = path.parent.name
     print(format_kind(kind, read_results(folder)[kind]))
     return 0

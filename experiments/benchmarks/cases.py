@@ -19,24 +19,24 @@ CONTENDERS: dict[str, Contender] = {
     "jax": ("peers.jax_numpyro", {}),
     "pythae": ("peers.pythae_nll", {}),
     "limit": ("limits", {"compiled": True}),
+    "kernels": ("ours", {"compiled": True, "task": "kernels"}),
     "import_ours": ("pyro_vae", {}),
     "import_pyro": ("pyro", {}),
 }
+#: Contenders whose values begin with their time, in seconds.
+SELF_TIMED = ("limit", "kernels")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task, the model that it runs on, and its contenders.
+    """A job, and how its contenders are measured.
 
     Attributes:
         contenders: names in ``CONTENDERS``; ``NAME=CONTENDER`` gives another name in the results.
         job: fields of the job, see :class:`~job.Job`.
         widths: hidden units and latents of each layer of latents, the lowest first.
-        count, peer_count: steps or images in a turn, and those of slower peers if fewer.
-        epochs: training before the measurement. With initial weights the KL divergence is near
-            zero, and a contender that omits it would go unnoticed.
-        threads: number of cores if not all.
-        fresh: whether each turn is a new process, and its time that from its first import.
+        count, peer_count: steps or images in a turn, and those of slower peers if fewer. If it is
+            one, each turn is a new process, and its time is that from its first import.
     """
 
     contenders: str
@@ -45,9 +45,6 @@ class Case:
     count: int = 1
     peer_count: int | None = None
     rounds: int = 15
-    epochs: int = 10
-    threads: int | None = None
-    fresh: bool = False
 
     def find_contenders(self) -> dict[str, Contender]:
         """Return the contenders by their names in the results."""
@@ -66,20 +63,20 @@ def make_small(widths: Any, batch: int, k: int = 0) -> Case:
         names += " ours_bfloat16"
     job = {"task": "iwae", "num_samples": k} if k else {"task": "step"}
     # with larger steps, few examples or a second layer lead each contender elsewhere
-    job |= {"batch": batch, "learning_rate": 1e-3 if batch >= 20 and len(widths) == 1 else 1e-5}
-    count, rounds = max(20, 300 // (k or 1)), 9 if batch == 20 else 5
-    return Case(names, job, widths, count=count, rounds=rounds, threads=1)
+    rate = 1e-3 if batch >= 20 and len(widths) == 1 else 1e-5
+    job |= {"batch": batch, "threads": 1, "learning_rate": rate}
+    return Case(names, job, widths, max(20, 300 // (k or 1)), rounds=9 if batch == 20 else 5)
 
 
 STEP = Case(
-    "ours ours_eager ours_bfloat16 pyro torch torch_compiled numpyro limit",
+    "ours ours_bfloat16 pyro torch torch_compiled numpyro limit",
     {"task": "step", "batch": 128},
     WIDE,
     # caches are cold at the start of a turn, unlike in real training
     count=300,
 )
 IWAE = Case(
-    "ours ours_eager ours_bfloat16 pyro numpyro limit",
+    "ours ours_bfloat16 pyro numpyro limit",
     {"task": "iwae", "batch": 20, "num_samples": 50},
     DEEP,
     count=60,
@@ -94,10 +91,8 @@ EVALUATION = Case(
 )
 #: With so many temperatures the gradient is compiled, and the pilot is a small part.
 AIS = Case("ours limit", {"task": "ais", "num_samples": 500}, DEEP, count=64, rounds=3)
-IMPORT = Case(
-    "ours=import_ours torch_and_pyro=import_pyro", {"task": "import"}, rounds=11, fresh=True
-)
-FIRST_STEP = Case("ours=ours_eager pyro", {"task": "step"}, WIDE, rounds=5, epochs=0, fresh=True)
+IMPORT = Case("ours=import_ours torch_and_pyro=import_pyro", {"task": "import"}, rounds=11)
+FIRST_STEP = Case("ours=ours_eager pyro", {"task": "step"}, WIDE, rounds=5)
 EMPTY_CACHE = replace(FIRST_STEP, contenders="ours_compiled=ours ours_compiled_cold=ours_cold")
 #: Batch sizes of the ELBO, and k of IWAE with batches of 20.
 BATCHES, SAMPLES = (1, 8, 20, 100), (1, 5, 50)
@@ -105,7 +100,6 @@ TOPICS: dict[str, dict[str, Case]] = {
     "step": {"step": STEP},
     "iwae": {"iwae": IWAE},
     "evaluation": {"evaluation": EVALUATION},
-    "ais": {"ais": AIS},
     "small_batches": {
         "batch 20, 784–400–20": make_small(WIDE, 20),
         **{f"batch {n}": make_small(DEEP, n) for n in BATCHES},
@@ -116,6 +110,9 @@ TOPICS: dict[str, dict[str, Case]] = {
     "startup": {"import": IMPORT, "first step": FIRST_STEP, "first step, empty cache": EMPTY_CACHE},
 }
 #: Topics that a GPU changes, with L_5000 of 10,000 digits, the size of the MNIST test set.
-GPU_TOPICS = {name: TOPICS[name] for name in ("step", "iwae", "evaluation", "ais")} | {
-    "evaluation": {"evaluation": replace(EVALUATION, count=10_000)}
+GPU_TOPICS = {
+    "step": {"step": replace(STEP, contenders=f"{STEP.contenders} kernels")},
+    "iwae": {"iwae": IWAE},
+    "evaluation": {"evaluation": replace(EVALUATION, count=10_000)},
+    "ais": {"ais": AIS},
 }

@@ -25,9 +25,8 @@ import machine
 import ours
 import torch
 from cases import DEEP, WIDE
-from harness import Worker, log
+from harness import Worker, log, summarise
 from job import Job, Run
-from summaries import summarise
 from table import format_lines, format_ratio, read_results
 from torch.fx import Interpreter
 
@@ -127,7 +126,7 @@ TASKS = dict.fromkeys(("step", "iwae", "evaluate", "vamp", "ais"), prepare)
 def measure(name: str, switches: list[str], rounds: int) -> dict[str, Any]:
     """Return the ratio of a workload's CPU time without each optimisation to that with all."""
     widths, count, options = WORKLOADS[name]
-    problem = ours.make_problem(widths, epochs=10)
+    problem = ours.make_problem(widths)
     ratios, warm = {s: [] for s in switches}, count // 5 if "step" in name or name == "iwae" else 0
     with ExitStack() as stack:
         workers = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +22,8 @@ Run = Callable[[np.ndarray], list[float]]
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
-class ContenderError(RuntimeError):
-    """A contender has failed."""
+class BenchmarkError(RuntimeError):
+    """A contender failed or does other work than the others; the message is one sentence."""
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Job:
         task: ``step`` or ``iwae``, whose inputs are the rows ``(steps, batch)`` of minibatches and
             whose value is their mean loss in nats per datum; or ``evaluation`` (L_K) or ``ais``,
             whose inputs are the indices ``(images,)`` and whose values are the estimates; or
-            ``import`` without values.
+            ``import`` without values; or ``kernels``, whose value is the seconds of the GPU's
+            kernels in a step.
         problem: the data and the weights, the same for all contenders; ``None`` for ``import``.
         batch: examples in a minibatch.
         num_samples: K of the IWAE bound and of L_K, or the number of temperatures.
@@ -82,39 +84,33 @@ class Job:
 
     @property
     def is_training(self) -> bool:
-        return self.task in ("step", "iwae")
+        return self.task in ("step", "iwae", "kernels")
 
 
 def make_inputs(job: Job) -> Callable[[int], np.ndarray]:
     """Return a function that gives the next inputs, the same for all contenders.
 
-    Minibatches are consecutive parts of permutations of the data. Images are always the first
-    ones, beginning again where there are fewer than wanted.
+    Minibatches are drawn with replacement; images are the first ones, again and again.
     """
-    rng, pending = np.random.default_rng(0), np.empty(0, dtype=np.int64)
+    rng = np.random.default_rng(0)
 
     def next_inputs(count: int) -> np.ndarray:
-        nonlocal pending
-        if not job.is_training:
-            return np.arange(count) % (len(job.problem.test) if job.problem else 1)
-        while len(pending) < count * job.batch:
-            pending = np.concatenate([pending, rng.permutation(len(job.problem.train))])
-        rows, pending = np.split(pending, [count * job.batch])
-        return rows.reshape(count, job.batch)
+        if job.is_training:
+            return rng.integers(len(job.problem.train), size=(count, job.batch))
+        return np.arange(count) % (len(job.problem.test) if job.problem else 1)
 
     return next_inputs
 
 
 def find_fastest(run: Callable[[int], object], candidates: list[int]) -> int:
     """Return the candidate with which ``run`` is fastest. Each runs once before it is timed."""
-
-    def measure_second_run(candidate: int) -> float:
+    seconds = {}
+    for candidate in candidates:
         run(candidate)
         start = time.perf_counter()
         run(candidate)
-        return time.perf_counter() - start
-
-    return min(candidates, key=measure_second_run)
+        seconds[candidate] = time.perf_counter() - start
+    return min(seconds, key=seconds.__getitem__)
 
 
 #: The contender of this process, its inputs and the time of its start; set by ``start``.
@@ -130,6 +126,7 @@ def start(module: str, job: Job) -> None:
     # a benchmark that is killed leaves no process behind
     Thread(target=_follow, args=[parent_process()], daemon=True).start()
     os.dup2(2, 1)  # a library's output goes to stderr
+    sys.dont_write_bytecode = False  # the first start compiles this package, as its installer does
     if hasattr(os, "sched_setaffinity"):
         # libraries choose their number of threads accordingly
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
@@ -160,7 +157,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:
-        raise ContenderError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
+        raise BenchmarkError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
 
 
 def measure(count: int, warm: int = 0) -> dict[str, Any]:
@@ -173,13 +170,3 @@ def measure(count: int, warm: int = 0) -> dict[str, Any]:
     end, cpu_seconds = time.perf_counter(), time.process_time() - cpu_begin
     seconds = {"seconds": end - begin, "cpu_seconds": cpu_seconds, "since_start": end - _begin}
     return {**seconds, "values": values}
-
-
-def measure_kernels(count: int) -> float:
-    """Return the seconds of the GPU's kernels during ``count`` steps or images."""
-    # not at the top, because a contender in JAX does not need torch
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _run(_next_inputs(count))
-    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6

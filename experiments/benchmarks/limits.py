@@ -52,7 +52,8 @@ def count_work(job: Job) -> tuple[list[tuple[int, int, int]], Counter[str], int]
             passes["tanh"] += n * m if j < len(layers) - 1 else 0
             parameters += weight.size + m
     passes["softplus"] = samples * job.problem.train.shape[1]
-    passes["sigmoid"] = passes["softplus"] if job.task != "evaluation" else 0
+    if job.task != "evaluation":
+        passes["sigmoid"] = passes["softplus"]
     return products, passes, parameters
 
 
@@ -62,28 +63,25 @@ def prepare(job: Job) -> Run:
     It is the time of a step, of a sample, or of an image with 8 chains of AIS, whose 10 leapfrog
     steps at each temperature need 11 gradients.
     """
-    kernels = [KERNELS]
+    variants = [KERNELS]
     if job.compiled:
-        kernels += [{name: torch.compile(k, dynamic=True) for name, k in KERNELS.items()}]
+        variants += [{name: torch.compile(k, dynamic=True) for name, k in KERNELS.items()}]
     work, passes, parameters = count_work(job)
-    times = (
-        1 if job.is_training else (8 * 11 * job.num_samples if job.task == "ais" else 1) / SAMPLES
-    )
-    multiples = (1,) if job.is_training else MULTIPLES
+    gradients = 8 * 11 * job.num_samples if job.task == "ais" else 1
+    times, multiples = (1, (1,)) if job.is_training else (gradients / SAMPLES, MULTIPLES)
     # Adam reads parameters, gradients and both moments, and writes all but the gradients
     traffic = 4 * (7 * parameters + 2 * job.batch * job.problem.train.shape[1])
 
     def run(inputs: np.ndarray) -> list[float]:
-        products = times * sum(
-            min(time_product(r * n, k, m, job.device) / r for r in multiples) for n, k, m in work
-        )
-        elements = times * sum(
-            time_pass([variant[name] for variant in kernels], numbers, job.device)
-            for name, numbers in passes.items()
-            if numbers
-        )
+        products = [
+            min(time_product(r * n, *km, job.device) / r for r in multiples) for n, *km in work
+        ]
+        elements = [
+            time_pass([v[name] for v in variants], n, job.device) for name, n in passes.items()
+        ]
         memory = traffic * time_byte(parameters, job.device) if job.is_training else 0.0
-        return [products + elements + memory, products, elements, memory]
+        parts = [times * sum(products), times * sum(elements), memory]
+        return [sum(parts), *parts]
 
     return run
 

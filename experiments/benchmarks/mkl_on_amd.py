@@ -20,11 +20,10 @@ from unittest.mock import patch
 
 import job as jobs
 import machine
-from harness import Worker, log
+from harness import Worker, log, summarise, take_turns
 from internals import WORKLOADS
 from job import Job
 from ours import make_problem
-from summaries import summarise, take_turns
 from table import format_lines, format_ratio
 
 SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"

@@ -19,8 +19,8 @@ import machine
 import numpy as np
 import torch
 from cases import WIDE
+from harness import summarise, take_turns
 from ours import make_model
-from summaries import summarise, take_turns
 from torch.utils.data import DataLoader, Dataset
 
 import pyro_vae as pv

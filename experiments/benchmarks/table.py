@@ -30,26 +30,26 @@ NAMES = {
     "numpyro": "NumPyro",
     "jax": "JAX",
     "limit": "the limit",
+    "kernels": "its kernels",
     "torch_and_pyro": "`import torch, pyro`",
 }
 STEP, IWAE = "step, batch 128", "IWAE step, k = 50, batch 20"
-SMALL = "step, batch 20, one thread"
 L_TARGETS = {"pyro": 0.45, "jax": 0.55, "pythae": 0.22}
 #: What takes the time, topic and case, the targets of its ratio to other contenders (the largest
 #: median, or ``None``), and the variant of this package.
-CPU_ROWS: tuple[tuple[str, str, str, dict[str, float | None], str], ...] = (
+Row = tuple[str, str, str, dict[str, float | None], str]
+CPU_ROWS: tuple[Row, ...] = (
     (STEP, "step", "step", {"pyro": 0.3, "torch": 0.45, "torch_compiled": 0.5}, "ours"),
     (STEP, "step", "step", {"numpyro": 0.9, "limit": 1.2}, "ours"),
-    (SMALL, "small_batches", "batch 20", {"numpyro": 0.9, "limit": 1.5}, "ours"),
+    ("step, batch 20", "small_batches", "batch 20", {"numpyro": 0.9, "limit": 1.5}, "ours"),
     (IWAE, "iwae", "iwae", {"pyro": 0.3, "numpyro": None, "limit": 1.5}, "ours"),
     ("L₅₀₀₀", "evaluation", "evaluation", {**L_TARGETS, "limit": 1.15}, "ours"),
     ("L₅₀₀₀ in bfloat16, corrected", "evaluation", "evaluation", {**L_TARGETS}, "ours_bfloat16"),
     ("`import pyro_vae`", "startup", "import", {"torch_and_pyro": 1.2}, "ours"),
     ("import and first step", "startup", "first step", {"pyro": None}, "ours"),
 )
-GPU_ROWS: tuple[tuple[str, str, str, dict[str, float | None], str], ...] = (
-    (STEP, "step", "step", {"pyro": 0.05, "torch": 0.2, "numpyro": 1.05}, "ours"),
-    (STEP, "step", "step", {"its kernels": 2.0}, "ours"),
+GPU_ROWS: tuple[Row, ...] = (
+    (STEP, "step", "step", {"pyro": 0.05, "torch": 0.2, "numpyro": 1.05, "kernels": 2.0}, "ours"),
     (IWAE, "iwae", "iwae", {"pyro": None}, "ours"),
     ("L₅₀₀₀", "evaluation", "evaluation", {"pyro": None, "limit": None}, "ours"),
     ("AIS", "ais", "ais", {"limit": None}, "ours"),
@@ -94,12 +94,10 @@ def format_kind(kind: str, results: Mapping[str, Any]) -> str:
     text += f", torch {machine['torch']}."
     if few := [name for name, topic in topics.items() if topic["quick"]]:
         text += f" With a quarter of the turns (`--quick`): {', '.join(few)}."
-    one = [n for n in ("step", "iwae", "evaluation") if cases.get((n, n), {}).get("threads") == 1]
-    if one and not gpu:
-        text += f" On one thread (`--threads 1`): {', '.join(one)}."
     rows = [
-        [label, *format_row(peer, target, cases.get((topic, case), {}), ours)]
-        for label, topic, case, targets, ours in (GPU_ROWS if gpu else CPU_ROWS)
+        [label + ", one thread" * (case.get("threads") == 1), *format_row(peer, target, case, ours)]
+        for label, topic, name, targets, ours in (GPU_ROWS if gpu else CPU_ROWS)
+        for case in [cases.get((topic, name), {})]
         for peer, target in targets.items()
     ]
     head = ["time of", "over that of", "target", "median (quartiles)", "at the limit", ""]

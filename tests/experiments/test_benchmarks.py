@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,7 +34,6 @@ import job as jobs
 import limits
 import machine
 import ours
-import summaries
 import table
 from job import Job, Problem, find_fastest, make_inputs
 from peers import plain_torch
@@ -151,7 +151,7 @@ def run(contender, count: int) -> list[float]:
 
 def test_rounds_begin_with_another_contender():
     order = []
-    turns = summaries.take_turns(["a", "b", "c"], 4, lambda n: order.append(n) or len(order))
+    turns = harness.take_turns(["a", "b", "c"], 4, lambda n: order.append(n) or len(order))
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert turns == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
 
@@ -159,19 +159,19 @@ def test_rounds_begin_with_another_contender():
 def test_ratios_are_computed_within_rounds():
     # the machine was ten times slower in the second round
     seconds = {"ours": [1.0, 30.0, 5.0], "ours_eager": [2.0, 60.0, 10.0], "pyro": [4.0, 40.0, 2.0]}
-    ratios = summaries.summarise_ratios(seconds)
+    ratios = harness.summarise_ratios(seconds)
     assert ratios["ours / pyro"] == {"median": 0.75, "quartiles": [0.5, 1.625]}
     assert {*ratios} >= {"ours / ours_eager", "ours_eager / pyro"} and "pyro / ours" not in ratios
     with pytest.raises(ValueError, match="zip"):
-        summaries.summarise_ratios({"ours": [1.0], "pyro": [1.0, 2.0]})
+        harness.summarise_ratios({"ours": [1.0], "pyro": [1.0, 2.0]})
 
 
 def test_deviating_losses_are_rejected():
-    losses = {"a": [150.0, 120.0], "b": [151.0, 119.0], "c": [149.0, 121.0]}
-    summaries.check_losses_agree(losses)
-    for wrong in ([150.0, 150.0], [135.0, 105.0], [150.0, math.nan]):
-        with pytest.raises(summaries.BenchmarkError, match=r"expected the loss in round . of 'd'"):
-            summaries.check_losses_agree({**losses, "d": wrong})
+    losses = {"a": [[150.0], [120.0]], "b": [[151.0], [119.0]], "c": [[149.0], [121.0]]}
+    harness.check_agreement(losses, 0.03)
+    for wrong in ([[150.0], [130.0]], [[135.0], [110.0]], [[150.0], [math.nan]]):
+        with pytest.raises(jobs.BenchmarkError, match=r"expected the mean value of 'd' within"):
+            harness.check_agreement({**losses, "d": wrong}, 0.03)
 
 
 def test_deviating_estimates_are_rejected():
@@ -179,11 +179,14 @@ def test_deviating_estimates_are_rejected():
     rng = np.random.default_rng(0)
     rows = {n: [list(rng.normal(-90, 0.1, 5)) for _ in range(7)] for n in ("a", "b")}
     rows["c"] = [list(rng.normal(-90, 0.1, 4)) for _ in range(7)]
-    summaries.check_estimates_agree(rows, {})
-    rows["c"] = [[value + 0.3 for value in row] for row in rows["c"]]
-    with pytest.raises(summaries.BenchmarkError, match=r"estimate of 4 images of 'c' within"):
-        summaries.check_estimates_agree(rows, {})
-    summaries.check_estimates_agree(rows, {"c": 0.3})
+    harness.check_agreement(rows)
+    # a fifth value, which not all contenders have, does not count
+    harness.check_agreement({**rows, "a": [[*row[:4], 0.0] for row in rows["a"]]})
+    wrong = [[value + 0.3 for value in row] for row in rows.pop("c")]
+    with pytest.raises(jobs.BenchmarkError, match="mean value of 'c' within"):
+        harness.check_agreement({**rows, "c": wrong})
+    # products in bfloat16
+    harness.check_agreement({**rows, "c_bfloat16": wrong})
 
 
 def test_find_fastest_returns_the_fastest_candidate():
@@ -208,13 +211,13 @@ def test_kind_of_processor(cpuinfo, kind):
 # equal work
 
 
-def test_minibatches_are_reproducible_and_cover_all_data(toy):
+def test_inputs_are_the_same_for_all_contenders(toy):
     job = Job("step", toy, batch=8)
     first, second = make_inputs(job), make_inputs(job)
     rows = first(125)
+    # whatever the number of steps in a call
     np.testing.assert_array_equal(rows, np.concatenate([second(n) for n in (3, 60, 62)]))
-    assert rows.shape == (125, 8)
-    assert [(*np.sort(half),) for half in np.split(rows.ravel(), 2)] == [(*range(500),)] * 2
+    assert rows.shape == (125, 8) and rows.min() == 0 and rows.max() == 499
     np.testing.assert_array_equal(make_inputs(Job("ais", toy))(21), [*range(20), 0])
 
 
@@ -237,10 +240,10 @@ def test_all_contenders_train_alike(toy):
     losses = {}
     for name in ("ours", "pyro", "torch", *(["numpyro"] if HAS_JAX else [])):
         with start(name, job) as contender:
-            losses[name] = [run(contender, 50)[0] for _ in range(6)]
-    summaries.check_losses_agree(losses)
+            losses[name] = [run(contender, 50) for _ in range(6)]
+    harness.check_agreement(losses, harness.LOSS_TOLERANCE)
     for name, values in losses.items():
-        assert values[-1] < -elbo.mean() - 0.3, name
+        assert values[-1][0] < -elbo.mean() - 0.3, name
 
 
 @pytest.mark.parametrize("name", ["ours", "torch", pytest.param("numpyro", marks=needs_jax)])
@@ -260,9 +263,9 @@ def test_contenders_with_two_layers_train_alike(two_layers):
     losses = {}
     for name in ("ours", "torch", *(["numpyro"] if HAS_JAX else [])):
         with start(name, job) as contender:
-            losses[name] = [run(contender, 50)[0] for _ in range(6)]
-    summaries.check_losses_agree(losses)
-    assert all(values[-1] < values[0] - 0.05 for values in losses.values())
+            losses[name] = [run(contender, 50) for _ in range(6)]
+    harness.check_agreement(losses, harness.LOSS_TOLERANCE)
+    assert all(values[-1][0] < values[0][0] - 0.05 for values in losses.values())
 
 
 @pytest.mark.parametrize("name", ["ours", "pyro", pytest.param("numpyro", marks=needs_jax)])
@@ -270,8 +273,8 @@ def test_iwae_loss_with_many_samples_is_negative_log_evidence(name, toy):
     job = Job("iwae", toy, batch=100, num_samples=500, learning_rate=0.0)
     with start(name, job) as contender:
         loss = run(contender, 20)[0]
-    # the bias and the noise of four passes are about 0.001; L_50 would be off by 0.02
-    problem = replace(toy, test=toy.train)
+    # the bias and the noise are about 0.001; L_50 would be off by 0.02
+    problem = replace(toy, test=toy.train[make_inputs(job)(20).ravel()])
     _, evidence = compute_bounds(Job("iwae", problem))
     assert loss == pytest.approx(-evidence.mean(), abs=0.008)
 
@@ -342,14 +345,14 @@ def test_workers_answer_and_failures_are_one_sentence(tmp_path, monkeypatch, toy
     prefix = "^expected the contender 'peer' to answer; got "
     with (
         fake("dying") as process,
-        pytest.raises(summaries.BenchmarkError, match=f"{prefix}the end of its process$"),
+        pytest.raises(jobs.BenchmarkError, match=f"{prefix}the end of its process$"),
     ):
         run(process, 1)
     message = f"{prefix}Unpicklable: expected something; got nothing$"
-    with pytest.raises(summaries.BenchmarkError, match=message):
+    with pytest.raises(jobs.BenchmarkError, match=message):
         fake("wrong")
     message = f"{prefix}ModuleNotFoundError: No module named 'nowhere'$"
-    with pytest.raises(summaries.BenchmarkError, match=message):
+    with pytest.raises(jobs.BenchmarkError, match=message):
         fake("good", module="nowhere")
 
 
@@ -483,7 +486,7 @@ def make_toy_case(names: str, **job) -> cases.Case:
 
 def test_case_is_measured_in_turns(monkeypatch, toy):
     monkeypatch.setattr(harness, "Worker", LocalWorker)
-    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: toy)
+    monkeypatch.setattr(harness, "make_problem", lambda widths: toy)
     monkeypatch.setitem(cases.CONTENDERS, "ours", ("ours", {}))  # not compiled
     monkeypatch.setitem(cases.CONTENDERS, "limit", ("limits", {}))
     monkeypatch.setattr(limits, "_time", lambda work: 1e-9)
@@ -502,7 +505,7 @@ def test_case_is_measured_in_turns(monkeypatch, toy):
     monkeypatch.setitem(
         import_module("peers.pyro_svi").TASKS, "step", lambda job: lambda rows: [1.0]
     )
-    with pytest.raises(summaries.BenchmarkError, match="do not do the same work"):
+    with pytest.raises(jobs.BenchmarkError, match="do not do the same work"):
         harness.measure(make_toy_case("ours pyro torch", task="step", batch=50), 1)
 
 
@@ -518,8 +521,7 @@ class FakeWorker(LocalWorker):
 
     def call(self, function, *args):
         self.requests.append((self.name, function, *args))
-        turn = {"seconds": 12.0, "since_start": 13.0, "values": [1.0] * 4}
-        return 3.0 if function is jobs.measure_kernels else turn
+        return {"seconds": 12.0, "since_start": 13.0, "values": [1.0] * 4}
 
 
 @pytest.fixture
@@ -527,7 +529,7 @@ def fake(monkeypatch):
     """Contenders without processes; returns their class."""
     FakeWorker.started, FakeWorker.requests = {}, []
     monkeypatch.setattr(harness, "Worker", FakeWorker)
-    monkeypatch.setattr(harness, "make_problem", lambda widths, epochs: None)
+    monkeypatch.setattr(harness, "make_problem", lambda widths: None)
     return FakeWorker
 
 
@@ -546,21 +548,35 @@ def test_emulated_bfloat16_is_not_measured(has_instructions, fake, monkeypatch):
     assert ("ours_bfloat16 / ours" in ratios) == has_instructions
 
 
-def test_contenders_on_a_gpu_are_profiled(fake):
-    case = cases.Case("ours numpyro", {"task": "step"}, cases.DEEP, count=6, rounds=3)
+def test_contenders_that_measure_themselves(fake):
+    names = "ours numpyro limit kernels"
+    case = cases.Case(names, {"task": "step"}, cases.DEEP, count=6, rounds=3)
     result = harness.measure(case, 2, "cuda")
     for name, (job,) in fake.started.items():
-        assert (job.device, job.compiled, job.threads) == ("cuda", name == "ours", 2)
+        assert (job.device, job.threads) == ("cuda", 2) and job.compiled == (name != "numpyro")
     order = [name for name, *_, warm in fake.requests if warm == 2]
-    assert order == ["ours", "numpyro", "numpyro", "ours", "ours", "numpyro"]
-    assert fake.requests[-1] == ("ours", jobs.measure_kernels, 6)
-    # 2 s per step, 0.5 s of it in kernels
-    assert result["ratios"]["ours / its kernels"]["median"] == 4.0
+    assert " ".join(order) == (
+        "ours numpyro kernels " + "numpyro kernels ours " + "kernels ours numpyro"
+    )
+    # 12 s for six steps, and by their values a second for a step
+    assert result["ratios"]["ours / kernels"]["median"] == 2.0
+    assert result["ratios"]["ours / limit"]["median"] == 2.0
+    assert {*result["mean_values"]} == {"ours", "numpyro"}
+
+
+def test_kernels_are_those_of_a_step(toy, monkeypatch):
+    events = [SimpleNamespace(self_device_time_total=microseconds) for microseconds in (3e6, 1e6)]
+    profiler = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(ours, "profile", lambda activities: nullcontext(profiler))
+    steps = []
+    monkeypatch.setitem(ours.TASKS, "step", lambda job: lambda rows: steps.append(rows.shape))
+    job = Job("kernels", toy, batch=5)
+    assert ours.TASKS["kernels"](job)(make_inputs(job)(8)) == [0.5] and steps == [(8, 5)]
 
 
 def test_internals_are_measured_between_turns_with_all(monkeypatch, toy):
     monkeypatch.setattr(internals, "Worker", LocalWorker)
-    monkeypatch.setattr(ours, "make_problem", lambda widths, epochs: toy)
+    monkeypatch.setattr(ours, "make_problem", lambda widths: toy)
     monkeypatch.setitem(internals.SWITCHES, "adam", ("step", lambda: None))
     monkeypatch.setattr(internals.compiled, "worth_compiling", worth_compiling)
     monkeypatch.setitem(internals.WORKLOADS, "step", (cases.WIDE, 2, {"task": "step", "batch": 5}))
@@ -583,11 +599,14 @@ def test_time_since_the_start_includes_the_import(tmp_path, monkeypatch):
         code = f"import time; time.sleep({seconds})"
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     for name in ("slow", "fast"):
         monkeypatch.setitem(cases.CONTENDERS, name, (name, {}))
-    case = cases.Case("ours=slow fast", {"task": "import"}, rounds=3, fresh=True)
+    case = cases.Case("ours=slow fast", {"task": "import"}, rounds=3)
     seconds = harness.measure(case, 1)["seconds"]
     assert seconds["ours"]["median"] > seconds["fast"]["median"] + 0.3
+    # modules are compiled once, not in every process
+    assert {file.name.partition(".")[0] for file in tmp_path.rglob("*.pyc")} == {"slow", "fast"}
 
 
 # the command
@@ -613,11 +632,8 @@ def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys)
     assert output.err.startswith(
         "expected an idle machine; got a load of 1.7: stop other processes\n"
     )
-    assert (
-        "With a quarter of the turns (`--quick`): step. On one thread (`--threads 1`): step."
-        in output.out
-    )
-    assert "| step, batch 128 | Pyro | 0.30 | 0.40 (0.30–0.50) |" in output.out
+    assert "With a quarter of the turns (`--quick`): step.\n" in output.out
+    assert "| step, batch 128, one thread | Pyro | 0.30 | 0.40 (0.30–0.50) |" in output.out
     (results,) = table.read_results(Path("runs/bench-quick")).values()
     assert results["step"]["load_before"] == 1.7
     command = "python experiments/benchmarks/bench.py --quick --only step --threads 1"
@@ -639,7 +655,7 @@ def test_quick_run_measures_the_rows_of_the_table(tmp_path, monkeypatch):
 
 def test_failure_of_a_contender_is_reported(tmp_path, monkeypatch, capsys):
     def fail(*args):
-        raise summaries.BenchmarkError("expected the contender 'pyro' to answer; got silence")
+        raise jobs.BenchmarkError("expected the contender 'pyro' to answer; got silence")
 
     monkeypatch.setattr(harness, "measure", fail)
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
@@ -703,9 +719,11 @@ def test_small_batches_have_a_table_of_their_own():
 
 
 def test_every_row_is_measured_by_a_case():
-    for _, topic, case, targets, ours_ in (*table.CPU_ROWS, *table.GPU_ROWS):
-        contenders = cases.TOPICS[topic][case].find_contenders()
-        assert {ours_, *targets} - {"its kernels"} <= {*contenders}, (topic, case)
+    rows = [(cases.TOPICS, row) for row in table.CPU_ROWS]
+    rows += [(cases.GPU_TOPICS, row) for row in table.GPU_ROWS]
+    for topics, (_, topic, case, targets, ours_) in rows:
+        contenders = topics[topic][case].find_contenders()
+        assert {ours_, *targets} <= {*contenders}, (topic, case)
     assert {topic for _, topic, *_ in table.GPU_ROWS} == {*cases.GPU_TOPICS}
     assert cases.GPU_TOPICS["evaluation"]["evaluation"].count == 10_000
 

@@ -4,7 +4,7 @@ References:
     Example: Variational Autoencoder (NumPyro). https://num.pyro.ai/en/stable/examples/vae.html
 """
 
-# these packages are installed in the peers' environment only
+# these packages are in the extra bench, not in dev
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ References:
     https://arxiv.org/abs/2206.08309
 """
 
-# these packages are installed in the peers' environment only
+# these packages are in the extra bench, not in dev
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
