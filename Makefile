@@ -55,13 +55,13 @@ bench: bench-peers
 	$(BIN)/python $(BENCH)/bench.py
 	$(BIN)/python $(BENCH)/table.py
 
-# The same with fewer rows and turns, in five to eight minutes; written to runs/bench-quick.
+# The rows that have targets in three rounds, in five minutes; written to runs/bench-quick.
 bench-quick: bench-peers
 	$(BIN)/python $(BENCH)/bench.py --quick
 
 # The benchmarks that a GPU changes. Refused without a GPU, before anything large is installed.
 bench-gpu: $(STAMP)
-	@$(BIN)/python $(BENCH)/bench.py --device cuda --check
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "expected a CUDA device; torch finds none: run make bench to measure the CPU")'
 	$(MAKE) bench-peers
 	$(BIN)/pip install --quiet --constraint constraints.txt 'jax[cuda13]'
 	$(BIN)/python $(BENCH)/bench.py --device cuda

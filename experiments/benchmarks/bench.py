@@ -1,7 +1,7 @@
 """Benchmark this package against its peers, one process per contender, in turns.
 
     make bench          # everything
-    make bench-quick    # the rows of the table with fewer turns, in five to eight minutes
+    make bench-quick    # the rows with targets in fewer turns, in five minutes
     make bench-gpu      # the topics that depend on a GPU
     python experiments/benchmarks/bench.py --only step evaluation
 
@@ -23,8 +23,6 @@ from pathlib import Path
 from cases import GPU_TOPICS, TOPICS
 from job import BenchmarkError
 
-#: Fraction of the rounds, and of the steps of a turn, in a quick run.
-QUICK_EFFORT = 0.25
 #: Above this load, the threads of a contender compete with other processes for the cores.
 MAX_LOAD = 0.5
 
@@ -34,41 +32,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     # not at the top, because every contender's process imports this file first
     import harness
     import machine
-    import torch
-    from table import CPU_ROWS, GPU_ROWS, format_kind, read_results
+    from table import CPU_ROWS, GPU_ROWS, format_kind, read_results, select_targets
 
     parser = argparse.ArgumentParser(description="Benchmark this package against its peers")
     add = parser.add_argument
-    add("--only", nargs="+", choices=TOPICS, help="run only these topics")
+    add("--only", nargs="+", help="run only these topics")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=os.cpu_count(), help="threads per contender")
     add("--quick", action="store_true", help="fewer turns; written to runs/bench-quick")
-    add("--check", action="store_true", help="only check that the benchmarks can run")
     arguments = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(arguments)
     on_gpu, load = args.device == "cuda", os.getloadavg()[0]
-    if on_gpu and not torch.cuda.is_available():
-        harness.log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
-        return 1
-    if args.check:
-        return 0
     if load > MAX_LOAD:
         harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
     topics, rows = (GPU_TOPICS, GPU_ROWS) if on_gpu else (TOPICS, CPU_ROWS)
     if args.quick:
-        topics = {t: {c: topics[t][c] for _, u, c, *_ in rows if u == t} for _, t, *_ in rows}
+        topics = select_targets(topics, rows)
     if not {*(args.only or ())} <= {*topics}:
         parser.error(f"expected topics of this run, {', '.join(topics)}; got {' '.join(args.only)}")
-    folder, effort = (
-        (Path("runs/bench-quick"), QUICK_EFFORT) if args.quick else (machine.RESULTS, 1)
-    )
+    folder = Path("runs/bench-quick") if args.quick else machine.RESULTS
     command = shlex.join(["python", "experiments/benchmarks/bench.py", *arguments])
     try:
         for topic in args.only or topics:
             start, measured = time.monotonic(), {}
             for name, case in topics[topic].items():
                 harness.log(f"{topic}: {name}")
-                measured[name] = harness.measure(case, args.threads, args.device, effort)
+                measured[name] = harness.measure(case, args.threads, args.device, args.quick)
             content = {"quick": args.quick, "load_before": load, "cases": measured}
             path = machine.write_result(topic, command, content, folder, args.device)
             harness.log(f"{path}: {time.monotonic() - start:.0f} s")

@@ -9,9 +9,7 @@ from typing import Any
 Contender = tuple[str, dict[str, Any]]
 CONTENDERS: dict[str, Contender] = {
     "ours": ("ours", {"compiled": True}),
-    "ours_eager": ("ours", {}),
     "ours_bfloat16": ("ours", {"compiled": True, "precision": "bfloat16"}),
-    "ours_cold": ("ours", {"compiled": True, "empty_cache": True}),
     "pyro": ("peers.pyro_svi", {}),
     "torch": ("peers.plain_torch", {}),
     "torch_compiled": ("peers.plain_torch", {"compiled": True}),
@@ -20,11 +18,14 @@ CONTENDERS: dict[str, Contender] = {
     "pythae": ("peers.pythae_nll", {}),
     "limit": ("limits", {"compiled": True}),
     "kernels": ("ours", {"compiled": True, "task": "kernels"}),
-    "import_ours": ("pyro_vae", {}),
-    "import_pyro": ("pyro", {}),
 }
 #: Contenders whose values begin with their time, in seconds.
 SELF_TIMED = ("limit", "kernels")
+
+
+def pick(names: str) -> dict[str, Contender]:
+    """Return contenders by their names, separated by spaces."""
+    return {name: CONTENDERS[name] for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,19 @@ class Case:
     """A job, and how its contenders are measured.
 
     Attributes:
-        contenders: names in ``CONTENDERS``; ``NAME=CONTENDER`` gives another name in the results.
+        contenders: contenders by their names in the results.
         job: fields of the job, see :class:`~job.Job`.
         widths: hidden units and latents of each layer of latents, the lowest first.
         count, peer_count: steps or images in a turn, and those of slower peers if fewer. If it is
             one, each turn is a new process, and its time is that from its first import.
     """
 
-    contenders: str
+    contenders: dict[str, Contender]
     job: dict[str, Any]
     widths: tuple[tuple[int, ...], ...] = ()
     count: int = 1
     peer_count: int | None = None
     rounds: int = 15
-
-    def find_contenders(self) -> dict[str, Contender]:
-        """Return the contenders by their names in the results."""
-        pairs = (name.partition("=") for name in self.contenders.split())
-        return {name: CONTENDERS[contender or name] for name, _, contender in pairs}
 
 
 #: Hidden units and latents of each layer of latents.
@@ -65,35 +61,36 @@ def make_small(widths: Any, batch: int, k: int = 0) -> Case:
     # with larger steps, few examples or a second layer lead each contender elsewhere
     rate = 1e-3 if batch >= 20 and len(widths) == 1 else 1e-5
     job |= {"batch": batch, "threads": 1, "learning_rate": rate}
-    return Case(names, job, widths, max(20, 300 // (k or 1)), rounds=9 if batch == 20 else 5)
+    return Case(pick(names), job, widths, max(20, 300 // (k or 1)), rounds=9 if batch == 20 else 5)
 
 
 STEP = Case(
-    "ours ours_bfloat16 pyro torch torch_compiled numpyro limit",
+    pick("ours ours_bfloat16 pyro torch torch_compiled numpyro limit"),
     {"task": "step", "batch": 128},
     WIDE,
     # caches are cold at the start of a turn, unlike in real training
     count=300,
 )
 IWAE = Case(
-    "ours ours_bfloat16 pyro numpyro limit",
+    pick("ours ours_bfloat16 pyro numpyro limit"),
     {"task": "iwae", "batch": 20, "num_samples": 50},
     DEEP,
     count=60,
 )
 EVALUATION = Case(
-    "ours ours_bfloat16 pyro jax pythae limit",
+    pick("ours ours_bfloat16 pyro jax pythae limit"),
     {"task": "evaluation", "num_samples": 5000},
     DEEP,
-    count=600,  # enough to be compiled
-    peer_count=40,
+    count=560,  # enough to be compiled
+    peer_count=20,
     rounds=5,
 )
 #: With so many temperatures the gradient is compiled, and the pilot is a small part.
-AIS = Case("ours limit", {"task": "ais", "num_samples": 500}, DEEP, count=64, rounds=3)
-IMPORT = Case("ours=import_ours torch_and_pyro=import_pyro", {"task": "import"}, rounds=11)
-FIRST_STEP = Case("ours=ours_eager pyro", {"task": "step"}, WIDE, rounds=5)
-EMPTY_CACHE = replace(FIRST_STEP, contenders="ours_compiled=ours ours_compiled_cold=ours_cold")
+AIS = Case(pick("ours limit"), {"task": "ais", "num_samples": 500}, DEEP, count=64, rounds=3)
+IMPORT = Case(
+    {"ours": ("pyro_vae", {}), "torch_and_pyro": ("pyro", {})}, {"task": "import"}, rounds=11
+)
+FIRST_STEP = Case({"ours": ("ours", {}), **pick("pyro")}, {"task": "step"}, WIDE, rounds=5)
 #: Batch sizes of the ELBO, and k of IWAE with batches of 20.
 BATCHES, SAMPLES = (1, 8, 20, 100), (1, 5, 50)
 TOPICS: dict[str, dict[str, Case]] = {
@@ -107,11 +104,11 @@ TOPICS: dict[str, dict[str, Case]] = {
         **{f"two layers, batch {n}": make_small(TWO_LAYERS, n) for n in BATCHES},
         **{f"two layers, IWAE k = {k}": make_small(TWO_LAYERS, 20, k) for k in SAMPLES},
     },
-    "startup": {"import": IMPORT, "first step": FIRST_STEP, "first step, empty cache": EMPTY_CACHE},
+    "startup": {"import": IMPORT, "first step": FIRST_STEP},
 }
 #: Topics that a GPU changes, with L_5000 of 10,000 digits, the size of the MNIST test set.
 GPU_TOPICS = {
-    "step": {"step": replace(STEP, contenders=f"{STEP.contenders} kernels")},
+    "step": {"step": replace(STEP, contenders={**STEP.contenders, **pick("kernels")})},
     "iwae": {"iwae": IWAE},
     "evaluation": {"evaluation": replace(EVALUATION, count=10_000)},
     "ais": {"ais": AIS},

@@ -104,37 +104,38 @@ def check_agreement(values: Mapping[str, Sequence[Sequence[float]]], relative: f
             )
 
 
-def measure(case: Case, threads: int, device: str = "cpu", effort: float = 1.0) -> dict[str, Any]:
-    """Measure a case in turns, after one untimed turn per contender.
+def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) -> dict[str, Any]:
+    """Measure a case in turns, after an untimed turn of each contender.
 
     Arguments:
         threads: threads and cores per contender, unless the case has its own.
         device: ``cpu`` or ``cuda``.
-        effort: fraction of the rounds, and of the steps in a turn.
+        quick: whether to take three rounds only, with a third of the steps in a turn.
 
     Raises:
         BenchmarkError: if a contender fails or computes something else.
     """
-    contenders, where = case.find_contenders(), torch.device(device)
     # emulated, a step in bfloat16 takes ten times as long, and an evaluation most of an hour
-    names = [n for n in contenders if not n.endswith("bfloat16") or has_bfloat16(where)]
+    where = torch.device(device)
+    names = [n for n in case.contenders if not n.endswith("bfloat16") or has_bfloat16(where)]
     problem = make_problem(case.widths) if case.widths else None
     job = Job(**{"problem": problem, "threads": threads, "device": device, **case.job})
-    rounds, count, fresh = max(3, round(effort * case.rounds)), case.count, case.count == 1
-    if job.is_training and not fresh:
-        count = max(2, round(effort * count))
+    rounds, count, fresh = 3 if quick else case.rounds, case.count, case.count == 1
+    if quick and job.is_training and not fresh:
+        count //= 3
     counts = {n: count if n.startswith("ours") else case.peer_count or count for n in names}
     counts.update({"limit": 1} if "limit" in counts else {})  # it measures itself
     workers: dict[str, Worker] = {}
 
     def start(name: str) -> Worker:
-        module, options = contenders[name]
+        module, options = case.contenders[name]
         return Worker(name, module, replace(job, **options))
 
     def take_turn(name: str) -> dict[str, Any]:
         if not fresh:
             # caches are cold after waiting for the other contenders: some are untimed
-            return workers[name].call(jobs.measure, counts[name], min(counts[name] // 3, 100))
+            warm = min(counts[name] // 3, 100 if job.is_training else 1)
+            return workers[name].call(jobs.measure, counts[name], warm)
         with start(name) as worker:
             turn = worker.call(jobs.measure, 1)
         # without the start of Python, which all have in common
@@ -144,7 +145,8 @@ def measure(case: Case, threads: int, device: str = "cpu", effort: float = 1.0) 
         for name in names:
             log(f"  {name}")
             workers[name] = stack.enter_context(start(name))
-            workers[name].call(jobs.measure, counts[name])
+            if name != "limit":
+                workers[name].call(jobs.measure, counts[name])
         turns = take_turns(names, rounds, take_turn)
     units = {n: counts[n] * (job.num_samples if job.task == "evaluation" else 1) for n in names}
     seconds = {n: [turn["seconds"] / units[n] for turn in row] for n, row in turns.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +64,6 @@ class Job:
         device: ``cpu`` or ``cuda``.
         learning_rate: Adam's learning rate.
         compiled: whether contenders with an eager and a compiled variant compile.
-        empty_cache: whether they compile with an empty cache of compiled code.
         precision: float32 or bfloat16, for contenders that have both.
         without: the optimisation that ``internals`` switches off.
     """
@@ -78,7 +76,6 @@ class Job:
     device: str = "cpu"
     learning_rate: float = 1e-3
     compiled: bool = False
-    empty_cache: bool = False
     precision: Any = "float32"
     without: str = ""
 
@@ -125,6 +122,7 @@ def start(module: str, job: Job) -> None:
     _begin = time.perf_counter()
     # a benchmark that is killed leaves no process behind
     Thread(target=_follow, args=[parent_process()], daemon=True).start()
+    atexit.register(os._exit, 0)  # after all other exit functions; torch takes a second to end
     os.dup2(2, 1)  # a library's output goes to stderr
     sys.dont_write_bytecode = False  # the first start compiles this package, as its installer does
     if hasattr(os, "sched_setaffinity"):
@@ -138,10 +136,6 @@ def start(module: str, job: Job) -> None:
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
         JAX_DEFAULT_MATMUL_PRECISION="highest" if job.device == "cuda" else "default",
     )
-    if job.empty_cache:
-        empty = tempfile.TemporaryDirectory()
-        atexit.register(empty.cleanup)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty.name
     contender, _next_inputs = import_module(module), make_inputs(job)
     _run = contender.TASKS[job.task](job) if job.task != "import" else lambda inputs: []
 

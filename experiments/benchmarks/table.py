@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ GPU_ROWS: tuple[Row, ...] = (
 )
 
 
+def select_targets(topics: dict[str, dict[str, Any]], rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the topics with only the cases that have targets, and the contenders of these."""
+    selected: dict[str, dict[str, dict[str, Any]]] = {}
+    for _, topic, name, targets, ours in rows:
+        if peers := [peer for peer, target in targets.items() if target]:
+            names = selected.setdefault(topic, {}).setdefault(name, {})
+            names |= {n: topics[topic][name].contenders[n] for n in (ours, *peers)}
+    return {
+        topic: {name: replace(topics[topic][name], contenders=c) for name, c in cases.items()}
+        for topic, cases in selected.items()
+    }
+
+
 def format_row(peer: str, target: float | None, case: Mapping[str, Any], ours: str) -> list[str]:
     """Return peer, target, median with quartiles, ratio at the limit and verdict."""
     head = [NAMES.get(peer, peer), "" if target is None else f"{target:.2f}"]
@@ -93,7 +107,7 @@ def format_kind(kind: str, results: Mapping[str, Any]) -> str:
     text = machine["gpu"] if gpu else f"{machine['cpu']}, {machine['cores']} cores"
     text += f", torch {machine['torch']}."
     if few := [name for name, topic in topics.items() if topic["quick"]]:
-        text += f" With a quarter of the turns (`--quick`): {', '.join(few)}."
+        text += f" With fewer turns (`--quick`): {', '.join(few)}."
     rows = [
         [label + ", one thread" * (case.get("threads") == 1), *format_row(peer, target, case, ours)]
         for label, topic, name, targets, ours in (GPU_ROWS if gpu else CPU_ROWS)
