@@ -22,9 +22,10 @@ demo: $(STAMP)
 	$(BIN)/pyro-vae evaluate runs/demo --num-samples 5000 --reliable
 	$(BIN)/pyro-vae report runs/demo
 
-# A process per core, one thread each: two threads of a loaded machine mostly wait for each other.
+# A process per core, one thread each: two threads of a loaded machine mostly wait for each other. Bytecode is
+# written whatever the environment says: hundreds of tests start a process, which would compile the package.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The site, in docs/_build/html. Tutorials run, two at a time; a warning is an error.
 docs: $(VENV)/.installed-docs
