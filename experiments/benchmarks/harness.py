@@ -145,7 +145,7 @@ def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) 
         for name in names:
             log(f"  {name}")
             workers[name] = stack.enter_context(start(name))
-            if name != "limit":
+            if name != "limit":  # which repeats its work itself
                 workers[name].call(jobs.measure, counts[name])
         turns = take_turns(names, rounds, take_turn)
     units = {n: counts[n] * (job.num_samples if job.task == "evaluation" else 1) for n in names}
