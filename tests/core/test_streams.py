@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyro
 import torch
 
 from pyro_vae.core.random import Stream, seeded
@@ -33,6 +36,21 @@ def test_streams_differ():
         with seeded(0, stream):
             draws.append(float(torch.rand(())))
     assert len(set(draws)) == len(Stream)
+
+
+def test_all_generators_are_seeded_and_restored():
+    def draw():
+        return float(torch.rand(())), random.random(), float(np.random.rand())
+
+    seed = int(np.random.SeedSequence([3, Stream.AIS]).generate_state(1)[0])
+    pyro.set_rng_seed(seed)
+    expected = draw()
+    pyro.set_rng_seed(1)
+    before = draw()
+    pyro.set_rng_seed(1)
+    with seeded(3, Stream.AIS):
+        assert draw() == expected
+    assert draw() == before
 
 
 def test_seeds_are_registered():
