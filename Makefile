@@ -62,7 +62,7 @@ bench-quick: bench-peers
 
 # The benchmarks that a GPU changes. Refused without a GPU, before anything large is installed.
 bench-gpu: $(STAMP)
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "expected a CUDA device; torch finds none: run make bench to measure the CPU")'
+	@$(BIN)/python $(BENCH)/bench.py --device cuda --check
 	$(MAKE) bench-peers
 	$(BIN)/pip install --quiet --constraint constraints.txt 'jax[cuda13]'
 	$(BIN)/python $(BENCH)/bench.py --device cuda

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # not at the top, because every contender's process imports this file first
     import harness
     import machine
+    import torch
     from table import CPU_ROWS, GPU_ROWS, format_kind, read_results, select_targets
 
     parser = argparse.ArgumentParser(description="Benchmark this package against its peers")
@@ -40,9 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=os.cpu_count(), help="threads per contender")
     add("--quick", action="store_true", help="fewer turns; written to runs/bench-quick")
+    add("--check", action="store_true", help="only check that the benchmarks can run")
     arguments = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(arguments)
     on_gpu, load = args.device == "cuda", os.getloadavg()[0]
+    if on_gpu and not torch.cuda.is_available():
+        harness.log("expected a CUDA device; torch finds none: run make bench to measure the CPU")
+        return 1
+    if args.check:
+        return 0
     if load > MAX_LOAD:
         harness.log(f"expected an idle machine; got a load of {load:.1f}: stop other processes")
     topics, rows = (GPU_TOPICS, GPU_ROWS) if on_gpu else (TOPICS, CPU_ROWS)

@@ -611,6 +611,14 @@ def test_time_since_the_start_includes_the_import(tmp_path, monkeypatch):
 # the command
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without a GPU")
+def test_missing_gpu_is_reported_in_one_sentence(capsys):
+    assert bench.main(["--device", "cuda", "--check"]) == 1
+    message = "expected a CUDA device; torch finds none: run make bench to measure the CPU\n"
+    assert capsys.readouterr().err == message
+    assert bench.main(["--check"]) == 0
+
+
 def test_results_are_written_by_kind_of_processor(tmp_path, monkeypatch, capsys):
     summary = {"median": 0.4, "quartiles": [0.3, 0.5]}
     case = {"ratios": {"ours / pyro": summary}, "seconds": {}, "device": "cpu", "threads": 1}
