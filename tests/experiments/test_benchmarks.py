@@ -72,6 +72,13 @@ def two_layers() -> Problem:
     return make_toy_problem(3, (TOY_HIDDEN, 2), (TOY_HIDDEN, 1), scale=0.5)
 
 
+@pytest.fixture
+def make_untrained(monkeypatch):
+    """``make_problem`` with initial weights, for tests of sizes."""
+    monkeypatch.setattr(pv, "fit", lambda *args, **kwargs: None)
+    return ours.make_problem.__wrapped__  # the cache keeps trained ones only
+
+
 def make_toy_problem(seed: int, *widths: tuple[int, int], scale: float = 1.0) -> Problem:
     rng = np.random.default_rng(seed)
 
@@ -400,8 +407,8 @@ def count_flops(products: list[tuple[int, int, int]]) -> int:
 
 
 @pytest.mark.parametrize("widths", [cases.WIDE, cases.DEEP, cases.TWO_LAYERS])
-def test_limit_counts_every_matrix_product(widths):
-    job = Job("step", ours.make_problem(widths), batch=20)
+def test_limit_counts_every_matrix_product(widths, make_untrained):
+    job = Job("step", make_untrained(widths), batch=20)
     networks = plain_torch.Networks(job)
     with FlopCounterMode(display=False) as counter:
         plain_torch.loss_function(networks, torch.zeros(20, 784)).backward()
@@ -414,8 +421,8 @@ def test_limit_counts_every_matrix_product(widths):
     assert passes["softplus"] == passes["sigmoid"] == 20 * 784
 
 
-def test_limit_counts_samples():
-    problem = ours.make_problem(cases.DEEP)
+def test_limit_counts_samples(make_untrained):
+    problem = make_untrained(cases.DEEP)
     layers = [(784, 200), (200, 200), (200, 100), (50, 200), (200, 200), (200, 784)]
     encoder, decoder = (sum(a * b for a, b in part) for part in (layers[:3], layers[3:]))
     # of IWAE, the encoder has 20 rows and the decoder 20 × 3
@@ -433,10 +440,10 @@ def test_limit_counts_samples():
     assert passes["sigmoid"] == limits.SAMPLES * 784
 
 
-def test_limit_is_that_of_a_step_a_sample_or_an_image(monkeypatch):
+def test_limit_is_that_of_a_step_a_sample_or_an_image(monkeypatch, make_untrained):
     # every product takes a second, and every pass, whose numbers fill rows of 784
     monkeypatch.setattr(limits, "_time", lambda work: 1.0)
-    problem = ours.make_problem(cases.DEEP)
+    problem = make_untrained(cases.DEEP)
 
     def find(job: Job) -> list[float]:
         return limits.prepare(job)(np.arange(1))
