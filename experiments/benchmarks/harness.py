@@ -134,7 +134,7 @@ def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) 
     def take_turn(name: str) -> dict[str, Any]:
         if not fresh:
             # caches are cold after waiting for the other contenders: some are untimed
-            warm = min(counts[name] // 3, 100 if job.is_training else 1)
+            warm = min(counts[name], 100 if job.is_training else 1) if name != "limit" else 0
             return workers[name].call(jobs.measure, counts[name], warm)
         with start(name) as worker:
             turn = worker.call(jobs.measure, 1)

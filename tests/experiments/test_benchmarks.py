@@ -563,7 +563,8 @@ def test_contenders_that_measure_themselves(fake):
     result = harness.measure(case, 2, "cuda")
     for name, (job,) in fake.started.items():
         assert (job.device, job.threads) == ("cuda", 2) and job.compiled == (name != "numpyro")
-    order = [name for name, *_, warm in fake.requests if warm == 2]
+    order = [name for name, _, *counts in fake.requests if counts == [6, 6]]
+    assert [counts for name, _, *counts in fake.requests if name == "limit"] == [[1, 0]] * 3
     assert " ".join(order) == (
         "ours numpyro kernels " + "numpyro kernels ours " + "kernels ours numpyro"
     )
