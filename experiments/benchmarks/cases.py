@@ -85,7 +85,7 @@ EVALUATION = Case(
     peer_count=20,
     rounds=5,
 )
-#: With so many temperatures the gradient is compiled, and the pilot is a small part.
+#: With 500 temperatures the gradient is compiled, and the pilot run is a small part of the time.
 AIS = Case(pick("ours limit"), {"task": "ais", "num_samples": 500}, DEEP, count=64, rounds=3)
 IMPORT = Case(
     {"ours": ("pyro_vae", {}), "torch_and_pyro": ("pyro", {})}, {"task": "import"}, rounds=11

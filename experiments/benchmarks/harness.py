@@ -124,7 +124,10 @@ def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) 
     if quick and job.is_training and not fresh:
         count //= 3
     counts = {n: count if n.startswith("ours") else case.peer_count or count for n in names}
-    counts.update({"limit": 1} if "limit" in counts else {})  # it measures itself
+    # caches are cold after waiting for the other contenders: some steps or images are untimed
+    untimed = {n: min(counts[n], 100 if job.is_training else 1) for n in names}
+    if "limit" in names:  # it repeats its work itself
+        counts["limit"], untimed["limit"] = 1, 0
     workers: dict[str, Worker] = {}
 
     def start(name: str) -> Worker:
@@ -133,9 +136,7 @@ def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) 
 
     def take_turn(name: str) -> dict[str, Any]:
         if not fresh:
-            # caches are cold after waiting for the other contenders: some are untimed
-            warm = min(counts[name], 100 if job.is_training else 1) if name != "limit" else 0
-            return workers[name].call(jobs.measure, counts[name], warm)
+            return workers[name].call(jobs.measure, counts[name], untimed[name])
         with start(name) as worker:
             turn = worker.call(jobs.measure, 1)
         # without the start of Python, which all have in common
@@ -145,7 +146,7 @@ def measure(case: Case, threads: int, device: str = "cpu", quick: bool = False) 
         for name in names:
             log(f"  {name}")
             workers[name] = stack.enter_context(start(name))
-            if name != "limit":  # which repeats its work itself
+            if untimed[name]:
                 workers[name].call(jobs.measure, counts[name])
         turns = take_turns(names, rounds, take_turn)
     units = {n: counts[n] * (job.num_samples if job.task == "evaluation" else 1) for n in names}
